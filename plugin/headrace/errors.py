@@ -1,0 +1,105 @@
+"""What headrace raises, without any HTTP library: the plain classes.
+
+`headrace.adapters.errors` pairs each of them with the class that callers of
+requests or urllib3 already catch; those pairs are what leaves headrace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class HeadraceError(Exception):
+    """Base of everything headrace raises."""
+
+
+class ConfigError(HeadraceError):
+    """A configuration that cannot be taken into force.
+
+    Attributes:
+        problems: All problems found, sorted by file and line; never empty.
+    """
+
+    def __init__(self, message: str, *, problems: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class UnknownUpstream(HeadraceError, LookupError):
+    """A name that the file in force does not have."""
+
+
+class UpstreamError(HeadraceError):
+    """A governed call that headrace itself ended.
+
+    Attributes:
+        upstream: Name of the upstream.
+        attempts: Records of the attempts made, oldest first; empty when none was.
+        request_id: The id every attempt carried, or None when none was sent.
+    """
+
+    upstream: str
+    attempts: tuple[Any, ...]
+    request_id: str | None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        upstream: str = "",
+        attempts: Sequence[Any] = (),
+        request_id: str | None = None,
+        **family: Any,
+    ) -> None:
+        # *family* is for the requests / urllib3 class beside us: request=…, response=….
+        super().__init__(message, **family)
+        self.upstream = upstream
+        self.attempts = tuple(attempts)
+        self.request_id = request_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The default asks the class for (*args), which loses the keywords; urllib3's own reduces differ again.
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class CircuitOpenError(UpstreamError):
+    """Refused without a send: the circuit is open, or half open with no place left.
+
+    Attributes:
+        retry_after_s: Seconds until a probe may be admitted, >= 0.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float = 0.0, **rest: Any) -> None:
+        super().__init__(message, **rest)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(UpstreamError):
+    """The whole call ran out of time.
+
+    Attributes:
+        deadline_s: The deadline in force for the call, seconds from its start.
+    """
+
+    def __init__(self, message: str, *, deadline_s: float = 0.0, **rest: Any) -> None:
+        super().__init__(message, **rest)
+        self.deadline_s = deadline_s
+
+
+class PoolTimeout(UpstreamError):
+    """No connection came free within `timeouts.acquire`."""
+
+
+class PoolRejected(UpstreamError):
+    """The pool was full and `when_full` or `max_waiting` said not to wait."""
+
+
+def _rebuild(cls: type[HeadraceError], args: tuple[Any, ...], state: dict[str, Any]) -> HeadraceError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error

@@ -1,0 +1,86 @@
+"""Exact totals of one upstream, by name: they outlive reloads.
+
+Guarded by `lock` (a plain mutex given by the runtime). What may happen under it:
+additions, nothing else. It is a leaf: it may be taken while another lock is held,
+and no lock is ever taken while it is held.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+DURATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Upper bounds, seconds. prometheus_client's defaults, with 30 s in place of 0.075, 0.75 and 7.5."""
+
+
+class Histogram:
+    """Counts per bucket and their sum. Not thread-safe: the owner's lock guards it.
+
+    Attributes:
+        counts: Not cumulative; shape (len(bounds_s) + 1,), the last is +Inf.
+    """
+
+    __slots__ = ("bounds_s", "counts", "sum_s")
+
+    def __init__(self, bounds_s: Sequence[float] = DURATION_BUCKETS_S) -> None:
+        self.bounds_s = tuple(bounds_s)
+        self.counts = [0] * (len(self.bounds_s) + 1)
+        self.sum_s = 0.0
+
+    def observe(self, value_s: float) -> None:
+        """Add one value. Mutates."""
+        self.counts[bisect_left(self.bounds_s, value_s)] += 1
+        self.sum_s += value_s
+
+
+class UpstreamCounters:
+    """Totals of one upstream since the process started.
+
+    Attributes:
+        requests: Ended calls by outcome label (`2xx`…`5xx`, a fault, `circuit_open`, `deadline`).
+        attempts: Ended attempts by outcome label.
+        retries: Attempts after the first, by the outcome label that caused them.
+        retries_denied: Retries that the rules wanted and something forbade, by reason.
+        transitions: Circuit transitions by (from_state, to_state).
+        refused: Calls the open circuit refused.
+        observed: `mode: observe` only: what would have been done, by action.
+        acquires: Connection checkouts by result (hit, miss, timeout, rejected, deadline).
+        closed: Connections closed by reason (idle, dead, surplus, retired, error).
+    """
+
+    __slots__ = (
+        "acquires",
+        "attempts",
+        "closed",
+        "duration",
+        "lock",
+        "observed",
+        "refused",
+        "requests",
+        "retries",
+        "retries_denied",
+        "transitions",
+        "wait",
+    )
+
+    def __init__(self, *, lock: AbstractContextManager[Any] | None = None) -> None:
+        self.lock: AbstractContextManager[Any] = lock if lock is not None else nullcontext()
+        self.requests: dict[str, int] = {}
+        self.attempts: dict[str, int] = {}
+        self.retries: dict[str, int] = {}
+        self.retries_denied: dict[str, int] = {}
+        self.transitions: dict[tuple[str, str], int] = {}
+        self.refused = 0
+        self.observed: dict[str, int] = {}
+        self.acquires: dict[str, int] = {}
+        self.closed: dict[str, int] = {}
+        self.duration = Histogram()
+        self.wait = Histogram()
+
+
+def add(totals: dict[Any, int], key: Any, amount: int = 1) -> None:
+    """Add *amount* under *key*. Mutates; the caller holds the lock."""
+    totals[key] = totals.get(key, 0) + amount

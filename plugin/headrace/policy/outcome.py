@@ -1,0 +1,131 @@
+"""What became of one attempt, in the words that rules are written in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+
+class Fault(StrEnum):
+    """Why an attempt has no answer."""
+
+    CONNECT_FAILURE = "connect_failure"  # refused, unreachable, name look-up, connect timeout: never sent
+    TLS_FAILURE = "tls_failure"  # handshake broken off or timed out: never sent
+    CERTIFICATE = "certificate"  # the peer is not who it should be: never sent, never retried
+    RESET = "reset"  # closed or reset before the end of the answer
+    TIMEOUT = "timeout"  # no answer, or no more of it, in time
+    PROTOCOL_ERROR = "protocol_error"  # an answer that is not HTTP
+    POOL_TIMEOUT = "pool_timeout"  # local: no connection came free in time
+    POOL_REJECTED = "pool_rejected"  # local: the pool was full
+    CANCELLED = "cancelled"  # local: the caller went away (KeyboardInterrupt, GreenletExit, …)
+    LOCAL_ERROR = "local_error"  # local: the request could not be made (bad header, bad body, …)
+
+
+UPSTREAM_FAULTS = frozenset(
+    {
+        Fault.CONNECT_FAILURE,
+        Fault.TLS_FAILURE,
+        Fault.CERTIFICATE,
+        Fault.RESET,
+        Fault.TIMEOUT,
+        Fault.PROTOCOL_ERROR,
+    }
+)
+"""Faults that say something about the upstream; the others are our own trouble."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Facts of one attempt, gathered at the transport's edge.
+
+    Attributes:
+        fault: None when an answer came (then `status` is set).
+        sent: A byte of the request may have reached the upstream.
+        cut: Ended by a timer (connect, read, attempt, deadline), not by the upstream.
+        started_s: When the attempt asked for its connection, monotonic seconds.
+        wait_s: Seconds waited for the connection.
+        connect_s: Seconds spent connecting (TCP + TLS), or None on a reused connection.
+        duration_s: Seconds of the attempt itself, after the wait.
+        retry_after_s: The answer's `Retry-After` in seconds from now, or None.
+    """
+
+    fault: Fault | None = None
+    status: int | None = None
+    sent: bool = False
+    cut: bool = False
+    started_s: float = 0.0
+    wait_s: float = 0.0
+    connect_s: float | None = None
+    duration_s: float = 0.0
+    retry_after_s: float | None = None
+
+    @property
+    def label(self) -> str:
+        """Word for metrics and records: `2xx` … `5xx`, or the fault."""
+        if self.fault is not None:
+            return self.fault.value
+        return STATUS_CLASS[(self.status or 0) // 100 % 10]
+
+
+STATUS_CLASS = ("other", "1xx", "2xx", "3xx", "4xx", "5xx", "other", "other", "other", "other")
+
+_SERVER_ERRORS = frozenset(range(500, 600)) - {501, 505, 511}  # not implemented, version, captive portal: no use asking again
+
+FAULT_WORDS: Mapping[str, frozenset[Fault]] = MappingProxyType(
+    {
+        "network": frozenset(
+            {Fault.CONNECT_FAILURE, Fault.TLS_FAILURE, Fault.RESET, Fault.TIMEOUT, Fault.PROTOCOL_ERROR}
+        ),
+        "connect_failure": frozenset({Fault.CONNECT_FAILURE}),
+        "tls_failure": frozenset({Fault.TLS_FAILURE}),
+        "reset": frozenset({Fault.RESET}),
+        "timeout": frozenset({Fault.TIMEOUT}),
+        "protocol_error": frozenset({Fault.PROTOCOL_ERROR}),
+    }
+)
+STATUS_WORDS: Mapping[str, frozenset[int]] = MappingProxyType(
+    {
+        "gateway_error": frozenset({502, 503, 504}),
+        "5xx": _SERVER_ERRORS,
+        "retriable_4xx": frozenset({408, 425, 429}),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A set of outcomes, as `retry_on` and `failure_on` name it."""
+
+    faults: frozenset[Fault]
+    statuses: frozenset[int]
+
+    def matches(self, outcome: Outcome) -> bool:
+        """Whether *outcome* is in the set."""
+        if outcome.fault is not None:
+            return outcome.fault in self.faults
+        return outcome.status in self.statuses
+
+
+def condition(words: Iterable[str | int]) -> Condition:
+    """The set of outcomes that *words* name.
+
+    Args:
+        words: Words of FAULT_WORDS and STATUS_WORDS, or status codes 100..599.
+
+    Raises:
+        ValueError: A word that is none of these; the text names it.
+    """
+    faults: set[Fault] = set()
+    statuses: set[int] = set()
+    for word in words:
+        if isinstance(word, int) and not isinstance(word, bool) and 100 <= word <= 599:
+            statuses.add(word)
+        elif isinstance(word, str) and word in FAULT_WORDS:
+            faults |= FAULT_WORDS[word]
+        elif isinstance(word, str) and word in STATUS_WORDS:
+            statuses |= STATUS_WORDS[word]
+        else:
+            raise ValueError(f"unknown word {word!r}")
+    return Condition(frozenset(faults), frozenset(statuses))

@@ -1,0 +1,251 @@
+"""Plans: the rules of one configuration, frozen, compiled from the YAML and compared by value.
+
+A plan has no behaviour and no I/O; two equal plans are the same rules, which is
+what reload goes by. YAML key = field here; durations carry `_s` (seconds).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from headrace.policy.outcome import Condition
+
+Mode = Literal["enforce", "observe", "off"]
+WhenFull = Literal["wait", "new", "reject"]
+CircuitMode = Literal["enforce", "disabled"]
+ErrorResponses = Literal["propagate", "map"]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Scheme, host and port of a URL, normalised so that equal origins are equal values.
+
+    Attributes:
+        host: Lower case, ASCII (IDNA), no brackets around IPv6, no trailing dot.
+        port: Always given; 80 or 443 when the URL had none.
+    """
+
+    scheme: Literal["http", "https"]
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class UrlPrefix:
+    """An origin and leading path segments; `https://a/v2/` is (`a`, ("v2",))."""
+
+    origin: Origin
+    segments: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TimeoutPlan:
+    """Limits of one call, seconds. `deadline_s` is None when the call as a whole is not bounded."""
+
+    deadline_s: float | None
+    attempt_s: float
+    connect_s: float
+    read_s: float
+    acquire_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlan:
+    """Size and lifecycle of one upstream's connections."""
+
+    max_connections: int
+    when_full: WhenFull
+    max_waiting: int
+    idle_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TlsPlan:
+    """What one upstream's TLS connections trust and present.
+
+    Attributes:
+        ca: Path of the CA file or directory in force, or None for the system store.
+        fingerprint: Hash over the bytes of the files named here, so that a
+            rotated certificate makes an unequal plan.
+    """
+
+    verify: bool
+    ca: str | None
+    cert: str | None
+    key: str | None
+    server_name: str | None
+    min_version: Literal["1.2", "1.3"]
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class BackoffPlan:
+    """Exponential back-off with full jitter."""
+
+    base_s: float
+    multiplier: float
+    max_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetPlan:
+    """Retries allowed in proportion to first attempts."""
+
+    ratio: float
+    min_per_second: float
+    ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPlan:
+    """When a failed attempt is followed by another.
+
+    Attributes:
+        max_attempts: Counts the first try; >= 1.
+        methods: Upper case; any other method is retried only if never sent.
+        retry_after_max_s: Longest `Retry-After` that is waited for.
+    """
+
+    max_attempts: int
+    retry_on: Condition
+    methods: frozenset[str]
+    backoff: BackoffPlan
+    retry_after_max_s: float
+    budget: BudgetPlan
+
+
+@dataclass(frozen=True, slots=True)
+class OpenForPlan:
+    """How long a circuit stays open: base_s · multiplier^(consecutive openings - 1), at most max_s, ± jitter."""
+
+    base_s: float
+    multiplier: float
+    max_s: float
+    jitter: float
+
+
+@dataclass(frozen=True, slots=True)
+class HalfOpenPlan:
+    """How recovery is verified.
+
+    Attributes:
+        probe_timeout_s: Seconds after which a hung probe counts as failed; the
+            YAML's null is compiled to 2 × attempt.
+    """
+
+    max_probes: int
+    success_rate_threshold: float
+    window_s: float
+    probe_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitPlan:
+    """When the circuit of one upstream trips, and how it recovers."""
+
+    mode: CircuitMode
+    window_s: float
+    minimum_calls: int
+    failure_rate_threshold: float
+    consecutive_failures: int | None
+    failure_on: Condition
+    blame_after_s: float
+    open_for: OpenForPlan
+    half_open: HalfOpenPlan
+
+
+@dataclass(frozen=True, slots=True)
+class PropagatePlan:
+    """What of the inbound context travels on to this upstream."""
+
+    request_id: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamPlan:
+    """Everything the file says about one upstream.
+
+    Attributes:
+        base: Parsed `base_url`.
+        match: Further prefixes under the same rules (without `base`).
+        headers: Added to each attempt unless the call set them; values may be
+            secrets, so they are not in the repr.
+        tls: None for http.
+    """
+
+    name: str
+    base: UrlPrefix
+    match: tuple[UrlPrefix, ...]
+    mode: Mode
+    headers: tuple[tuple[str, str], ...] = field(repr=False)
+    propagate: PropagatePlan
+    timeouts: TimeoutPlan
+    pool: PoolPlan
+    tls: TlsPlan | None
+    retry: RetryPlan
+    circuit_breaker: CircuitPlan
+
+
+@dataclass(frozen=True, slots=True)
+class RequestIdPlan:
+    """Inbound request id: which header, and whether a sane one is taken as it is."""
+
+    header: str
+    accept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePlan:
+    """The inbound side."""
+
+    request_id: RequestIdPlan
+    error_responses: ErrorResponses
+
+
+@dataclass(frozen=True, slots=True)
+class InstallPlan:
+    """Which libraries are governed without a call site knowing."""
+
+    requests: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadPlan:
+    """How edits are taken into force, seconds."""
+
+    debounce_s: float
+    max_delay_s: float
+    poll_s: float
+    drain_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryPlan:
+    """What is measured beyond the upstreams themselves."""
+
+    served_requests: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One whole file in compiled form.
+
+    Attributes:
+        upstreams: By name, in the order of the file.
+        digest: Hex SHA-256 over everything that was read (files, interpolated
+            values, environment), the identity shown in logs, status and metrics.
+        watched: Absolute paths of every file whose change means a reload: the
+            YAML, `${file:}` targets, secrets directory entries, certificates.
+        warnings: Rendered findings that do not stop the load, sorted by line.
+    """
+
+    service: ServicePlan
+    install: InstallPlan
+    reload: ReloadPlan
+    telemetry: TelemetryPlan
+    upstreams: Mapping[str, UpstreamPlan]
+    digest: str
+    watched: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
