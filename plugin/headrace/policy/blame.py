@@ -1,0 +1,28 @@
+"""Whom an outcome is held against: from the facts of an attempt to a verdict on the upstream."""
+
+from __future__ import annotations
+
+from headrace.policy.circuit import Verdict
+from headrace.policy.outcome import Outcome
+from headrace.policy.plan import CircuitPlan
+
+
+def blame(outcome: Outcome, plan: CircuitPlan) -> Verdict:
+    """What *outcome* says about the upstream, by `failure_on` and `blame_after`.
+
+    A success is an answer that `failure_on` does not name; nothing else is one. An
+    attempt without an answer is a failure when `failure_on` names its fault and it
+    was not cut (by anybody's timer) before `blame_after`. Whatever is left says
+    nothing and is ignored: local trouble (no connection free, cancelled, a request
+    that could not be made), a certificate that does not fit (no answer, but in
+    none of `failure_on`'s words), faults that the rules exclude (counted as successes,
+    they would hold a failing upstream's circuit closed).
+    """
+    fault = outcome.fault
+    if fault is None:
+        return Verdict.FAILURE if outcome.status in plan.failure_on.statuses else Verdict.SUCCESS
+    if fault not in plan.failure_on.faults:  # local faults and certificates are in no word of failure_on
+        return Verdict.IGNORED
+    if outcome.cut and outcome.duration_s < plan.blame_after_s:
+        return Verdict.IGNORED
+    return Verdict.FAILURE

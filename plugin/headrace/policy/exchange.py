@@ -1,0 +1,310 @@
+"""One logical call: what to do next, given what has happened so far.
+
+Per-call object (not thread-safe); the circuit and the budget it is given are the
+shared ones. It measures nothing and waits for nothing: a driver asks `decide(now)`,
+does what the answer says, tells `record(outcome, now)` after each Send, and runs
+`abandon(now)` in `finally`.
+
+The order of a call is fixed: deadline, circuit, [attempt], then for another attempt:
+rules (`retry_on`, certificate, own refusals), method, replayable, attempts, circuit
+opened, Retry-After, deadline, budget; then the pause, and deadline and circuit again.
+Static reasons come before circumstances, and the budget last because asking spends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final, TypeAlias, assert_never
+
+from headrace.policy.blame import blame
+from headrace.policy.circuit import Circuit, CircuitState, Permit, Refused, Verdict
+from headrace.policy.outcome import Fault, Outcome
+from headrace.policy.plan import TimeoutPlan, UpstreamPlan
+from headrace.policy.retry import Retriability, RetryBudget, backoff_s, classify
+
+
+class EndReason(StrEnum):
+    """Why a call ended: the closed list."""
+
+    # Nothing more was wanted.
+    SUCCESS = "success"  # an answer that `retry_on` does not name, whatever its status
+    NOT_RETRIABLE = "not_retriable"  # no answer, by a fault that `retry_on` does not name
+    CERTIFICATE = "certificate"  # the peer is not who it should be
+    # Our own refusals and trouble: never retried.
+    POOL_TIMEOUT = "pool_timeout"
+    POOL_REJECTED = "pool_rejected"
+    CANCELLED = "cancelled"  # the caller went away; also a call abandoned half way
+    LOCAL_ERROR = "local_error"  # the request could not be made
+    # Another attempt was wanted and something forbade it (`Exchange.denied`).
+    METHOD = "method"  # it may have been sent, and `methods` does not name the method
+    NOT_REPLAYABLE = "not_replayable"  # the body can be sent only once
+    ATTEMPTS = "attempts"  # max_attempts are used up
+    CIRCUIT_OPENED = (
+        "circuit_opened"  # the circuit is open after this failure: no sleeping towards a shut door
+    )
+    RETRY_AFTER = "retry_after"  # the upstream asks for more patience than `retry_after.max`
+    BUDGET = "budget"  # the retry budget is spent
+    # May end a call at its start (Refuse: nothing was sent) or before a further attempt (Finish).
+    DEADLINE = "deadline"  # the time is up, or the pause before the next attempt does not fit
+    CIRCUIT_OPEN = "circuit_open"  # no permit
+
+
+@dataclass(slots=True)
+class Send:
+    """Make an attempt.
+
+    Attributes:
+        attempt: Which one; count from 1.
+        timeout_s: Seconds it may take: `attempt`, cut to what is left of the deadline. Time spent
+            waiting for a connection is outside `attempt` but inside the deadline, so
+            a transport that waited cuts again by `Exchange.deadline_at`.
+    """
+
+    attempt: int
+    timeout_s: float
+
+
+@dataclass(slots=True)
+class Sleep:
+    """Wait, then ask again. The failed answer is set aside and its connection given back first."""
+
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The call is over with the last outcome: the answer kept, or the error."""
+
+    reason: EndReason
+
+
+@dataclass(slots=True)
+class Refuse:
+    """The call is over before anything was sent.
+
+    Attributes:
+        retry_after_s: CIRCUIT_OPEN: when asking again makes sense, seconds from now; else 0.
+    """
+
+    reason: EndReason
+    retry_after_s: float
+
+
+Decision: TypeAlias = Send | Sleep | Finish | Refuse
+
+_FINISH: Mapping[EndReason, Finish] = MappingProxyType({reason: Finish(reason) for reason in EndReason})
+_FINISH_SUCCESS: Final = _FINISH[EndReason.SUCCESS]
+
+_LOCAL_REASONS: Mapping[Fault, EndReason] = MappingProxyType(
+    {
+        Fault.POOL_TIMEOUT: EndReason.POOL_TIMEOUT,
+        Fault.POOL_REJECTED: EndReason.POOL_REJECTED,
+        Fault.CANCELLED: EndReason.CANCELLED,
+        Fault.LOCAL_ERROR: EndReason.LOCAL_ERROR,
+    }
+)
+
+
+class Exchange:
+    """One logical call, as a sequence of decisions.
+
+    Args:
+        plan: Rules the call started with and keeps to its end.
+        now: When the call started, monotonic seconds; the deadline runs from here.
+        rng: Uniform numbers in [0, 1), for the back-off.
+        method: Upper case.
+        replayable: The body can be sent again from its start.
+        timeouts: `plan.timeouts`, or the call's own.
+        max_attempts: `plan.retry.max_attempts`, or 1 when the caller retries himself; >= 1.
+
+    Attributes:
+        outcomes: One per attempt made, oldest first.
+        verdicts: What the circuit was told about each of *outcomes*.
+        deadline_at: When the time is up, or None for no deadline.
+        reason: Why the call ended, or None while it runs.
+        denied: What forbade an attempt that the rules wanted, or None. Set at most once.
+        refused: The circuit's last refusal, or None.
+        retry_after_s: What the last answer (`Retry-After`) or the circuit asks to wait, or None.
+    """
+
+    __slots__ = (
+        "_budget",
+        "_circuit",
+        "_ended",
+        "_max_attempts",
+        "_method",
+        "_permit",
+        "_plan",
+        "_replayable",
+        "_rng",
+        "_timeouts",
+        "_undecided",
+        "deadline_at",
+        "denied",
+        "outcomes",
+        "reason",
+        "refused",
+        "retry_after_s",
+        "verdicts",
+    )
+
+    def __init__(
+        self,
+        plan: UpstreamPlan,
+        circuit: Circuit,
+        budget: RetryBudget,
+        *,
+        now: float,
+        rng: Callable[[], float],
+        method: str,
+        replayable: bool,
+        timeouts: TimeoutPlan,
+        max_attempts: int,
+    ) -> None:
+        self._plan = plan
+        self._circuit = circuit
+        self._budget = budget
+        self._rng = rng
+        self._method = method
+        self._replayable = replayable
+        self._timeouts = timeouts
+        self._max_attempts = max_attempts
+        self._permit: Permit | None = None  # outstanding: a Send was decided and not yet recorded
+        self._undecided: Outcome | None = None  # recorded, and decide() has not looked at it yet
+        self._ended: Finish | Refuse | None = None
+        self.outcomes: list[Outcome] = []
+        self.verdicts: list[Verdict] = []
+        self.deadline_at = None if timeouts.deadline_s is None else now + timeouts.deadline_s
+        self.reason: EndReason | None = None
+        self.denied: EndReason | None = None
+        self.refused: Refused | None = None
+        self.retry_after_s: float | None = None
+
+    def decide(self, now: float) -> Decision:
+        """What to do next. Mutates: takes a permit with a Send, a token with a retry.
+
+        Asked again after the end, it gives the same Finish or Refuse.
+
+        Raises:
+            RuntimeError: A Send is out and its outcome was not recorded.
+        """
+        if self._ended is not None:
+            return self._ended
+        if self._permit is not None:
+            raise RuntimeError("decide() while an attempt is out: record() its outcome first")
+        outcome = self._undecided
+        if outcome is not None:
+            self._undecided = None
+            # Ahead of classify() because it is nearly every call: an answer that no rule names.
+            if outcome.fault is None and outcome.status not in self._plan.retry.retry_on.statuses:
+                self.reason = EndReason.SUCCESS
+                self._ended = _FINISH_SUCCESS
+                return _FINISH_SUCCESS
+            wait = self._wait_or_end(outcome, now)
+            if not isinstance(wait, Sleep) or wait.delay_s > 0.0:
+                return wait
+        return self._send_or_end(now)
+
+    def record(self, outcome: Outcome, now: float) -> None:
+        """Tell what became of the attempt last sent. Mutates; gives the permit back with a verdict.
+
+        Raises:
+            RuntimeError: No attempt is out.
+        """
+        permit = self._permit
+        if permit is None:
+            raise RuntimeError("record() without an attempt that is out")
+        verdict = blame(outcome, self._plan.circuit_breaker)
+        self._permit = None
+        self._undecided = outcome
+        self.outcomes.append(outcome)
+        self.verdicts.append(verdict)
+        self.retry_after_s = outcome.retry_after_s
+        self._circuit.record(permit, verdict, now)
+
+    def abandon(self, now: float) -> None:
+        """Give back what is outstanding: the caller is gone, or the call is over. Mutates; idempotent."""
+        if self._ended is None:
+            self._end(EndReason.CANCELLED)
+        permit = self._permit
+        if permit is not None:
+            self._permit = None
+            self._circuit.record(permit, Verdict.IGNORED, now)
+
+    def _send_or_end(self, now: float) -> Send | Finish | Refuse:
+        timeout_s = self._timeouts.attempt_s
+        if self.deadline_at is not None:
+            left_s = self.deadline_at - now
+            if left_s <= 0.0:
+                return self._deny_send(EndReason.DEADLINE)
+            if left_s < timeout_s:
+                timeout_s = left_s
+        answer = self._circuit.acquire(now)
+        if isinstance(answer, Refused):
+            self.refused = answer
+            self.retry_after_s = answer.retry_after_s
+            return self._deny_send(EndReason.CIRCUIT_OPEN)
+        self._permit = answer
+        n_made = len(self.outcomes)
+        if n_made == 0:
+            self._budget.deposit(now)
+        return Send(n_made + 1, timeout_s)
+
+    def _deny_send(self, reason: EndReason) -> Finish | Refuse:
+        if self.outcomes:
+            return self._deny(reason)
+        self.reason = reason
+        refusal = Refuse(reason, self.retry_after_s or 0.0)
+        self._ended = refusal
+        return refusal
+
+    def _wait_or_end(self, outcome: Outcome, now: float) -> Sleep | Finish:
+        """The pause before another attempt (0: none), or why there is none."""
+        retry = self._plan.retry
+        answer = classify(outcome, retry, method=self._method, replayable=self._replayable)
+        match answer:
+            case Retriability.UNWANTED:
+                return self._end(EndReason.SUCCESS if outcome.fault is None else EndReason.NOT_RETRIABLE)
+            case Retriability.CERTIFICATE:
+                return self._end(EndReason.CERTIFICATE)
+            case Retriability.LOCAL:
+                return self._end(
+                    EndReason.LOCAL_ERROR if outcome.fault is None else _LOCAL_REASONS[outcome.fault]
+                )
+            case Retriability.METHOD:
+                return self._deny(EndReason.METHOD)
+            case Retriability.NOT_REPLAYABLE:
+                return self._deny(EndReason.NOT_REPLAYABLE)
+            case Retriability.RETRIABLE:
+                pass
+            case _:
+                assert_never(answer)
+        n_made = len(self.outcomes)
+        if n_made >= self._max_attempts:
+            return self._deny(EndReason.ATTEMPTS)
+        if self._circuit.state is CircuitState.OPEN:
+            return self._deny(EndReason.CIRCUIT_OPENED)
+        asked_s = outcome.retry_after_s or 0.0
+        if asked_s > retry.retry_after_max_s:
+            return self._deny(EndReason.RETRY_AFTER)
+        # Retry-After is the least the upstream wants (RFC 9110 §10.2.3); where our own pause is longer it
+        # stays, and with it its jitter.
+        delay_s = max(asked_s, backoff_s(retry.backoff, n_made, self._rng))
+        if self.deadline_at is not None and now + delay_s >= self.deadline_at:
+            return self._deny(EndReason.DEADLINE)
+        if not self._budget.try_withdraw(now):
+            return self._deny(EndReason.BUDGET)
+        return Sleep(delay_s)
+
+    def _deny(self, reason: EndReason) -> Finish:
+        self.denied = reason
+        return self._end(reason)
+
+    def _end(self, reason: EndReason) -> Finish:
+        self.reason = reason
+        finish = _FINISH[reason]
+        self._ended = finish
+        return finish

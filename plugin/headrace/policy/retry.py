@@ -1,0 +1,107 @@
+"""Whether a failed attempt may be followed by another, after how long, and out of which budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from enum import StrEnum
+from typing import Any
+
+from headrace.policy.growth import grown_s
+from headrace.policy.outcome import UPSTREAM_FAULTS, Fault, Outcome
+from headrace.policy.plan import BackoffPlan, BudgetPlan, RetryPlan
+from headrace.policy.window import TimeWindow
+
+
+class Retriability(StrEnum):
+    """What the rules say about a further attempt, before limits and circumstances are asked."""
+
+    RETRIABLE = "retriable"
+    UNWANTED = "unwanted"  # `retry_on` does not name the outcome; that includes every success
+    LOCAL = "local"  # our own refusal or trouble: another attempt would meet the same
+    CERTIFICATE = "certificate"  # the peer is not who it should be: never
+    METHOD = "method"  # wanted, but it may have been sent and `methods` does not name the method
+    NOT_REPLAYABLE = "not_replayable"  # wanted, but the body can be sent only once
+
+
+def classify(outcome: Outcome, plan: RetryPlan, *, method: str, replayable: bool) -> Retriability:
+    """Whether the rules want, and allow, another attempt after *outcome*.
+
+    Args:
+        method: Upper case.
+        replayable: The body is bytes, text or seekable. Asked even when nothing was
+            sent: a generator may have been advanced before the connection was made.
+    """
+    fault = outcome.fault
+    if fault is Fault.CERTIFICATE:
+        return Retriability.CERTIFICATE
+    if fault is not None and fault not in UPSTREAM_FAULTS:
+        return Retriability.LOCAL
+    if not plan.retry_on.matches(outcome):
+        return Retriability.UNWANTED
+    never_sent = fault is not None and not outcome.sent
+    if method not in plan.methods and not never_sent:
+        return Retriability.METHOD
+    if not replayable:
+        return Retriability.NOT_REPLAYABLE
+    return Retriability.RETRIABLE
+
+
+def backoff_s(plan: BackoffPlan, n: int, rng: Callable[[], float]) -> float:
+    """Pause before retry *n* (1, 2, …): U(0, min(max, base · multiplier^(n-1))), seconds.
+
+    Source: "full jitter" of Exponential Backoff And Jitter (AWS Architecture Blog, 2015).
+    """
+    return rng() * grown_s(plan.base_s, plan.multiplier, plan.max_s, n)
+
+
+_SLICES = 10
+_ROUNDING = 1e-9  # 0.29 × 100 is 28.999…: a token earned exactly must not be lost to binary fractions
+
+
+class RetryBudget:
+    """Tokens that retries of one upstream are paid from; shared by all its callers.
+
+    Each first attempt earns `ratio` of a retry, a retry costs one; both are forgotten
+    after `ttl`, and `min_per_second · ttl` retries are there without any traffic. So over
+    any stretch of `ttl` seconds retries are at most ratio × first attempts (of those
+    and the ttl/10 before) + min_per_second · ttl.
+
+    Thread-safe with a plain *lock*, held for arithmetic only.
+
+    Source: Finagle RetryBudget and its leaky TokenBucket; one slice more than its ten,
+    because ten cover only 0.9 of the stretch right after the window moved on.
+    """
+
+    __slots__ = ("_lock", "_plan", "_window")
+
+    def __init__(self, plan: BudgetPlan, *, lock: AbstractContextManager[Any] | None = None) -> None:
+        self._plan = plan
+        self._lock: AbstractContextManager[Any] = nullcontext() if lock is None else lock
+        self._window = TimeWindow(plan.ttl_s, n_slices=_SLICES + 1, slice_s=plan.ttl_s / _SLICES)
+
+    def deposit(self, now: float) -> None:
+        """Count a first attempt. Mutates."""
+        with self._lock:
+            self._window.add(now, 1, 0)
+
+    def try_withdraw(self, now: float) -> bool:
+        """Pay for one retry; False, and nothing changed, when the budget is spent. Mutates."""
+        with self._lock:
+            if self._tokens(now) < 1.0 - _ROUNDING:
+                return False
+            self._window.add(now, 0, 1)
+            return True
+
+    def balance(self, now: float) -> float:
+        """Retries that could be paid now; below 0 when deposits expired before what they paid for."""
+        with self._lock:
+            return self._tokens(now)
+
+    def __repr__(self) -> str:
+        return f"<RetryBudget: {self._window.marked} retries over {self._window.calls} first attempts>"
+
+    def _tokens(self, now: float) -> float:
+        plan, window = self._plan, self._window
+        window.advance(now)
+        return plan.min_per_second * plan.ttl_s + plan.ratio * window.calls - window.marked

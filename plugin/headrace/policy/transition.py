@@ -1,0 +1,84 @@
+"""The circuit's states, the one table of its transitions, and the numbers each of them carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+
+class CircuitState(StrEnum):
+    """What the circuit does with a call."""
+
+    CLOSED = "closed"  # admits it
+    OPEN = "open"  # refuses it
+    HALF_OPEN = "half_open"  # admits a few, as probes
+
+
+class Trigger(StrEnum):
+    """Why the circuit changed its state."""
+
+    FAILURE_RATE = "failure_rate"
+    CONSECUTIVE_FAILURES = "consecutive_failures"
+    OPEN_FOR_ELAPSED = "open_for elapsed"
+    PROBES_SUCCEEDED = "probes succeeded"
+    PROBE_FAILED = "probe failed"
+    PROBE_EXPIRED = "probe expired"
+    WINDOW_ELAPSED = "half_open window elapsed"  # with a failed or expired probe in it
+
+
+_CLOSED, _OPEN, _HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
+
+TRANSITIONS: Mapping[tuple[CircuitState, Trigger], CircuitState] = MappingProxyType(
+    {
+        (_CLOSED, Trigger.FAILURE_RATE): _OPEN,
+        (_CLOSED, Trigger.CONSECUTIVE_FAILURES): _OPEN,
+        (_OPEN, Trigger.OPEN_FOR_ELAPSED): _HALF_OPEN,
+        (_HALF_OPEN, Trigger.PROBES_SUCCEEDED): _CLOSED,
+        (_HALF_OPEN, Trigger.PROBE_FAILED): _OPEN,
+        (_HALF_OPEN, Trigger.PROBE_EXPIRED): _OPEN,
+        (_HALF_OPEN, Trigger.WINDOW_ELAPSED): _OPEN,
+    }
+)
+"""Every change of state there is. CLOSED is not reachable from OPEN: recovery is verified first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One change of state, with the numbers that caused it.
+
+    Attributes:
+        generation: The generation that began; orders the transitions of one circuit.
+        at_s: When, monotonic seconds; before the call that noticed it when time alone decided.
+        reason: The trigger.
+        failure_rate: Share of failures among *calls* in [0, 1], or None where no rate was
+            asked (too few calls).
+        calls: Calls in the window, or verdicts of the half-open phase (expired probes included).
+        failures: How many of *calls* failed.
+        threshold: What the rule compared with: failure_rate_threshold, consecutive_failures
+            or success_rate_threshold; None for OPEN_FOR_ELAPSED.
+        open_for_s: How long the circuit stays (or was) open, jitter included; None when it closed.
+    """
+
+    from_state: CircuitState
+    to_state: CircuitState
+    at_s: float
+    reason: Trigger
+    failure_rate: float | None
+    calls: int
+    failures: int
+    consecutive_failures: int
+    threshold: float | None
+    open_for_s: float | None
+    generation: int
+
+    @property
+    def why(self) -> str:
+        """The numbers in words, for an error message about the circuit this transition opened."""
+        if self.from_state is _HALF_OPEN:
+            return f"{self.reason}: {self.failures} of {self.calls} probes failed"
+        if self.reason is Trigger.FAILURE_RATE:
+            rate = f"{self.failure_rate:.2f} over {self.calls} calls"
+            return f"failure rate {rate}, threshold {self.threshold:g}"
+        return f"{self.consecutive_failures} consecutive failures"

@@ -1,0 +1,50 @@
+"""Trip rules: when the failures of a closed circuit are too many. Arithmetic, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from headrace.policy.plan import CircuitPlan
+from headrace.policy.transition import Trigger
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the trip rules may look at."""
+
+    calls: int
+    failures: int
+    consecutive_failures: int
+
+
+def failure_rate(tally: Tally, *, minimum_calls: int) -> float | None:
+    """Share of failed calls in [0, 1], or None below *minimum_calls* (and without calls).
+
+    Source: resilience4j failureRateThreshold (percent there, rate here).
+    """
+    if tally.calls < max(1, minimum_calls):
+        return None
+    return tally.failures / tally.calls
+
+
+def _rate_trips(plan: CircuitPlan, tally: Tally) -> bool:
+    rate = failure_rate(tally, minimum_calls=plan.minimum_calls)
+    return rate is not None and rate >= plan.failure_rate_threshold
+
+
+def _consecutive_trips(plan: CircuitPlan, tally: Tally) -> bool:
+    return plan.consecutive_failures is not None and tally.consecutive_failures >= plan.consecutive_failures
+
+
+TRIP_RULES: Mapping[Trigger, Callable[[CircuitPlan, Tally], bool]] = MappingProxyType(
+    {
+        Trigger.FAILURE_RATE: _rate_trips,
+        Trigger.CONSECUTIVE_FAILURES: _consecutive_trips,
+    }
+)
+"""Asked in this order after a failure, never after a success (as Polly and gobreaker do).
+
+The first yes names the trip.
+"""
