@@ -1,0 +1,206 @@
+"""Pure ASGI middleware: what an inbound HTTP request gets, and the application's lifespan.
+
+Never Starlette's BaseHTTPMiddleware: it costs a hundred times as much and cuts
+context variables (Pitfall 43).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from os import PathLike, getpid
+from time import perf_counter
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+
+from headrace.app import Headrace
+from headrace.middleware.context import is_sane_bytes, new_request_id
+from headrace.middleware.problems import ProblemAnswer, answer
+from headrace.observe.events import ErrorMapped
+from headrace.observe.logs import emit
+from headrace.policy.plan import RequestIdPlan
+from headrace.runtime.inbound import Inbound, inbound_var
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# Message types that end a response without `more_body` (ASGI extensions).
+_ENDS = frozenset({"http.response.pathsend"})
+
+
+class ASGIMiddleware:
+    """Governs the calls of *app*, an ASGI application.
+
+    The constructor reads, validates and compiles, so a bad file stops the boot; the
+    lifespan's startup, or the first request in a process, starts. Each request keeps
+    the snapshot it began with, gets an id, is counted and timed; handlers find the
+    Headrace at `request.state.headrace`. WebSockets and unknown scope types pass
+    straight through.
+
+    Wrap the application from outside, `app = ASGIMiddleware(app, "upstreams.yaml")`:
+    Starlette's `add_middleware` builds the stack only during the lifespan, where
+    uvicorn takes any error for an application without one.
+
+    Args:
+        file: `upstreams.yaml`; None: HEADRACE_FILE.
+        headrace: An instance of your own, instead of a file. It is started here but
+            closed by whoever made it; one made here is closed after the
+            application's shutdown.
+
+    Raises:
+        ConfigError: The file has problems.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        file: str | PathLike[str] | None = None,
+        *,
+        headrace: Headrace | None = None,
+        registry: Any = None,
+    ) -> None:
+        if headrace is not None and (file is not None or registry is not None):
+            raise TypeError("give a file (and registry), or headrace=…, not both: a Headrace has its own")
+        self.app = app
+        self.headrace = headrace if headrace is not None else Headrace(file, registry=registry)
+        self._is_ours = headrace is None
+        self._started_in = 0  # pid
+        self._header: tuple[RequestIdPlan | None, bytes] = (None, b"")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one scope."""
+        # Long and flat: five Python-level calls per request beyond the application's (counted by a test).
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._lifespan(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
+            return
+        began = perf_counter()
+        headrace = self.headrace
+        if self._started_in != getpid():
+            await self._start()
+        snapshot = headrace.snapshot
+        configuration = snapshot.configuration
+        service = configuration.service
+        plan, header = self._header
+        if plan is not service.request_id:
+            plan = service.request_id
+            header = plan.header.lower().encode("ascii")
+            self._header = (plan, header)
+
+        request_id = ""
+        if plan.accept:
+            for name, value in scope["headers"]:
+                if name == header:
+                    if is_sane_bytes(value):
+                        request_id = value.decode("ascii")
+                    break
+        if not request_id:
+            request_id = new_request_id()
+
+        # In place, as Starlette itself does it: instrumentation outside reads the scope after the call.
+        state = scope.get("state")
+        if state is None:
+            scope["state"] = {"headrace": headrace}
+        else:
+            state["headrace"] = headrace
+
+        status = 0
+        is_over = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status, is_over
+            kind = message["type"]
+            if kind == "http.response.start":
+                status = message["status"]
+                headers = list(message.get("headers", ()))
+                for name, _ in headers:
+                    if name == header or name.lower() == header:
+                        break
+                else:
+                    headers.append((header, request_id.encode("ascii")))
+                    message = {**message, "headers": headers}
+                await send(message)
+                return
+            await send(message)
+            if (kind == "http.response.body" and not message.get("more_body")) or kind in _ENDS:
+                if not is_over and configuration.telemetry.served_requests:
+                    headrace.service.served(status, perf_counter() - began)
+                is_over = True
+
+        token = inbound_var.set(Inbound(headrace, snapshot, request_id))
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception as exc:
+            if not status and service.error_responses == "map" and (found := answer(exc)) is not None:
+                emit(
+                    ErrorMapped(
+                        upstream=exc.headrace.upstream,  # type: ignore[attr-defined]  # answer() saw it
+                        status=found.status,
+                        error=type(exc).__name__,
+                        request_id=request_id,
+                    )
+                )
+                await _send_answer(found, send_with_id, is_head=scope.get("method") == "HEAD")
+            else:
+                status = status or 500  # what the server is going to answer
+                raise
+        finally:
+            if status and not is_over and configuration.telemetry.served_requests:  # broken off
+                headrace.service.served(status, perf_counter() - began)
+            try:  # noqa: SIM105  # suppress() is three Python-level calls
+                inbound_var.reset(token)
+            except ValueError:
+                pass  # an abandoned coroutine, closed by the collector in somebody else's context
+
+    async def _start(self) -> None:
+        # Off the event loop: it reads files, starts threads, patches.
+        await run_in_threadpool(self.headrace.start)
+        self._started_in = getpid()
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Start before the application's startup, close after its shutdown.
+
+        An application without a lifespan works too. What the application does with the scope, raising included, is what the server sees.
+        """
+        first = await receive()
+        if first["type"] == "lifespan.startup":
+            try:
+                await self._start()
+            except Exception as error:
+                await send({"type": "lifespan.startup.failed", "message": f"headrace did not start: {error}"})
+                return
+        if scope.get("state") is not None:
+            scope["state"]["headrace"] = self.headrace  # the server hands it to every scope, WebSockets too
+
+        async def receive_first() -> Message:
+            nonlocal first
+            if first:
+                message, first = first, {}
+                return message
+            return await receive()
+
+        async def send_and_close(message: Message) -> None:
+            if message["type"] != "lifespan.startup.complete":  # shutdown complete or failed, startup failed
+                await self._close()
+            await send(message)
+
+        await self.app(scope, receive_first, send_and_close)
+
+    async def _close(self) -> None:
+        self._started_in = 0
+        if self._is_ours:
+            await run_in_threadpool(self.headrace.close)
+
+
+async def _send_answer(found: ProblemAnswer, send: Send, *, is_head: bool) -> None:
+    headers = [
+        (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in found.headers.items()
+    ]
+    headers.append((b"content-length", str(len(found.body)).encode()))
+    await send({"type": "http.response.start", "status": found.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if is_head else found.body})

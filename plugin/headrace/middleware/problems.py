@@ -1,0 +1,129 @@
+"""Answers for errors that governed calls let out, as problem+json (RFC 9457).
+
+An outer middleware never sees an exception that Flask or Django has turned into a
+500 already, so each framework has its one line:
+
+    Flask       app.register_error_handler(requests.RequestException, headrace.problem)
+    Django      MIDDLEWARE += ["headrace.middleware.django.UpstreamErrors"]
+    Starlette   exception_handlers={requests.RequestException: headrace.asgi_problem}
+
+The text of an exception never goes into an answer: requests and urllib3 put whole
+URLs there, tokens in the query included (Pitfall 52).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NamedTuple
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from headrace.errors import CircuitOpenError, DeadlineExceeded, PoolRejected, PoolTimeout
+from headrace.runtime.inbound import inbound_var
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class ProblemAnswer(NamedTuple):
+    """A response as (body, status, headers): what Flask takes from a handler as it is."""
+
+    body: bytes
+    status: int
+    headers: dict[str, str]
+
+
+class _Kind(NamedTuple):
+    status: int
+    word: str
+    title: str
+    detail: str
+
+
+_REFUSED = _Kind(
+    503, "circuit_open", "Upstream refused", 'calls to upstream "{}" are suspended: it kept failing'
+)
+_POOL_FULL = _Kind(503, "pool_full", "Upstream busy", 'no connection to upstream "{}" came free')
+_TIMEOUT = _Kind(504, "timeout", "Upstream timeout", 'upstream "{}" did not answer in time')
+_FAILED = _Kind(502, "upstream_failed", "Upstream failed", 'upstream "{}" could not be reached or broke off')
+
+# By name: only transport/ and adapters/ import an HTTP library.
+_TIMEOUT_CLASSES = frozenset(
+    {("requests.exceptions", "Timeout"), ("urllib3.exceptions", "TimeoutError"), ("builtins", "TimeoutError")}
+)
+
+
+def answer(exc: BaseException) -> ProblemAnswer | None:
+    """The answer for *exc*, or None when it carries no record, so that it is none of headrace's business.
+
+    Refused or pool full 503 with `Retry-After`, timeout or deadline 504, anything else 502.
+    """
+    record = getattr(exc, "headrace", None)
+    if record is None:
+        return None
+    kind = _kind(exc)
+    retry_after_s = getattr(exc, "retry_after_s", None)
+    if retry_after_s is None:
+        retry_after_s = record.retry_after_s
+    body: dict[str, Any] = {
+        "type": f"urn:headrace:problem:{kind.word}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": kind.detail.format(record.upstream),
+        "upstream": record.upstream,
+    }
+    inbound = inbound_var.get()
+    request_id = record.request_id or (inbound.request_id if inbound is not None else None)
+    if request_id is not None:
+        body["request_id"] = request_id
+    if retry_after_s is not None:
+        body["retry_after_s"] = round(retry_after_s, 3)
+    headers = {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"}
+    if kind.status == 503:
+        # Whole seconds (RFC 9110 10.2.3), never 0: that would invite an immediate retry.
+        headers["Retry-After"] = str(max(1, math.ceil(retry_after_s or 0.0)))
+    return ProblemAnswer(json.dumps(body).encode(), kind.status, headers)
+
+
+def problem(exc: Exception) -> ProblemAnswer:
+    """The answer for *exc*; a Flask error handler.
+
+    Raises:
+        Exception: *exc* itself when it carries no record.
+    """
+    found = answer(exc)
+    if found is None:
+        raise exc
+    return found
+
+
+async def asgi_problem(request: Request, exc: Exception) -> Response:
+    """The answer for *exc*; a Starlette or FastAPI exception handler.
+
+    A coroutine, so that it needs no worker thread: they may all be waiting for the
+    upstream that failed.
+
+    Raises:
+        Exception: *exc* itself when it carries no record.
+    """
+    body, status, headers = problem(exc)
+    return Response(body, status_code=status, headers=headers)
+
+
+def _kind(exc: BaseException) -> _Kind:
+    if isinstance(exc, CircuitOpenError):
+        return _REFUSED
+    if isinstance(exc, PoolTimeout | PoolRejected):
+        return _POOL_FULL
+    if isinstance(exc, DeadlineExceeded) or _is_timeout(exc):
+        return _TIMEOUT
+    # urllib3's MaxRetryError wraps what happened.
+    reason = getattr(exc, "reason", None)
+    if isinstance(reason, BaseException) and reason is not exc:
+        return _kind(reason)
+    return _FAILED
+
+
+def _is_timeout(exc: BaseException) -> bool:
+    return any((cls.__module__, cls.__name__) in _TIMEOUT_CLASSES for cls in type(exc).__mro__)

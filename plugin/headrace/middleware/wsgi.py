@@ -1,0 +1,251 @@
+"""WSGI middleware (PEP 3333): what an inbound request gets.
+
+The call of the application, each step of its iteration and its `close()` run in one
+copied context: a generator that starts a `requests` call in its body sees the request
+it belongs to, and nothing it sets leaks into the next request of the thread.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from contextvars import copy_context
+from os import PathLike, getpid
+from time import perf_counter
+from typing import Any
+
+from headrace.app import Headrace
+from headrace.middleware.context import is_sane_text, new_request_id
+from headrace.middleware.problems import ProblemAnswer, answer
+from headrace.observe.events import ErrorMapped
+from headrace.observe.logs import emit
+from headrace.policy.plan import Configuration, RequestIdPlan
+from headrace.runtime.inbound import Inbound, inbound_var
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Callable[[bytes], object]]
+WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+
+class WSGIMiddleware:
+    """Governs the calls of *app*, a WSGI application.
+
+    The constructor reads, validates and compiles, so a bad file stops the boot; the
+    first request in a process starts. Each request keeps the snapshot it began with,
+    gets an id, is counted and timed; the application finds the Headrace at
+    `environ["headrace"]`. WSGI has no shutdown: a Headrace made here is closed at exit.
+
+    A list or tuple is returned as it is, since no code of the application runs in its
+    iteration and the server may want its length; the server's own `wsgi.file_wrapper`
+    is returned as it is too, so that sendfile keeps working.
+
+    Args:
+        file: `upstreams.yaml`; None: HEADRACE_FILE.
+        headrace: An instance of your own, instead of a file.
+
+    Raises:
+        ConfigError: The file has problems.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApp,
+        file: str | PathLike[str] | None = None,
+        *,
+        headrace: Headrace | None = None,
+        registry: Any = None,
+    ) -> None:
+        if headrace is not None and (file is not None or registry is not None):
+            raise TypeError("give a file (and registry), or headrace=…, not both: a Headrace has its own")
+        self.app = app
+        self.headrace = headrace if headrace is not None else Headrace(file, registry=registry)
+        self._started_in = 0  # pid
+        self._header: tuple[RequestIdPlan | None, str] = (None, "")
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request."""
+        began = perf_counter()
+        headrace = self.headrace
+        if self._started_in != getpid():
+            headrace.start()
+            self._started_in = getpid()
+        snapshot = headrace.snapshot
+        plan, key = self._header
+        if plan is not snapshot.configuration.service.request_id:
+            plan = snapshot.configuration.service.request_id
+            key = "HTTP_" + plan.header.upper().replace("-", "_")
+            self._header = (plan, key)
+
+        request_id = environ.get(key) if plan.accept else None
+        if request_id is None or not is_sane_text(request_id):
+            request_id = new_request_id()
+        environ["headrace"] = headrace
+
+        exchange = _Exchange(headrace, snapshot.configuration, request_id, began, environ, start_response)
+        run = exchange.run
+        run(inbound_var.set, Inbound(headrace, snapshot, request_id))
+        try:
+            body = run(self.app, environ, exchange.start_response)
+        except Exception as exc:
+            return exchange.failed(exc)
+        if type(body) is list or type(body) is tuple:
+            exchange.count()
+            return body
+        file_wrapper = environ.get("wsgi.file_wrapper")
+        if isinstance(file_wrapper, type) and isinstance(body, file_wrapper):
+            exchange.count_at_close_of(body)
+            return body
+        exchange.body = body
+        return exchange
+
+
+class _Exchange:
+    """One request under way: WSGI's response iterable. One thread at a time, as WSGI promises."""
+
+    __slots__ = (
+        "_began",
+        "_configuration",
+        "_environ",
+        "_headrace",
+        "_is_closed",
+        "_is_counted",
+        "_is_mapped",
+        "_is_sending",
+        "_iterator",
+        "_request_id",
+        "_start_response",
+        "_status",
+        "body",
+        "run",
+    )
+
+    def __init__(
+        self,
+        headrace: Headrace,
+        configuration: Configuration,
+        request_id: str,
+        began: float,
+        environ: Environ,
+        start_response: StartResponse,
+    ) -> None:
+        self.run = copy_context().run
+        self.body: Any = ()  # whatever the application returned
+        self._headrace = headrace
+        self._configuration = configuration
+        self._request_id = request_id
+        self._began = began
+        self._environ = environ
+        self._start_response = start_response
+        self._iterator: Any = None
+        self._status = 0
+        self._is_sending = False
+        self._is_counted = False
+        self._is_closed = False
+        self._is_mapped = False
+
+    def start_response(self, status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+        """The server's, with the request id added unless the application set one; exc_info goes through."""
+        self._status = int(status[:3])
+        wanted = self._configuration.service.request_id.header.lower()
+        for name, _ in headers:
+            if name.lower() == wanted:
+                break
+        else:
+            header = self._configuration.service.request_id.header
+            headers = [*headers, (header, self._request_id)]
+        write = self._start_response(status, headers, *exc_info)
+        if self._configuration.service.error_responses == "propagate":
+            return write  # nobody asks whether something was sent
+
+        def noted_write(data: bytes) -> object:
+            self._is_sending = True
+            return write(data)
+
+        return noted_write
+
+    def __iter__(self) -> _Exchange:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._is_mapped:
+            raise StopIteration
+        try:
+            if self._iterator is None:
+                self._iterator = self.run(iter, self.body)
+            chunk = self.run(next, self._iterator)
+        except StopIteration:
+            raise
+        except Exception as exc:
+            answered = self.failed(exc)
+            self._is_mapped = True
+            return b"".join(answered)
+        if chunk:
+            self._is_sending = True
+        return chunk
+
+    def close(self) -> None:
+        """The application's `close()`, once (Pitfall 47), and the count."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        close = getattr(self.body, "close", None)
+        try:
+            if close is not None:
+                self.run(close)
+        finally:
+            self.count()
+
+    def count(self) -> None:
+        """Count the request, once, unless it never got an answer."""
+        if self._is_counted or not self._status:
+            return
+        self._is_counted = True
+        if self._configuration.telemetry.served_requests:
+            self._headrace.service.served(self._status, perf_counter() - self._began)
+
+    def count_at_close_of(self, body: Any) -> None:
+        """Put our `close` in place of that of a file wrapper, whose class the server recognises."""
+        self.body = _Closing(body.close) if hasattr(body, "close") else ()
+        try:
+            body.close = self.close
+        except AttributeError:  # an extension type
+            self.count()
+
+    def failed(self, exc: Exception) -> Iterable[bytes]:
+        """The answer for *exc* under `error_responses: map`, else raises it; to be called in its handler."""
+        found = self._mapped(exc)
+        if found is None:
+            if not self._is_sending:
+                self._status = 500  # what the server is going to answer
+            if self._iterator is None:  # the server got nothing it could close
+                self.count()
+            raise exc
+        emit(
+            ErrorMapped(
+                upstream=exc.headrace.upstream,  # type: ignore[attr-defined]  # answer() saw it
+                status=found.status,
+                error=type(exc).__name__,
+                request_id=self._request_id,
+            )
+        )
+        phrase = {502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout"}[found.status]
+        headers = [*found.headers.items(), ("Content-Length", str(len(found.body)))]
+        # exc_info: if the server has sent headers after all, it raises the original again.
+        self.start_response(f"{found.status} {phrase}", headers, sys.exc_info())
+        if self._iterator is None:
+            self.count()
+        return [b""] if self._environ.get("REQUEST_METHOD") == "HEAD" else [found.body]
+
+    def _mapped(self, exc: Exception) -> ProblemAnswer | None:
+        if self._is_sending or self._configuration.service.error_responses != "map":
+            return None
+        return self.run(answer, exc)
+
+
+class _Closing:
+    """Remembers the `close` that was replaced."""
+
+    __slots__ = ("close",)
+
+    def __init__(self, close: Callable[[], None]) -> None:
+        self.close = close
