@@ -1,0 +1,184 @@
+"""Cross-checks: values that are good by themselves and make no sense together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from headrace.config.problems import Path, Problem, dotted
+from headrace.config.settings import Settings, Tls, Upstream
+from headrace.config.tree import MASK, Mark, Table, key_mark_of, node_at, problem_at
+from headrace.config.units import format_duration
+from headrace.config.written import Rank, Written
+from headrace.policy.plan import UrlPrefix
+from headrace.policy.routes import url_of
+
+Below = Callable[..., Path]
+
+
+def cross_check(settings: Settings, written: Written) -> Iterator[Problem]:
+    """Every contradiction in *settings*, as far as the values involved are valid."""
+    yield from _ordered(
+        written, ("reload", "debounce"), settings.reload.debounce, ("reload", "max_delay"), settings.reload.max_delay,
+        "so it could never apply",
+    )  # fmt: skip
+    for name, upstream in settings.upstreams.items():
+        base: Path = ("upstreams", name)
+        yield from _times(upstream, base, written)
+        yield from _tls(upstream, base, written)
+        yield from _headers(base, written)
+    yield from _claims(settings, written)
+
+
+def _times(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
+    timeouts, retry, breaker = upstream.timeouts, upstream.retry, upstream.circuit_breaker
+    attempt = (*base, "timeouts", "attempt")
+    if timeouts.deadline is not None:
+        deadline = (*base, "timeouts", "deadline")
+        for path, value in ((attempt, timeouts.attempt), ((*base, "timeouts", "acquire"), timeouts.acquire)):
+            if value > timeouts.deadline:
+                yield from _ordered(
+                    written, path, value, deadline, timeouts.deadline, "so it could never apply"
+                )
+    if timeouts.connect > timeouts.attempt:
+        connect = (*base, "timeouts", "connect")
+        yield from _ordered(
+            written, connect, timeouts.connect, attempt, timeouts.attempt, "so it could never apply"
+        )
+    if retry.backoff.base > retry.backoff.max:
+        low, high = (*base, "retry", "backoff", "base"), (*base, "retry", "backoff", "max")
+        yield from _ordered(
+            written, low, retry.backoff.base, high, retry.backoff.max, "so no back-off would grow"
+        )
+    open_for = breaker.open_for
+    if open_for.base > open_for.max:
+        low, high = (
+            (*base, "circuit_breaker", "open_for", "base"),
+            (*base, "circuit_breaker", "open_for", "max"),
+        )
+        yield from _ordered(written, low, open_for.base, high, open_for.max, "so it would always be cut")
+    probe_s = breaker.half_open.probe_timeout
+    if probe_s is not None and probe_s < timeouts.attempt:
+        probe = (*base, "circuit_breaker", "half_open", "probe_timeout")
+        yield from _ordered(
+            written, attempt, timeouts.attempt, probe, probe_s,
+            "so a probe would count as failed while its attempt still runs",
+        )  # fmt: skip
+
+
+def _ordered(
+    written: Written, low: Path, low_s: float, high: Path, high_s: float, consequence: str
+) -> Iterator[Problem]:
+    """*low* must not be longer than *high*; points at whichever was written nearer to the upstream."""
+    if low_s <= high_s or not written.is_usable(low, high):
+        return
+    at_low = written.rank(low) >= written.rank(high) and written.is_given(low)
+    here, there = (low, high) if at_low else (high, low)
+    here_s, there_s = (low_s, high_s) if at_low else (high_s, low_s)
+    comparison = "longer than" if at_low else "shorter than"
+    name = dotted(there[len(_common(here, there)) :])
+    where = written.where(there, beside=written.mark(here))
+    there_text = written.shown(there, format_duration(there_s))
+    here_text = written.shown(here, format_duration(here_s))
+    if not at_low:
+        # "so it …" speaks of the longer one, which is not the one we point at.
+        consequence = consequence.replace("so it", f"so {name}")
+    fix = ""
+    if written.rank(there) is not Rank.OWN and MASK not in (here_text, there_text):
+        fix = (
+            f"write beside it: {there[-1]}: {here_text}"
+            if here[:-1] == there[:-1]
+            else f"give {name} as well"
+        )
+    yield written.problem(
+        here, f"{here_text} is {comparison} the {name} {there_text} {where}, {consequence}", fix
+    )
+
+
+def _common(one: Path, other: Path) -> Path:
+    length = 0
+    while length < min(len(one), len(other)) - 1 and one[length] == other[length]:
+        length += 1
+    return one[:length]
+
+
+def _tls(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
+    table = (*base, "tls")
+    verify, skip, cert, key = ((*table, name) for name in ("verify", "insecure_skip_verify", "cert", "key"))
+    tls: Tls = upstream.tls
+    if written.is_usable(verify, skip):
+        if not tls.verify and not tls.insecure_skip_verify:
+            yield written.problem(
+                verify,
+                "false turns off every protection of TLS; that has to be said twice",
+                "write: verify: true, or beside it: insecure_skip_verify: true",
+            )
+        if tls.verify and tls.insecure_skip_verify:
+            yield written.problem(
+                skip,
+                f"true contradicts verify: true ({written.where(verify, beside=written.mark(skip))})",
+                "remove it, or write beside it: verify: false",
+            )
+    if tls.key is not None and tls.cert is None and written.is_usable(cert, key):
+        yield written.problem(
+            key, "is a key without a certificate", "write beside it: cert: with the certificate's file"
+        )
+    own = node_at(written.original, table)
+    if written.is_usable((*base, "base_url"), table) and isinstance(own, Table) and own.entries:
+        prefixes = [upstream.base_url, *(upstream.match if written.is_usable((*base, "match")) else [])]
+        if all(prefix.origin.scheme == "http" for prefix in prefixes):
+            where = written.where((*base, "base_url"), beside=own.mark)
+            yield problem_at(
+                key_mark_of(written.original, table),
+                table,
+                f"has no use: the base_url {where} is http",
+                "write https in base_url, or remove tls",
+            )
+
+
+def _headers(base: Path, written: Written) -> Iterator[Problem]:
+    path = (*base, "headers")
+    node = node_at(written.tree, path)
+    if not isinstance(node, Table):
+        return
+    seen: dict[str, str] = {}
+    for name in node.entries:
+        other = seen.setdefault(name.lower(), name)
+        if other != name:
+            where = written.where((*path, other), beside=node.key_marks[name])
+            yield problem_at(
+                node.key_marks[name],
+                written.origin((*path, name)),
+                f"is the header {other} {where} again; case makes no difference",
+                "keep one of the two",
+            )
+
+
+def _claims(settings: Settings, written: Written) -> Iterator[Problem]:
+    """Two upstreams, or one twice, claiming one URL prefix."""
+    claimed: dict[UrlPrefix, Path] = {}
+    for name, upstream in settings.upstreams.items():
+        paths: list[tuple[Path, UrlPrefix]] = [(("upstreams", name, "base_url"), upstream.base_url)]
+        paths += [
+            (("upstreams", name, "match", index), prefix) for index, prefix in enumerate(upstream.match)
+        ]
+        for path, prefix in paths:
+            if not written.is_usable(path):
+                continue
+            first = claimed.setdefault(prefix, path)
+            if first == path:
+                continue
+            mark = written.mark(path)
+            where = written.where(first, beside=mark)
+            owner = "this upstream" if first[1] == name else f'the upstream "{first[1]}"'
+            url = MASK if written.is_secret(path) or written.is_secret(first) else url_of(prefix)
+            yield problem_at(
+                mark,
+                path,
+                f"{url} is claimed by {owner} already, {where}",
+                "keep it in one place, or give one a longer path",
+            )
+
+
+def environment_problem(name: str, message: str, fix: str = "") -> Problem:
+    """A problem of the environment variable *name*."""
+    return problem_at(Mark(f"environment {name}"), "", message, fix)

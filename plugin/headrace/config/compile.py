@@ -1,0 +1,158 @@
+"""Settings to plans: the frozen form that everything past the configuration works with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from headrace.config import settings as given
+from headrace.policy.outcome import Condition, condition
+from headrace.policy.plan import (
+    BackoffPlan,
+    BudgetPlan,
+    CircuitPlan,
+    Configuration,
+    HalfOpenPlan,
+    InstallPlan,
+    OpenForPlan,
+    PoolPlan,
+    PropagatePlan,
+    ReloadPlan,
+    RequestIdPlan,
+    RetryPlan,
+    ServicePlan,
+    TelemetryPlan,
+    TimeoutPlan,
+    TlsPlan,
+    UpstreamPlan,
+)
+
+
+def compile_settings(
+    settings: given.Settings,
+    *,
+    tls: Mapping[str, TlsPlan | None],
+    digest: str,
+    watched: tuple[str, ...],
+    warnings: tuple[str, ...],
+) -> Configuration:
+    """The plans of *settings*, which have passed every check.
+
+    Args:
+        tls: TLS plan by upstream, None for http.
+        digest: Identity of everything read.
+        watched: Absolute paths of everything read.
+        warnings: Rendered findings.
+    """
+    service, reload = settings.service, settings.reload
+    upstreams = {name: _upstream(name, upstream, tls[name]) for name, upstream in settings.upstreams.items()}
+    return Configuration(
+        service=ServicePlan(
+            request_id=RequestIdPlan(header=service.request_id.header, accept=service.request_id.accept),
+            error_responses=service.error_responses,
+        ),
+        install=InstallPlan(requests=settings.install.requests),
+        reload=ReloadPlan(
+            debounce_s=float(reload.debounce),
+            max_delay_s=float(reload.max_delay),
+            poll_s=float(reload.poll),
+            drain_s=float(reload.drain),
+        ),
+        telemetry=TelemetryPlan(served_requests=settings.telemetry.served_requests),
+        upstreams=MappingProxyType(upstreams),
+        digest=digest,
+        watched=watched,
+        warnings=warnings,
+    )
+
+
+def _upstream(name: str, upstream: given.Upstream, tls: TlsPlan | None) -> UpstreamPlan:
+    return UpstreamPlan(
+        name=name,
+        base=upstream.base_url,
+        match=tuple(upstream.match),
+        mode=upstream.mode,
+        headers=tuple(upstream.headers.items()),
+        propagate=PropagatePlan(request_id=upstream.propagate.request_id),
+        timeouts=_timeouts(upstream.timeouts),
+        pool=PoolPlan(
+            max_connections=upstream.pool.max_connections,
+            when_full=upstream.pool.when_full,
+            max_waiting=upstream.pool.max_waiting,
+            idle_timeout_s=float(upstream.pool.idle_timeout),
+        ),
+        tls=tls,
+        retry=_retry(upstream.retry),
+        circuit_breaker=_circuit(upstream.circuit_breaker, attempt_s=float(upstream.timeouts.attempt)),
+    )
+
+
+# Plain floats below: a Duration is one too, but its arithmetic and repr are not what plans promise.
+def _timeouts(timeouts: given.Timeouts) -> TimeoutPlan:
+    return TimeoutPlan(
+        deadline_s=None if timeouts.deadline is None else float(timeouts.deadline),
+        attempt_s=float(timeouts.attempt),
+        connect_s=float(timeouts.connect),
+        read_s=float(timeouts.read),
+        acquire_s=float(timeouts.acquire),
+    )
+
+
+def _retry(retry: given.Retry) -> RetryPlan:
+    return RetryPlan(
+        max_attempts=retry.max_attempts,
+        retry_on=_condition(retry.retry_on),
+        methods=frozenset(retry.methods),
+        backoff=BackoffPlan(
+            base_s=float(retry.backoff.base),
+            multiplier=float(retry.backoff.multiplier),
+            max_s=float(retry.backoff.max),
+        ),
+        retry_after_max_s=float(retry.retry_after.max),
+        budget=BudgetPlan(
+            ratio=float(retry.budget.ratio),
+            min_per_second=float(retry.budget.min_per_second),
+            ttl_s=float(retry.budget.ttl),
+        ),
+    )
+
+
+def _circuit(breaker: given.CircuitBreaker, *, attempt_s: float) -> CircuitPlan:
+    open_for, half_open = breaker.open_for, breaker.half_open
+    return CircuitPlan(
+        mode=breaker.mode,
+        window_s=float(breaker.window.size),
+        minimum_calls=breaker.minimum_calls,
+        failure_rate_threshold=float(breaker.failure_rate_threshold),
+        consecutive_failures=breaker.consecutive_failures,
+        failure_on=_condition(breaker.failure_on),
+        blame_after_s=float(breaker.blame_after),
+        open_for=OpenForPlan(
+            base_s=float(open_for.base),
+            multiplier=float(open_for.multiplier),
+            max_s=float(open_for.max),
+            jitter=float(open_for.jitter),
+        ),
+        half_open=HalfOpenPlan(
+            max_probes=half_open.max_probes,
+            success_rate_threshold=float(half_open.success_rate_threshold),
+            window_s=float(half_open.window),
+            probe_timeout_s=2 * attempt_s
+            if half_open.probe_timeout is None
+            else float(half_open.probe_timeout),
+        ),
+    )
+
+
+_conditions: dict[tuple[str | int, ...], Condition] = {}
+
+
+def _condition(words: list[str | int]) -> Condition:
+    """The set that *words* name; one object per list of words, for a thousand upstreams mostly share them."""
+    key = tuple(words)
+    known = _conditions.get(key)
+    if known is None:
+        if len(_conditions) > 256:
+            _conditions.clear()
+        known = _conditions[key] = condition(words)
+    return known

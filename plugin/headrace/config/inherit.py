@@ -1,0 +1,80 @@
+"""`defaults:` and `extends:`: what each upstream says once everything it takes over is merged in."""
+
+from __future__ import annotations
+
+from headrace.config.problems import Problem, did_you_mean
+from headrace.config.tree import Node, Scalar, Table, merge, problem_at
+
+NOT_INHERITED = frozenset({"base_url", "match", "headers", "extends"})
+NOT_A_DEFAULT = frozenset({"base_url", "match", "extends"})
+
+
+def expand(root: Table) -> tuple[Table, list[Problem]]:
+    """*root* with every upstream complete, and what is wrong with `extends`.
+
+    Weakest first: `defaults`, then the chain of `extends` from its far end, then
+    the upstream's own keys. Values keep the marks of where they were written.
+    """
+    upstreams = root.entries.get("upstreams")
+    if not isinstance(upstreams, Table):
+        return root, []
+    chains = _Chains(upstreams)
+    defaults = root.entries.get("defaults")
+    base = _without(defaults, NOT_A_DEFAULT) if isinstance(defaults, Table) else None
+    complete: dict[str, Node] = {}
+    for name, node in upstreams.entries.items():
+        own = chains.complete(name) if isinstance(node, Table) else node
+        # An upstream that is not a map is left for the validation to refuse.
+        complete[name] = own if base is None or not isinstance(own, Table) else merge(base, own)
+    entries = {**root.entries, "upstreams": Table(complete, upstreams.key_marks, upstreams.mark)}
+    return Table(entries, root.key_marks, root.mark), chains.problems
+
+
+class _Chains:
+    def __init__(self, upstreams: Table) -> None:
+        self.upstreams = upstreams
+        self.done: dict[str, Node] = {}
+        self.problems: list[Problem] = []
+
+    def complete(self, name: str) -> Node:
+        """Upstream *name* with all that it extends. A loop, so that a chain may be as long as the file."""
+        chain: list[str] = []
+        current: str | None = name
+        while current is not None and current not in self.done:
+            chain.append(current)
+            current = self._extended_by(current, chain)
+        for link in reversed(chain):
+            own = self.upstreams.entries[link]
+            under = None if current is None else self.done[current]
+            if isinstance(under, Table):
+                own = merge(_without(under, NOT_INHERITED), own)
+            self.done[link] = own
+            current = link
+        return self.done[name]
+
+    def _extended_by(self, name: str, chain: list[str]) -> str | None:
+        table = self.upstreams.entries[name]
+        node = table.entries.get("extends") if isinstance(table, Table) else None
+        if not isinstance(node, Scalar) or not isinstance(node.value, str) or node.secret:
+            return None
+        target = node.value
+        path = ("upstreams", name, "extends")
+        if target in chain:
+            circle = " -> ".join([*chain[chain.index(target) :], target])
+            self.problems.append(
+                problem_at(node.mark, path, f"runs in a circle: {circle}", "let one of them stand on its own")
+            )
+            return None
+        if target not in self.upstreams.entries:
+            near = did_you_mean(target, list(self.upstreams.entries))
+            fix = f"did you mean {near}?" if near and near != name else "name an upstream of this file"
+            self.problems.append(problem_at(node.mark, path, f'names "{target}", which is no upstream', fix))
+            return None
+        return target
+
+
+def _without(table: Table, names: frozenset[str]) -> Table:
+    if names.isdisjoint(table.entries):
+        return table
+    entries = {key: node for key, node in table.entries.items() if key not in names}
+    return Table(entries, table.key_marks, table.mark)

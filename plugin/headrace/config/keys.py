@@ -1,0 +1,204 @@
+"""What is known about every key, taken from the models: for errors, environment names and the reference."""
+
+from __future__ import annotations
+
+import types
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from headrace.config.problems import Path
+from headrace.config.settings import Duration, Expects, Note, Settings
+from headrace.config.units import format_duration
+
+
+class Key:
+    """One key of the file, or the items of a list or of a map with free names.
+
+    Attributes:
+        name: The key itself; "" for items and the whole file.
+        must: What its value must be, to go on from "must be …".
+        kind: Its type in a word or two.
+        note: Said in brackets behind `must`, or "".
+        is_text: Digits stay text here.
+        is_duration: Wants a number and a unit.
+        at_most: Upper bound of an integer, as text, or "".
+        choices: The only texts allowed, when it is an enumeration.
+        children: Known keys below it, when it is a section.
+        item: Its items, when it is a list or a map with free names.
+        is_map: A section or a map with free names.
+        example: A good value as YAML.
+        default: The built-in value as YAML, or None when the key is required.
+        description: First line of its documentation.
+        is_nullable: null is allowed.
+    """
+
+    __slots__ = (
+        "at_most",
+        "choices",
+        "children",
+        "default",
+        "description",
+        "example",
+        "is_duration",
+        "is_map",
+        "is_nullable",
+        "is_text",
+        "item",
+        "kind",
+        "must",
+        "name",
+        "note",
+        "range",
+    )
+
+    def __init__(self, name: str, annotation: Any, metadata: list[Any]) -> None:
+        self.name = name
+        self.note = ""
+        self.range = ""
+        self.choices: tuple[str, ...] = ()
+        self.children: dict[str, Key] = {}
+        self.item: Key | None = None
+        self.at_most = ""
+        self.is_map = False
+        self.is_text = False
+        self.is_duration = False
+        self.is_nullable = False
+        self.example = ""
+        self.default: str | None = None
+        self.description = ""
+        self.must = self.kind = "a value"
+        self._read(annotation, metadata)
+
+    def child(self, part: str | int) -> Key | None:
+        """The key *part* below this one, or None when there is none."""
+        return self.children.get(part, self.item) if isinstance(part, str) and self.is_map else self.item
+
+    def _read(self, annotation: Any, metadata: list[Any]) -> None:
+        origin = get_origin(annotation)
+        if origin is Annotated:
+            inner, *more = get_args(annotation)
+            return self._read(inner, [*_flat(more), *metadata])
+        expects = [item for item in metadata if isinstance(item, Expects)]
+        self.note = next((str(item) for item in metadata if isinstance(item, Note)), self.note)
+        if origin in (Union, types.UnionType) and not expects:
+            members = [member for member in get_args(annotation) if member is not type(None)]
+            self.is_nullable = len(members) < len(get_args(annotation))
+            return self._read(members[0], metadata)
+        if origin in (Union, types.UnionType):
+            self.is_nullable = type(None) in get_args(annotation)
+        if expects:
+            self.must, self.kind, self.is_text = expects[0].must, expects[0].kind, expects[0].is_text
+        elif origin is Literal:
+            self._read_literal(get_args(annotation))
+        elif origin is dict:
+            name, value = get_args(annotation)
+            self.is_map, self.item = True, Key("", value, [])
+            self.must, self.kind = f"a map from {Key('', name, []).kind} to {self.item.kind}", "map"
+        elif origin is list:
+            self.item = Key("", get_args(annotation)[0], [])
+            self.must, self.kind = f"a list, each {self.item.must}", f"list of {self.item.kind}"
+        else:
+            self._read_class(annotation, metadata)
+        return None
+
+    def _read_literal(self, values: tuple[Any, ...]) -> None:
+        self.choices = tuple(map(str, values))
+        self.is_text = all(isinstance(value, str) for value in values)
+        words = [f'"{value}"' if _needs_quotes(value) else str(value) for value in values]
+        self.must = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+        self.kind = " \\| ".join(words)
+
+    def _read_class(self, annotation: Any, metadata: list[Any]) -> None:
+        if issubclass(annotation, BaseModel):
+            self.is_map = True
+            self.must, self.kind = "a map of keys", "map"
+            self.children = {name: _key(name, field) for name, field in annotation.model_fields.items()}
+        elif issubclass(annotation, Duration):
+            self.is_duration = True
+            self.kind, self.range = "duration", annotation.range_words()
+            self.must = (
+                f"a duration with a unit (250ms, 2s, 5m, 1h) from {self.range.replace(' to ', ' to ')}"
+            )
+        elif annotation is bool:
+            self.must = self.kind = "true or false"
+        elif annotation is int:
+            self.kind, (words, self.range) = "integer", _bounds("an integer", metadata)
+            # The upper bounds are against slips of the keyboard; whoever writes "three" need not read of them.
+            self.must, _, self.at_most = words.replace(" from ", " of at least ").partition(" to ")
+        elif annotation is float:
+            self.kind, (self.must, self.range) = "number", _bounds("a number", metadata)
+        else:
+            self.must, self.kind, self.is_text = "text", "text", True
+
+
+@cache
+def root_key() -> Key:
+    """The whole file."""
+    return Key("", Settings, [])
+
+
+def key_at(path: Path) -> Key | None:
+    """What is known about the key at *path*, or None for one that does not exist."""
+    key: Key | None = root_key()
+    for part in path:
+        if key is None:
+            return None
+        key = key.child(part)
+    return key
+
+
+def yaml_text(value: Any) -> str:
+    """*value* of a model as one would write it in the file."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Duration):
+        return format_duration(value)
+    if isinstance(value, float) and value == int(value):
+        return str(int(value))
+    if isinstance(value, list):
+        return f"[{', '.join(map(yaml_text, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {yaml_text(item)}" for key, item in value.items()) + "}"
+    return f'"{value}"' if _needs_quotes(value) else str(value)
+
+
+def _key(name: str, field: FieldInfo) -> Key:
+    # mypy: FieldInfo.annotation is what is left once Annotated's extras have moved to metadata.
+    key = Key(name, field.annotation, list(field.metadata))
+    key.description = field.description or ""
+    default = field.default
+    if default is not PydanticUndefined and not isinstance(default, BaseModel):
+        key.default = yaml_text(default)
+    if field.examples:
+        key.example = yaml_text(field.examples[0])
+    elif key.default not in (None, "null", "{}"):
+        key.example = key.default or ""
+    return key
+
+
+def _flat(metadata: list[Any]) -> list[Any]:
+    """Extras of an Annotated, with those of a Field inside it (min_length and the like) spread out."""
+    return [part for item in metadata for part in (item.metadata if isinstance(item, FieldInfo) else [item])]
+
+
+def _bounds(noun: str, metadata: list[Any]) -> tuple[str, str]:
+    low = next((item for item in metadata if isinstance(item, Ge | Gt)), None)
+    high = next((item for item in metadata if isinstance(item, Le | Lt)), None)
+    if low is None or high is None:
+        return noun, ""
+    low_value: Any = low.ge if isinstance(low, Ge) else low.gt
+    high_value: Any = high.le if isinstance(high, Le) else high.lt
+    low_words = f"{low_value}" if isinstance(low, Ge) else f"more than {low_value}"
+    high_words = f"{high_value}" if isinstance(high, Le) else f"less than {high_value}"
+    return f"{noun} from {low_words} to {high_words}", f"{low_words} to {high_words}"
+
+
+def _needs_quotes(value: object) -> bool:
+    return isinstance(value, str) and value[:1].isdigit()

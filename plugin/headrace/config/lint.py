@@ -1,0 +1,72 @@
+"""Findings that are not errors: rules that hold, but hardly as their author thinks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from headrace.config.problems import Path, Problem
+from headrace.config.settings import Settings, Upstream
+from headrace.config.units import format_duration
+from headrace.config.written import Written
+
+
+def lint(settings: Settings, written: Written) -> Iterator[Problem]:
+    """What is worth a second look. Nothing that only built-in defaults bring about."""
+    for name, upstream in settings.upstreams.items():
+        base: Path = ("upstreams", name)
+        yield from _timeouts(upstream, base, written)
+        yield from _retries(upstream, base, written)
+        if upstream.pool.when_full != "wait" and written.is_given((*base, "pool", "max_waiting")):
+            yield written.problem(
+                (*base, "pool", "max_waiting"),
+                f"has no effect: with when_full: {upstream.pool.when_full} nobody waits",
+                "remove it",
+            )
+        if not upstream.tls.verify:
+            yield written.problem(
+                (*base, "tls", "verify"),
+                "false: whoever can reach the connection can read and change it",
+                "write: ca: with the file of the authority that signed the upstream's certificate",
+            )
+
+
+def _timeouts(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
+    timeouts = upstream.timeouts
+    read, attempt = (*base, "timeouts", "read"), (*base, "timeouts", "attempt")
+    if timeouts.read > timeouts.attempt and written.is_given(read):
+        yield written.problem(
+            read,
+            f"{written.shown(read, format_duration(timeouts.read))} is longer than the attempt"
+            f" {written.shown(attempt, format_duration(timeouts.attempt))}"
+            f" {written.where(attempt, beside=written.mark(read))}: it applies to streamed bodies only",
+        )
+
+
+def _retries(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
+    retry, timeouts = upstream.retry, upstream.timeouts
+    attempts, deadline = (*base, "retry", "max_attempts"), (*base, "timeouts", "deadline")
+    given = (
+        written.is_given(attempts)
+        or written.is_given(deadline)
+        or written.is_given((*base, "timeouts", "attempt"))
+    )
+    if (
+        given
+        and timeouts.deadline is not None
+        and (retry.max_attempts - 1) * timeouts.attempt >= timeouts.deadline
+    ):
+        path = attempts if written.is_given(attempts) else deadline if written.is_given(deadline) else (
+            *base, "timeouts", "attempt")  # fmt: skip
+        whole = int(timeouts.deadline // timeouts.attempt)
+        yield written.problem(
+            path,
+            f"{retry.max_attempts} attempts of {format_duration(timeouts.attempt)} do not fit the deadline"
+            f" {format_duration(timeouts.deadline)}: if they hang, there is time for {max(whole, 1)}",
+            "shorten attempt, or lower max_attempts",
+        )
+    if retry.max_attempts > 1 and retry.budget.ratio == 0 and retry.budget.min_per_second == 0:
+        yield written.problem(
+            (*base, "retry", "budget"),
+            "allows no retry at all",
+            "write: retry: {max_attempts: 1} if that is meant",
+        )

@@ -1,0 +1,182 @@
+"""From file names to a configuration: read, merge, validate, cross-check, compile. Whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import TypeAlias
+
+from headrace.config.checks import cross_check
+from headrace.config.compile import compile_settings
+from headrace.config.inherit import expand
+from headrace.config.interpolate import Interpolation
+from headrace.config.lint import lint
+from headrace.config.problems import Problem, refusal
+from headrace.config.reading import Reader
+from headrace.config.settings import Settings
+from headrace.config.sources import (
+    FILE_VARIABLE,
+    SECRETS_VARIABLE,
+    mode_override,
+    read_environment,
+    read_files,
+    read_secrets,
+)
+from headrace.config.tree import Mark, Table, merge, problem_at
+from headrace.config.trust import Trust
+from headrace.config.validate import validate
+from headrace.config.written import Written
+from headrace.errors import ConfigError
+from headrace.policy.plan import Configuration, TlsPlan
+
+Files: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything there is to say about a configuration.
+
+    Attributes:
+        configuration: None when there are problems.
+        settings: The validated values; None when there are problems.
+        written: Where each value comes from; None when no file could be read.
+        problems: What keeps it from being taken into force, sorted.
+        misspelt: Variables and secret files that name no key, sorted.
+        findings: Lint, sorted.
+        watched: Absolute paths of everything that was read, or should have been.
+    """
+
+    configuration: Configuration | None
+    settings: Settings | None
+    written: Written | None
+    problems: tuple[Problem, ...]
+    misspelt: tuple[Problem, ...]
+    findings: tuple[Problem, ...]
+    watched: tuple[str, ...]
+
+
+def load(
+    files: Files = None,
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    secrets_dir: str | os.PathLike[str] | None = None,
+) -> Configuration:
+    """The configuration of *files*, ready to be taken into force. Reads files; changes nothing.
+
+    Args:
+        files: One file, or several of which later ones win; None: HEADRACE_FILE
+            (several separated as in PATH).
+        env: Environment to read; None: the process's.
+        cwd: What relative paths are relative to; None: the working directory.
+        secrets_dir: Secrets directory; None: HEADRACE_SECRETS_DIR, if set.
+
+    Raises:
+        ConfigError: With every problem found, sorted by file and line. The error
+            has an attribute `watched`: what to look at for the next try.
+    """
+    inspection = inspect(files, env=env, cwd=cwd, secrets_dir=secrets_dir)
+    if inspection.configuration is None:
+        error: ConfigError = refusal(inspection.problems)
+        error.watched = inspection.watched  # type: ignore[attr-defined]
+        raise error
+    return inspection.configuration
+
+
+def inspect(
+    files: Files = None,
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    secrets_dir: str | os.PathLike[str] | None = None,
+) -> Inspection:
+    """As `load`, but never raises for what is wrong with the configuration: `check` and `explain` print it."""
+    env = os.environ if env is None else env
+    reader = Reader(FilePath.cwd() if cwd is None else FilePath(cwd).absolute())
+    problems: list[Problem] = []
+    misspelt: list[Problem] = []
+    try:
+        mode_override(env)
+    except ConfigError as error:
+        problems.extend(error.problems)
+
+    names = _names(files, env)
+    if not names:
+        problems.append(
+            problem_at(Mark("headrace"), "", "no file was named", f"give one, or set {FILE_VARIABLE}")
+        )
+    tree, found = read_files(names, reader)
+    problems += found
+    if tree is None:
+        return _refused(problems, misspelt, reader)
+
+    interpolation = Interpolation(env, reader)
+    tree = _table(interpolation.resolve_tree(tree))
+    unresolved = frozenset(problem.path for problem in interpolation.problems)
+    folder = os.fspath(secrets_dir) if secrets_dir is not None else env.get(SECRETS_VARIABLE)
+    layers = [lambda below: read_environment(env, below, reader)]
+    if folder:
+        layers.insert(0, lambda below: read_secrets(folder, below, reader))
+    for layer in layers:
+        over, found, warnings = layer(tree)
+        problems += found
+        misspelt += warnings
+        if over is not None:
+            tree = _table(merge(tree, over))
+
+    complete, found = expand(tree)
+    problems += found
+    validated = validate(complete)
+    written = Written(complete, tree, validated.refused)
+    # A reference that leads nowhere left null behind; what is said about the null is an echo.
+    echoes = {(p.file, p.line, p.column) for p in interpolation.problems}
+    problems += interpolation.problems
+    problems += [
+        written.under_own_name(problem)
+        for problem in validated.problems
+        if not unresolved or (problem.file, problem.line, problem.column) not in echoes
+    ]
+    settings = validated.settings
+    if settings is None:
+        return _refused(problems, misspelt, reader, written)
+    problems += cross_check(settings, written)
+    trust = Trust(env, reader, written)
+    tls: dict[str, TlsPlan | None] = {name: trust.plan(name, one) for name, one in settings.upstreams.items()}
+    problems += trust.problems
+    if problems:
+        return _refused(problems, misspelt, reader, written)
+    findings = sorted(set(lint(settings, written)))
+    misspelt = sorted(set(misspelt))
+    watched = tuple(reader.watched)
+    configuration = compile_settings(
+        settings,
+        tls=tls,
+        digest=reader.digest(),
+        watched=watched,
+        warnings=tuple(map(str, sorted([*misspelt, *findings]))),
+    )
+    return Inspection(configuration, settings, written, (), tuple(misspelt), tuple(findings), watched)
+
+
+def _refused(
+    problems: list[Problem], misspelt: list[Problem], reader: Reader, written: Written | None = None
+) -> Inspection:
+    watched = tuple(reader.watched)
+    return Inspection(
+        None, None, written, tuple(sorted(set(problems))), tuple(sorted(set(misspelt))), (), watched
+    )
+
+
+def _names(files: Files, env: Mapping[str, str]) -> list[str]:
+    if files is None:
+        return [name for name in env.get(FILE_VARIABLE, "").split(os.pathsep) if name]
+    if isinstance(files, str | os.PathLike):
+        return [os.fspath(files)]
+    return [os.fspath(file) for file in files]
+
+
+def _table(node: object) -> Table:
+    assert isinstance(node, Table)
+    return node

@@ -1,0 +1,91 @@
+"""Files that a configuration is made of: each is read once, with a limit, and remembered."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from pathlib import Path as FilePath
+
+
+class ReadingError(Exception):
+    """A file that cannot be used; the text goes on from "which …" and holds nothing of its content."""
+
+
+class Reader:
+    """Reads files relative to one working directory and keeps account of what was read.
+
+    Attributes:
+        watched: Absolute paths of every file asked for, in order, missing ones
+            included: when one appears, that is a change too.
+    """
+
+    def __init__(self, cwd: FilePath) -> None:
+        self.cwd = cwd
+        self.watched: dict[str, None] = {}
+        self._contents: dict[str, bytes | ReadingError] = {}
+        self._noted: dict[str, bytes] = {}
+
+    def absolute(self, name: str) -> str:
+        """*name* against the working directory, symlinks kept: a ConfigMap swaps them."""
+        return os.path.normpath(self.cwd / FilePath(name).expanduser())
+
+    def read(self, name: str, *, limit_bytes: int) -> bytes:
+        """The content of the regular file *name*, at most *limit_bytes*; no more than that is read.
+
+        Raises:
+            ReadingError: Missing, unreadable, not a regular file, or longer.
+        """
+        path = self.absolute(name)
+        content = self._contents.get(path)
+        if content is None:
+            self.watched[path] = None
+            content = self._contents[path] = _content(path, limit_bytes)
+        if isinstance(content, ReadingError):
+            raise content
+        return content
+
+    def note(self, name: str, content: bytes) -> None:
+        """Remember something else that the configuration depends on (a variable), for the digest."""
+        self._noted[name] = content
+
+    def digest(self) -> str:
+        """Hex SHA-256 over everything read and noted, by name."""
+        total = hashlib.sha256()
+        parts = {f"file:{path}": content for path, content in self._contents.items()} | self._noted
+        for name, content in sorted(parts.items()):
+            for part in (
+                name.encode(errors="surrogateescape"),
+                b"" if isinstance(content, ReadingError) else content,
+            ):
+                total.update(len(part).to_bytes(8, "big"))
+                total.update(part)
+        return total.hexdigest()
+
+
+def _content(path: str, limit_bytes: int) -> bytes | ReadingError:
+    try:
+        # O_NONBLOCK: opening a FIFO that nobody writes to would hang the start.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            os.close(descriptor)
+            return ReadingError("is a directory" if stat.S_ISDIR(mode) else "is not a regular file")
+        with open(descriptor, "rb") as file:
+            content = file.read(limit_bytes + 1)
+    except (OSError, ValueError) as error:
+        return ReadingError(_reason(error, path))
+    if len(content) > limit_bytes:
+        unit = f"{limit_bytes >> 20} MiB" if limit_bytes >= 1 << 20 else f"{limit_bytes >> 10} KiB"
+        return ReadingError(f"is longer than {unit}")
+    return content
+
+
+def _reason(error: OSError | ValueError, path: str) -> str:
+    code = getattr(error, "errno", None)
+    if code in (errno.ENOENT, errno.ENOTDIR):
+        return f"does not exist (looked for {path})"
+    if code in (errno.EACCES, errno.EPERM):
+        return "may not be read by this user"
+    return f"cannot be read ({os.strerror(code) if code else 'not a path'})"

@@ -1,0 +1,79 @@
+"""Durations as the file writes them: text with a unit."""
+
+from __future__ import annotations
+
+import re
+
+UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+DURATION_PATTERN = r"^[0-9]+(\.[0-9]+)?(ms|s|m|h)$"
+"""What an editor checks; bounds are the loader's."""
+
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ms|s|m|h)", re.ASCII)
+_NEAR = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*([A-Za-zµ]*)")
+_OTHER_SPELLINGS = {
+    "": "s",
+    "sec": "s",
+    "secs": "s",
+    "second": "s",
+    "seconds": "s",
+    "msec": "ms",
+    "millis": "ms",
+    "milliseconds": "ms",
+    "min": "m",
+    "mins": "m",
+    "minute": "m",
+    "minutes": "m",
+    "hr": "h",
+    "hour": "h",
+    "hours": "h",
+}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of *text* such as `250ms`, `1.5s`, `5m`, `1h`.
+
+    One number and one unit, nothing between or around them.
+
+    Raises:
+        ValueError: *text* is not a duration. The message does not hold it.
+    """
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise ValueError("not a duration")
+    number, unit = found.groups()
+    # 250 / 1000 is the float nearest to 0.25; 250 * 0.001 need not be.
+    return float(number) / 1000 if unit == "ms" else float(number) * UNIT_S[unit]
+
+
+def format_duration(value_s: float) -> str:
+    """*value_s* in the largest unit that leaves no fraction: `250ms`, `1.5s`, `90s`, `5m`.
+
+    `parse_duration(format_duration(x)) == x` for every x that the parser can give.
+    """
+    if value_s == 0:
+        return "0s"
+    for unit in ("h", "m", "s"):
+        count = value_s / UNIT_S[unit]
+        if count == int(count) and count * UNIT_S[unit] == value_s:
+            return f"{int(count)}{unit}"
+    milliseconds = round(value_s * 1000)
+    if value_s < 1 and milliseconds and milliseconds / 1000 == value_s:
+        return f"{milliseconds}ms"
+    return f"{_plain_decimal(value_s)}s"
+
+
+def nearest_duration(found: object) -> str | None:
+    """What somebody who wrote *found* may have meant, or None: `4` is `4s`, `5 sec` is `5s`."""
+    if isinstance(found, bool) or not isinstance(found, int | float | str):
+        return None
+    match = _NEAR.fullmatch(str(found).strip())
+    if match is None:
+        return None
+    number, unit = match.group(1), match.group(2).lower()
+    unit = _OTHER_SPELLINGS.get(unit, unit)
+    return f"{number}{unit}" if unit in UNIT_S else None
+
+
+def _plain_decimal(value: float) -> str:
+    text = repr(value)
+    return text if "e" not in text else f"{value:.9f}".rstrip("0").rstrip(".")

@@ -1,0 +1,211 @@
+"""From a marked tree to settings: pydantic's verdicts, said in our words at the right place."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from headrace.config.keys import Key, key_at, root_key
+from headrace.config.problems import Path, Problem, did_you_mean
+from headrace.config.settings import Settings
+from headrace.config.tree import (
+    MASK,
+    Node,
+    Plain,
+    Scalar,
+    Table,
+    found,
+    key_mark_of,
+    mark_of,
+    node_at,
+    printable,
+    problem_at,
+)
+from headrace.config.units import nearest_duration, parse_duration
+
+PLACEHOLDER_URL = "http://invalid.invalid"
+_BOOLEANS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
+_MAX_ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What could be validated.
+
+    Attributes:
+        settings: None when nothing sensible is left. Where a value was refused, its
+            default stands in, so that the other values can be cross-checked.
+        refused: Paths whose value in *settings* is not what the file says.
+    """
+
+    settings: Settings | None
+    refused: frozenset[Path]
+    problems: list[Problem]
+
+
+def validate(tree: Table) -> Validated:
+    """Settings of *tree* and every problem of a single value."""
+    plain: Any = _plain(tree, root_key())
+    problems: list[Problem] = []
+    refused: set[Path] = set()
+    for _ in range(_MAX_ROUNDS):
+        errors = []
+        try:
+            return Validated(Settings(**plain), frozenset(refused), problems)
+        except ValidationError as error:
+            errors = error.errors(include_url=False, include_input=False)
+        for detail in errors:
+            path = detail["loc"]
+            problems.append(_problem(tree, detail["type"], path, detail.get("ctx", {})))
+            refused.add(_take_out(plain, path, detail["type"]))
+        if not isinstance(plain.get("upstreams"), dict) or not plain["upstreams"]:
+            break
+    return Validated(None, frozenset(refused), problems)
+
+
+def _plain(node: Node, key: Key | None) -> Plain:
+    """*node* without marks; values from outside become text where the key wants text."""
+    if isinstance(node, Scalar):
+        return (
+            node.text
+            if node.reread and key is not None and key.is_text and not _is_null(node, key)
+            else node.value
+        )
+    if isinstance(node, Table):
+        return {name: _plain(child, key.child(name) if key else None) for name, child in node.entries.items()}
+    item = key.item if key else None
+    return [_plain(child, item) for child in node.items]
+
+
+def _is_null(node: Scalar, key: Key) -> bool:
+    return node.value is None and key.is_nullable
+
+
+def _take_out(plain: Any, path: Path, kind: str) -> Path:
+    """Remove what was refused at *path* from *plain*, and say what that leaves without its own value. Mutates."""
+    if path and path[-1] == "[key]":
+        path = path[:-1]
+    # An item cannot go alone: the others' numbers would change. The list goes.
+    while path and isinstance(path[-1], int):
+        path = path[:-1]
+    parent = plain
+    for part in path[:-1]:
+        parent = parent[part]
+    if path and path[-1] == "base_url":
+        parent["base_url"] = PLACEHOLDER_URL
+    elif len(path) == 2 and path[0] == "upstreams" and kind == "model_type":
+        parent[path[-1]] = {"base_url": PLACEHOLDER_URL}
+    else:
+        parent.pop(path[-1], None)
+    return path
+
+
+def _problem(tree: Table, kind: str, path: Path, context: dict[str, Any]) -> Problem:
+    if path and path[-1] == "[key]":
+        return _bad_key(tree, kind, path[:-1])
+    if kind == "extra_forbidden":
+        return _unknown_key(tree, path)
+    if kind == "missing":
+        example = (key := key_at(path)) and key.example
+        return problem_at(
+            mark_of(tree, path), path, "is missing; it has no default", f"write: {path[-1]}: {example}"
+        )
+    node = node_at(tree, path)
+    key = key_at(path)
+    mark = node.mark if node is not None else mark_of(tree, path)
+    hide = "headers" in path
+    if key is None:
+        return problem_at(mark, path, f"cannot be used; found {found(node, hide=hide)}")
+    if kind == "too_short" and key.name == "upstreams":
+        return problem_at(mark, path, "names no upstream", f"write: upstreams: {key.example}")
+    if kind == "url":
+        return problem_at(
+            mark, path, f"{context['reason']}; found {_without_user(found(node))}", _example(path, key)
+        )
+    or_null = " or null" if key.is_nullable else ""
+    note = f" ({key.note})" if key.note else ""
+    at_most = f" and at most {key.at_most}" if key.at_most and kind.startswith("less_than") else ""
+    message = f"must be {key.must}{at_most}{or_null}{note}; found {found(node, hide=hide)}"
+    return problem_at(mark, path, message, _fix(path, key, node, hide=hide))
+
+
+def _bad_key(tree: Table, kind: str, path: Path) -> Problem:
+    mark = key_mark_of(tree, path)
+    name = printable(str(path[-1]))
+    if kind == "header_framing":
+        return problem_at(mark, path, "is not for the file to set: it frames the message", "remove it")
+    if kind == "header_name":
+        return problem_at(
+            mark, path, f'"{name}" is no header name', "use letters, digits and dashes: X-Api-Key"
+        )
+    suggestion = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    return problem_at(
+        mark,
+        path,
+        f'"{name}" is no name for an upstream: small letters, digits and single _ between them, a letter first',
+        f"write: {suggestion}:" if re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", suggestion) else "",
+    )
+
+
+def _unknown_key(tree: Table, path: Path) -> Problem:
+    parent = key_at(path[:-1])
+    known = list(parent.children) if parent else []
+    near = did_you_mean(str(path[-1]), known)
+    fix = f"did you mean {near}?" if near else f"known here: {', '.join(known)}"
+    return problem_at(key_mark_of(tree, path), path, "is not a known key", fix)
+
+
+def _fix(path: Path, key: Key, node: Node | None, *, hide: bool) -> str:
+    secret = hide or (isinstance(node, Scalar) and node.secret)
+    better = None if secret or not isinstance(node, Scalar) else _better(key, node)
+    if better is not None:
+        return f"write: {better}" if isinstance(path[-1], int) else f"write: {path[-1]}: {better}"
+    if (
+        key.item is not None
+        and not key.is_map
+        and isinstance(node, Scalar)
+        and node.value is not None
+        and not secret
+    ):
+        return f"write: {path[-1]}: [{node.text}]"
+    return _example(path, key)
+
+
+def _better(key: Key, node: Scalar) -> str | None:
+    """What the author of *node* most likely meant, when that would be right."""
+    text = node.text.strip()
+    if key.is_duration:
+        near = nearest_duration(node.value)
+        return near if near and _fits(key, near) else None
+    if key.choices:
+        near = text if text in key.choices else did_you_mean(text, key.choices)
+        return f'"{near}"' if near and near[:1].isdigit() and key.is_text else near
+    if key.must == "true or false":
+        return _BOOLEANS.get(text.lower()) or (text.lower() if text.lower() in ("true", "false") else None)
+    if key.kind == "method" and text.upper() != text and text.isascii() and text.isalpha():
+        return text.upper()
+    if key.kind == "word or status code":
+        from_words = key.must.removeprefix("one of ").split(", or ")[0].split(", ")
+        return text if re.fullmatch("[1-5][0-9][0-9]", text) else did_you_mean(text, from_words)
+    return None
+
+
+def _fits(key: Key, duration: str) -> bool:
+    low, _, high = key.range.partition(" to ")
+    return parse_duration(low) <= parse_duration(duration) <= parse_duration(high)
+
+
+def _example(path: Path, key: Key) -> str:
+    if not key.example:
+        return ""
+    if isinstance(path[-1], int):
+        return f"for example: {key.example}"
+    return f"write: {path[-1]}: {key.example}"
+
+
+def _without_user(words: str) -> str:
+    """*words* with anything that may be a password in a URL masked."""
+    return re.sub(r"//.*@", f"//{MASK}@", words, flags=re.DOTALL)

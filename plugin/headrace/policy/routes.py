@@ -1,0 +1,259 @@
+"""Which rules govern a URL: parsed origin and path segments, longest prefix wins. Pure.
+
+Never by string prefix: `http://api.example.com` must not claim
+`http://api.example.com.evil.org` or `http://api.example.com@evil.org`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Generic, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from headrace.policy.plan import Origin, UrlPrefix
+
+V = TypeVar("V")
+
+DEFAULT_PORT: dict[str, int] = {"http": 80, "https": 443}
+
+# Characters that a URL on its way out never has raw; urlsplit and urllib3 disagree on what they mean.
+_FORBIDDEN = re.compile(r"[\x00-\x20\\\x7f]")
+# An authority that needs more than lower-casing before it can be looked up (port, user, IPv6, final dot, IDNA, …).
+_ODD_AUTHORITY = re.compile(r"[^a-z0-9._-]|\.$", re.ASCII)
+_ODD_PATH = re.compile(r"%|/\.|[^\x00-\x7f]")
+_HOST = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.(?!-)[a-z0-9_-]{1,63})*", re.ASCII)
+_IPV6 = re.compile(r"[0-9a-f:.]+(?:%25[0-9a-z._~-]+)?", re.ASCII)
+_PERCENT = re.compile(r"%([0-9A-Fa-f]{2})")
+_BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+# IDNA 2003 (the standard library) and 2008 (what requests does) map these differently.
+_IDNA_DEVIATIONS = frozenset("ßς\u200c\u200d")
+
+
+class UrlError(ValueError):
+    """A URL that cannot be an origin with a path; the text goes on from "must …" or "has …"."""
+
+
+def parse_prefix(url: str) -> UrlPrefix:
+    """*url* as the prefix of an upstream: strict, for what people write.
+
+    Scheme and host are lower-cased, the host is put into its ASCII form, the
+    port is filled in, trailing slashes are dropped, and percent-encoding is
+    normalised (unreserved characters decoded, RFC 3986 §6.2.2.2), so `%2e` is a dot.
+
+    Raises:
+        UrlError: Not http(s), or with user, query, fragment, dot segments, an
+            empty segment, or a host or port that is none. The text does not hold *url*.
+    """
+    if _FORBIDDEN.search(url):
+        raise UrlError("must not hold spaces, control characters or backslashes")
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise UrlError("must be a URL such as https://billing.internal:8443/v2") from None
+    if parts.scheme not in DEFAULT_PORT or not url[len(parts.scheme) :].startswith("://"):
+        raise UrlError("must begin with http:// or https://")
+    if "@" in parts.netloc:
+        raise UrlError("must not hold a user or password; send them with headers")
+    if "?" in url or "#" in url:
+        raise UrlError("must not hold a query or fragment")
+    if _BAD_PERCENT.search(parts.path):
+        raise UrlError("has a % that is not followed by two hex digits")
+    origin = _origin(parts.scheme, parts.netloc)
+    segments = tuple(_normalised(segment) for segment in parts.path.split("/")[1:])
+    while segments and not segments[-1]:
+        segments = segments[:-1]
+    if "" in segments:
+        raise UrlError("must not hold an empty path segment (//)")
+    if "." in segments or ".." in segments:
+        raise UrlError("must not hold the path segments . or ..")
+    return UrlPrefix(origin, segments)
+
+
+def target_of(url: str) -> UrlPrefix | None:
+    """Origin and path segments that a request for *url* goes to, or None when that is not certain.
+
+    Lenient, for what programs send: a user, query or fragment is passed over,
+    dot segments are resolved (as the server will). None for anything but http(s) and
+    for spellings that URL parsers disagree about; such a call is not ours.
+    """
+    if _FORBIDDEN.search(url):
+        return None
+    try:
+        parts = urlsplit(url)
+        scheme = parts.scheme
+        if scheme not in DEFAULT_PORT or parts.netloc.count("@") > 1:
+            return None
+        origin = _origin(scheme, parts.netloc.rpartition("@")[2])
+    except ValueError:
+        return None
+    return UrlPrefix(origin, _resolved(parts.path))
+
+
+def url_of(prefix: UrlPrefix) -> str:
+    """*prefix* as a URL, without the default port and without a trailing slash."""
+    return _origin_url(prefix.origin) + "".join(f"/{segment}" for segment in prefix.segments)
+
+
+class RouteTable(Generic[V]):
+    """From URL to value. Immutable once built; safe to read from any thread.
+
+    Raises:
+        ValueError: Two values claim one prefix.
+    """
+
+    __slots__ = ("_by_authority", "_by_origin")
+
+    def __init__(self, routes: Iterable[tuple[UrlPrefix, V]]) -> None:
+        self._by_origin: dict[Origin, _Paths[V]] = {}
+        # The same, under (scheme, authority) as URLs spell it: the look-up that most calls end with.
+        self._by_authority: dict[tuple[str, str], _Paths[V]] = {}
+        for prefix, value in routes:
+            origin = prefix.origin
+            paths = self._by_origin.get(origin)
+            if paths is None:
+                paths = self._by_origin[origin] = _Paths()
+                host = f"[{origin.host}]" if ":" in origin.host else origin.host
+                self._by_authority[origin.scheme, f"{host}:{origin.port}"] = paths
+                if DEFAULT_PORT[origin.scheme] == origin.port:
+                    self._by_authority[origin.scheme, host] = paths
+            paths.add(prefix, value)
+
+    def match(self, origin: Origin, segments: tuple[str, ...]) -> tuple[UrlPrefix, V] | None:
+        """The longest prefix of *origin* and *segments* and its value, or None."""
+        paths = self._by_origin.get(origin)
+        return None if paths is None else paths.longest(segments)
+
+    def match_url(self, url: str) -> tuple[UrlPrefix, V] | None:
+        """The longest prefix that *url* goes to and its value, or None: not ours.
+
+        A host that no route names costs one urlsplit and one dict look-up.
+        """
+        # urlsplit removes tabs and newlines, so this has to come first.
+        if _FORBIDDEN.search(url):
+            return None
+        try:
+            scheme, authority, path, _, _ = urlsplit(url)
+        except ValueError:
+            return None
+        paths = self._by_authority.get((scheme, authority))
+        if paths is None:
+            authority = authority.lower()
+            if scheme not in DEFAULT_PORT or not _ODD_AUTHORITY.search(authority):
+                paths = self._by_authority.get((scheme, authority))
+            else:
+                target = target_of(url)
+                paths = None if target is None else self._by_origin.get(target.origin)
+            if paths is None:
+                return None
+        return paths.longest(_resolved(path))
+
+    def __len__(self) -> int:
+        return sum(len(paths.values) for paths in self._by_origin.values())
+
+    def __bool__(self) -> bool:
+        return True  # an empty table is a table (Pitfall 24: a falsy __len__)
+
+
+class _Paths(Generic[V]):
+    """The prefixes of one origin."""
+
+    __slots__ = ("longest_first", "values")
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[str, ...], tuple[UrlPrefix, V]] = {}
+        self.longest_first: tuple[int, ...] = ()
+
+    def add(self, prefix: UrlPrefix, value: V) -> None:
+        if prefix.segments in self.values:
+            raise ValueError(f"two routes claim {url_of(prefix)}")
+        self.values[prefix.segments] = (prefix, value)
+        self.longest_first = tuple(sorted({len(segments) for segments in self.values}, reverse=True))
+
+    def longest(self, segments: tuple[str, ...]) -> tuple[UrlPrefix, V] | None:
+        for length in self.longest_first:
+            if length <= len(segments):
+                found = self.values.get(segments[:length])
+                if found is not None:
+                    return found
+        return None
+
+
+def _origin(scheme: str, authority: str) -> Origin:
+    if authority.startswith("["):
+        host, closing, rest = authority[1:].partition("]")
+        host = host.lower()
+        if not closing or ":" not in host or not _IPV6.fullmatch(host):
+            raise UrlError("has an IPv6 address that is none")
+    else:
+        host, colon, port_text = authority.partition(":")
+        rest = colon + port_text
+        host = _ascii_host(host)
+    port = DEFAULT_PORT[scheme]
+    if rest not in ("", ":"):
+        digits = rest[1:]
+        if rest[0] != ":" or not (digits.isascii() and digits.isdigit()) or len(digits) > 5:
+            raise UrlError("has a port that is none")
+        port = int(digits)
+        if not 1 <= port <= 65535:
+            raise UrlError("has a port that is not in 1..65535")
+    kind: Literal["http", "https"] = "https" if scheme == "https" else "http"
+    return Origin(kind, host, port)
+
+
+def _ascii_host(host: str) -> str:
+    if not host:
+        raise UrlError("has no host")
+    host = host.lower()
+    if not host.isascii():
+        if not _IDNA_DEVIATIONS.isdisjoint(host):
+            raise UrlError("has a host that IDNA versions disagree about; write its xn-- form")
+        try:
+            host = host.encode("idna").decode("ascii").lower()
+        except UnicodeError:
+            raise UrlError("has a host that is no IDNA name") from None
+    host = host.removesuffix(".")
+    if len(host) > 253 or not _HOST.fullmatch(host):
+        raise UrlError("has a host that is no host name")
+    return host
+
+
+def _resolved(path: str) -> tuple[str, ...]:
+    """Segments of a request's path, dot segments resolved (RFC 3986 §5.2.4)."""
+    if path in ("", "/"):
+        return ()
+    segments = path.split("/")[1:]
+    if not _ODD_PATH.search(path):
+        return tuple(segments)
+    resolved: list[str] = []
+    for segment in map(_normalised, segments):
+        if segment == "..":
+            if resolved:
+                resolved.pop()
+        elif segment != ".":
+            resolved.append(segment)
+    return tuple(resolved)
+
+
+def _normalised(segment: str) -> str:
+    if not segment.isascii():
+        segment = "".join(
+            char
+            if char.isascii()
+            else "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
+            for char in segment
+        )
+    return _PERCENT.sub(_decoded, segment) if "%" in segment else segment
+
+
+def _decoded(match: re.Match[str]) -> str:
+    char = chr(int(match.group(1), 16))
+    return char if char in _UNRESERVED else match.group().upper()
+
+
+def _origin_url(origin: Origin) -> str:
+    host = f"[{origin.host}]" if ":" in origin.host else origin.host
+    return f"{origin.scheme}://{host}" + (
+        "" if DEFAULT_PORT[origin.scheme] == origin.port else f":{origin.port}"
+    )
