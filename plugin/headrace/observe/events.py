@@ -1,0 +1,319 @@
+"""Rare facts worth a log line: one frozen type each, with plain fields and no secrets.
+
+A field is a str, a number, None or a tuple of str, so that any log pipeline can
+keep it; `name` is the event's word and `line` says it in a sentence. Nothing in
+here is built on the success path of a call.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+from headrace.policy.plan import Mode
+
+
+class Event(Protocol):
+    """A fact that `logs.emit` takes."""
+
+    @property
+    def name(self) -> str:
+        """The event's word, such as `breaker.opened`."""
+
+    @property
+    def level(self) -> int:
+        """Level of stdlib logging."""
+
+    @property
+    def line(self) -> str:
+        """The fact as one line of text."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadraceStarted:
+    """The first use in this process: rules in force, threads running.
+
+    Attributes:
+        files: Absolute paths, in the order they were merged.
+        digest: Identity of the configuration, shortened.
+        upstreams: How many upstreams the files have; count.
+        mode_override: What `HEADRACE_MODE` says, or None when it is not set.
+    """
+
+    name: ClassVar[str] = "headrace.started"
+    level: ClassVar[int] = logging.INFO
+    files: tuple[str, ...]
+    digest: str
+    upstreams: int
+    mode_override: Mode | None = None
+
+    @property
+    def line(self) -> str:
+        override = f", mode {self.mode_override} by HEADRACE_MODE" if self.mode_override else ""
+        return (
+            f"{_count(self.upstreams, 'upstream')} from {_files(self.files)} (digest {self.digest}{override})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HeadraceStopped:
+    """Closed: nothing is governed any more, threads and connections are gone."""
+
+    name: ClassVar[str] = "headrace.stopped"
+    level: ClassVar[int] = logging.INFO
+    files: tuple[str, ...]
+
+    @property
+    def line(self) -> str:
+        return f"stopped; {_files(self.files)} no longer governs this process"
+
+
+@dataclass(frozen=True, slots=True)
+class ModeOverridden:
+    """`HEADRACE_MODE` overrides every `mode` of the file: the kill switch. Loud: it is easily forgotten."""
+
+    name: ClassVar[str] = "headrace.mode_overridden"
+    level: ClassVar[int] = logging.WARNING
+    mode: Mode
+
+    @property
+    def line(self) -> str:
+        effect = {
+            "off": "no call is governed",
+            "observe": "no call is changed, what the rules would do is counted",
+            "enforce": "every upstream is enforced",
+        }[self.mode]
+        return f"HEADRACE_MODE={self.mode} overrides every mode of the file: {effect}; unset it to end that"
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigApplied:
+    """An edited configuration is in force.
+
+    Attributes:
+        added: Names that are new; the other three likewise.
+        unchanged: How many upstreams kept the very same objects; count.
+        duration_s: From the start of reading to the swap.
+    """
+
+    name: ClassVar[str] = "config.applied"
+    level: ClassVar[int] = logging.INFO
+    files: tuple[str, ...]
+    digest: str
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+    unchanged: int
+    duration_s: float
+
+    @property
+    def line(self) -> str:
+        parts = [
+            f"{word} {_some(names)}"
+            for word, names in (("added", self.added), ("removed", self.removed), ("changed", self.changed))
+            if names
+        ]
+        parts.append(f"{self.unchanged} unchanged")
+        took = f"digest {self.digest}, took {self.duration_s * 1000:.0f} ms"
+        return f"{_files(self.files)} in force: {', '.join(parts)} ({took})"
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigRejected:
+    """An edit that cannot be taken into force; the last good configuration stays.
+
+    Attributes:
+        problems: All problems in full, as `render_problems` wrote them; several lines.
+        problem_count: How many there are; >= 1.
+        digest_in_force: Identity of the configuration that stays.
+        loaded_at: Clock time at which that one was loaded, as people read it: `14:02:11`.
+    """
+
+    name: ClassVar[str] = "config.rejected"
+    level: ClassVar[int] = logging.ERROR
+    files: tuple[str, ...]
+    problems: str
+    problem_count: int
+    digest_in_force: str
+    loaded_at: str
+
+    @property
+    def line(self) -> str:
+        return (
+            f"{_files(self.files)}: {_count(self.problem_count, 'problem')}; "
+            f"the configuration loaded at {self.loaded_at} (digest {self.digest_in_force}) stays in force: "
+            f"{_flat(self.problems)}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigHeld:
+    """A file that drops more than half of four or more upstreams: applied once it has stood for a while.
+
+    Attributes:
+        removed: Names that the file no longer has.
+        upstreams: How many the configuration in force has; count.
+        hold_s: How long the file must stand.
+    """
+
+    name: ClassVar[str] = "config.held"
+    level: ClassVar[int] = logging.WARNING
+    files: tuple[str, ...]
+    removed: tuple[str, ...]
+    upstreams: int
+    hold_s: float
+
+    @property
+    def line(self) -> str:
+        return (
+            f"{_files(self.files)} drops {len(self.removed)} of {self.upstreams} upstreams "
+            f"({_some(self.removed)}); it is applied if it stays like this for {self.hold_s:g} s"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitChanged:
+    """A circuit changed its state, with the numbers that caused it.
+
+    Attributes:
+        reason: Why, in the words of `policy.circuit`.
+        failure_rate: Share of failures in the window, 0..1, or None below `minimum_calls`.
+        calls: Successes and failures in the window; count.
+        threshold: What the rule compared with: a rate or a count; None when time decided.
+        open_for_s: How long it stays, or was, open; None when it closed.
+    """
+
+    upstream: str
+    from_state: Literal["closed", "open", "half_open"]
+    to_state: Literal["closed", "open", "half_open"]
+    reason: str
+    failure_rate: float | None = None
+    calls: int = 0
+    failures: int = 0
+    consecutive_failures: int = 0
+    threshold: float | None = None
+    open_for_s: float | None = None
+
+    @property
+    def name(self) -> str:
+        return "breaker.opened" if self.to_state == "open" else f"breaker.{self.to_state}"
+
+    @property
+    def level(self) -> int:
+        return logging.WARNING if self.to_state == "open" else logging.INFO
+
+    @property
+    def line(self) -> str:
+        state = self.to_state.replace("_", " ")
+        opens = self.to_state == "open" and self.open_for_s is not None
+        duration = f" for {self.open_for_s:.1f} s" if opens else ""
+        rate = f"failure rate {self.failure_rate:.2f} over " if self.failure_rate is not None else ""
+        threshold = f", threshold {self.threshold:g}" if self.threshold is not None else ""
+        return (
+            f'upstream "{self.upstream}": circuit {state}{duration}, '
+            f"was {self.from_state.replace('_', ' ')}: {self.reason} "
+            f"({rate}{_count(self.calls, 'call')}, {self.consecutive_failures} failed in a row{threshold})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CallUngoverned:
+    """A call that a rule names by URL but that passes through untouched; once per call site.
+
+    Attributes:
+        reason: `tls`, `proxy`, …: the label of `headrace_ungoverned_calls_total`.
+        call_site: `file:line` of the caller.
+    """
+
+    name: ClassVar[str] = "call.ungoverned"
+    level: ClassVar[int] = logging.WARNING
+    reason: str
+    upstream: str
+    call_site: str
+
+    @property
+    def line(self) -> str:
+        where = f"the call at {self.call_site} is not governed ({self.reason}); said once per call site"
+        return f'upstream "{self.upstream}": {where}'
+
+
+@dataclass(frozen=True, slots=True)
+class WatchDegraded:
+    """Edits are found by polling because the system's notifications are not to be had."""
+
+    name: ClassVar[str] = "watch.degraded"
+    level: ClassVar[int] = logging.WARNING
+    reason: str
+
+    @property
+    def line(self) -> str:
+        return f"watching by polling: {_flat(self.reason)}; edits are found within reload.poll"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorMapped:
+    """`error_responses: map` answered for an application that let an upstream's error through."""
+
+    name: ClassVar[str] = "error.mapped"
+    level: ClassVar[int] = logging.WARNING
+    upstream: str
+    status: int
+    error: str
+    request_id: str | None = None
+
+    @property
+    def line(self) -> str:
+        return (
+            f'upstream "{self.upstream}": {_flat(self.error)}; '
+            f"answered {self.status} for request {self.request_id or '-'}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TlsVerificationDisabled:
+    """An upstream whose peer is not verified."""
+
+    name: ClassVar[str] = "tls.verification_disabled"
+    level: ClassVar[int] = logging.WARNING
+    upstream: str
+
+    @property
+    def line(self) -> str:
+        return f'upstream "{self.upstream}": tls.verify is false, anybody on the way can read its traffic'
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigWarning:
+    """A finding that does not stop the load."""
+
+    name: ClassVar[str] = "config.warning"
+    level: ClassVar[int] = logging.WARNING
+    text: str
+
+    @property
+    def line(self) -> str:
+        return _flat(self.text)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _files(files: tuple[str, ...]) -> str:
+    return ", ".join(files) or "no file"
+
+
+def _some(names: tuple[str, ...], *, most: int = 8) -> str:
+    """The first few names: a thousand upstreams are still one readable line; the record has them all."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _flat(text: str) -> str:
+    """*text* as one line: continuation lines joined by a space, the next unindented one after ` | `."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    joined = ""
+    for line in lines:
+        joined += ("" if not joined else " " if line[:1].isspace() else " | ") + line.strip()
+    return joined

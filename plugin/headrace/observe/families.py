@@ -1,0 +1,386 @@
+"""The table of metric families and the readings that they are made of.
+
+One table says how each family is read from plain totals; it drives the Collector
+(`metrics`) and the files of prometheus_client's multiprocess mode (`multiprocess`).
+Labels are names from the configuration and words from closed lists, never a URL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, TypeVar
+
+from prometheus_client.utils import floatToGoString
+
+from headrace.policy.circuit import CircuitState, CircuitView
+from headrace.policy.counters import Histogram, UpstreamCounters
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamReading:
+    """One upstream at this moment.
+
+    Attributes:
+        counters: The live totals; they are copied here, under their own lock.
+        hit_rate: Share of checkouts served by an idle connection, 0..1, or None without any.
+        max_connections: The limit in force; count.
+        circuit: None when the upstream has no circuit.
+        budget_tokens: Retries that could be paid for now, or None without a budget.
+    """
+
+    name: str
+    counters: UpstreamCounters
+    inuse: int
+    idle: int
+    waiting: int
+    hit_rate: float | None
+    max_connections: int
+    circuit: CircuitView | None
+    budget_tokens: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceReading:
+    """The instance itself at this moment; mappings and histogram are the reader's own copies.
+
+    Attributes:
+        reloads: Reloads by result (applied, rejected, …).
+        digest: Hex digest in force, or "" before the first.
+        last_success_timestamp_s: Unix time of the last configuration taken into force; 0 before the first.
+        ungoverned: Calls passed through by reason.
+        served: Inbound requests by status class.
+        served_duration: How long those took.
+    """
+
+    reloads: Mapping[str, int]
+    digest: str
+    last_success_timestamp_s: float
+    ungoverned: Mapping[str, int]
+    served: Mapping[str, int]
+    served_duration: Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Everything that the families are made of."""
+
+    upstreams: Sequence[UpstreamReading]
+    service: ServiceReading
+
+
+Labels = tuple[str, ...]
+Value = float | Histogram
+Source = TypeVar("Source", UpstreamReading, ServiceReading)
+
+
+@dataclass(frozen=True, slots=True)
+class Family(Generic[Source]):
+    """One metric family: its outside and how it is read.
+
+    Attributes:
+        name: As exposed; a counter's ends in `_total`.
+        labels: Without the leading `upstream` of an upstream's family.
+        read: Label values and value of each sample; a sample that cannot be told is left out.
+        merge: What two instances of one process make of one gauge (counters add up).
+        across_processes: prometheus_client's multiprocess mode of a gauge: `livesum`
+            for what adds up, `liveall` (a series per process, dropped by
+            `mark_process_dead`) for ratios and states.
+        gone: What a gauge in the multiprocess files becomes when its upstream has
+            left, as series cannot be removed there.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    documentation: str
+    labels: Labels
+    read: Callable[[Source], Iterable[tuple[Labels, Value]]]
+    merge: Callable[[float, float], float] = lambda old, new: old + new
+    across_processes: Literal["", "livesum", "liveall"] = ""
+    gone: float = 0.0
+
+
+_NAN = float("nan")
+
+
+def _by_one(totals: Mapping[str, int]) -> Iterable[tuple[Labels, Value]]:
+    return (((key,), total) for key, total in totals.items())
+
+
+def _known(value: float | None) -> Iterable[tuple[Labels, Value]]:
+    return () if value is None else (((), value),)
+
+
+def _states(circuit: CircuitView | None) -> Iterable[tuple[Labels, Value]]:
+    if circuit is None:
+        return ()
+    return (((state.value,), float(circuit.state is state)) for state in CircuitState)
+
+
+UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
+    Family(
+        "headrace_pool_connections",
+        "gauge",
+        "Connections of the pool, by state: inuse (leased to a call) or idle.",
+        ("state",),
+        lambda up: ((("inuse",), up.inuse), (("idle",), up.idle)),
+        across_processes="livesum",
+    ),
+    Family(
+        "headrace_pool_waiting",
+        "gauge",
+        "Calls waiting for a connection.",
+        (),
+        lambda up: (((), up.waiting),),
+        across_processes="livesum",
+    ),
+    Family(
+        "headrace_pool_hit_rate",
+        "gauge",
+        "Share of checkouts of the last 10 s served by an idle connection, 0 to 1.",
+        (),
+        lambda up: _known(up.hit_rate),
+        merge=min,
+        across_processes="liveall",
+        gone=_NAN,
+    ),
+    Family(
+        "headrace_pool_acquires_total",
+        "counter",
+        "Connection checkouts, by result: hit, miss, timeout, rejected, deadline.",
+        ("result",),
+        lambda up: _by_one(up.counters.acquires),
+    ),
+    Family(
+        "headrace_pool_connections_closed_total",
+        "counter",
+        "Connections closed, by reason: idle, dead, surplus, retired, error.",
+        ("reason",),
+        lambda up: _by_one(up.counters.closed),
+    ),
+    Family(
+        "headrace_pool_wait_seconds",
+        "histogram",
+        "Time from asking for a connection to having one, or giving up.",
+        (),
+        lambda up: (((), up.counters.wait),),
+    ),
+    Family(
+        "headrace_requests_total",
+        "counter",
+        "Governed calls that ended, by outcome: a status class, a fault, circuit_open, deadline.",
+        ("outcome",),
+        lambda up: _by_one(up.counters.requests),
+    ),
+    Family(
+        "headrace_request_duration_seconds",
+        "histogram",
+        "Duration of governed calls: waiting, attempts and back-offs together.",
+        (),
+        lambda up: (((), up.counters.duration),),
+    ),
+    Family(
+        "headrace_attempts_total",
+        "counter",
+        "Attempts that ended, by outcome: a status class or a fault.",
+        ("outcome",),
+        lambda up: _by_one(up.counters.attempts),
+    ),
+    Family(
+        "headrace_retries_total",
+        "counter",
+        "Attempts after the first, by the outcome that caused them.",
+        ("reason",),
+        lambda up: _by_one(up.counters.retries),
+    ),
+    Family(
+        "headrace_retries_denied_total",
+        "counter",
+        "Retries that the rules wanted and something forbade, by reason.",
+        ("reason",),
+        lambda up: _by_one(up.counters.retries_denied),
+    ),
+    Family(
+        "headrace_retry_budget_tokens",
+        "gauge",
+        "Retries that the budget would pay for now.",
+        (),
+        lambda up: _known(up.budget_tokens),
+        across_processes="liveall",
+        gone=_NAN,
+    ),
+    Family(
+        "headrace_breaker_state",
+        "gauge",
+        "1 for the state that the circuit is in, 0 for the others.",
+        ("state",),
+        lambda up: _states(up.circuit),
+        merge=max,
+        across_processes="liveall",
+    ),
+    Family(
+        "headrace_breaker_transitions_total",
+        "counter",
+        "Changes of the circuit's state.",
+        ("from_state", "to_state"),
+        lambda up: up.counters.transitions.items(),
+    ),
+    Family(
+        "headrace_breaker_failure_rate",
+        "gauge",
+        "Share of failed calls in the circuit's window, 0 to 1; absent below minimum_calls.",
+        (),
+        lambda up: _known(None if up.circuit is None else up.circuit.failure_rate),
+        merge=max,
+        across_processes="liveall",
+        gone=_NAN,
+    ),
+    Family(
+        "headrace_breaker_refused_total",
+        "counter",
+        "Calls refused because the circuit was open, or half open with no place left.",
+        (),
+        lambda up: (((), up.counters.refused),),
+    ),
+    Family(
+        "headrace_observed_total",
+        "counter",
+        "Mode observe only: what the rules would have done, by action.",
+        ("action",),
+        lambda up: _by_one(up.counters.observed),
+    ),
+)
+
+SERVICE_FAMILIES: tuple[Family[ServiceReading], ...] = (
+    Family(
+        "headrace_ungoverned_calls_total",
+        "counter",
+        "Calls to a known upstream that passed through untouched, by reason.",
+        ("reason",),
+        lambda service: _by_one(service.ungoverned),
+    ),
+    Family(
+        "headrace_config_reloads_total",
+        "counter",
+        "Reloads of the configuration, by result.",
+        ("result",),
+        lambda service: _by_one(service.reloads),
+    ),
+    Family(
+        "headrace_config_digest",
+        "gauge",
+        "First 48 bits of the digest in force: equal numbers, equal configuration.",
+        (),
+        lambda service: (((), digest_number(service.digest)),),
+        merge=lambda _old, new: (
+            new
+        ),  # no sum or extreme of two digests means anything: the one installed last
+        across_processes="liveall",
+        gone=_NAN,
+    ),
+    Family(
+        "headrace_config_last_reload_success_timestamp_seconds",
+        "gauge",
+        "Unix time at which the configuration in force was taken into force.",
+        (),
+        lambda service: (((), service.last_success_timestamp_s),),
+        merge=min,  # the one that is furthest behind
+        across_processes="liveall",
+        gone=_NAN,
+    ),
+    Family(
+        "headrace_served_requests_total",
+        "counter",
+        "Inbound requests answered, by status class.",
+        ("status_class",),
+        lambda service: _by_one(service.served),
+    ),
+    Family(
+        "headrace_served_request_duration_seconds",
+        "histogram",
+        "Time from the inbound request to the end of its answer.",
+        (),
+        lambda service: (((), service.served_duration),),
+    ),
+)
+
+FAMILIES: Mapping[str, tuple[Family[Any], Labels]] = {
+    **{family.name: (family, ("upstream", *family.labels)) for family in UPSTREAM_FAMILIES},
+    **{family.name: (family, family.labels) for family in SERVICE_FAMILIES},
+}
+"""Every family with all of its label names."""
+
+
+def digest_number(digest: str) -> int:
+    """First 48 bits of hex *digest* as a number, which a float64 holds exactly; 0 for ""."""
+    return int(digest[:12] or "0", 16)
+
+
+Samples = Mapping[str, Mapping[Labels, Value]]
+"""Values by family name and label values."""
+
+
+def samples_of(reading: Reading) -> Samples:
+    """All samples of *reading*, its counters copied: the caller's own."""
+    upstreams = [replace(upstream, counters=_copied(upstream.counters)) for upstream in reading.upstreams]
+    service = replace(reading.service, served_duration=_sum((reading.service.served_duration,)))
+    found: dict[str, dict[Labels, Value]] = {}
+    for family in UPSTREAM_FAMILIES:
+        found[family.name] = {
+            (upstream.name, *labels): value
+            for upstream in upstreams
+            for labels, value in family.read(upstream)
+        }
+    for service_family in SERVICE_FAMILIES:
+        found[service_family.name] = dict(service_family.read(service))
+    return found
+
+
+def _copied(counters: UpstreamCounters) -> UpstreamCounters:
+    """The totals as they stood together; only copying happens under their lock."""
+    copy = UpstreamCounters()
+    with counters.lock:
+        copy.requests = dict(counters.requests)
+        copy.attempts = dict(counters.attempts)
+        copy.retries = dict(counters.retries)
+        copy.retries_denied = dict(counters.retries_denied)
+        copy.transitions = dict(counters.transitions)
+        copy.refused = counters.refused
+        copy.observed = dict(counters.observed)
+        copy.acquires = dict(counters.acquires)
+        copy.closed = dict(counters.closed)
+        copy.duration = _sum((counters.duration,))
+        copy.wait = _sum((counters.wait,))
+    return copy
+
+
+def _sum(histograms: Sequence[Histogram]) -> Histogram:
+    """A new histogram with the counts of all *histograms*, which have the same bounds."""
+    total = Histogram(histograms[0].bounds_s)
+    total.counts = [
+        sum(counts) for counts in zip(*(histogram.counts for histogram in histograms), strict=True)
+    ]
+    total.sum_s = sum(histogram.sum_s for histogram in histograms)
+    return total
+
+
+def merged(instances: Iterable[Samples]) -> dict[str, dict[Labels, Value]]:
+    """The samples of several *instances*, equal label sets made one as the table says."""
+    merged: dict[str, dict[Labels, Value]] = {name: {} for name in FAMILIES}
+    for instance in instances:
+        for name, samples in instance.items():
+            family, into = FAMILIES[name][0], merged[name]
+            for labels, value in samples.items():
+                old = into.get(labels)
+                if isinstance(old, Histogram) and isinstance(value, Histogram):
+                    into[labels] = _sum((old, value))
+                elif isinstance(old, float | int) and isinstance(value, float | int):
+                    into[labels] = family.merge(old, value)
+                else:
+                    into[labels] = value
+    return merged
+
+
+def le_labels(histogram: Histogram) -> list[str]:
+    """The `le` label of each bucket, in prometheus_client's spelling."""
+    return [*map(floatToGoString, histogram.bounds_s), "+Inf"]

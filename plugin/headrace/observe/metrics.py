@@ -1,0 +1,151 @@
+"""What one instance shows to prometheus, folded from exact cells at the moment somebody looks.
+
+A call touches no prometheus object: it adds to plain totals under their own lock.
+There are two ways out of the one table in `families`:
+
+- a Collector on a registry, which reads at scrape;
+- in prometheus_client's multiprocess mode (PROMETHEUS_MULTIPROC_DIR set when it was
+  imported), `multiprocess` adds what is new to its memory-mapped values. There the
+  application exposes a `MultiProcessCollector`, so nothing is put on any registry.
+
+Several instances may live in one process. Instances on one registry share one
+Collector; equal label sets are merged as the table's `merge` says.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from headrace.observe.events import ConfigWarning
+from headrace.observe.families import (
+    FAMILIES,
+    Family,
+    Labels,
+    Reading,
+    Samples,
+    ServiceReading,
+    UpstreamReading,
+    le_labels,
+    merged,
+    samples_of,
+)
+from headrace.observe.logs import emit
+from headrace.observe.multiprocess import WRITER, is_multiprocess
+from headrace.policy.counters import Histogram
+
+__all__ = ["Metrics", "Reading", "ServiceReading", "UpstreamReading"]
+
+
+class Metrics:
+    """What one instance shows to prometheus.
+
+    Args:
+        read: Answers the instance's Reading. Called at scrape or flush by any thread,
+            with no counters lock held; an upstream's counters are copied after it.
+        registry: Where to show them; prometheus_client's default one when None.
+            In multiprocess mode no registry is touched.
+    """
+
+    def __init__(self, read: Callable[[], Reading], *, registry: CollectorRegistry | None = None) -> None:
+        self._read = read
+        self._registry = REGISTRY if registry is None else registry
+
+    def install(self) -> None:
+        """Show them from now on. Idempotent."""
+        if not is_multiprocess():
+            _on_registry(self._registry).add(self)
+        elif (directory := os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")) and os.path.isdir(directory):
+            WRITER.add(self.samples)
+        else:
+            emit(
+                ConfigWarning(
+                    f"PROMETHEUS_MULTIPROC_DIR={directory!r} is not a directory, so there are no metrics; "
+                    "create it before the workers start"
+                )
+            )
+
+    def uninstall(self) -> None:
+        """Stop showing them, after a last flush. Idempotent."""
+        if not is_multiprocess():
+            _on_registry(self._registry).remove(self)
+        else:
+            WRITER.remove(self.samples)
+
+    def flush(self) -> None:
+        """Write what is new into the multiprocess files; nothing to do outside that mode.
+
+        Blocks on a lock and calls `read`: never call it holding a pool's or a counters' lock.
+        """
+        if is_multiprocess():
+            WRITER.flush(self.samples)
+
+    def samples(self) -> Samples:
+        """Values by family name and label values, copied: the caller's own."""
+        return samples_of(self._read())
+
+
+class _Collector:
+    """The one collector that a registry gets, for all instances shown on it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._lock = threading.Lock()  # guards _instances; the registry's own lock is taken under it
+        self._instances: list[Metrics] = []
+
+    def add(self, metrics: Metrics) -> None:
+        with self._lock:
+            if not self._instances:
+                self._registry.register(self)
+            if metrics not in self._instances:
+                self._instances.append(metrics)
+
+    def remove(self, metrics: Metrics) -> None:
+        with self._lock:
+            if metrics in self._instances:
+                self._instances.remove(metrics)
+                if not self._instances:
+                    self._registry.unregister(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """Names and types without reading: with auto_describe a registry would collect at registration."""
+        return [_family_of(family, labels) for family, labels in FAMILIES.values()]
+
+    def collect(self) -> Iterator[Metric]:
+        # Not under _lock: a reading may take its time, and installing must not wait for it.
+        for name, samples in merged([instance.samples() for instance in tuple(self._instances)]).items():
+            family, label_names = FAMILIES[name]
+            metric = _family_of(family, label_names)
+            for labels, value in samples.items():
+                if not isinstance(value, Histogram):
+                    metric.add_metric(labels, value)
+                else:
+                    total, buckets = 0, []
+                    for bound, count in zip(le_labels(value), value.counts, strict=True):
+                        total += count
+                        buckets.append((bound, total))
+                    metric.add_metric(labels, buckets, value.sum_s)
+            yield metric
+
+
+def _family_of(family: Family[Any], labels: Labels) -> Any:
+    """An empty prometheus family. Any: `add_metric` has another signature in each of the three."""
+    make = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogram": HistogramMetricFamily}[
+        family.kind
+    ]
+    return make(family.name, family.documentation, labels=labels)
+
+
+_collectors: WeakKeyDictionary[CollectorRegistry, _Collector] = WeakKeyDictionary()
+_collectors_lock = threading.Lock()
+
+
+def _on_registry(registry: CollectorRegistry) -> _Collector:
+    with _collectors_lock:
+        return _collectors.setdefault(registry, _Collector(registry))

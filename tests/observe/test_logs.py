@@ -1,0 +1,203 @@
+"""Events reach stdlib logging, and only as far as the application lets them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import structlog
+
+from headrace.observe import events
+from headrace.observe.logs import emit
+
+OPENED = events.CircuitChanged(
+    upstream="billing",
+    from_state="closed",
+    to_state="open",
+    reason="failure_rate",
+    failure_rate=0.62,
+    calls=40,
+    failures=25,
+    consecutive_failures=3,
+    threshold=0.5,
+    open_for_s=5.2,
+)
+
+EVERY_EVENT: list[events.Event] = [
+    events.HeadraceStarted(files=("/etc/u.yaml",), digest="abc123", upstreams=1, mode_override="observe"),
+    events.HeadraceStopped(files=("/etc/u.yaml",)),
+    events.ModeOverridden(mode="off"),
+    events.ConfigApplied(
+        files=("/etc/u.yaml",),
+        digest="abc123",
+        added=("a",),
+        removed=(),
+        changed=tuple(f"u{n}" for n in range(12)),
+        unchanged=3,
+        duration_s=0.012,
+    ),
+    events.ConfigRejected(
+        files=("/etc/u.yaml",),
+        problems="u.yaml:3:5: upstreams.a\n    no such key\nu.yaml:9:1: upstreams.b\n    100 % wrong",
+        problem_count=2,
+        digest_in_force="abc123",
+        loaded_at="14:02:11",
+    ),
+    events.ConfigHeld(files=("/etc/u.yaml",), removed=("a", "b", "c"), upstreams=4, hold_s=5.0),
+    OPENED,
+    events.CircuitChanged(
+        upstream="billing", from_state="open", to_state="half_open", reason="open_for elapsed"
+    ),
+    events.CallUngoverned(reason="tls", upstream="billing", call_site="app.py:12"),
+    events.WatchDegraded(reason="inotify: too many watches"),
+    events.ErrorMapped(upstream="billing", status=503, error="CircuitOpenError", request_id="r-1"),
+    events.TlsVerificationDisabled(upstream="billing"),
+    events.ConfigWarning(text="HEADRACE_MOED is not a variable of headrace; did you mean HEADRACE_MODE?"),
+]
+
+
+@pytest.mark.parametrize("event", EVERY_EVENT, ids=lambda event: event.name)
+def test_an_event_is_one_readable_line_and_its_fields_are_on_the_record(
+    event: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, logger="headrace"):
+        emit(event)
+
+    (record,) = caplog.records
+    assert record.getMessage() == f"{event.name}: {event.line}"
+    assert "\n" not in record.getMessage()
+    assert (record.name, record.levelno) == ("headrace", event.level)
+    assert vars(record)["event"] == event.name
+    for field in fields(event):
+        value = getattr(event, field.name)
+        assert vars(record)[field.name] == value
+        json.dumps(value)  # plain: any pipeline can keep it
+
+
+def test_every_event_type_is_exercised_here() -> None:
+    types = {
+        value
+        for value in vars(events).values()
+        if isinstance(value, type) and value.__module__ == events.__name__
+    }
+
+    assert types - {events.Event} == {type(event) for event in EVERY_EVENT}
+
+
+@pytest.mark.parametrize(
+    ("to_state", "name", "level"),
+    [
+        pytest.param("open", "breaker.opened", logging.WARNING, id="opened"),
+        pytest.param("half_open", "breaker.half_open", logging.INFO, id="half-open"),
+        pytest.param("closed", "breaker.closed", logging.INFO, id="closed"),
+    ],
+)
+def test_a_circuit_event_is_named_by_the_state_it_leads_to(to_state: Any, name: str, level: int) -> None:
+    event = events.CircuitChanged(upstream="billing", from_state="half_open", to_state=to_state, reason="…")
+
+    assert (event.name, event.level) == (name, level)
+
+
+def test_an_opened_circuit_says_the_numbers_that_caused_it() -> None:
+    assert OPENED.line == (
+        'upstream "billing": circuit open for 5.2 s, was closed: failure_rate '
+        "(failure rate 0.62 over 40 calls, 3 failed in a row, threshold 0.5)"
+    )
+
+
+def test_all_problems_of_a_rejected_file_are_in_the_line_and_in_full_on_the_record(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    event = next(event for event in EVERY_EVENT if isinstance(event, events.ConfigRejected))
+    emit(event)
+
+    assert "u.yaml:3:5: upstreams.a no such key | u.yaml:9:1: upstreams.b 100 % wrong" in caplog.text
+    assert vars(caplog.records[0])["problems"] == event.problems
+
+
+def test_a_record_names_the_line_that_emitted_it(caplog: pytest.LogCaptureFixture) -> None:
+    emit(events.WatchDegraded(reason="a test"))
+
+    assert (caplog.records[0].filename, caplog.records[0].funcName) == (
+        "test_logs.py",
+        "test_a_record_names_the_line_that_emitted_it",
+    )
+
+
+def test_a_disabled_level_renders_nothing() -> None:
+    class Unrenderable:
+        name = "test.unrenderable"
+        level = logging.DEBUG
+
+        @property
+        def line(self) -> str:
+            raise AssertionError("rendered although DEBUG is disabled")
+
+    logger = logging.getLogger("headrace")
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        emit(Unrenderable())
+    finally:
+        logger.setLevel(before)
+
+
+def test_the_applications_structlog_configuration_is_neither_touched_nor_obeyed(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> Any:
+        raise AssertionError("a processor of the application ran")
+
+    structlog.configure(
+        processors=[refuse], wrapper_class=structlog.BoundLogger, cache_logger_on_first_use=False
+    )
+    try:
+        before = structlog.get_config()
+        emit(OPENED)
+        assert structlog.get_config() == before
+    finally:
+        structlog.reset_defaults()
+
+    assert "breaker.opened" in caplog.text
+    assert capsys.readouterr().out == ""
+
+
+def _run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+
+
+UNCONFIGURED = """
+from headrace.observe import events
+from headrace.observe.logs import emit
+emit(events.HeadraceStarted(files=("u.yaml",), digest="d", upstreams=1))
+emit(events.CircuitChanged(upstream="billing", from_state="open", to_state="closed", reason="…"))
+"""
+
+
+def test_an_app_that_configured_nothing_prints_nothing_below_warning() -> None:
+    done = _run(UNCONFIGURED)
+
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_an_app_that_configured_nothing_sees_a_warning_on_stderr_and_nothing_on_stdout() -> None:
+    done = _run(UNCONFIGURED + "emit(events.ModeOverridden(mode='off'))")
+
+    assert done.stdout == ""
+    assert done.stderr == (
+        "headrace.mode_overridden: HEADRACE_MODE=off overrides every mode of the file: "
+        "no call is governed; unset it to end that\n"
+    )
+
+
+def test_importing_leaves_structlog_unconfigured() -> None:
+    done = _run("import headrace.observe.logs, structlog; print(structlog.is_configured())")
+
+    assert done.stdout.strip() == "False"
