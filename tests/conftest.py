@@ -1,0 +1,57 @@
+"""What every test may use, and what the whole run has to leave behind: nothing."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+_DESCRIPTORS = Path("/proc/self/fd")
+
+
+@pytest.fixture(scope="session")
+def require_program() -> Callable[[str], str]:
+    """Answers a program's path; without it the test is skipped, and fails where CI=true (nothing is left out there)."""
+
+    def require(name: str) -> str:
+        path = shutil.which(name)
+        if path is not None:
+            return path
+        text = f"the program {name!r} is not installed"
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{text}; with CI=true no test may be skipped for it")
+        pytest.skip(text)
+
+    return require
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """The run ends without a thread of headrace and without a socket that it did not begin with."""
+    before = _sockets()
+    yield
+    gc.collect()  # a forgotten socket that is garbage is reported by its ResourceWarning, not here
+    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("headrace-")]
+    assert threads == [], "threads still running"
+    sockets = _sockets() - before
+    assert sockets == set(), "sockets still open"
+
+
+def _sockets() -> set[str]:
+    """This process's open sockets, as the kernel names them; empty where there is no /proc."""
+    if not _DESCRIPTORS.is_dir():
+        return set()
+    found = set()
+    for descriptor in _DESCRIPTORS.iterdir():
+        try:
+            target = os.readlink(descriptor)
+        except OSError:
+            continue  # the one that lists the directory
+        if target.startswith("socket:"):
+            found.add(target)
+    return found
