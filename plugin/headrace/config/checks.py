@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from headrace.config.problems import Path, Problem, dotted
 from headrace.config.settings import Settings, Tls, Upstream
-from headrace.config.tree import MASK, Mark, Table, key_mark_of, node_at, problem_at
+from headrace.config.tree import MASK, Table, key_mark_of, node_at, problem_at
 from headrace.config.units import format_duration
 from headrace.config.written import Rank, Written
 from headrace.policy.plan import UrlPrefix
 from headrace.policy.routes import url_of
 
-Below = Callable[..., Path]
-
 
 def cross_check(settings: Settings, written: Written) -> Iterator[Problem]:
     """Every contradiction in *settings*, as far as the values involved are valid."""
     yield from _ordered(
-        written, ("reload", "debounce"), settings.reload.debounce, ("reload", "max_delay"), settings.reload.max_delay,
+        written,
+        ("reload", "debounce"),
+        settings.reload.debounce,
+        ("reload", "max_delay"),
+        settings.reload.max_delay,
         "so it could never apply",
-    )  # fmt: skip
+    )
     for name, upstream in settings.upstreams.items():
         base: Path = ("upstreams", name)
         yield from _times(upstream, base, written)
@@ -60,9 +62,13 @@ def _times(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem
     if probe_s is not None and probe_s < timeouts.attempt:
         probe = (*base, "circuit_breaker", "half_open", "probe_timeout")
         yield from _ordered(
-            written, attempt, timeouts.attempt, probe, probe_s,
+            written,
+            attempt,
+            timeouts.attempt,
+            probe,
+            probe_s,
             "so a probe would count as failed while its attempt still runs",
-        )  # fmt: skip
+        )
 
 
 def _ordered(
@@ -177,8 +183,3 @@ def _claims(settings: Settings, written: Written) -> Iterator[Problem]:
                 f"{url} is claimed by {owner} already, {where}",
                 "keep it in one place, or give one a longer path",
             )
-
-
-def environment_problem(name: str, message: str, fix: str = "") -> Problem:
-    """A problem of the environment variable *name*."""
-    return problem_at(Mark(f"environment {name}"), "", message, fix)

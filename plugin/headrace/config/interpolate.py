@@ -77,7 +77,7 @@ class Interpolation:
         except _Unresolved as unresolved:
             self.problems.append(problem_at(node.mark, path, unresolved.message, unresolved.fix))
             return Scalar(None, "", node.mark)
-        # An escape makes text, whatever it looks like; a reference that is all of a plain scalar is read again.
+        # An escape makes text, whatever it looks like; a reference that is all of a value is read again.
         whole = node.plain and _TOKEN.fullmatch(node.text) is not None and not node.text.startswith("$$")
         value = resolve(text) if whole else text
         return Scalar(value, text, node.mark, node.plain, secret=secret, reread=whole)
@@ -88,8 +88,8 @@ class Interpolation:
         if not reference.startswith("env:"):
             scheme = reference.partition(":")[0]
             raise _Unresolved(
-                f"has the reference ${{{scheme}{':…' if ':' in reference else ''}}}, which is neither env: nor file:",
-                "write ${env:NAME}, ${env:NAME:-default} or ${file:/run/secrets/x}; $${ for the characters themselves",
+                f"has a reference that begins with ${{{scheme[:20]}, which is neither env: nor file:",
+                "write ${env:NAME}, ${env:NAME:-default} or ${file:/run/secrets/x}; $${ for a plain ${",
             )
         match = _ENV.fullmatch(reference)
         if match is None:

@@ -11,9 +11,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from headrace.config.document import resolve
 from headrace.config.problems import Path
-from headrace.config.settings import Duration, Expects, Note, Settings
+from headrace.config.settings import Settings
 from headrace.config.units import format_duration
+from headrace.config.values import Duration, Expects, Note
 
 
 class Key:
@@ -39,8 +41,8 @@ class Key:
 
     __slots__ = (
         "at_most",
-        "choices",
         "children",
+        "choices",
         "default",
         "description",
         "example",
@@ -117,7 +119,10 @@ class Key:
         if issubclass(annotation, BaseModel):
             self.is_map = True
             self.must, self.kind = "a map of keys", "map"
-            self.children = {name: _key(name, field) for name, field in annotation.model_fields.items()}
+            fields = annotation.model_fields
+            # pydantic puts inherited fields first; base_url is what an upstream begins with.
+            own_first = sorted(fields, key=lambda name: name not in annotation.__annotations__)
+            self.children = {name: _key(name, fields[name]) for name in own_first}
         elif issubclass(annotation, Duration):
             self.is_duration = True
             self.kind, self.range = "duration", annotation.range_words()
@@ -128,7 +133,7 @@ class Key:
             self.must = self.kind = "true or false"
         elif annotation is int:
             self.kind, (words, self.range) = "integer", _bounds("an integer", metadata)
-            # The upper bounds are against slips of the keyboard; whoever writes "three" need not read of them.
+            # Upper bounds are against slips of the keyboard; whoever writes "three" need not hear.
             self.must, _, self.at_most = words.replace(" from ", " of at least ").partition(" to ")
         elif annotation is float:
             self.kind, (self.must, self.range) = "number", _bounds("a number", metadata)
@@ -201,4 +206,4 @@ def _bounds(noun: str, metadata: list[Any]) -> tuple[str, str]:
 
 
 def _needs_quotes(value: object) -> bool:
-    return isinstance(value, str) and value[:1].isdigit()
+    return isinstance(value, str) and not isinstance(resolve(value), str)

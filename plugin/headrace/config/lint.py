@@ -55,8 +55,8 @@ def _retries(upstream: Upstream, base: Path, written: Written) -> Iterator[Probl
         and timeouts.deadline is not None
         and (retry.max_attempts - 1) * timeouts.attempt >= timeouts.deadline
     ):
-        path = attempts if written.is_given(attempts) else deadline if written.is_given(deadline) else (
-            *base, "timeouts", "attempt")  # fmt: skip
+        candidates = (attempts, deadline, (*base, "timeouts", "attempt"))
+        path = next(candidate for candidate in candidates if written.is_given(candidate))
         whole = int(timeouts.deadline // timeouts.attempt)
         yield written.problem(
             path,

@@ -74,14 +74,11 @@ def load(
         secrets_dir: Secrets directory; None: HEADRACE_SECRETS_DIR, if set.
 
     Raises:
-        ConfigError: With every problem found, sorted by file and line. The error
-            has an attribute `watched`: what to look at for the next try.
+        ConfigError: With every problem found, sorted by file and line.
     """
     inspection = inspect(files, env=env, cwd=cwd, secrets_dir=secrets_dir)
     if inspection.configuration is None:
-        error: ConfigError = refusal(inspection.problems)
-        error.watched = inspection.watched  # type: ignore[attr-defined]
-        raise error
+        raise refusal(inspection.problems, watched=inspection.watched)
     return inspection.configuration
 
 
@@ -92,7 +89,7 @@ def inspect(
     cwd: str | os.PathLike[str] | None = None,
     secrets_dir: str | os.PathLike[str] | None = None,
 ) -> Inspection:
-    """As `load`, but never raises for what is wrong with the configuration: `check` and `explain` print it."""
+    """As `load`, but never raises for what is wrong: `check` and `explain` print it."""
     env = os.environ if env is None else env
     reader = Reader(FilePath.cwd() if cwd is None else FilePath(cwd).absolute())
     problems: list[Problem] = []
@@ -116,15 +113,15 @@ def inspect(
     tree = _table(interpolation.resolve_tree(tree))
     unresolved = frozenset(problem.path for problem in interpolation.problems)
     folder = os.fspath(secrets_dir) if secrets_dir is not None else env.get(SECRETS_VARIABLE)
-    layers = [lambda below: read_environment(env, below, reader)]
     if folder:
-        layers.insert(0, lambda below: read_secrets(folder, below, reader))
-    for layer in layers:
-        over, found, warnings = layer(tree)
+        over, found, warnings = read_secrets(folder, tree, reader)
+        tree = _laid_on(tree, over)
         problems += found
         misspelt += warnings
-        if over is not None:
-            tree = _table(merge(tree, over))
+    over, found, warnings = read_environment(env, tree, reader)
+    tree = _laid_on(tree, over)
+    problems += found
+    misspelt += warnings
 
     complete, found = expand(tree)
     problems += found
@@ -175,6 +172,10 @@ def _names(files: Files, env: Mapping[str, str]) -> list[str]:
     if isinstance(files, str | os.PathLike):
         return [os.fspath(files)]
     return [os.fspath(file) for file in files]
+
+
+def _laid_on(tree: Table, over: Table | None) -> Table:
+    return tree if over is None else _table(merge(tree, over))
 
 
 def _table(node: object) -> Table:

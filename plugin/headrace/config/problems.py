@@ -50,10 +50,10 @@ def render_problems(problems: Sequence[Problem], *, consequence: str = "") -> st
     return "\n".join([*map(str, sorted(problems)), closing])
 
 
-def refusal(problems: Iterable[Problem]) -> ConfigError:
-    """The error that carries all *problems*."""
+def refusal(problems: Iterable[Problem], *, watched: Sequence[str] = ()) -> ConfigError:
+    """The error that carries all *problems*; *watched* as in ConfigError."""
     ordered = sorted(set(problems))
-    return ConfigError(render_problems(ordered), problems=ordered)
+    return ConfigError(render_problems(ordered), problems=ordered, watched=watched)
 
 
 def dotted(path: Path) -> str:

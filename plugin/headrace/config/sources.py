@@ -23,7 +23,7 @@ MODE_VARIABLE = "HEADRACE_MODE"
 SECRETS_VARIABLE = "HEADRACE_SECRETS_DIR"
 KNOWN_VARIABLES = (FILE_VARIABLE, MODE_VARIABLE, SECRETS_VARIABLE)
 
-# What Kubernetes sets for a service named headrace; no setting looks like it, for each has a double underscore.
+# What Kubernetes sets for a service named headrace; every setting has a double underscore.
 _KUBERNETES = re.compile(r"HEADRACE_(?:[A-Z0-9_]+_)?(?:SERVICE|PORT)(?:_[A-Z0-9_]+)?")
 
 
@@ -75,7 +75,7 @@ def read_files(files: Sequence[str], reader: Reader) -> tuple[Table | None, list
 def read_environment(
     env: Mapping[str, str], below: Table, reader: Reader
 ) -> tuple[Table | None, list[Problem], list[Problem]]:
-    """The tree of the `HEADRACE_…__…` variables, its problems, and warnings for the variables that mean nothing.
+    """The tree of the `HEADRACE_…__…` variables, its problems, and warnings for those that mean nothing.
 
     Args:
         below: What the tree will be laid on: header names are matched with it.

@@ -6,6 +6,7 @@ leaves, so a value keeps the position of whoever wrote it, however it is inherit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple, TypeAlias
 
@@ -171,6 +172,11 @@ def found(node: Node | None, *, hide: bool = False) -> str:
 def printable(text: str) -> str:
     """*text* with control characters escaped, so that no message can be forged with them."""
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+def without_user(words: str) -> str:
+    """*words* with anything in it that may be the password of a URL masked."""
+    return re.sub(r"//.*@", f"//{MASK}@", words, flags=re.DOTALL)
 
 
 def problem_at(mark: Mark, path: Path | str, message: str, fix: str = "") -> Problem:

@@ -46,7 +46,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(value_s: float) -> str:
-    """*value_s* in the largest unit that leaves no fraction: `250ms`, `1.5s`, `90s`, `5m`.
+    """*value_s* in the largest unit that leaves no fraction: `250ms`, `1.5s`, `60s`, `5m`.
 
     `parse_duration(format_duration(x)) == x` for every x that the parser can give.
     """
@@ -54,6 +54,8 @@ def format_duration(value_s: float) -> str:
         return "0s"
     for unit in ("h", "m", "s"):
         count = value_s / UNIT_S[unit]
+        if unit == "m" and count < 2:
+            continue  # 90s and 60s read better than 1.5m and 1m beside 30s
         if count == int(count) and count * UNIT_S[unit] == value_s:
             return f"{int(count)}{unit}"
     milliseconds = round(value_s * 1000)

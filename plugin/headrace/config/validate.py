@@ -8,11 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from headrace.config.keys import Key, key_at, root_key
+from headrace.config.keys import Key, key_at, root_key, yaml_text
 from headrace.config.problems import Path, Problem, did_you_mean
 from headrace.config.settings import Settings
 from headrace.config.tree import (
-    MASK,
     Node,
     Plain,
     Scalar,
@@ -23,6 +22,7 @@ from headrace.config.tree import (
     node_at,
     printable,
     problem_at,
+    without_user,
 )
 from headrace.config.units import nearest_duration, parse_duration
 
@@ -85,7 +85,7 @@ def _is_null(node: Scalar, key: Key) -> bool:
 
 
 def _take_out(plain: Any, path: Path, kind: str) -> Path:
-    """Remove what was refused at *path* from *plain*, and say what that leaves without its own value. Mutates."""
+    """Remove what was refused at *path* from *plain*; the path that is without its own value now. Mutates."""
     if path and path[-1] == "[key]":
         path = path[:-1]
     # An item cannot go alone: the others' numbers would change. The list goes.
@@ -123,7 +123,7 @@ def _problem(tree: Table, kind: str, path: Path, context: dict[str, Any]) -> Pro
         return problem_at(mark, path, "names no upstream", f"write: upstreams: {key.example}")
     if kind == "url":
         return problem_at(
-            mark, path, f"{context['reason']}; found {_without_user(found(node))}", _example(path, key)
+            mark, path, f"{context['reason']}; found {without_user(found(node))}", _example(path, key)
         )
     or_null = " or null" if key.is_nullable else ""
     note = f" ({key.note})" if key.note else ""
@@ -145,7 +145,7 @@ def _bad_key(tree: Table, kind: str, path: Path) -> Problem:
     return problem_at(
         mark,
         path,
-        f'"{name}" is no name for an upstream: small letters, digits and single _ between them, a letter first',
+        f'"{name}" is no name for an upstream: small letters, digits, single _ between them',
         f"write: {suggestion}:" if re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", suggestion) else "",
     )
 
@@ -182,7 +182,7 @@ def _better(key: Key, node: Scalar) -> str | None:
         return near if near and _fits(key, near) else None
     if key.choices:
         near = text if text in key.choices else did_you_mean(text, key.choices)
-        return f'"{near}"' if near and near[:1].isdigit() and key.is_text else near
+        return yaml_text(near) if near and key.is_text else near
     if key.must == "true or false":
         return _BOOLEANS.get(text.lower()) or (text.lower() if text.lower() in ("true", "false") else None)
     if key.kind == "method" and text.upper() != text and text.isascii() and text.isalpha():
@@ -204,8 +204,3 @@ def _example(path: Path, key: Key) -> str:
     if isinstance(path[-1], int):
         return f"for example: {key.example}"
     return f"write: {path[-1]}: {key.example}"
-
-
-def _without_user(words: str) -> str:
-    """*words* with anything that may be a password in a URL masked."""
-    return re.sub(r"//.*@", f"//{MASK}@", words, flags=re.DOTALL)

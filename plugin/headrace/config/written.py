@@ -54,7 +54,7 @@ class Written:
         return mark_of(self.tree, path)
 
     def origin(self, path: Path) -> Path:
-        """The path under which the value at *path* was written: `defaults.…` or another upstream's, if inherited."""
+        """The path where the value at *path* was written: `defaults.…` or another upstream's, if inherited."""
         node = node_at(self.tree, path)
         if node is None or self.rank(path) is Rank.OWN:
             return path
@@ -103,7 +103,7 @@ class Written:
 
     @cached_property
     def _paths(self) -> dict[tuple[Mark, int], Path]:
-        """By mark and depth below the upstream or `defaults`; an alias makes one mark stand at several places."""
+        """By mark and depth below the upstream or `defaults`; an alias puts one mark in several places."""
         paths: dict[tuple[Mark, int], Path] = {}
 
         def walk(node: Node, path: Path) -> None:

@@ -19,7 +19,7 @@ DEFAULT_PORT: dict[str, int] = {"http": 80, "https": 443}
 
 # Characters that a URL on its way out never has raw; urlsplit and urllib3 disagree on what they mean.
 _FORBIDDEN = re.compile(r"[\x00-\x20\\\x7f]")
-# An authority that needs more than lower-casing before it can be looked up (port, user, IPv6, final dot, IDNA, …).
+# An authority that needs more than lower-casing before it is looked up (port, user, IPv6, final dot, IDNA, …).
 _ODD_AUTHORITY = re.compile(r"[^a-z0-9._-]|\.$", re.ASCII)
 _ODD_PATH = re.compile(r"%|/\.|[^\x00-\x7f]")
 _HOST = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.(?!-)[a-z0-9_-]{1,63})*", re.ASCII)

@@ -1,0 +1,219 @@
+"""The command line: `headrace check`, `headrace schema`, `headrace explain`.
+
+Exit codes: 0 good, 1 problems in the configuration, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from headrace.config import Inspection, Problem, inspect, render_problems
+from headrace.config.explain import explain
+from headrace.config.schema import schema_text
+from headrace.config.tree import MASK
+from headrace.config.units import format_duration
+from headrace.policy.plan import UpstreamPlan
+from headrace.policy.routes import url_of
+
+GOOD, PROBLEMS, USAGE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Prints; reads files and the environment; changes nothing.
+
+    Args:
+        arguments: Without the program's name; None: `sys.argv`.
+    """
+    try:
+        options = _parser().parse_args(arguments)
+    except SystemExit as stop:  # --help and --version end with 0, wrong usage with 2
+        return stop.code if isinstance(stop.code, int) else USAGE
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `headrace schema | head`: nobody is listening any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return GOOD
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="headrace",
+        description="Look at an upstreams.yaml before it is taken into force.",
+        epilog="Exit codes: 0 good, 1 problems in the configuration, 2 wrong usage.",
+    )
+    parser.add_argument("--version", action="version", version=f"headrace {version('headrace')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    check = commands.add_parser(
+        "check",
+        help="say everything that is wrong with a file, or what it amounts to",
+        description="Read, merge and validate FILE… as an application would: later files win, then the secrets "
+        "directory (HEADRACE_SECRETS_DIR), then HEADRACE_…__… variables. A misspelt HEADRACE_ variable is a problem.",
+    )
+    check.add_argument("files", nargs="+", metavar="FILE")
+    check.add_argument(
+        "--format", choices=("text", "json"), default="text", help="json: one object, for machines"
+    )
+    check.add_argument(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="also print totals over N processes (limits are per process)",
+    )
+    check.set_defaults(run=_check)
+
+    schema = commands.add_parser("schema", help="print the JSON Schema of upstreams.yaml, for editors")
+    schema.set_defaults(run=_schema)
+
+    explained = commands.add_parser(
+        "explain",
+        help="say what the rules make of a call to a URL, and which line says so",
+        description="Print the upstream that URL belongs to, the order of a call, and where each value comes from.",
+    )
+    explained.add_argument("file", metavar="FILE")
+    explained.add_argument("url", metavar="URL")
+    explained.add_argument(
+        "--method", default="GET", metavar="M", type=str.upper, help="HTTP method (default: GET)"
+    )
+    explained.add_argument(
+        "--status", type=_status, metavar="S", help="would this answer be retried, is it a failure?"
+    )
+    explained.set_defaults(run=_explain)
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 100000")
+    return int(text)
+
+
+def _status(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 100 <= int(text[:9]) <= 599:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a status code from 100 to 599")
+    return int(text)
+
+
+def _schema(options: argparse.Namespace) -> int:
+    sys.stdout.write(schema_text())
+    return GOOD
+
+
+def _explain(options: argparse.Namespace) -> int:
+    inspection = inspect(options.file)
+    if inspection.problems:
+        print(render_problems(inspection.problems), file=sys.stderr)
+        return PROBLEMS
+    text = explain(inspection, options.url, method=options.method, status=options.status, env=os.environ)
+    sys.stdout.write(text)
+    return GOOD
+
+
+def _check(options: argparse.Namespace) -> int:
+    inspection = inspect(options.files)
+    is_good = not inspection.problems and not inspection.misspelt
+    if options.format == "json":
+        print(json.dumps(_check_object(inspection, options.workers), indent=2, ensure_ascii=False))
+    else:
+        _print_check(inspection, options.workers)
+    return GOOD if is_good else PROBLEMS
+
+
+def _print_check(inspection: Inspection, workers: int | None) -> None:
+    if inspection.problems:
+        print(render_problems(inspection.problems), file=sys.stderr)
+    for kind, notes in (("warning", inspection.misspelt), ("lint", inspection.findings)):
+        for note in notes:
+            print(f"{kind}: {note}", file=sys.stderr)
+    configuration = inspection.configuration
+    if configuration is None:
+        return
+    for plan in configuration.upstreams.values():
+        print(_summary(inspection, plan))
+        if workers is not None:
+            print(f"    {workers} workers: {_totals_text(plan, workers)}")
+    count = len(configuration.upstreams)
+    print(f"{count} upstream{'s' if count != 1 else ''}, digest {configuration.digest[:12]}")
+
+
+def _summary(inspection: Inspection, plan: UpstreamPlan) -> str:
+    timeouts, retry, breaker = plan.timeouts, plan.retry, plan.circuit_breaker
+    deadline = (
+        "no deadline" if timeouts.deadline_s is None else f"deadline {format_duration(timeouts.deadline_s)}"
+    )
+    if breaker.mode == "disabled":
+        trips = "breaker disabled"
+    else:
+        trips = (
+            f"opens at {breaker.failure_rate_threshold:.0%} of {breaker.minimum_calls}+ calls"
+            f" in {format_duration(breaker.window_s)}"
+        )
+        if breaker.consecutive_failures is not None:
+            trips += f" or {breaker.consecutive_failures} in a row"
+    attempts = f"{retry.max_attempts} × {format_duration(timeouts.attempt_s)}"
+    pool = f"{plan.pool.max_connections} connections"
+    return f"{plan.name}  {_url(inspection, plan)}  {plan.mode}: {deadline}, {attempts}, {pool}, {trips}"
+
+
+def _url(inspection: Inspection, plan: UpstreamPlan) -> str:
+    assert inspection.written is not None
+    return inspection.written.shown(("upstreams", plan.name, "base_url"), url_of(plan.base)) or MASK
+
+
+def _totals(plan: UpstreamPlan, workers: int) -> dict[str, float]:
+    return {
+        "max_connections": plan.pool.max_connections * workers,
+        "retries_per_second_reserve": plan.retry.budget.min_per_second * workers,
+    }
+
+
+def _totals_text(plan: UpstreamPlan, workers: int) -> str:
+    totals = _totals(plan, workers)
+    return (
+        f"up to {totals['max_connections']:g} connections, "
+        f"{totals['retries_per_second_reserve']:g} retries per second whatever the traffic"
+    )
+
+
+def _check_object(inspection: Inspection, workers: int | None) -> dict[str, Any]:
+    configuration = inspection.configuration
+    upstreams: list[dict[str, Any]] = []
+    for plan in configuration.upstreams.values() if configuration else ():
+        upstream: dict[str, Any] = {
+            "name": plan.name,
+            "base_url": _url(inspection, plan),
+            "mode": plan.mode,
+            "deadline_s": plan.timeouts.deadline_s,
+            "attempt_s": plan.timeouts.attempt_s,
+            "max_attempts": plan.retry.max_attempts,
+            "max_connections": plan.pool.max_connections,
+            "circuit_breaker": plan.circuit_breaker.mode,
+        }
+        if workers is not None:
+            upstream["totals"] = {"workers": workers, **_totals(plan, workers)}
+        upstreams.append(upstream)
+    return {
+        "good": not inspection.problems and not inspection.misspelt,
+        "problems": _objects(inspection.problems),
+        "warnings": _objects(inspection.misspelt),
+        "findings": _objects(inspection.findings),
+        "digest": configuration.digest if configuration else None,
+        "upstreams": upstreams,
+    }
+
+
+def _objects(problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    return [asdict(problem) for problem in problems]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
