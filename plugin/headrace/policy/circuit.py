@@ -23,10 +23,6 @@ from headrace.policy.window import TimeWindow
 
 __all__ = ["Circuit", "CircuitState", "CircuitView", "Permit", "Refused", "Transition", "Trigger", "Verdict"]
 
-_CLOSED: Final = CircuitState.CLOSED  # a global is one look-up where the enum's member is two
-_OPEN: Final = CircuitState.OPEN
-_HALF_OPEN: Final = CircuitState.HALF_OPEN
-
 
 class Verdict(StrEnum):
     """What one attempt says about the upstream's health."""
@@ -34,6 +30,15 @@ class Verdict(StrEnum):
     SUCCESS = "success"
     FAILURE = "failure"
     IGNORED = "ignored"  # nothing: local refusal, cancellation, cut too early. Gives its permit back
+
+
+# A global is one look-up; a member of an enum class goes through its metaclass.
+_CLOSED: Final = CircuitState.CLOSED
+_OPEN: Final = CircuitState.OPEN
+_HALF_OPEN: Final = CircuitState.HALF_OPEN
+_SUCCESS: Final = Verdict.SUCCESS
+_FAILURE: Final = Verdict.FAILURE
+_IGNORED: Final = Verdict.IGNORED
 
 
 @dataclass(slots=True)
@@ -202,11 +207,11 @@ class Circuit:
                 return
             if self.state is _CLOSED:
                 # The success path: one call of ours (the window) and no allocation.
-                if verdict is Verdict.SUCCESS:
+                if verdict is _SUCCESS:
                     self._consecutive_failures = 0
                     self._window.add(now, 1, 0)
                     return
-                if verdict is Verdict.IGNORED:
+                if verdict is _IGNORED:
                     return
                 self._consecutive_failures += 1
                 self._window.add(now, 1, 1)
@@ -312,9 +317,9 @@ class Circuit:
     def _judge_probe(self, permit: Permit, verdict: Verdict, now: float) -> None:
         if permit.probe is None or self._probes.pop(permit.probe, None) is None:
             return  # expired, or given back before
-        if verdict is Verdict.SUCCESS:
+        if verdict is _SUCCESS:
             self._succeeded_probes += 1
-        elif verdict is Verdict.FAILURE:
+        elif verdict is _FAILURE:
             self._failed_probes += 1
         else:
             return  # ignored: its place is free again
@@ -339,7 +344,6 @@ class Circuit:
             open_for_s = self._open_for_s()
             self._open_until = at_s + open_for_s
         elif after is _HALF_OPEN:
-            open_for_s = self._opened.open_for_s if self._opened is not None else None
             self._window_ends_at = at_s + plan.half_open.window_s
         self._probes.clear()
         self._succeeded_probes = self._failed_probes = 0

@@ -194,13 +194,13 @@ class Exchange:
         if self._ended is not None:
             return self._ended
         if self._permit is not None:
-            raise RuntimeError("decide() while an attempt is out: record() its outcome first")
+            raise RuntimeError("decide() while an attempt is out: record its outcome first")
         outcome = self._undecided
         if outcome is not None:
             self._undecided = None
             # Ahead of classify() because it is nearly every call: an answer that no rule names.
             if outcome.fault is None and outcome.status not in self._plan.retry.retry_on.statuses:
-                self.reason = EndReason.SUCCESS
+                self.reason = _FINISH_SUCCESS.reason
                 self._ended = _FINISH_SUCCESS
                 return _FINISH_SUCCESS
             wait = self._wait_or_end(outcome, now)

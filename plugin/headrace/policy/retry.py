@@ -64,8 +64,8 @@ class RetryBudget:
 
     Each first attempt earns `ratio` of a retry, a retry costs one; both are forgotten
     after `ttl`, and `min_per_second · ttl` retries are there without any traffic. So over
-    any stretch of `ttl` seconds retries are at most ratio × first attempts (of those
-    and the ttl/10 before) + min_per_second · ttl.
+    any `ttl` seconds that end with a retry, retries are at most ratio × first attempts
+    (of these seconds and the ttl/10 before) + min_per_second · ttl.
 
     Thread-safe with a plain *lock*, held for arithmetic only.
 

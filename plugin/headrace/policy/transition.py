@@ -58,7 +58,7 @@ class Transition:
         failures: How many of *calls* failed.
         threshold: What the rule compared with: failure_rate_threshold, consecutive_failures
             or success_rate_threshold; None for OPEN_FOR_ELAPSED.
-        open_for_s: How long the circuit stays (or was) open, jitter included; None when it closed.
+        open_for_s: How long the circuit stays open, jitter included; None when it did not open.
     """
 
     from_state: CircuitState

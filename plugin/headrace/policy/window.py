@@ -8,8 +8,8 @@ class TimeWindow:
 
     A ring of partial sums (slices) and a running total: adding is O(1), time moves
     the ring by whole slices, so the window is n_slices long, of which the youngest is
-    not over: it reaches back between n_slices - 1 and n_slices of them. The circuit marks failures; the retry budget
-    counts first attempts and marks retries.
+    not over: it reaches back between n_slices - 1 and n_slices of them. The circuit
+    marks failures; the retry budget counts first attempts and marks retries.
 
     Not thread-safe: the owner's lock guards it. Instants are monotonic seconds;
     one that lies before the current slice (threads read the clock before they

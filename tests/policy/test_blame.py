@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from headrace.policy.blame import blame
+from headrace.policy.circuit import Verdict
+from headrace.policy.outcome import Fault, Outcome, condition
+from support.plans import circuit_plan
+
+SUCCESS, FAILURE, IGNORED = Verdict.SUCCESS, Verdict.FAILURE, Verdict.IGNORED
+
+
+@pytest.mark.parametrize(
+    ("outcome", "verdict"),
+    [
+        pytest.param(Outcome(status=200, sent=True), SUCCESS, id="an answer"),
+        pytest.param(Outcome(status=404, sent=True), SUCCESS, id="4xx is success"),
+        pytest.param(Outcome(status=429, sent=True), SUCCESS, id="429 is success"),
+        pytest.param(Outcome(status=503, sent=True), FAILURE, id="5xx"),
+        pytest.param(Outcome(status=501, sent=True), SUCCESS, id="501 is not among 5xx"),
+        pytest.param(Outcome(fault=Fault.CONNECT_FAILURE), FAILURE, id="refused"),
+        pytest.param(Outcome(fault=Fault.TLS_FAILURE), FAILURE, id="handshake broken off"),
+        pytest.param(Outcome(fault=Fault.RESET, sent=True), FAILURE, id="reset"),
+        pytest.param(Outcome(fault=Fault.PROTOCOL_ERROR, sent=True), FAILURE, id="not HTTP"),
+        pytest.param(
+            Outcome(fault=Fault.TIMEOUT, sent=True, cut=True, duration_s=0.5), FAILURE, id="cut, long enough"
+        ),
+        pytest.param(
+            Outcome(fault=Fault.TIMEOUT, sent=True, cut=True, duration_s=0.49), IGNORED, id="cut too early"
+        ),
+        pytest.param(
+            Outcome(fault=Fault.CONNECT_FAILURE, cut=True, duration_s=0.1), IGNORED, id="connect cut early"
+        ),
+        pytest.param(Outcome(fault=Fault.CERTIFICATE), IGNORED, id="certificate: in no word of failure_on"),
+    ],
+)
+def test_an_outcome_is_blamed_by_failure_on_and_blame_after(outcome: Outcome, verdict: Verdict) -> None:
+    assert blame(outcome, circuit_plan()) is verdict
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault.POOL_TIMEOUT, Fault.POOL_REJECTED, Fault.CANCELLED, Fault.LOCAL_ERROR]
+)
+def test_local_trouble_is_never_blamed_on_the_upstream(fault: Fault) -> None:
+    """Pitfall 6."""
+    assert blame(Outcome(fault=fault, duration_s=9.0), circuit_plan()) is IGNORED
+
+
+def test_an_attempt_our_own_deadline_cut_short_is_not_blamed_on_the_upstream() -> None:
+    """Pitfall 6."""
+    cut_short = Outcome(fault=Fault.TIMEOUT, sent=True, cut=True, duration_s=0.02)
+
+    assert blame(cut_short, circuit_plan()) is IGNORED
+
+
+def test_a_fault_that_failure_on_leaves_out_is_not_a_success_either() -> None:
+    """Pitfall 5."""
+    only_statuses = circuit_plan(failure_on=condition(["5xx"]))
+
+    assert blame(Outcome(fault=Fault.RESET, sent=True), only_statuses) is IGNORED

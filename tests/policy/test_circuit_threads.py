@@ -1,0 +1,124 @@
+"""One circuit, real threads, a real lock. No test sleeps: barriers decide who meets whom."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from headrace.engine.blocking import run
+from headrace.policy.circuit import Circuit, CircuitState, Permit, Transition, Verdict
+from headrace.policy.exchange import EndReason, Exchange, Send
+from headrace.policy.outcome import Outcome
+from headrace.policy.retry import RetryBudget
+from support.plans import BUDGET, circuit_plan, upstream_plan
+from support.virtual import VirtualClock, seeded
+
+T0 = 1000.0
+PATIENCE_S = 20.0  # how long a broken test may hang
+
+
+def together(n_threads: int, work: Callable[[int], object]) -> list[object]:
+    """Run *work(number)* on that many threads at once. Blocks; raises what any of them raised."""
+    start = threading.Barrier(n_threads)
+
+    def begin(number: int) -> object:
+        start.wait(PATIENCE_S)
+        return work(number)
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        return list(pool.map(begin, range(n_threads)))
+
+
+def test_eight_threads_lose_no_count() -> None:
+    per_thread = 4000
+    circuit = Circuit(
+        circuit_plan(consecutive_failures=None, minimum_calls=10**9), rng=seeded(), lock=threading.Lock()
+    )
+
+    def hammer(number: int) -> None:
+        for turn in range(per_thread):
+            permit = circuit.acquire(T0)
+            assert isinstance(permit, Permit)
+            circuit.record(permit, Verdict.FAILURE if turn % 4 == number % 4 else Verdict.SUCCESS, T0)
+
+    together(8, hammer)
+
+    view = circuit.view(T0)
+    assert (view.calls, view.failures) == (8 * per_thread, 2 * per_thread)
+
+
+def test_of_twenty_callers_that_meet_a_half_open_circuit_max_probes_get_through() -> None:
+    """Pitfall 1."""
+    told: list[Transition] = []
+    circuit = Circuit(circuit_plan(), rng=seeded(), lock=threading.Lock(), on_transition=told.append)
+    for _ in range(5):
+        permit = circuit.acquire(T0)
+        assert isinstance(permit, Permit)
+        circuit.record(permit, Verdict.FAILURE, T0)
+
+    answers = together(20, lambda _: circuit.acquire(T0 + 5))
+
+    assert sum(isinstance(answer, Permit) for answer in answers) == 3
+    assert [transition.to_state for transition in told] == [CircuitState.OPEN, CircuitState.HALF_OPEN]
+
+
+def test_many_threads_that_fail_at_once_open_the_circuit_once() -> None:
+    told: list[Transition] = []
+    circuit = Circuit(circuit_plan(), rng=seeded(), lock=threading.Lock(), on_transition=told.append)
+    permits = [circuit.acquire(T0) for _ in range(16)]
+
+    def fail(number: int) -> None:
+        permit = permits[number]
+        assert isinstance(permit, Permit)
+        circuit.record(permit, Verdict.FAILURE, T0)
+
+    together(16, fail)
+
+    assert [transition.calls for transition in told] == [5]
+
+
+def test_eight_threads_spend_a_budget_exactly() -> None:
+    budget = RetryBudget(BUDGET, lock=threading.Lock())
+
+    def spend(_: int) -> int:
+        for _ in range(100):
+            budget.deposit(T0)
+        return sum(budget.try_withdraw(T0) for _ in range(100))
+
+    paid = together(8, spend)
+
+    assert sum(paid) == 30 + 160  # type: ignore[arg-type]
+
+
+def test_calls_through_one_circuit_run_at_the_same_time() -> None:
+    """Pitfall 7."""
+    n_threads = 8
+    under_way = threading.Barrier(n_threads)
+    circuit = Circuit(circuit_plan(), rng=seeded(), lock=threading.Lock())
+    budget = RetryBudget(BUDGET, lock=threading.Lock())
+    plan = upstream_plan()
+
+    class Meeting:
+        def perform(self, send: Send) -> Outcome:
+            under_way.wait(PATIENCE_S)  # passes only when all eight are inside their attempt
+            return Outcome(status=200, sent=True)
+
+        def set_aside(self) -> None: ...
+
+    def call(_: int) -> EndReason:
+        clock = VirtualClock(T0)
+        exchange = Exchange(
+            plan,
+            circuit,
+            budget,
+            now=clock(),
+            rng=seeded(),
+            method="GET",
+            replayable=True,
+            timeouts=plan.timeouts,
+            max_attempts=1,
+        )
+        return run(exchange, Meeting(), clock=clock, sleep=clock.sleep).reason
+
+    assert together(n_threads, call) == [EndReason.SUCCESS] * n_threads

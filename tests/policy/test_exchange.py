@@ -1,0 +1,461 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.policy.circuit import Circuit, CircuitState, Permit, Refused, Verdict
+from headrace.policy.exchange import Decision, EndReason, Exchange, Finish, Refuse, Send, Sleep
+from headrace.policy.outcome import Fault, Outcome, condition
+from headrace.policy.plan import BudgetPlan, UpstreamPlan
+from headrace.policy.retry import RetryBudget
+from support.plans import BUDGET, TIMEOUTS, circuit_plan, retry_plan, upstream_plan
+from support.virtual import VirtualClock, constant
+
+T0 = 1000.0
+OK = Outcome(status=200, sent=True)
+UNAVAILABLE = Outcome(status=503, sent=True)
+RESET = Outcome(fault=Fault.RESET, sent=True)
+FAST_BACKOFF_S = [0.0125, 0.025]  # the middle of the first two back-offs of the default plan
+
+
+class Bench:
+    """An exchange with its circuit and budget, on a virtual clock."""
+
+    def __init__(
+        self,
+        plan: UpstreamPlan | None = None,
+        *,
+        circuit: Circuit | None = None,
+        rng: float = 0.5,
+        method: str = "GET",
+        replayable: bool = True,
+        max_attempts: int | None = None,
+    ) -> None:
+        self.plan = plan if plan is not None else upstream_plan()
+        self.clock = VirtualClock(T0)
+        self.circuit = circuit or Circuit(self.plan.circuit_breaker, rng=constant(0.5))
+        self.budget = RetryBudget(self.plan.retry.budget)
+        self.exchange = Exchange(
+            self.plan,
+            self.circuit,
+            self.budget,
+            now=T0,
+            rng=constant(rng),
+            method=method,
+            replayable=replayable,
+            timeouts=self.plan.timeouts,
+            max_attempts=self.plan.retry.max_attempts if max_attempts is None else max_attempts,
+        )
+
+    def decide(self) -> Decision:
+        return self.exchange.decide(self.clock.now)
+
+    def after(self, outcome: Outcome, *, takes_s: float = 0.0) -> Decision:
+        """The decision that follows a Send that ended in *outcome*."""
+        self.exchange.record(outcome, self.clock.advance(takes_s))
+        return self.decide()
+
+    def wake(self, sleep: Decision) -> Decision:
+        assert isinstance(sleep, Sleep)
+        self.clock.sleep(sleep.delay_s)
+        return self.decide()
+
+
+def open_up(circuit: Circuit, now: float = T0) -> None:
+    for _ in range(5):
+        permit = circuit.acquire(now)
+        assert isinstance(permit, Permit)
+        circuit.record(permit, Verdict.FAILURE, now)
+    assert circuit.state is CircuitState.OPEN
+
+
+# The first attempt
+
+
+def test_the_first_decision_is_to_send_with_the_attempt_timeout() -> None:
+    assert Bench().decide() == Send(1, 4.0)
+
+
+def test_the_attempt_timeout_is_cut_to_what_is_left_of_the_deadline() -> None:
+    bench = Bench()
+    bench.clock.advance(13.0)
+
+    assert bench.decide() == Send(1, 2.0)
+
+
+def test_without_a_deadline_the_attempt_timeout_is_never_cut() -> None:
+    bench = Bench(upstream_plan(timeouts=replace(TIMEOUTS, deadline_s=None)))
+    bench.clock.advance(1e6)
+
+    assert bench.decide() == Send(1, 4.0)
+    assert bench.exchange.deadline_at is None
+
+
+def test_a_first_attempt_pays_into_the_budget_and_a_retry_does_not() -> None:
+    bench = Bench()
+    bench.decide()
+    assert bench.budget.balance(T0) == pytest.approx(30.2)
+
+    bench.wake(bench.after(UNAVAILABLE))
+
+    assert bench.budget.balance(T0) == pytest.approx(29.2)
+
+
+def test_a_call_whose_deadline_has_passed_is_refused_without_asking_the_circuit() -> None:
+    bench = Bench()
+    bench.clock.advance(15.0)
+
+    assert bench.decide() == Refuse(EndReason.DEADLINE, 0.0)
+    assert (bench.exchange.outcomes, bench.exchange.refused) == ([], None)
+
+
+def test_an_open_circuit_refuses_the_call_with_what_is_left() -> None:
+    bench = Bench()
+    open_up(bench.circuit)
+    bench.clock.advance(2.0)
+
+    assert bench.decide() == Refuse(EndReason.CIRCUIT_OPEN, 3.0)
+    exchange = bench.exchange
+    assert (exchange.reason, exchange.retry_after_s, exchange.denied) == (EndReason.CIRCUIT_OPEN, 3.0, None)
+    assert isinstance(exchange.refused, Refused)
+    assert bench.budget.balance(T0) == 30.0
+
+
+# How a call ends
+
+
+@pytest.mark.parametrize("status", [200, 304, 404, 409, 501])
+def test_an_answer_that_no_rule_wants_retried_is_a_success(status: int) -> None:
+    bench = Bench()
+    bench.decide()
+
+    assert bench.after(Outcome(status=status, sent=True)) == Finish(EndReason.SUCCESS)
+    assert bench.exchange.denied is None
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "verdict"),
+    [
+        pytest.param(Outcome(fault=Fault.CERTIFICATE), EndReason.CERTIFICATE, "ignored", id="certificate"),
+        pytest.param(Outcome(fault=Fault.POOL_TIMEOUT), EndReason.POOL_TIMEOUT, "ignored", id="pool timeout"),
+        pytest.param(
+            Outcome(fault=Fault.POOL_REJECTED), EndReason.POOL_REJECTED, "ignored", id="pool rejected"
+        ),
+        pytest.param(Outcome(fault=Fault.CANCELLED), EndReason.CANCELLED, "ignored", id="cancelled"),
+        pytest.param(Outcome(fault=Fault.LOCAL_ERROR), EndReason.LOCAL_ERROR, "ignored", id="local error"),
+    ],
+)
+def test_own_refusals_and_certificates_end_the_call_at_once(
+    outcome: Outcome, reason: EndReason, verdict: str
+) -> None:
+    """Pitfall 17."""
+    bench = Bench()
+    bench.decide()
+
+    assert bench.after(outcome) == Finish(reason)
+    assert bench.exchange.verdicts == [verdict]
+    assert bench.exchange.denied is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        pytest.param({"method": "POST"}, EndReason.METHOD, id="method"),
+        pytest.param({"replayable": False}, EndReason.NOT_REPLAYABLE, id="body"),
+        pytest.param({"max_attempts": 1}, EndReason.ATTEMPTS, id="attempts"),
+        pytest.param(
+            {"method": "POST", "max_attempts": 1}, EndReason.METHOD, id="method is named before attempts"
+        ),
+    ],
+)
+def test_what_forbade_a_wanted_attempt_is_named(changes: dict[str, Any], reason: EndReason) -> None:
+    bench = Bench(**changes)
+    bench.decide()
+
+    assert bench.after(UNAVAILABLE) == Finish(reason)
+    assert bench.exchange.denied is reason
+
+
+def test_a_fault_outside_retry_on_ends_the_call() -> None:
+    bench = Bench(upstream_plan(retry=retry_plan(retry_on=condition(["5xx"]))))
+    bench.decide()
+
+    assert bench.after(RESET) == Finish(EndReason.NOT_RETRIABLE)
+    assert bench.exchange.denied is None
+
+
+def test_failures_are_retried_after_a_pause_until_the_attempts_run_out() -> None:
+    bench = Bench()
+    bench.decide()
+
+    first = bench.after(UNAVAILABLE, takes_s=0.1)
+    assert first == Sleep(FAST_BACKOFF_S[0])
+    assert bench.wake(first) == Send(2, 4.0)
+    second = bench.after(RESET, takes_s=0.1)
+    assert second == Sleep(FAST_BACKOFF_S[1])
+    assert bench.wake(second) == Send(3, 4.0)
+    assert bench.after(UNAVAILABLE) == Finish(EndReason.ATTEMPTS)
+
+    assert bench.exchange.outcomes == [UNAVAILABLE, RESET, UNAVAILABLE]
+    assert bench.exchange.verdicts == ["failure"] * 3
+
+
+def test_a_retry_that_succeeds_ends_the_call_with_nothing_denied() -> None:
+    bench = Bench()
+    bench.decide()
+    bench.wake(bench.after(RESET))
+
+    assert bench.after(OK) == Finish(EndReason.SUCCESS)
+    assert (bench.exchange.reason, bench.exchange.denied) == (EndReason.SUCCESS, None)
+
+
+def test_a_pause_of_nothing_is_not_slept() -> None:
+    bench = Bench(rng=0.0)
+    bench.decide()
+
+    assert bench.after(RESET) == Send(2, 4.0)
+
+
+def test_the_decision_after_the_end_is_the_same_again() -> None:
+    bench = Bench()
+    bench.decide()
+    finish = bench.after(OK)
+
+    assert bench.decide() is finish
+
+
+# Circumstances
+
+
+def test_a_failure_that_opened_the_circuit_ends_the_call_without_sleeping_towards_a_shut_door() -> None:
+    """Pitfall 17."""
+    bench = Bench(upstream_plan(circuit=circuit_plan(consecutive_failures=2)))
+    bench.decide()
+    bench.wake(bench.after(UNAVAILABLE))
+
+    assert bench.after(UNAVAILABLE) == Finish(EndReason.CIRCUIT_OPENED)
+    assert bench.exchange.denied is EndReason.CIRCUIT_OPENED
+    assert bench.budget.balance(bench.clock.now) == pytest.approx(29.2)  # only the first retry was paid for
+
+
+def test_a_circuit_that_opened_during_the_pause_ends_the_call_with_the_answer_it_has() -> None:
+    bench = Bench()
+    bench.decide()
+    sleep = bench.after(UNAVAILABLE)
+    for _ in range(4):
+        permit = bench.circuit.acquire(T0)
+        assert isinstance(permit, Permit)
+        bench.circuit.record(permit, Verdict.FAILURE, T0)
+
+    assert bench.wake(sleep) == Finish(EndReason.CIRCUIT_OPEN)
+    exchange = bench.exchange
+    assert exchange.denied is EndReason.CIRCUIT_OPEN
+    assert exchange.retry_after_s == pytest.approx(5.0 - FAST_BACKOFF_S[0])
+    assert exchange.refused is not None
+
+
+def test_retry_after_is_waited_where_it_is_longer_than_the_pause() -> None:
+    bench = Bench()
+    bench.decide()
+
+    assert bench.after(replace(UNAVAILABLE, retry_after_s=2.0)) == Sleep(2.0)
+    assert bench.exchange.retry_after_s == 2.0
+
+
+def test_retry_after_zero_does_not_remove_the_pause_and_its_jitter() -> None:
+    """Pitfall 11."""
+    bench = Bench()
+    bench.decide()
+
+    assert bench.after(replace(UNAVAILABLE, retry_after_s=0.0)) == Sleep(FAST_BACKOFF_S[0])
+
+
+def test_a_retry_after_of_hours_ends_the_call_at_once_and_is_on_record() -> None:
+    """Pitfall 11."""
+    bench = Bench(upstream_plan(timeouts=replace(TIMEOUTS, deadline_s=None)))
+    bench.decide()
+
+    assert bench.after(replace(UNAVAILABLE, retry_after_s=7200.0)) == Finish(EndReason.RETRY_AFTER)
+    assert (bench.exchange.retry_after_s, bench.exchange.denied) == (7200.0, EndReason.RETRY_AFTER)
+
+
+def test_a_retry_after_past_the_deadline_is_not_slept() -> None:
+    """Pitfall 11."""
+    bench = Bench()
+    bench.decide()
+
+    assert bench.after(replace(UNAVAILABLE, retry_after_s=14.0), takes_s=1.0) == Finish(EndReason.DEADLINE)
+    assert (bench.exchange.retry_after_s, bench.exchange.denied) == (14.0, EndReason.DEADLINE)
+
+
+def test_a_pause_that_does_not_fit_the_deadline_is_not_slept() -> None:
+    bench = Bench()
+    bench.decide()
+
+    assert bench.after(UNAVAILABLE, takes_s=14.99) == Finish(EndReason.DEADLINE)
+    assert bench.budget.balance(T0) == pytest.approx(30.2)
+
+
+def test_a_pause_that_took_longer_than_asked_does_not_send_past_the_deadline() -> None:
+    bench = Bench()
+    bench.decide()
+    bench.after(UNAVAILABLE)
+    bench.clock.advance(20.0)
+
+    assert bench.decide() == Finish(EndReason.DEADLINE)
+    assert bench.exchange.denied is EndReason.DEADLINE
+
+
+def test_a_spent_budget_denies_the_retry() -> None:
+    spent = BudgetPlan(ratio=0.2, min_per_second=0.0, ttl_s=10.0)
+    bench = Bench(upstream_plan(retry=retry_plan(budget=spent)))
+    bench.decide()
+
+    assert bench.after(UNAVAILABLE) == Finish(EndReason.BUDGET)
+    assert bench.exchange.denied is EndReason.BUDGET
+
+
+# Permits
+
+
+def test_an_abandoned_probe_gives_its_place_back() -> None:
+    """Pitfall 3."""
+    bench = Bench()
+    open_up(bench.circuit, T0 - 5)
+    bench.decide()
+    assert bench.circuit.view(T0).probes_in_flight == 1
+
+    bench.exchange.abandon(T0)
+    bench.exchange.abandon(T0)
+
+    view = bench.circuit.view(T0)
+    assert (view.state, view.probes_in_flight, view.verdicts) == (CircuitState.HALF_OPEN, 0, 0)
+    assert bench.exchange.reason is EndReason.CANCELLED
+
+
+def test_abandoning_a_finished_call_changes_nothing() -> None:
+    bench = Bench()
+    bench.decide()
+    bench.after(OK)
+    before = bench.circuit.view(T0)
+
+    bench.exchange.abandon(T0)
+
+    assert bench.circuit.view(T0) == before
+    assert bench.exchange.reason is EndReason.SUCCESS
+
+
+def test_a_driver_that_asks_or_tells_out_of_turn_is_told_so() -> None:
+    bench = Bench()
+    with pytest.raises(RuntimeError, match="without an attempt that is out"):
+        bench.exchange.record(OK, T0)
+    bench.decide()
+    with pytest.raises(RuntimeError, match="record its outcome first"):
+        bench.decide()
+
+
+# Properties
+
+OUTCOMES = st.one_of(
+    st.builds(
+        Outcome,
+        status=st.sampled_from([200, 404, 429, 500, 503]),
+        sent=st.just(True),
+        retry_after_s=st.sampled_from([None, None, 0.0, 0.5, 3.0, 40.0]),
+    ),
+    st.builds(
+        Outcome,
+        fault=st.sampled_from(Fault),
+        sent=st.booleans(),
+        cut=st.booleans(),
+        duration_s=st.sampled_from([0.1, 1.0]),
+    ),
+)
+
+
+class CountingCircuit(Circuit):
+    """Counts the permits it gave and got back."""
+
+    given = 0
+    returned = 0
+
+    def acquire(self, now: float) -> Permit | Refused:
+        answer = super().acquire(now)
+        self.given += isinstance(answer, Permit)
+        return answer
+
+    def record(self, permit: Permit, verdict: Verdict, now: float) -> None:
+        self.returned += 1
+        super().record(permit, verdict, now)
+
+
+@given(
+    script=st.lists(st.tuples(st.floats(0.0, 1.0), OUTCOMES), max_size=8),
+    method=st.sampled_from(["GET", "POST"]),
+    replayable=st.booleans(),
+    max_attempts=st.integers(1, 6),
+    deadline_s=st.sampled_from([None, 0.0, 0.05, 2.0, 15.0]),
+    consecutive=st.sampled_from([None, 1, 2, 3]),
+    reserve=st.sampled_from([0.0, 0.1, 3.0]),
+    uniform=st.floats(0.0, 1.0, exclude_max=True),
+    overslept_s=st.sampled_from([0.0, 0.001, 4.0]),
+)
+def test_whatever_the_upstream_does_a_call_keeps_its_bounds(
+    script: list[tuple[float, Outcome]],
+    method: str,
+    replayable: bool,
+    max_attempts: int,
+    deadline_s: float | None,
+    consecutive: int | None,
+    reserve: float,
+    uniform: float,
+    overslept_s: float,
+) -> None:
+    plan = upstream_plan(
+        circuit=circuit_plan(consecutive_failures=consecutive),
+        retry=retry_plan(budget=replace(BUDGET, min_per_second=reserve)),
+        timeouts=replace(TIMEOUTS, deadline_s=deadline_s),
+    )
+    circuit = CountingCircuit(plan.circuit_breaker, rng=constant(0.5))
+    bench = Bench(
+        plan, circuit=circuit, rng=uniform, method=method, replayable=replayable, max_attempts=max_attempts
+    )
+    clock, exchange = bench.clock, bench.exchange
+    left = list(script)
+    sends = sleeps = 0
+
+    while True:
+        decision = bench.decide()
+        left_s = float("inf") if exchange.deadline_at is None else exchange.deadline_at - clock.now
+        if isinstance(decision, Finish | Refuse):
+            break
+        if isinstance(decision, Sleep):
+            sleeps += 1
+            assert 0.0 < decision.delay_s <= plan.retry.retry_after_max_s
+            assert decision.delay_s < left_s
+            clock.sleep(decision.delay_s + overslept_s)
+            continue
+        sends += 1
+        assert decision.attempt == sends
+        assert 0.0 < decision.timeout_s <= min(plan.timeouts.attempt_s, left_s)
+        if not left:
+            break  # the caller goes away in the middle of this attempt
+        share, outcome = left.pop(0)
+        exchange.record(outcome, clock.advance(share * decision.timeout_s))
+    exchange.abandon(clock.now)
+
+    assert sends <= max_attempts
+    assert sleeps <= sends
+    assert circuit.given == circuit.returned == sends
+    assert exchange.reason is not None
+    assert (exchange.denied is None) or exchange.denied is exchange.reason
+    if deadline_s is not None and not overslept_s:
+        assert clock.now <= T0 + deadline_s + 1e-6
+    if method == "POST" and sends > 1:
+        assert all(
+            outcome.fault is not None and not outcome.sent for outcome in exchange.outcomes[: sends - 1]
+        )

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.policy.outcome import Fault, Outcome, condition
+from headrace.policy.plan import BackoffPlan, BudgetPlan
+from headrace.policy.retry import Retriability, RetryBudget, backoff_s, classify
+from support.plans import BUDGET, RETRY, retry_plan
+from support.virtual import constant, seeded
+
+T0 = 1000.0
+RETRIABLE, UNWANTED, LOCAL = Retriability.RETRIABLE, Retriability.UNWANTED, Retriability.LOCAL
+METHOD, NOT_REPLAYABLE = Retriability.METHOD, Retriability.NOT_REPLAYABLE
+
+
+def lost(fault: Fault, *, sent: bool = False) -> Outcome:
+    return Outcome(fault=fault, sent=sent)
+
+
+def answered(status: int) -> Outcome:
+    return Outcome(status=status, sent=True)
+
+
+# Classify
+
+
+@pytest.mark.parametrize("status", [200, 301, 400, 401, 403, 404, 409, 501, 505, 511])
+def test_these_statuses_are_not_retried_unless_listed(status: int) -> None:
+    assert classify(answered(status), RETRY, method="GET", replayable=True) is UNWANTED
+
+    listed = retry_plan(retry_on=condition([status]))
+    assert classify(answered(status), listed, method="GET", replayable=True) is RETRIABLE
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_these_statuses_are_retried_by_default(status: int) -> None:
+    assert classify(answered(status), RETRY, method="GET", replayable=True) is RETRIABLE
+
+
+@pytest.mark.parametrize(
+    ("outcome", "method", "replayable", "answer"),
+    [
+        pytest.param(lost(Fault.RESET, sent=True), "GET", True, RETRIABLE, id="GET reset"),
+        pytest.param(lost(Fault.RESET, sent=True), "POST", True, METHOD, id="POST may have been received"),
+        pytest.param(
+            lost(Fault.TIMEOUT, sent=True), "DELETE", True, METHOD, id="DELETE may have been received"
+        ),
+        pytest.param(lost(Fault.CONNECT_FAILURE), "POST", True, RETRIABLE, id="POST never sent"),
+        pytest.param(lost(Fault.TLS_FAILURE), "PATCH", True, RETRIABLE, id="PATCH never sent"),
+        pytest.param(answered(503), "POST", True, METHOD, id="POST answered 503"),
+        pytest.param(answered(503), "GET", False, NOT_REPLAYABLE, id="generator body"),
+        pytest.param(
+            lost(Fault.CONNECT_FAILURE), "POST", False, NOT_REPLAYABLE, id="generator body, never sent"
+        ),
+        pytest.param(answered(503), "POST", False, METHOD, id="both: the method is named"),
+        pytest.param(lost(Fault.CERTIFICATE), "GET", True, Retriability.CERTIFICATE, id="certificate"),
+        pytest.param(answered(204), "POST", False, UNWANTED, id="nothing was wanted, so nothing is denied"),
+    ],
+)
+def test_method_and_body_decide_whether_a_wanted_attempt_is_allowed(
+    outcome: Outcome, method: str, replayable: bool, answer: Retriability
+) -> None:
+    assert classify(outcome, RETRY, method=method, replayable=replayable) is answer
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault.POOL_TIMEOUT, Fault.POOL_REJECTED, Fault.CANCELLED, Fault.LOCAL_ERROR]
+)
+def test_own_refusals_and_trouble_are_never_retried(fault: Fault) -> None:
+    """Pitfall 17."""
+    assert classify(lost(fault), RETRY, method="GET", replayable=True) is LOCAL
+
+
+def test_a_fault_that_retry_on_leaves_out_is_not_retried() -> None:
+    only_resets = retry_plan(retry_on=condition(["reset"]))
+
+    assert classify(lost(Fault.CONNECT_FAILURE), only_resets, method="GET", replayable=True) is UNWANTED
+
+
+# Back-off
+
+
+@pytest.mark.parametrize(
+    ("n", "ceiling_s"), [(1, 0.025), (2, 0.05), (3, 0.1), (6, 0.8), (7, 1.0), (2000, 1.0)]
+)
+def test_the_ceiling_of_the_backoff_doubles_up_to_its_maximum(n: int, ceiling_s: float) -> None:
+    assert backoff_s(RETRY.backoff, n, constant(0.0)) == 0.0
+    assert backoff_s(RETRY.backoff, n, constant(0.5)) == pytest.approx(ceiling_s / 2)
+    assert backoff_s(RETRY.backoff, n, constant(1.0)) == pytest.approx(ceiling_s)
+
+
+def test_backoffs_of_many_callers_are_spread_over_the_whole_range() -> None:
+    """Pitfall 11."""
+    rng = seeded()
+    pauses = sorted(backoff_s(RETRY.backoff, 1, rng) for _ in range(1000))
+
+    assert pauses[0] < 0.001
+    assert pauses[-1] > 0.024
+    assert sum(pauses) / 1000 == pytest.approx(0.0125, rel=0.1)
+    assert len(set(pauses)) == 1000
+
+
+@given(
+    st.builds(
+        BackoffPlan,
+        base_s=st.floats(0.001, 5.0),
+        multiplier=st.floats(1.0, 1e6),
+        max_s=st.floats(0.001, 60.0),
+    ),
+    st.integers(1, 10**6),
+    st.floats(0.0, 1.0, exclude_max=True),
+)
+def test_a_backoff_lies_between_nothing_and_the_maximum(plan: BackoffPlan, n: int, uniform: float) -> None:
+    assert 0.0 <= backoff_s(plan, n, constant(uniform)) <= plan.max_s
+
+
+# Budget
+
+
+def test_a_fresh_budget_holds_its_reserve() -> None:
+    budget = RetryBudget(BUDGET)
+
+    assert budget.balance(T0) == 30.0
+    assert sum(budget.try_withdraw(T0) for _ in range(50)) == 30
+
+
+def test_each_first_attempt_earns_its_ratio_of_a_retry() -> None:
+    budget = RetryBudget(BudgetPlan(ratio=0.29, min_per_second=0.0, ttl_s=10.0))
+    for _ in range(100):
+        budget.deposit(T0)
+
+    assert sum(budget.try_withdraw(T0) for _ in range(100)) == 29  # 0.29 × 100 is 28.999… in binary
+
+
+def test_a_denied_withdrawal_costs_nothing() -> None:
+    budget = RetryBudget(BudgetPlan(ratio=0.5, min_per_second=0.0, ttl_s=10.0))
+    budget.deposit(T0)
+    assert not budget.try_withdraw(T0)
+    budget.deposit(T0)
+
+    assert budget.try_withdraw(T0)
+
+
+def test_deposits_and_withdrawals_are_forgotten_after_the_ttl() -> None:
+    budget = RetryBudget(BUDGET)
+    for _ in range(100):
+        budget.deposit(T0)
+    for _ in range(10):
+        budget.try_withdraw(T0)
+    assert budget.balance(T0 + 9.9) == 40.0
+
+    assert budget.balance(T0 + 11.0) == 30.0
+
+
+def test_a_budget_without_ratio_and_reserve_pays_for_nothing() -> None:
+    budget = RetryBudget(BudgetPlan(ratio=0.0, min_per_second=0.0, ttl_s=10.0))
+    budget.deposit(T0)
+
+    assert not budget.try_withdraw(T0)
+    assert repr(budget) == "<RetryBudget: 0 retries over 1 first attempts>"
+
+
+@given(
+    st.builds(
+        BudgetPlan,
+        ratio=st.sampled_from([0.0, 0.1, 0.2, 1.0]),
+        min_per_second=st.sampled_from([0.0, 0.3, 1.0]),
+        ttl_s=st.sampled_from([1.0, 10.0]),
+    ),
+    st.lists(st.tuples(st.floats(0.0, 3.0), st.integers(0, 8), st.integers(0, 8)), max_size=40),
+)
+def test_over_any_ttl_retries_stay_within_ratio_and_reserve(
+    plan: BudgetPlan, steps: list[tuple[float, int, int]]
+) -> None:
+    budget = RetryBudget(plan)
+    firsts: list[float] = []
+    retries: list[float] = []
+    now = T0
+    for delta_s, n_firsts, n_retries in steps:
+        now += delta_s
+        for _ in range(n_firsts):
+            budget.deposit(now)
+            firsts.append(now)
+        retries.extend(now for _ in range(n_retries) if budget.try_withdraw(now))
+
+    for end in retries:
+        paid = sum(end - plan.ttl_s < at <= end for at in retries)
+        earned = sum(end - 1.1 * plan.ttl_s < at <= end for at in firsts)
+        assert paid <= plan.ratio * earned + plan.min_per_second * plan.ttl_s + 1e-6
