@@ -1,0 +1,251 @@
+"""One sealed TLS context per distinct TLS policy.
+
+urllib3 and requests write to the context that they are handed: urllib3 sets
+`verify_mode` and ALPN on it for every new connection, requests makes it load
+its own CA bundle, which would widen a private CA by all public ones
+(Pitfall 31). A shared context must not change by what one call passes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+import sys
+import threading
+from pathlib import Path
+from typing import Any, Self
+from weakref import WeakValueDictionary
+
+from headrace.policy.plan import TlsPlan
+
+_MINIMUM = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+_HASHED_NAME = re.compile(r"[0-9a-f]{8}\.\d+")  # what OpenSSL looks for in a CA directory
+
+# What stock urllib3 and requests set on every connection; after sealing it has no effect.
+_IGNORED = frozenset({"verify_mode", "check_hostname"})
+
+
+class TlsError(ValueError):
+    """TLS files that cannot be taken into force; the text names the file, what is wrong and how to fix it."""
+
+
+class SealedContextError(ssl.SSLError):
+    """Something tried to change the shared context of an upstream."""
+
+
+class SealedContext(ssl.SSLContext):
+    """A client context that nothing changes once it is sealed.
+
+    Ignored, because stock libraries do it as a matter of course: setting
+    `verify_mode` and `check_hostname`, `load_verify_locations`,
+    `set_alpn_protocols`. Any other change raises SealedContextError, which is an
+    `ssl.SSLError` and so stays in the family of errors that callers expect.
+    """
+
+    def __new__(cls) -> Self:
+        """An open context with Python's defaults for clients."""
+        return super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
+
+    def __init__(self) -> None:
+        self._sealed = False
+
+    def seal(self) -> None:
+        """Refuse changes from now on."""
+        self._sealed = True
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether changes are refused."""
+        return self._sealed
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not getattr(self, "_sealed", False):
+            super().__setattr__(name, value)
+        elif name not in _IGNORED:
+            raise _refusal(name)
+
+    def __delattr__(self, name: str) -> None:
+        if self._sealed:
+            raise _refusal(name)
+        super().__delattr__(name)
+
+    def load_verify_locations(self, *args: Any, **kw: Any) -> None:
+        """Trust more CAs; ignored once sealed."""
+        if not self._sealed:
+            super().load_verify_locations(*args, **kw)
+
+    def set_alpn_protocols(self, alpn_protocols: Any) -> None:
+        """Offer protocols; ignored once sealed."""
+        if not self._sealed:
+            super().set_alpn_protocols(alpn_protocols)
+
+    def load_cert_chain(self, *args: Any, **kw: Any) -> None:
+        """Present a client certificate; refused once sealed (a call with its own `cert=` is not governed)."""
+        self._require_open("load_cert_chain")
+        super().load_cert_chain(*args, **kw)
+
+    def load_default_certs(self, *args: Any, **kw: Any) -> None:
+        """Trust the system store; refused once sealed."""
+        self._require_open("load_default_certs")
+        super().load_default_certs(*args, **kw)
+
+    def set_default_verify_paths(self) -> None:
+        """Trust OpenSSL's own paths; refused once sealed."""
+        self._require_open("set_default_verify_paths")
+        super().set_default_verify_paths()
+
+    def set_ciphers(self, *args: Any) -> None:
+        """Choose ciphers; refused once sealed."""
+        self._require_open("set_ciphers")
+        super().set_ciphers(*args)
+
+    def _require_open(self, what: str) -> None:
+        if self._sealed:
+            raise _refusal(what)
+
+
+def _refusal(what: str) -> SealedContextError:
+    return SealedContextError(
+        f"{what}: this TLS context is shared by all calls to an upstream and cannot be changed; "
+        "change `tls:` of the upstream instead"
+    )
+
+
+_contexts: WeakValueDictionary[TlsPlan, SealedContext] = WeakValueDictionary()
+_contexts_lock = threading.Lock()  # held while building, so that equal plans never make two contexts
+
+
+def context_for(plan: TlsPlan) -> SealedContext:
+    """The context of *plan*: the very same object for equal plans, as long as somebody holds it.
+
+    Blocks (reads files, 40 ms). A rotated file makes an unequal plan (its
+    fingerprint differs) and so a new context; the old one is never reloaded in
+    place (Pitfall 33).
+
+    Raises:
+        TlsError: A file is missing or unreadable, does not parse, or the pair
+            does not match. There is no fall-back to default TLS (Pitfall 35).
+    """
+    with _contexts_lock:
+        context = _contexts.get(plan)
+        if context is None:
+            context = _contexts[plan] = _build(plan)
+        return context
+
+
+def _build(plan: TlsPlan) -> SealedContext:
+    context = SealedContext()
+    context.minimum_version = _MINIMUM[plan.min_version]
+    context.options |= ssl.OP_NO_COMPRESSION  # CRIME
+    context.hostname_checks_common_name = False
+    context.post_handshake_auth = (
+        True  # TLS 1.3 servers that ask for the client certificate later, as urllib3 does
+    )
+    context.set_alpn_protocols(["http/1.1"])
+    if sys.version_info >= (3, 13):
+        # As ssl.create_default_context() and urllib3 do there.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_STRICT
+    key_log = os.environ.get("SSLKEYLOGFILE")
+    if key_log:
+        context.keylog_filename = key_log
+    if plan.verify:
+        _trust(context, plan.ca)
+    else:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if plan.cert is not None:
+        _present(context, plan.cert, plan.key)
+    elif plan.key is not None:
+        raise TlsError(f"{plan.key}: a key without a certificate\n    write: cert: beside key:")
+    context.seal()
+    return context
+
+
+def _trust(context: SealedContext, ca: str | None) -> None:
+    if ca is None:
+        _trust_system_store(context)
+    elif os.path.isdir(ca):
+        _trust_directory(context, ca)
+    else:
+        _read(ca, "the CA file")
+        try:
+            context.load_verify_locations(cafile=ca)
+        except (ssl.SSLError, OSError) as error:
+            raise TlsError(f"{ca}: holds no CA certificate in PEM form ({_reason(error)})") from error
+
+
+def _trust_directory(context: SealedContext, ca: str) -> None:
+    try:
+        names = os.listdir(ca)
+    except OSError as error:
+        raise TlsError(f"{ca}: cannot read the CA directory ({_reason(error)})") from error
+    if not any(map(_HASHED_NAME.fullmatch, names)):
+        # OpenSSL would take it without a word, and then no handshake could succeed.
+        raise TlsError(
+            f"{ca}: no CA certificate under a hashed name in this directory\n    run: openssl rehash {ca}"
+        )
+    context.load_verify_locations(capath=ca)
+
+
+def _trust_system_store(context: SealedContext) -> None:
+    """The system store, or certifi's where there is none (slim containers, python.org's macOS builds)."""
+    context.load_default_certs()
+    if context.cert_store_stats()["x509_ca"]:
+        return
+    directory = ssl.get_default_verify_paths().capath  # read certificate by certificate, when one is needed
+    if directory and any(map(_HASHED_NAME.fullmatch, os.listdir(directory))):
+        return
+    import certifi  # requests needs it, so it is there; rarely needed here
+
+    context.load_verify_locations(cafile=certifi.where())
+
+
+def _present(context: SealedContext, cert: str, key: str | None) -> None:
+    """Load the client certificate; the error says which of the two files is at fault."""
+    _read(cert, "the client certificate")
+    if key is not None:
+        _read(key, "the client key")
+    key_file = cert if key is None else key
+
+    def no_passphrase() -> str:
+        raise TlsError(
+            f"{key_file}: the client key is encrypted, and there is nobody to ask for its passphrase\n"
+            f"    write it unencrypted, readable by the service only: openssl pkey -in {key_file} -out …"
+        )
+
+    try:
+        # Without the callback OpenSSL would ask at the terminal.
+        context.load_cert_chain(cert, key, no_passphrase)
+    except TlsError:
+        raise
+    except (ssl.SSLError, OSError) as error:
+        if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
+            raise TlsError(f"{key_file}: this key does not belong to the certificate {cert}") from error
+        if not _holds_certificate(cert):
+            raise TlsError(f"{cert}: holds no client certificate in PEM form ({_reason(error)})") from error
+        if key is None:
+            raise TlsError(f"{cert}: holds no private key in PEM form, and `key` is not given") from error
+        raise TlsError(f"{key}: holds no private key in PEM form ({_reason(error)})") from error
+
+
+def _holds_certificate(path: str) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+    except (ssl.SSLError, OSError):
+        return False
+    return True
+
+
+def _read(path: str, what: str) -> None:
+    """Find out now, with the file's name, what OpenSSL would only hint at."""
+    try:
+        Path(path).read_bytes()
+    except OSError as error:
+        raise TlsError(f"{path}: cannot read {what} ({_reason(error)})") from error
+
+
+def _reason(error: OSError) -> str:
+    return (
+        (getattr(error, "reason", None) or error.strerror or type(error).__name__).replace("_", " ").lower()
+    )
