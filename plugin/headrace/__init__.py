@@ -1,1 +1,37 @@
-"""."""
+"""headrace: one validated upstreams.yaml governs every outbound call of an ASGI or WSGI app."""
+
+from headrace.app import Headrace, current
+from headrace.app import start_from as install
+from headrace.errors import (
+    CircuitOpenError,
+    ConfigError,
+    DeadlineExceeded,
+    HeadraceError,
+    PoolRejected,
+    PoolTimeout,
+    UnknownUpstream,
+    UpstreamError,
+)
+from headrace.middleware.asgi import ASGIMiddleware
+from headrace.middleware.problems import asgi_problem, problem
+from headrace.middleware.wsgi import WSGIMiddleware
+from headrace.runtime.inbound import propagate
+
+__all__ = [
+    "ASGIMiddleware",
+    "CircuitOpenError",
+    "ConfigError",
+    "DeadlineExceeded",
+    "Headrace",
+    "HeadraceError",
+    "PoolRejected",
+    "PoolTimeout",
+    "UnknownUpstream",
+    "UpstreamError",
+    "WSGIMiddleware",
+    "asgi_problem",
+    "current",
+    "install",
+    "problem",
+    "propagate",
+]

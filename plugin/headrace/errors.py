@@ -19,11 +19,13 @@ class ConfigError(HeadraceError):
 
     Attributes:
         problems: All problems found, sorted by file and line; never empty.
+        watched: Absolute paths of what was read, or should have been: when one changes, trying again makes sense.
     """
 
-    def __init__(self, message: str, *, problems: Sequence[Any] = ()) -> None:
+    def __init__(self, message: str, *, problems: Sequence[Any] = (), watched: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.problems = tuple(problems)
+        self.watched = tuple(watched)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.args, self.__dict__)
@@ -55,8 +57,10 @@ class UpstreamError(HeadraceError):
         request_id: str | None = None,
         **family: Any,
     ) -> None:
-        # *family* is for the requests / urllib3 class beside us: request=…, response=….
-        super().__init__(message, **family)
+        # *family* is what the requests / urllib3 class beside us would have set (request=…, pool=…). Its own
+        # __init__ is not called: they disagree about positions, and this one line serves them all.
+        Exception.__init__(self, message)
+        self.__dict__.update(family)
         self.upstream = upstream
         self.attempts = tuple(attempts)
         self.request_id = request_id

@@ -1,1 +1,1 @@
-"""."""
+"""The loop around one call."""

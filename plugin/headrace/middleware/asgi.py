@@ -6,14 +6,14 @@ context variables (Pitfall 43).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from os import PathLike, getpid
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from os import getpid
 from time import perf_counter
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
-from headrace.app import Headrace
+from headrace.app import File, Headrace
 from headrace.middleware.context import is_sane_bytes, new_request_id
 from headrace.middleware.problems import ProblemAnswer, answer
 from headrace.observe.events import ErrorMapped
@@ -45,7 +45,7 @@ class ASGIMiddleware:
     uvicorn takes any error for an application without one.
 
     Args:
-        file: `upstreams.yaml`; None: HEADRACE_FILE.
+        file: `upstreams.yaml`, or several files; None: HEADRACE_FILE.
         headrace: An instance of your own, instead of a file. It is started here but
             closed by whoever made it; one made here is closed after the
             application's shutdown.
@@ -57,7 +57,7 @@ class ASGIMiddleware:
     def __init__(
         self,
         app: ASGIApp,
-        file: str | PathLike[str] | None = None,
+        file: File | Sequence[File] | None = None,
         *,
         headrace: Headrace | None = None,
         registry: Any = None,
@@ -152,7 +152,7 @@ class ASGIMiddleware:
         finally:
             if status and not is_over and configuration.telemetry.served_requests:  # broken off
                 headrace.service.served(status, perf_counter() - began)
-            try:  # noqa: SIM105  # suppress() is three Python-level calls
+            try:  # suppress() is three Python-level calls
                 inbound_var.reset(token)
             except ValueError:
                 pass  # an abandoned coroutine, closed by the collector in somebody else's context
@@ -165,7 +165,8 @@ class ASGIMiddleware:
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start before the application's startup, close after its shutdown.
 
-        An application without a lifespan works too. What the application does with the scope, raising included, is what the server sees.
+        An application without a lifespan works too. What the application does with the
+        scope, raising included, is what the server sees.
         """
         first = await receive()
         if first["type"] == "lifespan.startup":

@@ -8,13 +8,13 @@ it belongs to, and nothing it sets leaks into the next request of the thread.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import copy_context
-from os import PathLike, getpid
+from os import getpid
 from time import perf_counter
 from typing import Any
 
-from headrace.app import Headrace
+from headrace.app import File, Headrace
 from headrace.middleware.context import is_sane_text, new_request_id
 from headrace.middleware.problems import ProblemAnswer, answer
 from headrace.observe.events import ErrorMapped
@@ -40,7 +40,7 @@ class WSGIMiddleware:
     is returned as it is too, so that sendfile keeps working.
 
     Args:
-        file: `upstreams.yaml`; None: HEADRACE_FILE.
+        file: `upstreams.yaml`, or several files; None: HEADRACE_FILE.
         headrace: An instance of your own, instead of a file.
 
     Raises:
@@ -50,7 +50,7 @@ class WSGIMiddleware:
     def __init__(
         self,
         app: WSGIApp,
-        file: str | PathLike[str] | None = None,
+        file: File | Sequence[File] | None = None,
         *,
         headrace: Headrace | None = None,
         registry: Any = None,
@@ -172,7 +172,7 @@ class _Exchange:
         try:
             if self._iterator is None:
                 self._iterator = self.run(iter, self.body)
-            chunk = self.run(next, self._iterator)
+            chunk: bytes = self.run(next, self._iterator)
         except StopIteration:
             raise
         except Exception as exc:

@@ -1,1 +1,1 @@
-"""What can be seen from outside: rare facts as log events, totals and gauges as metrics."""
+"""What headrace shows of itself: log events and metrics."""

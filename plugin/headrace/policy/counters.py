@@ -30,6 +30,13 @@ class Histogram:
         self.counts = [0] * (len(self.bounds_s) + 1)
         self.sum_s = 0.0
 
+    def copy(self) -> Histogram:
+        """The same counts, apart from these."""
+        twin = Histogram(self.bounds_s)
+        twin.counts = list(self.counts)
+        twin.sum_s = self.sum_s
+        return twin
+
     def observe(self, value_s: float) -> None:
         """Add one value. Mutates."""
         self.counts[bisect_left(self.bounds_s, value_s)] += 1

@@ -71,7 +71,8 @@ class Outcome:
 
 STATUS_CLASS = ("other", "1xx", "2xx", "3xx", "4xx", "5xx", "other", "other", "other", "other")
 
-_SERVER_ERRORS = frozenset(range(500, 600)) - {501, 505, 511}  # not implemented, version, captive portal: no use asking again
+# Without not implemented, version not supported and captive portal: no use asking again.
+_SERVER_ERRORS = frozenset(range(500, 600)) - {501, 505, 511}
 
 FAULT_WORDS: Mapping[str, frozenset[Fault]] = MappingProxyType(
     {

@@ -1,0 +1,296 @@
+"""One governed call on a blocking surface: what requests and urllib3 have in common.
+
+A surface knows how to send, how to read a status, how to keep or drop an answer,
+and which exception classes its callers expect; everything else is decided by the
+exchange and done here.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Mapping
+from typing import Any, Generic, Protocol, TypeVar
+
+from urllib3.util.timeout import Timeout
+
+from headrace.adapters.errors import Twins
+from headrace.adapters.retry_after import retry_after_s
+from headrace.engine.blocking import run
+from headrace.errors import UpstreamError
+from headrace.policy.exchange import EndReason, Exchange, Finish, Refuse, Send
+from headrace.policy.outcome import Fault, Outcome
+from headrace.policy.plan import TimeoutPlan
+from headrace.runtime.inbound import inbound_var
+from headrace.runtime.record import Record, tally
+from headrace.runtime.upstream import Upstream
+from headrace.transport.attempt import Attempt, current_attempt
+from headrace.transport.faults import fault_of
+from headrace.transport.lease import LeaseClosed, LeaseRejected, LeaseTimeout
+
+KEEP_BYTES = 64 * 1024
+"""How much of a failed answer is read to keep it and its connection; a larger one is closed (DESIGN §4.1)."""
+
+_SHORTEST_S = 0.001  # a socket limit of 0 would mean non-blocking
+
+
+T = TypeVar("T")
+
+
+class Surface(Protocol[T]):
+    """How one library sends, for one call."""
+
+    twins: Twins
+
+    def send(self, number: int, timeout: Timeout) -> T:
+        """Make attempt *number* (from 1). Blocks; a buffered answer has been read to its end.
+
+        Raises whatever the library raises.
+        """
+
+    def head(self, answer: T) -> tuple[int, Mapping[str, str]]:
+        """Status and headers of *answer*."""
+
+    def set_aside(self, answer: T) -> T | None:
+        """*answer* with its connection freed and its body kept, or None when it is too large to keep."""
+
+    def family(self) -> dict[str, Any]:
+        """What the library's own exception class would carry (`request`, `pool`)."""
+
+
+class Call(Generic[T]):
+    """One logical call; an `engine.blocking.Attempt`. Owned by one thread.
+
+    Attributes:
+        answer: The answer of the last attempt, kept; None when there is none.
+        error: The exception of the last attempt; None when it had an answer.
+        request_id: Sent with every attempt, or None when the plan keeps ids from this upstream.
+    """
+
+    __slots__ = (
+        "_exchange",
+        "_headers",
+        "_message",
+        "_streamed",
+        "_surface",
+        "_timeouts",
+        "_upstream",
+        "answer",
+        "error",
+        "request_id",
+    )
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        surface: Surface[T],
+        *,
+        message: object,
+        streamed: bool,
+        timeouts: TimeoutPlan,
+        method: str,
+        replayable: bool,
+        max_attempts: int,
+    ) -> None:
+        plan, state = upstream.plan, upstream.state
+        self._upstream = upstream
+        self._surface = surface
+        self._message = message
+        self._streamed = streamed
+        self._timeouts = timeouts
+        self.answer: T | None = None
+        self.error: Exception | None = None
+        self.request_id, self._headers = outbound_headers(upstream)
+        self._exchange = Exchange(
+            plan,
+            state.circuit,
+            state.budget,
+            now=time.monotonic(),
+            rng=random.random,
+            method=method,
+            replayable=replayable,
+            timeouts=timeouts,
+            max_attempts=max_attempts,
+        )
+
+    def run(self) -> T:
+        """The answer, with the record on it. Blocks.
+
+        Raises:
+            UpstreamError: Refused by the circuit, the pool or the deadline (the surface's twin).
+            Exception: What the library raised in the last attempt, with the record and notes on it.
+        """
+        began = time.monotonic()
+        decision: Finish | Refuse | None = None
+        try:
+            decision = run(self._exchange, self, clock=time.monotonic, sleep=time.sleep)
+        finally:
+            self._count(decision, time.monotonic() - began)
+        record = Record(
+            self._upstream.plan.name,
+            self.request_id,
+            decision.reason,
+            self._exchange.retry_after_s,
+            self._upstream.digest,
+            self._exchange.outcomes,
+            self._exchange.verdicts,
+        )
+        if self.answer is not None:
+            self.answer.headrace = record  # type: ignore[attr-defined]  # both libraries' responses take attributes
+            return self.answer
+        error = self._final_error(decision, record)
+        if isinstance(error, UpstreamError):
+            error.attempts = record.attempts
+        error.headrace = record  # type: ignore[attr-defined]
+        for note in record.notes():
+            error.add_note(note)
+        try:
+            raise error
+        finally:
+            # An exception that refers to its own frame is a cycle, kept until the next collection.
+            self.error = None
+            del error
+
+    def perform(self, send: Send) -> Outcome:
+        """Make one attempt: lease, send, read. Blocks."""
+        leases = self._upstream.state.pool.leases
+        deadline_at = self._exchange.deadline_at
+        timeouts = self._timeouts
+        started = time.monotonic()
+        patience_s = timeouts.acquire_s
+        by_deadline = deadline_at is not None and deadline_at - started < patience_s
+        if deadline_at is not None and by_deadline:
+            patience_s = deadline_at - started
+        try:
+            lease = leases.acquire(patience_s, by_deadline=by_deadline)
+        except (LeaseTimeout, LeaseRejected, LeaseClosed) as error:
+            return self._no_lease(error, started)
+        leased = time.monotonic()
+        # Only now: without a lease the answer kept from before is the caller's.
+        self.answer = self.error = None
+        limit_s = send.timeout_s
+        if deadline_at is not None and deadline_at - leased < limit_s:
+            limit_s = max(_SHORTEST_S, deadline_at - leased)
+        attempt = Attempt(
+            self._upstream.state.pool,
+            self._message,
+            lease,
+            self._headers,
+            timeouts.connect_s,
+            timeouts.read_s,
+            self._streamed,
+        )
+        token = current_attempt.set(attempt)
+        fault = None
+        status = asked_s = None
+        cut = False
+        try:
+            answer = self._surface.send(
+                send.attempt, Timeout(total=limit_s, connect=timeouts.connect_s, read=timeouts.read_s)
+            )
+        except Exception as error:
+            self.error = error
+            fault, cut = fault_of(error, attempt.phase)
+        else:
+            self.answer = answer
+            status, headers = self._surface.head(answer)
+            if status >= 300:  # Retry-After has a meaning with 3xx, 429 and 503 (RFC 9110 §10.2.3)
+                asked_s = retry_after_s(headers.get("Retry-After"), wall_clock=time.time)
+        finally:
+            current_attempt.reset(token)
+            if attempt.lease is not None:  # urllib3 never asked for it: a mocked or subclassed adapter
+                leases.give_back(attempt.lease, reusable=True)
+        return Outcome(
+            fault,
+            status,
+            attempt.phase == "sent",
+            cut,
+            started,
+            leased - started,
+            attempt.connect_took_s,
+            time.monotonic() - leased,
+            asked_s,
+        )
+
+    def set_aside(self) -> None:
+        """Free the slot of the failed answer before the pause; keep the answer if it can be kept."""
+        if self.answer is not None:
+            self.answer = self._surface.set_aside(self.answer)
+
+    def _no_lease(self, error: LeaseTimeout | LeaseRejected | LeaseClosed, started: float) -> Outcome:
+        twins = self._surface.twins
+        timed_out = isinstance(error, LeaseTimeout)
+        twin = twins.pool_timeout if timed_out else twins.pool_rejected
+        self.error = twin(
+            f'upstream "{self._upstream.plan.name}": {error}',
+            upstream=self._upstream.plan.name,
+            request_id=self.request_id,
+            **self._surface.family(),
+        )
+        return Outcome(
+            fault=Fault.POOL_TIMEOUT if timed_out else Fault.POOL_REJECTED,
+            started_s=started,
+            wait_s=time.monotonic() - started,
+        )
+
+    def _final_error(self, decision: Finish | Refuse, record: Record) -> Exception:
+        name = self._upstream.plan.name
+        twins = self._surface.twins
+        exchange = self._exchange
+        family = {"upstream": name, "request_id": self.request_id, **self._surface.family()}
+        deadline_s = self._timeouts.deadline_s
+        if decision.reason is EndReason.CIRCUIT_OPEN and (self.error is None or isinstance(decision, Refuse)):
+            refused = exchange.refused
+            return twins.circuit_open(
+                f'upstream "{name}": {refused}', retry_after_s=exchange.retry_after_s or 0.0, **family
+            )
+        if deadline_s is not None and self._ran_out_of_time(decision):
+            error = twins.deadline(
+                f'upstream "{name}": the deadline of {deadline_s:g} s is over',
+                deadline_s=deadline_s,
+                **family,
+            )
+            error.__cause__ = self.error
+            return error
+        if self.error is not None:
+            return self.error
+        # The last answer was dropped to free its connection (larger than what is kept), and then no further
+        # attempt was made.
+        return twins.deadline(
+            f'upstream "{name}": {decision.reason.value} before another attempt, and the failed answer was too '
+            f"large to keep",
+            deadline_s=deadline_s or 0.0,
+            **family,
+        )
+
+    def _ran_out_of_time(self, decision: Finish | Refuse) -> bool:
+        """Whether it was the deadline that ended the call, rather than the last attempt's own trouble."""
+        if isinstance(decision, Refuse):
+            return decision.reason is EndReason.DEADLINE
+        deadline_at = self._exchange.deadline_at
+        return (
+            deadline_at is not None
+            and bool(self._exchange.outcomes)
+            and self._exchange.outcomes[-1].cut
+            and time.monotonic() >= deadline_at
+        )
+
+    def _count(self, decision: Finish | Refuse | None, duration_s: float) -> None:
+        label = None  # of the last attempt
+        if decision is None:
+            label = Fault.CANCELLED.value
+        elif isinstance(decision, Refuse):
+            label = decision.reason.value
+        tally(self._upstream.state.counters, self._exchange, label=label, duration_s=duration_s)
+
+
+def outbound_headers(upstream: Upstream) -> tuple[str | None, tuple[tuple[str, str], ...]]:
+    """The request id of a call that begins now, and the headers that each of its attempts carries."""
+    plan = upstream.plan
+    if not plan.propagate.request_id:
+        return None, plan.headers
+    inbound = inbound_var.get()
+    # 128 random bits, like a UUID, in one call.
+    request_id = inbound.request_id if inbound is not None else os.urandom(16).hex()
+    return request_id, (*plan.headers, (upstream.request_id_header, request_id))

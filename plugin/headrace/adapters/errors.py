@@ -1,0 +1,70 @@
+"""Each plain error paired with the class that callers of requests or urllib3 already catch.
+
+A call through requests raises the requests twin, one through urllib3 the urllib3
+twin; `except headrace.CircuitOpenError` catches both. All pickle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import requests
+import urllib3.exceptions
+
+from headrace.errors import CircuitOpenError, DeadlineExceeded, PoolRejected, PoolTimeout
+
+
+class RequestsCircuitOpenError(CircuitOpenError, requests.ConnectionError):
+    """CircuitOpenError for callers of requests."""
+
+
+class RequestsDeadlineExceeded(DeadlineExceeded, requests.Timeout):
+    """DeadlineExceeded for callers of requests."""
+
+
+class RequestsPoolTimeout(PoolTimeout, requests.ConnectionError):
+    """PoolTimeout for callers of requests."""
+
+
+class RequestsPoolRejected(PoolRejected, requests.ConnectionError):
+    """PoolRejected for callers of requests."""
+
+
+class Urllib3CircuitOpenError(CircuitOpenError, urllib3.exceptions.HTTPError):
+    """CircuitOpenError for callers of urllib3."""
+
+
+class Urllib3DeadlineExceeded(DeadlineExceeded, urllib3.exceptions.TimeoutError):
+    """DeadlineExceeded for callers of urllib3."""
+
+
+class Urllib3PoolTimeout(PoolTimeout, urllib3.exceptions.EmptyPoolError):
+    """PoolTimeout for callers of urllib3."""
+
+
+class Urllib3PoolRejected(PoolRejected, urllib3.exceptions.EmptyPoolError):
+    """PoolRejected for callers of urllib3."""
+
+
+@dataclass(frozen=True, slots=True)
+class Twins:
+    """The classes that one surface raises."""
+
+    circuit_open: type[CircuitOpenError]
+    deadline: type[DeadlineExceeded]
+    pool_timeout: type[PoolTimeout]
+    pool_rejected: type[PoolRejected]
+
+
+REQUESTS = Twins(
+    circuit_open=RequestsCircuitOpenError,
+    deadline=RequestsDeadlineExceeded,
+    pool_timeout=RequestsPoolTimeout,
+    pool_rejected=RequestsPoolRejected,
+)
+URLLIB3 = Twins(
+    circuit_open=Urllib3CircuitOpenError,
+    deadline=Urllib3DeadlineExceeded,
+    pool_timeout=Urllib3PoolTimeout,
+    pool_rejected=Urllib3PoolRejected,
+)

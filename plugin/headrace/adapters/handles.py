@@ -1,0 +1,182 @@
+"""Calls by name: `hr.upstream("billing").get("/invoices/7")`, and sessions governed by URL without a patch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any
+
+import requests
+import urllib3
+from requests.models import PreparedRequest
+from urllib3.response import BaseHTTPResponse
+
+from headrace.adapters.call import outbound_headers
+from headrace.adapters.requests import GovernedAdapter
+from headrace.adapters.urllib3 import urlopen
+from headrace.policy.plan import UrlPrefix
+from headrace.policy.routes import target_of, url_of
+from headrace.runtime.upstream import Upstream
+from headrace.transport.urllib3_pool import with_defaults
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_FORBIDDEN = re.compile(r"[\x00-\x20\\\x7f]")
+
+
+class Handle:
+    """An upstream by name. Holds no state: each call resolves the name in the configuration in force.
+
+    Thread-safe. Cookies are not kept between calls, and the environment's proxies
+    and .netrc are not read: a handle talks to the upstream that the file names.
+    """
+
+    __slots__ = ("_resolve", "_session", "_stock", "name")
+
+    def __init__(self, name: str, resolve: Callable[[str], Upstream], stock: urllib3.PoolManager) -> None:
+        self.name = name
+        self._resolve = resolve
+        self._stock = stock
+        self._session = governed_session(self._find)
+        self._session.trust_env = False
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+
+    def request(self, method: str, path: str, **kw: Any) -> requests.Response:
+        """Call *path* below the `base_url`. Blocks; *kw* as for `requests.request`.
+
+        Raises:
+            UnknownUpstream: The name has left the file.
+            requests.exceptions.InvalidURL: *path* is a whole URL, or leaves the base.
+            UpstreamError: Refused by circuit, pool or deadline; also a requests exception.
+            requests.RequestException: What the last attempt raised.
+        """
+        upstream = self._resolve(self.name)
+        url = url_of(upstream.plan.base) + checked_path(upstream.plan.base, path)
+        if upstream.mode != "enforce":
+            # Not governed means not limited, retried or refused; the address and its headers are still the file's.
+            _, extra = outbound_headers(upstream)
+            kw["headers"] = with_defaults(kw.get("headers") or {}, extra)
+        return self._session.request(method, url, **kw)
+
+    def get(self, path: str, **kw: Any) -> requests.Response:
+        """GET; see `request`."""
+        return self.request("GET", path, **kw)
+
+    def options(self, path: str, **kw: Any) -> requests.Response:
+        """OPTIONS; see `request`."""
+        return self.request("OPTIONS", path, **kw)
+
+    def head(self, path: str, **kw: Any) -> requests.Response:
+        """HEAD, redirects not followed; see `request`."""
+        kw.setdefault("allow_redirects", False)
+        return self.request("HEAD", path, **kw)
+
+    def post(self, path: str, data: Any = None, json: Any = None, **kw: Any) -> requests.Response:
+        """POST; see `request`."""
+        return self.request("POST", path, data=data, json=json, **kw)
+
+    def put(self, path: str, data: Any = None, **kw: Any) -> requests.Response:
+        """PUT; see `request`."""
+        return self.request("PUT", path, data=data, **kw)
+
+    def patch(self, path: str, data: Any = None, **kw: Any) -> requests.Response:
+        """PATCH; see `request`."""
+        return self.request("PATCH", path, data=data, **kw)
+
+    def delete(self, path: str, **kw: Any) -> requests.Response:
+        """DELETE; see `request`."""
+        return self.request("DELETE", path, **kw)
+
+    def urlopen(
+        self,
+        method: str,
+        target: str,
+        *,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: Any = None,
+        preload_content: bool = True,
+        decode_content: bool = True,
+        **response_kw: Any,
+    ) -> BaseHTTPResponse:
+        """Call *target* below the `base_url` through urllib3, cheaper than requests. Blocks.
+
+        Redirects are returned, not followed.
+
+        Args:
+            preload_content: False: the caller reads the body and must close or release the response.
+            response_kw: `chunked`, `enforce_content_length`, as for `HTTPConnectionPool.urlopen`.
+
+        Raises:
+            UnknownUpstream: The name has left the file.
+            ValueError: *target* is a whole URL, or leaves the base.
+            UpstreamError: Refused by circuit, pool or deadline; also a urllib3 exception.
+            urllib3.exceptions.HTTPError: What the last attempt raised.
+        """
+        upstream = self._resolve(self.name)
+        base = upstream.plan.base
+        prefix = "/" + "/".join(base.segments) if base.segments else ""
+        return urlopen(
+            upstream,
+            self._stock,
+            method,
+            prefix + checked_path(base, target) or "/",
+            body=body,
+            headers=headers,
+            timeout=timeout,
+            preload_content=preload_content,
+            decode_content=decode_content,
+            **response_kw,
+        )
+
+    def _find(self, request: PreparedRequest) -> Upstream | None:
+        """This upstream, unless a redirect has led away from it."""
+        upstream = self._resolve(self.name)
+        target = target_of(request.url or "")
+        base = upstream.plan.base
+        if target is None or target.origin != base.origin:
+            return None
+        return upstream if target.segments[: len(base.segments)] == base.segments else None
+
+    def __repr__(self) -> str:
+        return f"<Handle {self._resolve(self.name)!r}>"
+
+
+def governed_session(find: Callable[[PreparedRequest], Upstream | None]) -> requests.Session:
+    """A `requests.Session` whose calls are governed where *find* names an upstream."""
+    session = requests.Session()
+    adapter = GovernedAdapter(find)
+    session.mount("https://", adapter)
+    session.mount("http://", adapter)
+    return session
+
+
+def stock_pools() -> urllib3.PoolManager:
+    """Plain urllib3, for handles of upstreams that are only observed, or off."""
+    return urllib3.PoolManager(maxsize=10)
+
+
+def checked_path(base: UrlPrefix, path: str) -> str:
+    """*path* with a leading slash, safe to append to *base*.
+
+    Raises:
+        requests.exceptions.InvalidURL: A whole URL, `//host`, or dot segments that leave the base (a ValueError, too).
+    """
+    if not path:
+        return ""
+    if path.startswith("//") or _FORBIDDEN.search(path):
+        raise requests.exceptions.InvalidURL(
+            f"{path[:80]!r} must be a path below {url_of(base)}: no //host, spaces, backslashes or control characters"
+        )
+    bare = path.partition("?")[0].partition("#")[0]
+    if _SCHEME.match(bare):
+        raise requests.exceptions.InvalidURL(
+            f"{path[:80]!r} is a whole URL; pass the path below {url_of(base)}"
+        )
+    if "." in bare or "%" in bare:
+        depth = 0
+        for segment in bare.lower().replace("%2e", ".").replace("%2f", "/").replace("%5c", "/").split("/"):
+            depth += 0 if segment in ("", ".") else -1 if segment == ".." else 1
+            if depth < 0:
+                raise requests.exceptions.InvalidURL(f"{path[:80]!r} leaves {url_of(base)}")
+    return path if path[0] in "/?" else f"/{path}"

@@ -1,0 +1,217 @@
+"""The requests surface: the governed loop around `HTTPAdapter.send`.
+
+Each attempt is the original `send` of the adapter at hand, so subclasses, mocks and
+instrumentation keep working; only the pool it sends through is the upstream's.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from requests.adapters import HTTPAdapter
+from requests.models import PreparedRequest, Response
+from requests.utils import rewind_body, select_proxy
+from urllib3.exceptions import HTTPError
+from urllib3.util.timeout import Timeout
+
+from headrace.adapters.call import KEEP_BYTES, Call
+from headrace.adapters.errors import REQUESTS
+from headrace.adapters.observe import observed
+from headrace.adapters.timeouts import timeouts_of_call
+from headrace.adapters.ungoverned import passed_through
+from headrace.policy.plan import UpstreamPlan
+from headrace.runtime.upstream import Upstream
+from headrace.transport.attempt import current_attempt
+
+Send = Callable[..., Response]
+"""`HTTPAdapter.send`, unbound."""
+
+
+def send(
+    original: Send,
+    upstream: Upstream,
+    adapter: HTTPAdapter,
+    request: PreparedRequest,
+    *,
+    stream: bool,
+    timeout: Any,
+    verify: Any,
+    cert: Any,
+    proxies: Mapping[str, str] | None,
+) -> Response:
+    """One call to *upstream*, governed as its mode says. Blocks; the arguments are those of `HTTPAdapter.send`.
+
+    Raises:
+        UpstreamError: The twin that is also a requests exception.
+        requests.RequestException: What the last attempt raised.
+    """
+    go = functools.partial(
+        original, adapter, request, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
+    )
+    if upstream.mode == "off":
+        return go()
+    reason = _not_ours(upstream.plan, request, verify, cert, proxies)
+    if reason is not None:
+        passed_through(upstream, reason)
+        return go()
+    if upstream.mode == "observe":
+        return observed(
+            upstream,
+            go,
+            status_of=_status,
+            method=_method(request),
+            replayable=is_replayable(request),
+        )
+    surface = _Surface(original, adapter, request, stream=stream, verify=verify, cert=cert, proxies=proxies)
+    return Call(
+        upstream,
+        surface,
+        message=request,
+        streamed=stream,
+        timeouts=timeouts_of_call(upstream.plan.timeouts, timeout),
+        method=_method(request),
+        replayable=is_replayable(request),
+        max_attempts=1 if _retries_itself(adapter) else upstream.plan.retry.max_attempts,
+    ).run()
+
+
+class GovernedAdapter(HTTPAdapter):
+    """An adapter whose calls are governed, with or without `install`.
+
+    Args:
+        find: The upstream that a request belongs to, or None to send it as stock does.
+    """
+
+    def __init__(self, find: Callable[[PreparedRequest], Upstream | None]) -> None:
+        super().__init__()
+        self._find = find
+
+    def send(
+        self,
+        request: PreparedRequest,
+        stream: bool = False,
+        timeout: Any = None,
+        verify: Any = True,
+        cert: Any = None,
+        proxies: Any = None,
+    ) -> Response:
+        """As `HTTPAdapter.send`. Blocks."""
+        upstream = self._find(request)
+        if upstream is None:
+            return _STOCK_SEND(self, request, stream, timeout, verify, cert, proxies)
+        return send(
+            _STOCK_SEND,
+            upstream,
+            self,
+            request,
+            stream=stream,
+            timeout=timeout,
+            verify=verify,
+            cert=cert,
+            proxies=proxies,
+        )
+
+    def get_connection_with_tls_context(
+        self, request: PreparedRequest, verify: Any, proxies: Any = None, cert: Any = None
+    ) -> Any:
+        """The upstream's pool while an attempt of ours runs, else stock's."""
+        attempt = current_attempt.get()
+        if attempt is not None and attempt.message is request:
+            return attempt.pool
+        return super().get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
+
+
+class _Surface:
+    """One call through requests."""
+
+    __slots__ = ("_adapter", "_arguments", "_original", "_request")
+
+    twins = REQUESTS
+
+    def __init__(
+        self, original: Send, adapter: HTTPAdapter, request: PreparedRequest, **arguments: Any
+    ) -> None:
+        self._original = original
+        self._adapter = adapter
+        self._request = request
+        self._arguments = arguments
+
+    def send(self, number: int, timeout: Timeout) -> Response:
+        if number > 1 and hasattr(self._request.body, "read"):
+            rewind_body(self._request)
+        response = self._original(self._adapter, self._request, timeout=timeout, **self._arguments)
+        if not self._arguments["stream"]:
+            response.content  # noqa: B018 - read inside the attempt, so that its limits and the verdict cover the body
+        return response
+
+    def head(self, answer: Response) -> tuple[int, Mapping[str, str]]:
+        return answer.status_code, answer.headers
+
+    def set_aside(self, answer: Response) -> Response | None:
+        if not self._arguments["stream"]:
+            return answer
+        try:
+            body = answer.raw.read(KEEP_BYTES + 1, decode_content=True)
+        except (OSError, HTTPError):
+            body = None
+        if body is None or len(body) > KEEP_BYTES:
+            answer.close()
+            return None
+        answer._content = body
+        answer._content_consumed = True
+        answer.close()
+        return answer
+
+    def family(self) -> dict[str, Any]:
+        return {"request": self._request, "response": None}
+
+
+def is_replayable(request: PreparedRequest) -> bool:
+    """Whether the body can be sent again from where it began: none, bytes, text, or a file that can seek."""
+    body = request.body
+    if body is None or isinstance(body, (bytes, str)):
+        return True
+    return isinstance(request._body_position, int) and hasattr(body, "seek")
+
+
+_status: Callable[[Response], int] = operator.attrgetter("status_code")
+
+
+def _method(request: PreparedRequest) -> str:
+    return (request.method or "GET").upper()
+
+
+def _retries_itself(adapter: HTTPAdapter) -> bool:
+    """Whether the caller gave this adapter retries of its own: then headrace makes one attempt per try."""
+    total = getattr(adapter.max_retries, "total", 0)
+    return isinstance(total, int) and not isinstance(total, bool) and total > 0
+
+
+def _not_ours(
+    plan: UpstreamPlan, request: PreparedRequest, verify: Any, cert: Any, proxies: Mapping[str, str] | None
+) -> str | None:
+    """Why this call must pass through untouched, or None: the label of `headrace_ungoverned_calls_total`."""
+    if proxies and select_proxy(request.url or "", dict(proxies)):
+        return "proxy"
+    tls = plan.tls
+    if tls is None:
+        return None
+    if cert:
+        return "tls"
+    if verify is None or verify is tls.verify or (tls.verify and verify is True):
+        return None
+    if isinstance(verify, (str, os.PathLike)) and os.fspath(verify) in (tls.ca, *_bundles_of_environment()):
+        return None
+    return "tls"
+
+
+def _bundles_of_environment() -> tuple[str | None, ...]:
+    """CA bundles that a Session puts in the place of `verify=True`: not the call's own wish."""
+    return os.environ.get("REQUESTS_CA_BUNDLE"), os.environ.get("CURL_CA_BUNDLE")
+
+
+_STOCK_SEND: Send = HTTPAdapter.send

@@ -1,0 +1,176 @@
+"""The urllib3 surface of an upstream handle: `hr.upstream("x").urlopen(…)`."""
+
+from __future__ import annotations
+
+import functools
+import io
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import urllib3
+from urllib3.exceptions import HTTPError
+from urllib3.response import BaseHTTPResponse, HTTPResponse
+from urllib3.util.retry import Retry
+from urllib3.util.timeout import Timeout
+
+from headrace.adapters.call import KEEP_BYTES, Call, outbound_headers
+from headrace.adapters.errors import URLLIB3
+from headrace.adapters.observe import observed
+from headrace.adapters.timeouts import timeouts_of_call
+from headrace.runtime.upstream import Upstream
+from headrace.transport.urllib3_pool import GovernedHTTPPool, with_defaults
+
+_status: Callable[[BaseHTTPResponse], int] = operator.attrgetter("status")
+_NO_RETRY = Retry(False, redirect=False)  # urllib3 treats it as immutable, and building one costs 20 calls
+
+
+def urlopen(
+    upstream: Upstream,
+    stock: urllib3.PoolManager,
+    method: str,
+    target: str,
+    *,
+    body: Any = None,
+    headers: Mapping[str, str] | None = None,
+    timeout: Any = None,
+    preload_content: bool = True,
+    decode_content: bool = True,
+    **response_kw: Any,
+) -> BaseHTTPResponse:
+    """One call to *upstream*. Blocks; redirects are returned, not followed.
+
+    Args:
+        stock: Makes the call where the mode is `observe` or `off`.
+        target: Path and query on the upstream's origin, already checked.
+        body: bytes, str, a file or an iterable.
+        timeout: As urllib3 takes it; replaces connect, read and attempt of this call.
+
+    Raises:
+        UpstreamError: The twin that is also a urllib3 exception.
+        urllib3.exceptions.HTTPError: What the last attempt raised (never MaxRetryError).
+    """
+    method = method.upper()
+    if body is None or isinstance(body, (bytes, str)):
+        replayable, body_at = True, None
+    else:
+        body_at = _position(body)
+        replayable = body_at is not None
+    if upstream.mode != "enforce":
+        origin = upstream.plan.base.origin
+        host = f"[{origin.host}]" if ":" in origin.host else origin.host
+        _, extra = outbound_headers(upstream)
+        go = functools.partial(
+            stock.urlopen,
+            method,
+            f"{origin.scheme}://{host}:{origin.port}{target}",
+            body=body,
+            headers=with_defaults(headers or {}, extra),
+            retries=False,
+            redirect=False,
+            preload_content=preload_content,
+            decode_content=decode_content,
+            **({} if timeout is None else {"timeout": timeout}),
+            **response_kw,
+        )
+        if upstream.mode == "off":
+            return go()
+        return observed(upstream, go, status_of=_status, method=method, replayable=replayable)
+    plan = upstream.plan
+    surface = _Surface(
+        upstream.state.pool,
+        method,
+        target,
+        body,
+        headers,
+        body_at,
+        {"preload_content": preload_content, "decode_content": decode_content, **response_kw},
+    )
+    return Call(
+        upstream,
+        surface,
+        message=surface,
+        streamed=not preload_content,
+        timeouts=plan.timeouts if timeout is None else timeouts_of_call(plan.timeouts, timeout),
+        method=method,
+        replayable=replayable,
+        max_attempts=plan.retry.max_attempts,
+    ).run()
+
+
+class _Surface:
+    """One call through urllib3."""
+
+    __slots__ = ("_body", "_body_at", "_headers", "_method", "_pool", "_response_kw", "_target")
+
+    twins = URLLIB3
+
+    def __init__(
+        self,
+        pool: GovernedHTTPPool,
+        method: str,
+        target: str,
+        body: Any,
+        headers: Mapping[str, str] | None,
+        body_at: int | None,
+        response_kw: dict[str, Any],
+    ) -> None:
+        self._pool = pool
+        self._method = method
+        self._target = target
+        self._body = body
+        self._headers = headers
+        self._body_at = body_at
+        self._response_kw = response_kw
+
+    def send(self, number: int, timeout: Timeout) -> BaseHTTPResponse:
+        return self._pool.urlopen(
+            self._method,
+            self._target,
+            self._body,
+            self._headers,
+            _NO_RETRY,
+            False,  # redirect
+            False,  # assert_same_host: the target is a path
+            timeout,
+            body_pos=self._body_at,
+            **self._response_kw,
+        )
+
+    def head(self, answer: BaseHTTPResponse) -> tuple[int, Mapping[str, str]]:
+        return answer.status, answer.headers
+
+    def set_aside(self, answer: BaseHTTPResponse) -> BaseHTTPResponse | None:
+        if self._response_kw["preload_content"]:
+            return answer
+        try:
+            body = answer.read(KEEP_BYTES + 1, decode_content=False)
+        except (OSError, HTTPError):
+            body = None
+        answer.close()
+        if body is None or len(body) > KEEP_BYTES:
+            return None
+        return HTTPResponse(
+            body=io.BytesIO(body),
+            headers=answer.headers,
+            status=answer.status,
+            version=answer.version,
+            reason=answer.reason,
+            preload_content=False,
+            decode_content=self._response_kw["decode_content"],
+            request_method=self._method,
+            request_url=self._target,
+        )
+
+    def family(self) -> dict[str, Any]:
+        return {"pool": self._pool}
+
+
+def _position(body: Any) -> int | None:
+    """Where a file-like body begins, or None for one that cannot be read again."""
+    if not hasattr(body, "seek"):
+        return None
+    try:
+        return int(body.tell())
+    except (AttributeError, OSError, ValueError):
+        return None

@@ -1,0 +1,354 @@
+"""The facade: one Headrace per configuration, and everything hangs off it."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from headrace.adapters import install
+from headrace.adapters.handles import Handle, governed_session, stock_pools
+from headrace.config import load, mode_override
+from headrace.errors import ConfigError, HeadraceError
+from headrace.observe.events import HeadraceStarted, HeadraceStopped, ModeOverridden
+from headrace.observe.logs import emit
+from headrace.observe.metrics import Metrics, Reading, ServiceReading, UpstreamReading
+from headrace.policy.plan import Configuration
+from headrace.runtime.inbound import inbound_var
+from headrace.runtime.reload import Reloader, ReloadResult
+from headrace.runtime.service import ServiceCounters
+from headrace.runtime.snapshot import Snapshot
+from headrace.runtime.threads import Housekeeping
+from headrace.runtime.upstream import Upstream
+from headrace.runtime.watch import Watcher
+
+DEFAULT_FILE = "upstreams.yaml"
+
+File = str | os.PathLike[str]
+
+
+class Headrace:
+    """The rules of one configuration, in force from `start()` to `close()`.
+
+    The constructor reads, validates and compiles, so that a bad file stops the
+    boot; it starts no thread, opens no socket and patches nothing.
+
+    `_lock` guards the lifecycle (start, close) only; it is held while threads are
+    started and joined, and never taken on the path of a call.
+
+    Args:
+        file: The YAML file, or several (later wins). None: HEADRACE_FILE, else `upstreams.yaml`.
+        registry: Where Prometheus metrics go; None: prometheus_client's default.
+
+    Raises:
+        ConfigError: The files have problems; all of them are in the text.
+    """
+
+    def __init__(self, file: File | Sequence[File] | None = None, *, registry: Any = None) -> None:
+        self.files = _absolute(file)
+        self._mode_override = mode_override(os.environ)
+        self._cwd = Path.cwd()
+        self._lock = threading.Lock()
+        self._running_in: int | None = None  # pid
+        self._closed = False
+        self._reloader = Reloader(
+            load=self._load, override=self._mode_override, files=self.files, publish=self._publish
+        )
+        self._metrics = Metrics(self._read, registry=registry)
+        self._housekeeping = Housekeeping([self._reloader.tick, self._flush])
+        self._watcher: Watcher | None = None
+        self._handles: dict[str, Handle] = {}
+        self._stock = stock_pools()
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The configuration in force, with its upstreams. One immutable object; replaced as a whole."""
+        return self._reloader.snapshot
+
+    @property
+    def service(self) -> ServiceCounters:
+        """Counters that belong to no single upstream."""
+        return self._reloader.service
+
+    def start(self) -> None:
+        """Take the rules into force: URLs, metrics, watching. Blocks shortly; thread-safe; idempotent.
+
+        After a `close()` it starts over from the files.
+
+        Raises:
+            ConfigError: Another instance in this process claims one of the URLs, or (after a
+                close) the files have problems.
+        """
+        if self._running_in == os.getpid():
+            return
+        with self._lock:
+            if self._running_in == os.getpid():
+                return
+            if self._closed:
+                self._reloader.replace()
+            install.publish(self, self.snapshot)
+            self._metrics.install()
+            self._housekeeping.start()
+            self._watcher = Watcher(self._watched(), self._poked, self.snapshot.configuration.reload)
+            self._watcher.start()
+            self._closed = False
+            self._running_in = os.getpid()
+            atexit.register(self.close)
+        emit(
+            HeadraceStarted(
+                files=self.files,
+                digest=self.snapshot.digest[:12],
+                upstreams=len(self.snapshot.upstreams),
+                mode_override=self._mode_override,
+            )
+        )
+        if self._mode_override is not None:
+            emit(ModeOverridden(mode=self._mode_override))
+        for event in self._reloader.announcements():
+            emit(event)
+
+    def close(self) -> None:
+        """Govern nothing any more; end threads, close connections. Blocks shortly; idempotent."""
+        with self._lock:
+            if self._running_in is None:
+                return
+            mine = self._running_in == os.getpid()
+            self._running_in = None
+            self._closed = True
+            atexit.unregister(self.close)
+            install.withdraw(self)
+            if mine:
+                if self._watcher is not None:
+                    self._watcher.stop()
+                self._housekeeping.stop()
+            self._reloader.close()
+            self._stock.clear()
+            self._metrics.flush()
+            self._metrics.uninstall()
+        emit(HeadraceStopped(files=self.files))
+
+    def reload(self) -> ReloadResult:
+        """Take what the files say now into force. Blocks; thread-safe.
+
+        Returns:
+            `applied`, or `unchanged` when the files say what is in force.
+
+        Raises:
+            ConfigError: The files have problems; what was in force still is.
+        """
+        result = self._reloader.reload()
+        self._rewatch()
+        return result
+
+    def upstream(self, name: str) -> Handle:
+        """A handle on the upstream called *name*; it follows reloads.
+
+        Raises:
+            UnknownUpstream: The file in force has no such name.
+        """
+        handle = self._handles.get(name)
+        if handle is None:
+            self.snapshot.upstream(name)
+            handle = self._handles.setdefault(name, Handle(name, self._resolve, self._stock))
+        return handle
+
+    def session(self) -> Any:
+        """A new `requests.Session` governed by URL, whether or not `install.requests` is on."""
+        return governed_session(self._find)
+
+    def status(self) -> dict[str, Any]:
+        """What is in force and what it is doing: plain data, fit for JSON, without secrets."""
+        refused = self._reloader.refused
+        return {
+            "files": list(self.files),
+            "running": self._running_in == os.getpid(),
+            "mode_override": self._mode_override,
+            "digest": self.snapshot.digest,
+            "loaded_at": self.snapshot.loaded_at,
+            "rejected": None if refused is None else {"at": refused.at, "problems": refused.text},
+            "held": self._reloader.is_holding,
+            "reloads": dict(self.service.reloads),
+            "ungoverned": dict(self.service.ungoverned),
+            "unknown_hosts": [
+                {"host": host, "calls": calls} for host, calls in install.busiest_unknown_hosts()
+            ],
+            "upstreams": {
+                name: self._status_of(upstream) for name, upstream in self.snapshot.upstreams.items()
+            },
+        }
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "running" if self._running_in == os.getpid() else "closed" if self._closed else "not started"
+        override = f" HEADRACE_MODE={self._mode_override}" if self._mode_override else ""
+        snapshot = self.snapshot
+        return (
+            f"<Headrace {', '.join(self.files)} {state} digest={snapshot.digest[:12]}{override} "
+            f"upstreams={len(snapshot.upstreams)}>"
+        )
+
+    def _load(self) -> Configuration:
+        return load(self.files, env=os.environ, cwd=self._cwd)
+
+    def _publish(self, snapshot: Snapshot) -> None:
+        if self._running_in == os.getpid():
+            install.publish(self, snapshot)
+
+    def _poked(self) -> None:
+        """The watcher found other contents."""
+        try:
+            self._reloader.reload(patient=True)
+        except ConfigError:
+            pass  # reported by the reloader; the last good configuration stays
+        self._rewatch()
+
+    def _rewatch(self) -> None:
+        watcher = self._watcher
+        if watcher is not None:
+            watcher.set_files(self._watched(), plan=self.snapshot.configuration.reload)
+
+    def _watched(self) -> tuple[str, ...]:
+        return self.snapshot.configuration.watched
+
+    def _flush(self, now: float) -> None:
+        self._metrics.flush()
+
+    def _find(self, request: Any) -> Upstream | None:
+        found = self._snapshot_of_call().routes.match_url(request.url or "")
+        return None if found is None else found[1]
+
+    def _resolve(self, name: str) -> Upstream:
+        # Flat, and asked for by every call of a handle.
+        inbound = inbound_var.get()
+        ours = inbound is not None and inbound.headrace is self
+        snapshot = inbound.snapshot if ours else self._reloader.snapshot  # type: ignore[union-attr]
+        upstream = snapshot.upstreams.get(name) or snapshot.upstream(name)
+        if upstream.state.pool.leases.stopped:
+            if self._closed:
+                raise HeadraceError(f'upstream "{name}": this Headrace is closed')
+            return self.snapshot.upstream(name)
+        return upstream
+
+    def _snapshot_of_call(self) -> Snapshot:
+        inbound = inbound_var.get()
+        if inbound is not None and inbound.headrace is self:
+            return inbound.snapshot
+        return self._reloader.snapshot
+
+    def _read(self) -> Reading:
+        service = self.service.copy()
+        snapshot = self.snapshot
+        return Reading(
+            upstreams=[self._reading_of(name) for name in list(self._reloader.counters)],
+            service=ServiceReading(
+                reloads=service.reloads,
+                digest=snapshot.digest,
+                last_success_timestamp_s=snapshot.loaded_at,
+                ungoverned=service.ungoverned,
+                served=service.served_by_class,
+                served_duration=service.served_duration,
+            ),
+        )
+
+    def _reading_of(self, name: str) -> UpstreamReading:
+        upstream = self.snapshot.upstreams.get(name)
+        states = self._reloader.states(name)
+        views = [state.pool.leases.view() for state in states]
+        now = time.monotonic()
+        return UpstreamReading(
+            name=name,
+            counters=self._reloader.counters[name],
+            inuse=sum(view.inuse + state.in_flight for view, state in zip(views, states, strict=True)),
+            idle=sum(view.idle for view in views),
+            waiting=sum(view.waiting for view in views),
+            hit_rate=None if upstream is None else upstream.state.pool.leases.hit_rate(now),
+            max_connections=0 if upstream is None else upstream.plan.pool.max_connections,
+            circuit=None if upstream is None else upstream.state.circuit.view(now),
+            budget_tokens=None if upstream is None else upstream.state.budget.balance(now),
+        )
+
+    def _status_of(self, upstream: Upstream) -> Mapping[str, Any]:
+        reading = self._reading_of(upstream.plan.name)
+        circuit = upstream.state.circuit.view(time.monotonic())
+        counters = reading.counters
+        with counters.lock:
+            requests, attempts = dict(counters.requests), dict(counters.attempts)
+            retries, denied = dict(counters.retries), dict(counters.retries_denied)
+            acquires, closed = dict(counters.acquires), dict(counters.closed)
+            observed, refused = dict(counters.observed), counters.refused
+        return {
+            "mode": upstream.mode,
+            "pool": {
+                "inuse": reading.inuse,
+                "idle": reading.idle,
+                "waiting": reading.waiting,
+                "max_connections": reading.max_connections,
+                "hit_rate": reading.hit_rate,
+                "acquires": acquires,
+                "closed": closed,
+            },
+            "circuit_breaker": {
+                "state": circuit.state.value,
+                "failure_rate": circuit.failure_rate,
+                "calls": circuit.calls,
+                "failures": circuit.failures,
+                "consecutive_failures": circuit.consecutive_failures,
+                "retry_after": circuit.retry_after_s,
+                "refused": refused,
+            },
+            "retry": {"budget_tokens": reading.budget_tokens, "retries": retries, "denied": denied},
+            "requests": requests,
+            "attempts": attempts,
+            "observed": observed,
+        }
+
+
+def current() -> Headrace:
+    """The instance bound to the inbound request, else the only one that runs in this process.
+
+    Raises:
+        LookupError: There is none, or more than one.
+    """
+    inbound = inbound_var.get()
+    if inbound is not None:
+        return inbound.headrace  # type: ignore[no-any-return]
+    owners = install.owners()
+    if len(owners) != 1:
+        raise LookupError(
+            f"{len(owners)} Headrace instances run in this process and no inbound request is bound to one; "
+            f"add the middleware, call headrace.install(…), or keep the instance yourself"
+        )
+    return owners[0]  # type: ignore[return-value]
+
+
+def start_from(file: File | Sequence[File] | None = None, *, registry: Any = None) -> Headrace:
+    """A started Headrace, for processes without middleware (Celery, cron, Jupyter). Also a context manager.
+
+    Raises:
+        ConfigError: The files have problems.
+    """
+    instance = Headrace(file, registry=registry)
+    instance.start()
+    return instance
+
+
+def _absolute(file: File | Sequence[File] | None) -> tuple[str, ...]:
+    if file is None:
+        file = os.environ.get("HEADRACE_FILE") or DEFAULT_FILE
+    files = [file] if isinstance(file, (str, os.PathLike)) else list(file)
+    if not files:
+        raise ValueError("no file given")
+    return tuple(str(Path(one).absolute()) for one in files)

@@ -1,0 +1,56 @@
+"""The inbound request that the running code belongs to, if any.
+
+A context variable, so that plain `requests` calls deep in the code see it; tasks
+and thread-pool workers that copy the context see it too.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from headrace.runtime.snapshot import Snapshot
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Inbound:
+    """One inbound request.
+
+    Attributes:
+        headrace: The instance whose middleware took the request in (typed loosely: it lives a layer above).
+        snapshot: The configuration this request began with, and keeps.
+        request_id: Taken from the request, or made.
+    """
+
+    headrace: Any
+    snapshot: Snapshot
+    request_id: str
+
+
+inbound_var: ContextVar[Inbound | None] = ContextVar("headrace_inbound", default=None)
+
+
+def propagate(function: Callable[P, T]) -> Callable[P, T]:
+    """*function*, to be run on another thread as part of the inbound request that is being served here.
+
+    Needed for `ThreadPoolExecutor.submit`, `loop.run_in_executor` and `Thread`;
+    `asyncio.to_thread`, tasks and the thread pools of ASGI frameworks copy the
+    context by themselves.
+
+    Each call runs in its own copy of the context of now, so the result may be
+    called often and on several threads at once.
+    """
+    context = copy_context()
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        return context.copy().run(function, *args, **kwargs)
+
+    return run

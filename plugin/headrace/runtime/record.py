@@ -1,0 +1,107 @@
+"""The record of one call, on every response and exception that headrace lets out (`.headrace`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from headrace.policy.circuit import Verdict
+from headrace.policy.counters import UpstreamCounters, add
+from headrace.policy.exchange import EndReason, Exchange
+from headrace.policy.outcome import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """One attempt.
+
+    Attributes:
+        started_s: Monotonic seconds.
+        wait_s: Waited for a connection.
+        connect_s: TCP and TLS, or None on a reused connection.
+        duration_s: The attempt itself, after the wait.
+        outcome: `2xx` … `5xx`, or the fault.
+        verdict: What the circuit was told: success, failure or ignored.
+    """
+
+    started_s: float
+    wait_s: float
+    connect_s: float | None
+    duration_s: float
+    outcome: str
+    status: int | None
+    verdict: str
+
+
+@dataclass(slots=True)
+class Record:
+    """What became of one call. Pickles.
+
+    Attributes:
+        upstream: Name of the upstream.
+        request_id: The id that every attempt carried, or None when none was sent on.
+        reason: Why the call ended: a word of `policy.exchange.EndReason`.
+        retry_after_s: What the upstream, or our circuit, asks to wait, seconds, or None.
+        config_digest: Of the configuration the call began with.
+    """
+
+    upstream: str
+    request_id: str | None
+    reason: EndReason
+    retry_after_s: float | None
+    config_digest: str
+    _outcomes: Sequence[Outcome] = field(repr=False)
+    _verdicts: Sequence[Verdict] = field(repr=False)
+
+    @property
+    def attempts(self) -> tuple[AttemptRecord, ...]:
+        """The attempts made, oldest first. Built on each access: the success path pays nothing for it."""
+        return tuple(
+            AttemptRecord(
+                started_s=outcome.started_s,
+                wait_s=outcome.wait_s,
+                connect_s=outcome.connect_s,
+                duration_s=outcome.duration_s,
+                outcome=outcome.label,
+                status=outcome.status,
+                verdict=verdict.value,
+            )
+            for outcome, verdict in zip(self._outcomes, self._verdicts, strict=False)
+        )
+
+    def notes(self) -> list[str]:
+        """The story in words, a line per attempt and one for the end."""
+        lines = []
+        for number, one in enumerate(self.attempts, 1):
+            connect = "reused connection" if one.connect_s is None else f"connected in {one.connect_s:.3f} s"
+            what = str(one.status) if one.status is not None else one.outcome
+            lines.append(
+                f'headrace: upstream "{self.upstream}" attempt {number}: {what} after {one.duration_s:.3f} s '
+                f"({connect}, waited {one.wait_s:.3f} s)"
+            )
+        asked = "" if self.retry_after_s is None else f", retry after {self.retry_after_s:.1f} s"
+        lines.append(f"headrace: ended: {self.reason.value}{asked} (request id {self.request_id or '-'})")
+        return lines
+
+
+def tally(counters: UpstreamCounters, exchange: Exchange, *, label: str | None, duration_s: float) -> None:
+    """Count one ended call. Mutates *counters*, once, under its lock.
+
+    Args:
+        label: Why it was refused or broken off; None: the label of its last attempt.
+    """
+    labels = [outcome.label for outcome in exchange.outcomes]
+    if label is None:
+        label = labels[-1]
+    requests, attempts = counters.requests, counters.attempts
+    with counters.lock:  # flat: every call comes through here, and a Python-level call is a microsecond
+        requests[label] = requests.get(label, 0) + 1
+        counters.duration.observe(duration_s)
+        for number, one in enumerate(labels):
+            attempts[one] = attempts.get(one, 0) + 1
+            if number:
+                add(counters.retries, labels[number - 1])
+        if exchange.denied is not None:
+            add(counters.retries_denied, exchange.denied.value)
+        if exchange.refused is not None:
+            counters.refused += 1

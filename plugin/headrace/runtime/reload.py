@@ -1,0 +1,257 @@
+"""Reload: read -> parse -> validate -> build everything -> swap one reference -> drain.
+
+Whole file or nothing. The last good configuration stays in force on any failure,
+and the failure is loud. Events of the file system are pokes: what counts is what
+the files contain.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from headrace.errors import ConfigError
+from headrace.observe.events import (
+    ConfigApplied,
+    ConfigHeld,
+    ConfigRejected,
+    ConfigWarning,
+    Event,
+    TlsVerificationDisabled,
+)
+from headrace.observe.logs import emit
+from headrace.policy.counters import UpstreamCounters
+from headrace.policy.plan import Configuration
+from headrace.runtime.service import ServiceCounters
+from headrace.runtime.snapshot import Snapshot, build_snapshot, retired_states
+from headrace.runtime.upstream import UpstreamState
+from headrace.transport.tls import TlsError
+
+HOLD_S = 5.0
+"""How long a file that drops most upstreams must stand before it is believed (DESIGN §4.7)."""
+
+ReloadResult = Literal["applied", "unchanged", "held"]
+
+
+@dataclass(slots=True)
+class _Held:
+    digest: str
+    since: float
+
+
+@dataclass(slots=True)
+class _Refused:
+    """The last refusal, for status. `digest` is None when the file could not even be read to its end."""
+
+    text: str
+    at: float
+
+
+class Reloader:
+    """Owns the snapshot in force and everything that replaces it.
+
+    `_lock` serialises reloads: files are read and pools built under it, and it is
+    never taken on the path of a call. `snapshot` is one reference, read without a
+    lock and replaced as a whole.
+
+    Args:
+        load: Reads all sources; raises ConfigError.
+        override: What HEADRACE_MODE says.
+        publish: Told the new snapshot just before it is in force here, so that URLs lead to it;
+            raises ConfigError, and changes nothing, when another instance claims one of them.
+    """
+
+    def __init__(
+        self,
+        *,
+        load: Callable[[], Configuration],
+        override: Literal["observe", "off"] | None,
+        files: tuple[str, ...],
+        publish: Callable[[Snapshot], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._load = load
+        self._override = override
+        self._files = files
+        self._publish = publish
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._held: _Held | None = None
+        self._draining: list[tuple[float, UpstreamState]] = []
+        self.service = ServiceCounters()
+        self.counters: dict[str, UpstreamCounters] = {}
+        self.refused: _Refused | None = None
+        self.snapshot = self._build(load(), None)
+
+    def announcements(self) -> list[Event]:
+        """What in the configuration in force should make somebody look twice."""
+        texts: list[Event] = [ConfigWarning(text=text) for text in self.snapshot.configuration.warnings]
+        return texts + [
+            TlsVerificationDisabled(upstream=name)
+            for name, upstream in self.snapshot.upstreams.items()
+            if upstream.plan.tls is not None and not upstream.plan.tls.verify
+        ]
+
+    def reload(self, *, patient: bool = False) -> ReloadResult:
+        """Take what the files say now into force. Blocks; thread-safe.
+
+        Args:
+            patient: A file that drops more than half of four or more upstreams is
+                held until it has stood for HOLD_S; without, it is applied at once.
+
+        Raises:
+            ConfigError: The files have problems; the configuration in force is what it was.
+        """
+        events: list[Event] = []
+        try:
+            with self._lock:
+                return self._reload(patient, events)
+        finally:
+            for event in events:
+                emit(event)
+
+    def replace(self) -> None:
+        """Start over from the files, with fresh upstreams: the instance was closed and is started again.
+
+        Raises:
+            ConfigError: The files have problems.
+        """
+        with self._lock:
+            self.snapshot = self._build(self._load(), None)
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether a changed file waits for HOLD_S to pass."""
+        return self._held is not None
+
+    def tick(self, now: float) -> None:
+        """Housekeeping: idle connections, drained pools, a held file. Blocks shortly."""
+        for upstream in self.snapshot.upstreams.values():
+            upstream.state.pool.leases.expire_idle(now)
+        with self._lock:
+            over = [state for stop_at, state in self._draining if now >= stop_at]
+            self._draining = [one for one in self._draining if now < one[0]]
+        for state in over:
+            state.pool.leases.stop()
+        if self._held is not None and now - self._held.since >= HOLD_S:
+            try:
+                self.reload(patient=True)
+            except ConfigError:
+                pass  # reported by reload()
+
+    def states(self, name: str) -> list[UpstreamState]:
+        """The state in force under *name* and those that still drain: gauges are sums over both."""
+        found = self.snapshot.upstreams.get(name)
+        draining = self._draining  # replaced as a whole, never changed in place
+        counters = self.counters.get(name)
+        states = [state for _, state in draining if state.counters is counters]
+        return [*([found.state] if found is not None else []), *states]
+
+    def close(self) -> None:
+        """Stop every pool, in force or draining. Blocks shortly."""
+        with self._lock:
+            states = [upstream.state for upstream in self.snapshot.upstreams.values()]
+            states += [state for _, state in self._draining]
+            self._draining = []
+        for state in states:
+            state.pool.close()
+            state.pool.leases.stop()
+
+    def _reload(self, patient: bool, events: list[Event]) -> ReloadResult:
+        began = self._clock()
+        before = self.snapshot
+        try:
+            configuration = self._load()
+            if configuration.digest == before.digest:
+                self._held = self.refused = None
+                self.service.reloaded("unchanged")
+                return "unchanged"
+            if patient and self._is_held(configuration, before, began, events):
+                return "held"
+            after = self._build(configuration, before)
+            self._publish(after)
+        except ConfigError as error:
+            self._held = None
+            self._reject(error, events)
+            raise
+        self.snapshot = after
+        self._held = self.refused = None
+        self._drain(retired_states(before, after), began + configuration.reload.drain_s)
+        self.service.reloaded("applied")
+        events.append(_applied(before, after, files=self._files, duration_s=self._clock() - began))
+        events.extend(self.announcements())
+        return "applied"
+
+    def _build(self, configuration: Configuration, previous: Snapshot | None) -> Snapshot:
+        try:
+            return build_snapshot(
+                configuration,
+                previous=previous,
+                override=self._override,
+                counters=self.counters,
+                service=self.service,
+                loaded_at=time.time(),
+            )
+        except TlsError as error:
+            raise ConfigError(str(error), problems=(error,)) from error
+
+    def _drain(self, states: list[UpstreamState], stop_at: float) -> None:
+        for state in states:
+            state.pool.leases.retire()
+        self._draining = [*self._draining, *((stop_at, state) for state in states)]
+
+    def _is_held(
+        self, configuration: Configuration, before: Snapshot, now: float, events: list[Event]
+    ) -> bool:
+        removed = [name for name in before.upstreams if name not in configuration.upstreams]
+        if len(before.upstreams) < 4 or len(removed) * 2 <= len(before.upstreams):
+            return False
+        if self._held is None or self._held.digest != configuration.digest:
+            self._held = _Held(configuration.digest, now)
+            self.service.reloaded("held")
+            events.append(
+                ConfigHeld(
+                    files=self._files,
+                    removed=tuple(removed),
+                    upstreams=len(before.upstreams),
+                    hold_s=HOLD_S,
+                )
+            )
+            return True
+        return now - self._held.since < HOLD_S
+
+    def _reject(self, error: ConfigError, events: list[Event]) -> None:
+        self.service.reloaded("rejected")
+        repeated = self.refused is not None and self.refused.text == str(error)
+        self.refused = _Refused(str(error), time.time())
+        if repeated:
+            return  # the safety poll finds the same bad file again: said once
+        events.append(
+            ConfigRejected(
+                files=self._files,
+                problems=str(error),
+                problem_count=max(1, len(error.problems)),
+                digest_in_force=self.snapshot.digest[:12],
+                loaded_at=time.strftime("%H:%M:%S", time.localtime(self.snapshot.loaded_at)),
+            )
+        )
+
+
+def _applied(
+    before: Snapshot, after: Snapshot, *, files: tuple[str, ...], duration_s: float
+) -> ConfigApplied:
+    old, new = before.upstreams, after.upstreams
+    kept = [name for name in new if name in old]
+    changed = tuple(name for name in kept if new[name].state is not old[name].state)
+    return ConfigApplied(
+        files=files,
+        digest=after.digest[:12],
+        added=tuple(name for name in new if name not in old),
+        removed=tuple(name for name in old if name not in new),
+        changed=changed,
+        unchanged=len(kept) - len(changed),
+        duration_s=duration_s,
+    )

@@ -1,0 +1,53 @@
+"""Totals of one Headrace instance that belong to no single upstream."""
+
+from __future__ import annotations
+
+import threading
+
+from headrace.policy.counters import Histogram, add
+from headrace.policy.outcome import STATUS_CLASS
+
+
+class ServiceCounters:
+    """Reloads, ungoverned calls, served requests. Thread-safe: `lock` guards every field; a leaf lock."""
+
+    __slots__ = ("_sites", "lock", "reloads", "served_by_class", "served_duration", "ungoverned")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.reloads: dict[str, int] = {}
+        self.ungoverned: dict[str, int] = {}
+        self.served_by_class: dict[str, int] = {}
+        self.served_duration = Histogram()
+        self._sites: set[tuple[str, str]] = set()
+
+    def copy(self) -> ServiceCounters:
+        """The totals of now, apart from these."""
+        twin = ServiceCounters()
+        with self.lock:
+            twin.reloads = dict(self.reloads)
+            twin.ungoverned = dict(self.ungoverned)
+            twin.served_by_class = dict(self.served_by_class)
+            twin.served_duration = self.served_duration.copy()
+        return twin
+
+    def served(self, status: int, duration_s: float) -> None:
+        """Count one inbound request by status class and time it."""
+        with self.lock:
+            add(self.served_by_class, STATUS_CLASS[status // 100 % 10])
+            self.served_duration.observe(duration_s)
+
+    def reloaded(self, result: str) -> None:
+        """Count one reload: `applied`, `unchanged`, `rejected` or `held`."""
+        with self.lock:
+            add(self.reloads, result)
+
+    def passed_through(self, reason: str, site: str) -> bool:
+        """Count one call that matched a rule but is not governed; True the first time *site* does it."""
+        with self.lock:
+            add(self.ungoverned, reason)
+            key = (reason, site)
+            if key in self._sites or len(self._sites) >= 1000:  # a bound, should sites be generated
+                return False
+            self._sites.add(key)
+            return True

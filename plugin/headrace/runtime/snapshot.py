@@ -1,0 +1,111 @@
+"""A snapshot: one configuration and the upstreams built for it, replaced as a whole by one reference."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from headrace.errors import UnknownUpstream
+from headrace.policy.counters import UpstreamCounters
+from headrace.policy.plan import Configuration, UrlPrefix
+from headrace.policy.routes import RouteTable
+from headrace.runtime.service import ServiceCounters
+from headrace.runtime.upstream import Upstream, UpstreamState, build_state
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Immutable. Read once per call, bound per inbound request.
+
+    Attributes:
+        loaded_at: Wall clock, seconds since the epoch.
+    """
+
+    configuration: Configuration
+    upstreams: Mapping[str, Upstream]
+    routes: RouteTable[Upstream]
+    loaded_at: float
+
+    @property
+    def digest(self) -> str:
+        """The configuration's digest."""
+        return self.configuration.digest
+
+    def upstream(self, name: str) -> Upstream:
+        """The upstream called *name*.
+
+        Raises:
+            UnknownUpstream: The file in force has no such name.
+        """
+        found = self.upstreams.get(name)
+        if found is None:
+            known = ", ".join(self.upstreams) or "none"
+            raise UnknownUpstream(f'upstream "{name}" is not in the configuration in force; it has: {known}')
+        return found
+
+    def __repr__(self) -> str:
+        return f"<Snapshot {self.digest[:12]} upstreams={list(self.upstreams)}>"
+
+
+def build_snapshot(
+    configuration: Configuration,
+    *,
+    previous: Snapshot | None,
+    override: Literal["observe", "off"] | None,
+    counters: dict[str, UpstreamCounters],
+    service: ServiceCounters,
+    loaded_at: float,
+) -> Snapshot:
+    """The snapshot for *configuration*; an upstream whose plan is unchanged keeps its very objects.
+
+    Builds everything before anything is in force; opens no socket. Mutates
+    *counters* (adds names that are new).
+
+    Raises:
+        TlsError: TLS files cannot be loaded.
+    """
+    upstreams: dict[str, Upstream] = {}
+    for name, plan in configuration.upstreams.items():
+        before = previous.upstreams.get(name) if previous is not None else None
+        if before is not None and before.plan == plan:
+            plan, state = before.plan, before.state  # the very same objects
+        else:
+            state = build_state(plan, counters.setdefault(name, UpstreamCounters(lock=threading.Lock())))
+        upstreams[name] = Upstream(
+            plan=plan,
+            state=state,
+            mode=_effective_mode(plan.mode, override),
+            digest=configuration.digest,
+            request_id_header=configuration.service.request_id.header,
+            service=service,
+        )
+    return Snapshot(
+        configuration=configuration,
+        upstreams=upstreams,
+        routes=RouteTable(routes_of(upstreams.values())),
+        loaded_at=loaded_at,
+    )
+
+
+def routes_of(upstreams: Iterable[Upstream]) -> Iterator[tuple[UrlPrefix, Upstream]]:
+    """Every URL prefix that *upstreams* claim, with its upstream."""
+    for upstream in upstreams:
+        for prefix in (upstream.plan.base, *upstream.plan.match):
+            yield prefix, upstream
+
+
+def retired_states(old: Snapshot, new: Snapshot) -> list[UpstreamState]:
+    """States of *old* that *new* does not use any more."""
+    kept = {id(upstream.state) for upstream in new.upstreams.values()}
+    return [upstream.state for upstream in old.upstreams.values() if id(upstream.state) not in kept]
+
+
+def _effective_mode(
+    mode: Literal["enforce", "observe", "off"], override: Literal["observe", "off"] | None
+) -> Literal["enforce", "observe", "off"]:
+    # The kill switch only ever takes away: `observe` does not switch on what the file has switched off.
+    if override is None or mode == "off":
+        return mode
+    return override

@@ -1,0 +1,108 @@
+"""An upstream at run time: a Plan (frozen, of one snapshot) and a State (shared, survives reloads)."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from headrace.observe.events import CircuitChanged
+from headrace.observe.logs import emit
+from headrace.policy.circuit import Circuit, Transition
+from headrace.policy.counters import UpstreamCounters, add
+from headrace.policy.plan import Mode, UpstreamPlan
+from headrace.policy.retry import RetryBudget
+from headrace.runtime.service import ServiceCounters
+from headrace.transport.urllib3_pool import GovernedHTTPPool, build_pool
+
+
+class UpstreamState:
+    """What an upstream has learned and holds. Each part guards itself.
+
+    Attributes:
+        pool: Its connections; guarded by the lease pool's lock.
+        circuit, budget: Guarded by the lock each was given.
+        counters: Totals by name; the same object before and after a reload.
+        in_flight: Calls in `mode: observe` under way; guarded by `counters.lock`.
+    """
+
+    __slots__ = ("budget", "circuit", "counters", "in_flight", "pool")
+
+    def __init__(
+        self, *, pool: GovernedHTTPPool, circuit: Circuit, budget: RetryBudget, counters: UpstreamCounters
+    ) -> None:
+        self.pool = pool
+        self.circuit = circuit
+        self.budget = budget
+        self.counters = counters
+        self.in_flight = 0
+
+    @property
+    def inuse(self) -> int:
+        """Connections leased, or calls under way where only observed."""
+        return self.pool.leases.view().inuse + self.in_flight
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """One name of one snapshot. A call reads it once and keeps it to its end.
+
+    Attributes:
+        mode: The plan's, unless the environment overrides it.
+        digest: Of the configuration this plan belongs to.
+        request_id_header: Name of the header that carries the request id.
+        service: Counters of the instance it belongs to.
+    """
+
+    plan: UpstreamPlan
+    state: UpstreamState
+    mode: Mode
+    digest: str
+    request_id_header: str
+    service: ServiceCounters
+
+    def __repr__(self) -> str:
+        circuit = self.state.circuit.state.value
+        return f"<Upstream {self.plan.name} {self.mode} circuit={circuit} {self.state.pool!r}>"
+
+
+def build_state(plan: UpstreamPlan, counters: UpstreamCounters) -> UpstreamState:
+    """A fresh state for *plan*; opens no socket.
+
+    Raises:
+        TlsError: The plan's TLS files cannot be loaded.
+    """
+    return UpstreamState(
+        pool=build_pool(plan, counters),
+        circuit=Circuit(
+            plan.circuit_breaker,
+            rng=random.random,
+            lock=threading.Lock(),
+            on_transition=_transition_reporter(plan.name, counters),
+        ),
+        budget=RetryBudget(plan.retry.budget, lock=threading.Lock()),
+        counters=counters,
+    )
+
+
+def _transition_reporter(name: str, counters: UpstreamCounters) -> Callable[[Transition], None]:
+    def report(transition: Transition) -> None:
+        with counters.lock:
+            add(counters.transitions, (transition.from_state.value, transition.to_state.value))
+        emit(
+            CircuitChanged(
+                upstream=name,
+                from_state=transition.from_state.value,
+                to_state=transition.to_state.value,
+                reason=transition.reason,
+                failure_rate=transition.failure_rate,
+                calls=transition.calls,
+                failures=transition.failures,
+                consecutive_failures=transition.consecutive_failures,
+                threshold=transition.threshold,
+                open_for_s=transition.open_for_s,
+            )
+        )
+
+    return report

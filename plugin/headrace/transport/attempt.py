@@ -1,0 +1,43 @@
+"""One attempt as the transport sees it: what it may use, and the facts it leaves behind."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from headrace.transport.lease import Lease
+
+Phase = Literal["lease", "tcp", "tls", "sent"]
+
+
+@dataclass(slots=True)
+class Attempt:
+    """Limits and facts of one attempt. Per call, owned by one thread at a time; not thread-safe.
+
+    Attributes:
+        pool: The upstream's urllib3 pool, whatever pool the caller's manager would have picked.
+        message: The object being sent, by identity: a nested call made while
+            this attempt runs (a token refresh, say) is not part of it.
+        lease: The connection slot taken for it, until the pool hands it out.
+        headers: Added on the wire unless the call has set them.
+        connect_s, read_s: Socket limits of this attempt, seconds.
+        streamed: The caller reads the body itself, after the attempt.
+        phase: How far it got; "sent" from the moment a byte may have left.
+        connect_took_s: Seconds for TCP and TLS, or None on a reused connection.
+    """
+
+    pool: Any
+    message: object
+    lease: Lease[Any] | None
+    headers: tuple[tuple[str, str], ...]
+    connect_s: float
+    read_s: float
+    streamed: bool
+    phase: Phase = field(default="lease")
+    connect_took_s: float | None = None
+
+
+current_attempt: ContextVar[Attempt | None] = ContextVar("headrace_attempt", default=None)
+"""The attempt that the running code performs; pool and connection hooks find it here."""

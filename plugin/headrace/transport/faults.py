@@ -1,0 +1,107 @@
+"""What an exception says about the attempt it ended: the transport's edge.
+
+requests and urllib3 wrap causes in `args`, `reason` and `__cause__`, in several
+layers; the fault is in the innermost one that means something.
+"""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import ssl
+from collections.abc import Iterator
+
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    DecodeError,
+    InvalidChunkLength,
+    LocationValueError,
+    NewConnectionError,
+    ProtocolError,
+    ReadTimeoutError,
+    SSLError,
+)
+from urllib3.util.ssl_match_hostname import CertificateError
+
+from headrace.policy.outcome import Fault
+from headrace.transport.attempt import Phase
+
+_OUR_OWN_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+
+
+def fault_of(error: BaseException, phase: Phase) -> tuple[Fault, bool]:
+    """The fault that *error* stands for, and whether a timer of ours cut the attempt.
+
+    Args:
+        error: What came out of urllib3 or requests.
+        phase: How far the attempt had got when it was raised.
+    """
+    if not isinstance(error, Exception):
+        return Fault.CANCELLED, False
+    if phase == "lease":
+        return Fault.LOCAL_ERROR, False  # nothing was attempted yet: bad URL, bad CA path, bad body …
+    for cause in _innermost_first(error):
+        found = _known(cause, phase)
+        if found is not None:
+            return found
+    return Fault.LOCAL_ERROR, False
+
+
+def phase_of(error: BaseException) -> Phase:
+    """How far an attempt over somebody else's pool had got, as far as *error* tells: "sent" where in doubt."""
+    if any(isinstance(cause, ConnectTimeoutError) for cause in _innermost_first(error)):
+        return "tcp"  # NewConnectionError is one of these, too
+    return "sent"
+
+
+def _known(cause: BaseException, phase: Phase) -> tuple[Fault, bool] | None:
+    if isinstance(cause, (ssl.SSLCertVerificationError, CertificateError)):
+        return Fault.CERTIFICATE, False
+    if isinstance(cause, LocationValueError):
+        return Fault.LOCAL_ERROR, False
+    if isinstance(cause, OSError) and cause.errno in _OUR_OWN_SHORTAGE:
+        return Fault.LOCAL_ERROR, False
+    # A kernel's ETIMEDOUT is the network's verdict and has an errno; a socket limit of ours has none.
+    cut = isinstance(cause, TimeoutError) and cause.errno is None
+    if phase == "tcp":
+        if isinstance(cause, NewConnectionError):
+            return Fault.CONNECT_FAILURE, False
+        if isinstance(cause, (OSError, ConnectTimeoutError)):
+            return Fault.CONNECT_FAILURE, cut or isinstance(cause, ConnectTimeoutError)
+        return None
+    if phase == "tls":
+        if isinstance(cause, (OSError, SSLError, ReadTimeoutError)):
+            return Fault.TLS_FAILURE, cut or isinstance(cause, ReadTimeoutError)
+        return None
+    if cut or isinstance(cause, ReadTimeoutError):
+        return Fault.TIMEOUT, True
+    if isinstance(cause, InvalidChunkLength):
+        # An empty length is the end of the stream where a chunk should begin: a truncated body, not bad framing.
+        return (Fault.RESET if not cause.length else Fault.PROTOCOL_ERROR), False
+    if isinstance(cause, (http.client.IncompleteRead, OSError)):
+        return (
+            Fault.RESET,
+            False,
+        )  # RemoteDisconnected is a ConnectionResetError too, not only a BadStatusLine
+    if isinstance(cause, http.client.ImproperConnectionState):
+        return Fault.LOCAL_ERROR, False
+    if isinstance(cause, (http.client.HTTPException, DecodeError, ProtocolError)):
+        return Fault.PROTOCOL_ERROR, False
+    return None
+
+
+def _innermost_first(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions nested in *error*, innermost first, requests' wrappers left out (they are OSErrors)."""
+    chain: list[BaseException] = []
+    todo = [error]
+    while todo and len(chain) < 16:  # a cycle of causes is legal Python
+        one = todo.pop()
+        if any(one is seen for seen in chain):
+            continue
+        chain.append(one)
+        todo += [
+            nested
+            for nested in (*one.args, getattr(one, "reason", None), one.__cause__)
+            if isinstance(nested, BaseException)
+        ]
+    return (one for one in reversed(chain) if type(one).__module__.partition(".")[0] != "requests")

@@ -1,0 +1,130 @@
+"""urllib3's connections, subclassed: one connect limit over all addresses, and a lease that ends with the socket."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    LocationParseError,
+    NameResolutionError,
+    NewConnectionError,
+)
+from urllib3.response import HTTPResponse
+
+from headrace.transport.attempt import current_attempt
+
+if TYPE_CHECKING:
+    from headrace.transport.lease import Lease, LeasePool
+
+
+class GovernedHTTPConnection(HTTPConnection):
+    """A connection that belongs to a lease while it is in use.
+
+    Owned by the thread that holds the lease; `close()` may also come from a
+    finalizer (a response dropped unread), so it never blocks on the pool's lock.
+    """
+
+    lease: Lease[Any] | None = None
+    leases: LeasePool[Any] | None = None
+    _reading_head = False
+
+    def connect(self) -> None:
+        """Connect, and say how long it took. Blocks."""
+        started = time.monotonic()
+        super().connect()
+        attempt = current_attempt.get()
+        if attempt is not None:
+            attempt.connect_took_s = time.monotonic() - started
+            attempt.phase = "sent"
+
+    def _new_conn(self) -> socket.socket:
+        attempt = current_attempt.get()
+        if attempt is not None:
+            attempt.phase = "tcp"
+        sock = _open_socket(self)
+        if attempt is not None:
+            attempt.phase = "tls"
+        return sock
+
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3 itself overrides it
+        """The response head; for a streamed call, sets the socket to the longest silence allowed in the body."""
+        sock = self.sock
+        # http.client closes a connection that will not be kept alive as soon as the head is read, while the
+        # body is still to come over the same socket: the slot stays taken until the body has ended.
+        self._reading_head = True
+        try:
+            response = super().getresponse()
+        finally:
+            self._reading_head = False
+        attempt = current_attempt.get()
+        if attempt is not None and attempt.streamed and sock is not None:
+            sock.settimeout(attempt.read_s)
+        return response
+
+    def close(self) -> None:
+        """Close the socket and give the slot back, if this connection holds one."""
+        super().close()
+        if self._reading_head:
+            return
+        lease, leases = self.lease, self.leases
+        if lease is not None and leases is not None:
+            self.lease = None
+            leases.give_back_quietly(lease)
+
+
+class GovernedHTTPSConnection(GovernedHTTPConnection, HTTPSConnection):
+    """The same over TLS; the context is the shared one of the TLS policy."""
+
+
+def _open_socket(conn: HTTPConnection) -> socket.socket:
+    """A connected TCP socket, within `conn.timeout` over all addresses together. Blocks.
+
+    urllib3's create_connection gives each address the whole limit; a name with
+    eight dead addresses would take eight of them. Name look-up is not bounded
+    (getaddrinfo cannot be interrupted). Errors are those of urllib3's `_new_conn`.
+    """
+    limit_s = conn.timeout
+    host = conn._dns_host
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise LocationParseError(f"'{host}', label empty or too long") from None
+    try:
+        addresses = socket.getaddrinfo(host, conn.port, 0, socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        raise NameResolutionError(conn.host, conn, error) from error
+    ends_at = None if limit_s is None else time.monotonic() + limit_s
+    last: OSError | None = None
+    for family, kind, proto, _, address in addresses:
+        left_s = None if ends_at is None else ends_at - time.monotonic()
+        if left_s is not None and left_s <= 0:
+            last = last or TimeoutError()
+            break
+        sock = socket.socket(family, kind, proto)
+        try:
+            for option in conn.socket_options or ():
+                sock.setsockopt(*option)
+            sock.settimeout(left_s)
+            if conn.source_address:
+                sock.bind(conn.source_address)
+            sock.connect(address)
+        except OSError as error:
+            last = error
+            sock.close()
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            sys.audit("http.client.connect", conn, conn.host, conn.port)
+            return sock
+    if isinstance(last, TimeoutError) and last.errno != errno.ETIMEDOUT:
+        raise ConnectTimeoutError(
+            conn, f"Connection to {conn.host} timed out. (connect timeout={limit_s})"
+        ) from last
+    raise NewConnectionError(conn, f"Failed to establish a new connection: {last}") from last

@@ -1,0 +1,195 @@
+"""urllib3's pools, subclassed: the lease layer hands out the connections, urllib3 does the wire.
+
+urllib3's own queue is left as an open/closed flag. Hooks used: `_get_conn`,
+`_put_conn`, `_new_conn`, `urlopen`, and `ConnectionCls.connect/close`.
+"""
+
+from __future__ import annotations
+
+import queue
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from urllib3._collections import HTTPHeaderDict
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ClosedPoolError, EmptyPoolError
+from urllib3.response import BaseHTTPResponse
+
+from headrace.policy.counters import UpstreamCounters
+from headrace.policy.plan import UpstreamPlan
+from headrace.transport.attempt import current_attempt
+from headrace.transport.lease import LeaseClosed, LeasePool, LeaseRejected, LeaseTimeout
+from headrace.transport.liveness import is_alive
+from headrace.transport.tls import context_for
+from headrace.transport.urllib3_connection import GovernedHTTPConnection, GovernedHTTPSConnection
+
+
+class _Flag:
+    """Stands in for urllib3's queue: `pool.pool is None` still means closed, and nothing is stored."""
+
+    def __init__(self, maxsize: int = 0) -> None:
+        pass
+
+    def put(self, item: object, block: bool = True, timeout: float | None = None) -> None:
+        """Accepts urllib3's placeholders and forgets them."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> object:
+        """Always empty."""
+        raise queue.Empty
+
+    def qsize(self) -> int:
+        """Nothing is ever in here; ask the lease pool."""
+        return 0
+
+
+class GovernedHTTPPool(HTTPConnectionPool):
+    """The connections of one upstream. Thread-safe: all bookkeeping is in `leases`.
+
+    Attributes:
+        leases: Who holds which connection; the truth about inuse, idle and waiting.
+    """
+
+    ConnectionCls = GovernedHTTPConnection
+    QueueCls = _Flag  # type: ignore[assignment]
+    leases: LeasePool[GovernedHTTPConnection]
+    acquire_s: float
+
+    def _new_conn(self) -> GovernedHTTPConnection:
+        # Not stock's: that one hands the pool's own TLS fields to the connection, and requests' cert_verify
+        # writes to those on every call. Nothing a call passes changes the trust of a governed connection.
+        conn = self.ConnectionCls(host=self.host, port=self.port, **self.conn_kw)
+        conn.leases = self.leases
+        return conn
+
+    def _get_conn(self, timeout: float | None = None) -> GovernedHTTPConnection:
+        attempt = current_attempt.get()
+        lease = None
+        if attempt is not None and attempt.pool is self:
+            lease, attempt.lease = attempt.lease, None
+        if lease is None:
+            # A caller's own urllib3 retries, or urlopen() on the pool itself: they wait like everybody.
+            try:
+                lease = self.leases.acquire(self.acquire_s if timeout is None else timeout)
+            except (LeaseTimeout, LeaseRejected) as error:
+                raise EmptyPoolError(self, str(error)) from None
+            except LeaseClosed as error:
+                raise ClosedPoolError(self, str(error)) from None
+        conn = lease.conn
+        if conn is None:
+            conn = lease.conn = self._new_conn()
+        elif attempt is not None:
+            attempt.phase = "sent"
+        conn.lease = lease
+        return conn
+
+    def _put_conn(self, conn: Any) -> None:
+        # None: urllib3 closed the connection, and with that the lease went back already.
+        if conn is None:
+            return
+        lease, conn.lease = conn.lease, None
+        if lease is not None:
+            self.leases.give_back(lease, reusable=_is_between_answers(conn))
+
+    def urlopen(
+        self,
+        method: str,
+        url: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        *args: Any,
+        **kw: Any,
+    ) -> BaseHTTPResponse:
+        """One exchange over a leased connection, with the headers of the attempt added. Blocks."""
+        attempt = current_attempt.get()
+        if attempt is not None and attempt.headers:
+            headers = with_defaults(self.headers if headers is None else headers, attempt.headers)
+        return super().urlopen(method, url, body, headers, *args, **kw)
+
+    def close(self) -> None:
+        """Refuse new leases, close what is idle; connections in use are closed when they come back."""
+        self.pool = None
+        self.leases.retire()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.scheme}://{self.host}:{self.port} {self.leases!r}>"
+
+
+class GovernedHTTPSPool(GovernedHTTPPool, HTTPSConnectionPool):  # type: ignore[misc]  # one _new_conn for both
+    """The same over TLS."""
+
+    ConnectionCls = GovernedHTTPSConnection
+
+    def _validate_conn(self, conn: Any) -> None:
+        # Stock also warns on every unverified request; `insecure_skip_verify` says so once, at load.
+        if conn.is_closed:
+            conn.connect()
+
+
+def with_defaults(headers: Mapping[str, str], extra: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
+    """A copy of *headers* with those of *extra* that it does not have (names without regard to case)."""
+    if type(headers) is dict:
+        if not headers:
+            return dict(extra)
+        merged: Any = headers.copy()
+        present = {name.lower() for name in headers}
+        for name, value in extra:
+            if name.lower() not in present:
+                merged[name] = value
+        return merged  # type: ignore[no-any-return]
+    merged = headers.copy() if hasattr(headers, "copy") else HTTPHeaderDict(headers)
+    for name, value in extra:
+        if name not in merged:
+            merged[name] = value
+    return merged  # type: ignore[no-any-return]
+
+
+def build_pool(plan: UpstreamPlan, counters: UpstreamCounters) -> GovernedHTTPPool:
+    """A pool for *plan*; opens no socket.
+
+    Raises:
+        TlsError: The TLS files of the plan cannot be loaded.
+    """
+    leases: LeasePool[GovernedHTTPConnection] = LeasePool(
+        plan.pool, counters, clock=time.monotonic, is_alive=_is_alive, close=_close, abort=_abort
+    )
+    origin = plan.base.origin
+    pool: GovernedHTTPPool
+    if plan.tls is None:
+        pool = GovernedHTTPPool(origin.host, origin.port)
+    else:
+        pool = GovernedHTTPSPool(
+            origin.host,
+            origin.port,
+            ssl_context=context_for(plan.tls),
+            server_hostname=plan.tls.server_name,
+        )
+    pool.leases = leases
+    pool.acquire_s = plan.timeouts.acquire_s
+    return pool
+
+
+def _is_between_answers(conn: GovernedHTTPConnection) -> bool:
+    """Whether the next request may be sent on *conn*: open, and no answer half read (released too early)."""
+    answer = conn._HTTPConnection__response  # type: ignore[attr-defined]  # http.client keeps it there
+    return conn.sock is not None and (answer is None or answer.isclosed())
+
+
+def _is_alive(conn: GovernedHTTPConnection) -> bool:
+    return conn.sock is not None and is_alive(conn.sock)
+
+
+def _close(conn: GovernedHTTPConnection) -> None:
+    conn.close()
+
+
+def _abort(conn: GovernedHTTPConnection) -> None:
+    """Break off whatever the owner of *conn* is doing with it; the owner closes it."""
+    sock = conn.sock
+    if sock is not None:
+        try:
+            # Never SSLSocket.shutdown: it drops the TLS layer, and a later write would go out in plaintext.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        except OSError:
+            pass
