@@ -200,7 +200,7 @@ class LeasePool(Generic[C]):
                 if started - lease.idle_since < self.plan.idle_timeout_s and self._is_alive(lease.conn):
                     lease.reused = True
                 else:
-                    self._replace(lease)
+                    self._replace(lease, started)
             now = self._clock()
             lease.waited_s = waited_s = now - started
             counters = self._counters
@@ -448,21 +448,15 @@ class LeasePool(Generic[C]):
                 raise LeaseClosed("the pool was stopped", view, waited_s=waited_s)
             raise LeaseTimeout("no connection came free in time", view, waited_s=waited_s)
 
-    def _replace(self, lease: Lease[C]) -> None:
-        """The connection of *lease* is expired or dead: the next idle one that is neither, or none."""
+    def _replace(self, lease: Lease[C], now: float) -> None:
+        """Close the connection of *lease*, found expired or dead; take the next idle one that is neither, or none."""
         while True:
             conn = lease.conn
             if conn is None:
                 return
-            if self._clock() - lease.idle_since >= self.plan.idle_timeout_s:
-                reason: CloseReason = "idle"
-            elif not self._is_alive(conn):
-                reason = "dead"
-            else:
-                lease.reused = True
-                return
+            expired = now - lease.idle_since >= self.plan.idle_timeout_s
             lease.conn = None
-            self._close_now(conn, reason)
+            self._close_now(conn, "idle" if expired else "dead")
             with self._lock:
                 # The slot of the connection just closed is kept; taking an idle one as well makes one slot free,
                 # for which nobody waits while an idle one is there.
@@ -470,6 +464,11 @@ class LeasePool(Generic[C]):
                     lease.conn, lease.idle_since = self._idle.pop()
             if self._returns:
                 self._settle()
+            # Each connection is probed once: a second look at one that was dead for a stray byte finds it silent.
+            unexpired = now - lease.idle_since < self.plan.idle_timeout_s
+            if lease.conn is not None and unexpired and self._is_alive(lease.conn):
+                lease.reused = True
+                return
 
     def _count(self, result: str, waited_s: float) -> None:
         """An acquire that ended without a lease."""
