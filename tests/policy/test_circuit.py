@@ -376,6 +376,19 @@ def test_a_week_of_silence_in_half_open_keeps_the_verdicts() -> None:
     assert (view.state, view.verdicts, view.probes_in_flight) == (HALF, 1, 1)
 
 
+def test_a_probe_that_expires_with_the_end_of_a_window_is_a_failure_in_that_window() -> None:
+    half_open = replace(
+        HALF_OPEN, max_probes=2, success_rate_threshold=0.5, window_s=2.0, probe_timeout_s=6.0
+    )
+    bench = Bench(circuit_plan(half_open=half_open)).opened()
+    bench.permit(T0 + 5)
+
+    bench.refused(T0 + 12)
+
+    told = bench.told[-1]
+    assert (told.to_state, told.reason, told.at_s) == (OPEN, Trigger.WINDOW_ELAPSED, T0 + 11)
+
+
 def test_an_expiry_can_complete_the_verdicts_and_close_the_circuit() -> None:
     half_open = replace(HALF_OPEN, max_probes=2, success_rate_threshold=0.5)
     bench = Bench(circuit_plan(half_open=half_open)).opened()

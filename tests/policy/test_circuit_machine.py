@@ -198,5 +198,5 @@ class CircuitMachine(RuleBasedStateMachine):
         assert view.retry_after_s == (max(0.0, model.open_until - model.now) if model.state is OPEN else 0.0)
 
 
-CircuitMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+CircuitMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
 TestCircuitAgainstTheNaiveModel = CircuitMachine.TestCase

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.policy.circuit import Circuit, CircuitState, Permit, Refused, Verdict
@@ -393,6 +393,7 @@ class CountingCircuit(Circuit):
         super().record(permit, verdict, now)
 
 
+@settings(deadline=None)  # a loaded machine is not a failure
 @given(
     script=st.lists(st.tuples(st.floats(0.0, 1.0), OUTCOMES), max_size=8),
     method=st.sampled_from(["GET", "POST"]),

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
-from math import inf
+from math import ceil, floor, inf
 from typing import Any, Final
 
 from headrace.policy.growth import grown_s
@@ -307,10 +307,13 @@ class Circuit:
                 if self._failed_probes:
                     self._transition(Trigger.WINDOW_ELAPSED, self._window_ends_at)
                 else:
-                    # Nothing speaks against the upstream: verdicts kept, the window starts again.
-                    # Whole windows at once, so that a week of silence is one step.
-                    passed = (min(now, expires_at) - self._window_ends_at) // half_open.window_s
-                    self._window_ends_at += half_open.window_s * (1 + passed)
+                    # Nothing speaks against the upstream: verdicts kept, the window starts again. All silent
+                    # windows at once, so that a week is one step; a probe that expires with one belongs to it.
+                    if expires_at <= now:
+                        passed = ceil((expires_at - self._window_ends_at) / half_open.window_s)
+                    else:
+                        passed = 1 + floor((now - self._window_ends_at) / half_open.window_s)
+                    self._window_ends_at += half_open.window_s * passed
             else:
                 return
 
