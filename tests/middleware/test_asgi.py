@@ -70,7 +70,7 @@ def test_it_adds_few_calls_to_a_request_and_none_of_starlettes() -> None:
 
 
 def test_a_context_variable_that_the_application_sets_is_visible_outside() -> None:
-    """Pitfall 43: BaseHTTPMiddleware runs the application in a task of its own, with a copy."""
+    """Pitfall 43. BaseHTTPMiddleware runs the application in a task of its own, with a copy."""
     inside: contextvars.ContextVar[str] = contextvars.ContextVar("inside", default="unset")
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

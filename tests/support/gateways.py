@@ -196,10 +196,15 @@ def asgi_scope(headers: Mapping[str, str] | None = None, *, method: str = "GET")
 
 
 async def call_asgi(app: Any, scope: dict[str, Any]) -> Answer:
-    """Serve *scope* as a server would."""
+    """Serve *scope* as a server would, to a client that stays."""
     answer = Answer(0, [], b"")
+    has_received = False
 
     async def receive() -> dict[str, Any]:
+        nonlocal has_received
+        if has_received:
+            await asyncio.Event().wait()
+        has_received = True
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message: dict[str, Any]) -> None:

@@ -220,6 +220,11 @@ class _Exchange:
             if self._iterator is None:  # the server got nothing it could close
                 self.count()
             raise exc
+        phrase = {502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout"}[found.status]
+        headers = [*found.headers.items(), ("Content-Length", str(len(found.body)))]
+        # With exc_info only if it is a second call: the server then raises the original again should it have
+        # sent headers after all. werkzeug's test client raises it in any case.
+        self.start_response(f"{found.status} {phrase}", headers, *((sys.exc_info(),) if self._status else ()))
         emit(
             ErrorMapped(
                 upstream=exc.headrace.upstream,  # type: ignore[attr-defined]  # answer() saw it
@@ -228,10 +233,6 @@ class _Exchange:
                 request_id=self._request_id,
             )
         )
-        phrase = {502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout"}[found.status]
-        headers = [*found.headers.items(), ("Content-Length", str(len(found.body)))]
-        # exc_info: if the server has sent headers after all, it raises the original again.
-        self.start_response(f"{found.status} {phrase}", headers, sys.exc_info())
         if self._iterator is None:
             self.count()
         return [b""] if self._environ.get("REQUEST_METHOD") == "HEAD" else [found.body]
