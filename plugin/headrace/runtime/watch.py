@@ -11,6 +11,8 @@ the `..data` link two directories away from the file that the application names.
     thread "headrace-watch"                     thread of watchdog
     ----------------------                      ------------------
     wait -> arm -> read -> judge -> changed()   event -> poke()
+
+Longer than most modules, because no other one may import watchdog: both kinds of eyes live here.
 """
 
 from __future__ import annotations
@@ -404,7 +406,7 @@ class Watcher:
         return is_settled
 
     def _fall_back(self, error: OSError) -> None:
-        """ENOSPC: max_user_watches; EMFILE: max_user_instances or our own descriptors."""
+        """ENOSPC: max_user_watches; EMFILE: max_user_instances or our own descriptors. Until the next start."""
         self._is_polling = True
         eyes, self._eyes = self._eyes, None
         with self._lock:
