@@ -25,6 +25,9 @@ def order(number: int) -> Any:
     """Two ordinary calls of requests, governed by their URLs."""
     invoice = requests.get(f"{BILLING_URL}/invoices/{number}", timeout=2)
     stock = requests.get(f"{INVENTORY_URL}/stock/{number}", timeout=2)
+    for answer in (invoice, stock):
+        if not answer.ok:
+            return answer.json(), answer.status_code
     return {"order": number, "invoice": invoice.json(), "stock": stock.json()}
 
 

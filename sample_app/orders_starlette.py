@@ -22,6 +22,9 @@ def order(request: Request) -> JSONResponse:
     number = request.path_params["number"]
     invoice = requests.get(f"{BILLING_URL}/invoices/{number}", timeout=2)
     stock = requests.get(f"{INVENTORY_URL}/stock/{number}", timeout=2)
+    for answer in (invoice, stock):
+        if not answer.ok:
+            return JSONResponse(answer.json(), answer.status_code)
     return JSONResponse({"order": number, "invoice": invoice.json(), "stock": stock.json()})
 
 
