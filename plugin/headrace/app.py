@@ -42,7 +42,8 @@ class Headrace:
     started and joined, and never taken on the path of a call.
 
     Args:
-        file: The YAML file, or several (later wins). None: HEADRACE_FILE, else `upstreams.yaml`.
+        file: The YAML file, or several (later wins). None: HEADRACE_FILE
+            (several separated as in PATH), else `upstreams.yaml`.
         registry: Where Prometheus metrics go; None: prometheus_client's default.
 
     Raises:
@@ -347,7 +348,7 @@ def start_from(file: File | Sequence[File] | None = None, *, registry: Any = Non
 
 def _absolute(file: File | Sequence[File] | None) -> tuple[str, ...]:
     if file is None:
-        file = os.environ.get("HEADRACE_FILE") or DEFAULT_FILE
+        file = os.environ.get("HEADRACE_FILE", DEFAULT_FILE).split(os.pathsep)
     files = [file] if isinstance(file, (str, os.PathLike)) else list(file)
     if not files:
         raise ValueError("no file given")

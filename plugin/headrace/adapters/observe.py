@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from headrace.policy.circuit import Verdict
 from headrace.policy.counters import add
 from headrace.policy.exchange import Exchange, Finish, Refuse
 from headrace.policy.outcome import Outcome
@@ -60,7 +61,9 @@ def observed(
         now = time.monotonic()
         outcome.duration_s = now - began
         if refused:
-            exchange.outcomes.append(outcome)  # made all the same, unknown to the circuit
+            # Made all the same, unknown to the circuit.
+            exchange.outcomes.append(outcome)
+            exchange.verdicts.append(Verdict.IGNORED)
         else:
             exchange.record(outcome, now)
             if not isinstance(exchange.decide(now), Finish):

@@ -202,7 +202,7 @@ def _not_ours(
         return None
     if cert:
         return "tls"
-    if verify is None or verify is tls.verify or (tls.verify and verify is True):
+    if verify is None or verify is True or verify is tls.verify:
         return None
     if isinstance(verify, (str, os.PathLike)) and os.fspath(verify) in (tls.ca, *_bundles_of_environment()):
         return None

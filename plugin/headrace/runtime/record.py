@@ -66,7 +66,7 @@ class Record:
                 status=outcome.status,
                 verdict=verdict.value,
             )
-            for outcome, verdict in zip(self._outcomes, self._verdicts, strict=False)
+            for outcome, verdict in zip(self._outcomes, self._verdicts, strict=True)
         )
 
     def notes(self) -> list[str]:

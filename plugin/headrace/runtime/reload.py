@@ -225,10 +225,7 @@ class Reloader:
 
     def _reject(self, error: ConfigError, events: list[Event]) -> None:
         self.service.reloaded("rejected")
-        repeated = self.refused is not None and self.refused.text == str(error)
         self.refused = _Refused(str(error), time.time())
-        if repeated:
-            return  # the safety poll finds the same bad file again: said once
         events.append(
             ConfigRejected(
                 files=self._files,

@@ -85,6 +85,11 @@ def _known(cause: BaseException, phase: Phase) -> tuple[Fault, bool] | None:
         )  # RemoteDisconnected is a ConnectionResetError too, not only a BadStatusLine
     if isinstance(cause, http.client.ImproperConnectionState):
         return Fault.LOCAL_ERROR, False
+    if isinstance(cause, ProtocolError) and "ended prematurely" in str(cause):
+        return (
+            Fault.RESET,
+            False,
+        )  # urllib3's words for the end of the stream between two chunks; it has no type
     if isinstance(cause, (http.client.HTTPException, DecodeError, ProtocolError)):
         return Fault.PROTOCOL_ERROR, False
     return None
