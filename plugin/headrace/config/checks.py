@@ -82,7 +82,7 @@ def _ordered(
     here_s, there_s = (low_s, high_s) if at_low else (high_s, low_s)
     comparison = "longer than" if at_low else "shorter than"
     name = dotted(there[len(_common(here, there)) :])
-    where = written.where(there, beside=written.mark(here))
+    where = written.where(there, beside=written.mark(here)) if written.is_given(there) else "(the default)"
     there_text = written.shown(there, format_duration(there_s))
     here_text = written.shown(here, format_duration(here_s))
     if not at_low:

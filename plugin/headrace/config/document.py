@@ -213,7 +213,7 @@ class _Builder:
                 self.anchors[event.anchor] = (node, 1)
             return node
         if depth >= MAX_DEPTH:
-            raise _Stop(mark, path, f"is nested more than {MAX_DEPTH} levels deep; no key is")
+            raise _Stop(mark, path[:2], f"is nested more than {MAX_DEPTH} levels deep; no key is")
         anchor = event.anchor
         before = self.node_count
         if anchor is not None:
@@ -307,10 +307,10 @@ class _Builder:
         context = (getattr(error, "context", None) or "").strip()
         lines = self.text.splitlines() or [""]
         line = lines[min(mark.line, len(lines) - 1)]
-        if mark.line >= len(lines) - 1 and ("expected" in words or "unexpected end" in words):
-            fix = "the file may be cut off: check its end"
-        elif "${" in line and ("{" in line.split("${")[0] or "[" in line.split("${")[0]):
+        if "${" in line and ("{" in line.split("${")[0] or "[" in line.split("${")[0]):
             fix = 'inside [ ] and { } quote it: "${env:NAME}"'
+        elif mark.line >= len(lines) - 1 and ("expected" in words or "unexpected end" in words):
+            fix = "the file may be cut off: check its end"
         elif "\\t" in words or "\t" in line[: mark.column + 1]:
             fix = "indent with spaces, not with tabs"
         else:

@@ -103,7 +103,7 @@ class Key:
             self.must, self.kind = f"a map from {Key('', name, []).kind} to {self.item.kind}", "map"
         elif origin is list:
             self.item = Key("", get_args(annotation)[0], [])
-            self.must, self.kind = f"a list, each {self.item.must}", f"list of {self.item.kind}"
+            self.must, self.kind = f"a list ({self.item.kind} each)", f"list of {self.item.kind}"
         else:
             self._read_class(annotation, metadata)
         return None
@@ -126,9 +126,7 @@ class Key:
         elif issubclass(annotation, Duration):
             self.is_duration = True
             self.kind, self.range = "duration", annotation.range_words()
-            self.must = (
-                f"a duration with a unit (250ms, 2s, 5m, 1h) from {self.range.replace(' to ', ' to ')}"
-            )
+            self.must = f"a duration with a unit (250ms, 2s, 5m, 1h) from {self.range}"
         elif annotation is bool:
             self.must = self.kind = "true or false"
         elif annotation is int:
@@ -183,6 +181,9 @@ def _key(name: str, field: FieldInfo) -> Key:
         key.default = yaml_text(default)
     if field.examples:
         key.example = yaml_text(field.examples[0])
+    elif key.children:
+        first = next(iter(key.children.values()))
+        key.example = f"{{{first.name}: {first.example}}}"
     elif key.default not in (None, "null", "{}"):
         key.example = key.default or ""
     return key
@@ -200,10 +201,13 @@ def _bounds(noun: str, metadata: list[Any]) -> tuple[str, str]:
         return noun, ""
     low_value: Any = low.ge if isinstance(low, Ge) else low.gt
     high_value: Any = high.le if isinstance(high, Le) else high.lt
-    low_words = f"{low_value}" if isinstance(low, Ge) else f"more than {low_value}"
-    high_words = f"{high_value}" if isinstance(high, Le) else f"less than {high_value}"
-    return f"{noun} from {low_words} to {high_words}", f"{low_words} to {high_words}"
+    low_words = f"{low_value}" if isinstance(low, Ge) else f"above {low_value}"
+    high_words = f" to {high_value}" if isinstance(high, Le) else f" to below {high_value}"
+    return (
+        f"{noun} {'from ' if isinstance(low, Ge) else ''}{low_words}{high_words}",
+        f"{low_words}{high_words}",
+    )
 
 
 def _needs_quotes(value: object) -> bool:
-    return isinstance(value, str) and not isinstance(resolve(value), str)
+    return isinstance(value, str) and ("${" in value or not isinstance(resolve(value), str))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from headrace.config.problems import Path, Problem
 from headrace.config.settings import Settings, Upstream
+from headrace.config.tree import MASK
 from headrace.config.units import format_duration
 from headrace.config.written import Written
 
@@ -44,26 +45,22 @@ def _timeouts(upstream: Upstream, base: Path, written: Written) -> Iterator[Prob
 
 def _retries(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
     retry, timeouts = upstream.retry, upstream.timeouts
-    attempts, deadline = (*base, "retry", "max_attempts"), (*base, "timeouts", "deadline")
-    given = (
-        written.is_given(attempts)
-        or written.is_given(deadline)
-        or written.is_given((*base, "timeouts", "attempt"))
-    )
+    attempts = (*base, "retry", "max_attempts")
+    deadline, attempt = (*base, "timeouts", "deadline"), (*base, "timeouts", "attempt")
+    given = [path for path in (attempts, deadline, attempt) if written.is_given(path)]
     if (
         given
         and timeouts.deadline is not None
         and (retry.max_attempts - 1) * timeouts.attempt >= timeouts.deadline
     ):
-        candidates = (attempts, deadline, (*base, "timeouts", "attempt"))
-        path = next(candidate for candidate in candidates if written.is_given(candidate))
-        whole = int(timeouts.deadline // timeouts.attempt)
-        yield written.problem(
-            path,
-            f"{retry.max_attempts} attempts of {format_duration(timeouts.attempt)} do not fit the deadline"
-            f" {format_duration(timeouts.deadline)}: if they hang, there is time for {max(whole, 1)}",
-            "shorten attempt, or lower max_attempts",
-        )
+        count = written.shown(attempts, str(retry.max_attempts))
+        attempt_text = written.shown(attempt, format_duration(timeouts.attempt))
+        deadline_text = written.shown(deadline, format_duration(timeouts.deadline))
+        message = f"{count} attempts of {attempt_text} do not fit the deadline {deadline_text}"
+        if MASK not in message:
+            fitting = max(int(timeouts.deadline // timeouts.attempt), 1)
+            message += f": if they hang, there is time for {fitting}"
+        yield written.problem(given[0], message, "shorten attempt, or lower max_attempts")
     if retry.max_attempts > 1 and retry.budget.ratio == 0 and retry.budget.min_per_second == 0:
         yield written.problem(
             (*base, "retry", "budget"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import TypeAlias
 
@@ -48,9 +48,9 @@ class Inspection:
         watched: Absolute paths of everything that was read, or should have been.
     """
 
-    configuration: Configuration | None
-    settings: Settings | None
-    written: Written | None
+    configuration: Configuration | None = field(repr=False)  # a host or a server name may be a secret too
+    settings: Settings | None = field(repr=False)
+    written: Written | None = field(repr=False)
     problems: tuple[Problem, ...]
     misspelt: tuple[Problem, ...]
     findings: tuple[Problem, ...]
@@ -111,7 +111,6 @@ def inspect(
 
     interpolation = Interpolation(env, reader)
     tree = _table(interpolation.resolve_tree(tree))
-    unresolved = frozenset(problem.path for problem in interpolation.problems)
     folder = os.fspath(secrets_dir) if secrets_dir is not None else env.get(SECRETS_VARIABLE)
     if folder:
         over, found, warnings = read_secrets(folder, tree, reader)
@@ -125,16 +124,13 @@ def inspect(
 
     complete, found = expand(tree)
     problems += found
-    validated = validate(complete)
-    written = Written(complete, tree, validated.refused)
-    # A reference that leads nowhere left null behind; what is said about the null is an echo.
-    echoes = {(p.file, p.line, p.column) for p in interpolation.problems}
+    written = Written(complete, tree)
+    validated = validate(written)
+    written.refused = validated.refused
     problems += interpolation.problems
-    problems += [
-        written.under_own_name(problem)
-        for problem in validated.problems
-        if not unresolved or (problem.file, problem.line, problem.column) not in echoes
-    ]
+    # A reference that leads nowhere left null behind; what is said about the null is an echo.
+    echoes = {(problem.file, problem.line, problem.column) for problem in interpolation.problems}
+    problems += [said for said in validated.problems if (said.file, said.line, said.column) not in echoes]
     settings = validated.settings
     if settings is None:
         return _refused(problems, misspelt, reader, written)

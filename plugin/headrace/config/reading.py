@@ -8,6 +8,9 @@ import os
 import stat
 from pathlib import Path as FilePath
 
+# O_NONBLOCK: opening a FIFO that nobody writes to would hang the start. Windows has neither.
+_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
 
 class ReadingError(Exception):
     """A file that cannot be used; the text goes on from "which …" and holds nothing of its content."""
@@ -66,8 +69,7 @@ class Reader:
 
 def _content(path: str, limit_bytes: int) -> bytes | ReadingError:
     try:
-        # O_NONBLOCK: opening a FIFO that nobody writes to would hang the start.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(path, _FLAGS)
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             os.close(descriptor)

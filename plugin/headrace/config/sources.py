@@ -88,7 +88,11 @@ def read_environment(
             continue
         if "__" not in name:
             if not _KUBERNETES.fullmatch(name):
-                warnings.append(_misspelt(name, did_you_mean(name, KNOWN_VARIABLES)))
+                # Without the prefix: with it, any two of our names look alike.
+                near = did_you_mean(
+                    name.removeprefix(PREFIX), [known.removeprefix(PREFIX) for known in KNOWN_VARIABLES]
+                )
+                warnings.append(_misspelt(name, near and PREFIX + near))
             continue
         path, near = _path_of(name.removeprefix(PREFIX), below, PREFIX)
         if path is None:

@@ -156,6 +156,8 @@ def found(node: Node | None, *, hide: bool = False) -> str:
         return "a map"
     if isinstance(node, Listing):
         return "a list"
+    if hide and not node.secret and isinstance(node.value, bool | int | float):
+        return f"a number or a truth value ({MASK})"
     if node.secret or (hide and node.value is not None):
         return MASK
     value = node.value

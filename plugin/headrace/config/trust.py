@@ -51,7 +51,7 @@ class Trust:
                 continue
             files[role] = self.reader.absolute(file)
             try:
-                _add(total, role, self._content(file))
+                _add(total, role, self._content(file, may_be_directory=role == "ca"))
             except ReadingError as error:
                 self._report((*path, role), file, error)
         if files["ca"] is None and tls.verify and self._bundle is not None:
@@ -71,7 +71,7 @@ class Trust:
         variable, file = self._bundle
         self.reader.note(f"env:{variable}", file.encode(errors="surrogateescape"))
         try:
-            _add(total, "ca", self._content(file))
+            _add(total, "ca", self._content(file, may_be_directory=True))
         except ReadingError as error:
             self.problems.append(
                 problem_at(
@@ -83,9 +83,9 @@ class Trust:
             )
         return self.reader.absolute(file)
 
-    def _content(self, file: str) -> bytes:
+    def _content(self, file: str, *, may_be_directory: bool) -> bytes:
         folder = self.reader.absolute(file)
-        if not os.path.isdir(folder):
+        if not may_be_directory or not os.path.isdir(folder):
             return self.reader.read(file, limit_bytes=MAX_TRUST_FILE_BYTES)
         try:
             names = sorted(os.listdir(folder))

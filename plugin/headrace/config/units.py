@@ -48,7 +48,7 @@ def parse_duration(text: str) -> float:
 def format_duration(value_s: float) -> str:
     """*value_s* in the largest unit that leaves no fraction: `250ms`, `1.5s`, `60s`, `5m`.
 
-    `parse_duration(format_duration(x)) == x` for every x that the parser can give.
+    Exact to the nanosecond.
     """
     if value_s == 0:
         return "0s"
@@ -77,5 +77,5 @@ def nearest_duration(found: object) -> str | None:
 
 
 def _plain_decimal(value: float) -> str:
-    text = repr(value)
-    return text if "e" not in text else f"{value:.9f}".rstrip("0").rstrip(".")
+    # Nine decimals are what the parser takes; repr would show 66.60000000000001 for 1.11m.
+    return f"{value:.9f}".rstrip("0").rstrip(".")

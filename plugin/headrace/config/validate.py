@@ -25,6 +25,8 @@ from headrace.config.tree import (
     without_user,
 )
 from headrace.config.units import nearest_duration, parse_duration
+from headrace.config.values import WORDS
+from headrace.config.written import Written
 
 PLACEHOLDER_URL = "http://invalid.invalid"
 _BOOLEANS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
@@ -46,9 +48,9 @@ class Validated:
     problems: list[Problem]
 
 
-def validate(tree: Table) -> Validated:
-    """Settings of *tree* and every problem of a single value."""
-    plain: Any = _plain(tree, root_key())
+def validate(written: Written) -> Validated:
+    """Settings of the complete tree and every problem of a single value."""
+    plain: Any = _plain(written.tree, root_key())
     problems: list[Problem] = []
     refused: set[Path] = set()
     for _ in range(_MAX_ROUNDS):
@@ -59,7 +61,7 @@ def validate(tree: Table) -> Validated:
             errors = error.errors(include_url=False, include_input=False)
         for detail in errors:
             path = detail["loc"]
-            problems.append(_problem(tree, detail["type"], path, detail.get("ctx", {})))
+            problems.append(_problem(written, detail["type"], path, detail.get("ctx", {})))
             refused.add(_take_out(plain, path, detail["type"]))
         if not isinstance(plain.get("upstreams"), dict) or not plain["upstreams"]:
             break
@@ -103,11 +105,12 @@ def _take_out(plain: Any, path: Path, kind: str) -> Path:
     return path
 
 
-def _problem(tree: Table, kind: str, path: Path, context: dict[str, Any]) -> Problem:
+def _problem(written: Written, kind: str, path: Path, context: dict[str, Any]) -> Problem:
+    tree = written.tree
     if path and path[-1] == "[key]":
-        return _bad_key(tree, kind, path[:-1])
+        return _bad_key(written, kind, path[:-1])
     if kind == "extra_forbidden":
-        return _unknown_key(tree, path)
+        return _unknown_key(written, path)
     if kind == "missing":
         example = (key := key_at(path)) and key.example
         return problem_at(
@@ -117,6 +120,7 @@ def _problem(tree: Table, kind: str, path: Path, context: dict[str, Any]) -> Pro
     key = key_at(path)
     mark = node.mark if node is not None else mark_of(tree, path)
     hide = "headers" in path
+    path = written.origin(path)
     if key is None:
         return problem_at(mark, path, f"cannot be used; found {found(node, hide=hide)}")
     if kind == "too_short" and key.name == "upstreams":
@@ -125,15 +129,16 @@ def _problem(tree: Table, kind: str, path: Path, context: dict[str, Any]) -> Pro
         return problem_at(
             mark, path, f"{context['reason']}; found {without_user(found(node))}", _example(path, key)
         )
-    or_null = " or null" if key.is_nullable else ""
+    or_null = ", or null" if key.is_nullable else ""
     note = f" ({key.note})" if key.note else ""
     at_most = f" and at most {key.at_most}" if key.at_most and kind.startswith("less_than") else ""
     message = f"must be {key.must}{at_most}{or_null}{note}; found {found(node, hide=hide)}"
     return problem_at(mark, path, message, _fix(path, key, node, hide=hide))
 
 
-def _bad_key(tree: Table, kind: str, path: Path) -> Problem:
-    mark = key_mark_of(tree, path)
+def _bad_key(written: Written, kind: str, path: Path) -> Problem:
+    mark = key_mark_of(written.tree, path)
+    path = written.origin(path)
     name = printable(str(path[-1]))
     if kind == "header_framing":
         return problem_at(mark, path, "is not for the file to set: it frames the message", "remove it")
@@ -150,12 +155,14 @@ def _bad_key(tree: Table, kind: str, path: Path) -> Problem:
     )
 
 
-def _unknown_key(tree: Table, path: Path) -> Problem:
+def _unknown_key(written: Written, path: Path) -> Problem:
+    mark = key_mark_of(written.tree, path)
+    path = written.origin(path)
     parent = key_at(path[:-1])
     known = list(parent.children) if parent else []
     near = did_you_mean(str(path[-1]), known)
     fix = f"did you mean {near}?" if near else f"known here: {', '.join(known)}"
-    return problem_at(key_mark_of(tree, path), path, "is not a known key", fix)
+    return problem_at(mark, path, "is not a known key", fix)
 
 
 def _fix(path: Path, key: Key, node: Node | None, *, hide: bool) -> str:
@@ -171,6 +178,8 @@ def _fix(path: Path, key: Key, node: Node | None, *, hide: bool) -> str:
         and not secret
     ):
         return f"write: {path[-1]}: [{node.text}]"
+    if key.is_map and isinstance(node, Scalar) and node.value is None:
+        return "write its keys below it, indented, or remove it"
     return _example(path, key)
 
 
@@ -181,15 +190,25 @@ def _better(key: Key, node: Scalar) -> str | None:
         near = nearest_duration(node.value)
         return near if near and _fits(key, near) else None
     if key.choices:
-        near = text if text in key.choices else did_you_mean(text, key.choices)
+        if text in key.choices or text[:1].isdigit():
+            near = text if text in key.choices else None  # "1.1" is as near to 1.2 as to 1.3
+        else:
+            near = did_you_mean(text, key.choices)
         return yaml_text(near) if near and key.is_text else near
     if key.must == "true or false":
         return _BOOLEANS.get(text.lower()) or (text.lower() if text.lower() in ("true", "false") else None)
     if key.kind == "method" and text.upper() != text and text.isascii() and text.isalpha():
         return text.upper()
     if key.kind == "word or status code":
-        from_words = key.must.removeprefix("one of ").split(", or ")[0].split(", ")
-        return text if re.fullmatch("[1-5][0-9][0-9]", text) else did_you_mean(text, from_words)
+        if text[:1].isdigit():  # 4xx does not mean 5xx
+            return (
+                text
+                if re.fullmatch("[1-5][0-9][0-9]", text)
+                else text.lower()
+                if text.lower() in WORDS
+                else None
+            )
+        return did_you_mean(text, WORDS)
     return None
 
 

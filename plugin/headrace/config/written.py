@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from functools import cached_property
 
-from headrace.config.problems import Path, Problem, dotted
+from headrace.config.problems import Path, Problem
 from headrace.config.tree import MASK, Mark, Node, Scalar, Table, mark_of, node_at, problem_at
 
 
@@ -70,13 +70,13 @@ class Written:
         return MASK if self.is_secret(path) else text
 
     def where(self, path: Path, *, beside: Mark | None = None) -> str:
-        """Words for who wrote the value at *path*: `at line 20`, `its default`.
+        """Words for who wrote the value at *path*: `at line 20`, `the default`.
 
         Args:
             beside: Where the reader is already; the file is not said again.
         """
         if not self.is_given(path):
-            return "its default"
+            return "the default"
         mark = self.mark(path)
         if not mark.line:
             return f"from {mark.file}"
@@ -90,14 +90,6 @@ class Written:
         """A problem of the value at *path*, named after who wrote it, so that heirs do not repeat it."""
         return problem_at(self.mark(path), self.origin(path), message, fix)
 
-    def under_own_name(self, problem: Problem) -> Problem:
-        """*problem* of a validation with the path under which the value was written."""
-        mark = Mark(problem.file, problem.line, problem.column)
-        candidates = [path for (where, _), path in self._paths.items() if where == mark] if mark.line else []
-        if not candidates or problem.path in map(dotted, candidates):
-            return problem
-        return problem_at(mark, _same_key(candidates, problem.path), problem.message, problem.fix)
-
     def _root_length(self, path: Path) -> int:
         return 2 if path[:1] == ("upstreams",) else 1
 
@@ -110,7 +102,6 @@ class Written:
             paths.setdefault((node.mark, len(path) - self._root_length(path)), path)
             if isinstance(node, Table):
                 for key, child in node.entries.items():
-                    paths.setdefault((node.key_marks[key], -1 - len(path)), (*path, key))
                     walk(child, (*path, key))
             elif not isinstance(node, Scalar):
                 for index, child in enumerate(node.items):
@@ -118,9 +109,3 @@ class Written:
 
         walk(self.original, ())
         return paths
-
-
-def _same_key(candidates: list[Path], path: str) -> Path:
-    """The candidate that ends like *path*: a table and its first key begin at one place."""
-    last = path.rpartition(".")[2].partition("[")[0]
-    return next((path_ for path_ in candidates if last in map(str, path_[-2:])), candidates[0])

@@ -1,0 +1,275 @@
+"""The command line: exit codes, what goes where, what explain says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from headrace.cli import main
+from headrace.config.schema import json_schema
+
+GOOD = "upstreams:\n  billing:\n    base_url: https://billing.internal:8443/v2\n    pool: {max_connections: 50}\n"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "good.yaml").write_text(GOOD)
+    (tmp_path / "bad.yaml").write_text(GOOD + "    retry: {max_attempts: three}\n")
+    return tmp_path
+
+
+Captured = pytest.CaptureFixture[str]
+
+
+def test_good_file_ends_with_0_and_a_line_for_each_upstream(capsys: Captured) -> None:
+    assert main(["check", "good.yaml"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[0] == (
+        "billing  https://billing.internal:8443/v2  enforce: deadline 15s, 3 × 4s, 50 connections, "
+        "opens at 50% of 20+ calls in 10s or 5 in a row"
+    )
+    assert captured.out.splitlines()[1].startswith("1 upstream, digest ")
+    assert captured.err == ""
+
+
+def test_bad_file_ends_with_1_and_the_problems_on_stderr(capsys: Captured) -> None:
+    assert main(["check", "bad.yaml"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        "bad.yaml:5:27: upstreams.billing.retry.max_attempts\n"
+        '    must be an integer of at least 1 (it counts the first try); found the text "three"\n'
+        "    write: max_attempts: 3\n"
+        "1 problem.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["check", "nope.yaml"], ["explain", "nope.yaml", "http://a"], ["explain", "bad.yaml", "http://a"]],
+)
+def test_missing_or_bad_file_ends_with_1(arguments: list[str], capsys: Captured) -> None:
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.endswith("1 problem.\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["check"],
+        ["nope"],
+        ["check", "good.yaml", "--workers", "0"],
+        ["check", "good.yaml", "--workers", "many"],
+        ["check", "good.yaml", "--format", "xml"],
+        ["explain", "good.yaml"],
+        ["explain", "good.yaml", "http://a", "--status", "99"],
+        ["schema", "x"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_ends_with_2(arguments: list[str], capsys: Captured) -> None:
+    assert main(arguments) == 2
+    assert "usage: headrace" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["check", "--help"]], ids=" ".join)
+def test_help_and_version_end_with_0(arguments: list[str], capsys: Captured) -> None:
+    assert main(arguments) == 0
+    assert "headrace" in capsys.readouterr().out
+
+
+def test_workers_print_totals(capsys: Captured) -> None:
+    assert main(["check", "good.yaml", "--workers", "8"]) == 0
+    assert (
+        "    8 workers: up to 400 connections, 24 retries per second whatever the traffic\n"
+        in capsys.readouterr().out
+    )
+
+
+def test_json_is_for_machines(capsys: Captured) -> None:
+    assert main(["check", "bad.yaml", "--format", "json"]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["good"] is False
+    assert answer["problems"] == [
+        {
+            "file": "bad.yaml",
+            "line": 5,
+            "column": 27,
+            "path": "upstreams.billing.retry.max_attempts",
+            "message": 'must be an integer of at least 1 (it counts the first try); found the text "three"',
+            "fix": "write: max_attempts: 3",
+        }
+    ]
+    assert main(["check", "good.yaml", "--format", "json", "--workers", "2"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["good"] is True
+    assert answer["upstreams"][0]["totals"] == {
+        "workers": 2,
+        "max_connections": 100,
+        "retries_per_second_reserve": 6.0,
+    }
+
+
+def test_lint_alone_does_not_fail(folder: Path, capsys: Captured) -> None:
+    (folder / "lint.yaml").write_text(GOOD + "    timeouts: {read: 10s}\n")
+    assert main(["check", "lint.yaml"]) == 0
+    assert capsys.readouterr().err.startswith("lint: lint.yaml:5:22: upstreams.billing.timeouts.read\n")
+
+
+def test_misspelt_variable_fails_the_check(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    """Pitfall 50."""
+    monkeypatch.setenv("HEADRACE_UPSTREAMS__BILLING__MOD", "off")
+    assert main(["check", "good.yaml"]) == 1
+    assert "did you mean HEADRACE_UPSTREAMS__BILLING__MODE?" in capsys.readouterr().err
+
+
+def test_schema_is_printed(capsys: Captured) -> None:
+    assert main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == json_schema()
+
+
+EXPLAINED = """\
+defaults:
+  timeouts: {attempt: 3s}
+upstreams:
+  billing:
+    base_url: https://billing.internal:8443/v2
+    retry:
+      retry_on: [network, 503]
+      methods: [GET]
+  invoices:
+    extends: billing
+    base_url: https://billing.internal:8443/v2/invoices
+    match: [https://invoices.example]
+    circuit_breaker: {mode: disabled}
+"""
+
+
+def explained(folder: Path, capsys: Captured, *arguments: str) -> str:
+    (folder / "e.yaml").write_text(EXPLAINED)
+    assert main(["explain", "e.yaml", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_explain_names_the_upstream_the_prefix_and_the_line(folder: Path, capsys: Captured) -> None:
+    text = explained(folder, capsys, "https://billing.internal:8443/v2/invoices/7")
+    assert "upstream invoices, by base_url: https://billing.internal:8443/v2/invoices (e.yaml:11)" in text
+    text = explained(folder, capsys, "https://billing.internal:8443/v2/invoicesX")
+    assert "upstream billing, by base_url: https://billing.internal:8443/v2 (e.yaml:5)" in text
+    text = explained(folder, capsys, "https://INVOICES.example:443/a?b#c")
+    assert "upstream invoices, by match[0]: https://invoices.example (e.yaml:12)" in text
+
+
+@pytest.mark.parametrize(
+    "url", ["https://billing.internal.evil.org:8443/v2", "http://billing.internal:8443/v2", "nonsense"]
+)
+def test_explain_says_when_nobody_claims_a_url(folder: Path, capsys: Captured, url: str) -> None:
+    assert "no upstream claims it: the call passes through ungoverned" in explained(folder, capsys, url)
+
+
+def test_explain_says_where_each_value_comes_from(folder: Path, capsys: Captured) -> None:
+    lines = explained(folder, capsys, "https://invoices.example").splitlines()
+    rows = {
+        line.split()[0]: line.split(maxsplit=2)[1:] for line in lines[lines.index("effective values") + 1 :]
+    }
+    assert rows["timeouts.attempt"] == ["3s", "defaults, e.yaml:2"]
+    assert rows["timeouts.deadline"] == ["15s", "built-in default"]
+    assert rows["circuit_breaker.mode"] == ["disabled", "e.yaml:13"]
+    assert rows["retry.methods"] == ["[GET]", "extends billing, e.yaml:8"]
+
+
+def test_explain_shows_the_fixed_order_of_a_call(folder: Path, capsys: Captured) -> None:
+    text = explained(folder, capsys, "https://invoices.example")
+    steps = [line.split()[1] for line in text.splitlines() if line.strip()[:1].isdigit()]
+    assert steps == (
+        [
+            "snapshot",
+            "upstream",
+            "deadline",
+            "retry",
+            "breaker",
+            "lease",
+            "attempt",
+            "outcome",
+            "classify",
+            "decision",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "arguments", "retried", "counted"),
+    [
+        (
+            "https://billing.internal:8443/v2",
+            ["--status", "503"],
+            "retried: yes, retry.retry_on has 503 (e.yaml:7)",
+            "counted as failure: circuit_breaker.failure_on has 5xx (built-in default)",
+        ),
+        (
+            "https://billing.internal:8443/v2",
+            ["--status", "500"],
+            "retried: no, 500 is not in retry.retry_on (e.yaml:7)",
+            "counted as failure: ",
+        ),
+        (
+            "https://billing.internal:8443/v2",
+            ["--status", "503", "--method", "post"],
+            "retried: no, POST is not in retry.methods (e.yaml:8) and an answer means that it was sent",
+            "counted as failure: ",
+        ),
+        (
+            "https://invoices.example",
+            ["--status", "503"],
+            "retried: yes, retry.retry_on has 503 (extends billing, e.yaml:7)",
+            "counted as failure: circuit_breaker.failure_on has 5xx (built-in default), but the breaker is disabled",
+        ),
+        (
+            "https://billing.internal:8443/v2",
+            ["--status", "404"],
+            "retried: no, 404 is not in retry.retry_on (e.yaml:7)",
+            "counted as success: 404 is not in circuit_breaker.failure_on (built-in default)",
+        ),
+    ],
+    ids=["retried", "not-listed", "post", "inherited", "404"],
+)
+def test_explain_says_which_line_decides_about_an_answer(
+    folder: Path, capsys: Captured, url: str, arguments: list[str], retried: str, counted: str
+) -> None:
+    text = explained(folder, capsys, url, *arguments)
+    assert retried in text
+    assert counted in text
+
+
+def test_explain_says_that_the_kill_switch_is_on(
+    folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_MODE", "off")
+    assert "HEADRACE_MODE=off is set here and overrides every mode" in explained(
+        folder, capsys, "https://invoices.example"
+    )
+
+
+@pytest.mark.smoke
+def test_as_a_real_process(folder: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "headrace.cli", *arguments],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    good, bad, wrong = run("check", "good.yaml"), run("check", "bad.yaml"), run("check")
+    assert (good.returncode, good.stderr) == (0, "")
+    assert (bad.returncode, bad.stdout) == (1, "")
+    assert wrong.returncode == 2

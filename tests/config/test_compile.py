@@ -1,0 +1,211 @@
+"""From file to plans: defaults, every key, URLs, TLS files, and how long a thousand upstreams take."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+from headrace.config import load
+from headrace.errors import ConfigError
+from headrace.policy.outcome import condition
+from headrace.policy.plan import (
+    BackoffPlan,
+    BudgetPlan,
+    CircuitPlan,
+    HalfOpenPlan,
+    OpenForPlan,
+    Origin,
+    PoolPlan,
+    PropagatePlan,
+    RetryPlan,
+    TimeoutPlan,
+    UpstreamPlan,
+    UrlPrefix,
+)
+from support.configs import LoadText
+
+
+def test_file_with_only_a_base_url_gets_the_defaults_of_the_design_and_no_finding(
+    load_text: LoadText,
+) -> None:
+    configuration = load_text("upstreams: {billing: {base_url: http://billing.internal}}")
+    assert configuration.warnings == ()
+    assert configuration.upstreams["billing"] == UpstreamPlan(
+        name="billing",
+        base=UrlPrefix(Origin("http", "billing.internal", 80), ()),
+        match=(),
+        mode="enforce",
+        headers=(),
+        propagate=PropagatePlan(request_id=True),
+        timeouts=TimeoutPlan(deadline_s=15.0, attempt_s=4.0, connect_s=2.0, read_s=4.0, acquire_s=0.5),
+        pool=PoolPlan(max_connections=200, when_full="wait", max_waiting=1024, idle_timeout_s=60.0),
+        tls=None,
+        retry=RetryPlan(
+            max_attempts=3,
+            retry_on=condition(["network", "5xx", 408, 429]),
+            methods=frozenset({"GET", "HEAD", "OPTIONS"}),
+            backoff=BackoffPlan(base_s=0.025, multiplier=2.0, max_s=1.0),
+            retry_after_max_s=30.0,
+            budget=BudgetPlan(ratio=0.2, min_per_second=3.0, ttl_s=10.0),
+        ),
+        circuit_breaker=CircuitPlan(
+            mode="enforce",
+            window_s=10.0,
+            minimum_calls=20,
+            failure_rate_threshold=0.5,
+            consecutive_failures=5,
+            failure_on=condition(["network", "5xx"]),
+            blame_after_s=0.5,
+            open_for=OpenForPlan(base_s=5.0, multiplier=2.0, max_s=60.0, jitter=0.1),
+            half_open=HalfOpenPlan(
+                max_probes=3, success_rate_threshold=0.9, window_s=60.0, probe_timeout_s=8.0
+            ),
+        ),
+    )
+    assert (configuration.service.request_id.header, configuration.service.request_id.accept) == (
+        "X-Request-ID",
+        True,
+    )
+    assert configuration.service.error_responses == "propagate"
+    assert configuration.install.requests
+    assert configuration.telemetry.served_requests
+    assert dataclasses.astuple(configuration.reload) == (0.1, 1.0, 2.0, 30.0)
+    assert len(configuration.digest) == 64
+
+
+def test_plans_hold_plain_floats(load_text: LoadText) -> None:
+    timeouts = (
+        load_text("upstreams: {a: {base_url: http://a, timeouts: {attempt: 3s}}}").upstreams["a"].timeouts
+    )
+    assert {type(value) for value in dataclasses.astuple(timeouts)} == {float}
+
+
+def test_equal_files_make_equal_plans_and_unequal_ones_do_not(load_text: LoadText) -> None:
+    text = "upstreams: {a: {base_url: https://a, retry: {max_attempts: 2}}, b: {base_url: https://b}}"
+    first, second = load_text(text), load_text(text)
+    changed = load_text(text.replace("max_attempts: 2", "max_attempts: 4"))
+    assert first == second
+    assert first.upstreams["a"] != changed.upstreams["a"]
+    assert first.upstreams["b"] == changed.upstreams["b"]
+
+
+def test_probe_timeout_is_twice_the_attempt_unless_given(load_text: LoadText) -> None:
+    upstreams = load_text(
+        "upstreams:\n  a: {base_url: http://a, timeouts: {attempt: 3s}}\n"
+        "  b: {base_url: http://b, circuit_breaker: {half_open: {probe_timeout: 5s}}}\n"
+    ).upstreams
+    assert [plan.circuit_breaker.half_open.probe_timeout_s for plan in upstreams.values()] == [6.0, 5.0]
+
+
+def tls_file(folder: Path, tls: str) -> str:
+    (folder / "u.yaml").write_text(f"upstreams: {{a: {{base_url: https://a, tls: {tls}}}}}")
+    return "u.yaml"
+
+
+def test_fingerprint_follows_the_bytes_of_the_tls_files(tmp_path: Path) -> None:
+    for name in ("ca.pem", "cert.pem", "key.pem"):
+        (tmp_path / name).write_text(name)
+    file = tls_file(tmp_path, "{ca: ca.pem, cert: cert.pem, key: key.pem}")
+    fingerprints = []
+    for name in (None, "ca.pem", "cert.pem", "key.pem"):
+        if name is not None:
+            (tmp_path / name).write_text("rotated")
+        configuration = load(file, env={}, cwd=tmp_path)
+        tls = configuration.upstreams["a"].tls
+        assert tls is not None
+        fingerprints.append(tls.fingerprint)
+        assert configuration.watched == tuple(
+            str(tmp_path / name) for name in ("u.yaml", "ca.pem", "cert.pem", "key.pem")
+        )
+    assert len(set(fingerprints)) == 4
+
+
+def test_ca_may_be_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "cas").mkdir()
+    (tmp_path / "cas" / "one.pem").write_text("1")
+    file = tls_file(tmp_path, "{ca: cas}")
+    one = load(file, env={}, cwd=tmp_path).upstreams["a"].tls
+    (tmp_path / "cas" / "two.pem").write_text("2")
+    two = load(file, env={}, cwd=tmp_path).upstreams["a"].tls
+    assert one is not None
+    assert two is not None
+    assert one.ca == str(tmp_path / "cas")
+    assert one.fingerprint != two.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("env", "ca"),
+    [
+        ({}, None),
+        ({"SSL_CERT_FILE": "c"}, "c"),
+        ({"SSL_CERT_FILE": "c", "CURL_CA_BUNDLE": "b"}, "b"),
+        ({"SSL_CERT_FILE": "c", "CURL_CA_BUNDLE": "b", "REQUESTS_CA_BUNDLE": "a"}, "a"),
+        ({"REQUESTS_CA_BUNDLE": ""}, None),
+    ],
+    ids=["none", "ssl", "curl", "requests", "empty"],
+)
+def test_ca_null_follows_the_variables_that_requests_and_openssl_know(
+    tmp_path: Path, env: dict[str, str], ca: str | None
+) -> None:
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+    tls = load(tls_file(tmp_path, "{}"), env=env, cwd=tmp_path).upstreams["a"].tls
+    assert tls is not None
+    assert tls.ca == (None if ca is None else str(tmp_path / ca))
+
+
+def test_variable_that_names_no_bundle_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^environment REQUESTS_CA_BUNDLE\n    names the CA bundle nope, which does not"
+    ):
+        load(tls_file(tmp_path, "{}"), env={"REQUESTS_CA_BUNDLE": "nope"}, cwd=tmp_path)
+
+
+def test_given_ca_wins_over_the_variables(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("-")
+    tls = (
+        load(tls_file(tmp_path, "{ca: ca.pem}"), env={"REQUESTS_CA_BUNDLE": "nope"}, cwd=tmp_path)
+        .upstreams["a"]
+        .tls
+    )
+    assert tls is not None
+    assert tls.ca == str(tmp_path / "ca.pem")
+
+
+def test_defaults_for_tls_do_not_hurt_http_upstreams(load_text: LoadText) -> None:
+    upstreams = load_text(
+        "defaults: {tls: {min_version: '1.3'}}\nupstreams: {a: {base_url: http://a}, b: {base_url: https://b}}"
+    ).upstreams
+    assert upstreams["a"].tls is None
+    assert upstreams["b"].tls is not None
+
+
+def test_python_work_grows_by_a_few_calls_per_value_not_more(tmp_path: Path) -> None:
+    """A thousand upstreams compile in about a second; counted here, for time on a busy machine proves nothing."""
+
+    def calls(upstreams: int) -> int:
+        one = (
+            "  u{0}:\n    base_url: https://u{0}.internal/v2\n    timeouts: {{deadline: 10s, attempt: 3s}}\n"
+            "    retry: {{max_attempts: 2, retry_on: [network, 503]}}\n    pool: {{max_connections: 50}}"
+        )
+        text = "\n".join(["upstreams:", *(one.format(number) for number in range(upstreams))])
+        (tmp_path / "u.yaml").write_text(text)
+        count = 0
+
+        def profile(frame: object, event: str, argument: object) -> None:
+            nonlocal count
+            count += event == "call"
+
+        sys.setprofile(profile)
+        try:
+            load("u.yaml", env={}, cwd=tmp_path)
+        finally:
+            sys.setprofile(None)
+        return count
+
+    calls(1)  # what is built once in a process
+    few, many = calls(20), calls(120)
+    assert (many - few) / 100 < 600

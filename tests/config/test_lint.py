@@ -1,0 +1,69 @@
+"""Findings: rules that hold, but hardly as their author thinks."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.configs import InspectText
+
+BASE = "upstreams:\n  billing:\n    base_url: https://billing.internal\n"
+
+
+@pytest.mark.parametrize(
+    ("yaml", "path", "words"),
+    [
+        pytest.param(
+            "timeouts: {read: 10s}",
+            "timeouts.read",
+            "applies to streamed bodies only",
+            id="read-above-attempt",
+        ),
+        pytest.param(
+            "retry: {max_attempts: 5}",
+            "retry.max_attempts",
+            "there is time for 3",
+            id="attempts-above-deadline",
+        ),
+        pytest.param(
+            "timeouts: {deadline: 5s}",
+            "timeouts.deadline",
+            "3 attempts of 4s do not fit the deadline 5s",
+            id="deadline",
+        ),
+        pytest.param(
+            "tls: {verify: false, insecure_skip_verify: true}",
+            "tls.verify",
+            "can read and change",
+            id="verify",
+        ),
+        pytest.param(
+            "pool: {when_full: new, max_waiting: 5}", "pool.max_waiting", "nobody waits", id="max-waiting"
+        ),
+        pytest.param(
+            "retry: {budget: {ratio: 0, min_per_second: 0}}", "retry.budget", "no retry at all", id="budget"
+        ),
+    ],
+)
+def test_finding(inspect_text: InspectText, yaml: str, path: str, words: str) -> None:
+    inspection = inspect_text(f"{BASE}    {yaml}\n")
+    assert inspection.problems == ()
+    (finding,) = inspection.findings
+    assert finding.path == f"upstreams.billing.{path}"
+    assert finding.line == 4
+    assert words in finding.message
+    assert inspection.configuration is not None
+    assert inspection.configuration.warnings == (str(finding),)
+
+
+def test_finding_in_defaults_is_said_once(inspect_text: InspectText) -> None:
+    inspection = inspect_text(
+        "defaults: {timeouts: {read: 10s}}\nupstreams: {a: {base_url: http://a}, b: {base_url: http://b}}"
+    )
+    assert [finding.path for finding in inspection.findings] == ["defaults.timeouts.read"]
+
+
+@pytest.mark.parametrize(
+    "yaml", ["timeouts: {attempt: 2s}", "retry: {max_attempts: 1}", "timeouts: {deadline: null}"]
+)
+def test_sound_rule_has_no_finding(inspect_text: InspectText, yaml: str) -> None:
+    assert inspect_text(f"{BASE}    {yaml}\n").findings == ()
