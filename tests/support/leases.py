@@ -1,0 +1,100 @@
+"""A lease pool over connections that are nothing but a name, on a clock of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from headrace.policy.counters import UpstreamCounters
+from headrace.policy.plan import PoolPlan
+from headrace.transport.lease import Lease, LeasePool
+from support.waiting import wait_until
+
+
+@dataclass(eq=False)
+class Conn:
+    """A connection as far as the lease layer knows."""
+
+    name: str = "conn"
+    alive: bool = True
+    probes: int = 0
+
+
+@dataclass
+class Rig:
+    """A pool of `Conn`s that remembers what was closed and aborted; `now` is the clock."""
+
+    plan: PoolPlan
+    now: float = 1000.0
+    closed: list[Conn] = field(default_factory=list)
+    aborted: list[Conn] = field(default_factory=list)
+    on_probe: Callable[[Conn], None] = lambda conn: None
+
+    def __post_init__(self) -> None:
+        self.counters = UpstreamCounters(lock=threading.Lock())
+        self.pool: LeasePool[Conn] = LeasePool(
+            self.plan,
+            self.counters,
+            clock=lambda: self.now,
+            is_alive=self._probe,
+            close=self.closed.append,
+            abort=self.aborted.append,
+        )
+
+    def _probe(self, conn: Conn) -> bool:
+        conn.probes += 1
+        self.on_probe(conn)
+        return conn.alive
+
+    def lease(self, name: str = "conn") -> Lease[Conn]:
+        """A lease with a connection, made if the pool had none."""
+        lease = self.pool.acquire(1.0)
+        if lease.conn is None:
+            lease.conn = Conn(name)
+        return lease
+
+    def fill_idle(self, *names: str) -> list[Conn]:
+        """Idle connections of these names, the last one the newest."""
+        leases = [self.lease(name) for name in names]
+        for lease in leases:
+            self.pool.give_back(lease, reusable=True)
+        return [lease.conn for lease in leases if lease.conn]
+
+    def waiter(self, timeout_s: float = 30.0) -> Waiter:
+        """A thread that wants a lease and has got into the queue."""
+        ahead = self.pool.view().waiting
+        waiter = Waiter(self.pool, timeout_s)
+        waiter.thread.start()
+        wait_until(lambda: self.pool.view().waiting == ahead + 1, what="a waiter in the queue")
+        return waiter
+
+
+class Waiter:
+    """Acquires in a thread of its own; `result` is the lease or the error."""
+
+    def __init__(self, pool: LeasePool[Conn], timeout_s: float) -> None:
+        self.result: Any = None
+        self.thread = threading.Thread(target=self._run, args=(pool, timeout_s))
+
+    def _run(self, pool: LeasePool[Conn], timeout_s: float) -> None:
+        try:
+            self.result = pool.acquire(timeout_s)
+        except Exception as error:
+            self.result = error
+
+    def outcome(self) -> Any:
+        self.thread.join(10.0)
+        assert not self.thread.is_alive()
+        return self.result
+
+
+def rig(**changes: Any) -> Rig:
+    settings: dict[str, Any] = {
+        "max_connections": 2,
+        "when_full": "wait",
+        "max_waiting": 8,
+        "idle_timeout_s": 60.0,
+    }
+    return Rig(PoolPlan(**settings | changes))

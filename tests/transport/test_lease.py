@@ -1,0 +1,358 @@
+"""What the lease layer does for one caller after another, on a virtual clock."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from itertools import chain, repeat
+from typing import Any
+
+import pytest
+
+from headrace.transport.lease import Lease, LeaseClosed, LeaseRejected, LeaseTimeout
+from support.leases import Conn, rig
+
+
+def test_a_slot_comes_without_a_connection_and_the_connection_stays_for_the_next() -> None:
+    r = rig()
+    first = r.pool.acquire(1.0)
+    assert (first.conn, first.reused) == (None, False)
+    first.conn = conn = Conn()
+    r.pool.give_back(first, reusable=True)
+    second = r.pool.acquire(1.0)
+    assert second.conn is conn
+    assert second.reused
+    assert r.counters.acquires == {"miss": 1, "hit": 1}
+    assert r.counters.wait.counts[0] == 2
+
+
+def test_the_newest_idle_connection_is_leased_first() -> None:
+    r = rig(max_connections=3)
+    r.fill_idle("old", "middle", "new")
+    assert [r.lease().conn.name for _ in range(3)] == ["new", "middle", "old"]  # type: ignore[union-attr]
+
+
+def test_a_lease_given_back_twice_frees_one_slot_and_pools_one_connection() -> None:
+    r = rig()
+    lease = r.lease()
+    for reusable in (True, True, False):
+        r.pool.give_back(lease, reusable=reusable)
+    r.pool.give_back_quietly(lease)
+    view = r.pool.view()
+    assert (view.inuse, view.idle) == (0, 1)
+    assert r.closed == []
+
+
+def test_checkout_skips_every_dead_connection_and_probes_each_once() -> None:
+    """Pitfall 18."""
+    r = rig(max_connections=5)
+    conns = r.fill_idle("alive", "dead", "dead", "dead", "dead")
+    for conn in conns:
+        conn.alive = conn.name == "alive"
+    lease = r.pool.acquire(1.0)
+    assert lease.conn is conns[0]
+    assert [conn.probes for conn in conns] == [1, 1, 1, 1, 1]
+    assert {conn.name for conn in r.closed} == {"dead"}
+    assert r.pool.view().inuse == 1
+    assert r.counters.closed == {"dead": 4}
+
+
+def test_checkout_skips_every_expired_connection_without_probing_it() -> None:
+    r = rig(max_connections=3)
+    conns = r.fill_idle("a", "b", "c")
+    r.now += 60.0
+    lease = r.pool.acquire(1.0)
+    assert lease.conn is None
+    assert [conn.probes for conn in conns] == [0, 0, 0]
+    r.pool.view()
+    assert r.counters.closed == {"idle": 3}
+    assert r.counters.acquires["miss"] == 4
+
+
+def test_a_connection_is_probed_and_closed_without_the_lock() -> None:
+    """Pitfall 7."""
+    r = rig()
+    (conn,) = r.fill_idle("dead")
+    conn.alive = False
+    r.on_probe = lambda conn: r.pool.view() and None  # would wait for ever for a lock that is held
+    seen = []
+    r.pool._close = lambda conn: seen.append(r.pool.view().inuse)
+    r.pool.acquire(1.0)
+    assert seen == [1]  # the slot is kept while its dead connection is closed
+
+
+def test_a_probe_that_raises_leaves_no_slot_behind() -> None:
+    r = rig()
+    r.fill_idle("conn")
+
+    def interrupt(conn: Conn) -> None:
+        raise KeyboardInterrupt
+
+    r.on_probe = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        r.pool.acquire(1.0)
+    assert r.pool.view().inuse == 0
+    assert len(r.closed) == 1
+
+
+def test_a_connection_that_cannot_be_kept_is_closed_and_its_slot_freed() -> None:
+    r = rig(max_connections=1)
+    lease = r.lease()
+    r.pool.give_back(lease, reusable=False)
+    assert r.closed == [lease.conn]
+    assert r.pool.acquire(0.0).conn is None
+    assert r.counters.closed == {"error": 1}
+
+
+def test_an_error_in_close_does_not_reach_the_caller() -> None:
+    r = rig()
+
+    def close(conn: Conn) -> None:
+        raise OSError("already gone")
+
+    r.pool._close = close
+    r.pool.give_back(r.lease(), reusable=False)
+    assert r.pool.view().inuse == 0
+
+
+def test_a_full_pool_says_how_full_after_how_long() -> None:
+    r = rig()
+    r.lease(), r.lease()
+    r.pool._clock = chain([5.0, 5.0, 5.0], repeat(5.25)).__next__
+    with pytest.raises(LeaseTimeout) as caught:
+        r.pool.acquire(0.001)
+    error = caught.value
+    assert (error.inuse, error.idle, error.waiting, error.max_connections) == (2, 0, 0, 2)
+    assert str(error) == (
+        "no connection came free in time (waited 0.250 s; 2 in use, 0 idle, 0 waiting, max 2)"
+    )
+    assert error.waited_s == 0.25
+
+
+@pytest.mark.parametrize(
+    ("by_deadline", "result"),
+    [pytest.param(False, "timeout", id="acquire"), pytest.param(True, "deadline", id="deadline")],
+)
+def test_a_wait_that_ends_in_vain_is_counted_by_what_cut_it(by_deadline: bool, result: str) -> None:
+    r = rig(max_connections=1)
+    r.lease()
+    with pytest.raises(LeaseTimeout):
+        r.pool.acquire(0.0, by_deadline=by_deadline)
+    assert r.counters.acquires == {"miss": 1, result: 1}
+
+
+def test_when_full_reject_refuses_at_once() -> None:
+    r = rig(max_connections=1, when_full="reject")
+    r.lease()
+    with pytest.raises(LeaseRejected, match="the pool is full"):
+        r.pool.acquire(30.0)
+    assert r.counters.acquires == {"miss": 1, "rejected": 1}
+
+
+def test_more_than_max_waiting_waiters_are_rejected_at_once() -> None:
+    r = rig(max_connections=1, max_waiting=1)
+    lease = r.lease()
+    waiter = r.waiter()
+    with pytest.raises(LeaseRejected, match=r"as many are waiting as may \(1\)"):
+        r.pool.acquire(30.0)
+    r.pool.give_back(lease, reusable=True)
+    assert waiter.outcome().conn is lease.conn
+
+
+def test_when_full_new_leases_one_off_connections_that_count_apart_and_are_closed_after_use() -> None:
+    r = rig(max_connections=1, when_full="new")
+    r.lease()
+    beyond = r.lease("one-off")
+    view = r.pool.view()
+    assert (view.inuse, view.one_off, view.idle) == (1, 1, 0)
+    assert "1 in use and 1 one-off" in repr(r.pool)
+    r.pool.give_back(beyond, reusable=True)
+    view = r.pool.view()
+    assert (view.inuse, view.one_off, view.idle) == (1, 0, 0)
+    assert [conn.name for conn in r.closed] == ["one-off"]
+    assert r.counters.closed == {"surplus": 1}
+
+
+def test_waiters_are_served_first_come_first_served_and_handed_the_connection_itself() -> None:
+    r = rig(max_connections=1)
+    lease = r.lease()
+    waiters = [r.waiter() for _ in range(4)]
+    for waiter in waiters:
+        conn = lease.conn
+        r.pool.give_back(lease, reusable=True)
+        assert r.pool.view().idle == 0  # handed over, not put where a newcomer could take it
+        lease = waiter.outcome()
+        assert lease.conn is conn
+        assert lease.reused
+
+
+def test_a_newcomer_does_not_overtake_a_waiter() -> None:
+    r = rig(max_connections=1)
+    lease = r.lease()
+    waiter = r.waiter()
+    r.pool.give_back(lease, reusable=False)
+    with pytest.raises(LeaseTimeout):
+        r.pool.acquire(0.0)
+    assert waiter.outcome().conn is None
+
+
+def test_a_waiter_that_is_served_while_it_gives_up_takes_the_lease() -> None:
+    r = rig(max_connections=1)
+    held = r.lease()
+
+    class ServedTooLate:
+        """A gate that opens between the waiter's time-out and its look at the queue."""
+
+        def __init__(self) -> None:
+            self.real = threading.Lock()
+            self.real.acquire()
+
+        def acquire(self, timeout: float = 0.0) -> bool:
+            r.pool.give_back(held, reusable=True)
+            return False
+
+        def release(self) -> None:
+            self.real.release()
+
+    slot_or_gate = r.pool._slot_or_gate
+
+    def rigged(lease: Lease[Conn], started: float, timeout_s: float) -> Any:
+        slot_or_gate(lease, started, timeout_s)
+        r.pool._waiters[lease] = gate = ServedTooLate()  # type: ignore[assignment]
+        return gate
+
+    r.pool._slot_or_gate = rigged  # type: ignore[method-assign]
+    lease = r.pool.acquire(0.01)
+    assert lease.conn is held.conn
+    assert r.pool.view().inuse == 1
+
+
+@pytest.mark.parametrize(
+    "served", [pytest.param(False, id="still waiting"), pytest.param(True, id="just served")]
+)
+def test_an_interrupted_waiter_leaves_no_trace_and_gives_on_what_it_was_handed(served: bool) -> None:
+    """Pitfall 21."""
+    r = rig(max_connections=1)
+    held = r.lease()
+
+    class Interrupted:
+        def acquire(self, timeout: float = 0.0) -> bool:
+            if served:
+                r.pool.give_back(held, reusable=True)
+            raise KeyboardInterrupt
+
+        def release(self) -> None:
+            pass
+
+    slot_or_gate = r.pool._slot_or_gate
+
+    def rigged(lease: Lease[Conn], started: float, timeout_s: float) -> Any:
+        slot_or_gate(lease, started, timeout_s)
+        r.pool._waiters[lease] = gate = Interrupted()  # type: ignore[assignment]
+        return gate
+
+    r.pool._slot_or_gate = rigged  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        r.pool.acquire(30.0)
+    del r.pool._slot_or_gate  # type: ignore[method-assign]
+    r.pool.give_back(held, reusable=True)
+    view = r.pool.view()
+    assert (view.inuse, view.waiting) == (0, 0)
+    assert r.pool.acquire(0.0) is not None
+
+
+def test_expired_idle_connections_are_closed_by_housekeeping_and_young_ones_stay() -> None:
+    r = rig(max_connections=3)
+    old, young = r.lease("old"), r.lease("young")
+    r.pool.give_back(old, reusable=True)
+    r.now += 40.0
+    r.pool.give_back(young, reusable=True)
+    r.now += 20.0
+    assert r.pool.expire_idle(r.now) == 1
+    assert r.closed == [old.conn]
+    assert r.pool.view().idle == 1
+    assert r.counters.closed == {"idle": 1}
+
+
+def test_a_retired_pool_closes_idle_connections_now_and_leased_ones_when_they_come_back() -> None:
+    r = rig()
+    leased, idle = r.lease("leased"), r.lease("idle")
+    r.pool.give_back(idle, reusable=True)
+    r.pool.retire()
+    assert r.closed == [idle.conn]
+    late = r.lease("late")  # a call of the old snapshot
+    waiter = r.waiter()
+    r.pool.give_back(leased, reusable=True)
+    assert waiter.outcome().conn is None
+    r.pool.give_back(late, reusable=True)
+    assert r.closed == [idle.conn, leased.conn, late.conn]
+    assert r.pool.view().retired
+    assert r.counters.closed == {"retired": 3}
+
+
+def test_a_stopped_pool_wakes_its_waiters_aborts_what_is_in_use_and_leases_no_more() -> None:
+    r = rig()
+    leased, also = r.lease("leased"), r.lease("also")
+    waiters = [r.waiter() for _ in range(3)]
+    r.pool.stop()
+    for waiter in waiters:
+        assert isinstance(waiter.outcome(), LeaseClosed)
+    assert r.aborted == [leased.conn, also.conn]
+    with pytest.raises(LeaseClosed, match="the pool is stopped"):
+        r.pool.acquire(1.0)
+    r.pool.give_back(leased, reusable=True)
+    r.pool.give_back(also, reusable=True)
+    assert r.closed == [leased.conn, also.conn]
+    assert r.pool.view().stopped
+    assert repr(r.pool) == "<LeasePool stopped, 0 in use, 0 idle, 0 waiting, max 2>"
+
+
+def test_hit_rate_is_that_of_the_last_ten_seconds() -> None:
+    r = rig()
+    assert r.pool.hit_rate() is None
+    r.pool.give_back(r.lease(), reusable=True)  # a miss at 1000
+    r.now += 5.0
+    for _ in range(3):
+        r.pool.give_back(r.lease(), reusable=True)
+    assert r.pool.hit_rate() == 0.75
+    r.now += 5.0
+    assert r.pool.hit_rate() == 1.0
+    r.now += 5.0
+    assert r.pool.hit_rate() is None
+
+
+def test_gauges_count_leases_and_connections_not_placeholders_and_fall_again() -> None:
+    """Pitfall 20."""
+    r = rig(max_connections=50)
+    assert (r.pool.view().inuse, r.pool.view().idle) == (0, 0)  # urllib3's qsize() says 50 here
+    leases = [r.lease() for _ in range(7)]
+    assert (r.pool.view().inuse, r.pool.view().idle) == (7, 0)
+    for lease in leases[:3]:
+        r.pool.give_back(lease, reusable=True)
+    for lease in leases[3:5]:
+        r.pool.give_back(lease, reusable=False)
+    assert (r.pool.view().inuse, r.pool.view().idle) == (2, 3)
+    r.now += 61.0
+    r.pool.expire_idle(r.now)
+    for lease in leases:
+        r.pool.give_back(lease, reusable=False)
+    assert (r.pool.view().inuse, r.pool.view().idle) == (0, 0)  # urllib3's num_connections stays at 7
+    assert r.counters.closed == {"error": 4, "idle": 3}
+
+
+def test_a_pool_is_true_even_when_it_is_empty() -> None:
+    assert bool(rig().pool) is True
+
+
+def test_a_hit_and_its_return_make_at_most_eight_python_calls() -> None:
+    r = rig()
+    r.pool._clock = iter(range(1000, 2000)).__next__
+    r.pool._is_alive = lambda conn: True
+    r.fill_idle("warm")
+    calls: list[str] = []
+    sys.setprofile(lambda frame, event, arg: calls.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        r.pool.give_back(r.pool.acquire(1.0), reusable=True)
+    finally:
+        sys.setprofile(None)
+    assert len(calls) <= 8, calls
