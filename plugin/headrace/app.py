@@ -210,16 +210,19 @@ class Headrace:
 
     def _poked(self) -> None:
         """The watcher found other contents."""
+        wanted: Sequence[str] = ()
         try:
             self._reloader.reload(patient=True)
-        except ConfigError:
-            pass  # reported by the reloader; the last good configuration stays
-        self._rewatch()
+        except ConfigError as error:
+            # Reported by the reloader; the last good configuration stays. What the refused one refers to is
+            # watched as well: the secret that was missing may yet arrive.
+            wanted = error.watched
+        self._rewatch(wanted)
 
-    def _rewatch(self) -> None:
+    def _rewatch(self, wanted: Sequence[str] = ()) -> None:
         watcher = self._watcher
         if watcher is not None:
-            watcher.set_files(self._watched(), plan=self.snapshot.configuration.reload)
+            watcher.set_files((*self._watched(), *wanted), plan=self.snapshot.configuration.reload)
 
     def _watched(self) -> tuple[str, ...]:
         return self.snapshot.configuration.watched

@@ -117,6 +117,20 @@ def test_a_damaged_file_is_a_failure_and_never_no_upstreams(tmp_path: Path, dama
         assert hr.snapshot is before
 
 
+def test_a_refused_edit_is_taken_as_soon_as_the_file_it_refers_to_arrives(tmp_path: Path) -> None:
+    with running(tmp_path, two("http://a.test", "http://b.test")) as hr:
+        secret = tmp_path / "token"
+        put(
+            tmp_path / "upstreams.yaml",
+            two("http://a.test", "http://b.test", f", headers: {{X-Token: '${{file:{secret}}}'}}"),
+        )
+        wait_until(lambda: hr.status()["rejected"] is not None)
+
+        secret.write_text("s3cret")
+
+        wait_until(lambda: hr.snapshot.upstream("billing").plan.headers == (("X-Token", "s3cret"),))
+
+
 def test_a_refused_reload_raises_by_hand_and_says_where(tmp_path: Path) -> None:
     with running(tmp_path, two("http://a.test", "http://b.test")) as hr:
         put(

@@ -196,7 +196,9 @@ class Reloader:
                 loaded_at=time.time(),
             )
         except TlsError as error:
-            raise ConfigError(str(error), problems=(error,)) from error
+            raise ConfigError(
+                str(error), problems=(error,), watched=configuration.watched
+            ) from error
 
     def _drain(self, states: list[UpstreamState], stop_at: float) -> None:
         for state in states:
