@@ -323,7 +323,7 @@ Samples = Mapping[str, Mapping[Labels, Value]]
 def samples_of(reading: Reading) -> Samples:
     """All samples of *reading*, its counters copied: the caller's own."""
     upstreams = [replace(upstream, counters=_copied(upstream.counters)) for upstream in reading.upstreams]
-    service = replace(reading.service, served_duration=_sum((reading.service.served_duration,)))
+    service = replace(reading.service, served_duration=_copied_histogram(reading.service.served_duration))
     found: dict[str, dict[Labels, Value]] = {}
     for family in UPSTREAM_FAMILIES:
         found[family.name] = {
@@ -349,23 +349,29 @@ def _copied(counters: UpstreamCounters) -> UpstreamCounters:
         copy.observed = dict(counters.observed)
         copy.acquires = dict(counters.acquires)
         copy.closed = dict(counters.closed)
-        copy.duration = _sum((counters.duration,))
-        copy.wait = _sum((counters.wait,))
+        copy.duration = _copied_histogram(counters.duration)
+        copy.wait = _copied_histogram(counters.wait)
     return copy
 
 
-def _sum(histograms: Sequence[Histogram]) -> Histogram:
-    """A new histogram with the counts of all *histograms*, which have the same bounds."""
-    total = Histogram(histograms[0].bounds_s)
-    total.counts = [
-        sum(counts) for counts in zip(*(histogram.counts for histogram in histograms), strict=True)
-    ]
-    total.sum_s = sum(histogram.sum_s for histogram in histograms)
+def _copied_histogram(histogram: Histogram) -> Histogram:
+    copy = Histogram(histogram.bounds_s)
+    copy.counts, copy.sum_s = list(histogram.counts), histogram.sum_s
+    return copy
+
+
+def _sum(old: Histogram, new: Histogram) -> Histogram:
+    """The counts of both, which have the same bounds."""
+    total = Histogram(old.bounds_s)
+    total.counts = [a + b for a, b in zip(old.counts, new.counts, strict=True)]
+    total.sum_s = old.sum_s + new.sum_s
     return total
 
 
-def merged(instances: Iterable[Samples]) -> dict[str, dict[Labels, Value]]:
-    """The samples of several *instances*, equal label sets made one as the table says."""
+def merged(instances: Sequence[Samples]) -> Samples:
+    """The samples of all *instances*, equal label sets made one as the table says."""
+    if len(instances) == 1:
+        return instances[0]
     merged: dict[str, dict[Labels, Value]] = {name: {} for name in FAMILIES}
     for instance in instances:
         for name, samples in instance.items():
@@ -373,7 +379,7 @@ def merged(instances: Iterable[Samples]) -> dict[str, dict[Labels, Value]]:
             for labels, value in samples.items():
                 old = into.get(labels)
                 if isinstance(old, Histogram) and isinstance(value, Histogram):
-                    into[labels] = _sum((old, value))
+                    into[labels] = _sum(old, value)
                 elif isinstance(old, float | int) and isinstance(value, float | int):
                     into[labels] = family.merge(old, value)
                 else:

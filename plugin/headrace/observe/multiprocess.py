@@ -88,7 +88,7 @@ class Writer:
 
     def _write_gauges(self) -> None:
         now: dict[Cell, float] = {}
-        for name, samples in merged(self._written.values()).items():
+        for name, samples in merged(list(self._written.values())).items():
             family, label_names = FAMILIES[name]
             if family.kind == "gauge":
                 for labels, value in samples.items():
