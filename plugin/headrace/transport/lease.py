@@ -26,6 +26,9 @@ any two bytecodes where CPython polls for signals: after a call, not after a
 plain store. A lease is written down as in use, or as somebody else's, in one
 store each, and `acquire` undoes itself for any BaseException; an interrupt in
 the bookkeeping can cost a connection, never a slot.
+
+The file is long for this house because everything that touches `_lock` is to be
+read, and argued about, in one place.
 """
 
 from __future__ import annotations
@@ -485,7 +488,7 @@ class LeasePool(Generic[C]):
                     lease.conn, lease.idle_since = self._idle.pop()
             if self._returns:
                 self._settle()
-            # Each connection is probed once: a second look at one that was dead for a stray byte finds it silent.
+            # Each connection is probed once: a second look at one that was dead for one stray byte finds it silent.
             unexpired = now - lease.idle_since < self.plan.idle_timeout_s
             if lease.conn is not None and unexpired and self._is_alive(lease.conn):
                 lease.reused = True
