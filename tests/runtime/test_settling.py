@@ -143,3 +143,11 @@ def test_new_rules_apply_to_the_poke_under_way() -> None:
     settling.poke(0.5)
     settling.replan(ReloadPlan(debounce_s=0.5, max_delay_s=5.0, poll_s=9.0, drain_s=1.0))
     assert settling.due_at() == 1.0
+
+
+def test_a_poll_that_falls_into_the_debounce_of_a_poke_does_not_make_it_longer() -> None:
+    settling = settled_at(0.0)
+    settling.poke(1.95)
+    assert not read(settling, 2.0, NEW)  # the safety poll; the writer may not be done yet
+    assert settling.due_at() == pytest.approx(2.05)
+    assert read(settling, 2.05, NEW)

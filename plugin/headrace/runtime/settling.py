@@ -82,8 +82,9 @@ class Settling:
         suspect, self._suspect = self._suspect, None
         if differs and not again:
             if first_poke_at is None:
-                self._suspect = prints
-                self.poke(now)
+                if self._first_poke_at is None:  # else an event tells, and its own reading comes in time
+                    self._suspect = prints
+                    self.poke(now)
                 return False
             if suspect is not None and suspect != prints and now < first_poke_at + self._plan.max_delay_s:
                 self._suspect = prints
