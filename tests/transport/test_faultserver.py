@@ -70,7 +70,8 @@ def test_a_behaviour_is_what_the_client_sees(
 ) -> None:
     server.next(behaviour)
     data, how = converse(server)
-    assert data.endswith(received)
+    # A reset makes the kernel drop what the client has not read yet: how much of it arrives is chance.
+    assert data.endswith(received) or (ended == "rst" and received not in data)
     assert how == ended
 
 
