@@ -186,6 +186,14 @@ def test_explain_says_where_each_value_comes_from(folder: Path, capsys: Captured
     assert rows["retry.methods"] == ["[GET]", "extends billing, e.yaml:8"]
 
 
+def test_explain_says_when_a_default_is_cut_to_a_limit_around_it(folder: Path, capsys: Captured) -> None:
+    (folder / "cut.yaml").write_text("upstreams: {a: {base_url: http://a, timeouts: {deadline: 1s}}}")
+    assert main(["explain", "cut.yaml", "http://a"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "timeouts.attempt 1s built-in default, cut to fit" in out
+    assert "timeouts.connect 1s built-in default, cut to fit" in out
+
+
 def test_explain_shows_the_fixed_order_of_a_call(folder: Path, capsys: Captured) -> None:
     text = explained(folder, capsys, "https://invoices.example")
     steps = [line.split()[1] for line in text.splitlines() if line.strip()[:1].isdigit()]

@@ -92,6 +92,17 @@ def test_equal_files_make_equal_plans_and_unequal_ones_do_not(load_text: LoadTex
     assert first.upstreams["b"] == changed.upstreams["b"]
 
 
+def test_a_default_is_cut_to_the_limit_around_it_that_was_written(load_text: LoadText) -> None:
+    upstreams = load_text(
+        "upstreams:\n"
+        "  a: {base_url: http://a, timeouts: {attempt: 1s}}\n"
+        "  b: {base_url: http://b, timeouts: {deadline: 300ms}}\n"
+    ).upstreams
+    a, b = upstreams["a"].timeouts, upstreams["b"].timeouts
+    assert (a.attempt_s, a.connect_s, a.acquire_s) == (1.0, 1.0, 0.5)
+    assert (b.attempt_s, b.connect_s, b.acquire_s) == (0.3, 0.3, 0.3)
+
+
 def test_probe_timeout_is_twice_the_attempt_unless_given(load_text: LoadText) -> None:
     upstreams = load_text(
         "upstreams:\n  a: {base_url: http://a, timeouts: {attempt: 3s}}\n"

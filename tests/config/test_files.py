@@ -59,6 +59,23 @@ def test_fifty_megabytes_are_refused_without_being_read(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("upstreams: {" + "a, " * 30_000 + "}", id="duplicate-keys"),
+        pytest.param("".join(f"k{n}:\n" for n in range(10_000)), id="unknown-keys"),
+        pytest.param("upstreams: {" + ",".join(f"u{n}: x" for n in range(8_000)) + "}", id="bad-upstreams"),
+        pytest.param("upstreams: {a: {base_url: http://a, match: [" + "x, " * 30_000 + "]}}", id="bad-items"),
+    ],
+)
+def test_file_full_of_mistakes_is_refused_with_a_report_that_can_be_read(
+    load_text: LoadText, text: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_text(text)
+    assert 0 < len(caught.value.problems) <= 1001
+
+
 def test_name_with_a_null_byte_is_refused(tmp_path: Path) -> None:
     assert "cannot be read" in refused("a\0b", tmp_path)
 

@@ -13,7 +13,12 @@ from headrace.config import load
 from headrace.errors import ConfigError
 
 REJECTS = Path(__file__).with_name("rejects")
-ENVIRONMENT = {"TOKEN": "t0ken", "SECRET": "hunter2", "SECRET_TWO_LINES": "hunter2\nhunter2"}
+ENVIRONMENT = {
+    "TOKEN": "t0ken",
+    "SECRET": "hunter2",
+    "SECRET_TWO_LINES": "hunter2\nhunter2",
+    "SHORT": "1234ms",
+}
 
 
 @pytest.mark.parametrize("file", sorted(REJECTS.glob("*.yaml")), ids=lambda file: file.stem)

@@ -34,18 +34,20 @@ def cross_check(settings: Settings, written: Written) -> Iterator[Problem]:
 def _times(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
     timeouts, retry, breaker = upstream.timeouts, upstream.retry, upstream.circuit_breaker
     attempt = (*base, "timeouts", "attempt")
+    deadline, connect = (*base, "timeouts", "deadline"), (*base, "timeouts", "connect")
+    if not written.is_given(attempt) and timeouts.attempt == timeouts.deadline:
+        attempt = deadline  # a default cut to it: the deadline is what somebody wrote
+    pairs = [(connect, timeouts.connect, attempt, timeouts.attempt)]
     if timeouts.deadline is not None:
-        deadline = (*base, "timeouts", "deadline")
-        for path, value in ((attempt, timeouts.attempt), ((*base, "timeouts", "acquire"), timeouts.acquire)):
-            if value > timeouts.deadline:
-                yield from _ordered(
-                    written, path, value, deadline, timeouts.deadline, "so it could never apply"
-                )
-    if timeouts.connect > timeouts.attempt:
-        connect = (*base, "timeouts", "connect")
-        yield from _ordered(
-            written, connect, timeouts.connect, attempt, timeouts.attempt, "so it could never apply"
-        )
+        acquire = (*base, "timeouts", "acquire")
+        pairs += [
+            ((*base, "timeouts", "attempt"), timeouts.attempt, deadline, timeouts.deadline),
+            (acquire, timeouts.acquire, deadline, timeouts.deadline),
+        ]
+    for inner, inner_s, outer, outer_s in pairs:
+        # A default is cut to what encloses it (`settings.Timeouts`).
+        if inner_s > outer_s and written.is_given(inner):
+            yield from _ordered(written, inner, inner_s, outer, outer_s, "so it could never apply")
     if retry.backoff.base > retry.backoff.max:
         low, high = (*base, "retry", "backoff", "base"), (*base, "retry", "backoff", "max")
         yield from _ordered(

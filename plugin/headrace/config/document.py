@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from headrace.config.problems import Path, Problem
+from headrace.config.problems import MAX_PROBLEMS, Path, Problem
 from headrace.config.tree import Listing, Mark, Node, Scalar, ScalarValue, Table, found, problem_at
 
 MAX_DOCUMENT_BYTES = 1 << 20
@@ -295,6 +295,8 @@ class _Builder:
         self._say(self._mark(event), path, message, fix)
 
     def _say(self, mark: Mark, path: Path, message: str, fix: str = "") -> None:
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise _Stop(mark, path, f"is where reading stopped, after {MAX_PROBLEMS} problems")
         self.problems.append(problem_at(mark, path, message, fix))
 
     def _syntax_problem(self, error: Any) -> Problem:

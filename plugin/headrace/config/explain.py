@@ -8,7 +8,7 @@ from typing import Any
 from headrace.config.keys import Key, key_at, yaml_text
 from headrace.config.load import Inspection
 from headrace.config.problems import Path, dotted
-from headrace.config.settings import Settings
+from headrace.config.settings import Settings, Timeouts
 from headrace.config.sources import mode_override
 from headrace.config.tree import MASK, leaves, node_at, without_user
 from headrace.config.written import Rank, Written
@@ -69,6 +69,9 @@ def explain(
     return "\n".join(lines) + "\n"
 
 
+_DEFAULT_TIMEOUTS = Timeouts()
+
+
 class _Values:
     """Effective values of one upstream as text, secrets masked, and who said so."""
 
@@ -78,8 +81,8 @@ class _Values:
         self.base: Path = ("upstreams", name)
 
     def text(self, *path: str) -> str:
-        full = (*self.base, *path)
-        if self._is_hidden(full):
+        around = [("timeouts", "deadline"), ("timeouts", "attempt")] if self._is_cut(path) else []
+        if any(self._is_hidden((*self.base, *limit)) for limit in [path, *around]):
             return MASK
         value: Any = self.settings.upstreams[str(self.base[1])]
         for part in path:
@@ -91,7 +94,7 @@ class _Values:
         written = self.written
         rank = written.rank(full)
         if rank is Rank.BUILT_IN:
-            return "built-in default"
+            return "built-in default, cut to fit" if self._is_cut(path) else "built-in default"
         mark = written.mark(full)
         place = f"{mark.file}:{mark.line}" if mark.line else mark.file
         if rank is Rank.OWN:
@@ -99,6 +102,13 @@ class _Values:
         origin = written.origin(full)
         source = "defaults" if origin[0] == "defaults" else f"extends {origin[1]}"
         return f"{source}, {place}"
+
+    def _is_cut(self, path: tuple[str | int, ...]) -> bool:
+        """Whether the value at *path* is a default that a written limit around it has cut (`settings.Timeouts`)."""
+        if path[0] != "timeouts" or self.written.is_given((*self.base, *path)):
+            return False
+        timeouts = self.settings.upstreams[str(self.base[1])].timeouts
+        return bool(getattr(timeouts, str(path[1])) != getattr(_DEFAULT_TIMEOUTS, str(path[1])))
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
         key = key_at(self.base)

@@ -54,7 +54,9 @@ def _retries(upstream: Upstream, base: Path, written: Written) -> Iterator[Probl
         and (retry.max_attempts - 1) * timeouts.attempt >= timeouts.deadline
     ):
         count = written.shown(attempts, str(retry.max_attempts))
-        attempt_text = written.shown(attempt, format_duration(timeouts.attempt))
+        attempt_text = written.shown(
+            attempt if written.is_given(attempt) else deadline, format_duration(timeouts.attempt)
+        )
         deadline_text = written.shown(deadline, format_duration(timeouts.deadline))
         message = f"{count} attempts of {attempt_text} do not fit the deadline {deadline_text}"
         if MASK not in message:

@@ -10,6 +10,9 @@ from headrace.errors import ConfigError
 
 Path = tuple[str | int, ...]
 
+MAX_PROBLEMS = 500
+"""Of one kind of check. Nobody reads more, and a hostile file of a megabyte could have a quarter of a million."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:

@@ -7,9 +7,9 @@ of that key's documentation. Long, for it is one list: splitting it would hide t
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from headrace.config.values import (
@@ -113,6 +113,19 @@ class Timeouts(Section):
     )
     read: Duration = Field(duration("4s"), description="Longest silence in a streamed body.")
     acquire: DurationOrZero = Field(duration("500ms"), description="Longest wait for a pooled connection.")
+
+    @model_validator(mode="after")
+    def _cut_defaults(self) -> Self:
+        """Cut what is only a default to the written limit around it: who shortens one need not write the rest.
+
+        A limit that was written and could not apply is a problem (`checks`).
+        """
+        written, values = self.model_fields_set, self.__dict__  # the model is frozen for everybody else
+        for inner, outer in (("attempt", "deadline"), ("acquire", "deadline"), ("connect", "attempt")):
+            limit = values[outer]
+            if inner not in written and limit is not None and values[inner] > limit:
+                values[inner] = limit
+        return self
 
 
 class Pool(Section):

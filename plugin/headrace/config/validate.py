@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from headrace.config.keys import Key, key_at, root_key, yaml_text
-from headrace.config.problems import Path, Problem, did_you_mean
+from headrace.config.problems import MAX_PROBLEMS, Path, Problem, did_you_mean
 from headrace.config.settings import Settings
 from headrace.config.tree import (
     Node,
@@ -53,16 +53,25 @@ def validate(written: Written) -> Validated:
     plain: Any = _plain(written.tree, root_key())
     problems: list[Problem] = []
     refused: set[Path] = set()
+    strangers = [name for name in plain if name not in Settings.model_fields]
+    for name in strangers:
+        # Not left to pydantic: its settings take `_env_file` and the like as arguments.
+        del plain[name]
+    problems += [_unknown_key(written, (name,)) for name in strangers[:MAX_PROBLEMS]]
     for _ in range(_MAX_ROUNDS):
         errors = []
         try:
             return Validated(Settings(**plain), frozenset(refused), problems)
         except ValidationError as error:
             errors = error.errors(include_url=False, include_input=False)
+        for detail in errors[:MAX_PROBLEMS]:
+            problems.append(_problem(written, detail["type"], detail["loc"], detail.get("ctx", {})))
         for detail in errors:
-            path = detail["loc"]
-            problems.append(_problem(written, detail["type"], path, detail.get("ctx", {})))
-            refused.add(_take_out(plain, path, detail["type"]))
+            refused.add(_take_out(plain, detail["loc"], detail["type"]))
+        if len(errors) > MAX_PROBLEMS:
+            message = f"has {len(errors)} values that cannot be used; the first {MAX_PROBLEMS} are listed"
+            problems.append(problem_at(written.tree.mark, (), message))
+            break  # what is left would not be worth cross-checking
         if not isinstance(plain.get("upstreams"), dict) or not plain["upstreams"]:
             break
     return Validated(None, frozenset(refused), problems)
@@ -95,7 +104,9 @@ def _take_out(plain: Any, path: Path, kind: str) -> Path:
         path = path[:-1]
     parent = plain
     for part in path[:-1]:
-        parent = parent[part]
+        parent = parent.get(part)
+        if not isinstance(parent, dict):
+            return path  # gone already, with something around it
     if path and path[-1] == "base_url":
         parent["base_url"] = PLACEHOLDER_URL
     elif len(path) == 2 and path[0] == "upstreams" and kind == "model_type":
