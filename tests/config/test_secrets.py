@@ -109,6 +109,13 @@ def test_secret_is_not_explained(inspect_text: InspectText, tmp_path: Path) -> N
     assert body.count("***") >= 6
 
 
+def test_password_in_the_url_to_explain_is_not_repeated(inspect_text: InspectText) -> None:
+    """Pitfall 52."""
+    inspection = inspect_text("upstreams: {a: {base_url: http://a}}")
+    for host in ("a", "b"):
+        assert "pw" not in explain(inspection, f"http://user:pw@{host}/x", env={})
+
+
 def test_secret_is_not_checked_aloud(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,7 +50,7 @@ def explain(
     prefix, plan = found
     values = _Values(settings, written, plan.name)
     lines = [
-        url,
+        shown_url,
         *_upstream_lines(values, prefix, plan, env),
         "",
         "a call, in this order",
