@@ -16,8 +16,8 @@ import yaml
 from headrace.config.problems import MAX_PROBLEMS, Path, Problem
 from headrace.config.tree import Listing, Mark, Node, Scalar, ScalarValue, Table, found, problem_at
 
-MAX_DOCUMENT_BYTES = 1 << 20
-"""1 MiB: a thousand upstreams with every key spelt out take a third of it."""
+MAX_DOCUMENT_BYTES = 4 << 20
+"""4 MiB: a thousand upstreams with every key spelt out take 1.1."""
 MAX_DEPTH = 32
 """Nesting; the deepest key there is has a depth of 6."""
 MAX_ALIASED_NODES = 20_000
