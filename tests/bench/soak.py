@@ -8,40 +8,22 @@ Prints what it measured and exits 1 where a claim of issue 2 does not hold.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import os
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import requests
+from servers import upstream
 
 import headrace
 from headrace.policy.exchange import EndReason
 
-SERVER = Path(__file__).with_name("soak_server.py")
 REASONS = frozenset(reason.value for reason in EndReason)
-
-
-@contextlib.contextmanager
-def upstream(faults_per_thousand: int) -> Iterator[int]:
-    """The port of a server in a process of its own."""
-    process = subprocess.Popen(
-        [sys.executable, str(SERVER), str(faults_per_thousand)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        yield int(process.stdout.readline())
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()  # type: ignore[union-attr]
 
 
 def rules(steady: int, flaky: int, turn: int) -> str:
@@ -60,6 +42,13 @@ upstreams:
     pool: {{max_connections: 20}}
     circuit_breaker: {{half_open: {{max_probes: 3}}, open_for: {{base: 100ms}}}}
 """
+
+
+def edit(file: Path, text: str) -> None:
+    """Replace *file* as an editor or a deployment does: at no instant is it torn."""
+    draft = file.with_suffix(".new")
+    draft.write_text(text)
+    os.replace(draft, file)
 
 
 def rss_kib() -> int:
@@ -88,7 +77,7 @@ def main() -> int:
         tempfile.TemporaryDirectory() as folder,
     ):
         file = Path(folder, "upstreams.yaml")
-        file.write_text(rules(steady, flaky, 0))
+        edit(file, rules(steady, flaky, 0))
         requests.get(f"http://127.0.0.1:{steady}/count")  # whatever requests loads lazily
         threads_before, descriptors_before = threading.active_count(), descriptors()
         problems: list[str] = []
@@ -116,6 +105,8 @@ def main() -> int:
                     except requests.RequestException as error:
                         record = getattr(error, "headrace", None)
                         mine_errors[name, record.reason.value if record else f"no record: {error!r}"] += 1
+                    except Exception as error:  # not of requests' family: no caller would catch it
+                        mine_errors[name, f"{error!r}"] += 1
                     else:
                         mine_answered[name, f"{response.status_code}"] += 1
             with books:
@@ -137,18 +128,20 @@ def main() -> int:
             if elapsed >= options.seconds:
                 rss_end = rss_kib()
                 break
-            file.write_text(rules(steady, flaky, turn))
+            edit(file, rules(steady, flaky, turn))
             applied += hr.reload() == "applied"
         ended.set()
         for worker in workers:
             worker.join(30)
         took = time.monotonic() - began
+        if hung := sum(worker.is_alive() for worker in workers):
+            problems.append(f"{hung} threads hang")
 
         counted = {
             name: requests.get(f"http://127.0.0.1:{port}/count", headers={"Connection": "close"})
             for name, port in (("steady", steady), ("flaky", flaky))
         }
-        status = hr.status()["upstreams"]
+        reloads, status = hr.status()["reloads"], hr.status()["upstreams"]
         hr.close()
         del hr
         deadline = time.monotonic() + 5
@@ -177,8 +170,15 @@ def main() -> int:
             if name == "steady":
                 problems.append("an error on the upstream without faults")
         threads_after, descriptors_after = threading.active_count(), descriptors()
-        print(f"{sum(issued.values()) / took:.0f} calls/s over {took:.1f} s; {applied} reloads applied")
-        print(f"threads {threads_before} -> {threads_after}; descriptors {descriptors_before} -> {descriptors_after}")
+        print(f"{sum(issued.values()) / took:.0f} calls/s over {took:.1f} s")
+        print(f"{turn - 1} edits, {applied} of them applied by hr.reload(); reloads {reloads}")
+        if reloads.get("rejected"):
+            problems.append("a reload was rejected")
+        if reloads["applied"] != turn - 1:
+            problems.append("not every edit took force")
+        print(
+            f"threads {threads_before} -> {threads_after}; descriptors {descriptors_before} -> {descriptors_after}"
+        )
         print(f"RSS at one third {rss_third / 1024:.1f} MiB, at the end {rss_end / 1024:.1f} MiB")
         if threads_after != threads_before or descriptors_after != descriptors_before:
             problems.append("threads or descriptors are left over")
