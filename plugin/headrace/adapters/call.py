@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from asyncio import _get_running_loop
 from collections.abc import Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -17,6 +18,7 @@ from urllib3.util.timeout import Timeout
 
 from headrace.adapters.errors import Twins
 from headrace.adapters.retry_after import retry_after_s
+from headrace.adapters.ungoverned import stands_on_event_loop
 from headrace.engine.blocking import run
 from headrace.errors import UpstreamError
 from headrace.policy.exchange import EndReason, Exchange, Finish, Refuse, Send
@@ -71,6 +73,7 @@ class Call(Generic[T]):
     __slots__ = (
         "_exchange",
         "_headers",
+        "_may_wait",
         "_message",
         "_streamed",
         "_surface",
@@ -99,6 +102,9 @@ class Call(Generic[T]):
         self._message = message
         self._streamed = streamed
         self._timeouts = timeouts
+        # On the thread of a running event loop any wait stalls the loop, and whoever holds the connection that
+        # we wait for may need that loop to give it back.
+        self._may_wait = _get_running_loop() is None
         self.answer: T | None = None
         self.error: Exception | None = None
         self.request_id, self._headers = outbound_headers(upstream)
@@ -112,6 +118,7 @@ class Call(Generic[T]):
             replayable=replayable,
             timeouts=timeouts,
             max_attempts=max_attempts,
+            may_sleep=self._may_wait,
         )
 
     def run(self) -> T:
@@ -127,6 +134,8 @@ class Call(Generic[T]):
             decision = run(self._exchange, self, clock=time.monotonic, sleep=time.sleep)
         finally:
             self._count(decision, time.monotonic() - began)
+        if decision.reason is EndReason.EVENT_LOOP:
+            stands_on_event_loop(self._upstream, "sleep before its next attempt")
         record = Record(
             self._upstream.plan.name,
             self.request_id,
@@ -158,7 +167,7 @@ class Call(Generic[T]):
         deadline_at = self._exchange.deadline_at
         timeouts = self._timeouts
         started = time.monotonic()
-        patience_s = timeouts.acquire_s
+        patience_s = timeouts.acquire_s if self._may_wait else 0.0
         by_deadline = deadline_at is not None and deadline_at - started < patience_s
         if deadline_at is not None and by_deadline:
             patience_s = deadline_at - started
@@ -220,7 +229,9 @@ class Call(Generic[T]):
 
     def _no_lease(self, error: LeaseTimeout | LeaseRejected | LeaseClosed, started: float) -> Outcome:
         twins = self._surface.twins
-        timed_out = isinstance(error, LeaseTimeout)
+        timed_out = isinstance(error, LeaseTimeout) and self._may_wait
+        if isinstance(error, LeaseTimeout) and not self._may_wait:
+            stands_on_event_loop(self._upstream, "wait for a connection")
         twin = twins.pool_timeout if timed_out else twins.pool_rejected
         self.error = twin(
             f'upstream "{self._upstream.plan.name}": {error}',

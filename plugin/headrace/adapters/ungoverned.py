@@ -1,10 +1,10 @@
-"""Calls that match a rule by URL and pass through all the same: counted, and said once per call site."""
+"""Calls that do not get what the rules say: counted, and said once per call site."""
 
 from __future__ import annotations
 
 import sys
 
-from headrace.observe.events import CallUngoverned
+from headrace.observe.events import CallOnEventLoop, CallUngoverned
 from headrace.observe.logs import emit
 from headrace.runtime.upstream import Upstream
 
@@ -16,6 +16,13 @@ def passed_through(upstream: Upstream, reason: str) -> None:
     site = call_site()
     if upstream.service.passed_through(reason, site):
         emit(CallUngoverned(reason=reason, upstream=upstream.plan.name, call_site=site))
+
+
+def stands_on_event_loop(upstream: Upstream, wanted: str) -> None:
+    """Say, once per call site, that a call could not wait because it was made on an event loop's thread."""
+    site = call_site()
+    if upstream.service.is_first("event_loop", site):
+        emit(CallOnEventLoop(upstream=upstream.plan.name, wanted=wanted, call_site=site))
 
 
 def call_site() -> str:

@@ -239,6 +239,30 @@ class CallUngoverned:
 
 
 @dataclass(frozen=True, slots=True)
+class CallOnEventLoop:
+    """A blocking call on the thread of a running event loop had to wait, and did not; once per call site.
+
+    Attributes:
+        wanted: What it would have waited for.
+        call_site: `file:line` of the caller.
+    """
+
+    name: ClassVar[str] = "call.on_event_loop"
+    level: ClassVar[int] = logging.WARNING
+    upstream: str
+    wanted: str
+    call_site: str
+
+    @property
+    def line(self) -> str:
+        return (
+            f'upstream "{self.upstream}": the call at {self.call_site} wanted to {self.wanted} on the thread of a '
+            f"running event loop, which it would have stalled; it failed instead. Make it in a thread "
+            f"(asyncio.to_thread, a def handler); said once per call site"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class WatchDegraded:
     """Edits are found by polling because the system's notifications are not to be had."""
 

@@ -7,7 +7,7 @@ does what the answer says, tells `record(outcome, now)` after each Send, and run
 
 The order of a call is fixed: deadline, circuit, [attempt], then for another attempt:
 rules (`retry_on`, certificate, own refusals), method, replayable, attempts, circuit
-opened, Retry-After, deadline, budget; then the pause, and deadline and circuit again.
+opened, Retry-After, deadline, event loop, budget; then the pause, and deadline and circuit again.
 Static reasons come before circumstances, and the budget last because asking spends.
 """
 
@@ -42,6 +42,7 @@ class EndReason(StrEnum):
     METHOD = "method"  # it may have been sent, and `methods` does not name the method
     NOT_REPLAYABLE = "not_replayable"  # the body can be sent only once
     ATTEMPTS = "attempts"  # max_attempts are used up
+    EVENT_LOOP = "event_loop"  # the pause would stall the event loop that runs on the calling thread
     CIRCUIT_OPENED = (
         "circuit_opened"  # the circuit is open after this failure: no sleeping towards a shut door
     )
@@ -119,6 +120,7 @@ class Exchange:
         replayable: The body can be sent again from its start.
         timeouts: `plan.timeouts`, or the call's own.
         max_attempts: `plan.retry.max_attempts`, or 1 when the caller retries himself; >= 1.
+        may_sleep: False where a pause would stall an event loop; then none is made.
 
     Attributes:
         outcomes: One per attempt made, oldest first.
@@ -135,6 +137,7 @@ class Exchange:
         "_circuit",
         "_ended",
         "_max_attempts",
+        "_may_sleep",
         "_method",
         "_permit",
         "_plan",
@@ -163,6 +166,7 @@ class Exchange:
         replayable: bool,
         timeouts: TimeoutPlan,
         max_attempts: int,
+        may_sleep: bool = True,
     ) -> None:
         self._plan = plan
         self._circuit = circuit
@@ -172,6 +176,7 @@ class Exchange:
         self._replayable = replayable
         self._timeouts = timeouts
         self._max_attempts = max_attempts
+        self._may_sleep = may_sleep
         self._permit: Permit | None = None  # outstanding: a Send was decided and not yet recorded
         self._undecided: Outcome | None = None  # recorded, and decide() has not looked at it yet
         self._ended: Finish | Refuse | None = None
@@ -295,6 +300,8 @@ class Exchange:
         delay_s = max(asked_s, backoff_s(retry.backoff, n_made, self._rng))
         if self.deadline_at is not None and now + delay_s >= self.deadline_at:
             return self._deny(EndReason.DEADLINE)
+        if delay_s > 0.0 and not self._may_sleep:
+            return self._deny(EndReason.EVENT_LOOP)
         if not self._budget.try_withdraw(now):
             return self._deny(EndReason.BUDGET)
         return Sleep(delay_s)

@@ -46,7 +46,12 @@ class ServiceCounters:
         """Count one call that matched a rule but is not governed; True the first time *site* does it."""
         with self.lock:
             add(self.ungoverned, reason)
-            key = (reason, site)
+        return self.is_first(reason, site)
+
+    def is_first(self, matter: str, site: str) -> bool:
+        """Whether *site* comes up with *matter* for the first time: what is worth one log line, not a thousand."""
+        with self.lock:
+            key = (matter, site)
             if key in self._sites or len(self._sites) >= 1000:  # a bound, should sites be generated
                 return False
             self._sites.add(key)
