@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 from headrace.adapters import install
 from headrace.adapters.handles import Handle, governed_session, stock_pools
@@ -65,6 +66,7 @@ class Headrace:
         self._watcher: Watcher | None = None
         self._handles: dict[str, Handle] = {}
         self._stock = stock_pools()
+        _instances.add(self)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -201,6 +203,16 @@ class Headrace:
             f"upstreams={len(snapshot.upstreams)}>"
         )
 
+    def _forget_inherited(self) -> None:
+        """In a forked child: nothing of the parent's is touched. Governs on; `start()` makes the threads anew."""
+        self._lock = threading.Lock()
+        self._watcher = None  # its descriptor is the parent's too: removing a watch would remove it there
+        self._housekeeping = Housekeeping([self._reloader.tick, self._flush])
+        self._reloader.forget_inherited()
+        self._stock = stock_pools()
+        for handle in self._handles.values():
+            handle.forget_inherited(self._stock)
+
     def _load(self) -> Configuration:
         return load(self.files, env=os.environ, cwd=self._cwd)
 
@@ -320,6 +332,18 @@ class Headrace:
         }
 
 
+_instances: WeakSet[Headrace] = WeakSet()
+
+
+def _forget_inherited() -> None:
+    for instance in list(_instances):
+        instance._forget_inherited()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_inherited)
+
+
 def current() -> Headrace:
     """The instance bound to the inbound request, else the only one that runs in this process.
 
@@ -351,7 +375,8 @@ def start_from(file: File | Sequence[File] | None = None, *, registry: Any = Non
 
 def _absolute(file: File | Sequence[File] | None) -> tuple[str, ...]:
     if file is None:
-        file = os.environ.get("HEADRACE_FILE", DEFAULT_FILE).split(os.pathsep)
+        named = os.environ.get("HEADRACE_FILE", "").split(os.pathsep)
+        file = [name for name in named if name] or DEFAULT_FILE  # set to nothing is not set
     files = [file] if isinstance(file, (str, os.PathLike)) else list(file)
     if not files:
         raise ValueError("no file given")

@@ -342,6 +342,26 @@ def test_a_cell_that_is_run_again(folder: Path, upstream: FaultServer) -> None:
         assert second is not first
 
 
+@pytest.mark.parametrize(
+    ("variable", "files"),
+    [
+        pytest.param(None, ["upstreams.yaml"], id="not set"),
+        pytest.param("", ["upstreams.yaml"], id="set to nothing, as compose files and charts do"),
+        pytest.param("other.yaml", ["other.yaml"], id="another name"),
+        pytest.param(f"upstreams.yaml{os.pathsep}other.yaml", ["upstreams.yaml", "other.yaml"], id="two"),
+    ],
+)
+def test_without_a_name_the_file_is_found(
+    variable: str | None, files: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "other.yaml").write_text((folder / "upstreams.yaml").read_text())
+    if variable is None:
+        monkeypatch.delenv("HEADRACE_FILE", raising=False)
+    else:
+        monkeypatch.setenv("HEADRACE_FILE", variable)
+    assert headrace.Headrace().files == tuple(str(folder / name) for name in files)
+
+
 # --- Records, errors, names -----------------------------------------------------------------------------
 
 
