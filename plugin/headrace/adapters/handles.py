@@ -9,6 +9,7 @@ from typing import Any
 
 import requests
 import urllib3
+from requests.adapters import DEFAULT_POOLSIZE
 from requests.models import PreparedRequest
 from urllib3.response import BaseHTTPResponse
 
@@ -128,6 +129,12 @@ class Handle:
             decode_content=decode_content,
             **response_kw,
         )
+
+    def forget_inherited(self, stock: urllib3.PoolManager) -> None:
+        """In a forked child: plain connections of its own as well, for the modes `observe` and `off`."""
+        self._stock = stock
+        for adapter in self._session.adapters.values():
+            adapter.init_poolmanager(DEFAULT_POOLSIZE, DEFAULT_POOLSIZE)  # type: ignore[attr-defined]
 
     def _find(self, request: PreparedRequest) -> Upstream | None:
         """This upstream, unless a redirect has led away from it."""

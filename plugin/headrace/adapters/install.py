@@ -6,6 +6,7 @@ by start, close and reload only. Calls read `_routes`, one reference, without it
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -159,6 +160,13 @@ def _patch_as_needed() -> None:
         _patch = None
 
 
+def _forget_inherited() -> None:
+    """In a forked child: whoever held the locks does not exist here."""
+    global _lock, _unknown_lock
+    _lock = threading.Lock()
+    _unknown_lock = threading.Lock()
+
+
 def _merged() -> RouteTable[Upstream]:
     return RouteTable(
         pair
@@ -188,3 +196,7 @@ def _count_unknown(url: str) -> None:
     with _unknown_lock:
         if host in _unknown or len(_unknown) < _MOST_HOSTS:
             _unknown[host] = _unknown.get(host, 0) + 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_inherited)

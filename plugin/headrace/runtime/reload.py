@@ -160,6 +160,22 @@ class Reloader:
             state.pool.close()
             state.pool.leases.stop()
 
+    def forget_inherited(self) -> None:
+        """In a forked child, where no other thread runs: new locks, and nothing that speaks on the parent's sockets.
+
+        What is in force stays, as the very same objects.
+        """
+        self._lock = threading.Lock()
+        self.service.lock = threading.Lock()
+        for counters in self.counters.values():
+            counters.lock = threading.Lock()
+        for upstream in self.snapshot.upstreams.values():
+            upstream.state.forget_inherited(upstream.plan)
+        draining, self._draining = self._draining, []
+        for _, state in draining:
+            state.pool.forget_inherited()
+            state.pool.leases.stop()  # calls bound to an old snapshot go on with the one in force
+
     def _reload(self, patient: bool, events: list[Event]) -> ReloadResult:
         began = self._clock()
         before = self.snapshot
@@ -196,9 +212,7 @@ class Reloader:
                 loaded_at=time.time(),
             )
         except TlsError as error:
-            raise ConfigError(
-                str(error), problems=(error,), watched=configuration.watched
-            ) from error
+            raise ConfigError(str(error), problems=(error,), watched=configuration.watched) from error
 
     def _drain(self, states: list[UpstreamState], stop_at: float) -> None:
         for state in states:

@@ -38,6 +38,17 @@ class UpstreamState:
         self.counters = counters
         self.in_flight = 0
 
+    def forget_inherited(self, plan: UpstreamPlan) -> None:
+        """In a forked child: its own connections and locks, and a circuit and budget that know nothing yet.
+
+        Not the parent's with new locks: a thread that does not exist here may have been amid an update.
+        """
+        self.counters.lock = threading.Lock()
+        self.in_flight = 0
+        self.pool.forget_inherited()
+        self.circuit = _circuit(plan, self.counters)
+        self.budget = _budget(plan)
+
     @property
     def inuse(self) -> int:
         """Connections leased, or calls under way where only observed."""
@@ -75,15 +86,23 @@ def build_state(plan: UpstreamPlan, counters: UpstreamCounters) -> UpstreamState
     """
     return UpstreamState(
         pool=build_pool(plan, counters),
-        circuit=Circuit(
-            plan.circuit_breaker,
-            rng=random.random,
-            lock=threading.Lock(),
-            on_transition=_transition_reporter(plan.name, counters),
-        ),
-        budget=RetryBudget(plan.retry.budget, lock=threading.Lock()),
+        circuit=_circuit(plan, counters),
+        budget=_budget(plan),
         counters=counters,
     )
+
+
+def _circuit(plan: UpstreamPlan, counters: UpstreamCounters) -> Circuit:
+    return Circuit(
+        plan.circuit_breaker,
+        rng=random.random,
+        lock=threading.Lock(),
+        on_transition=_transition_reporter(plan.name, counters),
+    )
+
+
+def _budget(plan: UpstreamPlan) -> RetryBudget:
+    return RetryBudget(plan.retry.budget, lock=threading.Lock())
 
 
 def _transition_reporter(name: str, counters: UpstreamCounters) -> Callable[[Transition], None]:

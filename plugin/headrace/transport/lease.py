@@ -313,6 +313,30 @@ class LeasePool(Generic[C]):
         self._settle()
         self._count_closed()
 
+    def forget_inherited(self, discard: Callable[[C], None]) -> None:
+        """In a forked child, where no other thread runs: give up every connection, they are the parent's.
+
+        A lease that the forking thread held ends; giving it back later does nothing.
+
+        Args:
+            discard: Closes this process's copy of a connection without a word to the peer (Pitfall 26).
+        """
+        self._lock = threading.Lock()  # whoever held the old one does not exist here
+        conns = [conn for conn, _ in (*self._idle, *self._doomed)]
+        held = (*self._inuse, *self._one_off, *(lease for lease, _, _ in self._returns))
+        conns += [lease.conn for lease in held if lease.conn is not None]
+        for collection in (
+            self._idle,
+            self._doomed,
+            self._inuse,
+            self._one_off,
+            self._returns,
+            self._waiters,
+        ):
+            collection.clear()
+        for conn in conns:
+            discard(conn)
+
     @property
     def retired(self) -> bool:
         """Whether connections are closed as they come back."""

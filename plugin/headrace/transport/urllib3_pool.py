@@ -6,6 +6,7 @@ urllib3's own queue is left as an open/closed flag. Hooks used: `_get_conn`,
 
 from __future__ import annotations
 
+import os
 import queue
 import socket
 import time
@@ -112,6 +113,10 @@ class GovernedHTTPPool(HTTPConnectionPool):
         self.pool = None
         self.leases.retire()
 
+    def forget_inherited(self) -> None:
+        """In a forked child: give up the connections, which are the parent's, without a word to the peer."""
+        self.leases.forget_inherited(_discard)
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.scheme}://{self.host}:{self.port} {self.leases!r}>"
 
@@ -182,6 +187,13 @@ def _is_alive(conn: GovernedHTTPConnection) -> bool:
 
 def _close(conn: GovernedHTTPConnection) -> None:
     conn.close()
+
+
+def _discard(conn: GovernedHTTPConnection) -> None:
+    """Close this process's copy of an inherited socket: no shutdown, no TLS alert, the parent goes on with its own."""
+    sock, conn.sock, conn.lease = conn.sock, None, None
+    if sock is not None and (descriptor := sock.detach()) >= 0:
+        os.close(descriptor)
 
 
 def _abort(conn: GovernedHTTPConnection) -> None:

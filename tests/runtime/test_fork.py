@@ -1,0 +1,145 @@
+"""A forked child: its own sockets, its own locks, and no word on its parent's connections."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from support.faultserver import Answer, FaultServer
+from support.governed import rules, running
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer() as server:
+        yield server
+
+
+def in_child(act: Callable[[], object]) -> int:
+    """Exit status of a child that runs *act*: 0, 1 when it raised, or minus the signal (SIGALRM: it hung)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: other threads run; that is the point
+        pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.alarm(10)
+            act()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_forked_child_calls_over_a_connection_of_its_own(tmp_path: Path, server: FaultServer) -> None:
+    """Pitfall 26."""
+    with running(tmp_path, rules(server.url)):
+        requests.get(f"{server.url}/before")
+
+        assert in_child(lambda: requests.get(f"{server.url}/child")) == 0
+
+        requests.get(f"{server.url}/after")
+        assert [(one.target, one.connection) for one in server.requests] == [
+            ("/before", 1),
+            ("/child", 2),
+            ("/after", 1),
+        ]
+
+
+def test_a_handle_made_before_the_fork_works_in_the_child_over_its_own_connection(
+    tmp_path: Path, server: FaultServer
+) -> None:
+    with running(tmp_path, rules(server.url, "    mode: observe\n")) as hr:
+        handle = hr.upstream("billing")
+        handle.get("/before")
+        handle.urlopen("GET", "/before")
+
+        def call() -> None:
+            handle.get("/child")
+            handle.urlopen("GET", "/child")
+
+        assert in_child(call) == 0
+        by_parent = {one.connection for one in server.requests if one.target == "/before"}
+        by_child = {one.connection for one in server.requests if one.target == "/child"}
+        assert not by_parent & by_child
+
+
+def test_a_child_that_closes_or_exits_leaves_the_calls_of_its_parent_alone(
+    tmp_path: Path, server: FaultServer
+) -> None:
+    """Pitfall 26."""
+    server.at("/slow", Answer(delay_s=0.3))
+    with running(tmp_path, rules(server.url)) as hr:
+        answers: list[requests.Response] = []
+        caller = threading.Thread(target=lambda: answers.append(requests.post(f"{server.url}/slow")))
+        caller.start()
+        server.wait_for(lambda: server.first_lines == 1)
+
+        assert in_child(hr.close) == 0  # what atexit does in a child that ends as Python processes end
+
+        caller.join()
+        assert [answer.status_code for answer in answers] == [200]
+        assert server.first_lines == 1
+        assert len(hr.status()["upstreams"]["billing"]["attempts"]) == 1
+
+
+def test_a_child_can_start_and_close_for_itself(tmp_path: Path, server: FaultServer) -> None:
+    with running(tmp_path, rules(server.url)) as hr:
+        requests.get(server.url)
+
+        def serve() -> None:
+            hr.start()
+            assert hr.status()["running"]
+            requests.get(server.url)
+            assert sorted(
+                thread.name for thread in threading.enumerate() if thread.name.startswith("headrace-")
+            ) == ["headrace-housekeeping", "headrace-watch"]
+            hr.close()
+
+        assert in_child(serve) == 0
+        assert hr.status()["running"]
+        requests.get(server.url)
+        assert [one.connection for one in server.requests] == [1, 2, 1]
+
+
+def test_locks_that_other_threads_held_at_the_fork_do_not_hang_the_child(
+    tmp_path: Path, server: FaultServer
+) -> None:
+    """Pitfall 26."""
+    with running(tmp_path, rules(server.url)) as hr:
+        state = hr.upstream("billing") and hr.snapshot.upstream("billing").state
+        reloader = hr._reloader
+        held = (
+            state.pool.leases._lock,
+            state.circuit._lock,
+            state.budget._lock,
+            state.counters.lock,
+            hr.service.lock,
+            reloader._lock,
+            hr._lock,
+        )
+        for lock in held:
+            lock.acquire()  # type: ignore[attr-defined]
+
+        def serve() -> None:
+            requests.get(server.url)
+            hr.start()
+            hr.reload()
+            hr.status()
+            hr.close()
+
+        try:
+            status = in_child(serve)
+        finally:
+            for lock in held:
+                lock.release()  # type: ignore[attr-defined]
+        assert status == 0
