@@ -52,6 +52,25 @@ class TimeoutPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class AdaptivePlan:
+    """When a pool's size follows its load: between `min` and `max_connections`.
+
+    Attributes:
+        grow_when_waiting: Grow when more wait than this times the size.
+        grow_when_rate: … and calls come faster than this times what is usual; shrink_when_rate likewise, slower.
+        connections_per_rps: Step of growth per call per second.
+    """
+
+    min: int
+    grow_when_waiting: float
+    grow_when_rate: float
+    shrink_when_rate: float
+    shrink_after_s: float
+    rate_window_s: float
+    connections_per_rps: float
+
+
+@dataclass(frozen=True, slots=True)
 class PoolPlan:
     """Size and lifecycle of one upstream's connections."""
 
