@@ -176,9 +176,13 @@ def build_pool(plan: UpstreamPlan, counters: UpstreamCounters) -> GovernedHTTPPo
 
 
 def _is_between_answers(conn: GovernedHTTPConnection) -> bool:
-    """Whether the next request may be sent on *conn*: open, and no answer half read (released too early)."""
+    """Whether the next request may be sent on *conn*: open, no answer half read (released too early), none to come.
+
+    http.client takes a 1xx other than 100 for the answer. The real one follows, or another protocol does:
+    the next call must not get it.
+    """
     answer = conn._HTTPConnection__response  # type: ignore[attr-defined]  # http.client keeps it there
-    return conn.sock is not None and (answer is None or answer.isclosed())
+    return conn.sock is not None and (answer is None or (answer.isclosed() and answer.status >= 200))
 
 
 def _is_alive(conn: GovernedHTTPConnection) -> bool:
