@@ -175,52 +175,58 @@ class Call(Generic[T]):
             lease = leases.acquire(patience_s, by_deadline=by_deadline)
         except (LeaseTimeout, LeaseRejected, LeaseClosed) as error:
             return self._no_lease(error, started)
-        leased = time.monotonic()
-        # Only now: without a lease the answer kept from before is the caller's.
-        self.answer = self.error = None
-        limit_s = send.timeout_s
-        if deadline_at is not None and deadline_at - leased < limit_s:
-            limit_s = max(_SHORTEST_S, deadline_at - leased)
-        attempt = Attempt(
-            self._upstream.state.pool,
-            self._message,
-            lease,
-            self._headers,
-            timeouts.connect_s,
-            timeouts.read_s,
-            self._streamed,
-        )
-        token = current_attempt.set(attempt)
-        fault = None
-        status = asked_s = None
-        cut = False
         try:
-            answer = self._surface.send(
-                send.attempt, Timeout(total=limit_s, connect=timeouts.connect_s, read=timeouts.read_s)
+            leased = time.monotonic()
+            # Only now: without a lease the answer kept from before is the caller's.
+            self.answer = self.error = None
+            limit_s = send.timeout_s
+            if deadline_at is not None and deadline_at - leased < limit_s:
+                limit_s = max(_SHORTEST_S, deadline_at - leased)
+            attempt = Attempt(
+                self._upstream.state.pool,
+                self._message,
+                lease,
+                self._headers,
+                timeouts.connect_s,
+                timeouts.read_s,
+                self._streamed,
             )
-        except Exception as error:
-            self.error = error
-            fault, cut = fault_of(error, attempt.phase)
-        else:
-            self.answer = answer
-            status, headers = self._surface.head(answer)
-            if status >= 300:  # Retry-After has a meaning with 3xx, 429 and 503 (RFC 9110 §10.2.3)
-                asked_s = retry_after_s(headers.get("Retry-After"), wall_clock=time.time)
-        finally:
-            current_attempt.reset(token)
-            if attempt.lease is not None:  # urllib3 never asked for it: a mocked or subclassed adapter
-                leases.give_back(attempt.lease, reusable=True)
-        return Outcome(
-            fault,
-            status,
-            attempt.phase == "sent",
-            cut,
-            started,
-            leased - started,
-            attempt.connect_took_s,
-            time.monotonic() - leased,
-            asked_s,
-        )
+            fault = None
+            status = asked_s = None
+            cut = False
+            outer = current_attempt.get()
+            try:
+                current_attempt.set(attempt)
+                answer = self._surface.send(
+                    send.attempt, Timeout(total=limit_s, connect=timeouts.connect_s, read=timeouts.read_s)
+                )
+            except Exception as error:
+                self.error = error
+                fault, cut = fault_of(error, attempt.phase)
+            else:
+                self.answer = answer
+                status, headers = self._surface.head(answer)
+                if status >= 300:  # Retry-After has a meaning with 3xx, 429 and 503 (RFC 9110 §10.2.3)
+                    asked_s = retry_after_s(headers.get("Retry-After"), wall_clock=time.time)
+            finally:
+                current_attempt.set(outer)  # not reset(): an interrupt may have taken the token
+                if attempt.lease is not None:  # urllib3 never asked for it: a mocked or subclassed adapter
+                    leases.give_back(attempt.lease, reusable=True)
+            return Outcome(
+                fault,
+                status,
+                attempt.phase == "sent",
+                cut,
+                started,
+                leased - started,
+                attempt.connect_took_s,
+                time.monotonic() - leased,
+                asked_s,
+            )
+        except BaseException:
+            # An interrupt, and wherever it hit: the slot is free. A lease that went back already stays as it is.
+            leases.give_back(lease, reusable=False)
+            raise
 
     def set_aside(self) -> None:
         """Free the slot of the failed answer before the pause; keep the answer if it can be kept."""

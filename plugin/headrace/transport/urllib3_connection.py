@@ -74,8 +74,8 @@ class GovernedHTTPConnection(HTTPConnection):
             return
         lease, leases = self.lease, self.leases
         if lease is not None and leases is not None:
-            self.lease = None
             leases.give_back_quietly(lease)
+            self.lease = None  # only now: an interrupt in between may repeat this, and must not lose the slot
 
 
 class GovernedHTTPSConnection(GovernedHTTPConnection, HTTPSConnection):

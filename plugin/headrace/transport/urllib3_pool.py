@@ -89,9 +89,10 @@ class GovernedHTTPPool(HTTPConnectionPool):
         # None: urllib3 closed the connection, and with that the lease went back already.
         if conn is None:
             return
-        lease, conn.lease = conn.lease, None
-        if lease is not None:
-            self.leases.give_back(lease, reusable=_is_between_answers(conn))
+        # The connection keeps the lease that is over: giving it back again does nothing, whereas an interrupt after
+        # it was taken off the connection would lose the slot.
+        if conn.lease is not None:
+            self.leases.give_back(conn.lease, reusable=_is_between_answers(conn))
 
     def urlopen(
         self,

@@ -1,0 +1,84 @@
+"""KeyboardInterrupt at every point of a call: Ctrl-C, Celery's soft time limit, a greenlet that is killed."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import pytest
+import requests
+
+import headrace
+from support.faultserver import FaultServer
+from support.governed import rules, running
+
+
+def interrupted_at(point: int, act: Callable[[], object]) -> bool:
+    """Run *act*, raising KeyboardInterrupt at its *point*-th; whether it got that far.
+
+    The points are those where CPython looks for signals: the beginning of a Python
+    function, and the return from a C function. After a plain store it does not look.
+    """
+    left = point
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        nonlocal left
+        if event in ("call", "c_return"):
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+
+    sys.setprofile(note)
+    try:
+        act()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.setprofile(None)
+    return left <= 0
+
+
+def streamed(hr: headrace.Headrace, url: str) -> None:
+    with requests.get(url, stream=True) as response:
+        for _ in response.iter_content(1):
+            pass
+
+
+# An interrupt inside socket() or a finalizer of the standard library leaves the rest to the collector, with a warning.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(lambda hr, url: hr.upstream("billing").urlopen("GET", "/"), id="handle.urlopen"),
+        pytest.param(lambda hr, url: requests.get(url), id="requests.get"),
+        pytest.param(streamed, id="streamed"),
+    ],
+)
+def test_an_interrupt_anywhere_in_a_call_costs_no_slot(
+    tmp_path: Path, call: Callable[[headrace.Headrace, str], object]
+) -> None:
+    """Pitfall 21."""
+    only_one = "    pool: {max_connections: 1}\n    timeouts: {acquire: 1s}\n"
+    with FaultServer() as server, running(tmp_path, rules(server.url, only_one)) as hr:
+        call(hr, server.url)
+        lost = []
+        point = 0
+        while True:
+            point += 5  # of some thousands; with 1 it takes half a minute and holds as well
+            if not interrupted_at(point, lambda: call(hr, server.url)):
+                break
+            pool = hr.snapshot.upstream("billing").state.pool.leases
+            if pool.view().inuse:
+                gc.collect()
+            if pool.view().inuse:
+                lost.append(point)
+                for lease in list(pool._inuse):
+                    pool.give_back(lease, reusable=False)
+
+        assert lost == []
+        assert point > 200
+        assert requests.get(server.url).status_code == 200
