@@ -157,7 +157,7 @@ class Headrace:
         handle = self._handles.get(name)
         if handle is None:
             self.snapshot.upstream(name)
-            handle = self._handles.setdefault(name, Handle(name, self._resolve, self._stock))
+            handle = self._handles.setdefault(name, Handle(name, self._resolve, self._find, self._stock))
         return handle
 
     def session(self) -> Any:

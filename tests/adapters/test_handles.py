@@ -102,6 +102,19 @@ def test_a_redirect_that_leaves_the_upstream_is_not_governed_by_its_rules(tmp_pa
         assert other.requests[0].header("X-Secret") is None
 
 
+def test_a_redirect_to_another_upstream_of_the_file_is_governed_by_that_ones_rules(tmp_path: Path) -> None:
+    with FaultServer() as server, FaultServer() as other:
+        text = (
+            f"upstreams:\n  billing: {{base_url: '{server.url}'}}\n  inventory: {{base_url: '{other.url}'}}\n"
+        )
+        with running(tmp_path, text) as hr:
+            server.next(Answer(302, headers=(("Location", other.url),)))
+
+            response = hr.upstream("billing").get("/")
+
+            assert response.headrace.upstream == "inventory"
+
+
 def test_urlopen_returns_urllib3s_response_with_the_record(tmp_path: Path) -> None:
     with FaultServer() as server, running(tmp_path, rules(server.url, FAST)) as hr:
         server.next(Answer(503), Break("request"))

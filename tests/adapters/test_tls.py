@@ -119,6 +119,19 @@ def test_a_client_certificate_of_the_rule_is_presented(
         assert server.requests[0].client_cert
 
 
+@pytest.mark.parametrize("mode", ["off", "observe"])
+@pytest.mark.filterwarnings("error")
+def test_the_kill_switch_leaves_the_trust_of_calls_by_name(
+    tmp_path: Path, server: FaultServer, ca: Path, mode: str
+) -> None:
+    body = f"    mode: {mode}\n    tls: {{ca: '{ca}', server_name: localhost}}\n"
+    with running(tmp_path, rules(server.url, body)) as hr:
+        assert hr.upstream("billing").get("/").status_code == 200
+        assert hr.upstream("billing").urlopen("GET", "/").status == 200
+        with pytest.raises(requests.exceptions.SSLError):
+            requests.get(server.url)  # by URL the file gives nothing
+
+
 def test_verification_is_off_only_with_both_keys_and_says_so(
     tmp_path: Path, server: FaultServer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,7 +16,7 @@ from urllib3.response import BaseHTTPResponse
 from headrace.adapters.call import outbound_headers
 from headrace.adapters.requests import GovernedAdapter
 from headrace.adapters.urllib3 import urlopen
-from headrace.policy.plan import UrlPrefix
+from headrace.policy.plan import TlsPlan, UrlPrefix
 from headrace.policy.routes import target_of, url_of
 from headrace.runtime.upstream import Upstream
 from headrace.transport.urllib3_pool import with_defaults
@@ -32,13 +32,20 @@ class Handle:
     and .netrc are not read: a handle talks to the upstream that the file names.
     """
 
-    __slots__ = ("_resolve", "_session", "_stock", "name")
+    __slots__ = ("_find_by_url", "_resolve", "_session", "_stock", "name")
 
-    def __init__(self, name: str, resolve: Callable[[str], Upstream], stock: urllib3.PoolManager) -> None:
+    def __init__(
+        self,
+        name: str,
+        resolve: Callable[[str], Upstream],
+        find_by_url: Callable[[PreparedRequest], Upstream | None],
+        stock: urllib3.PoolManager,
+    ) -> None:
         self.name = name
         self._resolve = resolve
+        self._find_by_url = find_by_url
         self._stock = stock
-        self._session = governed_session(self._find)
+        self._session = governed_session(self._find, self._trusts)
         self._session.trust_env = False
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
@@ -141,18 +148,27 @@ class Handle:
         upstream = self._resolve(self.name)
         target = target_of(request.url or "")
         base = upstream.plan.base
-        if target is None or target.origin != base.origin:
-            return None
-        return upstream if target.segments[: len(base.segments)] == base.segments else None
+        is_below = target is not None and target.segments[: len(base.segments)] == base.segments
+        if target is not None and target.origin == base.origin and is_below:
+            return upstream
+        return self._find_by_url(request)
+
+    def _trusts(self, request: PreparedRequest) -> TlsPlan | None:
+        """The file's TLS also where it is not enforced: without it a private CA could not be reached by name."""
+        upstream = self._find(request)
+        return None if upstream is None or upstream.plan.name != self.name else upstream.plan.tls
 
     def __repr__(self) -> str:
         return f"<Handle {self._resolve(self.name)!r}>"
 
 
-def governed_session(find: Callable[[PreparedRequest], Upstream | None]) -> requests.Session:
-    """A `requests.Session` whose calls are governed where *find* names an upstream."""
+def governed_session(
+    find: Callable[[PreparedRequest], Upstream | None],
+    trusts: Callable[[PreparedRequest], TlsPlan | None] = lambda request: None,
+) -> requests.Session:
+    """A `requests.Session` whose calls are governed where *find* names an upstream; *trusts* as in its adapter."""
     session = requests.Session()
-    adapter = GovernedAdapter(find)
+    adapter = GovernedAdapter(find, trusts)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     return session

@@ -23,9 +23,10 @@ from headrace.adapters.errors import REQUESTS
 from headrace.adapters.observe import observed
 from headrace.adapters.timeouts import timeouts_of_call
 from headrace.adapters.ungoverned import passed_through
-from headrace.policy.plan import UpstreamPlan
+from headrace.policy.plan import TlsPlan, UpstreamPlan
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import current_attempt
+from headrace.transport.tls import trust_of
 
 Send = Callable[..., Response]
 """`HTTPAdapter.send`, unbound."""
@@ -84,11 +85,17 @@ class GovernedAdapter(HTTPAdapter):
 
     Args:
         find: The upstream that a request belongs to, or None to send it as stock does.
+        trusts: Answers whose TLS holds for a request that is sent as stock does, or None for stock's own.
     """
 
-    def __init__(self, find: Callable[[PreparedRequest], Upstream | None]) -> None:
+    def __init__(
+        self,
+        find: Callable[[PreparedRequest], Upstream | None],
+        trusts: Callable[[PreparedRequest], TlsPlan | None],
+    ) -> None:
         super().__init__()
         self._find = find
+        self._trusts = trusts
 
     def send(
         self,
@@ -122,6 +129,10 @@ class GovernedAdapter(HTTPAdapter):
         attempt = current_attempt.get()
         if attempt is not None and attempt.message is request:
             return attempt.pool
+        tls = self._trusts(request) if verify is True and not cert and not proxies else None
+        if tls is not None:
+            host, _ = self.build_connection_pool_key_attributes(request, verify, cert)
+            return self.poolmanager.connection_from_host(**host, pool_kwargs=trust_of(tls))
         return super().get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
 
 

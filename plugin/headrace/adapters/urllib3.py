@@ -19,6 +19,7 @@ from headrace.adapters.errors import URLLIB3
 from headrace.adapters.observe import observed
 from headrace.adapters.timeouts import timeouts_of_call
 from headrace.runtime.upstream import Upstream
+from headrace.transport.tls import trust_of
 from headrace.transport.urllib3_pool import GovernedHTTPPool, with_defaults
 
 _status: Callable[[BaseHTTPResponse], int] = operator.attrgetter("status")
@@ -58,12 +59,13 @@ def urlopen(
         replayable = body_at is not None
     if upstream.mode != "enforce":
         origin = upstream.plan.base.origin
-        host = f"[{origin.host}]" if ":" in origin.host else origin.host
+        trust = {} if upstream.plan.tls is None else trust_of(upstream.plan.tls)
+        pool = stock.connection_from_host(origin.host, origin.port, origin.scheme, pool_kwargs=trust)
         _, extra = outbound_headers(upstream)
         go = functools.partial(
-            stock.urlopen,
+            pool.urlopen,
             method,
-            f"{origin.scheme}://{host}:{origin.port}{target}",
+            target,
             body=body,
             headers=with_defaults(headers or {}, extra),
             retries=False,

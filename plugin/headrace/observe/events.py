@@ -182,6 +182,7 @@ class CircuitChanged:
         calls: Successes and failures in the window; count.
         threshold: What the rule compared with: a rate or a count; None when time decided.
         open_for_s: How long it stays, or was, open; None when it closed.
+        is_observed: `mode: observe`: no call is refused because of it.
     """
 
     upstream: str
@@ -194,6 +195,7 @@ class CircuitChanged:
     consecutive_failures: int = 0
     threshold: float | None = None
     open_for_s: float | None = None
+    is_observed: bool = False
 
     @property
     def name(self) -> str:
@@ -201,7 +203,7 @@ class CircuitChanged:
 
     @property
     def level(self) -> int:
-        return logging.WARNING if self.to_state == "open" else logging.INFO
+        return logging.WARNING if self.to_state == "open" and not self.is_observed else logging.INFO
 
     @property
     def line(self) -> str:
@@ -211,7 +213,7 @@ class CircuitChanged:
         rate = f"failure rate {self.failure_rate:.2f} over " if self.failure_rate is not None else ""
         threshold = f", threshold {self.threshold:g}" if self.threshold is not None else ""
         return (
-            f'upstream "{self.upstream}": circuit {state}{duration}, '
+            f'upstream "{self.upstream}": circuit {"would be " if self.is_observed else ""}{state}{duration}, '
             f"was {self.from_state.replace('_', ' ')}: {self.reason} "
             f"({rate}{_count(self.calls, 'call')}, {self.consecutive_failures} failed in a row{threshold})"
         )

@@ -170,7 +170,7 @@ class Reloader:
         for counters in self.counters.values():
             counters.lock = threading.Lock()
         for upstream in self.snapshot.upstreams.values():
-            upstream.state.forget_inherited(upstream.plan)
+            upstream.state.forget_inherited(upstream.plan, mode=upstream.mode)
         draining, self._draining = self._draining, []
         for _, state in draining:
             state.pool.forget_inherited()

@@ -72,11 +72,15 @@ def build_snapshot(
         if before is not None and before.plan == plan:
             plan, state = before.plan, before.state  # the very same objects
         else:
-            state = build_state(plan, counters.setdefault(name, UpstreamCounters(lock=threading.Lock())))
+            state = build_state(
+                plan,
+                counters.setdefault(name, UpstreamCounters(lock=threading.Lock())),
+                mode=override or plan.mode,
+            )
         upstreams[name] = Upstream(
             plan=plan,
             state=state,
-            mode=_effective_mode(plan.mode, override),
+            mode=override or plan.mode,
             digest=configuration.digest,
             request_id_header=configuration.service.request_id.header,
             service=service,
@@ -100,12 +104,3 @@ def retired_states(old: Snapshot, new: Snapshot) -> list[UpstreamState]:
     """States of *old* that *new* does not use any more."""
     kept = {id(upstream.state) for upstream in new.upstreams.values()}
     return [upstream.state for upstream in old.upstreams.values() if id(upstream.state) not in kept]
-
-
-def _effective_mode(
-    mode: Literal["enforce", "observe", "off"], override: Literal["observe", "off"] | None
-) -> Literal["enforce", "observe", "off"]:
-    # The kill switch only ever takes away: `observe` does not switch on what the file has switched off.
-    if override is None or mode == "off":
-        return mode
-    return override

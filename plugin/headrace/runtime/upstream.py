@@ -38,7 +38,7 @@ class UpstreamState:
         self.counters = counters
         self.in_flight = 0
 
-    def forget_inherited(self, plan: UpstreamPlan) -> None:
+    def forget_inherited(self, plan: UpstreamPlan, *, mode: Mode) -> None:
         """In a forked child: its own connections and locks, and a circuit and budget that know nothing yet.
 
         Not the parent's with new locks: a thread that does not exist here may have been amid an update.
@@ -46,7 +46,7 @@ class UpstreamState:
         self.counters.lock = threading.Lock()
         self.in_flight = 0
         self.pool.forget_inherited()
-        self.circuit = _circuit(plan, self.counters)
+        self.circuit = _circuit(plan, self.counters, mode=mode)
         self.budget = _budget(plan)
 
     @property
@@ -78,26 +78,29 @@ class Upstream:
         return f"<Upstream {self.plan.name} {self.mode} circuit={circuit} {self.state.pool!r}>"
 
 
-def build_state(plan: UpstreamPlan, counters: UpstreamCounters) -> UpstreamState:
+def build_state(plan: UpstreamPlan, counters: UpstreamCounters, *, mode: Mode) -> UpstreamState:
     """A fresh state for *plan*; opens no socket.
+
+    Args:
+        mode: The one in force, for the wording of events.
 
     Raises:
         TlsError: The plan's TLS files cannot be loaded.
     """
     return UpstreamState(
         pool=build_pool(plan, counters),
-        circuit=_circuit(plan, counters),
+        circuit=_circuit(plan, counters, mode=mode),
         budget=_budget(plan),
         counters=counters,
     )
 
 
-def _circuit(plan: UpstreamPlan, counters: UpstreamCounters) -> Circuit:
+def _circuit(plan: UpstreamPlan, counters: UpstreamCounters, *, mode: Mode) -> Circuit:
     return Circuit(
         plan.circuit_breaker,
         rng=random.random,
         lock=threading.Lock(),
-        on_transition=_transition_reporter(plan.name, counters),
+        on_transition=_transition_reporter(plan.name, counters, is_observed=mode == "observe"),
     )
 
 
@@ -105,7 +108,9 @@ def _budget(plan: UpstreamPlan) -> RetryBudget:
     return RetryBudget(plan.retry.budget, lock=threading.Lock())
 
 
-def _transition_reporter(name: str, counters: UpstreamCounters) -> Callable[[Transition], None]:
+def _transition_reporter(
+    name: str, counters: UpstreamCounters, *, is_observed: bool
+) -> Callable[[Transition], None]:
     def report(transition: Transition) -> None:
         with counters.lock:
             add(counters.transitions, (transition.from_state.value, transition.to_state.value))
@@ -121,6 +126,7 @@ def _transition_reporter(name: str, counters: UpstreamCounters) -> Callable[[Tra
                 consecutive_failures=transition.consecutive_failures,
                 threshold=transition.threshold,
                 open_for_s=transition.open_for_s,
+                is_observed=is_observed,
             )
         )
 

@@ -134,6 +134,15 @@ def context_for(plan: TlsPlan) -> SealedContext:
         return context
 
 
+def trust_of(plan: TlsPlan) -> dict[str, Any]:
+    """*plan* as the keyword arguments that urllib3's pools take.
+
+    Raises:
+        TlsError: As `context_for`.
+    """
+    return {"ssl_context": context_for(plan), "server_hostname": plan.server_name}
+
+
 def _build(plan: TlsPlan) -> SealedContext:
     context = SealedContext()
     context.minimum_version = _MINIMUM[plan.min_version]
