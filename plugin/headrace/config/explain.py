@@ -84,10 +84,7 @@ class _Values:
         around = [("timeouts", "deadline"), ("timeouts", "attempt")] if self._is_cut(path) else []
         if any(self._is_hidden((*self.base, *limit)) for limit in [path, *around]):
             return MASK
-        value: Any = self.settings.upstreams[str(self.base[1])]
-        for part in path:
-            value = value[part] if isinstance(value, dict) else getattr(value, part)
-        return _value_text(value)
+        return _value_text(self._value(path))
 
     def who(self, *path: str | int) -> str:
         full = (*self.base, *path)
@@ -102,6 +99,12 @@ class _Values:
         origin = written.origin(full)
         source = "defaults" if origin[0] == "defaults" else f"extends {origin[1]}"
         return f"{source}, {place}"
+
+    def _value(self, path: tuple[str, ...]) -> Any:
+        value: Any = self.settings.upstreams[str(self.base[1])]
+        for part in path:
+            value = value[part] if isinstance(value, dict) else getattr(value, part)
+        return value
 
     def _is_cut(self, path: tuple[str | int, ...]) -> bool:
         """Whether the value at *path* is a default that a written limit around it has cut (`settings.Timeouts`)."""
@@ -118,7 +121,7 @@ class _Values:
     def _rows(self, parent: Key, path: tuple[str, ...]) -> Iterator[tuple[str, str, str]]:
         for name, key in parent.children.items():
             full = (*path, name)
-            if key.children:
+            if key.children and not (key.is_nullable and self._value(full) is None):
                 yield from self._rows(key, full)
             elif name == "headers" and (headers := self.settings.upstreams[str(self.base[1])].headers):
                 for header in headers:

@@ -28,6 +28,8 @@ def _rows(parent: Key, path: str) -> Iterator[tuple[str, ...]]:
                 f"{key.description} Any key of an upstream but base_url, match and extends.",
             )
         elif key.children:
+            if key.is_nullable:
+                yield f"`{full}`", _type(key), _default(key), "", key.description
             yield from _rows(key, full)
         elif key.item is not None and key.item.children:
             yield f"`{full}`", "map", "required", "", key.description
