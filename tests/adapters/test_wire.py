@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from support.faultserver import FaultServer, Raw
+from support.faultserver import Answer, FaultServer, Raw
 from support.governed import rules, running
 
 
@@ -30,3 +30,20 @@ def test_a_connection_on_which_another_answer_may_follow_is_not_used_again(
 
         assert [one.connection for one in server.requests] == [1, 2]
         assert hr.status()["upstreams"]["billing"]["pool"]["inuse"] == 0
+
+
+@pytest.mark.parametrize("mode", ["enforce", "observe", "off"])
+def test_a_redirect_to_another_host_does_not_take_the_headers_of_the_rule_along(
+    tmp_path: Path, server: FaultServer, mode: str
+) -> None:
+    """Pitfall 52: what the file adds may be a secret, and it is meant for the upstream alone."""
+    with FaultServer() as stranger:
+        server.at("/moved", Answer(302, headers=(("Location", f"{stranger.url}/"),)))
+        body = f"    mode: {mode}\n    headers: {{X-Api-Key: secret}}\n"
+        with running(tmp_path, rules(server.url, body)) as hr:
+            assert hr.upstream("billing").get("/moved", headers={"X-Own": "kept"}).status_code == 200
+
+            assert server.requests[0].header("X-Api-Key") == "secret"
+            assert stranger.requests[0].header("X-Own") == "kept"
+            assert stranger.requests[0].header("X-Api-Key") is None
+            assert stranger.requests[0].header("X-Request-ID") is None

@@ -45,7 +45,7 @@ class Handle:
         self._resolve = resolve
         self._find_by_url = find_by_url
         self._stock = stock
-        self._session = governed_session(self._find, self._trusts)
+        self._session = _session_over(_HandleAdapter(self._find, self._trusts, name))
         self._session.trust_env = False
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
@@ -60,10 +60,6 @@ class Handle:
         """
         upstream = self._resolve(self.name)
         url = url_of(upstream.plan.base) + checked_path(upstream.plan.base, path)
-        if upstream.mode != "enforce":
-            # Not governed means not limited, retried or refused; the address and its headers are still the file's.
-            _, extra = outbound_headers(upstream)
-            kw["headers"] = with_defaults(kw.get("headers") or {}, extra)
         return self._session.request(method, url, **kw)
 
     def get(self, path: str, **kw: Any) -> requests.Response:
@@ -167,8 +163,39 @@ def governed_session(
     trusts: Callable[[PreparedRequest], TlsPlan | None] = lambda request: None,
 ) -> requests.Session:
     """A `requests.Session` whose calls are governed where *find* names an upstream; *trusts* as in its adapter."""
+    return _session_over(GovernedAdapter(find, trusts))
+
+
+class _HandleAdapter(GovernedAdapter):
+    """Adds the headers of the rule also where it is not enforced, hop by hop.
+
+    Not governed means not limited, retried or refused; the address and its headers are still the
+    file's. They go to the upstream only: on the request of the caller, requests would take them
+    along to wherever a redirect leads (it strips Authorization and nothing else).
+    """
+
+    def __init__(
+        self,
+        find: Callable[[PreparedRequest], Upstream | None],
+        trusts: Callable[[PreparedRequest], TlsPlan | None],
+        name: str,
+    ) -> None:
+        super().__init__(find, trusts)
+        self._name = name
+
+    def send(self, request: PreparedRequest, *args: Any, **kw: Any) -> requests.Response:
+        """As `HTTPAdapter.send`. Blocks."""
+        upstream = self._find(request)
+        if upstream is not None and upstream.mode != "enforce" and upstream.plan.name == self._name:
+            _, extra = outbound_headers(upstream)
+            hop: Any = request.copy()
+            hop.headers = with_defaults(hop.headers, extra)
+            request = hop
+        return super().send(request, *args, **kw)
+
+
+def _session_over(adapter: GovernedAdapter) -> requests.Session:
     session = requests.Session()
-    adapter = GovernedAdapter(find, trusts)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     return session
