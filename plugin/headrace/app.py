@@ -97,11 +97,12 @@ class Headrace:
             install.publish(self, self.snapshot)
             self._metrics.install()
             self._housekeeping.start()
-            self._watcher = Watcher(self._watched(), self._poked, self.snapshot.configuration.reload)
-            self._watcher.start()
             self._closed = False
             self._running_in = os.getpid()
             atexit.register(self.close)
+            # Last: it looks at once, and what it reloads is published only where this runs.
+            self._watcher = Watcher(self._watched(), self._poked, self.snapshot.configuration.reload)
+            self._watcher.start()
         emit(
             HeadraceStarted(
                 files=self.files,
@@ -130,6 +131,9 @@ class Headrace:
                     self._watcher.stop()
                 self._housekeeping.stop()
             self._reloader.close()
+            install.withdraw(
+                self
+            )  # again: a reload that was under way has published in between, and is over now
             self._stock.clear()
             self._metrics.flush()
             self._metrics.uninstall()
