@@ -29,6 +29,8 @@ OPENED = events.CircuitChanged(
 )
 
 EVERY_EVENT: list[events.Event] = [
+    events.LeaseLeaked(upstream="billing", call_site="app.py:7"),
+    events.LeaseHeld(upstream="billing", call_site="app.py:7", held_s=31.04),
     events.HeadraceStarted(files=("/etc/u.yaml",), digest="abc123", upstreams=1, mode_override="observe"),
     events.HeadraceStopped(files=("/etc/u.yaml",)),
     events.ModeOverridden(mode="off"),

@@ -10,6 +10,7 @@ from typing import Any
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import PoolPlan
 from headrace.transport.lease import Lease, LeasePool
+from support.plans import pool_plan
 from support.waiting import wait_until
 
 
@@ -30,18 +31,28 @@ class Rig:
     now: float = 1000.0
     closed: list[Conn] = field(default_factory=list)
     aborted: list[Conn] = field(default_factory=list)
+    discarded: list[Conn] = field(default_factory=list)
+    held: list[Lease[Conn]] = field(default_factory=list)
+    dice: float = 0.0
     on_probe: Callable[[Conn], None] = lambda conn: None
 
     def __post_init__(self) -> None:
-        self.counters = UpstreamCounters(lock=threading.Lock())
         self.pool: LeasePool[Conn] = LeasePool(
             self.plan,
-            self.counters,
+            UpstreamCounters(lock=threading.Lock()),
             clock=lambda: self.now,
+            rng=lambda: self.dice,
             is_alive=self._probe,
             close=self.closed.append,
             abort=self.aborted.append,
+            discard=self.discarded.append,
         )
+
+    @property
+    def counters(self) -> UpstreamCounters:
+        """The pool's counters, brought up to date."""
+        self.pool.view()
+        return self.pool._counters
 
     def _probe(self, conn: Conn) -> bool:
         conn.probes += 1
@@ -53,6 +64,7 @@ class Rig:
         lease = self.pool.acquire(1.0)
         if lease.conn is None:
             lease.conn = Conn(name)
+        self.held.append(lease)  # or it would be reclaimed: the pool has only a weak reference
         return lease
 
     def fill_idle(self, *names: str) -> list[Conn]:
@@ -93,8 +105,7 @@ class Waiter:
 def rig(**changes: Any) -> Rig:
     settings: dict[str, Any] = {
         "max_connections": 2,
-        "when_full": "wait",
+        "validation_bypass_s": 0.0,  # every idle connection is probed
         "max_waiting": 8,
-        "idle_timeout_s": 60.0,
     }
-    return Rig(PoolPlan(**settings | changes))
+    return Rig(pool_plan(**settings | changes))

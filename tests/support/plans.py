@@ -26,6 +26,20 @@ HALF_OPEN = HalfOpenPlan(max_probes=3, success_rate_threshold=0.9, window_s=60.0
 BUDGET = BudgetPlan(ratio=0.2, min_per_second=3.0, ttl_s=10.0)
 BACKOFF = BackoffPlan(base_s=0.025, multiplier=2.0, max_s=1.0)
 TIMEOUTS = TimeoutPlan(deadline_s=15.0, attempt_s=4.0, connect_s=2.0, read_s=4.0, acquire_s=0.5)
+POOL = PoolPlan(
+    max_connections=200,
+    min_idle=0,
+    max_idle=200,
+    when_full="wait",
+    max_waiting=1024,
+    idle_timeout_s=60.0,
+    max_lifetime_s=300.0,
+    max_lifetime_grace_s=None,
+    max_requests_per_connection=None,
+    validation_bypass_s=0.5,
+    leak_detection_threshold_s=None,
+    tcp_keepalive=None,
+)
 CIRCUIT = CircuitPlan(
     mode="enforce",
     window_s=10.0,
@@ -45,6 +59,11 @@ RETRY = RetryPlan(
     retry_after_max_s=30.0,
     budget=BUDGET,
 )
+
+
+def pool_plan(**changes: Any) -> PoolPlan:
+    """The default pool with *changes*."""
+    return replace(POOL, **changes)
 
 
 def circuit_plan(**changes: Any) -> CircuitPlan:
@@ -72,7 +91,7 @@ def upstream_plan(
         headers=(),
         propagate=PropagatePlan(request_id=True),
         timeouts=timeouts,
-        pool=PoolPlan(max_connections=200, when_full="wait", max_waiting=1024, idle_timeout_s=60.0),
+        pool=POOL,
         tls=None,
         retry=retry,
         circuit_breaker=circuit if circuit is not None else circuit_plan(),

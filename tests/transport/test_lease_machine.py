@@ -82,8 +82,8 @@ class LeaseMachine(RuleBasedStateMachine):
         pool = self.rig.pool
         slot_or_gate = pool._slot_or_gate
 
-        def with_our_gate(lease: Lease[Conn], started: float, timeout_s: float) -> Any:
-            if slot_or_gate(lease, started, timeout_s) is None:
+        def with_our_gate(lease: Lease[Conn], *args: Any) -> Any:
+            if slot_or_gate(lease, *args) is None:
                 return None
             gate: Any = Gate()
             pool._waiters[lease] = gate
@@ -164,7 +164,7 @@ class LeaseMachine(RuleBasedStateMachine):
 
     @rule()
     def housekeeping(self) -> None:
-        self.rig.pool.expire_idle(self.rig.now)
+        self.rig.pool.tend(self.rig.now)
         for conn, since in self.idle[:]:
             if self.rig.now - since >= IDLE_TIMEOUT_S:
                 self.idle.remove((conn, since))

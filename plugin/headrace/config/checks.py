@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from headrace.config.problems import Path, Problem, dotted
-from headrace.config.settings import Settings, Tls, Upstream
+from headrace.config.settings import Pool, Settings, Tls, Upstream
 from headrace.config.tree import MASK, Table, key_mark_of, node_at, problem_at
 from headrace.config.units import format_duration
 from headrace.config.written import Rank, Written
@@ -26,6 +27,7 @@ def cross_check(settings: Settings, written: Written) -> Iterator[Problem]:
     for name, upstream in settings.upstreams.items():
         base: Path = ("upstreams", name)
         yield from _times(upstream, base, written)
+        yield from _pool(upstream.pool, (*base, "pool"), written)
         yield from _tls(upstream, base, written)
         yield from _headers(base, written)
     yield from _claims(settings, written)
@@ -73,8 +75,70 @@ def _times(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem
         )
 
 
+def _pool(pool: Pool, base: Path, written: Written) -> Iterator[Problem]:
+    sizes = {name: (*base, name) for name in ("min_idle", "max_idle", "max_connections")}
+    if pool.min_idle > pool.max_connections:
+        yield from _ordered(
+            written,
+            sizes["min_idle"],
+            pool.min_idle,
+            sizes["max_connections"],
+            pool.max_connections,
+            "so it could never apply",
+            show=str,
+        )
+    elif pool.min_idle > pool.max_idle:
+        yield from _ordered(
+            written,
+            sizes["min_idle"],
+            pool.min_idle,
+            sizes["max_idle"],
+            pool.max_idle,
+            "so what is made would be closed again",
+            show=str,
+        )
+    if pool.max_idle > pool.max_connections and written.is_given(sizes["max_idle"]):
+        yield from _ordered(
+            written,
+            sizes["max_idle"],
+            pool.max_idle,
+            sizes["max_connections"],
+            pool.max_connections,
+            "so it could never apply",
+            show=str,
+        )
+    bypass = (*base, "validation_bypass")
+    if pool.validation_bypass > pool.idle_timeout and written.is_given(bypass):
+        yield from _ordered(
+            written,
+            bypass,
+            pool.validation_bypass,
+            (*base, "idle_timeout"),
+            pool.idle_timeout,
+            "so it could never apply",
+        )
+    lifetime, grace = (*base, "max_lifetime"), (*base, "max_lifetime_grace")
+    if (
+        pool.max_lifetime is None
+        and pool.max_lifetime_grace is not None
+        and written.is_usable(lifetime, grace)
+    ):
+        yield written.problem(
+            grace,
+            f"has no use: max_lifetime is null ({written.where(lifetime, beside=written.mark(grace))})",
+            "remove it, or give max_lifetime as well",
+        )
+
+
 def _ordered(
-    written: Written, low: Path, low_s: float, high: Path, high_s: float, consequence: str
+    written: Written,
+    low: Path,
+    low_s: float,
+    high: Path,
+    high_s: float,
+    consequence: str,
+    *,
+    show: Callable[[Any], str] = format_duration,
 ) -> Iterator[Problem]:
     """*low* must not be longer than *high*; points at whichever was written nearer to the upstream."""
     if low_s <= high_s or not written.is_usable(low, high):
@@ -82,11 +146,16 @@ def _ordered(
     at_low = written.rank(low) >= written.rank(high) and written.is_given(low)
     here, there = (low, high) if at_low else (high, low)
     here_s, there_s = (low_s, high_s) if at_low else (high_s, low_s)
-    comparison = "longer than" if at_low else "shorter than"
+    is_time = show is format_duration
+    comparison = (
+        ("longer than" if is_time else "more than")
+        if at_low
+        else ("shorter than" if is_time else "less than")
+    )
     name = dotted(there[len(_common(here, there)) :])
     where = written.where(there, beside=written.mark(here)) if written.is_given(there) else "(the default)"
-    there_text = written.shown(there, format_duration(there_s))
-    here_text = written.shown(here, format_duration(here_s))
+    there_text = written.shown(there, show(there_s))
+    here_text = written.shown(here, show(here_s))
     if not at_low:
         # "so it …" speaks of the longer one, which is not the one we point at.
         consequence = consequence.replace("so it", f"so {name}")

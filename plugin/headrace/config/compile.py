@@ -14,6 +14,7 @@ from headrace.policy.plan import (
     Configuration,
     HalfOpenPlan,
     InstallPlan,
+    KeepalivePlan,
     OpenForPlan,
     PoolPlan,
     PropagatePlan,
@@ -75,12 +76,7 @@ def _upstream(name: str, upstream: given.Upstream, tls: TlsPlan | None) -> Upstr
         headers=tuple(upstream.headers.items()),
         propagate=PropagatePlan(request_id=upstream.propagate.request_id),
         timeouts=_timeouts(upstream.timeouts),
-        pool=PoolPlan(
-            max_connections=upstream.pool.max_connections,
-            when_full=upstream.pool.when_full,
-            max_waiting=upstream.pool.max_waiting,
-            idle_timeout_s=float(upstream.pool.idle_timeout),
-        ),
+        pool=_pool(upstream.pool),
         tls=tls,
         retry=_retry(upstream.retry),
         circuit_breaker=_circuit(upstream.circuit_breaker, attempt_s=float(upstream.timeouts.attempt)),
@@ -90,12 +86,38 @@ def _upstream(name: str, upstream: given.Upstream, tls: TlsPlan | None) -> Upstr
 # Plain floats below: a Duration is one too, but its arithmetic and repr are not what plans promise.
 def _timeouts(timeouts: given.Timeouts) -> TimeoutPlan:
     return TimeoutPlan(
-        deadline_s=None if timeouts.deadline is None else float(timeouts.deadline),
+        deadline_s=_seconds(timeouts.deadline),
         attempt_s=float(timeouts.attempt),
         connect_s=float(timeouts.connect),
         read_s=float(timeouts.read),
         acquire_s=float(timeouts.acquire),
     )
+
+
+def _pool(pool: given.Pool) -> PoolPlan:
+    keepalive = pool.tcp_keepalive
+    return PoolPlan(
+        max_connections=pool.max_connections,
+        min_idle=pool.min_idle,
+        max_idle=pool.max_idle,
+        when_full=pool.when_full,
+        max_waiting=pool.max_waiting,
+        idle_timeout_s=float(pool.idle_timeout),
+        max_lifetime_s=_seconds(pool.max_lifetime),
+        max_lifetime_grace_s=_seconds(pool.max_lifetime_grace),
+        max_requests_per_connection=pool.max_requests_per_connection,
+        validation_bypass_s=float(pool.validation_bypass),
+        leak_detection_threshold_s=_seconds(pool.leak_detection_threshold),
+        tcp_keepalive=None
+        if keepalive is None
+        else KeepalivePlan(
+            idle_s=float(keepalive.idle), interval_s=float(keepalive.interval), count=keepalive.count
+        ),
+    )
+
+
+def _seconds(duration: float | None) -> float | None:
+    return None if duration is None else float(duration)
 
 
 def _retry(retry: given.Retry) -> RetryPlan:

@@ -8,7 +8,7 @@ from typing import Any
 from headrace.config.keys import Key, key_at, yaml_text
 from headrace.config.load import Inspection
 from headrace.config.problems import Path, dotted
-from headrace.config.settings import Settings, Timeouts
+from headrace.config.settings import Pool, Settings, Timeouts
 from headrace.config.sources import mode_override
 from headrace.config.tree import MASK, leaves, node_at, without_user
 from headrace.config.written import Rank, Written
@@ -69,7 +69,11 @@ def explain(
     return "\n".join(lines) + "\n"
 
 
-_DEFAULT_TIMEOUTS = Timeouts()
+_DEFAULTS = {"timeouts": Timeouts(), "pool": Pool()}
+_LIMITS = {  # that cut a default
+    "timeouts": (("timeouts", "deadline"), ("timeouts", "attempt")),
+    "pool": (("pool", "max_connections"), ("pool", "idle_timeout")),
+}
 
 
 class _Values:
@@ -81,8 +85,8 @@ class _Values:
         self.base: Path = ("upstreams", name)
 
     def text(self, *path: str) -> str:
-        around = [("timeouts", "deadline"), ("timeouts", "attempt")] if self._is_cut(path) else []
-        if any(self._is_hidden((*self.base, *limit)) for limit in [path, *around]):
+        around = _LIMITS[path[0]] if self._is_cut(path) else ()
+        if any(self._is_hidden((*self.base, *limit)) for limit in (path, *around)):
             return MASK
         return _value_text(self._value(path))
 
@@ -108,10 +112,11 @@ class _Values:
 
     def _is_cut(self, path: tuple[str | int, ...]) -> bool:
         """Whether the value at *path* is a default that a written limit around it has cut (`settings.Timeouts`)."""
-        if path[0] != "timeouts" or self.written.is_given((*self.base, *path)):
+        section, default = str(path[0]), _DEFAULTS.get(str(path[0]))
+        if default is None or len(path) != 2 or self.written.is_given((*self.base, *path)):
             return False
-        timeouts = self.settings.upstreams[str(self.base[1])].timeouts
-        return bool(getattr(timeouts, str(path[1])) != getattr(_DEFAULT_TIMEOUTS, str(path[1])))
+        name, upstream = str(path[1]), self.settings.upstreams[str(self.base[1])]
+        return bool(getattr(getattr(upstream, section), name) != getattr(default, name))
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
         key = key_at(self.base)

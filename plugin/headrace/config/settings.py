@@ -22,7 +22,10 @@ from headrace.config.values import (
     FilePath,
     HeaderName,
     HeaderValue,
+    IdleCount,
     Jitter,
+    KeepaliveCount,
+    KeepaliveTime,
     Method,
     Multiplier,
     Note,
@@ -128,16 +131,63 @@ class Timeouts(Section):
         return self
 
 
+class TcpKeepalive(Section):
+    """Probes of the kernel on a connection on which nothing moves: they find a silent drop, and hold NAT entries."""
+
+    idle: KeepaliveTime = Field(duration("60s"), description="Silence before the first probe.")
+    interval: KeepaliveTime = Field(duration("10s"), description="Time between probes.")
+    count: KeepaliveCount = Field(3, description="Probes without an answer before the connection is dead.")
+
+
 class Pool(Section):
     """Connections to the upstream, per process."""
 
     max_connections: Count = Field(200, description="Connections that may be open at once, per process.")
+    min_idle: IdleCount = Field(0, description="Idle connections kept warm: made ahead of need.")
+    max_idle: IdleCount = Field(
+        200, description="Idle connections kept; what is above goes by halves, twice a second."
+    )
     when_full: Literal["wait", "new", "reject"] = Field(
         "wait",
         description="A call that finds no connection free waits, opens a one-off connection, or is rejected.",
     )
     max_waiting: CountOrZero = Field(1024, description="Calls that may wait; one more is rejected at once.")
     idle_timeout: Duration = Field(duration("60s"), description="An idle connection is closed after it.")
+    max_lifetime: Duration | None = Field(
+        duration("5m"),
+        description="A connection is replaced after it, minus up to 2.5 % at random; null: never.",
+    )
+    max_lifetime_grace: DurationOrZero | None = Field(
+        None,
+        description="A busy connection is aborted so long after its lifetime; null: closed when it comes back.",
+        examples=["30s"],
+    )
+    max_requests_per_connection: Count | None = Field(
+        None, description="Requests after which a connection is replaced; null: no limit.", examples=[1000]
+    )
+    validation_bypass: DurationOrZero = Field(
+        duration("500ms"),
+        description="Idle for less: no liveness check, unless the request may not be sent twice.",
+    )
+    tcp_keepalive: TcpKeepalive | None = Field(
+        None,
+        description="Probes of the kernel on silent connections; null: none.",
+        examples=[{"idle": "60s"}],
+    )
+    leak_detection_threshold: Duration | None = Field(
+        None,
+        description="A connection held for longer is logged once, with where it was taken; null: off.",
+        examples=["30s"],
+    )
+
+    @model_validator(mode="after")
+    def _cut_defaults(self) -> Self:
+        """As `Timeouts._cut_defaults`."""
+        written, values = self.model_fields_set, self.__dict__
+        for inner, outer in (("max_idle", "max_connections"), ("validation_bypass", "idle_timeout")):
+            if inner not in written and values[inner] > values[outer]:
+                values[inner] = values[outer]
+        return self
 
 
 class Tls(Section):

@@ -88,6 +88,13 @@ class BudgetTtl(Duration):
     maximum_s = 60.0
 
 
+class KeepaliveTime(Duration):
+    """What the kernel takes: whole seconds, 15 bits of them (Linux: MAX_TCP_KEEPIDLE)."""
+
+    minimum_s = 1.0
+    maximum_s = 9 * 3600.0
+
+
 class WindowSize(Duration):
     """Long enough for ten buckets to mean something."""
 
@@ -208,6 +215,8 @@ Text = Annotated[str, Field(min_length=1), Expects("text that is not empty", "te
 FilePath = Annotated[str, Field(min_length=1), Expects("the path of a file", "path")]
 Count = Annotated[int, Ge(1), Le(100_000)]
 CountOrZero = Annotated[int, Ge(0), Le(1_000_000)]
+IdleCount = Annotated[int, Ge(0), Le(100_000)]
+KeepaliveCount = Annotated[int, Ge(1), Le(127)]  # Linux: MAX_TCP_KEEPCNT
 Attempts = Annotated[int, Ge(1), Le(100)]
 Rate = Annotated[float, Ge(0), Le(1)]
 Threshold = Annotated[float, Gt(0), Le(1)]

@@ -265,6 +265,50 @@ class CallOnEventLoop:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseLeaked:
+    """A response or lease was dropped without being read or closed; its connection is gone, its slot free again.
+
+    Attributes:
+        call_site: `file:line` where the connection was taken, or how to learn it; said once for each.
+    """
+
+    name: ClassVar[str] = "pool.leaked"
+    level: ClassVar[int] = logging.WARNING
+    upstream: str
+    call_site: str
+
+    @property
+    def line(self) -> str:
+        return (
+            f'upstream "{self.upstream}": a connection was dropped without its answer being read or closed; '
+            f"taken at: {self.call_site}; said once per call site"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseHeld:
+    """A connection is held for longer than `pool.leak_detection_threshold`; once per lease.
+
+    Attributes:
+        call_site: `file:line` where it was taken.
+        held_s: Seconds so far.
+    """
+
+    name: ClassVar[str] = "pool.held"
+    level: ClassVar[int] = logging.WARNING
+    upstream: str
+    call_site: str
+    held_s: float
+
+    @property
+    def line(self) -> str:
+        return (
+            f'upstream "{self.upstream}": the connection taken at {self.call_site} is held for {self.held_s:.1f} s '
+            f"by now; close the response, or read it to its end"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class WatchDegraded:
     """Edits are found by polling because the system's notifications are not to be had."""
 

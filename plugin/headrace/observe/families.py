@@ -154,7 +154,7 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
     Family(
         "headrace_pool_connections_closed_total",
         "counter",
-        "Connections closed, by reason: idle, dead, surplus, retired, error.",
+        "Connections closed, by reason: idle, lifetime, dead, surplus, retired, error, leaked.",
         ("reason",),
         lambda up: _by_one(up.counters.closed),
     ),

@@ -55,7 +55,7 @@ class UpstreamCounters:
         refused: Calls the open circuit refused.
         observed: `mode: observe` only: what would have been done, by action.
         acquires: Connection checkouts by result (hit, miss, timeout, rejected, deadline).
-        closed: Connections closed by reason (idle, dead, surplus, retired, error).
+        closed: Connections closed by reason (idle, lifetime, dead, surplus, retired, error, leaked).
     """
 
     __slots__ = (

@@ -71,13 +71,39 @@ class AdaptivePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepalivePlan:
+    """The kernel's probes on a silent connection: after `idle_s`, every `interval_s`, `count` of them."""
+
+    idle_s: float
+    interval_s: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class PoolPlan:
-    """Size and lifecycle of one upstream's connections."""
+    """Size and lifecycle of one upstream's connections.
+
+    Attributes:
+        min_idle: Kept warm; <= max_idle <= max_connections.
+        max_lifetime_s: None: for ever.
+        max_lifetime_grace_s: How long beyond it a busy connection may go on; None: until it is given back.
+        validation_bypass_s: Idle for less is believed to be alive.
+        leak_detection_threshold_s: Where a lease was taken is noted unless this is None.
+        tcp_keepalive: None: the system's habit, which is none.
+    """
 
     max_connections: int
+    min_idle: int
+    max_idle: int
     when_full: WhenFull
     max_waiting: int
     idle_timeout_s: float
+    max_lifetime_s: float | None
+    max_lifetime_grace_s: float | None
+    max_requests_per_connection: int | None
+    validation_bypass_s: float
+    leak_detection_threshold_s: float | None
+    tcp_keepalive: KeepalivePlan | None
 
 
 @dataclass(frozen=True, slots=True)

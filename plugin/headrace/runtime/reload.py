@@ -27,7 +27,8 @@ from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import Configuration
 from headrace.runtime.service import ServiceCounters
 from headrace.runtime.snapshot import Snapshot, build_snapshot, retired_states
-from headrace.runtime.upstream import UpstreamState
+from headrace.runtime.upstream import UpstreamState, report_leases
+from headrace.runtime.warmup import Warmer
 from headrace.transport.tls import TlsError
 
 HOLD_S = 5.0
@@ -81,6 +82,7 @@ class Reloader:
         self._lock = threading.Lock()
         self._held: _Held | None = None
         self._draining: list[tuple[float, UpstreamState]] = []
+        self._warmer = Warmer()
         self.service = ServiceCounters()
         self.counters: dict[str, UpstreamCounters] = {}
         self.refused: _Refused | None = None
@@ -129,8 +131,11 @@ class Reloader:
 
     def tick(self, now: float) -> None:
         """Housekeeping: idle connections, drained pools, a held file. Blocks shortly."""
-        for upstream in self.snapshot.upstreams.values():
-            upstream.state.pool.leases.expire_idle(now)
+        upstreams = self.snapshot.upstreams
+        for name, upstream in upstreams.items():
+            upstream.state.pool.leases.tend(now)
+            report_leases(name, upstream.state.pool.leases)
+        self._warmer.look(now, upstreams.values())
         with self._lock:
             over = [state for stop_at, state in self._draining if now >= stop_at]
             self._draining = [one for one in self._draining if now < one[0]]
@@ -156,6 +161,7 @@ class Reloader:
             states = [upstream.state for upstream in self.snapshot.upstreams.values()]
             states += [state for _, state in self._draining]
             self._draining = []
+        self._warmer.stop()
         for state in states:
             state.pool.close()
             state.pool.leases.stop()
@@ -171,6 +177,7 @@ class Reloader:
             counters.lock = threading.Lock()
         for upstream in self.snapshot.upstreams.values():
             upstream.state.forget_inherited(upstream.plan, mode=upstream.mode)
+        self._warmer = Warmer()
         draining, self._draining = self._draining, []
         for _, state in draining:
             state.pool.forget_inherited()

@@ -39,10 +39,12 @@ class Housekeeping:
         self._thread = None
 
     def _run(self) -> None:
-        while not self._ended.wait(TICK_S):
+        while True:  # the first round at once: connections to be kept warm
             now = time.monotonic()
             for task in self._tasks:
                 try:
                     task(now)
                 except Exception:
                     _log.exception("housekeeping task failed")
+            if self._ended.wait(TICK_S):
+                return

@@ -6,14 +6,16 @@ import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from headrace.observe.events import CircuitChanged
+from headrace.observe.events import CircuitChanged, LeaseHeld, LeaseLeaked
 from headrace.observe.logs import emit
 from headrace.policy.circuit import Circuit, Transition
 from headrace.policy.counters import UpstreamCounters, add
 from headrace.policy.plan import Mode, UpstreamPlan
 from headrace.policy.retry import RetryBudget
 from headrace.runtime.service import ServiceCounters
+from headrace.transport.lease import LeasePool
 from headrace.transport.urllib3_pool import GovernedHTTPPool, build_pool
 
 
@@ -106,6 +108,16 @@ def _circuit(plan: UpstreamPlan, counters: UpstreamCounters, *, mode: Mode) -> C
 
 def _budget(plan: UpstreamPlan) -> RetryBudget:
     return RetryBudget(plan.retry.budget, lock=threading.Lock())
+
+
+def report_leases(name: str, leases: LeasePool[Any]) -> None:
+    """Log which leases of upstream *name* were dropped, or are held for too long."""
+    for report in leases.reports():
+        if report.held_s is None:
+            site = report.site or "unknown; set pool.leak_detection_threshold to see where"
+            emit(LeaseLeaked(upstream=name, call_site=site))
+        else:
+            emit(LeaseHeld(upstream=name, call_site=report.site or "unknown", held_s=report.held_s))
 
 
 def _transition_reporter(

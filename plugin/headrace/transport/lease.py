@@ -1,31 +1,41 @@
 """Who holds which connection of one upstream: bookkeeping and the wait for a slot, and nothing of HTTP.
 
-A lease is in one place at a time: among the waiters, in use, or neither (it
-went back, or never got anything). Every count is the size of one of these
-collections, so there is none that could drift away from them.
+A lease is in one place at a time: among the waiters, in use, given back and not
+looked at yet, or neither. Every count is the size of one of these collections, so
+there is none that could drift away from them.
 
-**Locks.** `LeasePool._lock` guards `_idle`, `_inuse`, `_one_off`, `_waiters` and the
-two flags. Under it: moves between the collections, the release of a waiter's
-gate, and `abort` (a shutdown(2); it must not block). Never a probe, a close, a
-counter or a callback that could come back. `counters.lock` guards the counters
-and the hit-rate ring; it is never taken while `_lock` is held.
+**Locks.** `LeasePool._lock` guards `_idle`, `_inuse`, `_one_off`, `_waiters`, the tally, the
+size and the flags. Under it: moves between the collections, counting, the release of a
+waiter's gate, and `abort` (a shutdown(2); it must not block). Never a probe, a
+close or a callback that could come back. `counters.lock` is a leaf: it is taken
+while `_lock` is held, once per `view()` or round of housekeeping.
 
-**Giving back never waits.** A dropped response gives its lease back from a
+**Giving back takes no lock.** A dropped response gives its lease back from a
 finalizer, which the garbage collector may run at almost any point of any
 thread: also of the one that holds `_lock` at this moment (Pitfall 25). So a
-return is first appended to `_returns` (one atomic step), and only then is the
-lock *tried*. If it is taken, its holder does the work: whoever releases `_lock`
-looks at `_returns` afterwards. The append comes before the try and the look after
-the release, so one of the two sees the other. (On a free-threaded build with a
-weakly ordered CPU both could look too early; the next acquire, return, view or
-round of housekeeping then picks it up.) Under contention this saves the
-returning thread the wait as well.
+return is appended to `_kept` or `_returns` (one atomic step), and that is all, unless
+somebody has to be told: a waiter, or the close of a connection. Then the lock is *tried*,
+and if it is taken, its holder does the work: whoever releases `_lock` looks at
+these two afterwards. The append comes before the try and the look after
+the release, so one of the two sees the other; likewise a waiter enters the queue
+before he looks at `_kept`, and who returns looks at the queue after his append. (On a
+free-threaded build with a weakly ordered CPU both could look too early; the next
+acquire, return, view or round of housekeeping then picks it up.)
+
+**Leaks.** The pool knows leases in use by weak reference only, and a connection in use
+only through its lease. A lease that nobody holds any more, whatever became of it,
+is collected; the callback appends to `_dropped` and the slot is free.
 
 **Interrupts.** KeyboardInterrupt, or Celery's soft time limit, may be raised between
 any two bytecodes where CPython polls for signals: after a call, not after a
 plain store. A lease is written down as in use, or as somebody else's, in one
 store each, and `acquire` undoes itself for any BaseException; an interrupt in
-the bookkeeping can cost a connection, never a slot.
+the bookkeeping, or in the caller's hands before he has stored the lease, can
+cost a connection, never a slot.
+
+**Fork.** A child's copy of an idle connection is the parent's connection: `forget_inherited`
+gives all of them up. It is called by whoever hears of the fork, and by the first
+operation in a process that is not the one that the pool was used in (raw fork(2), uWSGI).
 
 The file is long for this house because everything that touches `_lock` is to be
 read, and argued about, in one place.
@@ -33,93 +43,96 @@ read, and argued about, in one place.
 
 from __future__ import annotations
 
+import os
+import random
+import sys
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, Literal, TypeVar
+from weakref import ref
 
 from headrace.policy.counters import UpstreamCounters, add
 from headrace.policy.plan import PoolPlan
+from headrace.transport.call_site import call_site
+from headrace.transport.lease_errors import LeaseClosed as LeaseClosed
+from headrace.transport.lease_errors import LeaseError as LeaseError
+from headrace.transport.lease_errors import LeaseRejected as LeaseRejected
+from headrace.transport.lease_errors import LeaseReport as LeaseReport
+from headrace.transport.lease_errors import LeaseTimeout as LeaseTimeout
+from headrace.transport.lease_errors import PoolView as PoolView
+from headrace.transport.lease_tally import LeaseTally
 
 C = TypeVar("C")
 
-CloseReason = Literal["idle", "dead", "surplus", "retired", "error"]
+CloseReason = Literal["idle", "lifetime", "dead", "surplus", "retired", "error", "leaked"]
+"""Why a connection was closed.
 
-HIT_RATE_WINDOW_S = 10
+idle: unused for `idle_timeout`. lifetime: `max_lifetime` or `max_requests_per_connection` is
+over. dead: the peer has closed it, or said in its last answer that it will (`Connection: close`).
+surplus: one-off, above `max_idle`, beyond a lowered size, or it made room for
+a fresh one. retired: of a pool that a reload has replaced. error: broken off or
+closed amid an answer. leaked: dropped by its holder without being given back.
+"""
+
+LIFETIME_JITTER = 0.025
+"""Share of `max_lifetime` that is taken off at random, so that connections made together do not end
+together. HikariCP's figure."""
+
 _DO_NOT_WAIT = (False,)
+_NEVER = float("inf")
+_MANY_WAITS = 4096
+
+_getpid = os.getpid
 
 
 class Lease(Generic[C]):
-    """One slot of the pool, held by one caller. Not shared between threads; only `LeasePool.acquire` makes one.
+    """One slot of the pool, held by one caller. Not shared between threads; only `LeasePool` makes one.
 
     Attributes:
-        conn: An idle connection that was found alive, or None: the slot is
+        conn: An idle connection that was found usable, or None: the slot is
             yours, make a connection and set it here.
         reused: `conn` came from the pool.
         one_off: Beyond `max_connections` (`when_full: new`); closed when it comes back.
         waited_s: Seconds waited for the slot; 0 when one was free.
+        taken_at: When the lease began, on the pool's clock.
         idle_since: When `conn` was last given back, on the pool's clock; 0 without one.
+        expires_at: When the life of the connection is over.
+        uses: Leases that the connection has had, this one included.
+        site: `file:line` where it was taken, if that is noted (`leak_detection_threshold`).
+        token: What the pool knows it by; None once it has ended.
     """
 
     # No __init__: it would be a fifth of the bookkeeping (0.25 of 1.2 µs). Identity is equality.
-    __slots__ = ("conn", "idle_since", "one_off", "reused", "waited_s")
+    __slots__ = (
+        "__weakref__",
+        "conn",
+        "expires_at",
+        "idle_since",
+        "one_off",
+        "reused",
+        "site",
+        "taken_at",
+        "token",
+        "uses",
+        "waited_s",
+    )
 
     conn: C | None
     reused: bool
     one_off: bool
     waited_s: float
+    taken_at: float
     idle_since: float
+    expires_at: float
+    uses: int
+    site: str | None
+    token: ref[Lease[C]] | None
 
     def __repr__(self) -> str:
         kind = "one-off" if self.one_off else "reused" if self.reused else "new"
         return f"<Lease {kind}, waited {self.waited_s:.3f} s, {self.conn!r}>"
-
-
-@dataclass(frozen=True, slots=True)
-class PoolView:
-    """How the pool stood at one instant; `inuse` counts pooled leases, one-off ones apart."""
-
-    inuse: int
-    idle: int
-    waiting: int
-    one_off: int
-    max_connections: int
-    retired: bool
-    stopped: bool
-
-
-class LeaseError(Exception):
-    """No lease; the text holds the numbers.
-
-    Attributes:
-        inuse, idle, waiting, max_connections: The pool at that instant; `waiting` without the one that gave up.
-        waited_s: Seconds waited in vain.
-    """
-
-    def __init__(self, what: str, view: PoolView, *, waited_s: float) -> None:
-        super().__init__(
-            f"{what} (waited {waited_s:.3f} s; {view.inuse} in use, {view.idle} idle, "
-            f"{view.waiting} waiting, max {view.max_connections})"
-        )
-        self.inuse = view.inuse
-        self.idle = view.idle
-        self.waiting = view.waiting
-        self.max_connections = view.max_connections
-        self.waited_s = waited_s
-
-
-class LeaseTimeout(LeaseError):
-    """No connection came free in time."""
-
-
-class LeaseRejected(LeaseError):
-    """The pool is full, and `when_full` or `max_waiting` says not to wait."""
-
-
-class LeaseClosed(LeaseError):
-    """The pool was stopped."""
 
 
 class LeasePool(Generic[C]):
@@ -127,12 +140,15 @@ class LeasePool(Generic[C]):
 
     Args:
         plan: Size and lifecycle.
-        counters: `acquires`, `closed` and `wait` are kept here; they outlive the pool.
+        counters: `acquires`, `closed` and `wait` are kept here, up to date after `view()` and `tend()`;
+            they outlive the pool.
         clock: Monotonic seconds.
+        rng: Uniform numbers in [0, 1), for the jitter of lifetimes.
         is_alive: Whether an idle connection is still usable; called without the lock, must not block.
         close: Closes a connection for good; called without the lock, also from finalizers. What it raises is dropped.
         abort: Breaks off what the holder of a connection is doing (a shutdown of the socket); called *with*
             the lock held, so that it can never hit a connection that was leased anew; must not block.
+        discard: Closes a forked child's copy of a connection, without a word to the peer (Pitfall 26).
     """
 
     def __init__(
@@ -141,48 +157,65 @@ class LeasePool(Generic[C]):
         counters: UpstreamCounters,
         *,
         clock: Callable[[], float] = time.monotonic,
+        rng: Callable[[], float] = random.random,
         is_alive: Callable[[C], bool],
         close: Callable[[C], None],
         abort: Callable[[C], None],
+        discard: Callable[[C], None],
     ) -> None:
         self.plan = plan
         self._counters = counters
         self._clock = clock
+        self._rng = rng
         self._is_alive = is_alive
         self._close = close
         self._abort = abort
+        self._discard = discard
+        self._idle_timeout_s = plan.idle_timeout_s
+        self._bypass_s = min(plan.validation_bypass_s, plan.idle_timeout_s)
+        self._max_uses = plan.max_requests_per_connection or sys.maxsize
+        self._notes_site = plan.leak_detection_threshold_s is not None
 
+        self._pid = _getpid()
+        self._reset_by: dict[int, object] = {}  # pid -> whose turn it is to forget, the first after a fork
         self._lock = threading.Lock()
-        self._idle: deque[tuple[C, float]] = deque()  # oldest first; leased from the right
-        self._inuse: dict[Lease[C], None] = {}
-        self._one_off: dict[Lease[C], None] = {}
+        self._size = plan.max_connections
+        self._tally = LeaseTally()
+        self._idle: deque[Lease[C]] = deque()  # ended leases, oldest first; leased from the right
+        self._inuse: dict[ref[Lease[C]], str | None] = {}  # -> where it was taken, if that is noted
+        self._one_off: dict[ref[Lease[C]], str | None] = {}
         self._waiters: OrderedDict[Lease[C], threading.Lock] = (
             OrderedDict()
         )  # longest first, each with its gate
+        self._fresh: set[Lease[C]] = set()  # of the waiters, those that want no idle connection
+        self._overdue: set[ref[Lease[C]]] = set()  # in use, aborted
+        self._reported: set[ref[Lease[C]]] = set()  # in use, said to be held for too long
+        self._leaky_sites: set[str | None] = set()
         self._retired = False
         self._stopped = False
+        self._choosy = False  # retired, or shrunk below what is in use: what comes back is not simply kept
 
         # Touched without the lock, by single deque operations only.
-        self._returns: deque[tuple[Lease[C], bool, float]] = deque()  # lease, reusable, returned at
-        self._doomed: deque[tuple[C, CloseReason]] = deque()  # to be closed
-        self._closed: deque[CloseReason] = (
-            deque()
-        )  # to be counted: a finalizer may not wait for counters.lock
+        self._kept: deque[Lease[C]] = deque()  # given back in good order
+        self._returns: deque[tuple[Lease[C], CloseReason | None]] = deque()  # given back otherwise
+        self._dropped: deque[ref[Lease[C]]] = deque()  # collected
+        self._doomed: deque[C] = deque()  # counted, to be closed
+        self._reports: deque[LeaseReport] = deque()
+        self._on_drop = _drop_callback(ref(self), self._dropped)
 
-        # Guarded by counters.lock.
-        self._second = 0  # the one that is being counted
-        self._acquires_now = 0
-        self._hits_now = 0
-        self._past: deque[tuple[int, int, int]] = deque()  # second, acquires, hits; the nine before at most
-
-    def acquire(self, timeout_s: float, *, by_deadline: bool = False) -> Lease[C]:
-        """A slot of the pool, with an idle connection if a live one is there. Blocks, first come first served.
+    def acquire(
+        self, timeout_s: float, *, by_deadline: bool = False, must_check: bool = False, fresh: bool = False
+    ) -> Lease[C]:
+        """A slot of the pool, with an idle connection if a usable one is there. Blocks, first come first served.
 
         Newest connection first; every expired or dead one met on the way is closed.
 
         Args:
             timeout_s: Longest wait; 0 or less: not at all.
             by_deadline: The wait was cut by the deadline of the call; a timeout is then counted as `deadline`.
+            must_check: Look whether the connection is alive however recently it was used: for a
+                request that may not be sent twice.
+            fresh: A slot without a connection, even if idle ones are there; one of them makes room if need be.
 
         Raises:
             LeaseTimeout: Nothing came free in time.
@@ -190,152 +223,240 @@ class LeasePool(Generic[C]):
             LeaseClosed: The pool is stopped, or was while waiting.
         """
         # One flat body: with `give_back` it is on every call's way, and a Python-level call costs a microsecond in
-        # situ. These two make three together with the liveness check.
-        started = self._clock()
+        # situ. These two are all there is of it unless the liveness check is due.
+        if _getpid() != self._pid:
+            self.forget_inherited()
+        now = self._clock()
         lease: Lease[C] = Lease()
         lease.conn = None
         lease.reused = lease.one_off = False
         lease.waited_s = lease.idle_since = 0.0
+        lease.taken_at = now
+        lease.uses = 1
+        lease.site = call_site() if self._notes_site else None
+        lease.token = token = ref(lease, self._on_drop)
         gate: threading.Lock | None = None
+        last: Lease[C] | None = None
+        kept = self._kept
         try:
             with self._lock:
-                if self._returns:
-                    self._take_back()
-                if self._idle:  # then nobody waits, and the pool is not stopped
-                    self._inuse[lease] = None
-                    lease.conn, lease.idle_since = self._idle.pop()
+                tally = self._tally
+                if now >= tally.turn_at:
+                    tally.turn(now)
+                if kept and not (fresh or self._waiters or self._choosy):
+                    last = kept.pop()  # nothing is newer: it need not see `_idle`
+                    try:
+                        del self._inuse[last.token]  # type: ignore[arg-type]
+                    except KeyError:  # had ended before
+                        last = None
+                    else:
+                        last.token = None
+                if last is None:
+                    if kept or self._returns or self._dropped:
+                        self._take_back()
+                    if self._idle and not fresh:  # then nobody waits, and the pool is not stopped
+                        last = self._idle.pop()
+                if last is not None:
+                    self._inuse[token] = lease.site
+                    lease.conn = last.conn
+                    lease.idle_since = last.idle_since
+                    lease.expires_at = last.expires_at
+                    lease.uses = last.uses + 1
+                    tally.hits += 1  # unless `_replace` finds otherwise
                 else:
-                    gate = self._slot_or_gate(lease, started, timeout_s)
-            if self._returns or self._doomed:
+                    gate = self._slot_or_gate(lease, timeout_s, fresh)
+            if self._doomed or self._returns or self._dropped or self._waiters or self._choosy:
                 self._settle()
             if gate is not None:
-                self._wait(lease, gate, started, timeout_s)
+                self._wait(lease, gate, timeout_s)
             if lease.conn is not None:
-                if started - lease.idle_since < self.plan.idle_timeout_s and self._is_alive(lease.conn):
+                idle_s = now - lease.idle_since
+                if now < lease.expires_at and (
+                    (idle_s < self._bypass_s and not must_check)
+                    or (idle_s < self._idle_timeout_s and self._is_alive(lease.conn))
+                ):
                     lease.reused = True
                 else:
-                    self._replace(lease, started)
-            counters = self._counters
-            with counters.lock:
-                if int(started) != self._second:
-                    self._roll(int(started))
-                self._acquires_now += 1
-                acquires = counters.acquires
-                if lease.reused:
-                    self._hits_now += 1
-                    acquires["hit"] = acquires.get("hit", 0) + 1
-                else:
-                    acquires["miss"] = acquires.get("miss", 0) + 1
-                if gate is None:
-                    counters.wait.counts[0] += 1  # observe(0.0), without the call
-                else:
-                    counters.wait.observe(lease.waited_s)
-            if self._closed:
-                self._count_closed()
+                    self._replace(lease, now)
             return lease
         except BaseException as error:
             with self._lock:
                 self._waiters.pop(lease, None)
+                self._fresh.discard(lease)
+                if isinstance(error, LeaseError):
+                    self._tally.failures += 1
+                    add(self._tally.failed, _result_of(error, by_deadline=by_deadline))
+                    self._tally.waits.append(error.waited_s)
             self.give_back(lease, reusable=False)  # nothing, unless it got as far as being in use
-            if isinstance(error, LeaseError):
-                self._count(_result_of(error, by_deadline=by_deadline), error.waited_s)
             raise
 
-    def give_back(self, lease: Lease[C], *, reusable: bool) -> None:
+    def give_back(self, lease: Lease[C], *, reusable: bool, reason: CloseReason = "error") -> None:
         """End *lease*; a second time nothing happens. Never blocks: may be called from a finalizer.
 
         Args:
             reusable: The connection stands between two answers. If False the
                 pool closes it; nothing to close when `lease.conn` is None.
+            reason: What a close that follows from `reusable=False` is counted as.
         """
         now = self._clock()
-        held = False
-        try:
-            # Not `held = self._lock.acquire(False)`: between the call and the store, CPython may raise an interrupt,
-            # and the lock would stay locked for good. map() is lazy, and unpacking it into the name is one step.
-            (held,) = map(self._lock.acquire, _DO_NOT_WAIT)
-            if held and reusable and lease in self._inuse and not (self._waiters or self._retired):
-                # The common case, in place; the next two lines cannot be interrupted in between.
-                del self._inuse[lease]
-                if lease.conn is not None:
-                    self._idle.append((lease.conn, now))
-            else:
-                self._returns.append((lease, reusable, now))
-        finally:
-            if held:
-                self._lock.release()
-        if self._returns or self._doomed:
+        if (
+            reusable
+            and now < lease.expires_at
+            and lease.uses < self._max_uses
+            and lease.conn is not None
+            and not lease.one_off
+        ):
+            lease.idle_since = now
+            self._kept.append(lease)
+            if self._waiters or self._choosy:
+                self._settle()
+        else:
+            over: CloseReason = "surplus" if lease.one_off else "lifetime"
+            self._returns.append((lease, over if reusable else reason))
             self._settle()
 
-    def give_back_quietly(self, lease: Lease[C]) -> None:
+    def give_back_quietly(self, lease: Lease[C], reason: CloseReason = "error") -> None:
         """End *lease* whose connection is closed already, or must be. Never blocks: may be called from a finalizer."""
-        self._returns.append((lease, False, self._clock()))
+        self._returns.append((lease, reason))
         self._settle()
 
-    def expire_idle(self, now: float | None = None) -> int:
-        """Close what has been idle for `idle_timeout`; how many that were. For housekeeping; also settles leftovers."""
+    def tend(self, now: float | None = None) -> int:
+        """Housekeeping; how many idle connections were closed.
+
+        Closes what has been idle or has lived for too long, and half of what is above
+        `max_idle`; aborts what is beyond its grace; notes leases held for too long (`reports`);
+        brings the counters up to date.
+        """
+        self._leave_parent()
         now = self._clock() if now is None else now
-        expired = 0
         with self._lock:
             self._take_back()
-            while self._idle and now - self._idle[0][1] >= self.plan.idle_timeout_s:
-                self._doomed.append((self._idle.popleft()[0], "idle"))
-                expired += 1
+            closed = self._purge(now)
+            self._look_after(now)
+            self._serve()
+            self._tally.tell(self._counters)
+        self._settle()
+        return closed
+
+    def want_idle(self) -> int:
+        """How many connections should be made now, to have `min_idle` of them idle; never more than there is room."""
+        if not self.plan.min_idle:
+            return 0
+        self._leave_parent()
+        with self._lock:
+            self._take_back()
+            room = self._size - len(self._inuse) - len(self._idle)
+            want = 0 if self._retired or self._waiters else min(self.plan.min_idle - len(self._idle), room)
+        self._settle()
+        return max(want, 0)
+
+    def offer(self, conn: C) -> bool:
+        """Take *conn*, made ahead of need, as an idle connection; False, and closed, if there is no use for it."""
+        self._leave_parent()
+        now = self._clock()
+        lease: Lease[C] = Lease()
+        lease.conn = conn
+        lease.token = None
+        lease.idle_since = lease.taken_at = now
+        lease.waited_s = 0.0
+        lease.reused = lease.one_off = False
+        lease.uses = 0
+        lease.site = None
+        self._begin_life(lease)
+        with self._lock:
+            self._take_back()
+            welcome = not self._retired and len(self._inuse) + len(self._idle) < self._size
+            if welcome:
+                self._idle.append(lease)
+                self._serve()
+            else:
+                self._doom(conn, "retired" if self._retired else "surplus")
+        self._settle()
+        return welcome
+
+    def resize(self, max_connections: int) -> None:
+        """Have at most *max_connections* from now on. Growing serves waiters; shrinking closes idle connections now
+        and those in use that are too many when they come back."""
+        self._leave_parent()
+        with self._lock:
+            self._take_back()
+            self._size = max_connections
+            while self._idle and len(self._inuse) + len(self._idle) > max_connections:
+                self._doom(self._idle.popleft().conn, "surplus")
+            self._weigh()
             self._serve()
         self._settle()
-        self._count_closed()
-        return expired
 
     def retire(self) -> None:
         """Keep nothing any more: idle connections are closed now, those in use when they come back.
 
         Still leases, to calls that hold the old snapshot.
         """
+        self._leave_parent()
         with self._lock:
-            self._retired = True
+            self._take_back()
+            self._retired = self._choosy = True
             self._doom_idle()
         self._settle()
 
     def stop(self) -> None:
         """Hard stop: no lease from now on, waiters leave with LeaseClosed, connections in use are aborted."""
+        self._leave_parent()
         with self._lock:
             self._take_back()
-            self._stopped = self._retired = True
+            self._stopped = self._retired = self._choosy = True
             self._doom_idle()
-            for lease in (*self._inuse, *self._one_off):
-                if lease.conn is not None:
-                    try:
-                        self._abort(lease.conn)
-                    except Exception:
-                        pass  # as good as aborted: the holder has closed it, or is about to
+            for token in (*self._inuse, *self._one_off):
+                self._abort_lease(token)
             while self._waiters:
                 self._waiters.popitem(last=False)[1].release()
+            self._fresh.clear()
+            self._tally.tell(self._counters)
         self._settle()
-        self._count_closed()
 
-    def forget_inherited(self, discard: Callable[[C], None]) -> None:
-        """In a forked child, where no other thread runs: give up every connection, they are the parent's.
+    def forget_inherited(self) -> None:
+        """In a forked child: give up every connection, they are the parent's, and the locks of its threads.
 
-        A lease that the forking thread held ends; giving it back later does nothing.
-
-        Args:
-            discard: Closes this process's copy of a connection without a word to the peer (Pitfall 26).
+        A lease that the forking thread held ends; giving it back later does nothing. Counts go on.
+        Size and flags stay. The first in a child does it; others that come at the same time wait for it.
         """
+        pid = _getpid()
+        me = object()
+        if self._reset_by.setdefault(pid, me) is not me:
+            while self._pid != pid:
+                time.sleep(0.001)
+            return
+        if self._pid == pid:  # done, since we looked
+            del self._reset_by[pid]
+            return
         self._lock = threading.Lock()  # whoever held the old one does not exist here
-        conns = [conn for conn, _ in (*self._idle, *self._doomed)]
-        held = (*self._inuse, *self._one_off, *(lease for lease, _, _ in self._returns))
-        conns += [lease.conn for lease in held if lease.conn is not None]
-        for collection in (
-            self._idle,
-            self._doomed,
+        held = [lease for token in (*self._inuse, *self._one_off) if (lease := token()) is not None]
+        held += [*self._idle, *self._kept, *(lease for lease, _ in self._returns)]
+        conns = {
+            id(conn): conn for conn in (*(lease.conn for lease in held), *self._doomed) if conn is not None
+        }
+        for lease in held:
+            lease.token = lease.conn = None
+        collections: Iterable[Any] = (
             self._inuse,
             self._one_off,
+            self._idle,
+            self._kept,
             self._returns,
+            self._dropped,
+            self._doomed,
             self._waiters,
-        ):
+            self._fresh,
+            self._overdue,
+            self._reported,
+        )
+        for collection in collections:
             collection.clear()
-        for conn in conns:
-            discard(conn)
+        for conn in conns.values():
+            self._discard(conn)
+        self._weigh()
+        self._pid = pid
+        del self._reset_by[pid]
 
     @property
     def retired(self) -> bool:
@@ -349,47 +470,62 @@ class LeasePool(Generic[C]):
 
     def view(self) -> PoolView:
         """How the pool stands; also brings the counters up to date. Takes the lock: not for finalizers."""
+        self._leave_parent()
         with self._lock:
             self._take_back()
             view = self._view()
+            self._tally.tell(self._counters)
         self._settle()
-        self._count_closed()
         return view
 
     def hit_rate(self, now: float | None = None) -> float | None:
         """Share of acquires in the last 10 s that got an idle connection; None when there were none."""
-        second = int(self._clock() if now is None else now)
-        with self._counters.lock:
-            if second > self._second:
-                self._roll(second)
-            acquires = self._acquires_now + sum(bucket[1] for bucket in self._past)
-            hits = self._hits_now + sum(bucket[2] for bucket in self._past)
-        return hits / acquires if acquires else None
+        self._leave_parent()
+        with self._lock:
+            rate = self._tally.hit_rate(self._clock() if now is None else now)
+        self._settle()
+        return rate
+
+    def reports(self) -> list[LeaseReport]:
+        """What has come up since the last time: leases leaked (each site once) or held for too long."""
+        found = []
+        while self._reports:
+            found.append(self._reports.popleft())
+        return found
 
     def __repr__(self) -> str:
         # Without the lock: a repr is what one asks for when something hangs.
         state = "stopped, " if self._stopped else "retired, " if self._retired else ""
         one_off = f" and {len(self._one_off)} one-off" if self._one_off else ""
+        kept = len(self._kept)
         return (
-            f"<LeasePool {state}{len(self._inuse)} in use{one_off}, {len(self._idle)} idle, "
-            f"{len(self._waiters)} waiting, max {self.plan.max_connections}>"
+            f"<LeasePool {state}{len(self._inuse) - kept} in use{one_off}, {len(self._idle) + kept} idle, "
+            f"{len(self._waiters)} waiting, max {self._size}>"
         )
 
     # With the lock held.
 
-    def _slot_or_gate(self, lease: Lease[C], started: float, timeout_s: float) -> threading.Lock | None:
-        """Put *lease* in use without a connection, or in the queue; then its gate. No idle connection is there."""
+    def _slot_or_gate(self, lease: Lease[C], timeout_s: float, fresh: bool) -> threading.Lock | None:
+        """Put *lease* in use without a connection, or in the queue; then its gate. No idle connection is wanted."""
         plan = self.plan
+        token = lease.token
+        assert token is not None
         if self._stopped:
             raise LeaseClosed("the pool is stopped", self._view(), waited_s=0.0)
-        if len(self._inuse) < plan.max_connections:
-            self._inuse[lease] = None
+        if self._idle and len(self._inuse) + len(self._idle) >= self._size:
+            self._doom(self._idle.popleft().conn, "surplus")  # makes room for a fresh one
+        if len(self._inuse) < self._size:
+            self._begin_life(lease)
+            self._inuse[token] = lease.site
+            self._tally.misses += 1
             return None
         if plan.when_full == "new":
+            self._begin_life(lease)
             lease.one_off = True
-            self._one_off[lease] = None
+            self._one_off[token] = lease.site
+            self._tally.misses += 1
             return None
-        waited_s = self._clock() - started
+        waited_s = self._clock() - lease.taken_at
         if plan.when_full == "reject":
             raise LeaseRejected("the pool is full", self._view(), waited_s=waited_s)
         if timeout_s <= 0:
@@ -402,43 +538,153 @@ class LeasePool(Generic[C]):
             )
         gate = threading.Lock()
         gate.acquire()
+        if fresh:
+            self._fresh.add(lease)
         self._waiters[lease] = gate
         return gate
 
     def _take_back(self) -> None:
-        """Process the returns; serve waiters with what came free."""
+        """Process what was given back or dropped; serve waiters with what came free."""
+        # The claim: only the first return of a lease finds it in use. An entry stays until it is done, so an
+        # interrupt in between repeats it instead of losing it.
+        while self._kept:
+            lease = self._kept[0]
+            token = lease.token
+            if token in self._inuse:
+                del self._inuse[token]  # None is never in there
+                lease.token = None
+                if self._reported:
+                    self._reported.discard(token)
+                if self._retired:
+                    self._doom(lease.conn, "retired")
+                elif len(self._inuse) + len(self._idle) >= self._size:
+                    self._doom(lease.conn, "surplus")
+                    self._weigh()
+                else:
+                    self._idle.append(lease)
+            self._kept.popleft()
+            if self._waiters:
+                self._serve()
         while self._returns:
-            lease, reusable, returned_at = self._returns[0]
-            conn = lease.conn
-            # The claim: only the first return of a lease finds it in use. The entry stays until it is done, so an
-            # interrupt in between repeats it instead of losing it.
-            if lease in self._inuse:
-                del self._inuse[lease]
-                if conn is not None and reusable and not self._retired:
-                    self._idle.append((conn, returned_at))
-                elif conn is not None:
-                    self._doomed.append((conn, "retired" if reusable else "error"))
-            elif lease in self._one_off:
-                del self._one_off[lease]
-                if conn is not None:
-                    self._doomed.append((conn, "surplus" if reusable else "error"))
+            lease, reason = self._returns[0]
+            token = lease.token
+            if token in self._inuse or token in self._one_off:
+                reason = "lifetime" if token in self._overdue else reason
+                self._ended(token, lease.conn, reason)
+                lease.token = None
             self._returns.popleft()
             if self._waiters:
                 self._serve()
+        while self._dropped:
+            token = self._dropped[0]
+            if token in self._inuse or token in self._one_off:
+                self._ended(token, None, "leaked")
+                add(self._tally.closed, "leaked")
+            self._dropped.popleft()
+            if self._waiters:
+                self._serve()
+
+    def _ended(self, token: ref[Lease[C]], conn: C | None, reason: CloseReason | None) -> None:
+        """Free the slot of *token*, whose connection is not kept."""
+        home = self._inuse if token in self._inuse else self._one_off
+        site = home.pop(token)
+        if conn is not None:
+            self._doom(conn, reason or "error")
+        if reason == "leaked" and site not in self._leaky_sites and len(self._leaky_sites) < 1000:
+            self._leaky_sites.add(site)
+            self._reports.append(LeaseReport(site, None))
+        self._overdue.discard(token)
+        self._reported.discard(token)
+        if self._choosy:
+            self._weigh()
 
     def _serve(self) -> None:
         """Hand what is free to those who have waited longest."""
-        while self._waiters and (self._idle or len(self._inuse) < self.plan.max_connections):
+        while self._waiters and (self._idle or len(self._inuse) < self._size):
             lease, gate = next(iter(self._waiters.items()))
-            if self._idle:
-                lease.conn, lease.idle_since = self._idle.pop()
-            self._inuse[lease] = None
+            token = lease.token
+            assert token is not None
+            if lease in self._fresh:
+                self._fresh.discard(lease)
+                if len(self._inuse) + len(self._idle) >= self._size:
+                    self._doom(self._idle.popleft().conn, "surplus")
+                self._begin_life(lease)
+                self._tally.misses += 1
+            elif self._idle:
+                _adopt(lease, self._idle.pop())
+                self._tally.hits += 1
+            else:
+                self._begin_life(lease)
+                self._tally.misses += 1
+            self._tally.waited += 1
+            self._inuse[token] = lease.site
             del self._waiters[lease]
             gate.release()
 
+    def _begin_life(self, lease: Lease[C]) -> None:
+        """The connection that *lease* is for will be new: draw how long it may live."""
+        lifetime_s = self.plan.max_lifetime_s
+        lease.uses = min(lease.uses, 1)
+        lease.expires_at = (
+            _NEVER
+            if lifetime_s is None
+            else self._clock() + lifetime_s * (1.0 - LIFETIME_JITTER * self._rng())
+        )
+
+    def _purge(self, now: float) -> int:
+        """Doom idle connections that are over, and half of what is above `max_idle`; how many."""
+        before = len(self._idle)
+        for _ in range(before):
+            lease = self._idle.popleft()
+            if now >= lease.expires_at:
+                self._doom(lease.conn, "lifetime")
+            elif now - lease.idle_since >= self._idle_timeout_s:
+                self._doom(lease.conn, "idle")
+            else:
+                self._idle.append(lease)
+        # By halves: after a burst most of it goes at once, and the rest while it is still not needed.
+        for _ in range((len(self._idle) - self.plan.max_idle + 1) // 2):
+            self._doom(self._idle.popleft().conn, "surplus")
+        return before - len(self._idle)
+
+    def _look_after(self, now: float) -> None:
+        """Abort what is in use beyond its lifetime and grace; note what is held for too long."""
+        grace_s, threshold_s = self.plan.max_lifetime_grace_s, self.plan.leak_detection_threshold_s
+        if grace_s is None and threshold_s is None:
+            return
+        for home in (self._inuse, self._one_off):
+            for token, site in home.items():
+                lease = token()
+                if lease is None:
+                    continue
+                if grace_s is not None and now >= lease.expires_at + grace_s and token not in self._overdue:
+                    self._overdue.add(token)
+                    self._abort_lease(token)
+                held_s = now - lease.taken_at
+                if threshold_s is not None and held_s >= threshold_s and token not in self._reported:
+                    self._reported.add(token)
+                    self._reports.append(LeaseReport(site, held_s))
+
+    def _abort_lease(self, token: ref[Lease[C]]) -> None:
+        lease = token()
+        if lease is not None and lease.conn is not None:
+            try:
+                self._abort(lease.conn)
+            except Exception:
+                pass  # as good as aborted: the holder has closed it, or is about to
+
+    def _doom(self, conn: C | None, reason: CloseReason) -> None:
+        """Count the close of *conn*, and leave it to whoever releases the lock."""
+        if conn is not None:
+            add(self._tally.closed, reason)
+            self._doomed.append(conn)
+
     def _doom_idle(self) -> None:
         while self._idle:
-            self._doomed.append((self._idle.popleft()[0], "retired"))
+            self._doom(self._idle.popleft().conn, "retired")
+
+    def _weigh(self) -> None:
+        self._choosy = self._retired or len(self._inuse) > self._size
 
     def _view(self) -> PoolView:
         return PoolView(
@@ -446,7 +692,7 @@ class LeasePool(Generic[C]):
             idle=len(self._idle),
             waiting=len(self._waiters),
             one_off=len(self._one_off),
-            max_connections=self.plan.max_connections,
+            max_connections=self._size,
             retired=self._retired,
             stopped=self._stopped,
         )
@@ -455,98 +701,114 @@ class LeasePool(Generic[C]):
 
     def _settle(self) -> None:
         """What whoever has released the lock owes the others: their returns, then the closes. Never blocks."""
-        while self._returns:
+        while self._returns or self._dropped or (self._kept and (self._waiters or self._choosy)):
             held = False
             try:
+                # Not `held = self._lock.acquire(False)`: between the call and the store, CPython may raise an
+                # interrupt, and the lock would stay locked for good. map() is lazy, and unpacking it into the
+                # name is one step.
                 (held,) = map(self._lock.acquire, _DO_NOT_WAIT)
                 if not held:
-                    return  # the holder looks at `_returns` after he has released it
+                    return  # the holder looks at these after he has released it
                 self._take_back()
             finally:
                 if held:
                     self._lock.release()
         while self._doomed:
             try:
-                conn, reason = self._doomed.popleft()
+                conn = self._doomed.popleft()
             except IndexError:  # another thread was faster
                 return
-            self._close_now(conn, reason)
+            try:
+                self._close(conn)
+            except Exception:
+                pass  # it is given up either way, and the call at hand has nothing to do with it
 
-    def _close_now(self, conn: C, reason: CloseReason) -> None:
-        self._closed.append(reason)
-        try:
-            self._close(conn)
-        except Exception:
-            pass  # it is given up either way, and the call at hand has nothing to do with it
-
-    def _wait(self, lease: Lease[C], gate: threading.Lock, started: float, timeout_s: float) -> None:
+    def _wait(self, lease: Lease[C], gate: threading.Lock, timeout_s: float) -> None:
         """Until *lease* was put in use by somebody who gave back. Blocks."""
+        started = lease.taken_at
         left_s = started + timeout_s - self._clock()
         opened = gate.acquire(timeout=min(max(left_s, 0.0), threading.TIMEOUT_MAX))
-        with self._lock:
-            # Handed over in the last moment: then it is ours, in spite of the clock.
-            gave_up = not opened and self._waiters.pop(lease, None) is not None
-            closed = not gave_up and lease not in self._inuse
-            view = self._view() if gave_up or closed else None
-        if self._returns:
+        view = None
+        gave_up = False
+        if not opened or lease.token not in self._inuse:
+            with self._lock:
+                # Handed over in the last moment: then it is ours, in spite of the clock.
+                gave_up = not opened and self._waiters.pop(lease, None) is not None
+                self._fresh.discard(lease)
+                if gave_up or lease.token not in self._inuse:
+                    view = self._view()
             self._settle()
-        lease.waited_s = waited_s = self._clock() - started
+        lease.taken_at = self._clock()
+        lease.waited_s = waited_s = lease.taken_at - started
         if view is not None:
-            if closed:
+            if not gave_up:
                 raise LeaseClosed("the pool was stopped", view, waited_s=waited_s)
             raise LeaseTimeout("no connection came free in time", view, waited_s=waited_s)
+        waits = self._tally.waits
+        waits.append(waited_s)
+        if len(waits) > _MANY_WAITS:  # nobody keeps house
+            with self._lock:
+                self._tally.tell(self._counters)
+            self._settle()
 
     def _replace(self, lease: Lease[C], now: float) -> None:
         """Close the connection of *lease*, found expired or dead; take the next idle one that is neither, or none."""
-        while True:
-            conn = lease.conn
-            if conn is None:
-                return
-            expired = now - lease.idle_since >= self.plan.idle_timeout_s
-            lease.conn = None
-            self._close_now(conn, "idle" if expired else "dead")
+        while lease.conn is not None:
+            conn, lease.conn = lease.conn, None
+            reason: CloseReason = (
+                "lifetime"
+                if now >= lease.expires_at
+                else "idle"
+                if now - lease.idle_since >= self._idle_timeout_s
+                else "dead"
+            )
             with self._lock:
-                # The slot of the connection just closed is kept; taking an idle one as well makes one slot free,
+                self._doom(conn, reason)
+                if self._kept or self._returns or self._dropped:
+                    self._take_back()
+                # The slot of the connection given up is kept; taking an idle one as well makes one slot free,
                 # for which nobody waits while an idle one is there.
                 if self._idle:
-                    lease.conn, lease.idle_since = self._idle.pop()
-            if self._returns:
-                self._settle()
+                    _adopt(lease, self._idle.pop())
+                else:
+                    self._begin_life(lease)
+                    self._tally.hits -= 1
+                    self._tally.misses += 1
+            self._settle()
             # Each connection is probed once: a second look at one that was dead for one stray byte finds it silent.
-            unexpired = now - lease.idle_since < self.plan.idle_timeout_s
-            if lease.conn is not None and unexpired and self._is_alive(lease.conn):
+            if (
+                lease.conn is not None
+                and now < lease.expires_at
+                and now - lease.idle_since < self._idle_timeout_s
+                and self._is_alive(lease.conn)
+            ):
                 lease.reused = True
                 return
 
-    def _count(self, result: str, waited_s: float) -> None:
-        """An acquire that ended without a lease."""
-        second = int(self._clock())
-        with self._counters.lock:
-            if second != self._second:
-                self._roll(second)
-            self._acquires_now += 1
-            add(self._counters.acquires, result)
-            self._counters.wait.observe(waited_s)
+    def _leave_parent(self) -> None:
+        if _getpid() != self._pid:
+            self.forget_inherited()
 
-    def _count_closed(self) -> None:
-        with self._counters.lock:
-            while self._closed:
-                try:
-                    reason = self._closed.popleft()
-                except IndexError:  # a counters object without a real lock
-                    return
-                add(self._counters.closed, reason)
 
-    def _roll(self, second: int) -> None:
-        """Go on to count *second*; forget those out of the window. counters.lock is held."""
-        if second < self._second:
-            return  # read the clock earlier and came later: counted with those of now
-        if self._acquires_now:
-            self._past.append((self._second, self._acquires_now, self._hits_now))
-        while self._past and self._past[0][0] <= second - HIT_RATE_WINDOW_S:
-            self._past.popleft()
-        self._second = second
-        self._acquires_now = self._hits_now = 0
+def _adopt(lease: Lease[C], last: Lease[C]) -> None:
+    """Give *lease* the connection of *last*, which has ended."""
+    lease.conn = last.conn
+    lease.idle_since = last.idle_since
+    lease.expires_at = last.expires_at
+    lease.uses = last.uses + 1
+
+
+def _drop_callback(pool: ref[LeasePool[C]], dropped: deque[ref[Lease[C]]]) -> Callable[[ref[Lease[C]]], None]:
+    """What is called when a lease in use is collected. Takes no lock: it may run inside the pool's own code."""
+
+    def on_drop(token: ref[Lease[C]]) -> None:
+        dropped.append(token)
+        owner = pool()
+        if owner is not None:
+            owner._settle()
+
+    return on_drop
 
 
 def _result_of(error: LeaseError, *, by_deadline: bool) -> str:

@@ -17,10 +17,22 @@ from urllib3.exceptions import (
 )
 from urllib3.response import HTTPResponse
 
+from headrace.policy.plan import KeepalivePlan
 from headrace.transport.attempt import current_attempt
 
 if TYPE_CHECKING:
-    from headrace.transport.lease import Lease, LeasePool
+    from headrace.transport.lease import CloseReason, Lease, LeasePool
+
+
+class GovernedResponse(HTTPResponse):
+    """urllib3's response, which tells its connection when it was dropped rather than closed."""
+
+    def close(self) -> None:
+        """Close the body and the connection, read or not."""
+        # io's finalizer sets this on what it is about to close (iobase_finalize in CPython's iobase.c).
+        if "_finalizing" in self.__dict__ and isinstance(self._connection, GovernedHTTPConnection):
+            self._connection.ends_as = "leaked"
+        super().close()
 
 
 class GovernedHTTPConnection(HTTPConnection):
@@ -32,6 +44,7 @@ class GovernedHTTPConnection(HTTPConnection):
 
     lease: Lease[Any] | None = None
     leases: LeasePool[Any] | None = None
+    ends_as: CloseReason = "error"
     _reading_head = False
 
     def connect(self) -> None:
@@ -65,6 +78,8 @@ class GovernedHTTPConnection(HTTPConnection):
         attempt = current_attempt.get()
         if attempt is not None and attempt.streamed and sock is not None:
             sock.settimeout(attempt.read_s)
+        # urllib3 makes the response itself and has no hook for its class; the layout is the same.
+        response.__class__ = GovernedResponse
         return response
 
     def close(self) -> None:
@@ -74,12 +89,32 @@ class GovernedHTTPConnection(HTTPConnection):
             return
         lease, leases = self.lease, self.leases
         if lease is not None and leases is not None:
-            leases.give_back_quietly(lease)
+            leases.give_back_quietly(lease, self.ends_as)
             self.lease = None  # only now: an interrupt in between may repeat this, and must not lose the slot
 
 
 class GovernedHTTPSConnection(GovernedHTTPConnection, HTTPSConnection):
     """The same over TLS; the context is the shared one of the TLS policy."""
+
+
+_KEEPALIVE = (  # the option is named differently on macOS; a system without one keeps its default
+    ("idle_s", getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))),
+    ("interval_s", getattr(socket, "TCP_KEEPINTVL", None)),
+    ("count", getattr(socket, "TCP_KEEPCNT", None)),
+)
+
+
+def socket_options(keepalive: KeepalivePlan | None) -> list[tuple[int, int, int]]:
+    """Options of every socket of a pool: no delay, as urllib3 has it, and the kernel's probes."""
+    options: list[tuple[int, int, int]] = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+    if keepalive is not None:
+        options.append((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1))
+        options += [
+            (socket.IPPROTO_TCP, option, round(getattr(keepalive, name)))
+            for name, option in _KEEPALIVE
+            if option is not None
+        ]
+    return options
 
 
 def _open_socket(conn: HTTPConnection) -> socket.socket:

@@ -24,7 +24,11 @@ from headrace.transport.attempt import current_attempt
 from headrace.transport.lease import LeaseClosed, LeasePool, LeaseRejected, LeaseTimeout
 from headrace.transport.liveness import is_alive
 from headrace.transport.tls import context_for
-from headrace.transport.urllib3_connection import GovernedHTTPConnection, GovernedHTTPSConnection
+from headrace.transport.urllib3_connection import (
+    GovernedHTTPConnection,
+    GovernedHTTPSConnection,
+    socket_options,
+)
 
 
 class _Flag:
@@ -56,6 +60,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
     QueueCls = _Flag  # type: ignore[assignment]
     leases: LeasePool[GovernedHTTPConnection]
     acquire_s: float
+    connect_s: float
 
     def _new_conn(self) -> GovernedHTTPConnection:
         # Not stock's: that one hands the pool's own TLS fields to the connection, and requests' cert_verify
@@ -92,7 +97,12 @@ class GovernedHTTPPool(HTTPConnectionPool):
         # The connection keeps the lease that is over: giving it back again does nothing, whereas an interrupt after
         # it was taken off the connection would lose the slot.
         if conn.lease is not None:
-            self.leases.give_back(conn.lease, reusable=_is_between_answers(conn))
+            # No socket: the answer is read, and the peer had said that it would be the last one.
+            self.leases.give_back(
+                conn.lease,
+                reusable=_is_between_answers(conn),
+                reason="dead" if conn.sock is None else "error",
+            )
 
     def urlopen(
         self,
@@ -109,6 +119,21 @@ class GovernedHTTPPool(HTTPConnectionPool):
             headers = with_defaults(self.headers if headers is None else headers, attempt.headers)
         return super().urlopen(method, url, body, headers, *args, **kw)
 
+    def open_idle(self) -> None:
+        """Make one connection, TLS included, ahead of need. Blocks for `connect_s` at most, and for name look-up.
+
+        Raises:
+            HTTPError, OSError: It did not come about.
+        """
+        conn = self._new_conn()
+        conn.timeout = self.connect_s
+        try:
+            conn.connect()
+        except BaseException:
+            conn.close()
+            raise
+        self.leases.offer(conn)
+
     def close(self) -> None:
         """Refuse new leases, close what is idle; connections in use are closed when they come back."""
         self.pool = None
@@ -116,7 +141,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
 
     def forget_inherited(self) -> None:
         """In a forked child: give up the connections, which are the parent's, without a word to the peer."""
-        self.leases.forget_inherited(_discard)
+        self.leases.forget_inherited()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.scheme}://{self.host}:{self.port} {self.leases!r}>"
@@ -158,21 +183,30 @@ def build_pool(plan: UpstreamPlan, counters: UpstreamCounters) -> GovernedHTTPPo
         TlsError: The TLS files of the plan cannot be loaded.
     """
     leases: LeasePool[GovernedHTTPConnection] = LeasePool(
-        plan.pool, counters, clock=time.monotonic, is_alive=_is_alive, close=_close, abort=_abort
+        plan.pool,
+        counters,
+        clock=time.monotonic,
+        is_alive=_is_alive,
+        close=_close,
+        abort=_abort,
+        discard=_discard,
     )
     origin = plan.base.origin
+    options = socket_options(plan.pool.tcp_keepalive)
     pool: GovernedHTTPPool
     if plan.tls is None:
-        pool = GovernedHTTPPool(origin.host, origin.port)
+        pool = GovernedHTTPPool(origin.host, origin.port, socket_options=options)
     else:
         pool = GovernedHTTPSPool(
             origin.host,
             origin.port,
             ssl_context=context_for(plan.tls),
             server_hostname=plan.tls.server_name,
+            socket_options=options,
         )
     pool.leases = leases
     pool.acquire_s = plan.timeouts.acquire_s
+    pool.connect_s = plan.timeouts.connect_s
     return pool
 
 

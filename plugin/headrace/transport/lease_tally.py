@@ -1,0 +1,90 @@
+"""What a pool counts while it holds its own lock anyway, told to the upstream's counters now and then.
+
+A second lock on every checkout would be a tenth of its cost. Exact all the same:
+every number changes under the pool's lock (`waits` by single deque operations),
+and whoever reads the counters asks the pool first (`LeasePool.view`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from headrace.policy.counters import UpstreamCounters, add
+
+HIT_RATE_WINDOW_S = 10
+
+
+class LeaseTally:
+    """Totals of one pool. Guarded by the pool's lock.
+
+    Attributes:
+        hits, misses: Leases with an idle connection, and without.
+        waited: Of both, those that had to wait; each appends to `waits` once it runs again.
+        failures: Acquires that ended without a lease.
+        failed, closed: The same by result, and connections given up by reason; not told yet.
+        waits: Seconds waited, of waiters and of those that failed; not told yet.
+        turn_at: When a new second begins, on the pool's clock: `turn()` is due.
+    """
+
+    __slots__ = (
+        "_marks",
+        "_told",
+        "closed",
+        "failed",
+        "failures",
+        "hits",
+        "misses",
+        "turn_at",
+        "waited",
+        "waits",
+    )
+
+    def __init__(self) -> None:
+        self.hits = self.misses = self.waited = self.failures = 0
+        self.failed: dict[str, int] = {}
+        self.closed: dict[str, int] = {}
+        self.waits: deque[float] = deque()
+        self.turn_at = 0.0
+        self._told = (0, 0, 0)
+        self._marks: deque[tuple[int, int, int]] = (
+            deque()
+        )  # second, hits and acquires before it; oldest first
+
+    def turn(self, now: float) -> None:
+        """Remember where the counts stand at the first acquire of a second."""
+        second = int(now)
+        self.turn_at = second + 1.0
+        self._marks.append((second, self.hits, self._acquires()))
+        self._forget(second)
+
+    def hit_rate(self, now: float) -> float | None:
+        """Share of acquires in the last 10 s that got an idle connection; None when there were none."""
+        self._forget(int(now))
+        if not self._marks:
+            return None
+        _, hits, acquires = self._marks[0]
+        made = self._acquires() - acquires
+        return (self.hits - hits) / made if made else None
+
+    def tell(self, counters: UpstreamCounters) -> None:
+        """Add what is new to *counters*. Takes their lock, which is a leaf."""
+        hits, misses, waited = self._told
+        self._told = self.hits, self.misses, self.waited
+        with counters.lock:
+            for result, amount in (("hit", self.hits - hits), ("miss", self.misses - misses)):
+                if amount:
+                    add(counters.acquires, result, amount)
+            counters.wait.counts[0] += self.hits + self.misses - self.waited - (hits + misses - waited)
+            for totals, told in ((self.failed, counters.acquires), (self.closed, counters.closed)):
+                for word, amount in totals.items():
+                    add(told, word, amount)
+                totals.clear()
+            while self.waits:
+                counters.wait.observe(self.waits.popleft())
+
+    def _acquires(self) -> int:
+        return self.hits + self.misses + self.failures
+
+    def _forget(self, second: int) -> None:
+        while self._marks and self._marks[0][0] <= second - HIT_RATE_WINDOW_S:
+            self._marks.popleft()
