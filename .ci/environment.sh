@@ -24,6 +24,21 @@ apt_install() {
     { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$@"; } >&2
 }
 
+# offer_program PROGRAM PACKAGE: sees to a program that some tests use. Without it they are skipped, or fail where CI=true.
+offer_program() {
+    PATH=$PATH:/usr/local/sbin:/usr/sbin command -v "$1" >/dev/null && return
+    (
+        # Debian starts a server that it installs, unless this file forbids it: the tests run their own.
+        policy=/usr/sbin/policy-rc.d
+        if [ "$(id -u)" = 0 ] && [ ! -e $policy ]; then
+            trap 'rm -f $policy' EXIT
+            printf '#!/bin/sh\nexit 101\n' >$policy
+            chmod 755 $policy
+        fi
+        apt_install "$2"
+    ) || say "$1 is not there; tests that need it are skipped. On Debian and Ubuntu: apt-get install $2"
+}
+
 # default_python: $PYTHON, else the first of python3, python3.14 … python3.11 that is new enough.
 default_python() {
     if [ -n "${PYTHON:-}" ]; then

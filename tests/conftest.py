@@ -19,7 +19,8 @@ def require_program() -> Callable[[str], str]:
     """Answers a program's path; without it the test is skipped, and fails where CI=true (nothing is left out there)."""
 
     def require(name: str) -> str:
-        path = shutil.which(name)
+        # Servers are in sbin, which is not on everybody's PATH.
+        path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin")
         if path is not None:
             return path
         text = f"the program {name!r} is not installed"
