@@ -117,7 +117,7 @@ def test_a_redirect_to_another_upstream_of_the_file_is_governed_by_that_ones_rul
 
 def test_urlopen_returns_urllib3s_response_with_the_record(tmp_path: Path) -> None:
     with FaultServer() as server, running(tmp_path, rules(server.url, FAST)) as hr:
-        server.next(Answer(503), Break("request"))
+        server.next(Answer(503, close=True), Break("request"))
 
         response = hr.upstream("billing").urlopen("GET", "/a", headers={"X-Mine": "1"})
 

@@ -70,7 +70,7 @@ def test_connections_are_shared_by_all_sessions_of_the_process(tmp_path: Path) -
 
 def test_a_failed_get_is_retried_and_the_record_tells_the_story(tmp_path: Path) -> None:
     with FaultServer() as server, running(tmp_path, rules(server.url, FAST)) as hr:
-        server.next(Answer(503), Break("request"))
+        server.next(Answer(503, close=True), Break("request"))
 
         response = requests.get(server.url)
 

@@ -192,7 +192,7 @@ def assert_governed(get: Callable[[str], Any], upstream: FaultServer) -> None:
     answer = get("/invoices/7")
     assert (answer.status_code, answer.json()) == (200, {"invoice": 7})
     assert upstream.requests[-1].header("X-Request-ID") == answer.headers["X-Request-ID"]
-    upstream.next(*[Break()] * 3)
+    upstream.next(*[Break()] * 4)  # the first on a pooled connection: resent
     answer = get("/invoices/7")
     assert (answer.status_code, answer.headers["Content-Type"]) == (502, "application/problem+json")
 
@@ -221,7 +221,7 @@ def test_flask_wiring_and_a_status_route(folder: Path, upstream: FaultServer) ->
     try:
         answer = client.get("/invoices/7")
         assert answer.json == {"invoice": 7}
-        upstream.next(*[Break()] * 3)
+        upstream.next(*[Break()] * 4)  # the first on a pooled connection: resent
         answer = client.get("/invoices/7")
         assert (answer.status_code, answer.content_type) == (502, "application/problem+json")
         status = client.get("/upstreams").json
@@ -287,7 +287,7 @@ def test_django_wiring(folder: Path, upstream: FaultServer) -> None:
         f"urlpatterns = [path('', lambda request: HttpResponse(requests.get({upstream.url!r}).text))]\n"
     )
     (folder / "main.py").write_text(DJANGO)
-    upstream.next(Answer(body=b"fine"), *[Break()] * 3)
+    upstream.next(Answer(body=b"fine"), *[Break()] * 4)  # the first on a pooled connection: resent
 
     first, second = json.loads(python("main.py", folder))
 

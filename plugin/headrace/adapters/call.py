@@ -24,12 +24,13 @@ from headrace.errors import UpstreamError
 from headrace.policy.exchange import EndReason, Exchange, Finish, Refuse, Send
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import TimeoutPlan
+from headrace.policy.retry import is_resendable
 from headrace.runtime.inbound import inbound_var
 from headrace.runtime.record import Record, tally
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.faults import fault_of
-from headrace.transport.lease import LeaseClosed, LeaseRejected, LeaseTimeout
+from headrace.transport.lease import Lease, LeaseClosed, LeaseRejected, LeaseTimeout
 
 KEEP_BYTES = 64 * 1024
 """How much of a failed answer is read to keep it and its connection; a larger one is closed (DESIGN §4.1)."""
@@ -46,7 +47,9 @@ class Surface(Protocol[T]):
     twins: Twins
 
     def send(self, number: int, timeout: Timeout) -> T:
-        """Make attempt *number* (from 1). Blocks; a buffered answer has been read to its end.
+        """Send for the *number*-th time (from 1; above 1 the body has been read before). Blocks.
+
+        A buffered answer has been read to its end.
 
         Raises whatever the library raises.
         """
@@ -71,10 +74,12 @@ class Call(Generic[T]):
     """
 
     __slots__ = (
+        "_answered",
         "_exchange",
         "_headers",
         "_may_wait",
         "_message",
+        "_repeatable",
         "_streamed",
         "_surface",
         "_timeouts",
@@ -102,6 +107,8 @@ class Call(Generic[T]):
         self._message = message
         self._streamed = streamed
         self._timeouts = timeouts
+        self._repeatable = replayable and method in plan.retry.methods
+        self._answered = False
         # On the thread of a running event loop any wait stalls the loop, and whoever holds the connection that
         # we wait for may need that loop to give it back.
         self._may_wait = _get_running_loop() is None
@@ -172,9 +179,35 @@ class Call(Generic[T]):
         if deadline_at is not None and by_deadline:
             patience_s = deadline_at - started
         try:
-            lease = leases.acquire(patience_s, by_deadline=by_deadline)
+            lease = leases.acquire(patience_s, by_deadline=by_deadline, must_check=not self._repeatable)
         except (LeaseTimeout, LeaseRejected, LeaseClosed) as error:
             return self._no_lease(error, started)
+        outcome = self._attempt(send, lease, started)
+        if outcome.fault is not None and is_resendable(
+            outcome, reused=lease.reused, answered=self._answered, repeatable=self._repeatable
+        ):
+            return self._resend(send, outcome)
+        return outcome
+
+    def _resend(self, send: Send, failed: Outcome) -> Outcome:
+        """The attempt once more over a fresh connection, within what it has left; *failed* if there is none."""
+        now = time.monotonic()
+        left_s = failed.started_s + failed.wait_s + send.timeout_s - now
+        if left_s <= _SHORTEST_S:
+            return failed
+        try:
+            lease = self._upstream.state.pool.leases.acquire(0.0, fresh=True)
+        except (LeaseTimeout, LeaseRejected, LeaseClosed):
+            return failed  # somebody else took the slot: a retry can wait for one, this cannot
+        outcome = self._attempt(Send(send.attempt, left_s), lease, now, is_resend=True)
+        outcome.started_s, outcome.wait_s, outcome.resent = failed.started_s, failed.wait_s, True
+        outcome.duration_s += now - failed.started_s - failed.wait_s
+        return outcome
+
+    def _attempt(self, send: Send, lease: Lease[Any], started: float, *, is_resend: bool = False) -> Outcome:
+        leases = self._upstream.state.pool.leases
+        deadline_at = self._exchange.deadline_at
+        timeouts = self._timeouts
         try:
             leased = time.monotonic()
             # Only now: without a lease the answer kept from before is the caller's.
@@ -198,10 +231,12 @@ class Call(Generic[T]):
             try:
                 current_attempt.set(attempt)
                 answer = self._surface.send(
-                    send.attempt, Timeout(total=limit_s, connect=timeouts.connect_s, read=timeouts.read_s)
+                    send.attempt + is_resend,
+                    Timeout(total=limit_s, connect=timeouts.connect_s, read=timeouts.read_s),
                 )
             except Exception as error:
                 self.error = error
+                self._answered = attempt.answered
                 fault, cut = fault_of(error, attempt.phase)
             else:
                 self.answer = answer

@@ -49,6 +49,8 @@ class Outcome:
         connect_s: Seconds spent connecting (TCP + TLS), or None on a reused connection.
         duration_s: Seconds of the attempt itself, after the wait.
         retry_after_s: The answer's `Retry-After` in seconds from now, or None.
+        resent: The pooled connection had died unnoticed, and the request went out a second
+            time over a fresh one.
     """
 
     fault: Fault | None = None
@@ -60,6 +62,7 @@ class Outcome:
     connect_s: float | None = None
     duration_s: float = 0.0
     retry_after_s: float | None = None
+    resent: bool = False
 
     @property
     def label(self) -> str:

@@ -47,6 +47,21 @@ def classify(outcome: Outcome, plan: RetryPlan, *, method: str, replayable: bool
     return Retriability.RETRIABLE
 
 
+def is_resendable(outcome: Outcome, *, reused: bool, answered: bool, repeatable: bool) -> bool:
+    """Whether a failed send is repeated at once on a fresh connection, as if it had not happened.
+
+    A pooled connection that the peer closed meanwhile looks like this: reset, and not a
+    byte of an answer. That is no attempt and costs no budget (RFC 9110 §9.2.2 allows it
+    for what may be repeated; DESIGN §4.1).
+
+    Args:
+        reused: The connection had carried a request before.
+        answered: A status line had arrived.
+        repeatable: The method is one of `retry.methods`, and the body can be sent again.
+    """
+    return outcome.fault is Fault.RESET and reused and not answered and repeatable
+
+
 def backoff_s(plan: BackoffPlan, n: int, rng: Callable[[], float]) -> float:
     """Pause before retry *n* (1, 2, …): U(0, min(max, base · multiplier^(n-1))), seconds.
 

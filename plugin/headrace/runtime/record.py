@@ -22,6 +22,7 @@ class AttemptRecord:
         duration_s: The attempt itself, after the wait.
         outcome: `2xx` … `5xx`, or the fault.
         verdict: What the circuit was told: success, failure or ignored.
+        resent: It was sent twice: the pooled connection had died unnoticed.
     """
 
     started_s: float
@@ -31,6 +32,7 @@ class AttemptRecord:
     outcome: str
     status: int | None
     verdict: str
+    resent: bool
 
 
 @dataclass(slots=True)
@@ -65,6 +67,7 @@ class Record:
                 outcome=outcome.label,
                 status=outcome.status,
                 verdict=verdict.value,
+                resent=outcome.resent,
             )
             for outcome, verdict in zip(self._outcomes, self._verdicts, strict=True)
         )
@@ -74,6 +77,8 @@ class Record:
         lines = []
         for number, one in enumerate(self.attempts, 1):
             connect = "reused connection" if one.connect_s is None else f"connected in {one.connect_s:.3f} s"
+            if one.resent:
+                connect += ", resent over it: the pooled one was dead"
             what = str(one.status) if one.status is not None else one.outcome
             lines.append(
                 f'headrace: upstream "{self.upstream}" attempt {number}: {what} after {one.duration_s:.3f} s '

@@ -26,6 +26,7 @@ class Attempt:
         streamed: The caller reads the body itself, after the attempt.
         phase: How far it got; "sent" from the moment a byte may have left.
         connect_took_s: Seconds for TCP and TLS, or None on a reused connection.
+        answered: The status line of an answer has arrived.
     """
 
     pool: Any
@@ -37,6 +38,7 @@ class Attempt:
     streamed: bool
     phase: Phase = field(default="lease")
     connect_took_s: float | None = None
+    answered: bool = False
 
 
 current_attempt: ContextVar[Attempt | None] = ContextVar("headrace_attempt", default=None)

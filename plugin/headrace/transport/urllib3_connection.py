@@ -6,6 +6,7 @@ import errno
 import socket
 import sys
 import time
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -71,13 +72,19 @@ class GovernedHTTPConnection(HTTPConnection):
         # http.client closes a connection that will not be kept alive as soon as the head is read, while the
         # body is still to come over the same socket: the slot stays taken until the body has ended.
         self._reading_head = True
+        attempt = current_attempt.get()
         try:
             response = super().getresponse()
+        except Exception as error:
+            if attempt is not None:
+                attempt.answered = not _waited_for_status_line(error.__traceback__)
+            raise
         finally:
             self._reading_head = False
-        attempt = current_attempt.get()
-        if attempt is not None and attempt.streamed and sock is not None:
-            sock.settimeout(attempt.read_s)
+        if attempt is not None:
+            attempt.answered = True
+            if attempt.streamed and sock is not None:
+                sock.settimeout(attempt.read_s)
         # urllib3 makes the response itself and has no hook for its class; the layout is the same.
         response.__class__ = GovernedResponse
         return response
@@ -95,6 +102,15 @@ class GovernedHTTPConnection(HTTPConnection):
 
 class GovernedHTTPSConnection(GovernedHTTPConnection, HTTPSConnection):
     """The same over TLS; the context is the shared one of the TLS policy."""
+
+
+def _waited_for_status_line(trace: TracebackType | None) -> bool:
+    """Whether http.client failed before it had a status line; it leaves no other sign of that."""
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name == "_read_status":
+            return True
+        trace = trace.tb_next
+    return False
 
 
 _KEEPALIVE = (  # the option is named differently on macOS; a system without one keeps its default
