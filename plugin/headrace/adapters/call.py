@@ -82,6 +82,7 @@ class Call(Generic[T]):
         "_repeatable",
         "_streamed",
         "_surface",
+        "_suspects_idle",
         "_timeouts",
         "_upstream",
         "answer",
@@ -108,7 +109,7 @@ class Call(Generic[T]):
         self._streamed = streamed
         self._timeouts = timeouts
         self._repeatable = replayable and method in plan.retry.methods
-        self._answered = False
+        self._answered = self._suspects_idle = False
         # On the thread of a running event loop any wait stalls the loop, and whoever holds the connection that
         # we wait for may need that loop to give it back.
         self._may_wait = _get_running_loop() is None
@@ -179,14 +180,23 @@ class Call(Generic[T]):
         if deadline_at is not None and by_deadline:
             patience_s = deadline_at - started
         try:
-            lease = leases.acquire(patience_s, by_deadline=by_deadline, must_check=not self._repeatable)
+            lease = leases.acquire(
+                patience_s,
+                by_deadline=by_deadline,
+                must_check=not self._repeatable,
+                fresh=self._suspects_idle,
+            )
         except (LeaseTimeout, LeaseRejected, LeaseClosed) as error:
             return self._no_lease(error, started)
         outcome = self._attempt(send, lease, started)
-        if outcome.fault is not None and is_resendable(
-            outcome, reused=lease.reused, answered=self._answered, repeatable=self._repeatable
-        ):
-            return self._resend(send, outcome)
+        if outcome.fault is not None:
+            if is_resendable(
+                outcome, reused=lease.reused, answered=self._answered, repeatable=self._repeatable
+            ):
+                return self._resend(send, outcome)
+            # What has silently dropped this connection (a NAT) has dropped its idle neighbours, too: each of them
+            # would cost the next attempt its whole timeout (Pitfall 18).
+            self._suspects_idle = lease.reused and not self._answered
         return outcome
 
     def _resend(self, send: Send, failed: Outcome) -> Outcome:
