@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 from headrace.adapters import install
 from headrace.adapters.handles import Handle, governed_session, stock_pools
+from headrace.adapters.routing import reached
 from headrace.config import load, mode_override
 from headrace.errors import ConfigError, HeadraceError
 from headrace.observe.events import HeadraceStarted, HeadraceStopped, ModeOverridden
@@ -248,7 +249,7 @@ class Headrace:
 
     def _find(self, request: Any) -> Upstream | None:
         found = self._snapshot_of_call().routes.match_url(request.url or "")
-        return None if found is None else found[1]
+        return None if found is None else reached(found)
 
     def _resolve(self, name: str) -> Upstream:
         # Flat, and asked for by every call of a handle.
@@ -309,6 +310,7 @@ class Headrace:
             retries, denied = dict(counters.retries), dict(counters.retries_denied)
             acquires, closed = dict(counters.acquires), dict(counters.closed)
             observed, refused = dict(counters.observed), counters.refused
+            delegated = counters.retries_delegated
         return {
             "mode": upstream.mode,
             "pool": {
@@ -329,7 +331,12 @@ class Headrace:
                 "retry_after": circuit.retry_after_s,
                 "refused": refused,
             },
-            "retry": {"budget_tokens": reading.budget_tokens, "retries": retries, "denied": denied},
+            "retry": {
+                "budget_tokens": reading.budget_tokens,
+                "retries": retries,
+                "denied": denied,
+                "delegated": delegated,
+            },
             "requests": requests,
             "attempts": attempts,
             "observed": observed,

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import requests
+import urllib3
 from prometheus_client import REGISTRY
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
@@ -427,6 +428,15 @@ def test_error_table_has_every_class_with_its_family() -> None:
 def test_words_of_retry_on_are_explained() -> None:
     text = README.read_text("utf-8")
     assert [word for word in FAULT_WORDS if f"`{word}`" not in text] == []
+
+
+@shows("urllib3 and what is built on it/1")
+def test_urllib3_is_governed_as_shown(folder: Path, upstream: FaultServer) -> None:
+    write(folder, "upstreams.yaml", "urllib3 and what is built on it/1", upstream)
+    with headrace.install("upstreams.yaml"), urllib3.PoolManager() as manager:
+        assert urllib3.request("GET", upstream.url).headrace.upstream == "billing"
+        assert manager.request("GET", upstream.url).headrace.upstream == "billing"
+        assert requests.get(upstream.url).headrace.upstream == "billing"
 
 
 @shows("Calling by name/1")

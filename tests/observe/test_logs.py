@@ -56,6 +56,7 @@ EVERY_EVENT: list[events.Event] = [
         upstream="billing", from_state="open", to_state="half_open", reason="open_for elapsed"
     ),
     events.CallUngoverned(reason="tls", upstream="billing", call_site="app.py:12"),
+    events.RetriesDelegated(upstream="billing", call_site="app.py:12"),
     events.CallOnEventLoop(upstream="billing", wanted="wait for a connection", call_site="app.py:12"),
     events.WatchDegraded(reason="inotify: too many watches"),
     events.ErrorMapped(upstream="billing", status=503, error="CircuitOpenError", request_id="r-1"),

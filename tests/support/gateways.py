@@ -27,7 +27,7 @@ CONFIGURATION = Configuration(
     service=ServicePlan(
         request_id=RequestIdPlan(header="X-Request-ID", accept=True), error_responses="propagate"
     ),
-    install=InstallPlan(requests=True),
+    install=InstallPlan(requests=True, urllib3=False),
     reload=ReloadPlan(debounce_s=0.1, max_delay_s=1.0, poll_s=2.0, drain_s=30.0),
     telemetry=TelemetryPlan(served_requests=True),
     upstreams={},

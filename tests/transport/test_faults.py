@@ -17,6 +17,7 @@ from support.faultserver import Answer, Break, FaultServer, Raw, Silence, server
 from support.governed import rules, running
 
 ONE = "    retry: {max_attempts: 1}\n    timeouts: {attempt: 300ms, connect: 200ms}\n"
+URLLIB3 = "install: {urllib3: true}\n"
 
 
 def refuse(server: FaultServer) -> None:
@@ -66,14 +67,15 @@ def meet(how: str) -> Callable[[FaultServer], None]:
         pytest.param(answer(Answer(404)), "4xx", id="404"),
     ],
 )
-def test_a_failure_of_the_upstream_has_its_word_on_both_surfaces(
+def test_a_failure_of_the_upstream_has_its_word_on_each_surface(
     tmp_path: Path, set_up: Callable[[FaultServer], None], outcome: str
 ) -> None:
-    with FaultServer() as server, running(tmp_path, rules(server.url, ONE)) as hr:
+    with FaultServer() as server, running(tmp_path, rules(server.url, ONE, more=URLLIB3)) as hr:
         set_up(server)
         for call in (
             lambda: requests.get(server.url),
             lambda: hr.upstream("billing").urlopen("GET", "/"),
+            lambda: urllib3.request("GET", server.url),
         ):
             try:
                 record = call().headrace  # type: ignore[no-untyped-call]

@@ -16,6 +16,7 @@ from urllib3.response import BaseHTTPResponse
 from headrace.adapters.call import outbound_headers
 from headrace.adapters.requests import GovernedAdapter
 from headrace.adapters.urllib3 import urlopen
+from headrace.adapters.urllib3_patch import PlainPoolManager
 from headrace.policy.plan import TlsPlan, UrlPrefix
 from headrace.policy.routes import target_of, url_of
 from headrace.runtime.upstream import Upstream
@@ -203,7 +204,7 @@ def _session_over(adapter: GovernedAdapter) -> requests.Session:
 
 def stock_pools() -> urllib3.PoolManager:
     """Plain urllib3, for handles of upstreams that are only observed, or off."""
-    return urllib3.PoolManager(maxsize=10)
+    return PlainPoolManager(maxsize=10)
 
 
 def checked_path(base: UrlPrefix, path: str) -> str:

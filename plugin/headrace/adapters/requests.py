@@ -21,8 +21,11 @@ from urllib3.util.timeout import Timeout
 from headrace.adapters.call import KEEP_BYTES, Call
 from headrace.adapters.errors import REQUESTS
 from headrace.adapters.observe import observed
+from headrace.adapters.own_retries import delegated, retries_itself
 from headrace.adapters.timeouts import timeouts_of_call
 from headrace.adapters.ungoverned import passed_through
+from headrace.adapters.urllib3_patch import PlainPoolManager
+from headrace.adapters.urllib3_trust import bundles_of_environment
 from headrace.policy.plan import TlsPlan, UpstreamPlan
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import current_attempt
@@ -67,6 +70,9 @@ def send(
             method=_method(request),
             replayable=is_replayable(request),
         )
+    is_delegated = retries_itself(adapter.max_retries)
+    if is_delegated:
+        delegated(upstream)
     surface = _Surface(original, adapter, request, stream=stream, verify=verify, cert=cert, proxies=proxies)
     return Call(
         upstream,
@@ -76,7 +82,7 @@ def send(
         timeouts=timeouts_of_call(upstream.plan.timeouts, timeout),
         method=_method(request),
         replayable=is_replayable(request),
-        max_attempts=1 if _retries_itself(adapter) else upstream.plan.retry.max_attempts,
+        max_attempts=1 if is_delegated else upstream.plan.retry.max_attempts,
     ).run()
 
 
@@ -96,6 +102,15 @@ class GovernedAdapter(HTTPAdapter):
         super().__init__()
         self._find = find
         self._trusts = trusts
+
+    def init_poolmanager(
+        self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any
+    ) -> None:
+        """Stock's pools, also where urllib3 is governed: `send` has decided before they are asked."""
+        super().init_poolmanager(connections, maxsize, block=block, **pool_kwargs)
+        self.poolmanager = PlainPoolManager(
+            num_pools=connections, maxsize=maxsize, block=block, **pool_kwargs
+        )
 
     def send(
         self,
@@ -196,12 +211,6 @@ def _method(request: PreparedRequest) -> str:
     return (request.method or "GET").upper()
 
 
-def _retries_itself(adapter: HTTPAdapter) -> bool:
-    """Whether the caller gave this adapter retries of its own: then headrace makes one attempt per try."""
-    total = getattr(adapter.max_retries, "total", 0)
-    return isinstance(total, int) and not isinstance(total, bool) and total > 0
-
-
 def _not_ours(
     plan: UpstreamPlan, request: PreparedRequest, verify: Any, cert: Any, proxies: Mapping[str, str] | None
 ) -> str | None:
@@ -215,14 +224,9 @@ def _not_ours(
         return "tls"
     if verify is None or verify is True or verify is tls.verify:
         return None
-    if isinstance(verify, (str, os.PathLike)) and os.fspath(verify) in (tls.ca, *_bundles_of_environment()):
+    if isinstance(verify, (str, os.PathLike)) and os.fspath(verify) in (tls.ca, *bundles_of_environment()):
         return None
     return "tls"
-
-
-def _bundles_of_environment() -> tuple[str | None, ...]:
-    """CA bundles that a Session puts in the place of `verify=True`: not the call's own wish."""
-    return os.environ.get("REQUESTS_CA_BUNDLE"), os.environ.get("CURL_CA_BUNDLE")
 
 
 _STOCK_SEND: Send = HTTPAdapter.send

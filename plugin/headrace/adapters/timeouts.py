@@ -34,6 +34,8 @@ def timeouts_of_call(plan: TimeoutPlan, timeout: Any) -> TimeoutPlan:
         timeout = Timeout(connect=connect, read=read)
     elif not isinstance(timeout, Timeout):
         timeout = Timeout(connect=timeout, read=timeout)
+    if not any(map(_is_given, (timeout._connect, timeout._read, timeout.total))):
+        return plan
     connect_s = _seconds(timeout._connect, plan.connect_s)
     read_s = _seconds(timeout._read, plan.read_s)
     total_s = _seconds(timeout.total, connect_s + read_s)
@@ -47,4 +49,8 @@ def timeouts_of_call(plan: TimeoutPlan, timeout: Any) -> TimeoutPlan:
 
 
 def _seconds(value: Any, default: float) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else default
+    return float(value) if _is_given(value) else default
+
+
+def _is_given(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""The urllib3 surface of an upstream handle: `hr.upstream("x").urlopen(…)`."""
+"""Calls through urllib3: `hr.upstream("x").urlopen(…)`, and the surface that calls by URL share with it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from headrace.runtime.upstream import Upstream
 from headrace.transport.tls import trust_of
 from headrace.transport.urllib3_pool import GovernedHTTPPool, with_defaults
 
-_status: Callable[[BaseHTTPResponse], int] = operator.attrgetter("status")
+status_of: Callable[[BaseHTTPResponse], int] = operator.attrgetter("status")
 _NO_RETRY = Retry(False, redirect=False)  # urllib3 treats it as immutable, and building one costs 20 calls
 
 
@@ -55,8 +55,7 @@ def urlopen(
     if body is None or isinstance(body, (bytes, str)):
         replayable, body_at = True, None
     else:
-        body_at = _position(body)
-        replayable = body_at is not None
+        replayable, body_at = position_of(body)
     if upstream.mode != "enforce":
         origin = upstream.plan.base.origin
         trust = {} if upstream.plan.tls is None else trust_of(upstream.plan.tls)
@@ -77,9 +76,9 @@ def urlopen(
         )
         if upstream.mode == "off":
             return go()
-        return observed(upstream, go, status_of=_status, method=method, replayable=replayable)
+        return observed(upstream, go, status_of=status_of, method=method, replayable=replayable)
     plan = upstream.plan
-    surface = _Surface(
+    surface = UrlopenSurface(
         upstream.state.pool,
         method,
         target,
@@ -100,7 +99,7 @@ def urlopen(
     ).run()
 
 
-class _Surface:
+class UrlopenSurface:
     """One call through urllib3."""
 
     __slots__ = ("_body", "_body_at", "_headers", "_method", "_pool", "_response_kw", "_target")
@@ -168,11 +167,13 @@ class _Surface:
         return {"pool": self._pool}
 
 
-def _position(body: Any) -> int | None:
-    """Where a file-like body begins, or None for one that cannot be read again."""
+def position_of(body: Any) -> tuple[bool, int | None]:
+    """Whether *body* can be sent again from where it begins, and where that is in a file."""
+    if body is None or isinstance(body, (bytes, str, bytearray, memoryview)):
+        return True, None
     if not hasattr(body, "seek"):
-        return None
+        return False, None
     try:
-        return int(body.tell())
+        return True, int(body.tell())
     except (AttributeError, OSError, ValueError):
-        return None
+        return False, None

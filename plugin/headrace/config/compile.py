@@ -52,7 +52,7 @@ def compile_settings(
             request_id=RequestIdPlan(header=service.request_id.header, accept=service.request_id.accept),
             error_responses=service.error_responses,
         ),
-        install=InstallPlan(requests=settings.install.requests),
+        install=InstallPlan(requests=settings.install.requests, urllib3=settings.install.urllib3),
         reload=ReloadPlan(
             debounce_s=float(reload.debounce),
             max_delay_s=float(reload.max_delay),

@@ -70,6 +70,7 @@ class Install(Section):
     """Govern calls made by code that knows nothing of headrace."""
 
     requests: bool = Field(True, description="Govern calls made with requests, by URL.")
+    urllib3: bool = Field(False, description="Govern calls made with urllib3's PoolManager, by URL.")
 
 
 class Reload(Section):

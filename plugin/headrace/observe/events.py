@@ -241,6 +241,27 @@ class CallUngoverned:
 
 
 @dataclass(frozen=True, slots=True)
+class RetriesDelegated:
+    """A caller that brings retries of its own: headrace makes one attempt per try; once per call site.
+
+    Attributes:
+        call_site: `file:line` of the caller.
+    """
+
+    name: ClassVar[str] = "retries.delegated"
+    level: ClassVar[int] = logging.INFO
+    upstream: str
+    call_site: str
+
+    @property
+    def line(self) -> str:
+        return (
+            f'upstream "{self.upstream}": the call at {self.call_site} brings retries of its own, so headrace makes '
+            f"one attempt per try; said once per call site"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class CallOnEventLoop:
     """A blocking call on the thread of a running event loop had to wait, and did not; once per call site.
 

@@ -201,6 +201,13 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         lambda up: _by_one(up.counters.retries_denied),
     ),
     Family(
+        "headrace_retries_delegated_total",
+        "counter",
+        "Tries of callers that bring retries of their own, which are kept: one attempt each.",
+        (),
+        lambda up: (((), up.counters.retries_delegated),),
+    ),
+    Family(
         "headrace_retry_budget_tokens",
         "gauge",
         "Retries that the budget would pay for now.",
@@ -344,6 +351,7 @@ def _copied(counters: UpstreamCounters) -> UpstreamCounters:
         copy.attempts = dict(counters.attempts)
         copy.retries = dict(counters.retries)
         copy.retries_denied = dict(counters.retries_denied)
+        copy.retries_delegated = counters.retries_delegated
         copy.transitions = dict(counters.transitions)
         copy.refused = counters.refused
         copy.observed = dict(counters.observed)

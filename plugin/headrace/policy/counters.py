@@ -51,6 +51,7 @@ class UpstreamCounters:
         attempts: Ended attempts by outcome label.
         retries: Attempts after the first, by the outcome label that caused them.
         retries_denied: Retries that the rules wanted and something forbade, by reason.
+        retries_delegated: Tries of callers who bring retries of their own: one attempt each.
         transitions: Circuit transitions by (from_state, to_state).
         refused: Calls the open circuit refused.
         observed: `mode: observe` only: what would have been done, by action.
@@ -68,6 +69,7 @@ class UpstreamCounters:
         "refused",
         "requests",
         "retries",
+        "retries_delegated",
         "retries_denied",
         "transitions",
         "wait",
@@ -79,6 +81,7 @@ class UpstreamCounters:
         self.attempts: dict[str, int] = {}
         self.retries: dict[str, int] = {}
         self.retries_denied: dict[str, int] = {}
+        self.retries_delegated = 0
         self.transitions: dict[tuple[str, str], int] = {}
         self.refused = 0
         self.observed: dict[str, int] = {}

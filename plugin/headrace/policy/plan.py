@@ -254,6 +254,7 @@ class InstallPlan:
     """Which libraries are governed without a call site knowing."""
 
     requests: bool
+    urllib3: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,6 +149,20 @@ class RouteTable(Generic[V]):
                 return None
         return paths.longest(_resolved(path))
 
+    def names_origin(self, scheme: str, host: str, port: int) -> bool:
+        """Whether any prefix is of this origin. One dict look-up for nearly every host.
+
+        Args:
+            host: Lower-case, an IPv6 address without brackets.
+        """
+        authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        if (scheme, authority) in self._by_authority:
+            return True
+        if not _ODD_AUTHORITY.search(host):
+            return False
+        target = target_of(f"{scheme}://{authority}")
+        return target is not None and target.origin in self._by_origin
+
     def __len__(self) -> int:
         return sum(len(paths.values) for paths in self._by_origin.values())
 

@@ -1,0 +1,98 @@
+"""Where the calls of one library lead: the routes published for it, and the hosts that no route names.
+
+Calls read `routes`, one reference, without a lock; `adapters.install` replaces it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from headrace.adapters.ungoverned import passed_through
+from headrace.policy.plan import InstallPlan, UrlPrefix
+from headrace.policy.routes import RouteTable
+from headrace.runtime.inbound import inbound_var
+from headrace.runtime.snapshot import Snapshot
+from headrace.runtime.upstream import Upstream
+
+_MOST_HOSTS = 1000
+
+_unknown: dict[str, int] = {}
+_unknown_lock = threading.Lock()
+
+
+class Routing:
+    """The routes of one library.
+
+    Args:
+        wants: Whether a configuration governs that library.
+
+    Attributes:
+        routes: What all published configurations that want it name.
+    """
+
+    __slots__ = ("_wants", "routes")
+
+    def __init__(self, wants: Callable[[InstallPlan], bool]) -> None:
+        self._wants = wants
+        self.routes: RouteTable[Upstream] = RouteTable(())
+
+    def wanted_by(self, snapshot: Snapshot) -> bool:
+        """Whether the configuration of *snapshot* governs this library."""
+        return self._wants(snapshot.configuration.install)
+
+    def find(self, url: str) -> Upstream | None:
+        """The upstream that *url* belongs to: by the snapshot the inbound request began with, else the one in force."""
+        inbound = inbound_var.get()
+        if inbound is not None and self._wants(inbound.snapshot.configuration.install):
+            bound = inbound.snapshot.routes.match_url(url)
+            # A request that outlived `reload.drain` finds its pool stopped, and goes on with what is in force.
+            if bound is not None and not bound[1].state.pool.leases.stopped:
+                return reached(bound)
+        found = self.routes.match_url(url)
+        return None if found is None else reached(found)
+
+    def names_origin(self, scheme: str, host: str, port: int) -> bool:
+        """Whether any URL of this origin may belong to an upstream; *host* lower-case."""
+        if self.routes.names_origin(scheme, host, port):
+            return True
+        inbound = inbound_var.get()
+        return (
+            inbound is not None
+            and self._wants(inbound.snapshot.configuration.install)
+            and inbound.snapshot.routes.names_origin(scheme, host, port)
+        )
+
+
+def reached(found: tuple[UrlPrefix, Upstream]) -> Upstream | None:
+    """The upstream of *found*, or None, counted, where its connections lead elsewhere: `match` names another origin.
+
+    An upstream has one pool, to the origin of its `base_url`. Over it, a call to
+    another origin would reach the wrong server, credentials and all.
+    """
+    prefix, upstream = found
+    if prefix.origin != upstream.plan.base.origin and upstream.mode == "enforce":
+        passed_through(upstream, "origin")
+        return None
+    return upstream
+
+
+def count_unknown(url: str) -> None:
+    """Count a call to a host, or a path, that no file names. Thread-safe."""
+    host = url.split("/", 3)[2].rpartition("@")[2] if url.count("/") >= 2 else url[:64]
+    with _unknown_lock:
+        if host in _unknown or len(_unknown) < _MOST_HOSTS:
+            _unknown[host] = _unknown.get(host, 0) + 1
+
+
+def busiest_unknown_hosts(most: int = 20) -> list[tuple[str, int]]:
+    """Hosts that no file names, with the calls that passed through to them, busiest first."""
+    with _unknown_lock:
+        rows = list(_unknown.items())
+    return sorted(rows, key=lambda row: -row[1])[:most]
+
+
+def forget_inherited() -> None:
+    """In a forked child: whoever held the lock does not exist here."""
+    global _unknown_lock
+    _unknown_lock = threading.Lock()

@@ -1,0 +1,61 @@
+"""The patch of urllib3: the one place where every `PoolManager` gets its pools from.
+
+A manager goes on keeping its own pools, under its own limit; what it hands out for
+an origin that a route names is a pool in front of them, whose calls are governed by
+path. The upstream's connections are never among what a manager may evict or close.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+from urllib3 import PoolManager
+from urllib3.connectionpool import HTTPConnectionPool
+from urllib3.poolmanager import PoolKey
+
+from headrace.adapters.routing import Routing, count_unknown
+from headrace.adapters.urllib3_routed import is_stock, routed
+
+settled: ContextVar[bool] = ContextVar("headrace_settled", default=False)
+"""Set while requests chooses the pool of a call about which the requests surface has decided already."""
+
+
+class Urllib3Patch:
+    """`PoolManager.connection_from_pool_key`, replaced; `undo` puts back what was there."""
+
+    def __init__(self, routing: Routing) -> None:
+        self._original = original = PoolManager.connection_from_pool_key
+
+        def connection_from_pool_key(
+            self: PoolManager, pool_key: PoolKey, request_context: dict[str, Any]
+        ) -> HTTPConnectionPool:
+            pool = original(self, pool_key, request_context)
+            if settled.get() or not is_stock(pool):
+                return pool
+            # Behind a forward proxy the pool's origin is the proxy's: only the URL of a call tells.
+            if self.proxy is None and not routing.names_origin(pool.scheme, pool.host, pool.port or 0):
+                count_unknown(f"{pool.scheme}://{pool.host}:{pool.port}")
+                return pool
+            return routed(pool, pool_key, routing, manager=self)
+
+        self._ours: Callable[..., Any] = connection_from_pool_key
+        _replace(connection_from_pool_key)
+
+    def undo(self) -> bool:
+        """Put the original back; False when somebody has patched over ours since, who still calls it."""
+        if PoolManager.connection_from_pool_key is not self._ours:
+            return False
+        _replace(self._original)
+        return True
+
+
+class PlainPoolManager(PoolManager):
+    """A manager whose pools are stock's, whatever is installed: for calls about which headrace has decided."""
+
+    connection_from_pool_key = PoolManager.connection_from_pool_key
+
+
+def _replace(function: Callable[..., Any]) -> None:
+    setattr(PoolManager, "connection_from_pool_key", function)  # noqa: B010 - mypy refuses the assignment

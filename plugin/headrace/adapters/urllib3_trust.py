@@ -1,0 +1,56 @@
+"""Whether a manager brings TLS of its own: then its calls pass through untouched (DESIGN §4.2, in terms of urllib3)."""
+
+from __future__ import annotations
+
+import os
+import ssl
+
+import certifi
+from urllib3.poolmanager import PoolKey
+from urllib3.util.ssl_ import resolve_cert_reqs
+
+from headrace.policy.plan import TlsPlan
+
+_MINIMUM = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+_WITHOUT_EQUAL = ("key_ssl_context", "key_ca_cert_data", "key_assert_fingerprint", "key_ssl_maximum_version")
+
+
+def brings_own_tls(key: PoolKey, tls: TlsPlan, host: str) -> bool:
+    """Whether what *key* says about TLS differs from the rule: another CA, a client certificate, no check, …
+
+    A context always does: what it trusts and presents cannot be read from it.
+
+    Args:
+        host: Of the origin, whose certificate is checked where the rule has no `server_name`.
+    """
+    if any(getattr(key, field, None) is not None for field in _WITHOUT_EQUAL):
+        return True
+    if (key.key_cert_file, key.key_key_file) not in ((None, None), (tls.cert, tls.key)):
+        return True
+    if key.key_cert_reqs is not None:
+        verifies = resolve_cert_reqs(key.key_cert_reqs)
+        if verifies != ssl.CERT_REQUIRED and (verifies != ssl.CERT_NONE or tls.verify):
+            return True
+    for ca in (key.key_ca_certs, key.key_ca_cert_dir):
+        if ca is not None and not is_bundle_of(tls, ca):
+            return True
+    name = tls.server_name or host
+    if key.key_assert_hostname not in (None, name) or key.key_server_hostname not in (None, name):
+        return True
+    if key.key_ssl_minimum_version not in (None, _MINIMUM[tls.min_version]):
+        return True
+    return key.key_ssl_version not in (None, ssl.PROTOCOL_TLS, ssl.PROTOCOL_TLS_CLIENT)
+
+
+def is_bundle_of(tls: TlsPlan, ca: str | os.PathLike[str]) -> bool:
+    """Whether *ca* is what the rule trusts, or a bundle that was put in the place of the library's default."""
+    path = os.fspath(ca)
+    if path == tls.ca or path in bundles_of_environment():
+        return True
+    # Public roots by their usual name, where the rule trusts public roots, too.
+    return tls.ca is None and path == certifi.where()
+
+
+def bundles_of_environment() -> tuple[str | None, ...]:
+    """CA bundles that a Session puts in the place of `verify=True`: not the call's own wish."""
+    return os.environ.get("REQUESTS_CA_BUNDLE"), os.environ.get("CURL_CA_BUNDLE")
