@@ -71,7 +71,8 @@ def reached(found: tuple[UrlPrefix, Upstream]) -> Upstream | None:
     another origin would reach the wrong server, credentials and all.
     """
     prefix, upstream = found
-    if prefix.origin != upstream.plan.base.origin and upstream.mode == "enforce":
+    base = upstream.plan.base
+    if prefix is not base and prefix.origin != base.origin and upstream.mode == "enforce":
         passed_through(upstream, "origin")
         return None
     return upstream

@@ -249,6 +249,15 @@ class _NoConnection:
         """Nothing is open."""
 
 
+class _NoTimeout:
+    """Stands in for what stock would set on that connection: the limits of a governed call are its own."""
+
+    connect_timeout = None
+
+
+_NO_TIMEOUT = _NoTimeout()  # cloning the call's costs seven calls
+
+
 class _Hop(HTTPConnectionPool):
     """One hop of one call. Owned by one thread.
 
@@ -292,6 +301,9 @@ class _Hop(HTTPConnectionPool):
 
     def _put_conn(self, conn: Any) -> None:
         """Nothing was leased."""
+
+    def _get_timeout(self, timeout: Any) -> Any:
+        return _NO_TIMEOUT
 
     def _make_request(  # type: ignore[override]
         self,
