@@ -19,8 +19,10 @@ from headrace.transport.lease import Lease, LeaseClosed, LeaseTimeout
 from support.leases import Conn, rig
 from support.waiting import wait_until
 
-SIZE = 3
+MAX_IDLE = 3
 IDLE_TIMEOUT_S = 60.0
+LIFETIME_S = 80.0
+sizes = st.integers(min_value=1, max_value=5)
 picks = st.integers(min_value=0, max_value=1000)
 
 
@@ -47,7 +49,8 @@ class Gate:
 class Caller:
     """A thread that waits in `acquire`."""
 
-    def __init__(self, machine: LeaseMachine) -> None:
+    def __init__(self, machine: LeaseMachine, *, fresh: bool) -> None:
+        self.fresh = fresh
         self.result: Any = None
         self.thread = threading.Thread(target=self.run, args=(machine.rig.pool,))
         ahead = len(machine.rig.pool._waiters)
@@ -57,26 +60,41 @@ class Caller:
 
     def run(self, pool: Any) -> None:
         try:
-            self.result = pool.acquire(30.0)
+            self.result = pool.acquire(30.0, fresh=self.fresh)
         except BaseException as error:
             self.result = error
 
     def outcome(self) -> Any:
         self.thread.join(10.0)
         assert not self.thread.is_alive(), "a waiter was not woken"
-        return self.result
+        result, self.result = self.result, None  # or it would keep the lease that another rule drops
+        return result
 
 
 class LeaseMachine(RuleBasedStateMachine):
     """`held`, `idle` and `waiting` are the model; the pool must agree after every step."""
 
+    when_full = "wait"
+
     def __init__(self) -> None:
         super().__init__()
-        self.rig = rig(max_connections=SIZE, idle_timeout_s=IDLE_TIMEOUT_S, max_waiting=100)
+        self.size = 3
+        self.rig = rig(
+            max_connections=self.size,
+            max_idle=MAX_IDLE,
+            idle_timeout_s=IDLE_TIMEOUT_S,
+            max_lifetime_s=LIFETIME_S,
+            max_waiting=100,
+            when_full=self.when_full,
+        )
         self.held: list[Lease[Conn]] = []
+        self.one_off: list[Lease[Conn]] = []
         self.ended: list[Lease[Conn]] = []
         self.idle: list[tuple[Conn, float]] = []
         self.waiting: list[Caller] = []
+        self.expires_at: dict[Conn, float] = {}
+        self.past_sizes = [self.size]
+        self.size_when_taken: dict[int, int] = {}  # id of a held lease -> index into past_sizes
         self.retired = self.stopped = False
         self.made = 0
         pool = self.rig.pool
@@ -91,38 +109,62 @@ class LeaseMachine(RuleBasedStateMachine):
 
         pool._slot_or_gate = with_our_gate  # type: ignore[method-assign]
 
-    @rule()
+    @rule(fresh=st.lists(st.booleans(), min_size=1, max_size=6))
     @precondition(lambda self: not self.stopped)
-    def checkout(self) -> None:
-        if len(self.held) < SIZE:
-            self.leased(self.rig.pool.acquire(30.0))
+    def checkout(self, fresh: list[bool]) -> None:
+        for one in fresh:
+            self.checkout_one(fresh=one)
+
+    def checkout_one(self, *, fresh: bool) -> None:
+        if len(self.held) < self.size:
+            self.leased(self.rig.pool.acquire(30.0, fresh=fresh), fresh=fresh)
+        elif self.when_full == "new":
+            lease = self.rig.pool.acquire(30.0, fresh=fresh)
+            assert (lease.conn, lease.one_off) == (None, True)
+            lease.conn = self.new_conn()
+            self.one_off.append(lease)
         elif len(self.waiting) < 5:
-            self.waiting.append(Caller(self))
+            self.waiting.append(Caller(self, fresh=fresh))
 
-    @rule(times=st.integers(1, SIZE + 3))
-    @precondition(lambda self: not self.stopped)
-    def rush(self, times: int) -> None:
-        for _ in range(times):
-            self.checkout()
+    def new_conn(self) -> Conn:
+        self.made += 1
+        conn = Conn(str(self.made))
+        self.expires_at[conn] = self.rig.now + LIFETIME_S
+        return conn
 
-    def leased(self, lease: Lease[Conn]) -> None:
-        while self.idle:
+    def leased(self, lease: Lease[Conn], *, fresh: bool) -> None:
+        if fresh:
+            assert lease.conn is None
+            if self.idle and len(self.held) + len(self.idle) >= self.size:
+                assert self.idle.pop(0)[0] in self.rig.closed, "not the oldest made room"
+        while self.idle and not fresh:
             conn, since = self.idle.pop()
-            if conn.alive and self.rig.now - since < IDLE_TIMEOUT_S:
+            if conn.alive and self.rig.now - since < IDLE_TIMEOUT_S and self.rig.now < self.expires_at[conn]:
                 assert lease.conn is conn, "not the newest connection that is alive and young"
                 break
             assert conn in self.rig.closed
         else:
             assert lease.conn is None
-            self.made += 1
-            lease.conn = Conn(str(self.made))
+            lease.conn = self.new_conn()
         assert lease.conn not in self.rig.closed
         self.held.append(lease)
+        self.size_when_taken[id(lease)] = len(self.past_sizes) - 1
 
-    @rule(pick=picks, reusable=st.booleans(), lock_held=st.booleans())
+    def serve(self) -> None:
+        """What the pool owes the waiters now: the first, and at once."""
+        while self.waiting and len(self.held) < self.size:
+            caller = self.waiting.pop(0)
+            served = caller.outcome()
+            assert isinstance(served, Lease)
+            self.leased(served, fresh=caller.fresh)
+
+    @rule(times=st.integers(1, 3), pick=picks, reusable=st.booleans(), lock_held=st.booleans())
     @precondition(lambda self: self.held)
-    def give_back(self, pick: int, reusable: bool, lock_held: bool) -> None:
-        lease = self.held.pop(pick % len(self.held))
+    def give_back(self, times: int, pick: int, reusable: bool, lock_held: bool) -> None:
+        for _ in range(min(times, len(self.held))):
+            self.give_back_one(self.held.pop(pick % len(self.held)), reusable=reusable, lock_held=lock_held)
+
+    def give_back_one(self, lease: Lease[Conn], *, reusable: bool, lock_held: bool) -> None:
         conn = lease.conn
         if lock_held:  # a finalizer, in the thread that holds the lock
             with self.rig.pool._lock:
@@ -132,19 +174,32 @@ class LeaseMachine(RuleBasedStateMachine):
             self.rig.pool.give_back(lease, reusable=reusable)
         self.ended.append(lease)
         assert conn is not None
-        if reusable and not self.retired:
+        fits = len(self.held) + len(self.idle) < self.size
+        if reusable and fits and not self.retired and self.rig.now < self.expires_at[conn]:
             self.idle.append((conn, self.rig.now))
         else:
+            self.rig.pool.view()
             assert conn in self.rig.closed
-        if self.waiting:
-            served = self.waiting.pop(0).outcome()  # FIFO: the first, and at once
-            assert isinstance(served, Lease)
-            self.leased(served)
+        self.serve()
+
+    @rule(pick=picks)
+    @precondition(lambda self: self.one_off)
+    def give_back_one_off(self, pick: int) -> None:
+        lease = self.one_off.pop(pick % len(self.one_off))
+        self.rig.pool.give_back(lease, reusable=True)
+        assert lease.conn in self.rig.closed
+        self.ended.append(lease)
 
     @rule(pick=picks, reusable=st.booleans())
     @precondition(lambda self: self.ended)
     def give_back_again(self, pick: int, reusable: bool) -> None:
         self.rig.pool.give_back(self.ended[pick % len(self.ended)], reusable=reusable)
+
+    @rule(pick=picks)
+    @precondition(lambda self: self.held)
+    def drop(self, pick: int) -> None:
+        del self.held[pick % len(self.held)]
+        self.serve()
 
     @rule(pick=picks, cancel=st.booleans())
     @precondition(lambda self: self.waiting)
@@ -152,6 +207,27 @@ class LeaseMachine(RuleBasedStateMachine):
         caller = self.waiting.pop(pick % len(self.waiting))
         caller.gate.commands.put(Cancelled if cancel else False)
         assert isinstance(caller.outcome(), Cancelled if cancel else LeaseTimeout)
+
+    @rule(size=sizes)
+    @precondition(lambda self: not self.stopped)
+    def resize(self, size: int) -> None:
+        self.rig.pool.resize(size)
+        self.size = size
+        self.past_sizes.append(size)
+        while self.idle and len(self.held) + len(self.idle) > size:
+            assert self.idle.pop(0)[0] in self.rig.closed
+        self.serve()
+
+    @rule()
+    @precondition(lambda self: not self.stopped)
+    def make_ahead_of_need(self) -> None:
+        conn = self.new_conn()
+        welcome = not self.retired and len(self.held) + len(self.idle) < self.size
+        assert self.rig.pool.offer(conn) is welcome
+        if welcome:
+            self.idle.append((conn, self.rig.now))
+        else:
+            assert conn in self.rig.closed
 
     @rule(pick=picks)
     @precondition(lambda self: self.idle)
@@ -166,9 +242,25 @@ class LeaseMachine(RuleBasedStateMachine):
     def housekeeping(self) -> None:
         self.rig.pool.tend(self.rig.now)
         for conn, since in self.idle[:]:
-            if self.rig.now - since >= IDLE_TIMEOUT_S:
+            if self.rig.now - since >= IDLE_TIMEOUT_S or self.rig.now >= self.expires_at[conn]:
                 self.idle.remove((conn, since))
                 assert conn in self.rig.closed
+        for _ in range((len(self.idle) - MAX_IDLE + 1) // 2):
+            assert self.idle.pop(0)[0] in self.rig.closed
+
+    @rule()
+    @precondition(lambda self: not self.waiting)  # they would not exist in the child
+    def wake_up_as_a_forked_child(self) -> None:
+        """Pitfall 26."""
+        closed, inherited = len(self.rig.closed), [conn for conn, _ in self.idle]
+        inherited += [lease.conn for lease in (*self.held, *self.one_off) if lease.conn is not None]
+        self.rig.pool._pid = -1
+        self.rig.pool._lock.acquire()  # held by a thread that does not exist any more
+        self.rig.pool.view()
+        assert len(self.rig.closed) == closed, "a connection of the parent was spoken on"
+        assert set(inherited) <= set(self.rig.discarded)
+        self.ended += self.held + self.one_off
+        self.held, self.one_off, self.idle = [], [], []
 
     @rule(sure=st.integers(0, 40))
     def retire(self, sure: int) -> None:
@@ -195,20 +287,30 @@ class LeaseMachine(RuleBasedStateMachine):
     def the_pool_agrees(self) -> None:
         view = self.rig.pool.view()
         assert (view.inuse, view.idle, view.waiting) == (len(self.held), len(self.idle), len(self.waiting))
+        assert (view.one_off, view.max_connections) == (len(self.one_off), self.size)
 
     @invariant()
-    def no_more_connections_than_allowed(self) -> None:
-        assert len(self.held) + len(self.idle) <= SIZE
+    def no_more_connections_than_the_largest_size_since_the_oldest_lease(self) -> None:
+        since = min(
+            (self.size_when_taken[id(lease)] for lease in self.held), default=len(self.past_sizes) - 1
+        )
+        assert len(self.held) + len(self.idle) <= max(self.past_sizes[since:])
 
     @invariant()
     def nobody_waits_while_a_slot_is_free(self) -> None:
-        assert not self.waiting or len(self.held) == SIZE
+        assert not self.waiting or len(self.held) >= self.size
 
     @invariant()
     def no_connection_is_in_two_places(self) -> None:
-        conns = [lease.conn for lease in self.held] + [conn for conn, _ in self.idle]
+        conns = [lease.conn for lease in (*self.held, *self.one_off)] + [conn for conn, _ in self.idle]
         assert len(conns) == len(set(conns))
         assert len(self.rig.closed) == len(set(self.rig.closed))
+
+    @invariant()
+    def every_acquire_and_every_close_is_counted(self) -> None:
+        closed = dict(self.rig.counters.closed)
+        closed.pop("leaked", None)  # nothing is left to close
+        assert sum(closed.values()) == len(self.rig.closed)
 
     def teardown(self) -> None:
         self.rig.pool.stop()
@@ -216,5 +318,13 @@ class LeaseMachine(RuleBasedStateMachine):
             caller.outcome()
 
 
+class OneOffMachine(LeaseMachine):
+    """The same where nobody waits: one-off connections, counted apart."""
+
+    when_full = "new"
+
+
 TestLeaseMachine = LeaseMachine.TestCase
-TestLeaseMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestLeaseMachine.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
+TestOneOffMachine = OneOffMachine.TestCase
+TestOneOffMachine.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)

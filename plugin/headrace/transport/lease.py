@@ -243,19 +243,21 @@ class LeasePool(Generic[C]):
                 tally = self._tally
                 if now >= tally.turn_at:
                     tally.turn(now)
+                is_newest = False
                 if kept and not (fresh or self._waiters or self._choosy):
-                    last = kept.pop()  # nothing is newer: it need not see `_idle`
+                    last = kept[-1]  # nothing is newer: it need not see `_idle`
+                    is_newest = True
                     try:
                         del self._inuse[last.token]  # type: ignore[arg-type]
                     except KeyError:  # had ended before
-                        last = None
+                        last, is_newest = None, False
                     else:
                         last.token = None
                 if last is None:
                     if kept or self._returns or self._dropped:
                         self._take_back()
                     if self._idle and not fresh:  # then nobody waits, and the pool is not stopped
-                        last = self._idle.pop()
+                        last = self._idle[-1]
                 if last is not None:
                     self._inuse[token] = lease.site
                     lease.conn = last.conn
@@ -263,6 +265,11 @@ class LeasePool(Generic[C]):
                     lease.expires_at = last.expires_at
                     lease.uses = last.uses + 1
                     tally.hits += 1  # unless `_replace` finds otherwise
+                    # At the end, for here an interrupt may come.
+                    if is_newest:
+                        kept.remove(last)  # not pop(): somebody who gave back may have appended by now
+                    else:
+                        self._idle.pop()
                 else:
                     gate = self._slot_or_gate(lease, timeout_s, fresh)
             if self._doomed or self._returns or self._dropped or self._waiters or self._choosy:
@@ -611,7 +618,8 @@ class LeasePool(Generic[C]):
                 self._begin_life(lease)
                 self._tally.misses += 1
             elif self._idle:
-                _adopt(lease, self._idle.pop())
+                _adopt(lease, self._idle[-1])
+                self._idle.pop()
                 self._tally.hits += 1
             else:
                 self._begin_life(lease)
@@ -770,7 +778,8 @@ class LeasePool(Generic[C]):
                 # The slot of the connection given up is kept; taking an idle one as well makes one slot free,
                 # for which nobody waits while an idle one is there.
                 if self._idle:
-                    _adopt(lease, self._idle.pop())
+                    _adopt(lease, self._idle[-1])
+                    self._idle.pop()
                 else:
                     self._begin_life(lease)
                     self._tally.hits -= 1

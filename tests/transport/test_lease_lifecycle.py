@@ -1,0 +1,338 @@
+"""How long a connection lives, how many are kept, what becomes of one that nobody gives back: on a virtual clock."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from typing import Any
+
+import pytest
+
+from headrace.transport.lease import LeaseRejected, LeaseReport, LeaseTimeout
+from support.leases import Conn, Rig, rig
+
+
+def test_a_connection_past_its_lifetime_is_skipped_at_checkout_however_busy_it_was() -> None:
+    r = rig(max_connections=3, max_lifetime_s=300.0)
+    old = r.fill_idle("old")[0]
+    for _ in range(29):
+        r.now += 10.0
+        r.pool.give_back(r.lease(), reusable=True)
+    r.now += 10.0
+    assert r.lease("young").conn is not old
+    assert r.closed == [old]
+    assert old.probes == 29
+    assert r.counters.closed == {"lifetime": 1}
+
+
+def test_each_connection_draws_its_lifetime_once_up_to_a_fortieth_shorter() -> None:
+    r = rig(max_connections=2, max_lifetime_s=200.0)
+    a = r.lease("full")
+    r.dice = 0.999
+    b = r.lease("short")
+    r.dice = 0.5  # drawn already: no longer of any effect
+    assert (a.expires_at, b.expires_at) == (1200.0, pytest.approx(1195.005))
+    r.pool.give_back(a, reusable=True)
+    r.now += 1.0
+    again = r.lease()
+    assert (again.conn, again.expires_at) == (a.conn, 1200.0)
+
+
+def test_a_busy_connection_past_its_lifetime_is_closed_when_it_comes_back() -> None:
+    r = rig(max_lifetime_s=300.0)
+    lease = r.lease()
+    r.now += 400.0
+    r.pool.tend()
+    assert (r.aborted, r.closed) == ([], [])
+    r.pool.give_back(lease, reusable=True)
+    assert r.closed == [lease.conn]
+    assert r.counters.closed == {"lifetime": 1}
+
+
+def test_with_a_grace_a_busy_connection_is_aborted_once_it_is_over() -> None:
+    r = rig(max_lifetime_s=300.0, max_lifetime_grace_s=30.0)
+    lease = r.lease()
+    r.now += 329.0
+    r.pool.tend()
+    assert r.aborted == []
+    r.now += 1.0
+    r.pool.tend()
+    r.pool.tend()
+    assert r.aborted == [lease.conn]
+    r.pool.give_back(lease, reusable=False)  # its holder saw an error
+    assert r.counters.closed == {"lifetime": 1}
+
+
+def test_a_connection_is_replaced_after_so_many_requests() -> None:
+    r = rig(max_connections=1, max_requests_per_connection=3)
+    conns = []
+    for _ in range(7):
+        lease = r.lease()
+        conns.append(lease.conn)
+        r.pool.give_back(lease, reusable=True)
+    assert [len(list(group)) for _, group in itertools.groupby(conns, key=id)] == [3, 3, 1]
+    assert r.counters.closed == {"lifetime": 2}
+    assert r.counters.acquires == {"miss": 3, "hit": 4}
+
+
+def test_no_limit_means_no_limit() -> None:
+    r = rig(max_lifetime_s=None, idle_timeout_s=1e9)
+    (conn,) = r.fill_idle("eternal")
+    r.now += 1e8
+    assert r.lease().conn is conn
+
+
+@pytest.mark.parametrize(
+    ("idle_s", "must_check", "probes"),
+    [
+        pytest.param(0.499, False, 0, id="used a moment ago"),
+        pytest.param(0.5, False, 1, id="idle for longer"),
+        pytest.param(0.0, True, 1, id="may not be sent twice"),
+    ],
+)
+def test_a_connection_used_a_moment_ago_is_not_probed_unless_the_request_may_not_be_sent_twice(
+    idle_s: float, must_check: bool, probes: int
+) -> None:
+    r = rig(validation_bypass_s=0.5)
+    (conn,) = r.fill_idle("conn")
+    r.now += idle_s
+    lease = r.pool.acquire(1.0, must_check=must_check)
+    assert (lease.conn, lease.reused, conn.probes) == (conn, True, probes)
+
+
+def test_a_request_that_may_not_be_sent_twice_never_gets_a_dead_connection() -> None:
+    """Pitfall 18."""
+    r = rig(max_connections=4, validation_bypass_s=0.5)
+    for conn in r.fill_idle("a", "b", "c", "d"):
+        conn.alive = False
+    lease = r.pool.acquire(1.0, must_check=True)
+    assert (lease.conn, lease.reused) == (None, False)
+    assert len(r.closed) == 4
+
+
+def test_an_idle_timeout_below_the_bypass_still_counts() -> None:
+    r = rig(idle_timeout_s=0.1, validation_bypass_s=0.5)
+    r.fill_idle("conn")
+    r.now += 0.2
+    lease = r.pool.acquire(1.0)
+    assert lease.conn is None
+
+
+def test_idle_connections_above_max_idle_go_by_halves_oldest_first() -> None:
+    r = rig(max_connections=20, max_idle=4)
+    r.fill_idle(*(str(number) for number in range(16)))
+    left = []
+    for _ in range(6):
+        r.pool.tend()
+        left.append(r.pool.view().idle)
+    assert left == [10, 7, 5, 4, 4, 4]
+    assert [conn.name for conn in r.closed] == [str(number) for number in range(12)]
+    assert r.counters.closed == {"surplus": 12}
+
+
+def test_a_fresh_lease_takes_no_idle_connection() -> None:
+    r = rig(max_connections=2)
+    (idle,) = r.fill_idle("idle")
+    lease = r.pool.acquire(1.0, fresh=True)
+    assert (lease.conn, lease.reused) == (None, False)
+    assert (r.pool.view().inuse, r.pool.view().idle) == (1, 1)
+    assert r.lease().conn is idle
+
+
+def test_a_fresh_lease_from_a_pool_full_of_idle_connections_closes_the_oldest() -> None:
+    r = rig(max_connections=2)
+    old, new = r.fill_idle("old", "new")
+    lease = r.pool.acquire(0.0, fresh=True)
+    assert lease.conn is None
+    assert r.closed == [old]
+    assert (r.pool.view().inuse, r.pool.view().idle) == (1, 1)
+    assert r.lease().conn is new
+
+
+def test_a_fresh_lease_waits_in_line_and_gets_a_slot_without_the_connection_that_came_back() -> None:
+    r = rig(max_connections=1)
+    held = r.lease()
+    waiter = r.waiter(fresh=True)
+    second = r.waiter()
+    r.pool.give_back(held, reusable=True)
+    lease = waiter.outcome()
+    assert (lease.conn, r.closed) == (None, [held.conn])
+    lease.conn = Conn("fresh")
+    r.pool.give_back(lease, reusable=True)
+    assert second.outcome().conn is lease.conn
+
+
+def test_growing_serves_those_who_wait() -> None:
+    r = rig(max_connections=1)
+    held = r.lease()
+    waiters = [r.waiter() for _ in range(3)]
+    r.pool.resize(3)
+    leases = [waiter.outcome() for waiter in waiters[:2]]
+    assert [lease.conn for lease in leases] == [None, None]
+    assert (r.pool.view().waiting, r.pool.view().max_connections) == (1, 3)
+    r.pool.give_back(held, reusable=True)
+    assert waiters[2].outcome().conn is held.conn
+
+
+def test_shrinking_closes_idle_connections_now_and_surplus_ones_when_they_come_back() -> None:
+    r = rig(max_connections=5)
+    busy = [r.lease(f"busy{number}") for number in range(3)]
+    idle = [r.lease(f"idle{number}") for number in range(2)]
+    for lease in idle:
+        r.pool.give_back(lease, reusable=True)
+    r.pool.resize(2)
+    assert r.closed == [lease.conn for lease in idle]
+    with pytest.raises(LeaseTimeout, match="3 in use, 0 idle, 0 waiting, max 2"):
+        r.pool.acquire(0.0)
+    for lease in busy:
+        r.pool.give_back(lease, reusable=True)
+    view = r.pool.view()
+    assert (view.inuse, view.idle) == (0, 2)
+    assert r.counters.closed == {"surplus": 3}
+    first = r.lease()
+    assert first.conn is busy[2].conn
+    r.pool.give_back(first, reusable=True)  # and nothing is closed that fits
+    assert r.counters.closed == {"surplus": 3}
+
+
+def test_a_connection_made_ahead_of_need_is_leased_and_one_too_many_is_closed() -> None:
+    r = rig(max_connections=3, min_idle=2, max_idle=3)
+    assert r.pool.want_idle() == 2
+    one, two = Conn("one"), Conn("two")
+    assert r.pool.offer(one)
+    assert r.pool.want_idle() == 1
+    assert r.pool.offer(two)
+    assert r.pool.want_idle() == 0
+    lease = r.pool.acquire(0.0)
+    assert (lease.conn, lease.reused, lease.uses) == (two, True, 1)
+    assert r.pool.want_idle() == 1
+    held = [r.pool.acquire(0.0, fresh=True), r.lease()]
+    assert (r.pool.view().inuse, r.pool.want_idle()) == (3, 0)  # no room
+    assert not r.pool.offer(late := Conn("late"))
+    assert r.closed[-1] is late
+    r.pool.retire()
+    r.pool.give_back(held[0], reusable=False)
+    assert r.pool.want_idle() == 0
+    assert not r.pool.offer(later := Conn("later"))
+    assert r.closed[-1] is later
+
+
+def test_connections_that_were_kept_warm_for_too_long_are_replaced() -> None:
+    r = rig(max_connections=3, min_idle=2, max_idle=3)
+    r.pool.offer(Conn("one"))
+    r.pool.offer(Conn("two"))
+    r.now += 60.0
+    assert r.pool.tend() == 2
+    assert r.pool.want_idle() == 2
+
+
+def test_a_lease_that_is_dropped_frees_its_slot_at_once_and_is_counted() -> None:
+    """Pitfall 19."""
+    r = rig(max_connections=1)
+    lease: Any = r.pool.acquire(0.0)
+    lease.conn = Conn()
+    waiter = r.waiter()
+    del lease
+    assert waiter.outcome().conn is None
+    assert r.counters.closed == {"leaked": 1}
+    assert r.pool.reports() == [LeaseReport(None, None)]
+
+
+def test_a_lease_and_a_connection_that_hold_each_other_are_reclaimed_by_the_collector() -> None:
+    """Pitfall 19."""
+    r = rig(max_connections=1)
+    lease: Any = r.pool.acquire(0.0)
+    lease.conn = conn = Conn()
+    conn.lease = lease  # type: ignore[attr-defined]  # as urllib3's connection does here
+    del lease, conn
+    gc.collect()
+    assert r.pool.view().inuse == 0
+    assert r.pool.acquire(0.0) is not None
+
+
+def test_a_dropped_one_off_lease_is_reclaimed_too() -> None:
+    r = rig(max_connections=1, when_full="new")
+    r.lease()
+    r.pool.acquire(0.0)
+    assert r.pool.view().one_off == 0
+    assert r.counters.closed == {"leaked": 1}
+
+
+def take(r: Rig) -> Any:
+    return r.pool.acquire(0.0)
+
+
+def test_a_leak_is_told_once_per_site_and_where_it_was_taken_if_that_is_noted() -> None:
+    unnoted, noted = rig(max_connections=9), rig(max_connections=9, leak_detection_threshold_s=10.0)
+    for r in (unnoted, noted):
+        for _ in range(3):
+            take(r)
+        r.pool.acquire(0.0)  # another line
+        r.pool.view()
+    assert unnoted.pool.reports() == [LeaseReport(None, None)]
+    sites = [report.site for report in noted.pool.reports()]
+    assert len(set(sites)) == 2
+    first = take.__code__.co_firstlineno + 1
+    assert sites[0] == f"{__file__}:{first}"
+    assert noted.pool.reports() == []
+
+
+def test_a_lease_held_for_longer_than_the_threshold_is_told_once() -> None:
+    r = rig(leak_detection_threshold_s=10.0)
+    lease = take(r)
+    r.now += 9.9
+    r.pool.tend()
+    assert r.pool.reports() == []
+    r.now += 1.1
+    r.pool.tend()
+    r.pool.tend()
+    (report,) = r.pool.reports()
+    assert report.held_s == pytest.approx(11.0)
+    assert report.site is not None
+    lease.conn = Conn()
+    r.pool.give_back(lease, reusable=True)
+    again = take(r)
+    r.now += 10.0
+    r.pool.tend()
+    assert len(r.pool.reports()) == 1
+    assert again.conn is lease.conn
+
+
+def test_a_reason_given_with_a_return_is_what_is_counted() -> None:
+    r = rig()
+    r.pool.give_back(r.lease(), reusable=False, reason="dead")
+    r.pool.give_back_quietly(r.lease(), "leaked")
+    assert r.counters.closed == {"dead": 1, "leaked": 1}
+    assert len(r.pool.reports()) == 1
+
+
+def test_a_waiter_of_a_retired_pool_is_still_served_and_one_of_a_full_rejecting_pool_never_waits() -> None:
+    r = rig(max_connections=1)
+    held = r.lease()
+    waiter = r.waiter()
+    r.pool.retire()
+    assert r.pool.view().waiting == 1
+    r.pool.give_back(held, reusable=True)
+    assert waiter.outcome().conn is None
+    strict = rig(max_connections=1, when_full="reject")
+    strict.lease()
+    with pytest.raises(LeaseRejected):
+        strict.pool.acquire(5.0, fresh=True)
+
+
+def test_counters_and_hit_rate_agree_after_failures_waits_and_replacements() -> None:
+    r = rig(max_connections=1)
+    held = r.lease()
+    with pytest.raises(LeaseTimeout):
+        r.pool.acquire(0.0)
+    waiter = r.waiter()
+    r.pool.give_back(held, reusable=True)
+    got = waiter.outcome()
+    assert got.conn is not None
+    got.conn.alive = False
+    r.pool.give_back(got, reusable=True)
+    last = r.pool.acquire(0.0)  # a miss after all: the idle one was dead
+    assert last.conn is None
+    assert r.counters.acquires == {"miss": 2, "timeout": 1, "hit": 1}
+    assert r.pool.hit_rate() == 0.25
+    assert sum(r.counters.wait.counts) == 4
