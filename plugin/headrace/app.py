@@ -298,6 +298,7 @@ class Headrace:
             hit_rate=None if upstream is None else upstream.state.pool.leases.hit_rate(now),
             max_connections=0 if upstream is None else upstream.plan.pool.max_connections,
             circuit=None if upstream is None else upstream.state.circuit.view(now),
+            suspect=upstream is not None and upstream.state.suspect,
             budget_tokens=None if upstream is None else upstream.state.budget.balance(now),
         )
 
@@ -319,6 +320,7 @@ class Headrace:
                 "waiting": reading.waiting,
                 "max_connections": reading.max_connections,
                 "hit_rate": reading.hit_rate,
+                "suspect": reading.suspect,
                 "acquires": acquires,
                 "closed": closed,
             },

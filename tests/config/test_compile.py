@@ -54,6 +54,7 @@ def test_file_with_only_a_base_url_gets_the_defaults_of_the_design_and_no_findin
             validation_bypass_s=0.5,
             leak_detection_threshold_s=None,
             tcp_keepalive=None,
+            heartbeat=None,
         ),
         tls=None,
         retry=RetryPlan(

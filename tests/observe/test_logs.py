@@ -58,6 +58,7 @@ EVERY_EVENT: list[events.Event] = [
     events.CallUngoverned(reason="tls", upstream="billing", call_site="app.py:12"),
     events.RetriesDelegated(upstream="billing", call_site="app.py:12"),
     events.CallOnEventLoop(upstream="billing", wanted="wait for a connection", call_site="app.py:12"),
+    events.PoolSuspect(upstream="billing", misses=3, closed=2),
     events.WatchDegraded(reason="inotify: too many watches"),
     events.ErrorMapped(upstream="billing", status=503, error="CircuitOpenError", request_id="r-1"),
     events.TlsVerificationDisabled(upstream="billing"),

@@ -39,6 +39,7 @@ POOL = PoolPlan(
     validation_bypass_s=0.5,
     leak_detection_threshold_s=None,
     tcp_keepalive=None,
+    heartbeat=None,
 )
 CIRCUIT = CircuitPlan(
     mode="enforce",

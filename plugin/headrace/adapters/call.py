@@ -215,7 +215,8 @@ class Call(Generic[T]):
         return outcome
 
     def _attempt(self, send: Send, lease: Lease[Any], started: float, *, is_resend: bool = False) -> Outcome:
-        leases = self._upstream.state.pool.leases
+        state = self._upstream.state
+        leases = state.pool.leases
         deadline_at = self._exchange.deadline_at
         timeouts = self._timeouts
         try:
@@ -226,7 +227,7 @@ class Call(Generic[T]):
             if deadline_at is not None and deadline_at - leased < limit_s:
                 limit_s = max(_SHORTEST_S, deadline_at - leased)
             attempt = Attempt(
-                self._upstream.state.pool,
+                state.pool,
                 self._message,
                 lease,
                 self._headers,
@@ -250,6 +251,8 @@ class Call(Generic[T]):
                 fault, cut = fault_of(error, attempt.phase)
             else:
                 self.answer = answer
+                if state.suspect:
+                    state.suspect = False  # it has answered
                 status, headers = self._surface.head(answer)
                 if status >= 300:  # Retry-After has a meaning with 3xx, 429 and 503 (RFC 9110 §10.2.3)
                     asked_s = retry_after_s(headers.get("Retry-After"), wall_clock=time.time)

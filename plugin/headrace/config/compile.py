@@ -13,6 +13,7 @@ from headrace.policy.plan import (
     CircuitPlan,
     Configuration,
     HalfOpenPlan,
+    HeartbeatPlan,
     InstallPlan,
     KeepalivePlan,
     OpenForPlan,
@@ -95,7 +96,7 @@ def _timeouts(timeouts: given.Timeouts) -> TimeoutPlan:
 
 
 def _pool(pool: given.Pool) -> PoolPlan:
-    keepalive = pool.tcp_keepalive
+    keepalive, heartbeat = pool.tcp_keepalive, pool.heartbeat
     return PoolPlan(
         max_connections=pool.max_connections,
         min_idle=pool.min_idle,
@@ -112,6 +113,14 @@ def _pool(pool: given.Pool) -> PoolPlan:
         if keepalive is None
         else KeepalivePlan(
             idle_s=float(keepalive.idle), interval_s=float(keepalive.interval), count=keepalive.count
+        ),
+        heartbeat=None
+        if heartbeat is None
+        else HeartbeatPlan(
+            path=heartbeat.path,
+            interval_s=float(heartbeat.interval),
+            timeout_s=float(heartbeat.timeout),
+            failures=heartbeat.failures,
         ),
     )
 

@@ -29,6 +29,7 @@ from headrace.config.values import (
     Method,
     Multiplier,
     Note,
+    PathOnly,
     PerSecond,
     Rate,
     Text,
@@ -140,6 +141,21 @@ class TcpKeepalive(Section):
     count: KeepaliveCount = Field(3, description="Probes without an answer before the connection is dead.")
 
 
+class Heartbeat(Section):
+    """A look at idle connections, so that a dead one is found before a call needs it."""
+
+    path: PathOnly | None = Field(
+        None,
+        description="GET on each idle connection; null: only whether the peer has closed it.",
+        examples=["/healthz"],
+    )
+    interval: Duration = Field(duration("15s"), description="Idle for so long: due.")
+    timeout: Duration = Field(duration("1s"), description="Longest wait for the answer.")
+    failures: Count = Field(
+        3, description="Misses in a row that close the idle connections and mark the upstream suspect."
+    )
+
+
 class Pool(Section):
     """Connections to the upstream, per process."""
 
@@ -174,6 +190,11 @@ class Pool(Section):
         None,
         description="Probes of the kernel on silent connections; null: none.",
         examples=[{"idle": "60s"}],
+    )
+    heartbeat: Heartbeat | None = Field(
+        None,
+        description="A look at idle connections; null: none.",
+        examples=[{"path": "/healthz", "interval": "15s"}],
     )
     leak_detection_threshold: Duration | None = Field(
         None,

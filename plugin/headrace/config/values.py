@@ -212,6 +212,11 @@ UpstreamName = Annotated[
     Expects("a name: small letters, digits and single _ between them", "name of an upstream"),
 ]
 Text = Annotated[str, Field(min_length=1), Expects("text that is not empty", "text")]
+PathOnly = Annotated[
+    str,
+    Field(pattern=r"^/[\x21-\x7e]*$"),
+    Expects("a path that begins with / and has no space in it, such as /healthz", "/healthz"),
+]
 FilePath = Annotated[str, Field(min_length=1), Expects("the path of a file", "path")]
 Count = Annotated[int, Ge(1), Le(100_000)]
 CountOrZero = Annotated[int, Ge(0), Le(1_000_000)]

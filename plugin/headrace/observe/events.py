@@ -330,6 +330,29 @@ class LeaseHeld:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolSuspect:
+    """Heartbeats were missed in a row: the idle connections were closed.
+
+    Attributes:
+        misses: How many in a row; count.
+        closed: Idle connections closed because of it; count.
+    """
+
+    name: ClassVar[str] = "pool.suspect"
+    level: ClassVar[int] = logging.WARNING
+    upstream: str
+    misses: int
+    closed: int
+
+    @property
+    def line(self) -> str:
+        return (
+            f'upstream "{self.upstream}": {_count(self.misses, "heartbeat")} missed in a row; '
+            f"closed {_count(self.closed, 'idle connection')}, suspect until one gets an answer"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class WatchDegraded:
     """Edits are found by polling because the system's notifications are not to be had."""
 

@@ -27,6 +27,7 @@ class UpstreamReading:
         max_connections: The limit in force; count.
         circuit: None when the upstream has no circuit.
         budget_tokens: Retries that could be paid for now, or None without a budget.
+        suspect: Heartbeats were missed.
     """
 
     name: str
@@ -38,6 +39,7 @@ class UpstreamReading:
     max_connections: int
     circuit: CircuitView | None
     budget_tokens: float | None
+    suspect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,15 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         (),
         lambda up: (((), up.waiting),),
         across_processes="livesum",
+    ),
+    Family(
+        "headrace_pool_suspect",
+        "gauge",
+        "1 while heartbeats were missed in a row and nothing has been answered since.",
+        (),
+        lambda upstream: (((), float(upstream.suspect)),),
+        merge=max,
+        across_processes="liveall",
     ),
     Family(
         "headrace_pool_hit_rate",

@@ -80,6 +80,21 @@ class KeepalivePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class HeartbeatPlan:
+    """A look at idle connections.
+
+    Attributes:
+        path: Asked for with GET; None: only whether the peer has closed.
+        failures: Misses in a row after which the idle connections are closed; >= 1.
+    """
+
+    path: str | None
+    interval_s: float
+    timeout_s: float
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
 class PoolPlan:
     """Size and lifecycle of one upstream's connections.
 
@@ -104,6 +119,7 @@ class PoolPlan:
     validation_bypass_s: float
     leak_detection_threshold_s: float | None
     tcp_keepalive: KeepalivePlan | None
+    heartbeat: HeartbeatPlan | None
 
 
 @dataclass(frozen=True, slots=True)

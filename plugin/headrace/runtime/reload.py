@@ -25,6 +25,7 @@ from headrace.observe.events import (
 from headrace.observe.logs import emit
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import Configuration
+from headrace.runtime.heartbeat import Heartbeats
 from headrace.runtime.service import ServiceCounters
 from headrace.runtime.snapshot import Snapshot, build_snapshot, retired_states
 from headrace.runtime.upstream import UpstreamState, report_leases
@@ -83,6 +84,7 @@ class Reloader:
         self._held: _Held | None = None
         self._draining: list[tuple[float, UpstreamState]] = []
         self._warmer = Warmer()
+        self._heartbeats = Heartbeats()
         self.service = ServiceCounters()
         self.counters: dict[str, UpstreamCounters] = {}
         self.refused: _Refused | None = None
@@ -136,6 +138,7 @@ class Reloader:
             upstream.state.pool.leases.tend(now)
             report_leases(name, upstream.state.pool.leases)
         self._warmer.look(now, upstreams.values())
+        self._heartbeats.look(now, upstreams.values())
         with self._lock:
             over = [state for stop_at, state in self._draining if now >= stop_at]
             self._draining = [one for one in self._draining if now < one[0]]
@@ -162,6 +165,7 @@ class Reloader:
             states += [state for _, state in self._draining]
             self._draining = []
         self._warmer.stop()
+        self._heartbeats.stop()
         for state in states:
             state.pool.close()
             state.pool.leases.stop()
@@ -178,6 +182,7 @@ class Reloader:
         for upstream in self.snapshot.upstreams.values():
             upstream.state.forget_inherited(upstream.plan, mode=upstream.mode)
         self._warmer = Warmer()
+        self._heartbeats = Heartbeats()
         draining, self._draining = self._draining, []
         for _, state in draining:
             state.pool.forget_inherited()

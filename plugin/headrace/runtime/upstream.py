@@ -27,9 +27,11 @@ class UpstreamState:
         circuit, budget: Guarded by the lock each was given.
         counters: Totals by name; the same object before and after a reload.
         in_flight: Calls in `mode: observe` under way; guarded by `counters.lock`.
+        misses: Heartbeats missed in a row; only the heartbeat thread writes it.
+        suspect: That many were `heartbeat.failures`; any answer, a call's too, makes it False.
     """
 
-    __slots__ = ("budget", "circuit", "counters", "in_flight", "pool")
+    __slots__ = ("budget", "circuit", "counters", "in_flight", "misses", "pool", "suspect")
 
     def __init__(
         self, *, pool: GovernedHTTPPool, circuit: Circuit, budget: RetryBudget, counters: UpstreamCounters
@@ -39,6 +41,8 @@ class UpstreamState:
         self.budget = budget
         self.counters = counters
         self.in_flight = 0
+        self.misses = 0
+        self.suspect = False
 
     def forget_inherited(self, plan: UpstreamPlan, *, mode: Mode) -> None:
         """In a forked child: its own connections and locks, and a circuit and budget that know nothing yet.

@@ -381,6 +381,48 @@ class LeasePool(Generic[C]):
         self._settle()
         return welcome
 
+    def lend_idle(self, now: float, *, idle_s: float, most: int) -> list[Lease[C]]:
+        """Up to *most* connections that nobody has used or looked at for *idle_s*, longest first, taken out as leases.
+
+        For a look at them, not for a call: nothing is counted. Each goes back by
+        `give_back` (used just now, or gone) or `return_unused`.
+        """
+        self._leave_parent()
+        with self._lock:
+            self._take_back()
+            due = [one for one in self._idle if now - max(one.idle_since, one.taken_at) >= idle_s]
+            lent = due[:most]
+            for lease in lent:
+                self._idle.remove(lease)
+                lease.taken_at = now
+                lease.token = token = ref(lease, self._on_drop)
+                self._inuse[token] = None
+        self._settle()
+        return lent
+
+    def return_unused(self, lease: Lease[C]) -> None:
+        """End a lease of `lend_idle` as if it had not been: its connection stays idle since when it was."""
+        with self._lock:
+            if lease.token in self._inuse and not self._retired:
+                del self._inuse[lease.token]
+                lease.token = None
+                self._idle.appendleft(lease)
+                self._serve()
+            else:
+                self._returns.append((lease, "retired"))
+        self._settle()
+
+    def close_idle(self, reason: CloseReason) -> int:
+        """Close every idle connection; how many that were."""
+        self._leave_parent()
+        with self._lock:
+            self._take_back()
+            closed = len(self._idle)
+            while self._idle:
+                self._doom(self._idle.popleft().conn, reason)
+        self._settle()
+        return closed
+
     def resize(self, max_connections: int) -> None:
         """Have at most *max_connections* from now on. Growing serves waiters; shrinking closes idle connections now
         and those in use that are too many when they come back."""

@@ -100,7 +100,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
             # No socket: the answer is read, and the peer had said that it would be the last one.
             self.leases.give_back(
                 conn.lease,
-                reusable=_is_between_answers(conn),
+                reusable=is_between_answers(conn),
                 reason="dead" if conn.sock is None else "error",
             )
 
@@ -118,6 +118,10 @@ class GovernedHTTPPool(HTTPConnectionPool):
         if attempt is not None and attempt.headers:
             headers = with_defaults(self.headers if headers is None else headers, attempt.headers)
         return super().urlopen(method, url, body, headers, *args, **kw)
+
+    def is_alive(self, conn: GovernedHTTPConnection | None) -> bool:
+        """Whether the peer of an idle connection has neither closed it nor said anything. Does not block."""
+        return conn is not None and _is_alive(conn)
 
     def open_idle(self) -> None:
         """Make one connection, TLS included, ahead of need. Blocks for `connect_s` at most, and for name look-up.
@@ -210,7 +214,7 @@ def build_pool(plan: UpstreamPlan, counters: UpstreamCounters) -> GovernedHTTPPo
     return pool
 
 
-def _is_between_answers(conn: GovernedHTTPConnection) -> bool:
+def is_between_answers(conn: GovernedHTTPConnection) -> bool:
     """Whether the next request may be sent on *conn*: open, no answer half read (released too early), none to come.
 
     http.client takes a 1xx other than 100 for the answer. The real one follows, or another protocol does:

@@ -1,0 +1,94 @@
+"""Heartbeats on idle connections: `pool.heartbeat`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from headrace.observe.events import PoolSuspect
+from headrace.observe.logs import emit
+from headrace.policy.plan import HeartbeatPlan
+from headrace.runtime.upstream import Upstream
+from headrace.transport.heartbeat import Beat, beat
+from headrace.transport.lease import Lease
+
+MOST_PER_ROUND = 8
+"""Idle connections of one upstream that are lent at a time: the others stay there for calls."""
+
+
+class Heartbeats:
+    """Looks at idle connections on the daemon thread `headrace-heartbeat`, which lives for one round.
+
+    Not on the housekeeping thread, which must not wait for answers. All upstreams of a
+    round are asked at once, so that one that hangs delays nobody. A heartbeat is nobody's
+    call: the circuit, the budget and the counters of calls do not hear of it.
+
+    `look` and `stop` are called by one thread at a time.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._thread: threading.Thread | None = None
+
+    def look(self, now: float, upstreams: Iterable[Upstream]) -> None:
+        """Begin a round with what is due, unless one is under way. Does not block."""
+        if self._thread is not None and self._thread.is_alive():
+            return
+        due: list[tuple[Upstream, HeartbeatPlan, Lease[Any]]] = []
+        for upstream in upstreams:
+            plan = upstream.plan.pool.heartbeat
+            if plan is not None and upstream.mode == "enforce":
+                leases = upstream.state.pool.leases
+                due += [
+                    (upstream, plan, lease)
+                    for lease in leases.lend_idle(now, idle_s=plan.interval_s, most=MOST_PER_ROUND)
+                ]
+        if due:
+            self._thread = threading.Thread(
+                target=self._round, args=(due,), name="headrace-heartbeat", daemon=True
+            )
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Wait for the round under way. Blocks for a second at most: its connections are closed anyway."""
+        if self._thread is not None:
+            self._thread.join(1.0)
+        self._thread = None
+
+    def _round(self, due: list[tuple[Upstream, HeartbeatPlan, Lease[Any]]]) -> None:
+        now = self._clock()
+        asked = {
+            id(lease): Beat(lease.conn, plan.path, upstream.plan.headers, now + plan.timeout_s)
+            for upstream, plan, lease in due
+            if plan.path is not None and lease.conn is not None
+        }
+        try:
+            beat(list(asked.values()))
+        finally:
+            for upstream, plan, lease in due:
+                leases = upstream.state.pool.leases
+                one = asked.get(id(lease))
+                if one is None and upstream.state.pool.is_alive(lease.conn):
+                    # Not closed by the peer, and nothing more is known: idle since when it was.
+                    leases.return_unused(lease)
+                    self._answered(upstream)
+                elif one is not None and one.answered:
+                    leases.give_back(lease, reusable=True)
+                    self._answered(upstream)
+                else:
+                    leases.give_back(lease, reusable=False, reason="dead")
+                    self._missed(upstream, plan)
+
+    def _answered(self, upstream: Upstream) -> None:
+        upstream.state.misses = 0
+        upstream.state.suspect = False
+
+    def _missed(self, upstream: Upstream, plan: HeartbeatPlan) -> None:
+        state = upstream.state
+        state.misses += 1
+        if state.misses >= plan.failures and not state.suspect:
+            state.suspect = True
+            closed = state.pool.leases.close_idle("dead")
+            emit(PoolSuspect(upstream=upstream.plan.name, misses=state.misses, closed=closed))

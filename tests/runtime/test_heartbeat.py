@@ -1,0 +1,139 @@
+"""Heartbeats on idle connections: a dead one is found before a call needs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import requests
+from prometheus_client import CollectorRegistry
+
+import headrace
+from support.faultserver import Answer, FaultServer, Silence
+from support.governed import rules, running
+from support.waiting import wait_until
+
+
+def body(heartbeat: str, more: str = "") -> str:
+    return f"    pool: {{heartbeat: {{{heartbeat}}}, max_lifetime: null{more}}}\n"
+
+
+def beats(server: FaultServer) -> int:
+    return sum(request.target == "/healthz" for request in server.requests)
+
+
+def test_an_answer_refreshes_the_last_use(tmp_path: Path) -> None:
+    with FaultServer() as server:
+        text = rules(server.url, body("path: /healthz, interval: 300ms", ", idle_timeout: 1s"))
+        with running(tmp_path, text) as hr:
+            requests.get(server.url)
+            wait_until(lambda: beats(server) >= 4, timeout_s=10)  # well beyond the idle timeout
+            wait_until(lambda: hr.status()["upstreams"]["billing"]["pool"]["idle"] == 1)  # back from the look
+
+            requests.get(server.url)
+
+            assert server.connections == 1
+            status = hr.status()["upstreams"]["billing"]
+            assert status["requests"] == status["attempts"] == {"2xx": 2}  # heartbeats are nobody's calls
+            assert sum(status["pool"]["acquires"].values()) == 2
+            assert not status["pool"]["suspect"]
+
+
+def test_any_whole_answer_will_do(tmp_path: Path) -> None:
+    with FaultServer() as server:
+        server.at("/healthz", Answer(503, body=b"not well"))
+        with running(tmp_path, rules(server.url, body("path: /healthz, interval: 100ms, failures: 1"))) as hr:
+            requests.get(server.url)
+            wait_until(lambda: beats(server) >= 2, timeout_s=10)
+
+            assert not hr.status()["upstreams"]["billing"]["pool"]["suspect"]
+            assert hr.status()["upstreams"]["billing"]["circuit_breaker"]["failures"] == 0
+
+
+def test_misses_in_a_row_close_the_idle_connections_and_mark_the_upstream_until_it_answers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = CollectorRegistry()
+    with FaultServer() as server:
+        server.at("/healthz", Silence())
+        file = tmp_path / "upstreams.yaml"
+        file.write_text(
+            rules(server.url, body("path: /healthz, interval: 100ms, timeout: 50ms, failures: 2"))
+        )
+        with headrace.Headrace(file, registry=registry) as hr:
+
+            def suspect() -> object:
+                return registry.get_sample_value("headrace_pool_suspect", {"upstream": "billing"})
+
+            responses = [requests.get(server.url, stream=True) for _ in range(3)]
+            for response in responses:
+                assert response.content == b"ok"
+            assert hr.status()["upstreams"]["billing"]["pool"]["idle"] == 3
+
+            wait_until(lambda: hr.status()["upstreams"]["billing"]["pool"]["suspect"], timeout_s=10)
+
+            assert hr.status()["upstreams"]["billing"]["pool"]["idle"] == 0
+            assert suspect() == 1
+            (said,) = [one for one in caplog.records if getattr(one, "event", "") == "pool.suspect"]
+            assert said.misses == 2
+            assert hr.status()["upstreams"]["billing"]["circuit_breaker"]["failures"] == 0
+
+            requests.get(server.url)
+
+            assert not hr.status()["upstreams"]["billing"]["pool"]["suspect"]
+            assert suspect() == 0
+
+
+def test_without_a_path_a_connection_that_the_peer_closed_is_found(tmp_path: Path) -> None:
+    with FaultServer() as server:
+        with running(tmp_path, rules(server.url, body("interval: 200ms"))) as hr:
+            requests.get(server.url)
+            server.drop_all()
+
+            wait_until(
+                lambda: hr.status()["upstreams"]["billing"]["pool"]["closed"].get("dead") == 1, timeout_s=10
+            )
+
+            assert hr.status()["upstreams"]["billing"]["pool"]["idle"] == 0
+            assert server.first_lines == 1  # nothing was sent
+
+
+def test_without_a_path_a_look_is_no_use(tmp_path: Path) -> None:
+    """A connection that is merely looked at still leaves by its idle timeout."""
+    with FaultServer() as server:
+        text = rules(server.url, body("interval: 200ms", ", idle_timeout: 1s"))
+        with running(tmp_path, text) as hr:
+            requests.get(server.url)
+
+            wait_until(
+                lambda: hr.status()["upstreams"]["billing"]["pool"]["closed"].get("idle") == 1, timeout_s=10
+            )
+
+
+def test_an_upstream_that_hangs_delays_no_other(tmp_path: Path) -> None:
+    with FaultServer() as hung, FaultServer() as fine:
+        hung.at("/healthz", Silence())
+        text = "upstreams:\n" + "".join(
+            f"  {name}: {{base_url: '{server.url}', pool: {{heartbeat: {{path: /healthz, interval: 300ms, "
+            f"timeout: 250ms, failures: 100}}}}}}\n"
+            for name, server in (("hung", hung), ("fine", fine))
+        )
+        with running(tmp_path, text) as hr:
+            for _ in range(2):
+                requests.get(hung.url)
+                requests.get(fine.url)
+
+            wait_until(lambda: beats(fine) >= 3, timeout_s=10)
+
+            assert hr.status()["upstreams"]["fine"]["pool"]["closed"] == {}
+            assert hr.status()["upstreams"]["hung"]["pool"]["closed"] == {"dead": 1}
+
+
+def test_headers_of_the_rule_go_with_a_heartbeat(tmp_path: Path) -> None:
+    with FaultServer() as server:
+        text = rules(server.url, body("path: /healthz, interval: 100ms") + "    headers: {X-Token: t}\n")
+        with running(tmp_path, text):
+            requests.get(server.url)
+            wait_until(lambda: beats(server) >= 1, timeout_s=10)
+
+            assert server.requests[1].header("X-Token") == "t"
