@@ -30,7 +30,7 @@ PRELUDE = """
 """
 
 
-@pytest.fixture(params=["http", "https"])
+@pytest.fixture
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FaultServer]:
     """With the file for it in `tmp_path`."""
     ca = trustme.CA()
@@ -59,7 +59,11 @@ def connections(server: FaultServer, who: str) -> set[int]:
     return {one.connection for one in server.requests if one.target == f"/{who}"}
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize(
+    ("server", "method"),
+    [("http", "fork"), ("https", "fork"), ("http", "spawn"), ("http", "forkserver")],
+    indirect=["server"],
+)
 def test_a_child_of_multiprocessing_has_connections_of_its_own(
     tmp_path: Path, server: FaultServer, method: str
 ) -> None:
@@ -99,6 +103,7 @@ def test_a_child_of_multiprocessing_has_connections_of_its_own(
     assert connections(server, "child0") & connections(server, "child1") == set()
 
 
+@pytest.mark.parametrize("server", ["http", "https"], indirect=True)
 def test_a_child_of_a_bare_fork_has_connections_of_its_own(tmp_path: Path, server: FaultServer) -> None:
     """Pitfall 26: fork(2) called from C, as uWSGI does: none of Python's hooks runs, the pid tells."""
     run(
