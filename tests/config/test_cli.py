@@ -159,6 +159,12 @@ def explained(folder: Path, capsys: Captured, *arguments: str) -> str:
     return capsys.readouterr().out
 
 
+def test_explain_says_between_which_sizes_an_adaptive_pool_is(folder: Path, capsys: Captured) -> None:
+    (folder / "e.yaml").write_text("upstreams: {a: {base_url: http://a, pool: {adaptive: {min: 4}}}}")
+    assert main(["explain", "e.yaml", "http://a"]) == 0
+    assert "a connection out of 4 to 200, waited for 500ms" in capsys.readouterr().out
+
+
 def test_explain_names_the_upstream_the_prefix_and_the_line(folder: Path, capsys: Captured) -> None:
     text = explained(folder, capsys, "https://billing.internal:8443/v2/invoices/7")
     assert "upstream invoices, by base_url: https://billing.internal:8443/v2/invoices (e.yaml:11)" in text

@@ -12,6 +12,7 @@ from headrace.config import load
 from headrace.errors import ConfigError
 from headrace.policy.outcome import condition
 from headrace.policy.plan import (
+    AdaptivePlan,
     BackoffPlan,
     BudgetPlan,
     CircuitPlan,
@@ -115,6 +116,35 @@ def test_a_default_is_cut_to_the_limit_around_it_that_was_written(load_text: Loa
     a, b = upstreams["a"].timeouts, upstreams["b"].timeouts
     assert (a.attempt_s, a.connect_s, a.acquire_s) == (1.0, 1.0, 0.5)
     assert (b.attempt_s, b.connect_s, b.acquire_s) == (0.3, 0.3, 0.3)
+
+
+def test_an_adaptive_pool_gets_the_thresholds_of_the_design_unless_others_are_written(
+    load_text: LoadText,
+) -> None:
+    upstreams = load_text(
+        "defaults: {pool: {adaptive: {shrink_after: 10s}}}\n"
+        "upstreams:\n"
+        "  a: {base_url: http://a}\n"
+        "  b: {base_url: http://b, pool: {adaptive: {min: 3, grow_when_rate: 0, connections_per_rps: 1}}}\n"
+        "  c: {base_url: http://c, pool: {adaptive: null}}\n"
+        "  d: {base_url: http://d, pool: {max_connections: 4}}\n"
+    ).upstreams
+    assert upstreams["a"].pool.adaptive == AdaptivePlan(
+        min=10,
+        grow_when_waiting=0.3,
+        grow_when_rate=1.5,
+        shrink_when_rate=0.7,
+        shrink_after_s=10.0,
+        rate_window_s=60.0,
+        connections_per_rps=0.1,
+    )
+    b, d = upstreams["b"].pool.adaptive, upstreams["d"].pool.adaptive
+    assert b is not None
+    assert (b.min, b.grow_when_rate, b.connections_per_rps, b.shrink_after_s) == (3, 0.0, 1.0, 10.0)
+    assert type(b.grow_when_rate) is float
+    assert upstreams["c"].pool.adaptive is None
+    assert d is not None
+    assert d.min == 4  # the default, cut
 
 
 def test_probe_timeout_is_twice_the_attempt_unless_given(load_text: LoadText) -> None:

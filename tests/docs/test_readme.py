@@ -120,8 +120,10 @@ def test_every_variable_and_every_public_name_is_mentioned() -> None:
 # --- YAML and the command line --------------------------------------------------------------------------
 
 
-@shows(FILE, "The file/1", "Secrets and the environment/1")
-@pytest.mark.parametrize("key", [FILE, "The file/1", "Secrets and the environment/1"])
+@shows(FILE, "The file/1", "Secrets and the environment/1", "A pool that follows its load/1")
+@pytest.mark.parametrize(
+    "key", [FILE, "The file/1", "Secrets and the environment/1", "A pool that follows its load/1"]
+)
 def test_yaml_loads_without_a_finding(key: str, tmp_path: Path) -> None:
     text = blocks()[key].text.replace("/run/secrets", str(tmp_path))
     (tmp_path / "billing").write_text("Bearer x\n")
@@ -137,8 +139,10 @@ def test_yaml_loads_without_a_finding(key: str, tmp_path: Path) -> None:
     elif key == "The file/1":
         reports = upstreams["billing_reports"]
         assert (reports.retry.max_attempts, reports.match, reports.timeouts.attempt_s) == (2, (), 10)
-    else:
+    elif key == "Secrets and the environment/1":
         assert upstreams["billing"].headers == (("Authorization", "Bearer x"),)
+    else:
+        assert upstreams["billing"].pool.adaptive is not None
 
 
 @shows("headrace/4", "headrace/5", "Life of a call/1", "Command line/1")

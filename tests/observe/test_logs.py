@@ -55,6 +55,16 @@ EVERY_EVENT: list[events.Event] = [
     events.CircuitChanged(
         upstream="billing", from_state="open", to_state="half_open", reason="open_for elapsed"
     ),
+    events.PoolResized(
+        upstream="billing",
+        from_size=10,
+        to_size=14,
+        reason="waiting",
+        waiting=12,
+        peak_inuse=10,
+        rate_rps=40.0,
+        baseline_rps=20.7,
+    ),
     events.CallUngoverned(reason="tls", upstream="billing", call_site="app.py:12"),
     events.RetriesDelegated(upstream="billing", call_site="app.py:12"),
     events.CallOnEventLoop(upstream="billing", wanted="wait for a connection", call_site="app.py:12"),

@@ -42,6 +42,7 @@ def upstream(name: str = "billing", **changes: Any) -> UpstreamReading:
         "waiting": 1,
         "hit_rate": 0.75,
         "max_connections": 10,
+        "target_size": 10,
         "circuit": circuit(),
         "budget_tokens": 30.0,
     }

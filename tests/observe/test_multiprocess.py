@@ -31,7 +31,7 @@ class Source:
     def __call__(self):
         return Reading(
             upstreams=[
-                UpstreamReading(name, self.counters, 2, self.idle, 1, 0.5, 10, view(self.state), 7.0)
+                UpstreamReading(name, self.counters, 2, self.idle, 1, 0.5, 10, 10, view(self.state), 7.0)
                 for name in self.names
             ],
             service=ServiceReading({"applied": 1}, "f" * 64, 5.0, {}, {"2xx": 1}, self.served_duration),

@@ -28,6 +28,7 @@ def cross_check(settings: Settings, written: Written) -> Iterator[Problem]:
         base: Path = ("upstreams", name)
         yield from _times(upstream, base, written)
         yield from _pool(upstream.pool, (*base, "pool"), written)
+        yield from _adaptive(upstream.pool, (*base, "pool"), written)
         yield from _tls(upstream, base, written)
         yield from _headers(base, written)
     yield from _claims(settings, written)
@@ -128,6 +129,31 @@ def _pool(pool: Pool, base: Path, written: Written) -> Iterator[Problem]:
             f"has no use: max_lifetime is null ({written.where(lifetime, beside=written.mark(grace))})",
             "remove it, or give max_lifetime as well",
         )
+
+
+def _adaptive(pool: Pool, base: Path, written: Written) -> Iterator[Problem]:
+    adaptive, table, when_full = pool.adaptive, (*base, "adaptive"), (*base, "when_full")
+    if adaptive is None:
+        return
+    if pool.when_full != "wait" and written.is_usable(table, when_full):
+        if written.rank(table) >= written.rank(when_full):
+            where = written.where(when_full, beside=written.mark(table))
+            message = f"goes by who waits, so it needs when_full: wait; found {pool.when_full} {where}"
+            fix = "write: when_full: wait, or remove adaptive"
+            yield problem_at(key_mark_of(written.tree, table), written.origin(table), message, fix)
+        else:
+            where = written.where(table, beside=written.mark(when_full))
+            message = f"{pool.when_full} lets nobody wait, and adaptive {where} goes by who waits"
+            yield written.problem(when_full, message, "write: when_full: wait, or beside it: adaptive: null")
+    yield from _ordered(
+        written,
+        (*table, "min"),
+        adaptive.min,
+        (*base, "max_connections"),
+        pool.max_connections,
+        "so it could never grow",
+        show=str,
+    )
 
 
 def _ordered(

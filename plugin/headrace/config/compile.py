@@ -8,6 +8,7 @@ from types import MappingProxyType
 from headrace.config import settings as given
 from headrace.policy.outcome import Condition, condition
 from headrace.policy.plan import (
+    AdaptivePlan,
     BackoffPlan,
     BudgetPlan,
     CircuitPlan,
@@ -122,6 +123,21 @@ def _pool(pool: given.Pool) -> PoolPlan:
             timeout_s=float(heartbeat.timeout),
             failures=heartbeat.failures,
         ),
+        adaptive=_adaptive(pool.adaptive),
+    )
+
+
+def _adaptive(adaptive: given.Adaptive | None) -> AdaptivePlan | None:
+    if adaptive is None:
+        return None
+    return AdaptivePlan(
+        min=adaptive.min,
+        grow_when_waiting=float(adaptive.grow_when_waiting),
+        grow_when_rate=float(adaptive.grow_when_rate),
+        shrink_when_rate=float(adaptive.shrink_when_rate),
+        shrink_after_s=float(adaptive.shrink_after),
+        rate_window_s=float(adaptive.rate_window),
+        connections_per_rps=float(adaptive.connections_per_rps),
     )
 
 

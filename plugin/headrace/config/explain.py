@@ -179,6 +179,9 @@ def _upstream_lines(
 def _order(plan: UpstreamPlan, values: _Values) -> Iterator[str]:
     """ "Life of a call": the fixed order, with the limits that apply at each step."""
     text = values.text
+    size = text("pool", "max_connections")
+    if plan.pool.adaptive is not None:
+        size = f"{text('pool', 'adaptive', 'min')} to {size}"
     if plan.mode == "off":
         yield "  mode is off: the call is left alone, none of what follows applies"
     steps = [
@@ -189,7 +192,7 @@ def _order(plan: UpstreamPlan, values: _Values) -> Iterator[str]:
         ("breaker", f"a permit of the circuit ({text('circuit_breaker', 'mode')})"),
         (
             "lease",
-            f"a connection out of {text('pool', 'max_connections')}, waited for {text('timeouts', 'acquire')}",
+            f"a connection out of {size}, waited for {text('timeouts', 'acquire')}",
         ),
         ("attempt", f"{text('timeouts', 'attempt')}, of it connect {text('timeouts', 'connect')}"),
         ("outcome", "an answer or a fault, noted where the transport ends"),

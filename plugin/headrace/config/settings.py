@@ -34,6 +34,7 @@ from headrace.config.values import (
     Rate,
     Text,
     Threshold,
+    Times,
     UpstreamName,
     Url,
     WindowSize,
@@ -156,6 +157,30 @@ class Heartbeat(Section):
     )
 
 
+class Adaptive(Section):
+    """A pool's size that follows its load, between min and max_connections."""
+
+    min: Count = Field(10, description="Size that the pool begins with, and shrinks to.")
+    grow_when_waiting: Times = Field(
+        0.3, description="Grow only when more calls wait than this times the size."
+    )
+    grow_when_rate: Times = Field(
+        1.5, description="Grow only when calls come faster than this times what is usual; 0: at any rate."
+    )
+    shrink_when_rate: Times = Field(
+        0.7,
+        description="Shrink only when calls come slower than this times what is usual; 100: at about any rate.",
+    )
+    shrink_after: Duration = Field(
+        duration("30s"),
+        description="Shrink when nobody has waited for so long, by half of what was not in use meanwhile.",
+    )
+    rate_window: WindowSize = Field(duration("60s"), description="What the rate of calls is taken over.")
+    connections_per_rps: Times = Field(
+        0.1, description="Connections added at a time, per call per second; at least one."
+    )
+
+
 class Pool(Section):
     """Connections to the upstream, per process."""
 
@@ -201,6 +226,25 @@ class Pool(Section):
         description="A connection held for longer is logged once, with where it was taken; null: off.",
         examples=["30s"],
     )
+
+    adaptive: Adaptive | None = Field(
+        None,
+        description="Size that follows the load, up to max_connections; null: always max_connections.",
+        examples=[{"min": 10}],
+    )
+
+    @model_validator(mode="after")
+    def _cut_adaptive_min(self) -> Self:
+        """Cut the default to max_connections: who writes a small one need not write both."""
+        adaptive = self.adaptive
+        if (
+            adaptive is not None
+            and "min" not in adaptive.model_fields_set
+            and adaptive.min > self.max_connections
+        ):
+            cut = adaptive.model_copy(update={"min": self.max_connections})
+            self.__dict__["adaptive"] = cut  # the model is frozen for everybody else
+        return self
 
     @model_validator(mode="after")
     def _cut_defaults(self) -> Self:

@@ -225,6 +225,7 @@ KeepaliveCount = Annotated[int, Ge(1), Le(127)]  # Linux: MAX_TCP_KEEPCNT
 Attempts = Annotated[int, Ge(1), Le(100)]
 Rate = Annotated[float, Ge(0), Le(1)]
 Threshold = Annotated[float, Gt(0), Le(1)]
+Times = Annotated[float, Ge(0), Le(100)]
 Jitter = Annotated[float, Ge(0), Lt(1)]
 Multiplier = Annotated[float, Ge(1), Le(100)]
 PerSecond = Annotated[float, Ge(0), Le(100_000)]

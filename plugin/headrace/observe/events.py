@@ -220,6 +220,40 @@ class CircuitChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolResized:
+    """An adaptive pool has got another size, with the numbers that led to it.
+
+    Attributes:
+        reason: `waiting` (it grew) or `surplus` (it shrank).
+        waiting: Calls that were waiting; count.
+        peak_inuse: Most connections in use at once during the last `shrink_after`; count.
+        rate_rps: Calls per second over `rate_window`.
+        baseline_rps: Calls per second that are usual, or None as long as that is not known.
+    """
+
+    name: ClassVar[str] = "pool.resized"
+    level: ClassVar[int] = logging.INFO
+    upstream: str
+    from_size: int
+    to_size: int
+    reason: str
+    waiting: int
+    peak_inuse: int
+    rate_rps: float
+    baseline_rps: float | None = None
+
+    @property
+    def line(self) -> str:
+        verb = "grown" if self.to_size > self.from_size else "shrunk"
+        usual = "not yet known" if self.baseline_rps is None else f"{self.baseline_rps:.1f}"
+        return (
+            f'upstream "{self.upstream}": pool {verb} from {self.from_size} to {self.to_size} connections: '
+            f"{self.reason} ({self.waiting} waiting, {self.peak_inuse} in use at most, "
+            f"{self.rate_rps:.1f} calls per second, usual {usual})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class CallUngoverned:
     """A call that a rule names by URL but that passes through untouched; once per call site.
 

@@ -25,6 +25,7 @@ class UpstreamReading:
         counters: The live totals; they are copied here, under their own lock.
         hit_rate: Share of checkouts served by an idle connection, 0..1, or None without any.
         max_connections: The limit in force; count.
+        target_size: What the pool may have now: `max_connections`, or what `adaptive` makes of it; count.
         circuit: None when the upstream has no circuit.
         budget_tokens: Retries that could be paid for now, or None without a budget.
         suspect: Heartbeats were missed.
@@ -37,6 +38,7 @@ class UpstreamReading:
     waiting: int
     hit_rate: float | None
     max_connections: int
+    target_size: int
     circuit: CircuitView | None
     budget_tokens: float | None
     suspect: bool = False
@@ -154,6 +156,14 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         merge=min,
         across_processes="liveall",
         gone=_NAN,
+    ),
+    Family(
+        "headrace_pool_target_size",
+        "gauge",
+        "Connections that the pool may have: max_connections, or what adaptive makes of it.",
+        (),
+        lambda up: (((), up.target_size),),
+        across_processes="livesum",
     ),
     Family(
         "headrace_pool_acquires_total",

@@ -105,6 +105,7 @@ class PoolPlan:
         validation_bypass_s: Idle for less is believed to be alive.
         leak_detection_threshold_s: Where a lease was taken is noted unless this is None.
         tcp_keepalive: None: the system's habit, which is none.
+        adaptive: None: always max_connections.
     """
 
     max_connections: int
@@ -120,6 +121,7 @@ class PoolPlan:
     leak_detection_threshold_s: float | None
     tcp_keepalive: KeepalivePlan | None
     heartbeat: HeartbeatPlan | None
+    adaptive: AdaptivePlan | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,8 @@ class Reloader:
         upstreams = self.snapshot.upstreams
         for name, upstream in upstreams.items():
             upstream.state.pool.leases.tend(now)
+            if upstream.state.sizer is not None:
+                upstream.state.sizer.looked(now)
             report_leases(name, upstream.state.pool.leases)
         self._warmer.look(now, upstreams.values())
         self._heartbeats.look(now, upstreams.values())

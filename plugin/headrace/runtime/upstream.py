@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from headrace.observe.events import CircuitChanged, LeaseHeld, LeaseLeaked
+from headrace.observe.events import CircuitChanged, LeaseHeld, LeaseLeaked, PoolResized
 from headrace.observe.logs import emit
 from headrace.policy.circuit import Circuit, Transition
 from headrace.policy.counters import UpstreamCounters, add
 from headrace.policy.plan import Mode, UpstreamPlan
 from headrace.policy.retry import RetryBudget
+from headrace.policy.sizing import Resize
 from headrace.runtime.service import ServiceCounters
 from headrace.transport.lease import LeasePool
+from headrace.transport.pool_sizer import PoolSizer
 from headrace.transport.urllib3_pool import GovernedHTTPPool, build_pool
 
 
@@ -29,14 +32,22 @@ class UpstreamState:
         in_flight: Calls in `mode: observe` under way; guarded by `counters.lock`.
         misses: Heartbeats missed in a row; only the heartbeat thread writes it.
         suspect: That many were `heartbeat.failures`; any answer, a call's too, makes it False.
+        sizer: Keeps the pool's size, if it is adaptive.
     """
 
-    __slots__ = ("budget", "circuit", "counters", "in_flight", "misses", "pool", "suspect")
+    __slots__ = ("budget", "circuit", "counters", "in_flight", "misses", "pool", "sizer", "suspect")
 
     def __init__(
-        self, *, pool: GovernedHTTPPool, circuit: Circuit, budget: RetryBudget, counters: UpstreamCounters
+        self,
+        *,
+        pool: GovernedHTTPPool,
+        sizer: PoolSizer | None,
+        circuit: Circuit,
+        budget: RetryBudget,
+        counters: UpstreamCounters,
     ) -> None:
         self.pool = pool
+        self.sizer = sizer
         self.circuit = circuit
         self.budget = budget
         self.counters = counters
@@ -93,8 +104,10 @@ def build_state(plan: UpstreamPlan, counters: UpstreamCounters, *, mode: Mode) -
     Raises:
         TlsError: The plan's TLS files cannot be loaded.
     """
+    pool = build_pool(plan, counters)
     return UpstreamState(
-        pool=build_pool(plan, counters),
+        pool=pool,
+        sizer=_sizer(plan, pool, counters),
         circuit=_circuit(plan, counters, mode=mode),
         budget=_budget(plan),
         counters=counters,
@@ -108,6 +121,27 @@ def _circuit(plan: UpstreamPlan, counters: UpstreamCounters, *, mode: Mode) -> C
         lock=threading.Lock(),
         on_transition=_transition_reporter(plan.name, counters, is_observed=mode == "observe"),
     )
+
+
+def _sizer(plan: UpstreamPlan, pool: GovernedHTTPPool, counters: UpstreamCounters) -> PoolSizer | None:
+    if plan.pool.adaptive is None:
+        return None
+
+    def report(resize: Resize) -> None:
+        emit(
+            PoolResized(
+                upstream=plan.name,
+                from_size=resize.from_size,
+                to_size=resize.to_size,
+                reason=resize.reason.value,
+                waiting=resize.waiting,
+                peak_inuse=resize.peak_inuse,
+                rate_rps=resize.rate_rps,
+                baseline_rps=resize.baseline_rps,
+            )
+        )
+
+    return PoolSizer(plan.pool.adaptive, pool.leases, counters, clock=time.monotonic, on_resize=report)
 
 
 def _budget(plan: UpstreamPlan) -> RetryBudget:

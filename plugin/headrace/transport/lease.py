@@ -149,6 +149,9 @@ class LeasePool(Generic[C]):
         abort: Breaks off what the holder of a connection is doing (a shutdown of the socket); called *with*
             the lock held, so that it can never hit a connection that was leased anew; must not block.
         discard: Closes a forked child's copy of a connection, without a word to the peer (Pitfall 26).
+
+    Attributes:
+        on_enqueue: Called without the lock when a call has got into the queue; it may `resize`.
     """
 
     def __init__(
@@ -171,6 +174,7 @@ class LeasePool(Generic[C]):
         self._close = close
         self._abort = abort
         self._discard = discard
+        self.on_enqueue: Callable[[], None] | None = None
         self._idle_timeout_s = plan.idle_timeout_s
         self._bypass_s = min(plan.validation_bypass_s, plan.idle_timeout_s)
         self._max_uses = plan.max_requests_per_connection or sys.maxsize
@@ -435,6 +439,23 @@ class LeasePool(Generic[C]):
             self._weigh()
             self._serve()
         self._settle()
+
+    def busiest(self, since: float) -> int:
+        """Most connections in use at once since *since*, as far as they are still there.
+
+        Reuse is LIFO: what was not needed at the busiest moment has been idle since before.
+        A heartbeat that was answered counts as a use.
+        """
+        self._leave_parent()
+        with self._lock:
+            self._take_back()
+            most = len(self._inuse)
+            for lease in reversed(self._idle):
+                if lease.idle_since < since:
+                    break
+                most += lease.uses > 0  # one made ahead of need was never in use
+        self._settle()
+        return most
 
     def retire(self) -> None:
         """Keep nothing any more: idle connections are closed now, those in use when they come back.
@@ -777,6 +798,8 @@ class LeasePool(Generic[C]):
     def _wait(self, lease: Lease[C], gate: threading.Lock, timeout_s: float) -> None:
         """Until *lease* was put in use by somebody who gave back. Blocks."""
         started = lease.taken_at
+        if self.on_enqueue is not None:
+            self.on_enqueue()
         left_s = started + timeout_s - self._clock()
         opened = gate.acquire(timeout=min(max(left_s, 0.0), threading.TIMEOUT_MAX))
         view = None
