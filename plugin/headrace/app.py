@@ -14,7 +14,6 @@ from weakref import WeakSet
 
 from headrace.adapters import install
 from headrace.adapters.handles import Handle, governed_session, stock_pools
-from headrace.adapters.routing import reached
 from headrace.config import load, mode_override
 from headrace.errors import ConfigError, HeadraceError
 from headrace.observe.events import HeadraceStarted, HeadraceStopped, ModeOverridden
@@ -249,7 +248,7 @@ class Headrace:
 
     def _find(self, request: Any) -> Upstream | None:
         found = self._snapshot_of_call().routes.match_url(request.url or "")
-        return None if found is None else reached(found)
+        return None if found is None else found[1]
 
     def _resolve(self, name: str) -> Upstream:
         # Flat, and asked for by every call of a handle.
@@ -299,7 +298,7 @@ class Headrace:
             max_connections=0 if upstream is None else upstream.plan.pool.max_connections,
             target_size=0 if upstream is None else views[0].max_connections,
             circuit=None if upstream is None else upstream.state.circuit.view(now),
-            suspect=upstream is not None and upstream.state.suspect,
+            suspect=any(state.suspect for state in states),
             budget_tokens=None if upstream is None else upstream.state.budget.balance(now),
         )
 
@@ -312,7 +311,7 @@ class Headrace:
             retries, denied = dict(counters.retries), dict(counters.retries_denied)
             acquires, closed = dict(counters.acquires), dict(counters.closed)
             observed, refused = dict(counters.observed), counters.refused
-            delegated = counters.retries_delegated
+            delegated, resent = counters.retries_delegated, counters.resent
         return {
             "mode": upstream.mode,
             "pool": {
@@ -340,6 +339,7 @@ class Headrace:
                 "retries": retries,
                 "denied": denied,
                 "delegated": delegated,
+                "resent": resent,
             },
             "requests": requests,
             "attempts": attempts,

@@ -29,6 +29,7 @@ def test_a_dead_reused_connection_costs_neither_an_attempt_nor_the_budget(tmp_pa
         status = hr.status()["upstreams"]["billing"]
         assert status["attempts"] == status["requests"] == {"2xx": 2}
         assert status["retry"]["retries"] == {}
+        assert status["retry"]["resent"] == 1
         assert status["circuit_breaker"]["failures"] == 0
 
 

@@ -711,10 +711,10 @@ def test_a_proxied_call_passes_through_and_is_counted(tmp_path: Path) -> None:
         assert hr.status()["ungoverned"] == {"proxy": 1}
 
 
-def test_a_match_on_another_origin_is_never_sent_to_the_base_url(
+def test_a_match_on_another_origin_goes_there_under_the_same_rules(
     tmp_path: Path, server: FaultServer, manager: PoolManager
 ) -> None:
-    """The upstream's connections lead to `base_url`; what was meant for another server must not arrive there."""
+    """Connections of its own: what was meant for another server must not arrive at `base_url`."""
     with FaultServer() as other:
         body = f"    match: ['{other.url}', '{server.url}/alias']\n"
         with running(tmp_path, governed(f"{server.url}/v2", body)) as hr, hr.session() as session:
@@ -724,9 +724,17 @@ def test_a_match_on_another_origin_is_never_sent_to_the_base_url(
                 lambda: requests.get(f"{other.url}/a"),
                 lambda: session.get(f"{other.url}/a"),
             ):
-                assert not hasattr(call(), "headrace")  # type: ignore[no-untyped-call]
+                assert call().headrace.upstream == "billing"  # type: ignore[no-untyped-call]
             assert (len(server.requests), len(other.requests)) == (1, 3)
-            assert hr.status()["ungoverned"] == {"origin": 3}
+            assert (server.connections, other.connections) == (1, 1)
+            status = hr.status()["upstreams"]["billing"]
+            assert (status["requests"], status["pool"]["idle"]) == ({"2xx": 4}, 2)
+
+            other.always(Answer(503))
+            for _ in range(2):
+                requests.get(f"{other.url}/a")
+            with pytest.raises(headrace.CircuitOpenError):  # one circuit for all of the upstream
+                requests.get(f"{server.url}/v2")
 
 
 # Modes, and the two surfaces together

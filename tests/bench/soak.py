@@ -154,15 +154,17 @@ def main() -> int:
             outcomes = sum(status[name]["requests"].values())
             # The count itself was one governed call, asked of the server before it had answered.
             attempts, lines = sum(status[name]["attempts"].values()) - 1, int(counted[name].text)
+            resent = status[name]["retry"]["resent"]  # unseen repetitions on a fresh connection
             said = sum(n for (who, _), n in (answered + errors).items() if who == name)
             print(
                 f"{name:7} issued {issued[name]}, outcomes {outcomes - 1}, answered or raised {said}; "
-                f"attempts {attempts}, first lines at the server {lines}; retries {status[name]['retry']['retries']}"
+                f"attempts {attempts} + resent {resent}, first lines at the server {lines}; "
+                f"retries {status[name]['retry']['retries']}"
             )
             if not issued[name] == outcomes - 1 == said:
                 problems.append(f"{name}: calls issued and outcomes differ")
-            if attempts != lines:
-                problems.append(f"{name}: attempts and first lines differ")
+            if attempts + resent != lines:
+                problems.append(f"{name}: attempts, resends and first lines do not add up")
         for (name, reason), count in sorted(errors.items()):
             print(f"{name:7} error reason {reason}: {count}")
             if reason not in REASONS:

@@ -19,12 +19,6 @@ BASE = "upstreams:\n  billing:\n    base_url: https://billing.internal\n"
             id="read-above-attempt",
         ),
         pytest.param(
-            "match: [https://billing.internal/v1, http://billing.internal]",
-            "match[1]",
-            "another origin",
-            id="match-elsewhere",
-        ),
-        pytest.param(
             "retry: {max_attempts: 5}",
             "retry.max_attempts",
             "there is time for 3",

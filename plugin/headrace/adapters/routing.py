@@ -8,8 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from headrace.adapters.ungoverned import passed_through
-from headrace.policy.plan import InstallPlan, UrlPrefix
+from headrace.policy.plan import InstallPlan
 from headrace.policy.routes import RouteTable
 from headrace.runtime.inbound import inbound_var
 from headrace.runtime.snapshot import Snapshot
@@ -48,9 +47,9 @@ class Routing:
             bound = inbound.snapshot.routes.match_url(url)
             # A request that outlived `reload.drain` finds its pool stopped, and goes on with what is in force.
             if bound is not None and not bound[1].state.pool.leases.stopped:
-                return reached(bound)
+                return bound[1]
         found = self.routes.match_url(url)
-        return None if found is None else reached(found)
+        return None if found is None else found[1]
 
     def names_origin(self, scheme: str, host: str, port: int) -> bool:
         """Whether any URL of this origin may belong to an upstream; *host* lower-case."""
@@ -62,20 +61,6 @@ class Routing:
             and self._wants(inbound.snapshot.configuration.install)
             and inbound.snapshot.routes.names_origin(scheme, host, port)
         )
-
-
-def reached(found: tuple[UrlPrefix, Upstream]) -> Upstream | None:
-    """The upstream of *found*, or None, counted, where its connections lead elsewhere: `match` names another origin.
-
-    An upstream has one pool, to the origin of its `base_url`. Over it, a call to
-    another origin would reach the wrong server, credentials and all.
-    """
-    prefix, upstream = found
-    base = upstream.plan.base
-    if prefix is not base and prefix.origin != base.origin and upstream.mode == "enforce":
-        passed_through(upstream, "origin")
-        return None
-    return upstream
 
 
 def count_unknown(url: str) -> None:

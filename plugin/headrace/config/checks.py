@@ -31,6 +31,7 @@ def cross_check(settings: Settings, written: Written) -> Iterator[Problem]:
         yield from _adaptive(upstream.pool, (*base, "pool"), written)
         yield from _tls(upstream, base, written)
         yield from _headers(base, written)
+        yield from _match(upstream, base, written)
     yield from _claims(settings, written)
 
 
@@ -253,6 +254,18 @@ def _headers(base: Path, written: Written) -> Iterator[Problem]:
                 written.origin((*path, name)),
                 f"is the header {other} {where} again; case makes no difference",
                 "keep one of the two",
+            )
+
+
+def _match(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
+    scheme = upstream.base_url.origin.scheme
+    for index, prefix in enumerate(upstream.match):
+        path = (*base, "match", index)
+        if prefix.origin.scheme != scheme and written.is_usable(path, (*base, "base_url")):
+            yield written.problem(
+                path,
+                f"must have the scheme of base_url, {scheme}: one upstream has one tls",
+                f"make it an upstream of its own, with extends: {base[1]}",
             )
 
 

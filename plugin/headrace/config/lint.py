@@ -15,7 +15,6 @@ def lint(settings: Settings, written: Written) -> Iterator[Problem]:
     """What is worth a second look. Nothing that only built-in defaults bring about."""
     for name, upstream in settings.upstreams.items():
         base: Path = ("upstreams", name)
-        yield from _match(upstream, base, written)
         yield from _timeouts(upstream, base, written)
         yield from _retries(upstream, base, written)
         if upstream.pool.when_full != "wait" and written.is_given((*base, "pool", "max_waiting")):
@@ -29,18 +28,6 @@ def lint(settings: Settings, written: Written) -> Iterator[Problem]:
                 (*base, "tls", "verify"),
                 "false: whoever can reach the connection can read and change it",
                 "write: ca: with the file of the authority that signed the upstream's certificate",
-            )
-
-
-def _match(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
-    for index, prefix in enumerate(upstream.match):
-        path = (*base, "match", index)
-        if prefix.origin != upstream.base_url.origin and written.is_usable(path):
-            yield written.problem(
-                path,
-                "is on another origin than base_url, to which alone this upstream's connections lead: calls there "
-                'pass through ungoverned (counted, reason="origin") unless they are only observed',
-                f"make it an upstream of its own, with extends: {base[1]}",
             )
 
 

@@ -229,6 +229,13 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         lambda up: (((), up.counters.retries_delegated),),
     ),
     Family(
+        "headrace_resends_total",
+        "counter",
+        "Requests sent once more over a fresh connection because the pooled one had died: no attempt, no retry.",
+        (),
+        lambda up: (((), up.counters.resent),),
+    ),
+    Family(
         "headrace_retry_budget_tokens",
         "gauge",
         "Retries that the budget would pay for now.",
@@ -373,6 +380,7 @@ def _copied(counters: UpstreamCounters) -> UpstreamCounters:
         copy.retries = dict(counters.retries)
         copy.retries_denied = dict(counters.retries_denied)
         copy.retries_delegated = counters.retries_delegated
+        copy.resent = counters.resent
         copy.transitions = dict(counters.transitions)
         copy.refused = counters.refused
         copy.observed = dict(counters.observed)

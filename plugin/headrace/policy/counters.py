@@ -52,6 +52,7 @@ class UpstreamCounters:
         retries: Attempts after the first, by the outcome label that caused them.
         retries_denied: Retries that the rules wanted and something forbade, by reason.
         retries_delegated: Tries of callers who bring retries of their own: one attempt each.
+        resent: Requests sent once more because the pooled connection had died unnoticed.
         transitions: Circuit transitions by (from_state, to_state).
         refused: Calls the open circuit refused.
         observed: `mode: observe` only: what would have been done, by action.
@@ -68,6 +69,7 @@ class UpstreamCounters:
         "observed",
         "refused",
         "requests",
+        "resent",
         "retries",
         "retries_delegated",
         "retries_denied",
@@ -82,6 +84,7 @@ class UpstreamCounters:
         self.retries: dict[str, int] = {}
         self.retries_denied: dict[str, int] = {}
         self.retries_delegated = 0
+        self.resent = 0
         self.transitions: dict[tuple[str, str], int] = {}
         self.refused = 0
         self.observed: dict[str, int] = {}

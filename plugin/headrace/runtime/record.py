@@ -106,6 +106,8 @@ def tally(counters: UpstreamCounters, exchange: Exchange, *, label: str | None, 
             attempts[one] = attempts.get(one, 0) + 1
             if number:
                 add(counters.retries, labels[number - 1])
+            if exchange.outcomes[number].resent:
+                counters.resent += 1
         if exchange.denied is not None:
             add(counters.retries_denied, exchange.denied.value)
         if exchange.refused is not None:

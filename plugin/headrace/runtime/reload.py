@@ -133,14 +133,14 @@ class Reloader:
 
     def tick(self, now: float) -> None:
         """Housekeeping: idle connections, drained pools, a held file. Blocks shortly."""
-        upstreams = self.snapshot.upstreams
-        for name, upstream in upstreams.items():
+        upstreams = [one for upstream in self.snapshot.upstreams.values() for one in upstream.everywhere()]
+        for upstream in upstreams:
             upstream.state.pool.leases.tend(now)
             if upstream.state.sizer is not None:
                 upstream.state.sizer.looked(now)
-            report_leases(name, upstream.state.pool.leases)
-        self._warmer.look(now, upstreams.values())
-        self._heartbeats.look(now, upstreams.values())
+            report_leases(upstream.plan.name, upstream.state.pool.leases)
+        self._warmer.look(now, upstreams)
+        self._heartbeats.look(now, upstreams)
         with self._lock:
             over = [state for stop_at, state in self._draining if now >= stop_at]
             self._draining = [one for one in self._draining if now < one[0]]
@@ -158,12 +158,16 @@ class Reloader:
         draining = self._draining  # replaced as a whole, never changed in place
         counters = self.counters.get(name)
         states = [state for _, state in draining if state.counters is counters]
-        return [*([found.state] if found is not None else []), *states]
+        return [*(found.state.everywhere() if found is not None else ()), *states]
 
     def close(self) -> None:
         """Stop every pool, in force or draining. Blocks shortly."""
         with self._lock:
-            states = [upstream.state for upstream in self.snapshot.upstreams.values()]
+            states = [
+                state
+                for upstream in self.snapshot.upstreams.values()
+                for state in upstream.state.everywhere()
+            ]
             states += [state for _, state in self._draining]
             self._draining = []
         self._warmer.stop()

@@ -94,13 +94,18 @@ def build_snapshot(
 
 
 def routes_of(upstreams: Iterable[Upstream]) -> Iterator[tuple[UrlPrefix, Upstream]]:
-    """Every URL prefix that *upstreams* claim, with its upstream."""
+    """Every URL prefix that *upstreams* claim, with its upstream as it is there."""
     for upstream in upstreams:
         for prefix in (upstream.plan.base, *upstream.plan.match):
-            yield prefix, upstream
+            yield prefix, upstream.at(prefix.origin)
 
 
 def retired_states(old: Snapshot, new: Snapshot) -> list[UpstreamState]:
     """States of *old* that *new* does not use any more."""
     kept = {id(upstream.state) for upstream in new.upstreams.values()}
-    return [upstream.state for upstream in old.upstreams.values() if id(upstream.state) not in kept]
+    return [
+        state
+        for upstream in old.upstreams.values()
+        if id(upstream.state) not in kept
+        for state in upstream.state.everywhere()
+    ]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from headrace.observe.events import CircuitChanged, LeaseHeld, LeaseLeaked, PoolResized
 from headrace.observe.logs import emit
 from headrace.policy.circuit import Circuit, Transition
 from headrace.policy.counters import UpstreamCounters, add
-from headrace.policy.plan import Mode, UpstreamPlan
+from headrace.policy.plan import Mode, Origin, UpstreamPlan
 from headrace.policy.retry import RetryBudget
 from headrace.policy.sizing import Resize
 from headrace.runtime.service import ServiceCounters
@@ -33,9 +34,21 @@ class UpstreamState:
         misses: Heartbeats missed in a row; only the heartbeat thread writes it.
         suspect: That many were `heartbeat.failures`; any answer, a call's too, makes it False.
         sizer: Keeps the pool's size, if it is adaptive.
+        elsewhere: States for the other origins of `match`: connections of their own, and this
+            circuit, budget and counters.
     """
 
-    __slots__ = ("budget", "circuit", "counters", "in_flight", "misses", "pool", "sizer", "suspect")
+    __slots__ = (
+        "budget",
+        "circuit",
+        "counters",
+        "elsewhere",
+        "in_flight",
+        "misses",
+        "pool",
+        "sizer",
+        "suspect",
+    )
 
     def __init__(
         self,
@@ -45,7 +58,9 @@ class UpstreamState:
         circuit: Circuit,
         budget: RetryBudget,
         counters: UpstreamCounters,
+        elsewhere: Mapping[Origin, UpstreamState],
     ) -> None:
+        self.elsewhere = elsewhere
         self.pool = pool
         self.sizer = sizer
         self.circuit = circuit
@@ -65,11 +80,14 @@ class UpstreamState:
         self.pool.forget_inherited()
         self.circuit = _circuit(plan, self.counters, mode=mode)
         self.budget = _budget(plan)
+        for state in self.elsewhere.values():
+            state.in_flight = 0
+            state.pool.forget_inherited()
+            state.circuit, state.budget = self.circuit, self.budget
 
-    @property
-    def inuse(self) -> int:
-        """Connections leased, or calls under way where only observed."""
-        return self.pool.leases.view().inuse + self.in_flight
+    def everywhere(self) -> tuple[UpstreamState, ...]:
+        """This state, and those of the other origins."""
+        return (self, *self.elsewhere.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +108,15 @@ class Upstream:
     request_id_header: str
     service: ServiceCounters
 
+    def at(self, origin: Origin) -> Upstream:
+        """This upstream as calls to *origin*, one of its `base_url` and `match`, see it."""
+        state = self.state.elsewhere.get(origin)
+        return self if state is None else replace(self, state=state)
+
+    def everywhere(self) -> tuple[Upstream, ...]:
+        """This upstream at each of its origins."""
+        return (self, *(replace(self, state=state) for state in self.state.elsewhere.values()))
+
     def __repr__(self) -> str:
         circuit = self.state.circuit.state.value
         return f"<Upstream {self.plan.name} {self.mode} circuit={circuit} {self.state.pool!r}>"
@@ -104,13 +131,36 @@ def build_state(plan: UpstreamPlan, counters: UpstreamCounters, *, mode: Mode) -
     Raises:
         TlsError: The plan's TLS files cannot be loaded.
     """
-    pool = build_pool(plan, counters)
+    circuit, budget = _circuit(plan, counters, mode=mode), _budget(plan)
+    base = plan.base.origin
+    others = dict.fromkeys(prefix.origin for prefix in plan.match if prefix.origin != base)
+    return _state_at(
+        base,
+        plan,
+        circuit,
+        budget,
+        counters,
+        elsewhere={origin: _state_at(origin, plan, circuit, budget, counters) for origin in others},
+    )
+
+
+def _state_at(
+    origin: Origin,
+    plan: UpstreamPlan,
+    circuit: Circuit,
+    budget: RetryBudget,
+    counters: UpstreamCounters,
+    *,
+    elsewhere: Mapping[Origin, UpstreamState] = MappingProxyType({}),
+) -> UpstreamState:
+    pool = build_pool(plan, origin, counters)
     return UpstreamState(
         pool=pool,
         sizer=_sizer(plan, pool, counters),
-        circuit=_circuit(plan, counters, mode=mode),
-        budget=_budget(plan),
+        circuit=circuit,
+        budget=budget,
         counters=counters,
+        elsewhere=elsewhere,
     )
 
 

@@ -19,7 +19,7 @@ from urllib3.exceptions import ClosedPoolError, EmptyPoolError
 from urllib3.response import BaseHTTPResponse
 
 from headrace.policy.counters import UpstreamCounters
-from headrace.policy.plan import UpstreamPlan
+from headrace.policy.plan import Origin, UpstreamPlan
 from headrace.transport.attempt import current_attempt
 from headrace.transport.lease import LeaseClosed, LeasePool, LeaseRejected, LeaseTimeout
 from headrace.transport.liveness import is_alive
@@ -180,8 +180,8 @@ def with_defaults(headers: Mapping[str, str], extra: tuple[tuple[str, str], ...]
     return merged  # type: ignore[no-any-return]
 
 
-def build_pool(plan: UpstreamPlan, counters: UpstreamCounters) -> GovernedHTTPPool:
-    """A pool for *plan*; opens no socket.
+def build_pool(plan: UpstreamPlan, origin: Origin, counters: UpstreamCounters) -> GovernedHTTPPool:
+    """A pool to *origin*, one of those that *plan* claims; opens no socket.
 
     Raises:
         TlsError: The TLS files of the plan cannot be loaded.
@@ -195,7 +195,6 @@ def build_pool(plan: UpstreamPlan, counters: UpstreamCounters) -> GovernedHTTPPo
         abort=_abort,
         discard=_discard,
     )
-    origin = plan.base.origin
     options = socket_options(plan.pool.tcp_keepalive)
     pool: GovernedHTTPPool
     if plan.tls is None:
