@@ -120,6 +120,10 @@ class Headrace:
         """Govern nothing any more; end threads, close connections. Blocks shortly; idempotent."""
         with self._lock:
             if self._running_in is None:
+                if not self._closed:  # never started, but a handle may have been used
+                    self._closed = True
+                    self._reloader.close()
+                    self._stock.clear()
                 return
             mine = self._running_in == os.getpid()
             self._running_in = None
@@ -131,9 +135,7 @@ class Headrace:
                     self._watcher.stop()
                 self._housekeeping.stop()
             self._reloader.close()
-            install.withdraw(
-                self
-            )  # again: a reload that was under way has published in between, and is over now
+            install.withdraw(self)  # again: a reload that was under way may have published in between
             self._stock.clear()
             self._metrics.flush()
             self._metrics.uninstall()
@@ -148,6 +150,8 @@ class Headrace:
         Raises:
             ConfigError: The files have problems; what was in force still is.
         """
+        if self._closed:
+            raise HeadraceError("this Headrace is closed; start() takes the files into force again")
         result = self._reloader.reload()
         self._rewatch()
         return result
@@ -221,7 +225,8 @@ class Headrace:
         return load(self.files, env=os.environ, cwd=self._cwd)
 
     def _publish(self, snapshot: Snapshot) -> None:
-        if self._running_in == os.getpid():
+        # Not "started in this process": a forked child that never starts is governed all the same.
+        if self in install.owners():
             install.publish(self, snapshot)
 
     def _poked(self) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import responses
 import urllib3
 
 import headrace
@@ -216,3 +217,25 @@ def test_an_upstream_that_is_not_enforced_is_still_reached_by_name_with_its_head
 
         assert [request.target for request in server.requests] == ["/v2/a", "/v2/a"]
         assert {request.header("X-Team") for request in server.requests} == {"orders"}
+
+
+def test_mocks_of_requests_reach_calls_by_name(tmp_path: Path) -> None:
+    with running(tmp_path, rules("http://billing.internal")) as hr, responses.RequestsMock() as mock:
+        mock.get("http://billing.internal/a", body="mocked")
+        mock.get("http://billing.internal/b", body="mocked")
+
+        assert hr.upstream("billing").get("/a").text == "mocked"
+        with hr.session() as session:
+            assert session.get("http://billing.internal/b").text == "mocked"
+
+
+def test_a_handle_of_an_instance_that_was_never_started_ends_with_close(tmp_path: Path) -> None:
+    with FaultServer() as server:
+        (tmp_path / "upstreams.yaml").write_text(rules(server.url))
+        hr = headrace.Headrace(tmp_path / "upstreams.yaml")
+        assert hr.upstream("billing").get("/").status_code == 200
+        hr.close()
+        server.wait_for(lambda: server.open_connections == 0)
+        for act in (lambda: hr.upstream("billing").get("/"), hr.reload):
+            with pytest.raises(headrace.HeadraceError, match="closed"):
+                act()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from requests.adapters import HTTPAdapter
 
 from support.faultserver import Answer, Break, FaultServer
 from support.governed import rules, running
@@ -72,3 +73,25 @@ def test_off_does_not_even_count(tmp_path: Path) -> None:
 
         assert not hasattr(response, "headrace")
         assert hr.status()["upstreams"]["billing"]["requests"] == {}
+
+
+def test_observe_judges_the_body_as_enforce_would(tmp_path: Path) -> None:
+    with FaultServer() as server, running(tmp_path, rules(server.url, "    mode: observe\n")) as hr:
+        server.always(Break("body", "fin"))
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            requests.get(server.url)
+
+        assert hr.status()["upstreams"]["billing"]["attempts"] == {"reset": 1}
+
+
+def test_observe_heeds_the_calls_own_timeout_and_retries(tmp_path: Path) -> None:
+    body = "    mode: observe\n    timeouts: {attempt: 100ms}\n"
+    with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
+        server.always(Answer(delay_s=0.2))
+        requests.get(server.url, timeout=5)
+        assert hr.status()["upstreams"]["billing"]["observed"] == {}
+        server.always(Answer(503))
+        with requests.Session() as session:
+            session.mount("http://", HTTPAdapter(max_retries=2))
+            session.get(server.url)
+        assert hr.status()["upstreams"]["billing"]["observed"] == {}

@@ -258,6 +258,17 @@ def test_a_streamed_failure_too_large_to_keep_is_closed_and_retried(tmp_path: Pa
         assert server.connections == 2
 
 
+def test_a_streamed_failure_that_drips_is_closed_and_not_waited_for(tmp_path: Path) -> None:
+    with FaultServer() as server, running(tmp_path, rules(server.url, FAST)):
+        server.next(Answer(503, body=b"x" * 100, drip_body_s=0.2))
+        began = time.monotonic()
+
+        with requests.get(server.url, stream=True) as response:
+            assert response.content == b"ok"
+
+        assert time.monotonic() - began < 3  # not 20
+
+
 def test_a_kept_streamed_failure_is_what_the_caller_gets(tmp_path: Path) -> None:
     body = (
         "    retry: {backoff: {base: 1ms}, max_attempts: 9}\n    circuit_breaker: {consecutive_failures: 2}\n"

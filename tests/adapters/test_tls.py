@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import requests
 import trustme
+from requests.adapters import HTTPAdapter
 
 from support.faultserver import FaultServer, server_context
 from support.governed import reason_of, rules, running
@@ -130,6 +131,23 @@ def test_the_kill_switch_leaves_the_trust_of_calls_by_name(
         assert hr.upstream("billing").urlopen("GET", "/").status == 200
         with pytest.raises(requests.exceptions.SSLError):
             requests.get(server.url)  # by URL the file gives nothing
+
+
+def test_an_adapter_with_a_pinned_certificate_keeps_its_pin(
+    tmp_path: Path, server: FaultServer, ca: Path
+) -> None:
+    class Pinned(HTTPAdapter):
+        def init_poolmanager(self, *args, **kw):  # type: ignore[no-untyped-def]
+            super().init_poolmanager(*args, **kw, assert_fingerprint="00" * 32)
+
+    with (
+        running(tmp_path, rules(server.url, f"    tls: {{ca: '{ca}'}}\n")) as hr,
+        requests.Session() as session,
+    ):
+        session.mount("https://", Pinned())
+        with pytest.raises(requests.exceptions.SSLError):
+            session.get(server.url, verify=str(ca))
+        assert hr.status()["ungoverned"] == {"tls": 1}
 
 
 def test_verification_is_off_only_with_both_keys_and_says_so(

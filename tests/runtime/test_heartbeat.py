@@ -137,3 +137,28 @@ def test_headers_of_the_rule_go_with_a_heartbeat(tmp_path: Path) -> None:
             wait_until(lambda: beats(server) >= 1, timeout_s=10)
 
             assert server.requests[1].header("X-Token") == "t"
+
+
+def test_a_small_pool_always_has_a_slot_for_a_call(tmp_path: Path) -> None:
+    with FaultServer() as server:
+        server.at("/healthz", Silence())
+        more = ", max_connections: 2, when_full: reject"
+        text = rules(server.url, body("path: /healthz, interval: 50ms, timeout: 500ms, failures: 100", more))
+        with running(tmp_path, text):
+            answers = [requests.get(server.url, stream=True) for _ in range(2)]
+            assert [answer.content for answer in answers] == [b"ok", b"ok"]
+            wait_until(lambda: beats(server) >= 1, timeout_s=10)
+
+            assert requests.get(server.url).status_code == 200  # while the heartbeat waits for its answer
+
+
+def test_a_peer_that_closes_by_its_own_idle_limit_is_not_suspect(tmp_path: Path) -> None:
+    with FaultServer() as server:
+        with running(tmp_path, rules(server.url, body("path: /healthz, interval: 200ms, failures: 1"))) as hr:
+            answers = [requests.get(server.url, stream=True) for _ in range(3)]
+            assert [answer.content for answer in answers] == [b"ok"] * 3
+            server.drop_all()
+
+            wait_until(lambda: hr.status()["upstreams"]["billing"]["pool"]["idle"] == 0, timeout_s=10)
+
+            assert not hr.status()["upstreams"]["billing"]["pool"]["suspect"]

@@ -14,6 +14,8 @@ from asyncio import _get_running_loop
 from collections.abc import Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
+from urllib3.exceptions import HTTPError
+from urllib3.response import BaseHTTPResponse
 from urllib3.util.timeout import Timeout
 
 from headrace.adapters.errors import Twins
@@ -34,6 +36,9 @@ from headrace.transport.lease import Lease, LeaseClosed, LeaseRejected, LeaseTim
 
 KEEP_BYTES = 64 * 1024
 """How much of a failed answer is read to keep it and its connection; a larger one is closed (DESIGN §4.1)."""
+
+KEEP_S = 0.5
+"""How long reading it may take: an answer that only drips in is closed, not waited for."""
 
 _SHORTEST_S = 0.001  # a socket limit of 0 would mean non-blocking
 
@@ -251,8 +256,9 @@ class Call(Generic[T]):
                 fault, cut = fault_of(error, attempt.phase)
             else:
                 self.answer = answer
-                if state.suspect:
-                    state.suspect = False  # it has answered
+                if state.misses:  # it has answered
+                    state.misses = 0
+                    state.suspect = False
                 status, headers = self._surface.head(answer)
                 if status >= 300:  # Retry-After has a meaning with 3xx, 429 and 503 (RFC 9110 §10.2.3)
                     asked_s = retry_after_s(headers.get("Retry-After"), wall_clock=time.time)
@@ -348,6 +354,22 @@ class Call(Generic[T]):
         elif isinstance(decision, Refuse):
             label = decision.reason.value
         tally(self._upstream.state.counters, self._exchange, label=label, duration_s=duration_s)
+
+
+def drained(answer: BaseHTTPResponse, *, decode: bool) -> bytes | None:
+    """The body of a streamed *answer*, or None when it is larger, or slower, than what is kept. Blocks."""
+    ends_at = time.monotonic() + KEEP_S
+    body = b""
+    try:
+        while True:
+            piece = answer.read1(KEEP_BYTES, decode_content=decode)
+            if not piece:
+                return body
+            body += piece
+            if len(body) > KEEP_BYTES or time.monotonic() > ends_at:
+                return None
+    except (OSError, HTTPError):
+        return None
 
 
 def outbound_headers(upstream: Upstream) -> tuple[str | None, tuple[tuple[str, str], ...]]:

@@ -70,10 +70,12 @@ def publish(owner: object, snapshot: Snapshot) -> None:
 
 
 def withdraw(owner: object) -> None:
-    """Take the URLs of *owner* out; with the last owner go the patches. Thread-safe; idempotent."""
+    """Take the URLs of *owner* out; with the last go the patches, and what they counted. Thread-safe; idempotent."""
     with _lock:
         if _published.pop(owner, None) is not None:
             _follow()
+            if not _published:
+                routing.forget_unknown()
 
 
 def owners() -> list[object]:

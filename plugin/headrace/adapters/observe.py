@@ -11,6 +11,7 @@ from headrace.policy.circuit import Verdict
 from headrace.policy.counters import add
 from headrace.policy.exchange import Exchange, Finish, Refuse
 from headrace.policy.outcome import Outcome
+from headrace.policy.plan import TimeoutPlan
 from headrace.runtime.record import tally
 from headrace.runtime.upstream import Upstream
 from headrace.transport.faults import fault_of, phase_of
@@ -19,7 +20,14 @@ T = TypeVar("T")
 
 
 def observed(
-    upstream: Upstream, go: Callable[[], T], *, status_of: Callable[[T], int], method: str, replayable: bool
+    upstream: Upstream,
+    go: Callable[[], T],
+    *,
+    status_of: Callable[[T], int],
+    method: str,
+    replayable: bool,
+    timeouts: TimeoutPlan,
+    max_attempts: int,
 ) -> T:
     """What *go* returns or raises, untouched. Blocks.
 
@@ -42,8 +50,8 @@ def observed(
         rng=random.random,
         method=method,
         replayable=replayable,
-        timeouts=plan.timeouts,
-        max_attempts=plan.retry.max_attempts,
+        timeouts=timeouts,
+        max_attempts=max_attempts,
     )
     refused = isinstance(exchange.decide(began), Refuse)
     outcome = Outcome(started_s=began)
@@ -74,7 +82,7 @@ def observed(
             state.in_flight -= 1
             if refused:
                 add(counters.observed, "refused")
-            if outcome.duration_s > plan.timeouts.attempt_s:
+            if outcome.duration_s > timeouts.attempt_s:
                 add(counters.observed, "timed_out")
         exchange.refused = None  # nothing was refused: it would have been
         tally(counters, exchange, label=None, duration_s=outcome.duration_s)

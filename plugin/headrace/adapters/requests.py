@@ -15,10 +15,9 @@ from typing import Any
 from requests.adapters import HTTPAdapter
 from requests.models import PreparedRequest, Response
 from requests.utils import rewind_body, select_proxy
-from urllib3.exceptions import HTTPError
 from urllib3.util.timeout import Timeout
 
-from headrace.adapters.call import KEEP_BYTES, Call
+from headrace.adapters.call import Call, drained
 from headrace.adapters.errors import REQUESTS
 from headrace.adapters.observe import observed
 from headrace.adapters.own_retries import delegated, retries_itself
@@ -58,19 +57,30 @@ def send(
     )
     if upstream.mode == "off":
         return go()
-    reason = _not_ours(upstream.plan, request, verify, cert, proxies)
+    reason = _not_ours(upstream.plan, adapter, request, verify, cert, proxies)
     if reason is not None:
         passed_through(upstream, reason)
         return go()
+    is_delegated = retries_itself(adapter.max_retries)
+    timeouts = timeouts_of_call(upstream.plan.timeouts, timeout)
+    max_attempts = 1 if is_delegated else upstream.plan.retry.max_attempts
     if upstream.mode == "observe":
+
+        def go_and_read() -> Response:
+            response = go()
+            if not stream:
+                response.content  # noqa: B018 - as the Session is about to: the body is part of what is judged
+            return response
+
         return observed(
             upstream,
-            go,
+            go_and_read,
             status_of=_status,
             method=_method(request),
             replayable=is_replayable(request),
+            timeouts=timeouts,
+            max_attempts=max_attempts,
         )
-    is_delegated = retries_itself(adapter.max_retries)
     if is_delegated:
         delegated(upstream)
     surface = _Surface(original, adapter, request, stream=stream, verify=verify, cert=cert, proxies=proxies)
@@ -79,10 +89,10 @@ def send(
         surface,
         message=request,
         streamed=stream,
-        timeouts=timeouts_of_call(upstream.plan.timeouts, timeout),
+        timeouts=timeouts,
         method=_method(request),
         replayable=is_replayable(request),
-        max_attempts=1 if is_delegated else upstream.plan.retry.max_attempts,
+        max_attempts=max_attempts,
     ).run()
 
 
@@ -124,9 +134,9 @@ class GovernedAdapter(HTTPAdapter):
         """As `HTTPAdapter.send`. Blocks."""
         upstream = self._find(request)
         if upstream is None:
-            return _STOCK_SEND(self, request, stream, timeout, verify, cert, proxies)
+            return _stock_send()(self, request, stream, timeout, verify, cert, proxies)
         return send(
-            _STOCK_SEND,
+            _stock_send(),
             upstream,
             self,
             request,
@@ -180,11 +190,8 @@ class _Surface:
     def set_aside(self, answer: Response) -> Response | None:
         if not self._arguments["stream"]:
             return answer
-        try:
-            body = answer.raw.read(KEEP_BYTES + 1, decode_content=True)
-        except (OSError, HTTPError):
-            body = None
-        if body is None or len(body) > KEEP_BYTES:
+        body = drained(answer.raw, decode=True)
+        if body is None:
             answer.close()
             return None
         answer._content = body
@@ -211,8 +218,31 @@ def _method(request: PreparedRequest) -> str:
     return (request.method or "GET").upper()
 
 
+_OWN_TRUST = (
+    "assert_fingerprint",
+    "assert_hostname",
+    "ca_cert_data",
+    "ca_cert_dir",
+    "ca_certs",
+    "cert_file",
+    "cert_reqs",
+    "key_file",
+    "server_hostname",
+    "ssl_context",
+    "ssl_maximum_version",
+    "ssl_minimum_version",
+    "ssl_version",
+)
+"""What an adapter gives its pools in `init_poolmanager` when it has a trust of its own (a pinned fingerprint, say)."""
+
+
 def _not_ours(
-    plan: UpstreamPlan, request: PreparedRequest, verify: Any, cert: Any, proxies: Mapping[str, str] | None
+    plan: UpstreamPlan,
+    adapter: HTTPAdapter,
+    request: PreparedRequest,
+    verify: Any,
+    cert: Any,
+    proxies: Mapping[str, str] | None,
 ) -> str | None:
     """Why this call must pass through untouched, or None: the label of `headrace_ungoverned_calls_total`."""
     if proxies and select_proxy(request.url or "", dict(proxies)):
@@ -222,6 +252,9 @@ def _not_ours(
         return None
     if cert:
         return "tls"
+    own = adapter.poolmanager.connection_pool_kw
+    if any(own.get(name) is not None for name in _OWN_TRUST):
+        return "tls"
     if verify is None or verify is True or verify is tls.verify:
         return None
     if isinstance(verify, (str, os.PathLike)) and os.fspath(verify) in (tls.ca, *bundles_of_environment()):
@@ -229,4 +262,7 @@ def _not_ours(
     return "tls"
 
 
-_STOCK_SEND: Send = HTTPAdapter.send
+def _stock_send() -> Send:
+    """`HTTPAdapter.send` as it is now, without our own patch: mocks and instrumentation of it see the call."""
+    send: Send = HTTPAdapter.send
+    return getattr(send, "headrace_original", send)

@@ -65,6 +65,7 @@ class RequestsPatch:
             finally:
                 settled.reset(token)
 
+        send.headrace_original = original_send  # type: ignore[attr-defined]
         self._our_send: Callable[..., Any] = send
         self._our_choose: Callable[..., Any] = get_connection_with_tls_context
         _replace("send", send)

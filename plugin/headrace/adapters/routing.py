@@ -71,6 +71,12 @@ def count_unknown(url: str) -> None:
             _unknown[host] = _unknown.get(host, 0) + 1
 
 
+def forget_unknown() -> None:
+    """Start counting unknown hosts anew. Thread-safe."""
+    with _unknown_lock:
+        _unknown.clear()
+
+
 def busiest_unknown_hosts(most: int = 20) -> list[tuple[str, int]]:
     """Hosts that no file names, with the calls that passed through to them, busiest first."""
     with _unknown_lock:

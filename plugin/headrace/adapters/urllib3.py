@@ -9,12 +9,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import urllib3
-from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse, HTTPResponse
 from urllib3.util.retry import Retry
 from urllib3.util.timeout import Timeout
 
-from headrace.adapters.call import KEEP_BYTES, Call, outbound_headers
+from headrace.adapters.call import Call, drained, outbound_headers
 from headrace.adapters.errors import URLLIB3
 from headrace.adapters.observe import observed
 from headrace.adapters.timeouts import timeouts_of_call
@@ -76,7 +75,15 @@ def urlopen(
         )
         if upstream.mode == "off":
             return go()
-        return observed(upstream, go, status_of=status_of, method=method, replayable=replayable)
+        return observed(
+            upstream,
+            go,
+            status_of=status_of,
+            method=method,
+            replayable=replayable,
+            timeouts=timeouts_of_call(upstream.plan.timeouts, timeout),
+            max_attempts=upstream.plan.retry.max_attempts,
+        )
     plan = upstream.plan
     surface = UrlopenSurface(
         upstream.state.pool,
@@ -144,12 +151,9 @@ class UrlopenSurface:
     def set_aside(self, answer: BaseHTTPResponse) -> BaseHTTPResponse | None:
         if self._response_kw["preload_content"]:
             return answer
-        try:
-            body = answer.read(KEEP_BYTES + 1, decode_content=False)
-        except (OSError, HTTPError):
-            body = None
+        body = drained(answer, decode=False)
         answer.close()
-        if body is None or len(body) > KEEP_BYTES:
+        if body is None:
             return None
         return HTTPResponse(
             body=io.BytesIO(body),

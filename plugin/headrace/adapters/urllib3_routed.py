@@ -109,7 +109,16 @@ class RoutedHTTPPool(HTTPConnectionPool):
             if upstream is None or upstream.mode == "off":
                 return go()
             replayable, _ = position_of(body)
-            return observed(upstream, go, status_of=status_of, method=method.upper(), replayable=replayable)
+            is_own = isinstance(retries, Retry) and not is_default(retries) and retries_itself(retries)
+            return observed(
+                upstream,
+                go,
+                status_of=status_of,
+                method=method.upper(),
+                replayable=replayable,
+                timeouts=self._timeouts(upstream.plan.timeouts, timeout, pool_timeout),
+                max_attempts=1 if is_own else upstream.plan.retry.max_attempts,
+            )
         if not isinstance(retries, Retry):
             retries = Retry.from_int(retries, redirect=redirect, default=self.retries)
         if is_default(retries):

@@ -147,13 +147,14 @@ class Heartbeat(Section):
 
     path: PathOnly | None = Field(
         None,
-        description="GET on each idle connection; null: only whether the peer has closed it.",
+        description="GET on each idle connection but one; null: only whether the peer has closed it.",
         examples=["/healthz"],
     )
     interval: Duration = Field(duration("15s"), description="Idle for so long: due.")
     timeout: Duration = Field(duration("1s"), description="Longest wait for the answer.")
     failures: Count = Field(
-        3, description="Misses in a row that close the idle connections and mark the upstream suspect."
+        3,
+        description="Answers missed in a row that close the idle connections and mark the upstream suspect.",
     )
 
 

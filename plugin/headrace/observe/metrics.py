@@ -146,6 +146,18 @@ _collectors: WeakKeyDictionary[CollectorRegistry, _Collector] = WeakKeyDictionar
 _collectors_lock = threading.Lock()
 
 
+def _forget_inherited() -> None:
+    """In a forked child: whoever held these locks does not exist here."""
+    global _collectors_lock
+    _collectors_lock = threading.Lock()
+    for collector in _collectors.values():
+        collector._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_inherited)
+
+
 def _on_registry(registry: CollectorRegistry) -> _Collector:
     with _collectors_lock:
         return _collectors.setdefault(registry, _Collector(registry))

@@ -15,7 +15,7 @@ from headrace.transport.heartbeat import Beat, beat
 from headrace.transport.lease import Lease
 
 MOST_PER_ROUND = 8
-"""Idle connections of one upstream that are lent at a time: the others stay there for calls."""
+"""Idle connections of one upstream that are lent at a time; `lend_idle` leaves a slot to calls."""
 
 
 class Heartbeats:
@@ -59,31 +59,27 @@ class Heartbeats:
 
     def _round(self, due: list[tuple[Upstream, HeartbeatPlan, Lease[Any]]]) -> None:
         now = self._clock()
-        asked = {
-            id(lease): Beat(lease.conn, plan.path, upstream.plan.headers, now + plan.timeout_s)
-            for upstream, plan, lease in due
-            if plan.path is not None and lease.conn is not None
-        }
-        try:
-            beat(list(asked.values()))
-        finally:
-            for upstream, plan, lease in due:
-                leases = upstream.state.pool.leases
-                one = asked.get(id(lease))
-                if one is None and upstream.state.pool.is_alive(lease.conn):
-                    # Not closed by the peer, and nothing more is known: idle since when it was.
-                    leases.return_unused(lease)
-                    self._answered(upstream)
-                elif one is not None and one.answered:
-                    leases.give_back(lease, reusable=True)
-                    self._answered(upstream)
-                else:
-                    leases.give_back(lease, reusable=False, reason="dead")
-                    self._missed(upstream, plan)
-
-    def _answered(self, upstream: Upstream) -> None:
-        upstream.state.misses = 0
-        upstream.state.suspect = False
+        asked: list[tuple[Upstream, HeartbeatPlan, Lease[Any], Beat]] = []
+        for upstream, plan, lease in due:
+            leases, conn = upstream.state.pool.leases, lease.conn
+            if conn is None or not upstream.state.pool.is_alive(conn):
+                # Closed by the peer, as servers do after their own idle limit: dead, but no sign of trouble.
+                leases.give_back(lease, reusable=False, reason="dead")
+            elif plan.path is None:
+                leases.return_unused(lease)  # nothing more is known: idle since when it was
+            else:
+                ends_at = now + plan.timeout_s
+                asked.append((upstream, plan, lease, Beat(conn, plan.path, upstream.plan.headers, ends_at)))
+        beat([one for _, _, _, one in asked])
+        for upstream, plan, lease, one in asked:
+            leases = upstream.state.pool.leases
+            if one.answered:
+                leases.give_back(lease, reusable=True)
+                upstream.state.misses = 0
+                upstream.state.suspect = False
+            else:
+                leases.give_back(lease, reusable=False, reason="dead")
+                self._missed(upstream, plan)
 
     def _missed(self, upstream: Upstream, plan: HeartbeatPlan) -> None:
         state = upstream.state

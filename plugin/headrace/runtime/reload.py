@@ -142,11 +142,16 @@ class Reloader:
         self._warmer.look(now, upstreams)
         self._heartbeats.look(now, upstreams)
         with self._lock:
+            names = {id(counters): name for name, counters in self.counters.items()}
+            for _, state in self._draining:
+                state.pool.leases.tend(now)
+                report_leases(names[id(state.counters)], state.pool.leases)
             over = [state for stop_at, state in self._draining if now >= stop_at]
             self._draining = [one for one in self._draining if now < one[0]]
         for state in over:
             state.pool.leases.stop()
-        if self._held is not None and now - self._held.since >= HOLD_S:
+        held = self._held
+        if held is not None and now - held.since >= HOLD_S:
             try:
                 self.reload(patient=True)
             except ConfigError:
@@ -170,11 +175,11 @@ class Reloader:
             ]
             states += [state for _, state in self._draining]
             self._draining = []
-        self._warmer.stop()
-        self._heartbeats.stop()
         for state in states:
             state.pool.close()
-            state.pool.leases.stop()
+            state.pool.leases.stop()  # ends a heartbeat under way, too
+        self._warmer.stop()
+        self._heartbeats.stop()
 
     def forget_inherited(self) -> None:
         """In a forked child, where no other thread runs: new locks, and nothing that speaks on the parent's sockets.

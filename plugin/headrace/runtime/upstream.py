@@ -31,7 +31,7 @@ class UpstreamState:
         circuit, budget: Guarded by the lock each was given.
         counters: Totals by name; the same object before and after a reload.
         in_flight: Calls in `mode: observe` under way; guarded by `counters.lock`.
-        misses: Heartbeats missed in a row; only the heartbeat thread writes it.
+        misses: Heartbeats missed in a row; any answer, a call's too, makes it 0.
         suspect: That many were `heartbeat.failures`; any answer, a call's too, makes it False.
         sizer: Keeps the pool's size, if it is adaptive.
         elsewhere: States for the other origins of `match`: connections of their own, and this

@@ -388,14 +388,14 @@ class LeasePool(Generic[C]):
     def lend_idle(self, now: float, *, idle_s: float, most: int) -> list[Lease[C]]:
         """Up to *most* connections that nobody has used or looked at for *idle_s*, longest first, taken out as leases.
 
-        For a look at them, not for a call: nothing is counted. Each goes back by
-        `give_back` (used just now, or gone) or `return_unused`.
+        For a look at them, not for a call: nothing is counted, and one slot stays free for a call (so a
+        pool of one lends nothing). Each goes back by `give_back` (used just now, or gone) or `return_unused`.
         """
         self._leave_parent()
         with self._lock:
             self._take_back()
             due = [one for one in self._idle if now - max(one.idle_since, one.taken_at) >= idle_s]
-            lent = due[:most]
+            lent = due[: max(0, min(most, self._size - len(self._inuse) - 1))]
             for lease in lent:
                 self._idle.remove(lease)
                 lease.taken_at = now

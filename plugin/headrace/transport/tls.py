@@ -116,6 +116,16 @@ _contexts: WeakValueDictionary[TlsPlan, SealedContext] = WeakValueDictionary()
 _contexts_lock = threading.Lock()  # held while building, so that equal plans never make two contexts
 
 
+def _forget_inherited() -> None:
+    """In a forked child: whoever was building a context does not exist here."""
+    global _contexts_lock
+    _contexts_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_inherited)
+
+
 def context_for(plan: TlsPlan) -> SealedContext:
     """The context of *plan*: the very same object for equal plans, as long as somebody holds it.
 
