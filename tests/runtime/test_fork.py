@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import requests
 
+import headrace
+from headrace.transport import tls
 from support.faultserver import Answer, FaultServer
 from support.governed import rules, running
 
@@ -143,3 +145,28 @@ def test_locks_that_other_threads_held_at_the_fork_do_not_hang_the_child(
             for lock in held:
                 lock.release()  # type: ignore[attr-defined]
         assert status == 0
+
+
+def test_a_reload_by_hand_in_a_child_is_in_force_for_its_plain_calls(
+    tmp_path: Path, server: FaultServer
+) -> None:
+    with running(tmp_path, rules(server.url, "    headers: {X-Rule: old}\n")) as hr:
+
+        def edit_and_call() -> None:
+            (tmp_path / "upstreams.yaml").write_text(rules(server.url, "    headers: {X-Rule: new}\n"))
+            assert hr.reload() == "applied"
+            requests.get(f"{server.url}/child")
+            requests.get(f"{server.url}/child")
+
+        assert in_child(edit_and_call) == 0
+
+        children = [one for one in server.requests if one.target == "/child"]
+        assert [one.header("X-Rule") for one in children] == ["new", "new"]
+        assert len({one.connection for one in children}) == 1  # over a pool that keeps its connections
+
+
+def test_a_lock_held_while_a_tls_context_is_built_does_not_hang_the_child(tmp_path: Path) -> None:
+    file = tmp_path / "upstreams.yaml"
+    file.write_text(rules("https://billing.internal"))
+    with tls._contexts_lock:
+        assert in_child(lambda: headrace.Headrace(file)) == 0
