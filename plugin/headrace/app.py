@@ -20,6 +20,7 @@ from headrace.observe.events import HeadraceStarted, HeadraceStopped, ModeOverri
 from headrace.observe.logs import emit
 from headrace.observe.metrics import Metrics, Reading, ServiceReading, UpstreamReading
 from headrace.policy.plan import Configuration
+from headrace.runtime import process
 from headrace.runtime.inbound import inbound_var
 from headrace.runtime.reload import Reloader, ReloadResult
 from headrace.runtime.service import ServiceCounters
@@ -257,6 +258,8 @@ class Headrace:
 
     def _resolve(self, name: str) -> Upstream:
         # Flat, and asked for by every call of a handle.
+        if os.getpid() != process.pid:
+            process.renew()
         inbound = inbound_var.get()
         ours = inbound is not None and inbound.headrace is self
         snapshot = inbound.snapshot if ours else self._reloader.snapshot  # type: ignore[union-attr]
@@ -268,6 +271,8 @@ class Headrace:
         return upstream
 
     def _snapshot_of_call(self) -> Snapshot:
+        if os.getpid() != process.pid:
+            process.renew()
         inbound = inbound_var.get()
         if inbound is not None and inbound.headrace is self:
             return inbound.snapshot
@@ -360,8 +365,7 @@ def _forget_inherited() -> None:
         instance._forget_inherited()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_inherited)
+process.after_fork(_forget_inherited)
 
 
 def current() -> Headrace:

@@ -13,6 +13,7 @@ import pytest
 import requests
 
 import headrace
+from headrace.runtime import process
 from headrace.transport import tls
 from support.faultserver import Answer, FaultServer
 from support.governed import rules, running
@@ -170,3 +171,31 @@ def test_a_lock_held_while_a_tls_context_is_built_does_not_hang_the_child(tmp_pa
     file.write_text(rules("https://billing.internal"))
     with tls._contexts_lock:
         assert in_child(lambda: headrace.Headrace(file)) == 0
+
+
+def test_where_the_fork_hook_was_skipped_the_next_call_renews_before_it_takes_a_lock(
+    tmp_path: Path, server: FaultServer
+) -> None:
+    """Raw fork(2), as uWSGI does it: whoever held a lock is not in the child.
+
+    Set up by hand in an ordinary child: in one of a bare fork(2) CPython itself may wait for ever for a thread
+    that wanted the interpreter lock, which is nobody's to mend but its own.
+
+    Pitfall 26.
+    """
+    with running(tmp_path, rules(server.url)) as hr:
+        handle = hr.upstream("billing")
+        handle.get("/before")
+
+        def call_under_foreign_locks(call: Callable[[], object]) -> None:
+            state = hr.snapshot.upstream("billing").state
+            for lock in (state.circuit._lock, state.budget._lock, state.counters.lock):
+                lock.__enter__()
+            process.pid = -1
+            call()
+
+        for call in (lambda: requests.get(f"{server.url}/child"), lambda: handle.urlopen("GET", "/child")):
+            assert in_child(lambda call=call: call_under_foreign_locks(call)) == 0  # type: ignore[misc]
+        handle.get("/after")
+
+        assert [one.connection for one in server.requests] == [1, 2, 3, 1]

@@ -6,7 +6,6 @@ start, close and reload only. Calls read the routes of their library without it.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from typing import Protocol
@@ -18,6 +17,7 @@ from headrace.adapters.urllib3_patch import Urllib3Patch
 from headrace.errors import ConfigError
 from headrace.policy.plan import UrlPrefix
 from headrace.policy.routes import RouteTable, url_of
+from headrace.runtime import process
 from headrace.runtime.snapshot import Snapshot, routes_of
 
 __all__ = ["busiest_unknown_hosts", "owners", "publish", "withdraw"]
@@ -112,5 +112,4 @@ def _forget_inherited() -> None:
     routing.forget_inherited()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_inherited)
+process.after_fork(_forget_inherited)

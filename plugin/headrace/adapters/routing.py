@@ -5,11 +5,13 @@ Calls read `routes`, one reference, without a lock; `adapters.install` replaces 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 
 from headrace.policy.plan import InstallPlan
 from headrace.policy.routes import RouteTable
+from headrace.runtime import process
 from headrace.runtime.inbound import inbound_var
 from headrace.runtime.snapshot import Snapshot
 from headrace.runtime.upstream import Upstream
@@ -42,6 +44,8 @@ class Routing:
 
     def find(self, url: str) -> Upstream | None:
         """The upstream that *url* belongs to: by the snapshot the inbound request began with, else the one in force."""
+        if os.getpid() != process.pid:
+            process.renew()
         inbound = inbound_var.get()
         if inbound is not None and self._wants(inbound.snapshot.configuration.install):
             bound = inbound.snapshot.routes.match_url(url)
