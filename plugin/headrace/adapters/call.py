@@ -7,7 +7,6 @@ exchange and done here.
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from asyncio import _get_running_loop
@@ -27,7 +26,7 @@ from headrace.policy.exchange import EndReason, Exchange, Finish, Refuse, Send
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import TimeoutPlan
 from headrace.policy.retry import is_resendable
-from headrace.runtime.inbound import inbound_var
+from headrace.runtime.inbound import inbound_var, new_request_id
 from headrace.runtime.record import Record, tally
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt, current_attempt
@@ -378,6 +377,5 @@ def outbound_headers(upstream: Upstream) -> tuple[str | None, tuple[tuple[str, s
     if not plan.propagate.request_id:
         return None, plan.headers
     inbound = inbound_var.get()
-    # 128 random bits, like a UUID, in one call.
-    request_id = inbound.request_id if inbound is not None else os.urandom(16).hex()
+    request_id = inbound.request_id if inbound is not None else new_request_id()
     return request_id, (*plan.headers, (upstream.request_id_header, request_id))

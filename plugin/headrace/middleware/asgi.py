@@ -14,12 +14,12 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from headrace.app import File, Headrace
-from headrace.middleware.context import is_sane_bytes, new_request_id
+from headrace.middleware.context import is_sane_bytes
 from headrace.middleware.problems import ProblemAnswer, answer
 from headrace.observe.events import ErrorMapped
 from headrace.observe.logs import emit
 from headrace.policy.plan import RequestIdPlan
-from headrace.runtime.inbound import Inbound, inbound_var
+from headrace.runtime.inbound import Inbound, inbound_var, new_request_id
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -1,4 +1,4 @@
-"""The inbound request's id: which ids of callers are taken as they are, and how one is made.
+"""The inbound request's id: which ids of callers are taken as they are.
 
 An id is passed on and logged unchanged, whatever its format (Pitfall 45: peers throw
 away what is not a UUID), so it must not be able to end a header line or a log line.
@@ -7,7 +7,6 @@ away what is not a UUID), so it must not be able to end a header line or a log l
 from __future__ import annotations
 
 import re
-from os import urandom
 
 MAX_ID_BYTES = 200
 """Longer than any format in use (an AWS trace header has about 100), shorter than what would hurt a log."""
@@ -19,12 +18,3 @@ A C callable on purpose, like `is_sane_text`: it runs once per request."""
 
 is_sane_text = re.compile(rf"[\x21-\x7e]{{1,{MAX_ID_BYTES}}}").fullmatch
 """`is_sane_bytes` for WSGI's native strings."""
-
-
-def new_request_id() -> str:
-    """A fresh id: 128 random bits, 32 hex digits.
-
-    `urandom`, not `uuid4` (five Python-level calls) and not `random`, whose state a
-    raw fork(2) shares between workers.
-    """
-    return urandom(16).hex()

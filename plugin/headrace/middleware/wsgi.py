@@ -15,12 +15,12 @@ from time import perf_counter
 from typing import Any
 
 from headrace.app import File, Headrace
-from headrace.middleware.context import is_sane_text, new_request_id
+from headrace.middleware.context import is_sane_text
 from headrace.middleware.problems import ProblemAnswer, answer
 from headrace.observe.events import ErrorMapped
 from headrace.observe.logs import emit
 from headrace.policy.plan import Configuration, RequestIdPlan
-from headrace.runtime.inbound import Inbound, inbound_var
+from headrace.runtime.inbound import Inbound, inbound_var, new_request_id
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Callable[[bytes], object]]

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
+from os import urandom
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -54,3 +55,12 @@ def propagate(function: Callable[P, T]) -> Callable[P, T]:
         return context.copy().run(function, *args, **kwargs)
 
     return run
+
+
+def new_request_id() -> str:
+    """A fresh id: 128 random bits, 32 hex digits.
+
+    `urandom`, not `uuid4` (five Python-level calls) and not `random`, whose state a
+    raw fork(2) shares between workers.
+    """
+    return urandom(16).hex()

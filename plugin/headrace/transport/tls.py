@@ -54,11 +54,6 @@ class SealedContext(ssl.SSLContext):
         """Refuse changes from now on."""
         self._sealed = True
 
-    @property
-    def is_sealed(self) -> bool:
-        """Whether changes are refused."""
-        return self._sealed
-
     def __setattr__(self, name: str, value: Any) -> None:
         if not getattr(self, "_sealed", False):
             super().__setattr__(name, value)
