@@ -40,7 +40,7 @@ def test_file_with_only_a_base_url_gets_the_defaults_of_the_design_and_no_findin
         match=(),
         mode="enforce",
         headers=(),
-        propagate=PropagatePlan(request_id=True),
+        propagate=PropagatePlan(request_id=True, retry_sequence=True),
         timeouts=TimeoutPlan(deadline_s=15.0, attempt_s=4.0, connect_s=2.0, read_s=4.0, acquire_s=0.5),
         pool=PoolPlan(
             max_connections=200,

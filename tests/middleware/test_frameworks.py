@@ -437,7 +437,7 @@ def run_django(script: str, file: Path, healthy: str, dead: str) -> Any:
         text=True,
         timeout=60,
         check=False,
-        env={"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONWARNINGS": "default"},
+        env={"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "default"},
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

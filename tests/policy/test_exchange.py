@@ -11,7 +11,7 @@ from headrace.policy.circuit import Circuit, CircuitState, Permit, Refused, Verd
 from headrace.policy.exchange import Decision, EndReason, Exchange, Finish, Refuse, Send, Sleep
 from headrace.policy.outcome import Fault, Outcome, condition
 from headrace.policy.plan import BudgetPlan, UpstreamPlan
-from headrace.policy.retry import RetryBudget
+from headrace.policy.retry import RetryAllowance, RetryBudget
 from support.plans import BUDGET, TIMEOUTS, circuit_plan, retry_plan, upstream_plan
 from support.virtual import VirtualClock, constant
 
@@ -34,6 +34,7 @@ class Bench:
         method: str = "GET",
         replayable: bool = True,
         max_attempts: int | None = None,
+        **context: Any,
     ) -> None:
         self.plan = plan if plan is not None else upstream_plan()
         self.clock = VirtualClock(T0)
@@ -49,6 +50,7 @@ class Bench:
             replayable=replayable,
             timeouts=self.plan.timeouts,
             max_attempts=self.plan.retry.max_attempts if max_attempts is None else max_attempts,
+            **context,
         )
 
     def decide(self) -> Decision:
@@ -460,3 +462,50 @@ def test_whatever_the_upstream_does_a_call_keeps_its_bounds(
         assert all(
             outcome.fault is not None and not outcome.sent for outcome in exchange.outcomes[: sends - 1]
         )
+
+
+# The inbound request that the call is part of
+
+
+def test_the_earlier_of_the_calls_and_the_inbound_deadline_holds() -> None:
+    assert Bench(deadline_at=T0 + 2.0).decide() == Send(1, 2.0)
+    assert Bench(deadline_at=T0 + 60.0).exchange.deadline_at == T0 + 15.0
+    unbounded = upstream_plan(timeouts=replace(TIMEOUTS, deadline_s=None))
+    assert Bench(unbounded, deadline_at=T0 + 2.0).exchange.deadline_at == T0 + 2.0
+
+
+def test_a_call_begun_after_the_inbound_deadline_is_refused_unsent() -> None:
+    assert Bench(deadline_at=T0 - 0.1).decide() == Refuse(EndReason.DEADLINE, 0.0)
+
+
+def test_retries_of_all_calls_of_one_inbound_request_share_its_allowance() -> None:
+    allowance = RetryAllowance([None])
+    first = Bench(allowance=allowance)
+    first.decide()
+    assert isinstance(first.after(UNAVAILABLE), Sleep)
+    second = Bench(allowance=allowance)
+    second.decide()
+    assert second.after(UNAVAILABLE) == Finish(EndReason.REQUEST_RETRIES)
+    assert second.exchange.denied is EndReason.REQUEST_RETRIES
+
+
+def test_a_retry_that_the_budget_denies_costs_the_inbound_request_nothing() -> None:
+    allowance = RetryAllowance([None])
+    broke = replace(BUDGET, ratio=0.0, min_per_second=0.0)
+    bench = Bench(upstream_plan(retry=retry_plan(budget=broke)), allowance=allowance)
+    bench.decide()
+    assert bench.after(UNAVAILABLE) == Finish(EndReason.BUDGET)
+    assert len(allowance) == 1
+
+
+def test_an_idempotency_key_lets_any_method_be_sent_again() -> None:
+    for keyed, expected in ((True, Sleep), (False, Finish)):
+        bench = Bench(method="POST", keyed=keyed)
+        bench.decide()
+        assert isinstance(bench.after(UNAVAILABLE), expected)
+
+
+def test_a_key_does_not_make_a_spent_body_replayable() -> None:
+    bench = Bench(method="POST", keyed=True, replayable=False)
+    bench.decide()
+    assert bench.after(UNAVAILABLE) == Finish(EndReason.NOT_REPLAYABLE)

@@ -25,7 +25,9 @@ Headers = list[tuple[str, str]]
 
 CONFIGURATION = Configuration(
     service=ServicePlan(
-        request_id=RequestIdPlan(header="X-Request-ID", accept=True), error_responses="propagate"
+        request_id=RequestIdPlan(header="X-Request-ID", accept=True),
+        max_retries_per_request=10,
+        error_responses="propagate",
     ),
     install=InstallPlan(requests=True, urllib3=False),
     reload=ReloadPlan(debounce_s=0.1, max_delay_s=1.0, poll_s=2.0, drain_s=30.0),
@@ -47,7 +49,9 @@ def configured(
     return replace(
         CONFIGURATION,
         service=ServicePlan(
-            request_id=RequestIdPlan(header=header, accept=accept), error_responses=error_responses
+            request_id=RequestIdPlan(header=header, accept=accept),
+            max_retries_per_request=10,
+            error_responses=error_responses,
         ),
         telemetry=TelemetryPlan(served_requests=served_requests),
     )

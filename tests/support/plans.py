@@ -90,7 +90,7 @@ def upstream_plan(
         match=(),
         mode="enforce",
         headers=(),
-        propagate=PropagatePlan(request_id=True),
+        propagate=PropagatePlan(request_id=True, retry_sequence=True),
         timeouts=timeouts,
         pool=POOL,
         tls=None,

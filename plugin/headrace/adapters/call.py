@@ -18,6 +18,7 @@ from urllib3.response import BaseHTTPResponse
 from urllib3.util.timeout import Timeout
 
 from headrace.adapters.errors import Twins
+from headrace.adapters.outbound import Outbound
 from headrace.adapters.retry_after import retry_after_s
 from headrace.adapters.ungoverned import stands_on_event_loop
 from headrace.engine.blocking import run
@@ -26,7 +27,6 @@ from headrace.policy.exchange import EndReason, Exchange, Finish, Refuse, Send
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import TimeoutPlan
 from headrace.policy.retry import is_resendable
-from headrace.runtime.inbound import inbound_var, new_request_id
 from headrace.runtime.record import Record, tally
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt, current_attempt
@@ -74,13 +74,16 @@ class Call(Generic[T]):
     Attributes:
         answer: The answer of the last attempt, kept; None when there is none.
         error: The exception of the last attempt; None when it had an answer.
-        request_id: Sent with every attempt, or None when the plan keeps ids from this upstream.
+        outbound: What identifies it on the wire.
+
+    Args:
+        headers: What the call itself has set.
+        outbound: Shared by the tries of a caller who retries himself; None: this call is the whole of it.
     """
 
     __slots__ = (
         "_answered",
         "_exchange",
-        "_headers",
         "_may_wait",
         "_message",
         "_repeatable",
@@ -91,7 +94,7 @@ class Call(Generic[T]):
         "_upstream",
         "answer",
         "error",
-        "request_id",
+        "outbound",
     )
 
     def __init__(
@@ -105,6 +108,8 @@ class Call(Generic[T]):
         method: str,
         replayable: bool,
         max_attempts: int,
+        headers: Mapping[str, Any] | None,
+        outbound: Outbound | None = None,
     ) -> None:
         plan, state = upstream.plan, upstream.state
         self._upstream = upstream
@@ -112,14 +117,15 @@ class Call(Generic[T]):
         self._message = message
         self._streamed = streamed
         self._timeouts = timeouts
-        self._repeatable = replayable and method in plan.retry.methods
+        self.outbound = outbound = outbound or Outbound(upstream, method, headers)
+        self._repeatable = replayable and (outbound.keyed or method in plan.retry.methods)
         self._answered = self._suspects_idle = False
         # On the thread of a running event loop any wait stalls the loop, and whoever holds the connection that
         # we wait for may need that loop to give it back.
         self._may_wait = _get_running_loop() is None
         self.answer: T | None = None
         self.error: Exception | None = None
-        self.request_id, self._headers = outbound_headers(upstream)
+        inbound = outbound.inbound
         self._exchange = Exchange(
             plan,
             state.circuit,
@@ -131,6 +137,9 @@ class Call(Generic[T]):
             timeouts=timeouts,
             max_attempts=max_attempts,
             may_sleep=self._may_wait,
+            deadline_at=None if inbound is None else inbound.deadline_at,
+            allowance=None if inbound is None else inbound.allowance,
+            keyed=outbound.keyed,
         )
 
     def run(self) -> T:
@@ -150,7 +159,7 @@ class Call(Generic[T]):
             stands_on_event_loop(self._upstream, "sleep before its next attempt")
         record = Record(
             self._upstream.plan.name,
-            self.request_id,
+            self.outbound.request_id,
             decision.reason,
             self._exchange.retry_after_s,
             self._upstream.digest,
@@ -197,10 +206,13 @@ class Call(Generic[T]):
             if is_resendable(
                 outcome, reused=lease.reused, answered=self._answered, repeatable=self._repeatable
             ):
-                return self._resend(send, outcome)
-            # What has silently dropped this connection (a NAT) has dropped its idle neighbours, too: each of them
-            # would cost the next attempt its whole timeout (Pitfall 18).
-            self._suspects_idle = lease.reused and not self._answered
+                outcome = self._resend(send, outcome)
+            else:
+                # What has silently dropped this connection (a NAT) has dropped its idle neighbours, too: each of
+                # them would cost the next attempt its whole timeout (Pitfall 18).
+                self._suspects_idle = lease.reused and not self._answered
+        if outcome.sent:
+            self.outbound.sent += 1
         return outcome
 
     def _resend(self, send: Send, failed: Outcome) -> Outcome:
@@ -234,7 +246,7 @@ class Call(Generic[T]):
                 state.pool,
                 self._message,
                 lease,
-                self._headers,
+                self.outbound.headers if not self.outbound.sent else self.outbound.for_attempt(),
                 timeouts.connect_s,
                 timeouts.read_s,
                 self._streamed,
@@ -295,7 +307,7 @@ class Call(Generic[T]):
         self.error = twin(
             f'upstream "{self._upstream.plan.name}": {error}',
             upstream=self._upstream.plan.name,
-            request_id=self.request_id,
+            request_id=self.outbound.request_id,
             **self._surface.family(),
         )
         return Outcome(
@@ -308,8 +320,8 @@ class Call(Generic[T]):
         name = self._upstream.plan.name
         twins = self._surface.twins
         exchange = self._exchange
-        family = {"upstream": name, "request_id": self.request_id, **self._surface.family()}
-        deadline_s = self._timeouts.deadline_s
+        family = {"upstream": name, "request_id": self.outbound.request_id, **self._surface.family()}
+        deadline_s = exchange.deadline_s
         if decision.reason is EndReason.CIRCUIT_OPEN and (self.error is None or isinstance(decision, Refuse)):
             refused = exchange.refused
             return twins.circuit_open(
@@ -317,7 +329,7 @@ class Call(Generic[T]):
             )
         if deadline_s is not None and self._ran_out_of_time(decision):
             error = twins.deadline(
-                f'upstream "{name}": the deadline of {deadline_s:g} s is over',
+                f'upstream "{name}": the deadline of {deadline_s:.4g} s is over',
                 deadline_s=deadline_s,
                 **family,
             )
@@ -369,13 +381,3 @@ def drained(answer: BaseHTTPResponse, *, decode: bool) -> bytes | None:
                 return None
     except (OSError, HTTPError):
         return None
-
-
-def outbound_headers(upstream: Upstream) -> tuple[str | None, tuple[tuple[str, str], ...]]:
-    """The request id of a call that begins now, and the headers that each of its attempts carries."""
-    plan = upstream.plan
-    if not plan.propagate.request_id:
-        return None, plan.headers
-    inbound = inbound_var.get()
-    request_id = inbound.request_id if inbound is not None else new_request_id()
-    return request_id, (*plan.headers, (upstream.request_id_header, request_id))

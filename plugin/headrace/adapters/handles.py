@@ -13,7 +13,7 @@ from requests.adapters import DEFAULT_POOLSIZE
 from requests.models import PreparedRequest
 from urllib3.response import BaseHTTPResponse
 
-from headrace.adapters.call import outbound_headers
+from headrace.adapters.outbound import Outbound
 from headrace.adapters.requests import GovernedAdapter
 from headrace.adapters.urllib3 import urlopen
 from headrace.adapters.urllib3_patch import PlainPoolManager
@@ -188,9 +188,8 @@ class _HandleAdapter(GovernedAdapter):
         """As `HTTPAdapter.send`. Blocks."""
         upstream = self._find(request)
         if upstream is not None and upstream.mode != "enforce" and upstream.plan.name == self._name:
-            _, extra = outbound_headers(upstream)
             hop: Any = request.copy()
-            hop.headers = with_defaults(hop.headers, extra)
+            hop.headers = with_defaults(hop.headers, Outbound(upstream, "", None).headers)
             request = hop
         return super().send(request, *args, **kw)
 

@@ -93,6 +93,7 @@ def send(
         method=_method(request),
         replayable=is_replayable(request),
         max_attempts=max_attempts,
+        headers=request.headers,
     ).run()
 
 

@@ -13,9 +13,10 @@ from urllib3.response import BaseHTTPResponse, HTTPResponse
 from urllib3.util.retry import Retry
 from urllib3.util.timeout import Timeout
 
-from headrace.adapters.call import Call, drained, outbound_headers
+from headrace.adapters.call import Call, drained
 from headrace.adapters.errors import URLLIB3
 from headrace.adapters.observe import observed
+from headrace.adapters.outbound import Outbound
 from headrace.adapters.timeouts import timeouts_of_call
 from headrace.runtime.upstream import Upstream
 from headrace.transport.tls import trust_of
@@ -59,13 +60,12 @@ def urlopen(
         origin = upstream.plan.base.origin
         trust = {} if upstream.plan.tls is None else trust_of(upstream.plan.tls)
         pool = stock.connection_from_host(origin.host, origin.port, origin.scheme, pool_kwargs=trust)
-        _, extra = outbound_headers(upstream)
         go = functools.partial(
             pool.urlopen,
             method,
             target,
             body=body,
-            headers=with_defaults(headers or {}, extra),
+            headers=with_defaults(headers or {}, Outbound(upstream, "", None).headers),
             retries=False,
             redirect=False,
             preload_content=preload_content,
@@ -103,6 +103,7 @@ def urlopen(
         method=method,
         replayable=replayable,
         max_attempts=plan.retry.max_attempts,
+        headers=headers,
     ).run()
 
 

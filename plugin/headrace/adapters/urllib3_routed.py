@@ -356,6 +356,7 @@ class _Hop(HTTPConnectionPool):
                 method=method,
                 replayable=replayable,
                 max_attempts=self.max_attempts,
+                headers=headers,
             ).run()
         except UpstreamError as error:
             self.refusal = error

@@ -15,6 +15,7 @@ from headrace.policy.plan import (
     Configuration,
     HalfOpenPlan,
     HeartbeatPlan,
+    IdempotencyKeyPlan,
     InstallPlan,
     KeepalivePlan,
     OpenForPlan,
@@ -52,6 +53,7 @@ def compile_settings(
     return Configuration(
         service=ServicePlan(
             request_id=RequestIdPlan(header=service.request_id.header, accept=service.request_id.accept),
+            max_retries_per_request=service.max_retries_per_request,
             error_responses=service.error_responses,
         ),
         install=InstallPlan(requests=settings.install.requests, urllib3=settings.install.urllib3),
@@ -76,7 +78,9 @@ def _upstream(name: str, upstream: given.Upstream, tls: TlsPlan | None) -> Upstr
         match=tuple(upstream.match),
         mode=upstream.mode,
         headers=tuple(upstream.headers.items()),
-        propagate=PropagatePlan(request_id=upstream.propagate.request_id),
+        propagate=PropagatePlan(
+            request_id=upstream.propagate.request_id, retry_sequence=upstream.propagate.retry_sequence
+        ),
         timeouts=_timeouts(upstream.timeouts),
         pool=_pool(upstream.pool),
         tls=tls,
@@ -146,6 +150,7 @@ def _seconds(duration: float | None) -> float | None:
 
 
 def _retry(retry: given.Retry) -> RetryPlan:
+    key = retry.idempotency_key
     return RetryPlan(
         max_attempts=retry.max_attempts,
         retry_on=_condition(retry.retry_on),
@@ -161,6 +166,9 @@ def _retry(retry: given.Retry) -> RetryPlan:
             min_per_second=float(retry.budget.min_per_second),
             ttl_s=float(retry.budget.ttl),
         ),
+        idempotency_key=None
+        if key is None
+        else IdempotencyKeyPlan(header=key.header, methods=frozenset(key.methods)),
     )
 
 

@@ -62,6 +62,9 @@ class Service(Section):
     """The application this file belongs to (inbound side)."""
 
     request_id: RequestId = Field(RequestId(), description="Id of an inbound request.")
+    max_retries_per_request: CountOrZero = Field(
+        10, description="Retries over all outbound calls of one inbound request."
+    )
     error_responses: Literal["propagate", "map"] = Field(
         "propagate",
         description="An upstream error that reaches the middleware is left alone, or mapped to problem+json.",
@@ -104,6 +107,10 @@ class Propagate(Section):
     """What of the inbound context travels on; false for third parties."""
 
     request_id: bool = Field(True, description="Send the request id with every attempt.")
+    retry_sequence: bool = Field(
+        True,
+        description="Send X-Retry-Seq: how many earlier attempts may have reached the upstream; absent at 0.",
+    )
 
 
 class Timeouts(Section):
@@ -305,6 +312,15 @@ class Budget(Section):
     ttl: BudgetTtl = Field(duration("10s"), description="How long a call counts towards the budget.")
 
 
+class IdempotencyKey(Section):
+    """A key by which the upstream recognises a repeated request: made once per call, kept over its attempts."""
+
+    header: HeaderName = Field("Idempotency-Key", description="Header that carries the key.")
+    methods: list[Method] = Field(
+        ["POST"], description="Methods that get a key, and with it are retried.", examples=[["POST", "PATCH"]]
+    )
+
+
 class Retry(Section):
     """When a failed attempt is followed by another."""
 
@@ -316,12 +332,17 @@ class Retry(Section):
     )
     methods: list[Method] = Field(
         ["GET", "HEAD", "OPTIONS"],
-        description="Methods that are retried; any other only if it was never sent.",
+        description="Methods that are retried; any other only if it was never sent or has an idempotency key.",
         examples=[["GET", "HEAD"]],
     )
     backoff: Backoff = Field(Backoff(), description="Wait before a retry.")
     retry_after: RetryAfter = Field(RetryAfter(), description="What is made of Retry-After.")
     budget: Budget = Field(Budget(), description="Retries allowed in proportion to calls.")
+    idempotency_key: IdempotencyKey | None = Field(
+        None,
+        description="Key made for calls that have none; null: none is made.",
+        examples=[{"header": "Idempotency-Key", "methods": ["POST"]}],
+    )
 
 
 class Window(Section):

@@ -7,6 +7,7 @@ context variables (Pitfall 43).
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from itertools import repeat
 from os import getpid
 from time import perf_counter
 from typing import Any
@@ -19,6 +20,7 @@ from headrace.middleware.problems import ProblemAnswer, answer
 from headrace.observe.events import ErrorMapped
 from headrace.observe.logs import emit
 from headrace.policy.plan import RequestIdPlan
+from headrace.policy.retry import RetryAllowance
 from headrace.runtime.inbound import Inbound, inbound_var, new_request_id
 
 Scope = MutableMapping[str, Any]
@@ -132,7 +134,8 @@ class ASGIMiddleware:
                     headrace.service.served(status, perf_counter() - began)
                 is_over = True
 
-        token = inbound_var.set(Inbound(headrace, snapshot, request_id))
+        allowance = RetryAllowance(repeat(None, service.max_retries_per_request))
+        token = inbound_var.set(Inbound(headrace, snapshot, request_id, allowance))
         try:
             await self.app(scope, receive, send_with_id)
         except Exception as exc:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import copy_context
+from itertools import repeat
 from os import getpid
 from time import perf_counter
 from typing import Any
@@ -20,6 +21,7 @@ from headrace.middleware.problems import ProblemAnswer, answer
 from headrace.observe.events import ErrorMapped
 from headrace.observe.logs import emit
 from headrace.policy.plan import Configuration, RequestIdPlan
+from headrace.policy.retry import RetryAllowance
 from headrace.runtime.inbound import Inbound, inbound_var, new_request_id
 
 Environ = dict[str, Any]
@@ -70,9 +72,10 @@ class WSGIMiddleware:
             headrace.start()
             self._started_in = getpid()
         snapshot = headrace.snapshot
+        service = snapshot.configuration.service
         plan, key = self._header
-        if plan is not snapshot.configuration.service.request_id:
-            plan = snapshot.configuration.service.request_id
+        if plan is not service.request_id:
+            plan = service.request_id
             key = "HTTP_" + plan.header.upper().replace("-", "_")
             self._header = (plan, key)
 
@@ -83,7 +86,8 @@ class WSGIMiddleware:
 
         exchange = _Exchange(headrace, snapshot.configuration, request_id, began, environ, start_response)
         run = exchange.run
-        run(inbound_var.set, Inbound(headrace, snapshot, request_id))
+        allowance = RetryAllowance(repeat(None, service.max_retries_per_request))
+        run(inbound_var.set, Inbound(headrace, snapshot, request_id, allowance))
         try:
             body = run(self.app, environ, exchange.start_response)
         except Exception as exc:

@@ -7,7 +7,8 @@ does what the answer says, tells `record(outcome, now)` after each Send, and run
 
 The order of a call is fixed: deadline, circuit, [attempt], then for another attempt:
 rules (`retry_on`, certificate, own refusals), method, replayable, attempts, circuit
-opened, Retry-After, deadline, event loop, budget; then the pause, and deadline and circuit again.
+opened, Retry-After, deadline, event loop, allowance of the inbound request, budget; then
+the pause, and deadline and circuit again.
 Static reasons come before circumstances, and the budget last because asking spends.
 """
 
@@ -23,7 +24,7 @@ from headrace.policy.blame import blame
 from headrace.policy.circuit import Circuit, CircuitState, Permit, Refused, Verdict
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import TimeoutPlan, UpstreamPlan
-from headrace.policy.retry import Retriability, RetryBudget, backoff_s, classify
+from headrace.policy.retry import Retriability, RetryAllowance, RetryBudget, backoff_s, classify
 
 
 class EndReason(StrEnum):
@@ -47,6 +48,7 @@ class EndReason(StrEnum):
         "circuit_opened"  # the circuit is open after this failure: no sleeping towards a shut door
     )
     RETRY_AFTER = "retry_after"  # the upstream asks for more patience than `retry_after.max`
+    REQUEST_RETRIES = "request_retries"  # the inbound request has used up its max_retries_per_request
     BUDGET = "budget"  # the retry budget is spent
     # May end a call at its start (Refuse: nothing was sent) or before a further attempt (Finish).
     DEADLINE = "deadline"  # the time is up, or the pause before the next attempt does not fit
@@ -121,11 +123,15 @@ class Exchange:
         timeouts: `plan.timeouts`, or the call's own.
         max_attempts: `plan.retry.max_attempts`, or 1 when the caller retries himself; >= 1.
         may_sleep: False where a pause would stall an event loop; then none is made.
+        deadline_at: Of the inbound request, monotonic seconds; the earlier of it and the call's own holds.
+        allowance: Retries that the inbound request has left; None: not one of an inbound request.
+        keyed: The request carries an idempotency key: it may be sent again whatever its method.
 
     Attributes:
         outcomes: One per attempt made, oldest first.
         verdicts: What the circuit was told about each of *outcomes*.
         deadline_at: When the time is up, or None for no deadline.
+        deadline_s: How long that was from the start of the call, or None.
         reason: Why the call ended, or None while it runs.
         denied: What forbade an attempt that the rules wanted, or None. Set at most once.
         refused: The circuit's last refusal, or None.
@@ -133,9 +139,11 @@ class Exchange:
     """
 
     __slots__ = (
+        "_allowance",
         "_budget",
         "_circuit",
         "_ended",
+        "_keyed",
         "_max_attempts",
         "_may_sleep",
         "_method",
@@ -146,6 +154,7 @@ class Exchange:
         "_timeouts",
         "_undecided",
         "deadline_at",
+        "deadline_s",
         "denied",
         "outcomes",
         "reason",
@@ -167,6 +176,9 @@ class Exchange:
         timeouts: TimeoutPlan,
         max_attempts: int,
         may_sleep: bool = True,
+        deadline_at: float | None = None,
+        allowance: RetryAllowance | None = None,
+        keyed: bool = False,
     ) -> None:
         self._plan = plan
         self._circuit = circuit
@@ -177,12 +189,19 @@ class Exchange:
         self._timeouts = timeouts
         self._max_attempts = max_attempts
         self._may_sleep = may_sleep
+        self._allowance = allowance
+        self._keyed = keyed
         self._permit: Permit | None = None  # outstanding: a Send was decided and not yet recorded
         self._undecided: Outcome | None = None  # recorded, and decide() has not looked at it yet
         self._ended: Finish | Refuse | None = None
         self.outcomes: list[Outcome] = []
         self.verdicts: list[Verdict] = []
-        self.deadline_at = None if timeouts.deadline_s is None else now + timeouts.deadline_s
+        self.deadline_s = timeouts.deadline_s
+        if deadline_at is not None and (self.deadline_s is None or deadline_at < now + self.deadline_s):
+            self.deadline_s = deadline_at - now
+        elif self.deadline_s is not None:
+            deadline_at = now + self.deadline_s
+        self.deadline_at = deadline_at
         self.reason: EndReason | None = None
         self.denied: EndReason | None = None
         self.refused: Refused | None = None
@@ -269,7 +288,7 @@ class Exchange:
     def _wait_or_end(self, outcome: Outcome, now: float) -> Sleep | Finish:
         """The pause before another attempt (0: none), or why there is none."""
         retry = self._plan.retry
-        answer = classify(outcome, retry, method=self._method, replayable=self._replayable)
+        answer = classify(outcome, retry, method=self._method, replayable=self._replayable, keyed=self._keyed)
         match answer:
             case Retriability.UNWANTED:
                 return self._end(EndReason.SUCCESS if outcome.fault is None else EndReason.NOT_RETRIABLE)
@@ -302,7 +321,12 @@ class Exchange:
             return self._deny(EndReason.DEADLINE)
         if delay_s > 0.0 and not self._may_sleep:
             return self._deny(EndReason.EVENT_LOOP)
+        allowance = self._allowance
+        if allowance is not None and not allowance.take():
+            return self._deny(EndReason.REQUEST_RETRIES)
         if not self._budget.try_withdraw(now):
+            if allowance is not None:
+                allowance.put_back()
             return self._deny(EndReason.BUDGET)
         return Sleep(delay_s)
 

@@ -162,13 +162,22 @@ class BudgetPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class IdempotencyKeyPlan:
+    """A key made once per call and sent with each of its attempts, for *methods* (upper case)."""
+
+    header: str
+    methods: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class RetryPlan:
     """When a failed attempt is followed by another.
 
     Attributes:
         max_attempts: Counts the first try; >= 1.
-        methods: Upper case; any other method is retried only if never sent.
+        methods: Upper case; any other method is retried only if never sent, or with an idempotency key.
         retry_after_max_s: Longest `Retry-After` that is waited for.
+        idempotency_key: None: none is made; a key that the caller set counts all the same.
     """
 
     max_attempts: int
@@ -177,6 +186,7 @@ class RetryPlan:
     backoff: BackoffPlan
     retry_after_max_s: float
     budget: BudgetPlan
+    idempotency_key: IdempotencyKeyPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +231,14 @@ class CircuitPlan:
 
 @dataclass(frozen=True, slots=True)
 class PropagatePlan:
-    """What of the inbound context travels on to this upstream."""
+    """What of the context of a call travels on to this upstream.
+
+    Attributes:
+        retry_sequence: `X-Retry-Seq`, from the second attempt on.
+    """
 
     request_id: bool
+    retry_sequence: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,9 +276,14 @@ class RequestIdPlan:
 
 @dataclass(frozen=True, slots=True)
 class ServicePlan:
-    """The inbound side."""
+    """The inbound side.
+
+    Attributes:
+        max_retries_per_request: Retries over all outbound calls of one inbound request; >= 0.
+    """
 
     request_id: RequestIdPlan
+    max_retries_per_request: int
     error_responses: ErrorResponses
 
 

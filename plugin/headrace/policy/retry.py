@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
@@ -24,11 +25,14 @@ class Retriability(StrEnum):
     NOT_REPLAYABLE = "not_replayable"  # wanted, but the body can be sent only once
 
 
-def classify(outcome: Outcome, plan: RetryPlan, *, method: str, replayable: bool) -> Retriability:
+def classify(
+    outcome: Outcome, plan: RetryPlan, *, method: str, replayable: bool, keyed: bool = False
+) -> Retriability:
     """Whether the rules want, and allow, another attempt after *outcome*.
 
     Args:
         method: Upper case.
+        keyed: The request carries an idempotency key, so its server can tell a repetition.
         replayable: The body is bytes, text or seekable. Asked even when nothing was
             sent: a generator may have been advanced before the connection was made.
     """
@@ -40,7 +44,7 @@ def classify(outcome: Outcome, plan: RetryPlan, *, method: str, replayable: bool
     if not plan.retry_on.matches(outcome):
         return Retriability.UNWANTED
     never_sent = fault is not None and not outcome.sent
-    if method not in plan.methods and not never_sent:
+    if method not in plan.methods and not keyed and not never_sent:
         return Retriability.METHOD
     if not replayable:
         return Retriability.NOT_REPLAYABLE
@@ -68,6 +72,28 @@ def backoff_s(plan: BackoffPlan, n: int, rng: Callable[[], float]) -> float:
     Source: "full jitter" of Exponential Backoff And Jitter (AWS Architecture Blog, 2015).
     """
     return rng() * grown_s(plan.base_s, plan.multiplier, plan.max_s, n)
+
+
+class RetryAllowance(deque[None]):
+    """Retries that one inbound request may still cause, over all its outbound calls: an item is a retry.
+
+    Shared by the request's threads and tasks. Exact without a lock: `pop` and `append`
+    of a deque are single steps, with and without the GIL.
+    """
+
+    __slots__ = ()
+
+    def take(self) -> bool:
+        """Use up one retry; False when none is left. Mutates."""
+        try:
+            self.pop()
+        except IndexError:
+            return False
+        return True
+
+    def put_back(self) -> None:
+        """Undo a `take`: the retry was not made after all. Mutates."""
+        self.append(None)
 
 
 _SLICES = 10

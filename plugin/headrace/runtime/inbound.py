@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from os import urandom
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from headrace.policy.retry import RetryAllowance
+
 if TYPE_CHECKING:
     from headrace.runtime.snapshot import Snapshot
 
@@ -28,11 +30,17 @@ class Inbound:
         headrace: The instance whose middleware took the request in (typed loosely: it lives a layer above).
         snapshot: The configuration this request began with, and keeps.
         request_id: Taken from the request, or made.
+        allowance: Retries left to it, over all its outbound calls.
+        deadline_at: When its caller stops waiting, monotonic seconds, or None if that is not known.
+        trace: Its `traceparent` and `tracestate` as they came, for upstreams when no tracer is there.
     """
 
     headrace: Any
     snapshot: Snapshot
     request_id: str
+    allowance: RetryAllowance
+    deadline_at: float | None = None
+    trace: tuple[tuple[str, str], ...] = ()
 
 
 inbound_var: ContextVar[Inbound | None] = ContextVar("headrace_inbound", default=None)
