@@ -63,6 +63,39 @@ def test_with_a_grace_a_busy_connection_is_aborted_once_it_is_over() -> None:
     assert r.counters.closed == {"lifetime": 1}
 
 
+def test_a_connection_broken_off_is_not_used_again_whatever_its_holder_says() -> None:
+    r = rig(validation_bypass_s=60.0)  # and nobody looks whether it is alive
+    lease = r.lease()
+    assert lease.token is not None
+    assert r.pool.abort(lease.token)
+    r.pool.give_back(lease, reusable=True)
+    assert r.lease("another").conn is not lease.conn
+    assert (r.aborted, r.closed) == ([lease.conn], [lease.conn])
+    assert r.counters.closed == {"error": 1}
+
+
+def test_a_connection_broken_off_amid_its_return_is_not_used_again_either() -> None:
+    r = rig(validation_bypass_s=60.0)
+    lease = r.lease()
+    assert lease.token is not None
+    assert r.pool.abort(lease.token)
+    r.pool._kept.append(lease)  # give_back() had looked at its end a moment before that
+    assert r.lease("another").conn is not lease.conn
+    assert r.closed == [lease.conn]
+
+
+def test_a_lease_that_has_ended_cannot_be_broken_off() -> None:
+    r = rig(validation_bypass_s=60.0)
+    lease = r.lease()
+    token = lease.token
+    assert token is not None
+    r.pool.give_back(lease, reusable=True)
+    heir = r.lease()
+    assert heir.conn is lease.conn
+    assert not r.pool.abort(token)
+    assert r.aborted == []
+
+
 def test_a_connection_is_replaced_after_so_many_requests() -> None:
     r = rig(max_connections=1, max_requests_per_connection=3)
     conns = []

@@ -90,6 +90,7 @@ class LeaseMachine(RuleBasedStateMachine):
         self.held: list[Lease[Conn]] = []
         self.one_off: list[Lease[Conn]] = []
         self.ended: list[Lease[Conn]] = []
+        self.tokens: list[Any] = []  # of every lease there was, weak
         self.idle: list[tuple[Conn, float]] = []
         self.waiting: list[Caller] = []
         self.expires_at: dict[Conn, float] = {}
@@ -123,6 +124,7 @@ class LeaseMachine(RuleBasedStateMachine):
             assert (lease.conn, lease.one_off) == (None, True)
             lease.conn = self.new_conn()
             self.one_off.append(lease)
+            self.tokens.append(lease.token)
         elif len(self.waiting) < 5:
             self.waiting.append(Caller(self, fresh=fresh))
 
@@ -148,6 +150,7 @@ class LeaseMachine(RuleBasedStateMachine):
             lease.conn = self.new_conn()
         assert lease.conn not in self.rig.closed
         self.held.append(lease)
+        self.tokens.append(lease.token)
         self.size_when_taken[id(lease)] = len(self.past_sizes) - 1
 
     def serve(self) -> None:
@@ -181,6 +184,60 @@ class LeaseMachine(RuleBasedStateMachine):
             self.rig.pool.view()
             assert conn in self.rig.closed
         self.serve()
+
+    @rule(pick=picks, give_back=st.booleans())
+    @precondition(lambda self: self.tokens)
+    def abort(self, pick: int, give_back: bool) -> None:
+        """A timer fires: for a lease in use, or too late, when its connection may be somebody else's by now."""
+        token = self.tokens[pick % len(self.tokens)]
+        holder = next((one for one in (*self.held, *self.one_off) if one.token is token), None)
+        aborted = len(self.rig.aborted)
+        assert self.rig.pool.abort(token) is (holder is not None)
+        assert self.rig.aborted[aborted:] == ([] if holder is None else [holder.conn])
+        if holder is None:
+            return
+        assert holder.conn is not None
+        self.expires_at[holder.conn] = self.rig.now  # not used again, whatever its holder thinks of it
+        if holder in self.held and give_back:
+            self.held.remove(holder)
+            self.give_back_one(holder, reusable=True, lock_held=True)
+
+    @rule(pick=picks)
+    @precondition(lambda self: self.held)
+    def abort_what_was_given_back_and_not_looked_at_yet(self, pick: int) -> None:
+        lease = self.held.pop(pick % len(self.held))
+        token, conn, aborted = lease.token, lease.conn, len(self.rig.aborted)
+        assert token is not None
+        assert conn is not None
+        with self.rig.pool._lock:
+            self.rig.pool.give_back(lease, reusable=True)
+        assert not self.rig.pool.abort(token)
+        assert len(self.rig.aborted) == aborted
+        self.ended.append(lease)
+        fits = len(self.held) + len(self.idle) < self.size
+        if fits and not self.retired and self.rig.now < self.expires_at[conn]:
+            self.idle.append((conn, self.rig.now))
+        else:
+            assert conn in self.rig.closed
+        self.serve()
+
+    @rule()
+    @precondition(lambda self: self.idle and len(self.held) + 1 < self.size)
+    def lend_for_a_heartbeat(self) -> None:
+        """A Lease object is used again then, and no token of its former life may find it."""
+        lent = self.rig.pool.lend_idle(self.rig.now, idle_s=0.0, most=1)
+        if not lent:
+            return
+        aborted = len(self.rig.aborted)
+        for token in self.tokens:
+            if not any(one.token is token for one in (*self.held, *self.one_off)):
+                assert not self.rig.pool.abort(token)
+        assert len(self.rig.aborted) == aborted
+        self.rig.pool.give_back(lent[0], reusable=True)
+        conn, since = next(one for one in self.idle if one[0] is lent[0].conn)
+        self.idle.remove((conn, since))
+        if self.rig.now < self.expires_at[conn]:
+            self.idle.append((conn, self.rig.now))
 
     @rule(pick=picks)
     @precondition(lambda self: self.one_off)

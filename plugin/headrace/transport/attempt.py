@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import ref
 
 if TYPE_CHECKING:
     from headrace.transport.lease import Lease
@@ -21,6 +22,7 @@ class Attempt:
         message: The object being sent, by identity: a nested call made while
             this attempt runs (a token refresh, say) is not part of it.
         lease: The connection slot taken for it, until the pool hands it out.
+        token: Of the lease that it holds, or held last: what `LeasePool.abort` takes, from any thread.
         headers: Added on the wire unless the call has set them.
         connect_s, read_s: Socket limits of this attempt, seconds.
         streamed: The caller reads the body itself, after the attempt.
@@ -39,6 +41,7 @@ class Attempt:
     phase: Phase = field(default="lease")
     connect_took_s: float | None = None
     answered: bool = False
+    token: ref[Lease[Any]] | None = None
 
 
 current_attempt: ContextVar[Attempt | None] = ContextVar("headrace_attempt", default=None)

@@ -101,12 +101,14 @@ class Lease(Generic[C]):
         expires_at: When the life of the connection is over.
         uses: Leases that the connection has had, this one included.
         site: `file:line` where it was taken, if that is noted (`leak_detection_threshold`).
+        aborted: What its connection, broken off by `abort` or at the end of its grace, is closed as; else None.
         token: What the pool knows it by; None once it has ended.
     """
 
     # No __init__: it would be a fifth of the bookkeeping (0.25 of 1.2 µs). Identity is equality.
     __slots__ = (
         "__weakref__",
+        "aborted",
         "conn",
         "expires_at",
         "idle_since",
@@ -128,6 +130,7 @@ class Lease(Generic[C]):
     expires_at: float
     uses: int
     site: str | None
+    aborted: CloseReason | None
     token: ref[Lease[C]] | None
 
     def __repr__(self) -> str:
@@ -192,7 +195,6 @@ class LeasePool(Generic[C]):
             OrderedDict()
         )  # longest first, each with its gate
         self._fresh: set[Lease[C]] = set()  # of the waiters, those that want no idle connection
-        self._overdue: set[ref[Lease[C]]] = set()  # in use, aborted
         self._reported: set[ref[Lease[C]]] = set()  # in use, said to be held for too long
         self._leaky_sites: set[str | None] = set()
         self._retired = False
@@ -238,6 +240,7 @@ class LeasePool(Generic[C]):
         lease.taken_at = now
         lease.uses = 1
         lease.site = call_site() if self._notes_site else None
+        lease.aborted = None
         lease.token = token = ref(lease, self._on_drop)
         gate: threading.Lock | None = None
         last: Lease[C] | None = None
@@ -331,6 +334,31 @@ class LeasePool(Generic[C]):
         self._returns.append((lease, reason))
         self._settle()
 
+    def abort(self, token: ref[Lease[C]], reason: CloseReason = "error") -> bool:
+        """Break off what the holder of the lease with *token* is doing; False, and nothing done, if it has ended.
+
+        The look and the shutdown are one step under the lock: a connection that was leased anew is never hit.
+        Whatever its holder says, the connection is not used again. Who is still connecting has nothing
+        that could be shut: ask again while the answer is True. Blocks for the lock only.
+
+        Args:
+            reason: What the close of the connection is counted as.
+        """
+        self._leave_parent()
+        with self._lock:
+            self._take_back()
+            lease = token()
+            # By identity: a Lease that was lent again for a heartbeat has a new token, equal to the old one.
+            found = lease is not None and lease.token is token
+            if lease is not None and found:
+                lease.aborted = reason
+                lease.expires_at = (
+                    -_NEVER
+                )  # where it was given back just now, unseen: whoever gets it closes it
+                self._abort_lease(token)
+        self._settle()
+        return found
+
     def tend(self, now: float | None = None) -> int:
         """Housekeeping; how many idle connections were closed.
 
@@ -372,7 +400,7 @@ class LeasePool(Generic[C]):
         lease.waited_s = 0.0
         lease.reused = lease.one_off = False
         lease.uses = 0
-        lease.site = None
+        lease.site = lease.aborted = None
         self._begin_life(lease)
         with self._lock:
             self._take_back()
@@ -517,7 +545,6 @@ class LeasePool(Generic[C]):
             self._doomed,
             self._waiters,
             self._fresh,
-            self._overdue,
             self._reported,
         )
         for collection in collections:
@@ -625,8 +652,8 @@ class LeasePool(Generic[C]):
                 lease.token = None
                 if self._reported:
                     self._reported.discard(token)
-                if self._retired:
-                    self._doom(lease.conn, "retired")
+                if lease.aborted or self._retired:
+                    self._doom(lease.conn, lease.aborted or "retired")
                 elif len(self._inuse) + len(self._idle) >= self._size:
                     self._doom(lease.conn, "surplus")
                     self._weigh()
@@ -639,8 +666,7 @@ class LeasePool(Generic[C]):
             lease, reason = self._returns[0]
             token = lease.token
             if token in self._inuse or token in self._one_off:
-                reason = "lifetime" if token in self._overdue else reason
-                self._ended(token, lease.conn, reason)
+                self._ended(token, lease.conn, lease.aborted or reason)
                 lease.token = None
             self._returns.popleft()
             if self._waiters:
@@ -663,7 +689,6 @@ class LeasePool(Generic[C]):
         if reason == "leaked" and site not in self._leaky_sites and len(self._leaky_sites) < 1000:
             self._leaky_sites.add(site)
             self._reports.append(LeaseReport(site, None))
-        self._overdue.discard(token)
         self._reported.discard(token)
         if self._choosy:
             self._weigh()
@@ -728,8 +753,8 @@ class LeasePool(Generic[C]):
                 lease = token()
                 if lease is None:
                     continue
-                if grace_s is not None and now >= lease.expires_at + grace_s and token not in self._overdue:
-                    self._overdue.add(token)
+                if grace_s is not None and now >= lease.expires_at + grace_s and lease.aborted is None:
+                    lease.aborted = "lifetime"
                     self._abort_lease(token)
                 held_s = now - lease.taken_at
                 if threshold_s is not None and held_s >= threshold_s and token not in self._reported:

@@ -87,6 +87,8 @@ class GovernedHTTPPool(HTTPConnectionPool):
             conn = lease.conn = self._new_conn()
         elif attempt is not None:
             attempt.phase = "sent"
+        if attempt is not None:
+            attempt.token = lease.token
         conn.lease = lease
         return conn
 
