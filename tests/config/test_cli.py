@@ -192,6 +192,19 @@ def test_explain_says_where_each_value_comes_from(folder: Path, capsys: Captured
     assert rows["retry.methods"] == ["[GET]", "extends billing, e.yaml:8"]
 
 
+def test_explain_tells_headers_that_are_sent_from_headers_that_are_read(
+    folder: Path, capsys: Captured
+) -> None:
+    (folder / "h.yaml").write_text(
+        "upstreams:\n  a:\n    base_url: http://a\n    headers: {X-Key: k}\n"
+        "    retry: {retry_after: {headers: [{name: X-Reset, format: unix_timestamp}]}}\n"
+    )
+    assert main(["explain", "h.yaml", "http://a"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "headers.X-Key *** h.yaml:4" in out
+    assert "retry.retry_after.headers [{name: X-Reset, format: unix_timestamp}] h.yaml:5" in out
+
+
 def test_explain_says_when_a_default_is_cut_to_a_limit_around_it(folder: Path, capsys: Captured) -> None:
     (folder / "cut.yaml").write_text("upstreams: {a: {base_url: http://a, timeouts: {deadline: 1s}}}")
     assert main(["explain", "cut.yaml", "http://a"]) == 0

@@ -21,6 +21,8 @@ from headrace.policy.plan import (
     Origin,
     PoolPlan,
     PropagatePlan,
+    RetryAfterHeader,
+    RetryAfterPlan,
     RetryPlan,
     TimeoutPlan,
     UpstreamPlan,
@@ -62,8 +64,8 @@ def test_file_with_only_a_base_url_gets_the_defaults_of_the_design_and_no_findin
             max_attempts=3,
             retry_on=condition(["network", "5xx", 408, 429]),
             methods=frozenset({"GET", "HEAD", "OPTIONS"}),
-            backoff=BackoffPlan(base_s=0.025, multiplier=2.0, max_s=1.0),
-            retry_after_max_s=30.0,
+            backoff=BackoffPlan(base_s=0.025, multiplier=2.0, max_s=1.0, jitter="full"),
+            retry_after=RetryAfterPlan(headers=(RetryAfterHeader("Retry-After", "auto"),), max_s=30.0),
             budget=BudgetPlan(ratio=0.2, min_per_second=3.0, ttl_s=10.0),
         ),
         circuit_breaker=CircuitPlan(
@@ -145,6 +147,27 @@ def test_an_adaptive_pool_gets_the_thresholds_of_the_design_unless_others_are_wr
     assert upstreams["c"].pool.adaptive is None
     assert d is not None
     assert d.min == 4  # the default, cut
+
+
+def test_backoff_and_the_headers_of_retry_after_are_taken_from_file_and_environment(
+    load_text: LoadText,
+) -> None:
+    text = (
+        "defaults: {retry: {backoff: {jitter: equal}, retry_after: {headers: [{name: X-Wait}], max: 5s}}}\n"
+        "upstreams:\n"
+        "  a: {base_url: http://a}\n"
+        "  b: {base_url: http://b, retry: {backoff: {jitter: none}, retry_after: {headers: []}}}\n"
+    )
+    variable = "HEADRACE_UPSTREAMS__A__RETRY__RETRY_AFTER__HEADERS"
+    upstreams = load_text(text).upstreams
+    a, b = upstreams["a"].retry, upstreams["b"].retry
+    assert (a.backoff.jitter, b.backoff.jitter) == ("equal", "none")
+    assert a.retry_after == RetryAfterPlan((RetryAfterHeader("X-Wait", "auto"),), 5.0)
+    assert b.retry_after == RetryAfterPlan((), 5.0)  # a list replaces the one it inherits
+    set_outside = load_text(text, env={variable: "[{name: X-Reset, format: unix_timestamp}]"})
+    assert set_outside.upstreams["a"].retry.retry_after.headers == (
+        RetryAfterHeader("X-Reset", "unix_timestamp"),
+    )
 
 
 def test_probe_timeout_is_twice_the_attempt_unless_given(load_text: LoadText) -> None:

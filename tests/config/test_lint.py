@@ -42,6 +42,15 @@ BASE = "upstreams:\n  billing:\n    base_url: https://billing.internal\n"
         pytest.param(
             "retry: {budget: {ratio: 0, min_per_second: 0}}", "retry.budget", "no retry at all", id="budget"
         ),
+        pytest.param(
+            "retry: {backoff: {jitter: none}}", "retry.backoff.jitter", "come back at one moment", id="none"
+        ),
+        pytest.param(
+            "retry: {backoff: {jitter: decorrelated, multiplier: 3}}",
+            "retry.backoff.multiplier",
+            "has no effect: jitter: decorrelated at line 4",
+            id="decorrelated",
+        ),
     ],
 )
 def test_finding(inspect_text: InspectText, yaml: str, path: str, words: str) -> None:

@@ -135,8 +135,8 @@ def test_key_reference_has_a_row_for_every_key_with_its_default() -> None:
                 assert f"| `{full}` |" in table
             else:
                 walk(child, full)
-        if key.item is not None and key.item.children:
-            walk(key.item, f"{path}.<name>")
+            if child.item is not None and child.item.children:
+                walk(child.item, f"{full}.<name>" if child.is_map else f"{full}[]")
 
     walk(root_key(), "")
     assert (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from headrace.policy.circuit import Circuit, CircuitState, Permit, Refused, Verdict
 from headrace.policy.exchange import Decision, EndReason, Exchange, Finish, Refuse, Send, Sleep
 from headrace.policy.outcome import Fault, Outcome, condition
-from headrace.policy.plan import BudgetPlan, UpstreamPlan
+from headrace.policy.plan import BackoffPlan, BudgetPlan, UpstreamPlan
 from headrace.policy.retry import RetryAllowance, RetryBudget
 from support.plans import BUDGET, TIMEOUTS, circuit_plan, retry_plan, upstream_plan
 from support.virtual import VirtualClock, constant
@@ -276,6 +276,20 @@ def test_retry_after_zero_does_not_remove_the_pause_and_its_jitter() -> None:
     assert bench.after(replace(UNAVAILABLE, retry_after_s=0.0)) == Sleep(FAST_BACKOFF_S[0])
 
 
+def test_a_decorrelated_pause_grows_from_our_own_pause_before_not_from_retry_after() -> None:
+    backoff = BackoffPlan(base_s=0.1, multiplier=2.0, max_s=10.0, jitter="decorrelated")
+    bench = Bench(upstream_plan(retry=retry_plan(max_attempts=4, backoff=backoff)))
+    bench.decide()
+    first = bench.after(UNAVAILABLE)
+    bench.wake(first)
+    asked = bench.after(replace(UNAVAILABLE, retry_after_s=5.0))
+    bench.wake(asked)
+    third = bench.after(UNAVAILABLE)
+
+    assert [first, asked] == [Sleep(pytest.approx(0.2)), Sleep(5.0)]
+    assert third == Sleep(pytest.approx(0.575))  # between base and 3 × 0.35, which it would have been
+
+
 def test_a_retry_after_of_hours_ends_the_call_at_once_and_is_on_record() -> None:
     """Pitfall 11."""
     bench = Bench(upstream_plan(timeouts=replace(TIMEOUTS, deadline_s=None)))
@@ -438,7 +452,7 @@ def test_whatever_the_upstream_does_a_call_keeps_its_bounds(
             break
         if isinstance(decision, Sleep):
             sleeps += 1
-            assert 0.0 < decision.delay_s <= plan.retry.retry_after_max_s
+            assert 0.0 < decision.delay_s <= plan.retry.retry_after.max_s
             assert decision.delay_s < left_s
             clock.sleep(decision.delay_s + overslept_s)
             continue

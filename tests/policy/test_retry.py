@@ -5,10 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.policy.outcome import Fault, Outcome, condition
-from headrace.policy.plan import BackoffPlan, BudgetPlan
-from headrace.policy.retry import Retriability, RetryBudget, backoff_s, classify
+from headrace.policy.plan import BudgetPlan
+from headrace.policy.retry import Retriability, RetryBudget, classify
 from support.plans import BUDGET, RETRY, retry_plan
-from support.virtual import constant, seeded
 
 T0 = 1000.0
 RETRIABLE, UNWANTED, LOCAL = Retriability.RETRIABLE, Retriability.UNWANTED, Retriability.LOCAL
@@ -77,44 +76,6 @@ def test_a_fault_that_retry_on_leaves_out_is_not_retried() -> None:
     only_resets = retry_plan(retry_on=condition(["reset"]))
 
     assert classify(lost(Fault.CONNECT_FAILURE), only_resets, method="GET", replayable=True) is UNWANTED
-
-
-# Back-off
-
-
-@pytest.mark.parametrize(
-    ("n", "ceiling_s"), [(1, 0.025), (2, 0.05), (3, 0.1), (6, 0.8), (7, 1.0), (2000, 1.0)]
-)
-def test_the_ceiling_of_the_backoff_doubles_up_to_its_maximum(n: int, ceiling_s: float) -> None:
-    assert backoff_s(RETRY.backoff, n, constant(0.0)) == 0.0
-    assert backoff_s(RETRY.backoff, n, constant(0.5)) == pytest.approx(ceiling_s / 2)
-    assert backoff_s(RETRY.backoff, n, constant(1.0)) == pytest.approx(ceiling_s)
-
-
-def test_backoffs_of_many_callers_are_spread_over_the_whole_range() -> None:
-    """Pitfall 11."""
-    rng = seeded()
-    pauses = sorted(backoff_s(RETRY.backoff, 1, rng) for _ in range(1000))
-
-    assert pauses[0] < 0.001
-    assert pauses[-1] > 0.024
-    assert sum(pauses) / 1000 == pytest.approx(0.0125, rel=0.1)
-    assert len(set(pauses)) == 1000
-
-
-@settings(deadline=None)  # a loaded machine is not a failure
-@given(
-    st.builds(
-        BackoffPlan,
-        base_s=st.floats(0.001, 5.0),
-        multiplier=st.floats(1.0, 1e6),
-        max_s=st.floats(0.001, 60.0),
-    ),
-    st.integers(1, 10**6),
-    st.floats(0.0, 1.0, exclude_max=True),
-)
-def test_a_backoff_lies_between_nothing_and_the_maximum(plan: BackoffPlan, n: int, uniform: float) -> None:
-    assert 0.0 <= backoff_s(plan, n, constant(uniform)) <= plan.max_s
 
 
 # Budget

@@ -15,6 +15,8 @@ from headrace.policy.plan import (
     Origin,
     PoolPlan,
     PropagatePlan,
+    RetryAfterHeader,
+    RetryAfterPlan,
     RetryPlan,
     TimeoutPlan,
     UpstreamPlan,
@@ -57,7 +59,7 @@ RETRY = RetryPlan(
     retry_on=condition(["network", "5xx", 408, 429]),
     methods=frozenset({"GET", "HEAD", "OPTIONS"}),
     backoff=BACKOFF,
-    retry_after_max_s=30.0,
+    retry_after=RetryAfterPlan(headers=(RetryAfterHeader("Retry-After", "auto"),), max_s=30.0),
     budget=BUDGET,
 )
 

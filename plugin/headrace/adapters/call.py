@@ -272,7 +272,8 @@ class Call(Generic[T]):
                     state.suspect = False
                 status, headers = self._surface.head(answer)
                 if status >= 300:  # Retry-After has a meaning with 3xx, 429 and 503 (RFC 9110 §10.2.3)
-                    asked_s = retry_after_s(headers.get("Retry-After"), wall_clock=time.time)
+                    wanted = self._upstream.plan.retry.retry_after.headers
+                    asked_s = retry_after_s(headers, wanted, wall_clock=time.time)
             finally:
                 current_attempt.set(outer)  # not reset(): an interrupt may have taken the token
                 if attempt.lease is not None:  # urllib3 never asked for it: a mocked or subclassed adapter

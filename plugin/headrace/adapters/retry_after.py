@@ -1,28 +1,58 @@
-"""`Retry-After` turned into seconds, at the edge."""
+"""What an answer asks to wait, turned into seconds at the edge."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 
+from headrace.policy.plan import RetryAfterFormat, RetryAfterHeader
 
-def retry_after_s(value: str | None, *, wall_clock: Callable[[], float]) -> float | None:
-    """Seconds from now that a `Retry-After` asks for, or None where it says nothing usable.
+LONGEST_S = 1e12
+"""What a longer wait is taken for: finite, for it is said in the record, and in problems as JSON."""
 
-    A date in the past is 0: the time has come. Negative or garbled values are ignored.
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?", re.ASCII)
+_READ_CHARACTERS = 256  # nobody says more; a hostile header is not to cost anything
+
+
+def retry_after_s(
+    headers: Mapping[str, str], wanted: Sequence[RetryAfterHeader], *, wall_clock: Callable[[], float]
+) -> float | None:
+    """Seconds from now that the first usable of *wanted* asks for, or None where none says anything usable.
+
+    At least 0: an instant that has passed means that the time has come. Where a header has
+    several values, though none of these is a list, the most patient one counts.
 
     Args:
-        value: Decimal seconds or an HTTP date (RFC 9110 §10.2.3).
-        wall_clock: Seconds since the epoch; asked only for a date.
+        headers: Of the answer; looked up whatever the case.
+        wall_clock: Seconds since the epoch; asked only for an instant. When it has jumped the
+            wait is as wrong as the clock; `retry_after.max` bounds it.
     """
-    if value is None:
-        return None
-    value = value.strip()
-    if value.isascii() and value.isdigit():
-        return float(value) if len(value) <= 12 else math.inf  # int() of a megabyte of digits is quadratic
+    for one in wanted:
+        value = headers.get(one.name)
+        if value is not None:
+            waits = list(_waits_s(value, one.format, wall_clock))
+            if waits:
+                return min(max(0.0, *waits), LONGEST_S)
+    return None
+
+
+def _waits_s(value: str, format: RetryAfterFormat, wall_clock: Callable[[], float]) -> Iterable[float]:
+    # A comma divides the values, and also the weekday from its date, which can do without it.
+    for part in value[:_READ_CHARACTERS].split(","):
+        text = part.strip()
+        if _NUMBER.fullmatch(text):
+            yield float(text) if format == "auto" else float(text) - wall_clock()
+        elif format == "auto" and (instant := _instant_s(text)) is not None:
+            yield instant - wall_clock()
+
+
+def _instant_s(text: str) -> float | None:
+    """Seconds since the epoch of an HTTP date, any of the three forms of RFC 9110 §5.6.7, or None."""
     try:
-        at = parsedate_to_datetime(value[:64])
-        return max(0.0, at.timestamp() - wall_clock())
-    except (TypeError, ValueError, OverflowError):
+        at = parsedate_to_datetime(text)
+        # asctime's form names no zone; all three are UTC. A naive datetime would be read as local time.
+        return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
+    except (TypeError, ValueError, OverflowError, IndexError):  # what the parser makes of garbage
         return None

@@ -31,6 +31,7 @@ def cross_check(settings: Settings, written: Written) -> Iterator[Problem]:
         yield from _adaptive(upstream.pool, (*base, "pool"), written)
         yield from _tls(upstream, base, written)
         yield from _headers(base, written)
+        yield from _retry_after(upstream, base, written)
         yield from _match(upstream, base, written)
     yield from _claims(settings, written)
 
@@ -253,6 +254,21 @@ def _headers(base: Path, written: Written) -> Iterator[Problem]:
                 node.key_marks[name],
                 written.origin((*path, name)),
                 f"is the header {other} {where} again; case makes no difference",
+                "keep one of the two",
+            )
+
+
+def _retry_after(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
+    path = (*base, "retry", "retry_after", "headers")
+    seen: dict[str, Path] = {}
+    for index, header in enumerate(upstream.retry.retry_after.headers):
+        here = (*path, index, "name")
+        first = seen.setdefault(header.name.lower(), here)
+        if first != here and written.is_usable(path):
+            yield written.problem(
+                here,
+                f"{written.shown(here, header.name)} is looked at already"
+                f" {written.where(first, beside=written.mark(here))}, and the first counts",
                 "keep one of the two",
             )
 

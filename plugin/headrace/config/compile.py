@@ -23,6 +23,8 @@ from headrace.policy.plan import (
     PropagatePlan,
     ReloadPlan,
     RequestIdPlan,
+    RetryAfterHeader,
+    RetryAfterPlan,
     RetryPlan,
     ServicePlan,
     TelemetryPlan,
@@ -159,8 +161,15 @@ def _retry(retry: given.Retry) -> RetryPlan:
             base_s=float(retry.backoff.base),
             multiplier=float(retry.backoff.multiplier),
             max_s=float(retry.backoff.max),
+            jitter=retry.backoff.jitter,
         ),
-        retry_after_max_s=float(retry.retry_after.max),
+        retry_after=RetryAfterPlan(
+            headers=tuple(
+                RetryAfterHeader(name=header.name, format=header.format)
+                for header in retry.retry_after.headers
+            ),
+            max_s=float(retry.retry_after.max),
+        ),
         budget=BudgetPlan(
             ratio=float(retry.budget.ratio),
             min_per_second=float(retry.budget.min_per_second),

@@ -128,7 +128,7 @@ class _Values:
             full = (*path, name)
             if key.children and not (key.is_nullable and self._value(full) is None):
                 yield from self._rows(key, full)
-            elif name == "headers" and (headers := self.settings.upstreams[str(self.base[1])].headers):
+            elif full == ("headers",) and (headers := self.settings.upstreams[str(self.base[1])].headers):
                 for header in headers:
                     yield f"headers.{header}", MASK, self.who("headers", header)
             else:

@@ -103,6 +103,8 @@ class Key:
             self.must, self.kind = f"a map from {Key('', name, []).kind} to {self.item.kind}", "map"
         elif origin is list:
             self.item = Key("", get_args(annotation)[0], [])
+            if self.item.children:
+                self.item.example = _map_example(self.item)
             self.must, self.kind = f"a list ({self.item.kind} each)", f"list of {self.item.kind}"
         else:
             self._read_class(annotation, metadata)
@@ -167,6 +169,8 @@ def yaml_text(value: Any) -> str:
         return str(int(value))
     if isinstance(value, list):
         return f"[{', '.join(map(yaml_text, value))}]"
+    if isinstance(value, BaseModel):
+        value = dict(value)
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {yaml_text(item)}" for key, item in value.items()) + "}"
     return f'"{value}"' if _needs_quotes(value) else str(value)
@@ -182,11 +186,15 @@ def _key(name: str, field: FieldInfo) -> Key:
     if field.examples:
         key.example = yaml_text(field.examples[0])
     elif key.children:
-        first = next(iter(key.children.values()))
-        key.example = f"{{{first.name}: {first.example}}}"
+        key.example = _map_example(key)
     elif key.default not in (None, "null", "{}"):
         key.example = key.default or ""
     return key
+
+
+def _map_example(key: Key) -> str:
+    first = next(iter(key.children.values()))
+    return f"{{{first.name}: {first.example}}}"
 
 
 def _flat(metadata: list[Any]) -> list[Any]:

@@ -63,6 +63,20 @@ def _retries(upstream: Upstream, base: Path, written: Written) -> Iterator[Probl
             fitting = max(int(timeouts.deadline // timeouts.attempt), 1)
             message += f": if they hang, there is time for {fitting}"
         yield written.problem(given[0], message, "shorten attempt, or lower max_attempts")
+    multiplier, jitter = (*base, "retry", "backoff", "multiplier"), (*base, "retry", "backoff", "jitter")
+    if retry.backoff.jitter == "decorrelated" and written.is_given(multiplier):
+        yield written.problem(
+            multiplier,
+            f"has no effect: jitter: decorrelated {written.where(jitter, beside=written.mark(multiplier))} grows"
+            " from the wait before",
+            "remove it",
+        )
+    if retry.backoff.jitter == "none" and retry.max_attempts > 1:
+        yield written.problem(
+            jitter,
+            "none: callers that failed at one moment come back at one moment",
+            "write: jitter: full",
+        )
     if retry.max_attempts > 1 and retry.budget.ratio == 0 and retry.budget.min_per_second == 0:
         yield written.problem(
             (*base, "retry", "budget"),

@@ -31,9 +31,12 @@ def _rows(parent: Key, path: str) -> Iterator[tuple[str, ...]]:
             if key.is_nullable:
                 yield f"`{full}`", _type(key), _default(key), "", key.description
             yield from _rows(key, full)
-        elif key.item is not None and key.item.children:
+        elif key.item is not None and key.item.children and key.is_map:
             yield f"`{full}`", "map", "required", "", key.description
             yield from _rows(key.item, f"{full}.<name>")
+        elif key.item is not None and key.item.children:
+            yield f"`{full}`", _type(key), _default(key), "", key.description
+            yield from _rows(key.item, f"{full}[]")
         else:
             yield f"`{full}`", _type(key), _default(key), key.range, key.description
 

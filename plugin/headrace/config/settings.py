@@ -291,17 +291,38 @@ class Tls(Section):
 
 
 class Backoff(Section):
-    """Wait before a retry: random between 0 and min(max, base · multiplier^(n-1)) before retry n."""
+    """Wait before a retry: d = min(max, base · multiplier^(n-1)) before retry n, spread by jitter."""
 
-    base: Duration = Field(duration("25ms"), description="Upper bound of the first wait.")
-    multiplier: Multiplier = Field(2.0, description="Growth of the bound with each further retry.")
-    max: Duration = Field(duration("1s"), description="Largest bound.")
+    base: Duration = Field(duration("25ms"), description="The wait d before the first retry.")
+    multiplier: Multiplier = Field(2.0, description="Growth of d with each further retry.")
+    max: Duration = Field(duration("1s"), description="Longest wait.")
+    jitter: Literal["full", "equal", "additive", "decorrelated", "none"] = Field(
+        "full",
+        description="full: 0 to d at random; equal: d/2 to d; additive: d to 2d; decorrelated: base to three "
+        "times the wait before; none: d.",
+    )
+
+
+class RetryAfterHeader(Section):
+    """A response header that says when to come back."""
+
+    name: HeaderName = Field(description="The header.", examples=["X-RateLimit-Reset"])
+    format: Literal["auto", "unix_timestamp"] = Field(
+        "auto", description="auto: seconds or an HTTP date; unix_timestamp: seconds since 1970."
+    )
 
 
 class RetryAfter(Section):
     """The upstream's own word on when to come back."""
 
-    max: DurationOrZero = Field(duration("30s"), description="Longest Retry-After that is waited for.")
+    headers: list[RetryAfterHeader] = Field(
+        [RetryAfterHeader(name="Retry-After", format="auto")],
+        description="Headers that say it; the first with a usable value counts. []: none does.",
+        examples=[[{"name": "Retry-After"}, {"name": "X-RateLimit-Reset", "format": "unix_timestamp"}]],
+    )
+    max: DurationOrZero = Field(
+        duration("30s"), description="Longest wait that is made; asked for more, the call ends at once."
+    )
 
 
 class Budget(Section):
@@ -336,7 +357,7 @@ class Retry(Section):
         examples=[["GET", "HEAD"]],
     )
     backoff: Backoff = Field(Backoff(), description="Wait before a retry.")
-    retry_after: RetryAfter = Field(RetryAfter(), description="What is made of Retry-After.")
+    retry_after: RetryAfter = Field(RetryAfter(), description="The upstream's own word on when to come back.")
     budget: Budget = Field(Budget(), description="Retries allowed in proportion to calls.")
     idempotency_key: IdempotencyKey | None = Field(
         None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -99,9 +100,8 @@ def _take_out(plain: Any, path: Path, kind: str) -> Path:
     """Remove what was refused at *path* from *plain*; the path that is without its own value now. Mutates."""
     if path and path[-1] == "[key]":
         path = path[:-1]
-    # An item cannot go alone: the others' numbers would change. The list goes.
-    while path and isinstance(path[-1], int):
-        path = path[:-1]
+    # An item, or a key of one, cannot go alone: the others' numbers would change. The list goes.
+    path = tuple(itertools.takewhile(lambda part: not isinstance(part, int), path))
     parent = plain
     for part in path[:-1]:
         parent = parent.get(part)
@@ -130,7 +130,7 @@ def _problem(written: Written, kind: str, path: Path, context: dict[str, Any]) -
     node = node_at(tree, path)
     key = key_at(path)
     mark = node.mark if node is not None else mark_of(tree, path)
-    hide = "headers" in path
+    hide = path[2:3] == ("headers",) or path[:2] == ("defaults", "headers")
     path = written.origin(path)
     if key is None:
         return problem_at(mark, path, f"cannot be used; found {found(node, hide=hide)}")
@@ -184,6 +184,7 @@ def _fix(path: Path, key: Key, node: Node | None, *, hide: bool) -> str:
     if (
         key.item is not None
         and not key.is_map
+        and not key.item.is_map
         and isinstance(node, Scalar)
         and node.value is not None
         and not secret

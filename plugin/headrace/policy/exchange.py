@@ -20,11 +20,12 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, TypeAlias, assert_never
 
+from headrace.policy.backoff import backoff_s
 from headrace.policy.blame import blame
 from headrace.policy.circuit import Circuit, CircuitState, Permit, Refused, Verdict
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import TimeoutPlan, UpstreamPlan
-from headrace.policy.retry import Retriability, RetryAllowance, RetryBudget, backoff_s, classify
+from headrace.policy.retry import Retriability, RetryAllowance, RetryBudget, classify
 
 
 class EndReason(StrEnum):
@@ -140,6 +141,7 @@ class Exchange:
 
     __slots__ = (
         "_allowance",
+        "_backoff_s",
         "_budget",
         "_circuit",
         "_ended",
@@ -191,6 +193,7 @@ class Exchange:
         self._may_sleep = may_sleep
         self._allowance = allowance
         self._keyed = keyed
+        self._backoff_s: float | None = None  # our own last pause, whatever the upstream asked for
         self._permit: Permit | None = None  # outstanding: a Send was decided and not yet recorded
         self._undecided: Outcome | None = None  # recorded, and decide() has not looked at it yet
         self._ended: Finish | Refuse | None = None
@@ -312,11 +315,12 @@ class Exchange:
         if self._circuit.state is CircuitState.OPEN:
             return self._deny(EndReason.CIRCUIT_OPENED)
         asked_s = outcome.retry_after_s or 0.0
-        if asked_s > retry.retry_after_max_s:
+        if asked_s > retry.retry_after.max_s:
             return self._deny(EndReason.RETRY_AFTER)
         # Retry-After is the least the upstream wants (RFC 9110 §10.2.3); where our own pause is longer it
         # stays, and with it its jitter.
-        delay_s = max(asked_s, backoff_s(retry.backoff, n_made, self._rng))
+        self._backoff_s = backoff_s(retry.backoff, n_made, self._rng, previous_s=self._backoff_s)
+        delay_s = max(asked_s, self._backoff_s)
         if self.deadline_at is not None and now + delay_s >= self.deadline_at:
             return self._deny(EndReason.DEADLINE)
         if delay_s > 0.0 and not self._may_sleep:

@@ -16,6 +16,8 @@ Mode = Literal["enforce", "observe", "off"]
 WhenFull = Literal["wait", "new", "reject"]
 CircuitMode = Literal["enforce", "disabled"]
 ErrorResponses = Literal["propagate", "map"]
+Jitter = Literal["full", "equal", "additive", "decorrelated", "none"]
+RetryAfterFormat = Literal["auto", "unix_timestamp"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +147,37 @@ class TlsPlan:
 
 @dataclass(frozen=True, slots=True)
 class BackoffPlan:
-    """Exponential back-off with full jitter."""
+    """Exponential back-off.
+
+    Attributes:
+        max_s: >= base_s.
+        jitter: How much of it is left to chance; the formulas are in `policy.backoff`.
+    """
 
     base_s: float
     multiplier: float
+    max_s: float
+    jitter: Jitter = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAfterHeader:
+    """A response header that says when to come back, and how it says it."""
+
+    name: str
+    format: RetryAfterFormat
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAfterPlan:
+    """The upstream's own word on when to come back.
+
+    Attributes:
+        headers: Where to look; the first that says something usable wins.
+        max_s: Longest wait that is made; asked for more, the call ends.
+    """
+
+    headers: tuple[RetryAfterHeader, ...]
     max_s: float
 
 
@@ -176,7 +205,6 @@ class RetryPlan:
     Attributes:
         max_attempts: Counts the first try; >= 1.
         methods: Upper case; any other method is retried only if never sent, or with an idempotency key.
-        retry_after_max_s: Longest `Retry-After` that is waited for.
         idempotency_key: None: none is made; a key that the caller set counts all the same.
     """
 
@@ -184,7 +212,7 @@ class RetryPlan:
     retry_on: Condition
     methods: frozenset[str]
     backoff: BackoffPlan
-    retry_after_max_s: float
+    retry_after: RetryAfterPlan
     budget: BudgetPlan
     idempotency_key: IdempotencyKeyPlan | None = None
 

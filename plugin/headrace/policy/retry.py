@@ -1,16 +1,14 @@
-"""Whether a failed attempt may be followed by another, after how long, and out of which budget."""
+"""Whether a failed attempt may be followed by another, and out of which budget."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from typing import Any
 
-from headrace.policy.growth import grown_s
 from headrace.policy.outcome import UPSTREAM_FAULTS, Fault, Outcome
-from headrace.policy.plan import BackoffPlan, BudgetPlan, RetryPlan
+from headrace.policy.plan import BudgetPlan, RetryPlan
 from headrace.policy.window import TimeWindow
 
 
@@ -64,14 +62,6 @@ def is_resendable(outcome: Outcome, *, reused: bool, answered: bool, repeatable:
         repeatable: The method is one of `retry.methods`, and the body can be sent again.
     """
     return outcome.fault is Fault.RESET and reused and not answered and repeatable
-
-
-def backoff_s(plan: BackoffPlan, n: int, rng: Callable[[], float]) -> float:
-    """Pause before retry *n* (1, 2, …): U(0, min(max, base · multiplier^(n-1))), seconds.
-
-    Source: "full jitter" of Exponential Backoff And Jitter (AWS Architecture Blog, 2015).
-    """
-    return rng() * grown_s(plan.base_s, plan.multiplier, plan.max_s, n)
 
 
 class RetryAllowance(deque[None]):

@@ -1,0 +1,77 @@
+"""How long to pause before a retry: five ways to spread the callers of one upstream over time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from headrace.policy.growth import grown_s
+from headrace.policy.plan import BackoffPlan, Jitter
+
+Rng = Callable[[], float]
+
+
+def backoff_s(plan: BackoffPlan, n: int, rng: Rng, *, previous_s: float | None = None) -> float:
+    """Pause before retry *n*, seconds, 0 to `plan.max_s`.
+
+    Args:
+        n: Which retry; count, >= 1.
+        rng: Uniform numbers in [0, 1).
+        previous_s: What this function said before the retry that came before this one, or
+            None before the first. Only `decorrelated` asks for it.
+
+    Source: full, equal and decorrelated are those of "Exponential Backoff And Jitter" (AWS
+    Architecture Blog, 2015); additive is the exponential pause with as much again at random.
+    """
+    return _PAUSES[plan.jitter](plan, n, rng, previous_s)
+
+
+def backoff_range_s(plan: BackoffPlan, n: int) -> tuple[float, float]:
+    """Shortest and longest pause that `backoff_s` may give before retry *n*, seconds."""
+    longest_s = backoff_s(plan, 1, _one)
+    for later in range(2, n + 1):
+        longest_s = backoff_s(plan, later, _one, previous_s=longest_s)
+    return backoff_s(plan, n, _zero), longest_s
+
+
+def _full(plan: BackoffPlan, n: int, rng: Rng, previous_s: float | None) -> float:
+    return rng() * grown_s(plan.base_s, plan.multiplier, plan.max_s, n)
+
+
+def _equal(plan: BackoffPlan, n: int, rng: Rng, previous_s: float | None) -> float:
+    half_s = grown_s(plan.base_s, plan.multiplier, plan.max_s, n) / 2
+    return half_s + rng() * half_s
+
+
+def _additive(plan: BackoffPlan, n: int, rng: Rng, previous_s: float | None) -> float:
+    pause_s = grown_s(plan.base_s, plan.multiplier, plan.max_s, n)
+    return min(plan.max_s, pause_s + rng() * pause_s)
+
+
+def _decorrelated(plan: BackoffPlan, n: int, rng: Rng, previous_s: float | None) -> float:
+    low_s = plan.base_s
+    high_s = 3 * (low_s if previous_s is None else previous_s)
+    return min(plan.max_s, low_s + rng() * (high_s - low_s))
+
+
+def _none(plan: BackoffPlan, n: int, rng: Rng, previous_s: float | None) -> float:
+    return grown_s(plan.base_s, plan.multiplier, plan.max_s, n)
+
+
+_PAUSES: Mapping[Jitter, Callable[[BackoffPlan, int, Rng, float | None], float]] = MappingProxyType(
+    {
+        "full": _full,
+        "equal": _equal,
+        "additive": _additive,
+        "decorrelated": _decorrelated,
+        "none": _none,
+    }
+)
+
+
+def _zero() -> float:
+    return 0.0
+
+
+def _one() -> float:
+    return 1.0
