@@ -50,13 +50,14 @@ class Surface(Protocol[T]):
 
     twins: Twins
 
-    def send(self, number: int, timeout: Timeout) -> T:
-        """Send for the *number*-th time (from 1; above 1 the body has been read before). Blocks.
-
-        A buffered answer has been read to its end.
+    def send(self, timeout: Timeout) -> T:
+        """Send, from where the body stands. Blocks; a buffered answer has been read to its end.
 
         Raises whatever the library raises.
         """
+
+    def rewind(self) -> bool:
+        """Put the body back to where it began; False if it will not go there."""
 
     def head(self, answer: T) -> tuple[int, Mapping[str, str]]:
         """Status and headers of *answer*."""
@@ -225,12 +226,12 @@ class Call(Generic[T]):
             lease = self._upstream.state.pool.leases.acquire(0.0, fresh=True)
         except (LeaseTimeout, LeaseRejected, LeaseClosed):
             return failed  # somebody else took the slot: a retry can wait for one, this cannot
-        outcome = self._attempt(Send(send.attempt, left_s), lease, now, is_resend=True)
+        outcome = self._attempt(Send(send.attempt, left_s), lease, now)
         outcome.started_s, outcome.wait_s, outcome.resent = failed.started_s, failed.wait_s, True
         outcome.duration_s += now - failed.started_s - failed.wait_s
         return outcome
 
-    def _attempt(self, send: Send, lease: Lease[Any], started: float, *, is_resend: bool = False) -> Outcome:
+    def _attempt(self, send: Send, lease: Lease[Any], started: float) -> Outcome:
         state = self._upstream.state
         leases = state.pool.leases
         deadline_at = self._exchange.deadline_at
@@ -258,8 +259,7 @@ class Call(Generic[T]):
             try:
                 current_attempt.set(attempt)
                 answer = self._surface.send(
-                    send.attempt + is_resend,
-                    Timeout(total=limit_s, connect=timeouts.connect_s, read=timeouts.read_s),
+                    Timeout(total=limit_s, connect=timeouts.connect_s, read=timeouts.read_s)
                 )
             except Exception as error:
                 self.error = error
@@ -278,6 +278,11 @@ class Call(Generic[T]):
                 current_attempt.set(outer)  # not reset(): an interrupt may have taken the token
                 if attempt.lease is not None:  # urllib3 never asked for it: a mocked or subclassed adapter
                     leases.give_back(attempt.lease, reusable=True)
+            is_failed = fault is not None or status in self._upstream.plan.retry.retry_on.statuses
+            # Now, not when it is sent again: a file that will not go back must not cost the caller this answer.
+            if is_failed and not self._surface.rewind():
+                self._repeatable = False
+                self._exchange.body_is_spent()
             return Outcome(
                 fault,
                 status,

@@ -14,9 +14,10 @@ from typing import Any
 
 from requests.adapters import HTTPAdapter
 from requests.models import PreparedRequest, Response
-from requests.utils import rewind_body, select_proxy
+from requests.utils import select_proxy
 from urllib3.util.timeout import Timeout
 
+from headrace.adapters.body import position_of, rewind
 from headrace.adapters.call import Call, drained
 from headrace.adapters.errors import REQUESTS
 from headrace.adapters.observe import observed
@@ -63,6 +64,9 @@ def send(
         return go()
     is_delegated = retries_itself(adapter.max_retries)
     timeouts = timeouts_of_call(upstream.plan.timeouts, timeout)
+    body = request.body
+    # Not requests' own `_body_position`: a request prepared once and sent twice begins elsewhere the second time.
+    replayable, body_at = (True, None) if body is None or type(body) is bytes else position_of(body)
     max_attempts = 1 if is_delegated else upstream.plan.retry.max_attempts
     if upstream.mode == "observe":
 
@@ -77,13 +81,15 @@ def send(
             go_and_read,
             status_of=_status,
             method=_method(request),
-            replayable=is_replayable(request),
+            replayable=replayable,
             timeouts=timeouts,
             max_attempts=max_attempts,
         )
     if is_delegated:
         delegated(upstream)
-    surface = _Surface(original, adapter, request, stream=stream, verify=verify, cert=cert, proxies=proxies)
+    surface = _Surface(
+        original, adapter, request, body_at, stream=stream, verify=verify, cert=cert, proxies=proxies
+    )
     return Call(
         upstream,
         surface,
@@ -91,7 +97,7 @@ def send(
         streamed=stream,
         timeouts=timeouts,
         method=_method(request),
-        replayable=is_replayable(request),
+        replayable=replayable,
         max_attempts=max_attempts,
         headers=request.headers,
     ).run()
@@ -165,25 +171,32 @@ class GovernedAdapter(HTTPAdapter):
 class _Surface:
     """One call through requests."""
 
-    __slots__ = ("_adapter", "_arguments", "_original", "_request")
+    __slots__ = ("_adapter", "_arguments", "_body_at", "_original", "_request")
 
     twins = REQUESTS
 
     def __init__(
-        self, original: Send, adapter: HTTPAdapter, request: PreparedRequest, **arguments: Any
+        self,
+        original: Send,
+        adapter: HTTPAdapter,
+        request: PreparedRequest,
+        body_at: int | None,
+        **arguments: Any,
     ) -> None:
         self._original = original
         self._adapter = adapter
         self._request = request
+        self._body_at = body_at
         self._arguments = arguments
 
-    def send(self, number: int, timeout: Timeout) -> Response:
-        if number > 1 and hasattr(self._request.body, "read"):
-            rewind_body(self._request)
+    def send(self, timeout: Timeout) -> Response:
         response = self._original(self._adapter, self._request, timeout=timeout, **self._arguments)
         if not self._arguments["stream"]:
             response.content  # noqa: B018 - read inside the attempt, so that its limits and the verdict cover the body
         return response
+
+    def rewind(self) -> bool:
+        return rewind(self._request.body, self._body_at)
 
     def head(self, answer: Response) -> tuple[int, Mapping[str, str]]:
         return answer.status_code, answer.headers
@@ -202,14 +215,6 @@ class _Surface:
 
     def family(self) -> dict[str, Any]:
         return {"request": self._request, "response": None}
-
-
-def is_replayable(request: PreparedRequest) -> bool:
-    """Whether the body can be sent again from where it began: none, bytes, text, or a file that can seek."""
-    body = request.body
-    if body is None or isinstance(body, (bytes, str)):
-        return True
-    return isinstance(request._body_position, int) and hasattr(body, "seek")
 
 
 _status: Callable[[Response], int] = operator.attrgetter("status_code")

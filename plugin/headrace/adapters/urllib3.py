@@ -13,6 +13,7 @@ from urllib3.response import BaseHTTPResponse, HTTPResponse
 from urllib3.util.retry import Retry
 from urllib3.util.timeout import Timeout
 
+from headrace.adapters.body import position_of, rewind
 from headrace.adapters.call import Call, drained
 from headrace.adapters.errors import URLLIB3
 from headrace.adapters.observe import observed
@@ -132,7 +133,7 @@ class UrlopenSurface:
         self._body_at = body_at
         self._response_kw = response_kw
 
-    def send(self, number: int, timeout: Timeout) -> BaseHTTPResponse:
+    def send(self, timeout: Timeout) -> BaseHTTPResponse:
         return self._pool.urlopen(
             self._method,
             self._target,
@@ -142,9 +143,11 @@ class UrlopenSurface:
             False,  # redirect
             False,  # assert_same_host: the target is a path
             timeout,
-            body_pos=self._body_at,
             **self._response_kw,
         )
+
+    def rewind(self) -> bool:
+        return rewind(self._body, self._body_at)
 
     def head(self, answer: BaseHTTPResponse) -> tuple[int, Mapping[str, str]]:
         return answer.status, answer.headers
@@ -170,15 +173,3 @@ class UrlopenSurface:
 
     def family(self) -> dict[str, Any]:
         return {"pool": self._pool}
-
-
-def position_of(body: Any) -> tuple[bool, int | None]:
-    """Whether *body* can be sent again from where it begins, and where that is in a file."""
-    if body is None or isinstance(body, (bytes, str, bytearray, memoryview)):
-        return True, None
-    if not hasattr(body, "seek"):
-        return False, None
-    try:
-        return True, int(body.tell())
-    except (AttributeError, OSError, ValueError):
-        return False, None

@@ -23,13 +23,14 @@ from urllib3.response import BaseHTTPResponse
 from urllib3.util.retry import Retry
 from urllib3.util.timeout import _DEFAULT_TIMEOUT
 
+from headrace.adapters.body import position_of
 from headrace.adapters.call import Call
 from headrace.adapters.observe import observed
 from headrace.adapters.own_retries import delegated, is_default, redirects_only, retries_itself
 from headrace.adapters.routing import Routing, count_unknown
 from headrace.adapters.timeouts import timeouts_of_call
 from headrace.adapters.ungoverned import passed_through
-from headrace.adapters.urllib3 import UrlopenSurface, position_of, status_of
+from headrace.adapters.urllib3 import UrlopenSurface, status_of
 from headrace.adapters.urllib3_trust import brings_own_tls
 from headrace.errors import UpstreamError
 from headrace.policy.plan import TimeoutPlan

@@ -252,6 +252,10 @@ class Exchange:
         self.retry_after_s = outcome.retry_after_s
         self._circuit.record(permit, verdict, now)
 
+    def body_is_spent(self) -> None:
+        """Tell that the body cannot be sent again after all. Mutates."""
+        self._replayable = False
+
     def abandon(self, now: float) -> None:
         """Give back what is outstanding: the caller is gone, or the call is over. Mutates; idempotent."""
         if self._ended is None:
