@@ -81,6 +81,9 @@ def busy_counters() -> UpstreamCounters:
         for value_s in (0.001, 0.005, 0.3, 99.0):
             counters.duration.observe(value_s)
         counters.wait.observe(0.02)
+        for attempts in (1, 1, 3, 40):
+            counters.attempts_per_call.observe(attempts)
+        counters.deadline_left.observe(14.5)
     return counters
 
 
@@ -125,6 +128,13 @@ Show = Callable[[Reading], Metrics]
         ("headrace_request_duration_seconds_bucket", {"le": "+Inf"}, 4),
         ("headrace_request_duration_seconds_count", {}, 4),
         ("headrace_request_duration_seconds_sum", {}, 0.001 + 0.005 + 0.3 + 99.0),
+        ("headrace_request_attempts_bucket", {"le": "1.0"}, 2),
+        ("headrace_request_attempts_bucket", {"le": "3.0"}, 3),
+        ("headrace_request_attempts_bucket", {"le": "10.0"}, 3),
+        ("headrace_request_attempts_count", {}, 4),
+        ("headrace_request_attempts_sum", {}, 45),
+        ("headrace_deadline_left_seconds_bucket", {"le": "10.0"}, 0),
+        ("headrace_deadline_left_seconds_sum", {}, 14.5),
         ("headrace_attempts_total", {"outcome": "reset"}, 4),
         ("headrace_retries_total", {"reason": "reset"}, 3),
         ("headrace_retries_denied_total", {"reason": "budget"}, 1),
@@ -207,7 +217,7 @@ def test_every_name_of_the_design_is_a_lower_case_word_with_its_unit() -> None:
     for name, (family, _) in FAMILIES.items():
         assert re.fullmatch(r"headrace_[a-z_]+", name)
         assert name.endswith("_total") == (family.kind == "counter")
-        assert family.kind != "histogram" or name.endswith("_seconds")
+        assert family.kind != "histogram" or name.endswith(("_seconds", "_attempts"))
         assert (family.kind == "gauge") == bool(family.across_processes)
 
 

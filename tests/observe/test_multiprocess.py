@@ -41,6 +41,8 @@ class Source:
             add(self.counters.requests, "2xx", times)
             for _ in range(times):
                 self.counters.duration.observe(duration_s)
+                self.counters.attempts_per_call.observe(2)
+                self.counters.deadline_left.observe(4.0)
 
 source = Source()
 metrics = Metrics(source)
@@ -89,6 +91,10 @@ def test_counters_and_histograms_of_all_processes_add_up(files: Path) -> None:
     assert total(files, "headrace_request_duration_seconds_bucket", upstream="billing", le="0.025") == 6
     assert total(files, "headrace_request_duration_seconds_bucket", upstream="billing", le="+Inf") == 10
     assert total(files, "headrace_request_duration_seconds_sum", upstream="billing") == pytest.approx(0.92)
+    assert total(files, "headrace_request_attempts_bucket", upstream="billing", le="1.0") == 0
+    assert total(files, "headrace_request_attempts_bucket", upstream="billing", le="2.0") == 10
+    assert total(files, "headrace_request_attempts_sum", upstream="billing") == 20
+    assert total(files, "headrace_deadline_left_seconds_bucket", upstream="billing", le="5.0") == 10
     assert total(files, "headrace_config_reloads_total", result="applied") == 2
 
 

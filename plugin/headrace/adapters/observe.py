@@ -85,4 +85,5 @@ def observed(
             if outcome.duration_s > timeouts.attempt_s:
                 add(counters.observed, "timed_out")
         exchange.refused = None  # nothing was refused: it would have been
+        exchange.deadline_at = None  # nor is there any
         tally(counters, exchange, label=None, duration_s=outcome.duration_s)

@@ -201,6 +201,20 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         lambda up: (((), up.counters.duration),),
     ),
     Family(
+        "headrace_request_attempts",
+        "histogram",
+        "Attempts per governed call, of calls that made at least one.",
+        (),
+        lambda up: (((), up.counters.attempts_per_call),),
+    ),
+    Family(
+        "headrace_deadline_left_seconds",
+        "histogram",
+        "What was left of the deadline when an attempt had its connection; nothing without a deadline.",
+        (),
+        lambda up: (((), up.counters.deadline_left),),
+    ),
+    Family(
         "headrace_attempts_total",
         "counter",
         "Attempts that ended, by outcome: a status class or a fault.",
@@ -238,7 +252,7 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
     Family(
         "headrace_retry_budget_tokens",
         "gauge",
-        "Retries that the budget would pay for now.",
+        "Retries that the budget would pay for now; below 0 when what paid for the last ones has expired.",
         (),
         lambda up: _known(up.budget_tokens),
         across_processes="liveall",
@@ -388,20 +402,22 @@ def _copied(counters: UpstreamCounters) -> UpstreamCounters:
         copy.closed = dict(counters.closed)
         copy.duration = _copied_histogram(counters.duration)
         copy.wait = _copied_histogram(counters.wait)
+        copy.attempts_per_call = _copied_histogram(counters.attempts_per_call)
+        copy.deadline_left = _copied_histogram(counters.deadline_left)
     return copy
 
 
 def _copied_histogram(histogram: Histogram) -> Histogram:
-    copy = Histogram(histogram.bounds_s)
-    copy.counts, copy.sum_s = list(histogram.counts), histogram.sum_s
+    copy = Histogram(histogram.bounds)
+    copy.counts, copy.sum = list(histogram.counts), histogram.sum
     return copy
 
 
 def _sum(old: Histogram, new: Histogram) -> Histogram:
     """The counts of both, which have the same bounds."""
-    total = Histogram(old.bounds_s)
+    total = Histogram(old.bounds)
     total.counts = [a + b for a, b in zip(old.counts, new.counts, strict=True)]
-    total.sum_s = old.sum_s + new.sum_s
+    total.sum = old.sum + new.sum
     return total
 
 
@@ -426,4 +442,4 @@ def merged(instances: Sequence[Samples]) -> Samples:
 
 def le_labels(histogram: Histogram) -> list[str]:
     """The `le` label of each bucket, in prometheus_client's spelling."""
-    return [*map(floatToGoString, histogram.bounds_s), "+Inf"]
+    return [*map(floatToGoString, histogram.bounds), "+Inf"]

@@ -130,7 +130,7 @@ class _Collector:
                     for bound, count in zip(le_labels(value), value.counts, strict=True):
                         total += count
                         buckets.append((bound, total))
-                    metric.add_metric(labels, buckets, value.sum_s)
+                    metric.add_metric(labels, buckets, value.sum)
             yield metric
 
 

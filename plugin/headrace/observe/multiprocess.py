@@ -126,12 +126,12 @@ def _cells_of(
         return
     for bound, count in zip(le_labels(value), value.counts, strict=True):
         yield (family.name, f"{family.name}_bucket", (*names, "le"), (*labels, bound)), count
-    yield (family.name, f"{family.name}_sum", names, labels), value.sum_s
+    yield (family.name, f"{family.name}_sum", names, labels), value.sum
 
 
 def _is_same(old: Value, new: Value) -> bool:
     if isinstance(old, Histogram) and isinstance(new, Histogram):
-        return old.sum_s == new.sum_s and old.counts == new.counts
+        return old.sum == new.sum and old.counts == new.counts
     return old == new
 
 

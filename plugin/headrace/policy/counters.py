@@ -15,32 +15,36 @@ from typing import Any
 DURATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds, seconds. prometheus_client's defaults, with 30 s in place of 0.075, 0.75 and 7.5."""
 
+ATTEMPT_BUCKETS = (1, 2, 3, 5, 10)
+"""Upper bounds, attempts per call: the defaults allow 3, most who raise it 5."""
+
 
 class Histogram:
     """Counts per bucket and their sum. Not thread-safe: the owner's lock guards it.
 
     Attributes:
-        counts: Not cumulative; shape (len(bounds_s) + 1,), the last is +Inf.
+        bounds: Upper bounds of the buckets, ascending; seconds, or what else the owner observes.
+        counts: Not cumulative; shape (len(bounds) + 1,), the last is +Inf.
     """
 
-    __slots__ = ("bounds_s", "counts", "sum_s")
+    __slots__ = ("bounds", "counts", "sum")
 
-    def __init__(self, bounds_s: Sequence[float] = DURATION_BUCKETS_S) -> None:
-        self.bounds_s = tuple(bounds_s)
-        self.counts = [0] * (len(self.bounds_s) + 1)
-        self.sum_s = 0.0
+    def __init__(self, bounds: Sequence[float] = DURATION_BUCKETS_S) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.sum = 0.0
 
     def copy(self) -> Histogram:
         """The same counts, apart from these."""
-        twin = Histogram(self.bounds_s)
+        twin = Histogram(self.bounds)
         twin.counts = list(self.counts)
-        twin.sum_s = self.sum_s
+        twin.sum = self.sum
         return twin
 
-    def observe(self, value_s: float) -> None:
+    def observe(self, value: float) -> None:
         """Add one value. Mutates."""
-        self.counts[bisect_left(self.bounds_s, value_s)] += 1
-        self.sum_s += value_s
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
 
 
 class UpstreamCounters:
@@ -55,6 +59,8 @@ class UpstreamCounters:
         resent: Requests sent once more because the pooled connection had died unnoticed.
         transitions: Circuit transitions by (from_state, to_state).
         refused: Calls the open circuit refused.
+        attempts_per_call: Of calls that made at least one; count.
+        deadline_left: Of the call, whenever one of its attempts had its connection; seconds.
         observed: `mode: observe` only: what would have been done, by action.
         acquires: Connection checkouts by result (hit, miss, timeout, rejected, deadline).
         closed: Connections closed by reason (idle, lifetime, dead, surplus, retired, error, leaked).
@@ -63,7 +69,9 @@ class UpstreamCounters:
     __slots__ = (
         "acquires",
         "attempts",
+        "attempts_per_call",
         "closed",
+        "deadline_left",
         "duration",
         "lock",
         "observed",
@@ -92,6 +100,8 @@ class UpstreamCounters:
         self.closed: dict[str, int] = {}
         self.duration = Histogram()
         self.wait = Histogram()
+        self.attempts_per_call = Histogram(ATTEMPT_BUCKETS)
+        self.deadline_left = Histogram()
 
 
 def add(totals: dict[Any, int], key: Any, amount: int = 1) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from headrace.policy.circuit import Verdict
 from headrace.policy.counters import UpstreamCounters, add
 from headrace.policy.exchange import EndReason, Exchange
-from headrace.policy.outcome import Outcome
+from headrace.policy.outcome import Fault, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,25 +90,39 @@ class Record:
         return lines
 
 
+_NO_CONNECTION = frozenset({Fault.POOL_TIMEOUT, Fault.POOL_REJECTED})
+
+
 def tally(counters: UpstreamCounters, exchange: Exchange, *, label: str | None, duration_s: float) -> None:
     """Count one ended call. Mutates *counters*, once, under its lock.
 
     Args:
         label: Why it was refused or broken off; None: the label of its last attempt.
     """
-    labels = [outcome.label for outcome in exchange.outcomes]
+    outcomes, deadline_at = exchange.outcomes, exchange.deadline_at
+    labels = [outcome.label for outcome in outcomes]
     if label is None:
         label = labels[-1]
     requests, attempts = counters.requests, counters.attempts
-    with counters.lock:  # flat: every call comes through here, and a Python-level call is a microsecond
+    per_call, left = counters.attempts_per_call, counters.deadline_left
+    # Flat, observe() written out: every call comes through here, and a Python-level call is a microsecond.
+    with counters.lock:
+        if labels:
+            per_call.counts[bisect_left(per_call.bounds, len(labels))] += 1
+            per_call.sum += len(labels)
         requests[label] = requests.get(label, 0) + 1
         counters.duration.observe(duration_s)
         for number, one in enumerate(labels):
             attempts[one] = attempts.get(one, 0) + 1
             if number:
                 add(counters.retries, labels[number - 1])
-            if exchange.outcomes[number].resent:
+            outcome = outcomes[number]
+            if outcome.resent:
                 counters.resent += 1
+            if deadline_at is not None and outcome.fault not in _NO_CONNECTION:
+                left_s = deadline_at - outcome.started_s - outcome.wait_s
+                left.counts[bisect_left(left.bounds, left_s)] += 1
+                left.sum += left_s if left_s > 0.0 else 0.0
         if exchange.denied is not None:
             add(counters.retries_denied, exchange.denied.value)
         if exchange.refused is not None:
