@@ -322,6 +322,7 @@ class Headrace:
             acquires, closed = dict(counters.acquires), dict(counters.closed)
             observed, refused = dict(counters.observed), counters.refused
             delegated, resent = counters.retries_delegated, counters.resent
+            fallbacks = counters.fallbacks
         return {
             "mode": upstream.mode,
             "pool": {
@@ -343,6 +344,7 @@ class Headrace:
                 "consecutive_failures": circuit.consecutive_failures,
                 "retry_after": circuit.retry_after_s,
                 "refused": refused,
+                "fallbacks": fallbacks,
             },
             "retry": {
                 "budget_tokens": reading.budget_tokens,

@@ -67,6 +67,7 @@ EVERY_EVENT: list[events.Event] = [
     ),
     events.CallUngoverned(reason="tls", upstream="billing", call_site="app.py:12"),
     events.RetriesDelegated(upstream="billing", call_site="app.py:12"),
+    events.PredicateFailed(upstream="billing", function="shop.billing:is_error", error="KeyError"),
     events.CallOnEventLoop(upstream="billing", wanted="wait for a connection", call_site="app.py:12"),
     events.PoolSuspect(upstream="billing", misses=3, closed=2),
     events.WatchDegraded(reason="inotify: too many watches"),

@@ -11,7 +11,8 @@ import random
 import time
 from asyncio import _get_running_loop
 from collections.abc import Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import replace
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
@@ -19,13 +20,14 @@ from urllib3.util.timeout import Timeout
 
 from headrace.adapters.errors import Twins
 from headrace.adapters.outbound import Outbound
+from headrace.adapters.predicate import is_condemned
 from headrace.adapters.retry_after import retry_after_s
 from headrace.adapters.ungoverned import stands_on_event_loop
 from headrace.engine.blocking import run
 from headrace.errors import UpstreamError
 from headrace.policy.exchange import EndReason, Exchange, Finish, Refuse, Send
 from headrace.policy.outcome import Fault, Outcome
-from headrace.policy.plan import TimeoutPlan
+from headrace.policy.plan import FallbackPlan, TimeoutPlan
 from headrace.policy.retry import is_resendable
 from headrace.runtime.record import Record, tally
 from headrace.runtime.upstream import Upstream
@@ -65,8 +67,22 @@ class Surface(Protocol[T]):
     def set_aside(self, answer: T) -> T | None:
         """*answer* with its connection freed and its body kept, or None when it is too large to keep."""
 
+    def canned(self, fallback: FallbackPlan) -> T:
+        """The answer that the file has written for a refused call."""
+
+    def towards(self, other: Upstream, refused: Upstream) -> Substitute[T] | None:
+        """The same call to *other*; None where that cannot be said."""
+
     def family(self) -> dict[str, Any]:
         """What the library's own exception class would carry (`request`, `pool`)."""
+
+
+class Substitute(NamedTuple, Generic[T]):
+    """A call as it is made to a fallback: how it is sent, the object that is sent, and the headers it sets."""
+
+    surface: Surface[T]
+    message: object
+    headers: Mapping[str, Any]
 
 
 class Call(Generic[T]):
@@ -80,6 +96,7 @@ class Call(Generic[T]):
     Args:
         headers: What the call itself has set.
         outbound: Shared by the tries of a caller who retries himself; None: this call is the whole of it.
+        deadline_at: When whatever this call is part of must be over, monotonic seconds.
     """
 
     __slots__ = (
@@ -87,7 +104,9 @@ class Call(Generic[T]):
         "_exchange",
         "_may_wait",
         "_message",
+        "_method",
         "_repeatable",
+        "_replayable",
         "_streamed",
         "_surface",
         "_suspects_idle",
@@ -111,6 +130,7 @@ class Call(Generic[T]):
         max_attempts: int,
         headers: Mapping[str, Any] | None,
         outbound: Outbound | None = None,
+        deadline_at: float | None = None,
     ) -> None:
         plan, state = upstream.plan, upstream.state
         self._upstream = upstream
@@ -126,7 +146,11 @@ class Call(Generic[T]):
         self._may_wait = _get_running_loop() is None
         self.answer: T | None = None
         self.error: Exception | None = None
+        self._method = method
+        self._replayable = replayable
         inbound = outbound.inbound
+        if deadline_at is None and inbound is not None:
+            deadline_at = inbound.deadline_at
         self._exchange = Exchange(
             plan,
             state.circuit,
@@ -138,7 +162,7 @@ class Call(Generic[T]):
             timeouts=timeouts,
             max_attempts=max_attempts,
             may_sleep=self._may_wait,
-            deadline_at=None if inbound is None else inbound.deadline_at,
+            deadline_at=deadline_at,
             allowance=None if inbound is None else inbound.allowance,
             keyed=outbound.keyed,
         )
@@ -170,6 +194,10 @@ class Call(Generic[T]):
         if self.answer is not None:
             self.answer.headrace = record  # type: ignore[attr-defined]  # both libraries' responses take attributes
             return self.answer
+        if decision.reason is EndReason.CIRCUIT_OPEN and self._upstream.plan.fallback is not None:
+            answer = self._fall_back(record, self._upstream.plan.fallback)
+            if answer is not None:
+                return answer
         error = self._final_error(decision, record)
         if isinstance(error, UpstreamError):
             error.attempts = record.attempts
@@ -254,7 +282,7 @@ class Call(Generic[T]):
             )
             fault = None
             status = asked_s = None
-            cut = False
+            cut = condemned = False
             outer = current_attempt.get()
             try:
                 current_attempt.set(attempt)
@@ -271,6 +299,8 @@ class Call(Generic[T]):
                     state.misses = 0
                     state.suspect = False
                 status, headers = self._surface.head(answer)
+                if not self._streamed and self._upstream.plan.circuit_breaker.failure_if is not None:
+                    condemned = is_condemned(self._upstream, answer)
                 if status >= 300:  # Retry-After has a meaning with 3xx, 429 and 503 (RFC 9110 §10.2.3)
                     wanted = self._upstream.plan.retry.retry_after.headers
                     asked_s = retry_after_s(headers, wanted, wall_clock=time.time)
@@ -281,7 +311,7 @@ class Call(Generic[T]):
             is_failed = fault is not None or status in self._upstream.plan.retry.retry_on.statuses
             # Now, not when it is sent again: a file that will not go back must not cost the caller this answer.
             if is_failed and not self._surface.rewind():
-                self._repeatable = False
+                self._repeatable = self._replayable = False
                 self._exchange.body_is_spent()
             return Outcome(
                 fault,
@@ -293,11 +323,56 @@ class Call(Generic[T]):
                 attempt.connect_took_s,
                 time.monotonic() - leased,
                 asked_s,
+                condemned=condemned,
             )
         except BaseException:
             # An interrupt, and wherever it hit: the slot is free. A lease that went back already stays as it is.
             leases.give_back(lease, reusable=False)
             raise
+
+    def _fall_back(self, record: Record, fallback: FallbackPlan) -> T | None:
+        """What the refused call gets instead, or None where there is nothing. Blocks.
+
+        Raises what the call to the other upstream raises.
+        """
+        refused, other = self._upstream, self._upstream.fallback
+        if other is None:
+            answer = self._surface.canned(fallback)
+            answer.headrace = record  # type: ignore[attr-defined]
+        else:
+            if self._exchange.outcomes and not self._replayable:
+                return None
+            substitute = self._surface.towards(other, refused)
+            if substitute is None:
+                return None
+            timeouts = other.plan.timeouts
+            if self._timeouts is not refused.plan.timeouts:  # the call's own
+                timeouts = replace(self._timeouts, deadline_s=timeouts.deadline_s)
+            try:
+                answer = Call(
+                    other,
+                    substitute.surface,
+                    message=substitute.message,
+                    streamed=self._streamed,
+                    timeouts=timeouts,
+                    method=self._method,
+                    replayable=self._replayable,
+                    max_attempts=other.plan.retry.max_attempts,
+                    headers=substitute.headers,
+                    deadline_at=self._exchange.deadline_at,
+                ).run()
+            except Exception as error:
+                if isinstance(told := getattr(error, "headrace", None), Record):
+                    told.fallback_for = refused.plan.name
+                error.add_note(
+                    f'headrace: this was the fallback for upstream "{refused.plan.name}", which refused'
+                )
+                raise
+        answer.headrace.fallback_for = refused.plan.name  # type: ignore[attr-defined]
+        counters = refused.state.counters
+        with counters.lock:
+            counters.fallbacks += 1
+        return answer
 
     def set_aside(self) -> None:
         """Free the slot of the failed answer before the pause; keep the answer if it can be kept."""

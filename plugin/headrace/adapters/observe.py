@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from headrace.adapters.predicate import is_condemned
 from headrace.policy.circuit import Verdict
 from headrace.policy.counters import add
 from headrace.policy.exchange import Exchange, Finish, Refuse
@@ -28,6 +29,7 @@ def observed(
     replayable: bool,
     timeouts: TimeoutPlan,
     max_attempts: int,
+    streamed: bool,
 ) -> T:
     """What *go* returns or raises, untouched. Blocks.
 
@@ -58,6 +60,8 @@ def observed(
     try:
         response = go()
         outcome.status = status_of(response)
+        if not streamed:
+            outcome.condemned = is_condemned(upstream, response)
         outcome.sent = True
         return response
     except BaseException as error:

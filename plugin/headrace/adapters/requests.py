@@ -14,19 +14,21 @@ from typing import Any
 
 from requests.adapters import HTTPAdapter
 from requests.models import PreparedRequest, Response
+from requests.structures import CaseInsensitiveDict
 from requests.utils import select_proxy
 from urllib3.util.timeout import Timeout
 
 from headrace.adapters.body import position_of, rewind
-from headrace.adapters.call import Call, drained
+from headrace.adapters.call import Call, Substitute, drained
 from headrace.adapters.errors import REQUESTS
+from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.observe import observed
 from headrace.adapters.own_retries import delegated, retries_itself
 from headrace.adapters.timeouts import timeouts_of_call
 from headrace.adapters.ungoverned import passed_through
 from headrace.adapters.urllib3_patch import PlainPoolManager
 from headrace.adapters.urllib3_trust import bundles_of_environment
-from headrace.policy.plan import TlsPlan, UpstreamPlan
+from headrace.policy.plan import FallbackPlan, TlsPlan, UpstreamPlan
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import current_attempt
 from headrace.transport.tls import trust_of
@@ -84,6 +86,7 @@ def send(
             replayable=replayable,
             timeouts=timeouts,
             max_attempts=max_attempts,
+            streamed=stream,
         )
     if is_delegated:
         delegated(upstream)
@@ -212,6 +215,23 @@ class _Surface:
         answer._content_consumed = True
         answer.close()
         return answer
+
+    def canned(self, fallback: FallbackPlan) -> Response:
+        request = self._request
+        raw = canned(fallback, method=_method(request), url=request.url or "")
+        return self._adapter.build_response(request, raw)
+
+    def towards(self, other: Upstream, refused: Upstream) -> Substitute[Response] | None:
+        url = url_at(other, refused, self._request.url or "")
+        if url is None:
+            return None
+        request = self._request.copy()
+        request.url = url
+        request.headers = CaseInsensitiveDict(headers_for(other, refused, request.headers))
+        # Its trust is its own and no proxy is asked, as for every governed call.
+        arguments = {**self._arguments, "verify": True, "cert": None, "proxies": None}
+        surface = _Surface(self._original, self._adapter, request, self._body_at, **arguments)
+        return Substitute(surface, request, request.headers)
 
     def family(self) -> dict[str, Any]:
         return {"request": self._request, "response": None}

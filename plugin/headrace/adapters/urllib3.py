@@ -14,11 +14,14 @@ from urllib3.util.retry import Retry
 from urllib3.util.timeout import Timeout
 
 from headrace.adapters.body import position_of, rewind
-from headrace.adapters.call import Call, drained
+from headrace.adapters.call import Call, Substitute, drained
 from headrace.adapters.errors import URLLIB3
+from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.observe import observed
 from headrace.adapters.outbound import Outbound
 from headrace.adapters.timeouts import timeouts_of_call
+from headrace.policy.plan import FallbackPlan, UrlPrefix
+from headrace.policy.routes import url_of
 from headrace.runtime.upstream import Upstream
 from headrace.transport.tls import trust_of
 from headrace.transport.urllib3_pool import GovernedHTTPPool, with_defaults
@@ -84,6 +87,7 @@ def urlopen(
             replayable=replayable,
             timeouts=timeouts_of_call(upstream.plan.timeouts, timeout),
             max_attempts=upstream.plan.retry.max_attempts,
+            streamed=not preload_content,
         )
     plan = upstream.plan
     surface = UrlopenSurface(
@@ -170,6 +174,31 @@ class UrlopenSurface:
             request_method=self._method,
             request_url=self._target,
         )
+
+    def canned(self, fallback: FallbackPlan) -> BaseHTTPResponse:
+        answer = canned(
+            fallback,
+            method=self._method,
+            url=self._target,
+            decode_content=self._response_kw["decode_content"],
+        )
+        if self._response_kw["preload_content"]:
+            answer.data  # noqa: B018 - as urllib3 reads it
+        return answer
+
+    def towards(self, other: Upstream, refused: Upstream) -> Substitute[BaseHTTPResponse] | None:
+        pool = self._pool
+        host = f"[{pool.host}]" if ":" in pool.host else pool.host
+        base = f"{pool.scheme}://{host}:{pool.port}"
+        url = url_at(other, refused, self._target if "://" in self._target else base + self._target)
+        if url is None:
+            return None
+        headers = headers_for(other, refused, self._headers or {})
+        target = url.removeprefix(url_of(UrlPrefix(other.plan.base.origin, ()))) or "/"
+        surface = UrlopenSurface(
+            other.state.pool, self._method, target, self._body, headers, self._body_at, self._response_kw
+        )
+        return Substitute(surface, surface, headers)
 
     def family(self) -> dict[str, Any]:
         return {"pool": self._pool}

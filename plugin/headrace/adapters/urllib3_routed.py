@@ -119,6 +119,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
                 replayable=replayable,
                 timeouts=self._timeouts(upstream.plan.timeouts, timeout, pool_timeout),
                 max_attempts=1 if is_own else upstream.plan.retry.max_attempts,
+                streamed=not preload_content,
             )
         if not isinstance(retries, Retry):
             retries = Retry.from_int(retries, redirect=redirect, default=self.retries)

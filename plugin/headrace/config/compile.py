@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from headrace.config import settings as given
+from headrace.config.predicates import Predicate
 from headrace.policy.outcome import Condition, condition
 from headrace.policy.plan import (
     AdaptivePlan,
@@ -13,6 +14,7 @@ from headrace.policy.plan import (
     BudgetPlan,
     CircuitPlan,
     Configuration,
+    FallbackPlan,
     HalfOpenPlan,
     HeartbeatPlan,
     IdempotencyKeyPlan,
@@ -38,6 +40,7 @@ def compile_settings(
     settings: given.Settings,
     *,
     tls: Mapping[str, TlsPlan | None],
+    predicates: Mapping[str, Predicate],
     digest: str,
     watched: tuple[str, ...],
     warnings: tuple[str, ...],
@@ -46,12 +49,16 @@ def compile_settings(
 
     Args:
         tls: TLS plan by upstream, None for http.
+        predicates: What `failure_if` names, by upstream.
         digest: Identity of everything read.
         watched: Absolute paths of everything read.
         warnings: Rendered findings.
     """
     service, reload = settings.service, settings.reload
-    upstreams = {name: _upstream(name, upstream, tls[name]) for name, upstream in settings.upstreams.items()}
+    upstreams = {
+        name: _upstream(name, upstream, tls[name], predicates.get(name))
+        for name, upstream in settings.upstreams.items()
+    }
     return Configuration(
         service=ServicePlan(
             request_id=RequestIdPlan(header=service.request_id.header, accept=service.request_id.accept),
@@ -73,7 +80,9 @@ def compile_settings(
     )
 
 
-def _upstream(name: str, upstream: given.Upstream, tls: TlsPlan | None) -> UpstreamPlan:
+def _upstream(
+    name: str, upstream: given.Upstream, tls: TlsPlan | None, failure_if: Predicate | None
+) -> UpstreamPlan:
     return UpstreamPlan(
         name=name,
         base=upstream.base_url,
@@ -87,7 +96,10 @@ def _upstream(name: str, upstream: given.Upstream, tls: TlsPlan | None) -> Upstr
         pool=_pool(upstream.pool),
         tls=tls,
         retry=_retry(upstream.retry),
-        circuit_breaker=_circuit(upstream.circuit_breaker, attempt_s=float(upstream.timeouts.attempt)),
+        circuit_breaker=_circuit(
+            upstream.circuit_breaker, attempt_s=float(upstream.timeouts.attempt), failure_if=failure_if
+        ),
+        fallback=_fallback(upstream.fallback),
     )
 
 
@@ -181,7 +193,18 @@ def _retry(retry: given.Retry) -> RetryPlan:
     )
 
 
-def _circuit(breaker: given.CircuitBreaker, *, attempt_s: float) -> CircuitPlan:
+def _fallback(fallback: given.Fallback | None) -> FallbackPlan | None:
+    if fallback is None:
+        return None
+    return FallbackPlan(
+        status=fallback.status,
+        headers=tuple(fallback.headers.items()),
+        body=fallback.body.encode(),
+        upstream=fallback.upstream,
+    )
+
+
+def _circuit(breaker: given.CircuitBreaker, *, attempt_s: float, failure_if: Predicate | None) -> CircuitPlan:
     open_for, half_open = breaker.open_for, breaker.half_open
     return CircuitPlan(
         mode=breaker.mode,
@@ -205,6 +228,7 @@ def _circuit(breaker: given.CircuitBreaker, *, attempt_s: float) -> CircuitPlan:
             if half_open.probe_timeout is None
             else float(half_open.probe_timeout),
         ),
+        failure_if=failure_if,
     )
 
 

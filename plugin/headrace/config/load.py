@@ -10,9 +10,11 @@ from typing import TypeAlias
 
 from headrace.config.checks import cross_check
 from headrace.config.compile import compile_settings
+from headrace.config.fallbacks import check_fallbacks
 from headrace.config.inherit import expand
 from headrace.config.interpolate import Interpolation
 from headrace.config.lint import lint
+from headrace.config.predicates import find_predicates
 from headrace.config.problems import Problem, refusal
 from headrace.config.reading import Reader
 from headrace.config.settings import Settings
@@ -138,6 +140,9 @@ def inspect(
     trust = Trust(env, reader, written)
     tls: dict[str, TlsPlan | None] = {name: trust.plan(name, one) for name, one in settings.upstreams.items()}
     problems += trust.problems
+    problems += check_fallbacks(settings, written)
+    predicates, found = find_predicates(settings, written)
+    problems += found
     if problems:
         return _refused(problems, misspelt, reader, written)
     findings = sorted(set(lint(settings, written)))
@@ -146,6 +151,7 @@ def inspect(
     configuration = compile_settings(
         settings,
         tls=tls,
+        predicates=predicates,
         digest=reader.digest(),
         watched=watched,
         warnings=tuple(map(str, sorted([*misspelt, *findings]))),

@@ -20,6 +20,7 @@ from headrace.config.values import (
     Duration,
     DurationOrZero,
     FilePath,
+    FunctionPath,
     HeaderName,
     HeaderValue,
     IdleCount,
@@ -32,6 +33,7 @@ from headrace.config.values import (
     PathOnly,
     PerSecond,
     Rate,
+    StatusCode,
     Text,
     Threshold,
     Times,
@@ -409,12 +411,34 @@ class CircuitBreaker(Section):
         description="Outcomes that count as failure.",
         examples=[["network", "gateway_error"]],
     )
+    failure_if: FunctionPath | None = Field(
+        None,
+        description="Function of the response that says whether it is a failure all the same (an error inside a 200).",
+        examples=["shop.billing:is_error"],
+    )
     blame_after: DurationOrZero = Field(
         duration("500ms"),
         description="An attempt cut by a timer is a failure if it had run this long, else ignored.",
     )
     open_for: OpenFor = Field(OpenFor(), description="How long the circuit stays open.")
     half_open: HalfOpen = Field(HalfOpen(), description="How recovery is verified.")
+
+
+class Fallback(Section):
+    """What a call gets that the circuit refuses: an answer of our own, or that of another upstream."""
+
+    status: StatusCode = Field(200, description="Status of the answer.")
+    headers: dict[HeaderName, HeaderValue] = Field(
+        {}, repr=False, description="Headers of the answer.", examples=[{"Content-Type": "application/json"}]
+    )
+    body: str = Field(
+        "", repr=False, description="Body of the answer, as UTF-8.", examples=["nothing in stock"]
+    )
+    upstream: UpstreamName | None = Field(
+        None,
+        description="Upstream that is asked instead, by its own rules, for the same path below its base_url.",
+        examples=["billing_replica"],
+    )
 
 
 class Rules(Section):
@@ -436,6 +460,11 @@ class Rules(Section):
     retry: Retry = Field(Retry(), description="When a failed attempt is followed by another.")
     circuit_breaker: CircuitBreaker = Field(
         CircuitBreaker(), description="When calls are refused because the upstream is down."
+    )
+    fallback: Fallback | None = Field(
+        None,
+        description="What a call gets that the circuit refuses; null: CircuitOpenError.",
+        examples=[{"status": 200, "body": "[]"}],
     )
 
 

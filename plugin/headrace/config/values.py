@@ -217,6 +217,12 @@ PathOnly = Annotated[
     Field(pattern=r"^/[\x21-\x7e]*$"),
     Expects("a path that begins with / and has no space in it, such as /healthz", "/healthz"),
 ]
+FunctionPath = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"),
+    Expects("a function as package.module:function", "package.module:function"),
+]
+StatusCode = Annotated[int, Ge(200), Le(599)]
 FilePath = Annotated[str, Field(min_length=1), Expects("the path of a file", "path")]
 Count = Annotated[int, Ge(1), Le(100_000)]
 CountOrZero = Annotated[int, Ge(0), Le(1_000_000)]

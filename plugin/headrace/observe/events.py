@@ -296,6 +296,29 @@ class RetriesDelegated:
 
 
 @dataclass(frozen=True, slots=True)
+class PredicateFailed:
+    """`failure_if` raised instead of answering, so the response counts by its status alone; once per kind of error.
+
+    Attributes:
+        function: What the file names.
+        error: Class of what it raised.
+    """
+
+    name: ClassVar[str] = "breaker.failure_if_raised"
+    level: ClassVar[int] = logging.ERROR
+    upstream: str
+    function: str
+    error: str
+
+    @property
+    def line(self) -> str:
+        return (
+            f'upstream "{self.upstream}": failure_if {self.function} raised {self.error}, so answers count by their '
+            f"status alone; said once per kind of error"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class CallOnEventLoop:
     """A blocking call on the thread of a running event loop had to wait, and did not; once per call site.
 

@@ -250,6 +250,13 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         lambda up: (((), up.counters.resent),),
     ),
     Family(
+        "headrace_fallbacks_total",
+        "counter",
+        "Calls that the circuit refused and that got their fallback.",
+        (),
+        lambda up: (((), up.counters.fallbacks),),
+    ),
+    Family(
         "headrace_retry_budget_tokens",
         "gauge",
         "Retries that the budget would pay for now; below 0 when what paid for the last ones has expired.",
@@ -395,6 +402,7 @@ def _copied(counters: UpstreamCounters) -> UpstreamCounters:
         copy.retries_denied = dict(counters.retries_denied)
         copy.retries_delegated = counters.retries_delegated
         copy.resent = counters.resent
+        copy.fallbacks = counters.fallbacks
         copy.transitions = dict(counters.transitions)
         copy.refused = counters.refused
         copy.observed = dict(counters.observed)

@@ -8,9 +8,9 @@ from headrace.policy.plan import CircuitPlan
 
 
 def blame(outcome: Outcome, plan: CircuitPlan) -> Verdict:
-    """What *outcome* says about the upstream, by `failure_on` and `blame_after`.
+    """What *outcome* says about the upstream, by `failure_on`, `failure_if` and `blame_after`.
 
-    A success is an answer that `failure_on` does not name; nothing else is one. An
+    A success is an answer that neither `failure_on` nor `failure_if` names; nothing else is one. An
     attempt without an answer is a failure when `failure_on` names its fault and it
     was not cut (by anybody's timer) before `blame_after`. Whatever is left says
     nothing and is ignored: local trouble (no connection free, cancelled, a request
@@ -20,7 +20,8 @@ def blame(outcome: Outcome, plan: CircuitPlan) -> Verdict:
     """
     fault = outcome.fault
     if fault is None:
-        return Verdict.FAILURE if outcome.status in plan.failure_on.statuses else Verdict.SUCCESS
+        is_failure = outcome.condemned or outcome.status in plan.failure_on.statuses
+        return Verdict.FAILURE if is_failure else Verdict.SUCCESS
     if fault not in plan.failure_on.faults:  # local faults and certificates are in no word of failure_on
         return Verdict.IGNORED
     if outcome.cut and outcome.duration_s < plan.blame_after_s:

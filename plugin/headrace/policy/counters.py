@@ -56,6 +56,7 @@ class UpstreamCounters:
         retries: Attempts after the first, by the outcome label that caused them.
         retries_denied: Retries that the rules wanted and something forbade, by reason.
         retries_delegated: Tries of callers who bring retries of their own: one attempt each.
+        fallbacks: Refused calls that got their fallback.
         resent: Requests sent once more because the pooled connection had died unnoticed.
         transitions: Circuit transitions by (from_state, to_state).
         refused: Calls the open circuit refused.
@@ -73,6 +74,7 @@ class UpstreamCounters:
         "closed",
         "deadline_left",
         "duration",
+        "fallbacks",
         "lock",
         "observed",
         "refused",
@@ -92,6 +94,7 @@ class UpstreamCounters:
         self.retries: dict[str, int] = {}
         self.retries_denied: dict[str, int] = {}
         self.retries_delegated = 0
+        self.fallbacks = 0
         self.resent = 0
         self.transitions: dict[tuple[str, str], int] = {}
         self.refused = 0

@@ -51,6 +51,7 @@ class Outcome:
         retry_after_s: The answer's `Retry-After` in seconds from now, or None.
         resent: The pooled connection had died unnoticed, and the request went out a second
             time over a fresh one.
+        condemned: The answer is a failure by `failure_if`, whatever its status.
     """
 
     fault: Fault | None = None
@@ -63,6 +64,7 @@ class Outcome:
     duration_s: float = 0.0
     retry_after_s: float | None = None
     resent: bool = False
+    condemned: bool = False
 
     @property
     def label(self) -> str:

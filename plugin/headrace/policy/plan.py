@@ -6,9 +6,9 @@ what reload goes by. YAML key = field here; durations carry `_s` (seconds).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from headrace.policy.outcome import Condition
 
@@ -244,7 +244,11 @@ class HalfOpenPlan:
 
 @dataclass(frozen=True, slots=True)
 class CircuitPlan:
-    """When the circuit of one upstream trips, and how it recovers."""
+    """When the circuit of one upstream trips, and how it recovers.
+
+    Attributes:
+        failure_if: Says of a response of the library at hand whether it is a failure whatever its status.
+    """
 
     mode: CircuitMode
     window_s: float
@@ -255,6 +259,21 @@ class CircuitPlan:
     blame_after_s: float
     open_for: OpenForPlan
     half_open: HalfOpenPlan
+    failure_if: Callable[[Any], bool] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FallbackPlan:
+    """What a call gets that the circuit refuses.
+
+    Attributes:
+        upstream: Name of the upstream that is asked instead; None: the other three are the answer.
+    """
+
+    status: int
+    headers: tuple[tuple[str, str], ...] = field(repr=False)
+    body: bytes = field(repr=False)
+    upstream: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +298,7 @@ class UpstreamPlan:
         headers: Added to each attempt unless the call set them; values may be
             secrets, so they are not in the repr.
         tls: None for http.
+        fallback: None: a refused call raises.
     """
 
     name: str
@@ -292,6 +312,7 @@ class UpstreamPlan:
     tls: TlsPlan | None
     retry: RetryPlan
     circuit_breaker: CircuitPlan
+    fallback: FallbackPlan | None = None
 
 
 @dataclass(frozen=True, slots=True)

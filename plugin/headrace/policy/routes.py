@@ -96,6 +96,26 @@ def url_of(prefix: UrlPrefix) -> str:
     return _origin_url(prefix.origin) + "".join(f"/{segment}" for segment in prefix.segments)
 
 
+def moved(url: str, prefixes: Iterable[UrlPrefix], *, to: UrlPrefix) -> str | None:
+    """*url* with the longest of *prefixes* that it lies below replaced by *to*, its query kept.
+
+    None where the path of *url* is not certain, or none of *prefixes* leads there.
+    """
+    target = target_of(url)
+    if target is None:
+        return None
+    depths = [
+        len(prefix.segments)
+        for prefix in prefixes
+        if prefix.origin == target.origin and target.segments[: len(prefix.segments)] == prefix.segments
+    ]
+    if not depths:
+        return None
+    rest = "".join(f"/{segment}" for segment in target.segments[max(depths) :])
+    query = urlsplit(url).query
+    return url_of(to) + rest + (f"?{query}" if query else "")
+
+
 class RouteTable(Generic[V]):
     """From URL to value. Immutable once built; safe to read from any thread.
 

@@ -46,6 +46,7 @@ class Record:
         reason: Why the call ended: a word of `policy.exchange.EndReason`.
         retry_after_s: What the upstream, or our circuit, asks to wait, seconds, or None.
         config_digest: Of the configuration the call began with.
+        fallback_for: The upstream whose circuit refused the call, where this is its `fallback`; else None.
     """
 
     upstream: str
@@ -55,6 +56,7 @@ class Record:
     config_digest: str
     _outcomes: Sequence[Outcome] = field(repr=False)
     _verdicts: Sequence[Verdict] = field(repr=False)
+    fallback_for: str | None = None
 
     @property
     def attempts(self) -> tuple[AttemptRecord, ...]:

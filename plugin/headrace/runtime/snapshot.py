@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from headrace.errors import UnknownUpstream
@@ -85,12 +85,23 @@ def build_snapshot(
             request_id_header=configuration.service.request_id.header,
             service=service,
         )
+    for name in upstreams:
+        _find_fallback(name, upstreams)
     return Snapshot(
         configuration=configuration,
         upstreams=upstreams,
         routes=RouteTable(routes_of(upstreams.values())),
         loaded_at=loaded_at,
     )
+
+
+def _find_fallback(name: str, upstreams: dict[str, Upstream]) -> Upstream:
+    """Upstream *name* with the upstream that its fallback names, and that with its own. Mutates *upstreams*."""
+    found = upstreams[name]
+    fallback = found.plan.fallback
+    if fallback is not None and fallback.upstream is not None and found.fallback is None:
+        found = upstreams[name] = replace(found, fallback=_find_fallback(fallback.upstream, upstreams))
+    return found
 
 
 def routes_of(upstreams: Iterable[Upstream]) -> Iterator[tuple[UrlPrefix, Upstream]]:

@@ -99,6 +99,7 @@ class Upstream:
         digest: Of the configuration this plan belongs to.
         request_id_header: Name of the header that carries the request id.
         service: Counters of the instance it belongs to.
+        fallback: Asked instead where the circuit refuses; None: none is, whatever else the plan says.
     """
 
     plan: UpstreamPlan
@@ -107,6 +108,7 @@ class Upstream:
     digest: str
     request_id_header: str
     service: ServiceCounters
+    fallback: Upstream | None = None
 
     def at(self, origin: Origin) -> Upstream:
         """This upstream as calls to *origin*, one of its `base_url` and `match`, see it."""

@@ -1,0 +1,193 @@
+"""`fallback`: what a call gets that the circuit refuses. Real sockets, both libraries."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import urllib3
+
+import headrace
+from support.faultserver import Answer, FaultServer
+from support.governed import rules, running
+
+QUICK = "    retry: {max_attempts: 1}\n    circuit_breaker: {consecutive_failures: 1}\n"
+CANNED = QUICK + '    fallback: {status: 203, headers: {X-From: file}, body: "[1, 2]"}\n'
+INSTALL = "install: {urllib3: true}\n"
+
+Call = Callable[..., Any]
+
+
+def by_requests(hr: headrace.Headrace, url: str, path: str, **kw: Any) -> Any:
+    return requests.request(kw.pop("method", "GET"), url + path, **kw)
+
+
+def by_handle(hr: headrace.Headrace, url: str, path: str, **kw: Any) -> Any:
+    return hr.upstream("billing").request(kw.pop("method", "GET"), path.removeprefix("/v2"), **kw)
+
+
+def by_urlopen(hr: headrace.Headrace, url: str, path: str, **kw: Any) -> Any:
+    if "data" in kw:
+        kw["body"] = kw.pop("data")
+    if "stream" in kw:
+        kw["preload_content"] = not kw.pop("stream")
+    return hr.upstream("billing").urlopen(kw.pop("method", "GET"), path.removeprefix("/v2"), **kw)
+
+
+def by_manager(hr: headrace.Headrace, url: str, path: str, **kw: Any) -> Any:
+    if "data" in kw:
+        kw["body"] = kw.pop("data")
+    if "stream" in kw:
+        kw["preload_content"] = not kw.pop("stream")
+    return urllib3.PoolManager().request(kw.pop("method", "GET"), url + path, **kw)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(by_requests, id="requests"),
+        pytest.param(by_handle, id="handle"),
+        pytest.param(by_urlopen, id="urlopen"),
+        pytest.param(by_manager, id="urllib3"),
+    ]
+)
+def call(request: pytest.FixtureRequest) -> Call:
+    return request.param
+
+
+def status_of(answer: Any) -> int:
+    return answer.status_code if isinstance(answer, requests.Response) else answer.status
+
+
+def body_of(answer: Any) -> bytes:
+    return answer.content if isinstance(answer, requests.Response) else answer.data
+
+
+def open_up(call: Call, hr: headrace.Headrace, server: FaultServer, path: str = "/v2/a") -> None:
+    server.always(Answer(500))
+    assert status_of(call(hr, server.url, path)) == 500
+    assert hr.status()["upstreams"]["billing"]["circuit_breaker"]["state"] == "open"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["buffered", "streamed"])
+def test_a_refused_call_gets_the_answer_that_the_file_has_written(
+    tmp_path: Path, call: Call, stream: bool
+) -> None:
+    with FaultServer() as server, running(tmp_path, rules(f"{server.url}/v2", CANNED, more=INSTALL)) as hr:
+        open_up(call, hr, server)
+        answer = call(hr, server.url, "/v2/a", stream=stream)
+
+        assert (status_of(answer), answer.headers["X-From"], body_of(answer)) == (203, "file", b"[1, 2]")
+        assert len(server.requests) == 1
+        record = answer.headrace
+        assert (record.upstream, record.fallback_for, record.reason) == ("billing", "billing", "circuit_open")
+        assert record.attempts == ()
+        status = hr.status()["upstreams"]["billing"]
+        assert (status["circuit_breaker"]["refused"], status["circuit_breaker"]["fallbacks"]) == (1, 1)
+
+
+def test_an_answer_from_the_file_to_head_has_no_body(tmp_path: Path, call: Call) -> None:
+    with FaultServer() as server, running(tmp_path, rules(f"{server.url}/v2", CANNED, more=INSTALL)) as hr:
+        open_up(call, hr, server)
+        answer = call(hr, server.url, "/v2/a", method="HEAD")
+
+        assert (status_of(answer), body_of(answer)) == (203, b"")
+
+
+def test_json_from_the_file_is_read_as_any_other(tmp_path: Path) -> None:
+    with FaultServer() as server, running(tmp_path, rules(f"{server.url}/v2", CANNED)) as hr:
+        open_up(by_requests, hr, server)
+        assert requests.get(f"{server.url}/v2/a").json() == [1, 2]
+
+
+def with_replica(server: FaultServer, replica: FaultServer, more: str = "") -> str:
+    return (
+        rules(f"{server.url}/v2", QUICK + "    fallback: {upstream: replica}\n", more=INSTALL)
+        + f"  replica:\n    base_url: {replica.url}/ro/v2\n    headers: {{X-Replica: me}}\n{more}"
+    )
+
+
+def test_another_upstream_is_asked_for_the_same_path_by_its_own_rules(tmp_path: Path, call: Call) -> None:
+    with (
+        FaultServer() as server,
+        FaultServer() as replica,
+        running(tmp_path, with_replica(server, replica, "    retry: {backoff: {base: 1ms}}\n")) as hr,
+    ):
+        open_up(call, hr, server)
+        replica.next(Answer(503), Answer(200, body=b"old"))
+        answer = call(hr, server.url, "/v2/invoices/7?full=1")
+
+        assert (status_of(answer), body_of(answer)) == (200, b"old")
+        assert [one.target for one in replica.requests] == ["/ro/v2/invoices/7?full=1"] * 2
+        assert replica.requests[0].header("Host") == replica.url.removeprefix("http://")
+        assert replica.requests[0].header("X-Replica") == "me"
+        assert len(server.requests) == 1
+        record = answer.headrace
+        assert (record.upstream, record.fallback_for, len(record.attempts)) == ("replica", "billing", 2)
+        assert hr.status()["upstreams"]["replica"]["requests"] == {"2xx": 1}
+
+
+def test_a_body_goes_to_the_fallback_and_credentials_do_not(tmp_path: Path, call: Call) -> None:
+    with (
+        FaultServer() as server,
+        FaultServer() as replica,
+        running(tmp_path, with_replica(server, replica)) as hr,
+    ):
+        open_up(call, hr, server)
+        headers = {"Authorization": "Bearer secret", "Cookie": "session=1", "X-Kept": "yes"}
+        call(hr, server.url, "/v2/a", method="POST", data=io.BytesIO(b"payload"), headers=headers)
+
+        (got,) = replica.requests
+        assert (got.body, got.header("X-Kept")) == (b"payload", "yes")
+        assert (got.header("Authorization"), got.header("Cookie")) == (None, None)
+
+
+def test_when_the_fallback_fails_too_its_error_says_whose_place_it_took(tmp_path: Path, call: Call) -> None:
+    with (
+        FaultServer() as server,
+        FaultServer() as replica,
+        running(tmp_path, with_replica(server, replica, "    retry: {max_attempts: 1}\n")) as hr,
+    ):
+        open_up(call, hr, server)
+        replica.refuse()
+        with pytest.raises((requests.ConnectionError, urllib3.exceptions.HTTPError)) as caught:
+            call(hr, server.url, "/v2/a")
+
+        assert caught.value.headrace.upstream == "replica"
+        assert caught.value.headrace.fallback_for == "billing"
+
+
+def test_fallbacks_chain_to_an_answer_from_the_file(tmp_path: Path, call: Call) -> None:
+    more = QUICK + '    fallback: {status: 200, body: "in the end"}\n'
+    with (
+        FaultServer() as server,
+        FaultServer() as replica,
+        running(tmp_path, with_replica(server, replica, more)) as hr,
+    ):
+        open_up(call, hr, server)
+        replica.always(Answer(500))
+        assert status_of(call(hr, server.url, "/v2/a")) == 500  # the replica's own
+        assert body_of(call(hr, server.url, "/v2/a")) == b"in the end"
+
+
+def test_the_deadline_of_the_refused_call_holds_for_its_fallback(tmp_path: Path) -> None:
+    """Its time is one: an upstream asked in place of another gets what is left, not a deadline of its own."""
+    body = QUICK + "    timeouts: {deadline: 300ms}\n    fallback: {upstream: replica}\n"
+    with FaultServer() as server, FaultServer() as replica:
+        text = rules(f"{server.url}/v2", body) + f"  replica:\n    base_url: {replica.url}\n"
+        with running(tmp_path, text) as hr:
+            open_up(by_requests, hr, server)
+            replica.always(Answer(200, delay_s=2.0))
+            with pytest.raises(headrace.DeadlineExceeded):
+                requests.get(f"{server.url}/v2/a")
+
+
+def test_observed_calls_get_no_fallback(tmp_path: Path) -> None:
+    body = CANNED + "    mode: observe\n"
+    with FaultServer() as server, running(tmp_path, rules(f"{server.url}/v2", body)) as hr:
+        open_up(by_requests, hr, server)
+        assert requests.get(f"{server.url}/v2/a").status_code == 500
+        assert hr.status()["upstreams"]["billing"]["circuit_breaker"]["fallbacks"] == 0
