@@ -150,5 +150,5 @@ def test_over_any_ttl_retries_stay_within_ratio_and_reserve(
 
     for end in retries:
         paid = sum(end - plan.ttl_s < at <= end for at in retries)
-        earned = sum(end - 1.1 * plan.ttl_s < at <= end for at in firsts)
+        earned = sum(end - plan.ttl_s - 1e-6 < at <= end for at in firsts)
         assert paid <= plan.ratio * earned + plan.min_per_second * plan.ttl_s + 1e-6

@@ -94,14 +94,15 @@ class RetryBudget:
     """Tokens that retries of one upstream are paid from; shared by all its callers.
 
     Each first attempt earns `ratio` of a retry, a retry costs one; both are forgotten
-    after `ttl`, and `min_per_second · ttl` retries are there without any traffic. So over
-    any `ttl` seconds that end with a retry, retries are at most ratio × first attempts
-    (of these seconds and the ttl/10 before) + min_per_second · ttl.
+    after `ttl`, and `min_per_second · ttl` retries are there without any traffic. So in
+    any `ttl` seconds that end with a retry, retries are at most ratio × first attempts +
+    min_per_second · ttl; in any `ttl` seconds whatever, with the first attempts of 2 · ttl.
 
     Thread-safe with a plain *lock*, held for arithmetic only.
 
-    Source: Finagle RetryBudget and its leaky TokenBucket; one slice more than its ten,
-    because ten cover only 0.9 of the stretch right after the window moved on.
+    Source: Finagle RetryBudget and its leaky TokenBucket. It forgets both in slices of
+    ttl/10; here a retry is remembered for at least `ttl` and paid for by nothing that is
+    older than `ttl`, or the promise would only hold by and large.
     """
 
     __slots__ = ("_lock", "_plan", "_window")
@@ -135,4 +136,5 @@ class RetryBudget:
     def _tokens(self, now: float) -> float:
         plan, window = self._plan, self._window
         window.advance(now)
-        return plan.min_per_second * plan.ttl_s + plan.ratio * window.calls - window.marked
+        earned = plan.ratio * (window.calls - window.oldest_calls)
+        return plan.min_per_second * plan.ttl_s + earned - window.marked

@@ -44,6 +44,11 @@ class TimeWindow:
         self.calls += calls
         self.marked += marked
 
+    @property
+    def oldest_calls(self) -> int:
+        """What the oldest slice holds of `calls`: without it the window is a slice shorter."""
+        return self._calls[(self._epoch + 1) % len(self._calls)]
+
     def advance(self, now: float) -> None:
         """Forget what *now* has pushed out of the window. Mutates."""
         epoch = int(now // self.slice_s)
