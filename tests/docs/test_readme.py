@@ -385,7 +385,16 @@ def test_record_of_a_response(
     assert capsys.readouterr().out == blocks()["What a record holds/2"].text
 
 
-@shows("What a record holds/3", "What a record holds/4", "Logs/1", "Logs/2")
+@shows("What a record holds/3", "What a record holds/4")
+def test_notes_of_an_exception(
+    hr: headrace.Headrace, upstream: FaultServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upstream.always(Break())
+    run("What a record holds/3", upstream, requests=requests)
+    assert_same(blocks()["What a record holds/4"].text, capsys.readouterr().out)
+
+
+@shows("What a record holds/5", "What a record holds/6", "Logs/1", "Logs/2")
 def test_record_of_a_refusal_and_the_log_line_before_it(
     hr: headrace.Headrace, upstream: FaultServer, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -405,16 +414,17 @@ def test_record_of_a_refusal_and_the_log_line_before_it(
         ours.setLevel(logging.NOTSET)
     assert_same(blocks()["Logs/2"].text, capsys.readouterr().err)
 
-    run("What a record holds/3", upstream, requests=requests, headrace=headrace)
-    assert_same(blocks()["What a record holds/4"].text, capsys.readouterr().out)
+    run("What a record holds/5", upstream, requests=requests, headrace=headrace)
+    assert_same(blocks()["What a record holds/6"].text, capsys.readouterr().out)
 
 
 def test_record_tables_are_complete() -> None:
     rows = tables("What a record holds")
-    public = {name for name in inspect.get_annotations(Record) if name[0] != "_"} | {"attempts"}
+    computed = {name for name, value in vars(Record).items() if isinstance(value, property)}
+    public = {name for name in inspect.get_annotations(Record) if name[0] != "_"} | computed
     fields = [row[0].strip("`") for row in rows[: len(public)]]
     assert set(fields) == public
-    assert set(re.findall(r"`(\w+)`", rows[2][1])) == set(inspect.get_annotations(AttemptRecord))
+    assert set(re.findall(r"`(\w+)`", rows[3][1])) == set(inspect.get_annotations(AttemptRecord))
     words = [word for row in rows[len(public) :] for word in re.findall(r"`(\w+)`", row[0])]
     assert sorted(words) == sorted(reason.value for reason in EndReason)
 

@@ -30,6 +30,7 @@ def with_record(
     """*exc* as headrace lets it out."""
     exc.headrace = Record(  # type: ignore[attr-defined]
         upstream="billing",
+        method="GET",
         request_id=request_id,
         reason=EndReason.ATTEMPTS,
         retry_after_s=retry_after_s,

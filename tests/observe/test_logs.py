@@ -68,6 +68,13 @@ EVERY_EVENT: list[events.Event] = [
     events.CallUngoverned(reason="tls", upstream="billing", call_site="app.py:12"),
     events.RetriesDelegated(upstream="billing", call_site="app.py:12"),
     events.PredicateFailed(upstream="billing", function="shop.billing:is_error", error="KeyError"),
+    events.RetriesWithheld(
+        upstream="billing",
+        method="POST",
+        reason="method",
+        why="not retried: POST may have arrived",
+        call_site="app.py:12",
+    ),
     events.CallOnEventLoop(upstream="billing", wanted="wait for a connection", call_site="app.py:12"),
     events.PoolSuspect(upstream="billing", misses=3, closed=2),
     events.WatchDegraded(reason="inotify: too many watches"),

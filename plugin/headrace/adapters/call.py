@@ -22,7 +22,7 @@ from headrace.adapters.errors import Twins
 from headrace.adapters.outbound import Outbound
 from headrace.adapters.predicate import is_condemned
 from headrace.adapters.retry_after import retry_after_s
-from headrace.adapters.ungoverned import stands_on_event_loop
+from headrace.adapters.ungoverned import is_withheld, stands_on_event_loop
 from headrace.engine.blocking import run
 from headrace.errors import UpstreamError
 from headrace.policy.exchange import EndReason, Exchange, Finish, Refuse, Send
@@ -136,6 +136,7 @@ class Call(Generic[T]):
         self._upstream = upstream
         self._surface = surface
         self._message = message
+        self._method = method
         self._streamed = streamed
         self._timeouts = timeouts
         self.outbound = outbound = outbound or Outbound(upstream, method, headers)
@@ -180,10 +181,9 @@ class Call(Generic[T]):
             decision = run(self._exchange, self, clock=time.monotonic, sleep=time.sleep)
         finally:
             self._count(decision, time.monotonic() - began)
-        if decision.reason is EndReason.EVENT_LOOP:
-            stands_on_event_loop(self._upstream, "sleep before its next attempt")
         record = Record(
             self._upstream.plan.name,
+            self._method,
             self.outbound.request_id,
             decision.reason,
             self._exchange.retry_after_s,
@@ -191,6 +191,8 @@ class Call(Generic[T]):
             self._exchange.outcomes,
             self._exchange.verdicts,
         )
+        if decision.reason is not EndReason.SUCCESS:
+            self._say(record)
         if self.answer is not None:
             self.answer.headrace = record  # type: ignore[attr-defined]  # both libraries' responses take attributes
             return self.answer
@@ -378,6 +380,14 @@ class Call(Generic[T]):
         """Free the slot of the failed answer before the pause; keep the answer if it can be kept."""
         if self.answer is not None:
             self.answer = self._surface.set_aside(self.answer)
+
+    def _say(self, record: Record) -> None:
+        """Log what the code at the call site could do better, if that is why the call ended."""
+        wants_retries = self._upstream.plan.retry.max_attempts > 1
+        if record.reason is EndReason.EVENT_LOOP:
+            stands_on_event_loop(self._upstream, "sleep before its next attempt")
+        elif wants_retries and record.reason in (EndReason.METHOD, EndReason.NOT_REPLAYABLE):
+            is_withheld(self._upstream, record)
 
     def _no_lease(self, error: LeaseTimeout | LeaseRejected | LeaseClosed, started: float) -> Outcome:
         twins = self._surface.twins

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from headrace.observe.events import CallOnEventLoop, CallUngoverned
+from headrace.observe.events import CallOnEventLoop, CallUngoverned, RetriesWithheld
 from headrace.observe.logs import emit
+from headrace.runtime.record import Record
 from headrace.runtime.upstream import Upstream
 from headrace.transport.call_site import call_site
 
@@ -20,3 +21,18 @@ def stands_on_event_loop(upstream: Upstream, wanted: str) -> None:
     site = call_site()
     if upstream.service.is_first("event_loop", site):
         emit(CallOnEventLoop(upstream=upstream.plan.name, wanted=wanted, call_site=site))
+
+
+def is_withheld(upstream: Upstream, record: Record) -> None:
+    """Say, once per call site, that a failed call was not retried because of what it is: more of them will not be."""
+    site = call_site()
+    if upstream.service.is_first(record.reason.value, site):
+        emit(
+            RetriesWithheld(
+                upstream=record.upstream,
+                method=record.method,
+                reason=record.reason.value,
+                why=record.why,
+                call_site=site,
+            )
+        )

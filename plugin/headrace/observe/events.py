@@ -296,6 +296,32 @@ class RetriesDelegated:
 
 
 @dataclass(frozen=True, slots=True)
+class RetriesWithheld:
+    """A failed call was not retried because of its method or its body; once per call site.
+
+    Attributes:
+        reason: `method` or `not_replayable`.
+        why: The same in words, with the fix.
+        call_site: `file:line` of the caller.
+    """
+
+    name: ClassVar[str] = "retries.withheld"
+    level: ClassVar[int] = logging.INFO
+    upstream: str
+    method: str
+    reason: str
+    why: str
+    call_site: str
+
+    @property
+    def line(self) -> str:
+        return (
+            f'upstream "{self.upstream}": {self.method} at {self.call_site} failed and was {self.why}; '
+            f"said once per call site"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class PredicateFailed:
     """`failure_if` raised instead of answering, so the response counts by its status alone; once per kind of error.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from headrace.policy.circuit import Verdict
 from headrace.policy.counters import UpstreamCounters, add
@@ -18,21 +19,28 @@ class AttemptRecord:
 
     Attributes:
         started_s: Monotonic seconds.
+        paused_s: Since the end of the attempt before it: the back-off, or the pause of a caller who retries
+            himself; 0 for the first.
         wait_s: Waited for a connection.
         connect_s: TCP and TLS, or None on a reused connection.
         duration_s: The attempt itself, after the wait.
         outcome: `2xx` … `5xx`, or the fault.
         verdict: What the circuit was told: success, failure or ignored.
+        sent: The request, or a part of it, may have reached the upstream.
+        retry_seq: How many attempts before it may have: its `X-Retry-Seq`, absent at 0.
         resent: It was sent twice: the pooled connection had died unnoticed.
     """
 
     started_s: float
+    paused_s: float
     wait_s: float
     connect_s: float | None
     duration_s: float
     outcome: str
     status: int | None
     verdict: str
+    sent: bool
+    retry_seq: int
     resent: bool
 
 
@@ -42,6 +50,7 @@ class Record:
 
     Attributes:
         upstream: Name of the upstream.
+        method: Upper case.
         request_id: The id that every attempt carried, or None when none was sent on.
         reason: Why the call ended: a word of `policy.exchange.EndReason`.
         retry_after_s: What the upstream, or our circuit, asks to wait, seconds, or None.
@@ -50,6 +59,7 @@ class Record:
     """
 
     upstream: str
+    method: str
     request_id: str | None
     reason: EndReason
     retry_after_s: float | None
@@ -61,35 +71,91 @@ class Record:
     @property
     def attempts(self) -> tuple[AttemptRecord, ...]:
         """The attempts made, oldest first. Built on each access: the success path pays nothing for it."""
-        return tuple(
-            AttemptRecord(
-                started_s=outcome.started_s,
-                wait_s=outcome.wait_s,
-                connect_s=outcome.connect_s,
-                duration_s=outcome.duration_s,
-                outcome=outcome.label,
-                status=outcome.status,
-                verdict=verdict.value,
-                resent=outcome.resent,
+        made: list[AttemptRecord] = []
+        retry_seq, ended_s = 0, None
+        for outcome, verdict in zip(self._outcomes, self._verdicts, strict=True):
+            made.append(
+                AttemptRecord(
+                    started_s=outcome.started_s,
+                    paused_s=0.0 if ended_s is None else max(0.0, outcome.started_s - ended_s),
+                    wait_s=outcome.wait_s,
+                    connect_s=outcome.connect_s,
+                    duration_s=outcome.duration_s,
+                    outcome=outcome.label,
+                    status=outcome.status,
+                    verdict=verdict.value,
+                    sent=outcome.sent,
+                    retry_seq=retry_seq,
+                    resent=outcome.resent,
+                )
             )
-            for outcome, verdict in zip(self._outcomes, self._verdicts, strict=True)
-        )
+            retry_seq += outcome.sent
+            ended_s = outcome.started_s + outcome.wait_s + outcome.duration_s
+        return tuple(made)
+
+    @property
+    def denied(self) -> EndReason | None:
+        """What forbade a further attempt that the rules wanted, or None: none was wanted."""
+        return self.reason if self._outcomes and self.reason in _DENIALS else None
+
+    @property
+    def why(self) -> str:
+        """Why the call ended, in words."""
+        words = _WHY[self.reason].format(method=self.method)
+        if self.reason not in _DENIALS:
+            return words
+        return f"{'not retried' if self._outcomes else 'not sent'}: {words}"
 
     def notes(self) -> list[str]:
         """The story in words, a line per attempt and one for the end."""
-        lines = []
-        for number, one in enumerate(self.attempts, 1):
-            connect = "reused connection" if one.connect_s is None else f"connected in {one.connect_s:.3f} s"
-            if one.resent:
-                connect += ", resent over it: the pooled one was dead"
-            what = str(one.status) if one.status is not None else one.outcome
-            lines.append(
-                f'headrace: upstream "{self.upstream}" attempt {number}: {what} after {one.duration_s:.3f} s '
-                f"({connect}, waited {one.wait_s:.3f} s)"
-            )
+        lines = [_told(number, one) for number, one in enumerate(self.attempts, 1)]
         asked = "" if self.retry_after_s is None else f", retry after {self.retry_after_s:.1f} s"
-        lines.append(f"headrace: ended: {self.reason.value}{asked} (request id {self.request_id or '-'})")
-        return lines
+        request_id = "" if self.request_id is None else f", request id {self.request_id}"
+        lines.append(f"{self.why}{asked} ({self.reason.value}{request_id})")
+        return [f'headrace: upstream "{self.upstream}" {line}' for line in lines]
+
+
+def _told(number: int, one: AttemptRecord) -> str:
+    what = str(one.status) if one.status is not None else one.outcome
+    if one.connect_s is not None:
+        how = [f"connected in {one.connect_s:.3f} s"]
+    else:
+        how = ["reused connection" if one.sent else "not connected"]
+    if one.wait_s >= 0.0005:
+        how.append(f"waited {one.wait_s:.3f} s for it")
+    if one.resent:
+        how.append("sent again at once: the pooled connection was dead")
+    pause = "" if number == 1 else f", {one.paused_s:.3f} s later"
+    return f"attempt {number}{pause}: {what} after {one.duration_s:.3f} s ({', '.join(how)})"
+
+
+_DENIALS: Mapping[EndReason, str] = MappingProxyType(
+    {
+        EndReason.METHOD: "{method} may have arrived, and retry.methods does not name it (name it there, or send an "
+        "Idempotency-Key)",
+        EndReason.NOT_REPLAYABLE: "the body can be sent only once (pass bytes, text, or a file that can seek)",
+        EndReason.ATTEMPTS: "retry.max_attempts are used up",
+        EndReason.EVENT_LOOP: "the pause would have stalled the event loop of this thread",
+        EndReason.CIRCUIT_OPENED: "the circuit is open after this failure",
+        EndReason.RETRY_AFTER: "the upstream asks for more patience than retry.retry_after.max",
+        EndReason.REQUEST_RETRIES: "the inbound request has used up its service.max_retries_per_request",
+        EndReason.BUDGET: "the retry budget is spent",
+        EndReason.DEADLINE: "the deadline is over, or the next pause would not fit",
+        EndReason.CIRCUIT_OPEN: "the circuit lets nothing through",
+    }
+)
+_WHY: Mapping[EndReason, str] = MappingProxyType(
+    {
+        EndReason.SUCCESS: "ended with an answer that retry.retry_on does not name",
+        EndReason.NOT_RETRIABLE: "not retried: retry.retry_on does not name this failure",
+        EndReason.CERTIFICATE: "never retried: the peer is not who it should be",
+        EndReason.POOL_TIMEOUT: "no connection came free within timeouts.acquire",
+        EndReason.POOL_REJECTED: "no connection was to be had, and none was waited for",
+        EndReason.CANCELLED: "the caller went away",
+        EndReason.LOCAL_ERROR: "the request could not be made",
+        **_DENIALS,
+    }
+)
 
 
 _NO_CONNECTION = frozenset({Fault.POOL_TIMEOUT, Fault.POOL_REJECTED})
