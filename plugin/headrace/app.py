@@ -48,12 +48,17 @@ class Headrace:
             (several separated as in PATH), else `upstreams.yaml`.
         registry: Where Prometheus metrics go; None: prometheus_client's default.
 
+    Attributes:
+        started_in: The process that `start()` was last called in, or 0; a `close()` leaves it. The
+            middlewares start where it is another one.
+
     Raises:
         ConfigError: The files have problems; all of them are in the text.
     """
 
     def __init__(self, file: File | Sequence[File] | None = None, *, registry: Any = None) -> None:
         self.files = _absolute(file)
+        self.started_in = 0  # pid
         self._mode_override = mode_override(os.environ)
         self._cwd = Path.cwd()
         self._lock = threading.Lock()
@@ -99,7 +104,7 @@ class Headrace:
             self._metrics.install()
             self._housekeeping.start()
             self._closed = False
-            self._running_in = os.getpid()
+            self._running_in = self.started_in = os.getpid()
             atexit.register(self.close)
             # Last: it looks at once, and what it reloads is published only where this runs.
             self._watcher = Watcher(self._watched(), self._poked, self.snapshot.configuration.reload)
@@ -141,6 +146,13 @@ class Headrace:
             self._metrics.flush()
             self._metrics.uninstall()
         emit(HeadraceStopped(files=self.files))
+
+    def forget(self) -> None:
+        """Fresh circuits and budgets; connections and counts stay. Thread-safe. Calls under way end with the old ones.
+
+        For tests that share an instance (`headrace.testing.isolated`).
+        """
+        self._reloader.forget()
 
     def reload(self) -> ReloadResult:
         """Take what the files say now into force. Blocks; thread-safe.
@@ -337,16 +349,12 @@ class Headrace:
                 "closed": closed,
             },
             "circuit_breaker": {
-                "mode": circuit.mode,
                 "state": circuit.state.value,
                 "failure_rate": circuit.failure_rate,
                 "calls": circuit.calls,
                 "failures": circuit.failures,
-                "slow_calls": circuit.slow_calls,
-                "slow_call_rate": circuit.slow_call_rate,
                 "consecutive_failures": circuit.consecutive_failures,
                 "retry_after": circuit.retry_after_s,
-                "ramp_share": circuit.ramp_share,
                 "refused": refused,
                 "fallbacks": fallbacks,
             },
@@ -372,6 +380,11 @@ def _forget_inherited() -> None:
 
 
 process.after_fork(_forget_inherited)
+
+
+def instances() -> list[Headrace]:
+    """Every instance that somebody holds, started or not, in no particular order."""
+    return list(_instances)
 
 
 def current() -> Headrace:

@@ -461,6 +461,40 @@ def test_calls_by_name(hr: headrace.Headrace, upstream: FaultServer) -> None:
     assert [request.target for request in upstream.requests] == ["/invoices/7"] * 3
 
 
+# --- Tests ----------------------------------------------------------------------------------------------
+
+
+@shows("Testing your rules/1", "Testing your rules/2")
+def test_a_simulation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "upstreams.yaml").write_text(text_of(FILE))
+    names: dict[str, Any] = {}
+    exec(text_of("Testing your rules/1"), names)
+
+    names["test_billing_opens_and_recovers"]()
+
+    shown, printed = text_of("Testing your rules/2"), capsys.readouterr().out
+    assert printed.startswith(shown.removesuffix("…\n"))
+
+
+@shows("Testing your rules/3")
+def test_the_pytest_plugin(folder: Path, upstream: FaultServer) -> None:
+    write(folder, "test_invoices.py", "Testing your rules/3", upstream)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "pytest_headrace", "--strict-markers", "-W", "error"],
+        cwd=folder,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert upstream.requests == []
+
+
 # --- The table for the night ----------------------------------------------------------------------------
 
 

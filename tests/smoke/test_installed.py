@@ -77,6 +77,30 @@ def test_a_plain_call_of_requests_is_governed_by_its_url(upstream_url: str, tmp_
     assert counted == 2
 
 
+def test_pytest_finds_its_plugin_and_runs_a_marked_test(tmp_path: Path) -> None:
+    (tmp_path / "upstreams.yaml").write_text(
+        "version: 1\nupstreams:\n  billing: {base_url: https://billing.internal}\n"
+    )
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        "from headrace.testing import Simulation\n"
+        "@pytest.mark.headrace('upstreams.yaml')\n"
+        "def test_it(headrace_instance):\n"
+        "    billing = Simulation('upstreams.yaml').upstream('billing')\n"
+        "    billing.answers(503, 200)\n"
+        "    assert billing.call().status == 200\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "--strict-markers", "-W", "error", "test_it.py"]
+
+    found = [
+        entry.value for entry in metadata.entry_points(group="pytest11") if entry.name == "pytest_headrace"
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    assert found == ["pytest_headrace"]
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_command_accepts_a_good_file_and_refuses_a_bad_one(tmp_path: Path) -> None:
     good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
     good.write_text("version: 1\nupstreams:\n  billing: {base_url: https://billing.internal}\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -89,6 +90,7 @@ class FakeHeadrace:
         self.log: list[str] = []
         self.threads: list[threading.Thread] = []
         self.start_error: Exception | None = None
+        self.started_in = 0
 
     def start(self) -> None:
         """Note it."""
@@ -96,6 +98,7 @@ class FakeHeadrace:
         self.threads.append(threading.current_thread())
         if self.start_error is not None:
             raise self.start_error
+        self.started_in = os.getpid()
 
     def close(self) -> None:
         """Note it."""

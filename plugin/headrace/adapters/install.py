@@ -7,7 +7,6 @@ start, close and reload only. Calls read the routes of their library without it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Protocol
 
 from headrace.adapters import routing
@@ -20,33 +19,41 @@ from headrace.policy.routes import RouteTable, url_of
 from headrace.runtime import process
 from headrace.runtime.snapshot import Snapshot, routes_of
 
-__all__ = ["busiest_unknown_hosts", "owners", "publish", "withdraw"]
+__all__ = ["busiest_unknown_hosts", "owners", "publish", "repair", "withdraw"]
 
 
 class _Patch(Protocol):
-    def undo(self) -> bool: ...
+    def __init__(self, routing: Routing) -> None: ...
+    @staticmethod
+    def is_on_top() -> bool: ...
+    @staticmethod
+    def undo() -> None: ...
 
 
 class _Library:
     """One library, its routes, and its patch while anybody wants it."""
 
-    def __init__(self, routing: Routing, make_patch: Callable[[Routing], _Patch]) -> None:
+    def __init__(self, routing: Routing, patch: type[_Patch]) -> None:
         self._routing = routing
-        self._make_patch = make_patch
-        self._patch: _Patch | None = None
+        self._patch = patch
+        self._is_patched = False  # as far as we know: others may have put back what they found
 
-    def follow(self, published: list[Snapshot]) -> None:
-        """Route to *published*; patch with the first that wants this library, undo with the last. Under `_lock`."""
+    def follow(self, published: list[Snapshot], *, is_start: bool) -> None:
+        """Route to *published*; patch at a start that wants this library, undo with the last. Under `_lock`.
+
+        Only at a start: a mock that somebody has laid over ours meanwhile is to stay on top through a reload.
+        """
         wanting = [snapshot for snapshot in published if self._routing.wanted_by(snapshot)]
         self._routing.routes = RouteTable(
             pair for snapshot in wanting for pair in routes_of(snapshot.upstreams.values())
         )
-        if wanting and self._patch is None:
-            self._patch = self._make_patch(self._routing)
-        elif not wanting and self._patch is not None and self._patch.undo():
-            # Otherwise it stays, finds no route for anything, and passes through: taking it out from under
-            # another patch would undo that one as well.
-            self._patch = None
+        if not wanting:
+            # A layer that somebody has covered stays, finds no route for anything, and passes through: taking it
+            # out from under another patch would undo that one as well.
+            self._patch.undo()
+        elif (is_start or not self._is_patched) and not self._patch.is_on_top():
+            self._patch(self._routing)
+        self._is_patched = bool(wanting)
 
 
 _lock = threading.Lock()
@@ -65,8 +72,9 @@ def publish(owner: object, snapshot: Snapshot) -> None:
     """
     with _lock:
         _refuse_double_claims(owner, snapshot)
+        is_start = owner not in _published
         _published[owner] = snapshot
-        _follow()
+        _follow(is_start=is_start)
 
 
 def withdraw(owner: object) -> None:
@@ -78,16 +86,22 @@ def withdraw(owner: object) -> None:
                 routing.forget_unknown()
 
 
+def repair() -> None:
+    """Lay the patches anew that somebody has thrown out, take out those left over. Thread-safe; idempotent."""
+    with _lock:
+        _follow(is_start=True)
+
+
 def owners() -> list[object]:
     """Everybody who has published, oldest first."""
     with _lock:
         return list(_published)
 
 
-def _follow() -> None:
+def _follow(*, is_start: bool = False) -> None:
     published = list(_published.values())
     for library in _LIBRARIES:
-        library.follow(published)
+        library.follow(published, is_start=is_start)
 
 
 def _refuse_double_claims(owner: object, snapshot: Snapshot) -> None:

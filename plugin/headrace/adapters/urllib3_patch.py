@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from urllib3 import PoolManager
 from urllib3.connectionpool import HTTPConnectionPool
@@ -17,6 +17,8 @@ from urllib3.poolmanager import PoolKey
 
 from headrace.adapters.routing import Routing, count_unknown
 from headrace.adapters.urllib3_routed import is_stock, routed
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 settled: ContextVar[bool] = ContextVar("headrace_settled", default=False)
 """Set while requests chooses the pool of a call about which the requests surface has decided already."""
@@ -26,7 +28,8 @@ class Urllib3Patch:
     """`PoolManager.connection_from_pool_key`, replaced; `undo` puts back what was there."""
 
     def __init__(self, routing: Routing) -> None:
-        self._original = original = PoolManager.connection_from_pool_key
+        # A forgotten layer of ours that is on top is replaced, not covered.
+        original = _without_ours(PoolManager.connection_from_pool_key)
 
         def connection_from_pool_key(
             self: PoolManager, pool_key: PoolKey, request_context: dict[str, Any]
@@ -40,21 +43,30 @@ class Urllib3Patch:
                 return pool
             return routed(pool, pool_key, routing, manager=self)
 
-        self._ours: Callable[..., Any] = connection_from_pool_key
+        connection_from_pool_key.headrace_original = original  # type: ignore[attr-defined]
         _replace(connection_from_pool_key)
 
-    def undo(self) -> bool:
-        """Put the original back; False when somebody has patched over ours since, who still calls it."""
-        if PoolManager.connection_from_pool_key is not self._ours:
-            return False
-        _replace(self._original)
-        return True
+    @staticmethod
+    def is_on_top() -> bool:
+        """Whether a layer of ours is the first that a call meets."""
+        return hasattr(PoolManager.connection_from_pool_key, "headrace_original")
+
+    @staticmethod
+    def undo() -> None:
+        """Put back what a layer of ours on top has found. One that somebody has covered stays: it is still called."""
+        _replace(_without_ours(PoolManager.connection_from_pool_key))
 
 
 class PlainPoolManager(PoolManager):
     """A manager whose pools are stock's, whatever is installed: for calls about which headrace has decided."""
 
     connection_from_pool_key = PoolManager.connection_from_pool_key
+
+
+def _without_ours(function: F) -> F:
+    """*function* without a layer of ours on it: what that has found."""
+    found: F = getattr(function, "headrace_original", function)
+    return found
 
 
 def _replace(function: Callable[..., Any]) -> None:

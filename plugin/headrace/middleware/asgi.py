@@ -69,7 +69,6 @@ class ASGIMiddleware:
         self.app = app
         self.headrace = headrace if headrace is not None else Headrace(file, registry=registry)
         self._is_ours = headrace is None
-        self._started_in = 0  # pid
         self._header: tuple[RequestIdPlan | None, bytes] = (None, b"")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,7 +82,7 @@ class ASGIMiddleware:
             return
         began = perf_counter()
         headrace = self.headrace
-        if self._started_in != getpid():
+        if headrace.started_in != getpid():
             await self._start()
         snapshot = headrace.snapshot
         configuration = snapshot.configuration
@@ -163,7 +162,6 @@ class ASGIMiddleware:
     async def _start(self) -> None:
         # Off the event loop: it reads files, starts threads, patches.
         await run_in_threadpool(self.headrace.start)
-        self._started_in = getpid()
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start before the application's startup, close after its shutdown.
@@ -196,9 +194,9 @@ class ASGIMiddleware:
         await self.app(scope, receive_first, send_and_close)
 
     async def _close(self) -> None:
-        self._started_in = 0
         if self._is_ours:
             await run_in_threadpool(self.headrace.close)
+            self.headrace.started_in = 0
 
 
 async def _send_answer(found: ProblemAnswer, send: Send, *, is_head: bool) -> None:

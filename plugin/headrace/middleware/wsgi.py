@@ -61,16 +61,14 @@ class WSGIMiddleware:
             raise TypeError("give a file (and registry), or headrace=…, not both: a Headrace has its own")
         self.app = app
         self.headrace = headrace if headrace is not None else Headrace(file, registry=registry)
-        self._started_in = 0  # pid
         self._header: tuple[RequestIdPlan | None, str] = (None, "")
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
         began = perf_counter()
         headrace = self.headrace
-        if self._started_in != getpid():
+        if headrace.started_in != getpid():
             headrace.start()
-            self._started_in = getpid()
         snapshot = headrace.snapshot
         service = snapshot.configuration.service
         plan, key = self._header

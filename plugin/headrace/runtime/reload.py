@@ -117,6 +117,12 @@ class Reloader:
             for event in events:
                 emit(event)
 
+    def forget(self) -> None:
+        """What the upstreams have learned is forgotten. Thread-safe."""
+        with self._lock:
+            for upstream in self.snapshot.upstreams.values():
+                upstream.state.forget_learned(upstream.plan, mode=upstream.mode)
+
     def replace(self) -> None:
         """Start over from the files, with fresh upstreams: the instance was closed and is started again.
 

@@ -76,14 +76,18 @@ class UpstreamState:
         Not the parent's with new locks: a thread that does not exist here may have been amid an update.
         """
         self.counters.lock = threading.Lock()
-        self.in_flight = 0
-        self.pool.forget_inherited()
-        self.circuit = _circuit(plan, self.counters, mode=mode)
-        self.budget = _budget(plan)
-        for state in self.elsewhere.values():
+        for state in self.everywhere():
             state.in_flight = 0
             state.pool.forget_inherited()
-            state.circuit, state.budget = self.circuit, self.budget
+        self.forget_learned(plan, mode=mode)
+
+    def forget_learned(self, plan: UpstreamPlan, *, mode: Mode) -> None:
+        """A circuit and a budget that know nothing yet; connections and counts stay. Mutates."""
+        circuit, budget = _circuit(plan, self.counters, mode=mode), _budget(plan)
+        for state in self.everywhere():
+            state.circuit, state.budget = circuit, budget
+            state.misses = 0
+            state.suspect = False
 
     def everywhere(self) -> tuple[UpstreamState, ...]:
         """This state, and those of the other origins."""
@@ -172,13 +176,7 @@ def _circuit(plan: UpstreamPlan, counters: UpstreamCounters, *, mode: Mode) -> C
         rng=random.random,
         lock=threading.Lock(),
         on_transition=_transition_reporter(plan.name, counters, is_observed=mode == "observe"),
-        on_waived=lambda _: _count_waived(counters),
     )
-
-
-def _count_waived(counters: UpstreamCounters) -> None:
-    with counters.lock:
-        add(counters.observed, "refused")
 
 
 def _sizer(plan: UpstreamPlan, pool: GovernedHTTPPool, counters: UpstreamCounters) -> PoolSizer | None:
@@ -234,8 +232,7 @@ def _transition_reporter(
                 consecutive_failures=transition.consecutive_failures,
                 threshold=transition.threshold,
                 open_for_s=transition.open_for_s,
-                is_observed=is_observed or transition.is_observed,
-                slow_calls=transition.slow_calls,
+                is_observed=is_observed,
             )
         )
 

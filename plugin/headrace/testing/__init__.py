@@ -1,0 +1,18 @@
+"""For tests: rules played on a virtual clock, and state that one test leaves to no other."""
+
+from headrace.testing.clock import VirtualClock
+from headrace.testing.isolation import isolated
+from headrace.testing.script import ScriptExhausted
+from headrace.testing.simulation import CallResult, SimulatedUpstream, Simulation
+from headrace.testing.timeline import Moment, Timeline
+
+__all__ = [
+    "CallResult",
+    "Moment",
+    "ScriptExhausted",
+    "SimulatedUpstream",
+    "Simulation",
+    "Timeline",
+    "VirtualClock",
+    "isolated",
+]

@@ -1,0 +1,379 @@
+"""The rules of a file on a virtual clock, against upstreams that do what a test says.
+
+What decides is the real thing: the configuration loader, the exchange, the circuit, the
+retry budget and the engine's loop. What is played is the wire: an attempt takes what
+the script says, and is cut where the file's own limits would have cut it. There is no
+socket, no thread, no real time, and no chance unless a seed is given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+
+from headrace.config import load
+from headrace.config.problems import did_you_mean
+from headrace.config.units import format_duration
+from headrace.engine.blocking import run
+from headrace.errors import UnknownUpstream
+from headrace.policy.circuit import Circuit, CircuitState, CircuitView, Transition
+from headrace.policy.exchange import EndReason, Exchange
+from headrace.policy.outcome import Fault, Outcome
+from headrace.policy.plan import FallbackPlan, UpstreamPlan
+from headrace.policy.retry import RetryAllowance, RetryBudget
+from headrace.runtime.record import Record
+from headrace.testing.clock import VirtualClock
+from headrace.testing.script import Script, ScriptExhausted, What, reply, seconds
+from headrace.testing.timeline import Timeline
+from headrace.testing.wire import CallerLeft, ScriptedAttempt
+
+
+class Simulation:
+    """One file's upstreams, all on one clock that begins at 0.
+
+    Every rule is played as if `mode: enforce` were written: what a rule will do is the
+    question here, not whether it is in force. One call is made at a time.
+
+    Args:
+        file: The YAML file, or several (later wins).
+        env: What the file's `${env:…}` and `HEADRACE_…` find. The process's own environment is not
+            read, so that the result depends on what the test says alone.
+        seed: Of every random draw. None: each draw is the middle of what it may be, so
+            `open_for` is its base and a back-off half its bound, and instants are round.
+
+    Raises:
+        ConfigError: The files have problems; all of them are in the text.
+    """
+
+    def __init__(
+        self,
+        file: str | PathLike[str] | Sequence[str | PathLike[str]],
+        *,
+        env: Mapping[str, str] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self._configuration = load(file, env=env or {})
+        self._clock = VirtualClock(0.0)
+        rng = _middle if seed is None else random.Random(seed).random
+        self._inbound: _Inbound | None = None
+        self._upstreams = {
+            name: SimulatedUpstream(self, plan, self._clock, rng)
+            for name, plan in self._configuration.upstreams.items()
+        }
+
+    @property
+    def now_s(self) -> float:
+        """Seconds since the simulation began."""
+        return self._clock.now
+
+    @property
+    def digest(self) -> str:
+        """Of the configuration, as in the status of a process that has it in force."""
+        return self._configuration.digest
+
+    @property
+    def inbound(self) -> _Inbound | None:
+        """The inbound request that calls belong to at the moment."""
+        return self._inbound
+
+    def upstream(self, name: str) -> SimulatedUpstream:
+        """The upstream called *name*; each time the same object.
+
+        Raises:
+            UnknownUpstream: The file has no such name.
+        """
+        found = self._upstreams.get(name)
+        if found is None:
+            near = did_you_mean(name, list(self._upstreams))
+            fix = f"did you mean {near}?" if near else f"it has: {', '.join(self._upstreams)}"
+            raise UnknownUpstream(f'upstream "{name}" is not in the file; {fix}')
+        return found
+
+    def advance(self, duration: str) -> None:
+        """Let *duration*, written as in the file (`5s`), pass. Mutates."""
+        self._clock.advance(seconds(duration))
+
+    @contextlib.contextmanager
+    def request(self, *, deadline: str | None = None) -> Iterator[None]:
+        """Calls made inside belong to one inbound request: one allowance of retries, and one deadline.
+
+        Args:
+            deadline: How long its caller waits, from now; None: not known.
+        """
+        outer = self._inbound
+        allowed = self._configuration.service.max_retries_per_request
+        self._inbound = _Inbound(
+            RetryAllowance([None] * allowed),
+            None if deadline is None else self._clock.now + seconds(deadline),
+        )
+        try:
+            yield
+        finally:
+            self._inbound = outer
+
+    def __repr__(self) -> str:
+        return f"<Simulation at {self._clock.now:g} s, {', '.join(self._upstreams)}>"
+
+
+@dataclass(frozen=True, slots=True)
+class _Inbound:
+    allowance: RetryAllowance
+    deadline_at: float | None
+
+
+class SimulatedUpstream:
+    """One upstream: say what it does, call it, and look at what came of it.
+
+    Attributes:
+        timeline: Attempts (at their end), pauses (at their begin), transitions, refusals.
+        transitions: Of the circuit: when, and to which state.
+        arrived: Attempts of which at least a byte may have reached it.
+    """
+
+    def __init__(
+        self, simulation: Simulation, plan: UpstreamPlan, clock: VirtualClock, rng: Callable[[], float]
+    ) -> None:
+        self._simulation = simulation
+        self._plan = plan
+        self._clock = clock
+        self._rng = rng
+        self._script = Script()
+        self._circuit = Circuit(plan.circuit_breaker, rng=rng, on_transition=self._changed)
+        self._budget = RetryBudget(plan.retry.budget)
+        self.timeline = Timeline()
+        self.transitions = Timeline()
+        self.arrived = 0
+
+    def answers(
+        self,
+        *what: What,
+        times: int = 1,
+        takes: str | None = None,
+        retry_after: str | None = None,
+        body: bytes = b"",
+    ) -> None:
+        """Append to the script: the next attempts meet *what*, one each, all of it *times* over. Mutates.
+
+        Args:
+            what: Status codes, and words for no answer, such as `timeout` or `reset`; see `script.What`.
+            takes: Time until then, as `80ms`; what is longer than a limit of the file is cut there.
+                None: none at all, and for `timeout` until it is cut.
+            retry_after: The answer's `Retry-After`.
+            body: The answer's, for the file's `failure_if`.
+
+        Raises:
+            ValueError: Something that is none of these; the text says what to write.
+        """
+        if not what or times < 1:
+            raise ValueError("nothing to answer: give at least one status or word, and times= of at least 1")
+        replies = [reply(one, takes=takes, retry_after=retry_after, body=body) for one in what]
+        self._script.waiting.extend(replies * times)
+
+    def always(
+        self,
+        what: What | Callable[[float], What],
+        *,
+        takes: str | None = None,
+        retry_after: str | None = None,
+        body: bytes = b"",
+    ) -> None:
+        """What every attempt meets once the script is played out. Mutates.
+
+        Args:
+            what: As for `answers`, or a function of the instant (seconds since the simulation began) that
+                says it: an outage from the tenth to the fortieth second.
+        """
+        if callable(what):
+            says = what
+            self._script.then_always(
+                lambda at_s: reply(says(at_s), takes=takes, retry_after=retry_after, body=body)
+            )
+        else:
+            always = reply(what, takes=takes, retry_after=retry_after, body=body)
+            self._script.then_always(lambda at_s: always)
+
+    def call(self, method: str = "GET", *, replayable: bool = True, keyed: bool = False) -> CallResult:
+        """Make one call, to its end: attempts, pauses and all. Advances the clock by what that takes.
+
+        Args:
+            replayable: False: the body is a generator, which can be sent only once.
+            keyed: The call brings an idempotency key; one that the file makes needs no saying.
+
+        Raises:
+            ScriptExhausted: An attempt was made and nothing says what it meets.
+        """
+        inbound = self._simulation.inbound
+        deadline_at = None if inbound is None else inbound.deadline_at
+        return self._call(method.upper(), replayable=replayable, keyed=keyed, deadline_at=deadline_at)
+
+    def _call(self, method: str, *, replayable: bool, keyed: bool, deadline_at: float | None) -> CallResult:
+        plan, clock, inbound = self._plan, self._clock, self._simulation.inbound
+        key = plan.retry.idempotency_key
+        began = clock.now
+        exchange = Exchange(
+            plan,
+            self._circuit,
+            self._budget,
+            now=began,
+            rng=self._rng,
+            method=method,
+            replayable=replayable,
+            timeouts=plan.timeouts,
+            max_attempts=plan.retry.max_attempts,
+            deadline_at=deadline_at,
+            allowance=None if inbound is None else inbound.allowance,
+            keyed=keyed or (key is not None and method in key.methods),
+        )
+        pauses: list[float] = []
+
+        def sleep(delay_s: float) -> None:
+            self._note(f"pause {_duration(delay_s)}")
+            pauses.append(delay_s)
+            clock.advance(delay_s)
+
+        attempt = ScriptedAttempt(plan, self._script, clock, self._note, deadline_at=exchange.deadline_at)
+        try:
+            reason = run(exchange, attempt, clock=clock, sleep=sleep).reason
+        except CallerLeft:
+            reason = EndReason.CANCELLED
+        except ScriptExhausted as nothing:
+            raise ScriptExhausted(
+                f'upstream "{plan.name}": attempt {len(exchange.outcomes) + 1} of a {method} at {clock.now:g} s meets '
+                f"nothing, for the script is played out; say what comes next with answers(…), or from there on with "
+                f"always(…). So far:\n{self.timeline}"
+            ) from nothing
+        finally:
+            self.arrived += attempt.sent
+        if exchange.refused is not None:
+            self._note(f"refused: {exchange.refused}")
+        elif exchange.denied is not None:
+            self._note(f"no further attempt: {exchange.denied}")
+        elif not exchange.outcomes and reason is not EndReason.CANCELLED:
+            self._note(f"not sent: {reason}")
+        result = CallResult(
+            headrace=Record(
+                plan.name,
+                method,
+                None,
+                reason,
+                exchange.retry_after_s,
+                self._simulation.digest,
+                exchange.outcomes,
+                exchange.verdicts,
+            ),
+            status=None if reason is EndReason.CANCELLED else _status_kept(exchange.outcomes),
+            pauses_s=tuple(pauses),
+            began_s=began,
+            took_s=clock.now - began,
+        )
+        if reason is EndReason.CIRCUIT_OPEN and result.status is None and plan.fallback is not None:
+            return self._fall_back(result, plan.fallback, replayable, exchange.deadline_at)
+        return result
+
+    def _fall_back(
+        self, refused: CallResult, fallback: FallbackPlan, replayable: bool, deadline_at: float | None
+    ) -> CallResult:
+        """What the refused call gets instead, as `adapters.call` does it."""
+        if fallback.upstream is None:
+            self._note(f"fallback: {fallback.status}")
+            refused.headrace.fallback_for = self._plan.name
+            return replace(refused, status=fallback.status)
+        if refused.headrace.attempts and not replayable:
+            return refused
+        self._note(f'fallback: upstream "{fallback.upstream}"')
+        other = self._simulation.upstream(fallback.upstream)
+        method = refused.headrace.method
+        result = other._call(method, replayable=replayable, keyed=False, deadline_at=deadline_at)
+        result.headrace.fallback_for = self._plan.name
+        return replace(
+            result,
+            pauses_s=refused.pauses_s + result.pauses_s,
+            began_s=refused.began_s,
+            took_s=refused.took_s + result.took_s,
+        )
+
+    @property
+    def circuit(self) -> CircuitState:
+        """State of the circuit: equal to `closed`, `open`, `half_open`.
+
+        An open period that is over ends with the next call.
+        """
+        return self._circuit.state
+
+    @property
+    def circuit_view(self) -> CircuitView:
+        """The circuit's numbers now, as the status shows them."""
+        return self._circuit.view(self._clock.now)
+
+    @property
+    def budget_tokens(self) -> float:
+        """Retries that the budget would pay for now."""
+        return self._budget.balance(self._clock.now)
+
+    @property
+    def unplayed(self) -> int:
+        """Entries of the script that no attempt has met yet; count."""
+        return len(self._script.waiting)
+
+    def __repr__(self) -> str:
+        return (
+            f'<upstream "{self._plan.name}" at {self._clock.now:g} s: circuit {self.circuit}, '
+            f"{self.arrived} attempts arrived, {self.unplayed} scripted replies left>"
+        )
+
+    def _note(self, what: str) -> None:
+        self.timeline.note(self._clock.now, what)
+
+    def _changed(self, transition: Transition) -> None:
+        to = transition.to_state
+        what = f"circuit {to} ({transition.reason})"
+        if transition.open_for_s is not None:
+            what = f"circuit {to} for {_duration(transition.open_for_s)} ({transition.why})"
+        self.timeline.note(transition.at_s, what)
+        self.transitions.note(transition.at_s, to.value)
+
+
+@dataclass(frozen=True, slots=True)
+class CallResult:
+    """What a call has come to. A refused call is a result here, too; nothing is raised.
+
+    Attributes:
+        headrace: The record, as on a response or exception of a real call.
+        status: Of the answer that the caller gets, or None when that is an error.
+        pauses_s: Seconds.
+        began_s: Seconds since the simulation began.
+        took_s: Seconds, pauses and all.
+    """
+
+    headrace: Record
+    status: int | None
+    pauses_s: tuple[float, ...]
+    began_s: float
+    took_s: float
+
+    @property
+    def reason(self) -> EndReason:
+        """Why it ended: equal to the word in the README's table."""
+        return self.headrace.reason
+
+    def __str__(self) -> str:
+        return "\n".join(self.headrace.notes())
+
+
+def _status_kept(outcomes: Sequence[Outcome]) -> int | None:
+    """Status of the answer that the caller gets: without a connection for another attempt, that of the one before."""
+    for outcome in reversed(outcomes):
+        if outcome.fault is not Fault.POOL_TIMEOUT and outcome.fault is not Fault.POOL_REJECTED:
+            return outcome.status
+    return None
+
+
+def _duration(value_s: float) -> str:
+    return format_duration(round(value_s, 6))
+
+
+def _middle() -> float:
+    return 0.5

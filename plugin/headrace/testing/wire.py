@@ -1,0 +1,113 @@
+"""One scripted attempt: what the transport would have reported of what the script says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from requests import Response
+
+from headrace.policy.exchange import Send
+from headrace.policy.outcome import Fault, Outcome
+from headrace.policy.plan import UpstreamPlan
+from headrace.testing.clock import VirtualClock
+from headrace.testing.script import Reply, Script
+
+_NEVER_SENT = frozenset({Fault.CONNECT_FAILURE, Fault.TLS_FAILURE, Fault.CERTIFICATE})
+
+
+class CallerLeft(BaseException):
+    """What a caller who goes away looks like to the engine: neither an answer nor an error of the attempt."""
+
+
+class ScriptedAttempt:
+    """An `engine.blocking.Attempt` that plays a script, cut where the limits of *plan* would have cut it.
+
+    Args:
+        tell: Told of each attempt when it is over.
+        deadline_at: Of the call, or None.
+
+    Attributes:
+        sent: Attempts of which at least a byte may have arrived; count.
+    """
+
+    __slots__ = ("_clock", "_deadline_at", "_is_failure", "_script", "_tell", "_timeouts", "sent")
+
+    def __init__(
+        self,
+        plan: UpstreamPlan,
+        script: Script,
+        clock: VirtualClock,
+        tell: Callable[[str], None],
+        *,
+        deadline_at: float | None,
+    ) -> None:
+        self._timeouts = plan.timeouts
+        self._is_failure = plan.circuit_breaker.failure_if
+        self._script = script
+        self._clock = clock
+        self._tell = tell
+        self._deadline_at = deadline_at
+        self.sent = 0
+
+    def perform(self, send: Send) -> Outcome:
+        """Meet the next reply. Advances the clock.
+
+        Raises:
+            ScriptExhausted: There is none.
+            CallerLeft: It says that the caller goes away.
+            Exception: What the file's `failure_if` raises; in a real call it is logged.
+        """
+        clock = self._clock
+        outcome = self._outcome(self._script.next(clock.now), send.timeout_s)
+        outcome.started_s = clock.now
+        clock.advance(outcome.wait_s + outcome.duration_s)
+        self.sent += outcome.sent
+        self._tell(f"attempt {send.attempt}: {outcome.status or outcome.label}")
+        if outcome.fault is Fault.CANCELLED:
+            raise CallerLeft
+        return outcome
+
+    def set_aside(self) -> None:
+        """Nothing is held: there is no connection."""
+
+    def _outcome(self, met: Reply, limit_s: float) -> Outcome:
+        what, takes_s = met.what, met.takes_s
+        if what is Fault.POOL_TIMEOUT:
+            return Outcome(fault=what, wait_s=self._patience_s())
+        if what is Fault.POOL_REJECTED or what is Fault.LOCAL_ERROR:
+            return Outcome(fault=what)
+        if isinstance(what, Fault) and what in _NEVER_SENT:
+            connect_s = min(self._timeouts.connect_s, limit_s)
+            if takes_s <= connect_s:
+                return Outcome(fault=what, connect_s=takes_s, duration_s=takes_s)
+            # Who the peer is comes to light only at the end of the handshake.
+            late = Fault.TLS_FAILURE if what is Fault.CERTIFICATE else what
+            return Outcome(fault=late, cut=True, connect_s=connect_s, duration_s=connect_s)
+        answer_s = min(self._timeouts.read_s, limit_s)  # nothing comes before it, so all of it is silence
+        if what is Fault.TIMEOUT or takes_s > answer_s:
+            duration_s = min(takes_s, answer_s)
+            return Outcome(fault=Fault.TIMEOUT, sent=True, cut=True, connect_s=0.0, duration_s=duration_s)
+        if isinstance(what, Fault):
+            return Outcome(fault=what, sent=True, connect_s=0.0, duration_s=takes_s)
+        return Outcome(
+            status=what,
+            sent=True,
+            connect_s=0.0,
+            duration_s=takes_s,
+            retry_after_s=met.retry_after_s,
+            condemned=self._is_failure is not None and bool(self._is_failure(_response(what, met.body))),
+        )
+
+    def _patience_s(self) -> float:
+        patience_s = self._timeouts.acquire_s
+        return (
+            patience_s if self._deadline_at is None else min(patience_s, self._deadline_at - self._clock.now)
+        )
+
+
+def _response(status: int, body: bytes) -> Response:
+    """What `failure_if` is asked about: a `requests.Response` with nothing but a status and a body."""
+    response = Response()
+    response.status_code = status
+    response._content = body
+    return response
