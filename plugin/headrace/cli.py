@@ -19,7 +19,7 @@ from headrace.config.explain import explain
 from headrace.config.schema import schema_text
 from headrace.config.tree import MASK
 from headrace.config.units import format_duration
-from headrace.policy.plan import UpstreamPlan
+from headrace.policy.plan import CircuitPlan, TimeWindowPlan, UpstreamPlan
 from headrace.policy.routes import url_of
 
 GOOD, PROBLEMS, USAGE = 0, 1, 2
@@ -150,18 +150,31 @@ def _summary(inspection: Inspection, plan: UpstreamPlan) -> str:
     deadline = (
         "no deadline" if timeouts.deadline_s is None else f"deadline {format_duration(timeouts.deadline_s)}"
     )
-    if breaker.mode == "disabled":
-        trips = "breaker disabled"
-    else:
-        trips = (
-            f"opens at {breaker.failure_rate_threshold:.0%} of {breaker.minimum_calls}+ calls"
-            f" in {format_duration(breaker.window_s)}"
-        )
-        if breaker.consecutive_failures is not None:
-            trips += f" or {breaker.consecutive_failures} in a row"
+    trips = _trips(breaker)
     attempts = f"{retry.max_attempts} × {format_duration(timeouts.attempt_s)}"
     pool = f"{plan.pool.max_connections} connections"
     return f"{plan.name}  {_url(inspection, plan)}  {plan.mode}: {deadline}, {attempts}, {pool}, {trips}"
+
+
+def _trips(breaker: CircuitPlan) -> str:
+    if breaker.mode == "disabled":
+        return "breaker disabled"
+    if breaker.mode == "forced_open":
+        return "breaker forced open: every call refused"
+    window, slow_s = breaker.window, breaker.slow_call.duration_s
+    trips = "would open" if breaker.mode == "observe" else "opens"
+    trips += f" at {breaker.failure_rate_threshold:.0%} of {breaker.minimum_calls}+ calls"
+    if isinstance(window, TimeWindowPlan):
+        trips += f" in {format_duration(window.size_s)}"
+    else:
+        trips += f" of the last {window.size}"
+        if window.max_age_s is not None:
+            trips += f" in {format_duration(window.max_age_s)}"
+    if slow_s is not None:
+        trips += f" or {breaker.slow_call.rate_threshold:.0%} as slow as {format_duration(slow_s)}"
+    if breaker.consecutive_failures is not None:
+        trips += f" or {breaker.consecutive_failures} in a row"
+    return trips
 
 
 def _url(inspection: Inspection, plan: UpstreamPlan) -> str:

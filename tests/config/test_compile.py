@@ -16,6 +16,7 @@ from headrace.policy.plan import (
     BackoffPlan,
     BudgetPlan,
     CircuitPlan,
+    CountWindowPlan,
     HalfOpenPlan,
     OpenForPlan,
     Origin,
@@ -24,7 +25,9 @@ from headrace.policy.plan import (
     RetryAfterHeader,
     RetryAfterPlan,
     RetryPlan,
+    SlowCallPlan,
     TimeoutPlan,
+    TimeWindowPlan,
     UpstreamPlan,
     UrlPrefix,
 )
@@ -70,15 +73,16 @@ def test_file_with_only_a_base_url_gets_the_defaults_of_the_design_and_no_findin
         ),
         circuit_breaker=CircuitPlan(
             mode="enforce",
-            window_s=10.0,
+            window=TimeWindowPlan(size_s=10.0),
             minimum_calls=20,
             failure_rate_threshold=0.5,
             consecutive_failures=5,
+            slow_call=SlowCallPlan(duration_s=None, rate_threshold=1.0),
             failure_on=condition(["network", "5xx"]),
             blame_after_s=0.5,
             open_for=OpenForPlan(base_s=5.0, multiplier=2.0, max_s=60.0, jitter=0.1),
             half_open=HalfOpenPlan(
-                max_probes=3, success_rate_threshold=0.9, window_s=60.0, probe_timeout_s=8.0
+                max_probes=3, success_rate_threshold=0.9, window_s=60.0, probe_timeout_s=8.0, ramp_s=None
             ),
         ),
     )
@@ -168,6 +172,30 @@ def test_backoff_and_the_headers_of_retry_after_are_taken_from_file_and_environm
     assert set_outside.upstreams["a"].retry.retry_after.headers == (
         RetryAfterHeader("X-Reset", "unix_timestamp"),
     )
+
+
+def test_the_windows_of_the_breaker_and_its_slow_calls(load_text: LoadText) -> None:
+    upstreams = load_text(
+        "upstreams:\n"
+        "  a: {base_url: http://a, circuit_breaker: {window: {type: count}}}\n"
+        "  b: {base_url: http://b, circuit_breaker: {window: {type: count, size: 8192, max_age: 1s}}}\n"
+        "  c: {base_url: http://c, circuit_breaker: {window: {type: time, size: 30s}, slow_call: {duration: 2s}}}\n"
+        "  d: {base_url: http://d, circuit_breaker: {half_open: {ramp: 30s}, slow_call: {rate_threshold: 0.5}}}\n"
+    ).upstreams
+    a, b, c, d = (upstreams[name].circuit_breaker for name in "abcd")
+    assert a.window == CountWindowPlan(size=100, max_age_s=None)
+    assert b.window == CountWindowPlan(size=8192, max_age_s=1.0)
+    assert (c.window, c.slow_call) == (TimeWindowPlan(size_s=30.0), SlowCallPlan(2.0, 1.0))
+    assert (d.half_open.ramp_s, d.slow_call) == (30.0, SlowCallPlan(None, 0.5))
+
+
+def test_the_default_minimum_of_calls_is_cut_to_a_window_of_fewer(load_text: LoadText) -> None:
+    upstreams = load_text(
+        "upstreams:\n"
+        "  a: {base_url: http://a, circuit_breaker: {window: {type: count, size: 10}}}\n"
+        "  b: {base_url: http://b, circuit_breaker: {window: {type: count, size: 10}, minimum_calls: 4}}\n"
+    ).upstreams
+    assert [plan.circuit_breaker.minimum_calls for plan in upstreams.values()] == [10, 4]
 
 
 def test_probe_timeout_is_twice_the_attempt_unless_given(load_text: LoadText) -> None:

@@ -16,11 +16,16 @@ from headrace.observe.families import FAMILIES
 from headrace.observe.metrics import Metrics, Reading, ServiceReading, UpstreamReading
 from headrace.policy.circuit import CircuitState, CircuitView
 from headrace.policy.counters import Histogram, UpstreamCounters, add
+from headrace.policy.plan import CircuitMode
 
 DIGEST = "0123456789abcdef" * 4
 
 
-def circuit(state: CircuitState = CircuitState.CLOSED, failure_rate: float | None = 0.25) -> CircuitView:
+def circuit(
+    state: CircuitState = CircuitState.CLOSED,
+    failure_rate: float | None = 0.25,
+    mode: CircuitMode = "enforce",
+) -> CircuitView:
     return CircuitView(
         state=state,
         generation=3,
@@ -31,6 +36,9 @@ def circuit(state: CircuitState = CircuitState.CLOSED, failure_rate: float | Non
         retry_after_s=0.0,
         probes_in_flight=0,
         verdicts=0,
+        mode=mode,
+        slow_calls=4,
+        slow_call_rate=0.5,
     )
 
 
@@ -143,7 +151,9 @@ Show = Callable[[Reading], Metrics]
         ("headrace_breaker_state", {"state": "open"}, 0),
         ("headrace_breaker_state", {"state": "half_open"}, 0),
         ("headrace_breaker_transitions_total", {"from_state": "closed", "to_state": "open"}, 1),
+        ("headrace_breaker_state", {"state": "forced_open"}, 0),
         ("headrace_breaker_failure_rate", {}, 0.25),
+        ("headrace_breaker_slow_call_rate", {}, 0.5),
         ("headrace_breaker_refused_total", {}, 2),
         ("headrace_observed_total", {"action": "retry"}, 6),
     ],
@@ -173,6 +183,16 @@ def test_the_services_families_carry_no_upstream(
     show(reading())
 
     assert registry.get_sample_value(name, labels) == value
+
+
+def test_a_breaker_forced_open_is_in_no_other_state(show: Show, registry: CollectorRegistry) -> None:
+    show(reading(upstream(circuit=circuit(CircuitState.CLOSED, mode="forced_open"))))
+
+    states = {
+        state: registry.get_sample_value("headrace_breaker_state", {"upstream": "billing", "state": state})
+        for state in ("closed", "open", "half_open", "forced_open")
+    }
+    assert states == {"closed": 0, "open": 0, "half_open": 0, "forced_open": 1}
 
 
 def test_what_cannot_be_told_is_left_out_instead_of_being_zero(

@@ -5,8 +5,17 @@ from dataclasses import replace
 
 import pytest
 
-from headrace.policy.circuit import Circuit, CircuitState, Permit, Refused, Transition, Trigger, Verdict
-from headrace.policy.plan import CircuitPlan
+from headrace.policy.circuit import (
+    Circuit,
+    CircuitState,
+    Permit,
+    Refusal,
+    Refused,
+    Transition,
+    Trigger,
+    Verdict,
+)
+from headrace.policy.plan import CircuitPlan, CountWindowPlan, SlowCallPlan, TimeWindowPlan
 from headrace.policy.transition import TRANSITIONS
 from support.plans import HALF_OPEN, OPEN_FOR, circuit_plan
 from support.virtual import constant
@@ -21,10 +30,19 @@ class Bench:
 
     def __init__(self, plan: CircuitPlan | None = None, *, rng: float = 0.5) -> None:
         self.told: list[Transition] = []
-        self.circuit = Circuit(plan or circuit_plan(), rng=constant(rng), on_transition=self.told.append)
+        self.waived: list[Refused] = []
+        self.circuit = Circuit(
+            plan or circuit_plan(),
+            rng=constant(rng),
+            on_transition=self.told.append,
+            on_waived=self.waived.append,
+        )
 
-    def call(self, verdict: Verdict, now: float) -> None:
-        self.circuit.record(self.permit(now), verdict, now)
+    def call(self, verdict: Verdict, now: float, duration_s: float = 0.0) -> int | None:
+        return self.circuit.record(self.permit(now), verdict, now, duration_s)
+
+    def apply(self, plan: CircuitPlan, now: float) -> None:
+        self.told += self.circuit.apply(plan, now)
 
     def permit(self, now: float) -> Permit:
         permit = self.circuit.acquire(now)
@@ -37,9 +55,8 @@ class Bench:
         return refused
 
     def opened(self, now: float = T0) -> Bench:
-        for _ in range(5):
+        while self.circuit.state is CLOSED:
             self.call(FAILURE, now)
-        assert self.circuit.state is OPEN
         return self
 
 
@@ -242,7 +259,9 @@ def test_half_open_with_no_place_says_when_at_the_latest_something_changes() -> 
     refused = bench.refused(T0 + 8)
 
     assert (refused.state, refused.retry_after_s) == (HALF, 5.0)
-    assert str(refused) == "circuit half open with no place for another probe (5 consecutive failures)"
+    assert str(refused) == (
+        "circuit half open with no place for another probe: 3 under way (5 consecutive failures)"
+    )
 
 
 def test_the_circuit_closes_once_max_probes_verdicts_meet_the_threshold() -> None:
@@ -401,6 +420,414 @@ def test_an_expiry_can_complete_the_verdicts_and_close_the_circuit() -> None:
     assert (bench.told[-1].to_state, bench.told[-1].at_s) == (CLOSED, T0 + 13)
 
 
+# Slow calls
+
+SLOW = SlowCallPlan(duration_s=1.0, rate_threshold=0.5)
+
+
+def test_slow_calls_open_the_circuit_at_their_own_threshold_although_all_of_them_succeed() -> None:
+    bench = Bench(circuit_plan(slow_call=SLOW))
+    for number in range(20):
+        bench.call(SUCCESS, T0, duration_s=1.0 if number % 2 else 0.99)
+
+    (told,) = bench.told
+    assert (told.reason, told.calls, told.slow_calls, told.failures, told.threshold) == (
+        Trigger.SLOW_CALL_RATE,
+        20,
+        10,
+        0,
+        0.5,
+    )
+    assert (
+        str(bench.refused(T0))
+        == "circuit open for 5.0 s more (slow-call rate 0.50 over 20 calls, threshold 0.5)"
+    )
+
+
+def test_a_fast_success_never_trips_however_many_were_slow() -> None:
+    bench = Bench(circuit_plan(slow_call=SLOW))
+    for number in range(20):
+        bench.call(SUCCESS, T0, duration_s=0.0 if number == 19 else 5.0)
+
+    assert bench.circuit.state is CLOSED
+    assert bench.circuit.view(T0).slow_call_rate == 19 / 20
+
+
+def test_a_slow_failure_counts_as_both_and_a_slow_success_ends_a_row_of_failures() -> None:
+    bench = Bench(circuit_plan(slow_call=SLOW))
+    for verdict in [FAILURE] * 4 + [SUCCESS]:
+        bench.call(verdict, T0, duration_s=2.0)
+
+    view = bench.circuit.view(T0)
+    assert (view.calls, view.failures, view.slow_calls, view.consecutive_failures) == (5, 4, 5, 0)
+
+
+def test_without_a_duration_nothing_is_slow() -> None:
+    bench = Bench()
+    bench.call(SUCCESS, T0, duration_s=1e9)
+
+    view = bench.circuit.view(T0)
+    assert (view.slow_calls, view.slow_call_rate) == (0, None)
+
+
+def test_probes_that_succeed_as_slowly_as_before_open_the_circuit_again() -> None:
+    bench = Bench(circuit_plan(slow_call=SLOW)).opened()
+    bench.call(SUCCESS, T0 + 5, duration_s=1.0)
+    assert bench.circuit.state is HALF
+
+    bench.call(SUCCESS, T0 + 5, duration_s=1.0)
+
+    told = bench.told[-1]
+    assert (told.to_state, told.reason, told.slow_calls, told.threshold) == (
+        OPEN,
+        Trigger.PROBES_SLOW,
+        2,
+        0.5,
+    )
+    assert str(bench.refused(T0 + 5)) == "circuit open for 10.0 s more (probes slow: 2 of 2 probes)"
+
+
+def test_a_half_open_window_with_only_slow_successes_keeps_them() -> None:
+    bench = Bench(circuit_plan(slow_call=SlowCallPlan(1.0, 1.0))).opened()
+    bench.call(SUCCESS, T0 + 5, duration_s=1.0)
+    bench.call(SUCCESS, T0 + 70, duration_s=0.1)
+
+    assert bench.circuit.state is HALF
+    assert bench.circuit.view(T0 + 70).verdicts == 2
+
+
+# A window of calls
+
+
+def test_a_count_window_judges_the_last_calls_whatever_their_age() -> None:
+    bench = Bench(circuit_plan(window=CountWindowPlan(4, None), minimum_calls=4, consecutive_failures=None))
+    for hour, verdict in enumerate([FAILURE, SUCCESS, SUCCESS, SUCCESS, FAILURE]):
+        bench.call(verdict, T0 + 3600.0 * hour)
+    assert bench.circuit.state is CLOSED
+
+    bench.call(FAILURE, T0 + 5 * 3600.0)
+
+    assert (bench.told[0].failure_rate, bench.told[0].calls) == (0.5, 4)
+
+
+def test_a_ring_of_8192_can_be_trimmed_to_the_last_second() -> None:
+    bench = Bench(circuit_plan(window=CountWindowPlan(8192, 1.0), consecutive_failures=None))
+    for number in range(19):
+        bench.call(FAILURE, T0 + number / 100)
+
+    bench.call(FAILURE, T0 + 1.05)
+
+    assert bench.circuit.state is CLOSED
+    assert bench.circuit.view(T0 + 1.05).calls == 14  # those of T0 .. T0 + 0.05 have left
+
+
+# Modes
+
+
+def test_an_observing_circuit_goes_through_its_states_and_refuses_nothing() -> None:
+    bench = Bench(circuit_plan(mode="observe"))
+    for _ in range(5):
+        bench.call(FAILURE, T0)
+    assert bench.circuit.state is OPEN
+    assert bench.told[0].is_observed
+    assert not bench.circuit.is_shut
+
+    permits = [bench.permit(T0 + 1) for _ in range(3)]
+
+    assert [refused.kind for refused in bench.waived] == [Refusal.OPEN] * 3
+    for permit in permits:  # made all the same, unknown to the circuit
+        bench.circuit.record(permit, SUCCESS, T0 + 1)
+    assert bench.circuit.view(T0 + 1).calls == 5
+    for _ in range(3):
+        bench.call(SUCCESS, T0 + 6)
+    assert bench.circuit.state is CLOSED
+
+
+def test_half_open_an_observing_circuit_judges_its_probes_and_lets_the_others_pass() -> None:
+    bench = Bench(circuit_plan(mode="observe")).opened()
+
+    answers = [bench.permit(T0 + 5) for _ in range(20)]
+
+    assert sum(permit.probe is not None for permit in answers) == 3
+    assert [refused.kind for refused in bench.waived] == [Refusal.NO_PLACE] * 17
+
+
+def test_forced_open_refuses_everything_without_a_probe_for_as_long_as_it_is_said() -> None:
+    bench = Bench(circuit_plan(mode="forced_open"))
+
+    refused = bench.refused(T0)
+
+    assert (refused.kind, refused.retry_after_s, refused.cause) == (Refusal.FORCED_OPEN, 60.0, None)
+    assert str(refused) == "circuit forced open by the configuration (circuit_breaker.mode: forced_open)"
+    assert (refused.failure_rate, refused.calls, refused.threshold) == (None, 0, None)
+    assert bench.refused(T0 + 1e6).kind is Refusal.FORCED_OPEN
+    assert bench.told == []
+    assert bench.circuit.is_shut
+    assert bench.circuit.view(T0).label == "forced_open"
+
+
+def test_forcing_a_circuit_open_keeps_its_window_and_its_state() -> None:
+    bench = Bench()
+    for _ in range(3):
+        bench.call(FAILURE, T0)
+    late = bench.permit(T0)
+
+    bench.apply(circuit_plan(mode="forced_open"), T0)
+    bench.refused(T0 + 1)
+    bench.circuit.record(late, FAILURE, T0 + 1)
+    bench.apply(circuit_plan(), T0 + 2)
+
+    view = bench.circuit.view(T0 + 2)
+    assert (view.state, view.generation, view.calls, view.consecutive_failures) == (CLOSED, 0, 4, 4)
+    bench.call(FAILURE, T0 + 2)
+    assert bench.circuit.state is OPEN
+
+
+def test_disabling_lets_calls_through_an_open_circuit_and_keeps_what_it_counted() -> None:
+    bench = Bench().opened()
+
+    bench.apply(circuit_plan(mode="disabled"), T0 + 1)
+
+    assert [(told.from_state, told.to_state, told.reason) for told in bench.told[1:]] == [
+        (OPEN, HALF, Trigger.DISABLED),
+        (HALF, CLOSED, Trigger.DISABLED),
+    ]
+    bench.call(FAILURE, T0 + 1)
+    assert bench.circuit.state is CLOSED
+    view = bench.circuit.view(T0 + 1)
+    assert (view.calls, view.consecutive_failures) == (6, 6)
+    bench.apply(circuit_plan(), T0 + 2)
+    assert bench.circuit.state is CLOSED
+    bench.call(FAILURE, T0 + 2)  # the rules are asked after a failure, and they have forgotten nothing
+    assert bench.circuit.state is OPEN
+
+
+# The ramp
+
+RAMP = replace(HALF_OPEN, ramp_s=10.0)
+
+
+def closed_again(plan: CircuitPlan) -> Bench:
+    bench = Bench(plan).opened()
+    for _ in range(3):
+        bench.call(SUCCESS, T0 + 5)
+    assert bench.circuit.state is CLOSED
+    return bench
+
+
+def test_after_closing_the_share_of_calls_admitted_grows_linearly() -> None:
+    bench = closed_again(circuit_plan(half_open=RAMP))
+    admitted = []
+    for second in range(10):
+        answers = [bench.circuit.acquire(T0 + 5 + second + number / 100) for number in range(100)]
+        admitted.append(sum(isinstance(answer, Permit) for answer in answers))
+
+    # The integral of the share over each second, give or take the call that is not whole yet.
+    assert admitted == [pytest.approx(10 * second + 5, abs=1.01) for second in range(10)]
+    assert bench.permit(T0 + 15) is bench.permit(T0 + 15)
+
+
+def test_the_first_call_after_closing_goes_through_so_that_little_traffic_is_not_held_up() -> None:
+    bench = closed_again(circuit_plan(half_open=RAMP))
+
+    bench.permit(T0 + 5)
+    refused = bench.refused(T0 + 5)
+
+    assert (refused.kind, refused.state, refused.retry_after_s) == (Refusal.RAMP, CLOSED, 10.0)
+
+
+def test_a_refusal_of_the_ramp_says_which_share_goes_through() -> None:
+    bench = closed_again(circuit_plan(half_open=RAMP))
+    bench.permit(T0 + 7.5)
+
+    assert str(bench.refused(T0 + 7.5)) == (
+        "circuit closed again and letting through 25% of calls, all of them in 7.5 s (5 consecutive failures)"
+    )
+    assert bench.circuit.view(T0 + 7.5).ramp_share == 0.25
+
+
+def test_failures_during_the_ramp_are_judged_by_the_normal_rules() -> None:
+    bench = closed_again(circuit_plan(half_open=RAMP, consecutive_failures=2))
+    permits = [bench.permit(T0 + 5)]
+    assert bench.refused(T0 + 14.9).kind is Refusal.RAMP
+    permits.append(bench.permit(T0 + 14.9))
+
+    for permit in permits:
+        bench.circuit.record(permit, FAILURE, T0 + 14.9)
+
+    assert bench.told[-1].reason is Trigger.CONSECUTIVE_FAILURES
+    assert bench.refused(T0 + 14.9).kind is Refusal.OPEN
+
+
+def test_a_reload_that_takes_the_ramp_away_ends_it() -> None:
+    bench = closed_again(circuit_plan(half_open=RAMP))
+    bench.permit(T0 + 5)
+    bench.refused(T0 + 5)
+
+    bench.apply(circuit_plan(), T0 + 5)
+
+    assert bench.permit(T0 + 5) is bench.permit(T0 + 5)
+    assert bench.circuit.generation == 3
+
+
+# Reload
+
+
+def test_thresholds_are_live_and_permits_stay_good() -> None:
+    bench = Bench()
+    for _ in range(3):
+        bench.call(FAILURE, T0)
+    permit = bench.permit(T0)
+
+    bench.apply(circuit_plan(consecutive_failures=4), T0)
+    bench.circuit.record(permit, FAILURE, T0)
+
+    assert (bench.told[0].consecutive_failures, bench.told[0].threshold) == (4, 4)
+
+
+def test_a_threshold_that_is_over_already_waits_for_the_next_failure() -> None:
+    bench = Bench()
+    for _ in range(4):
+        bench.call(FAILURE, T0)
+
+    bench.apply(circuit_plan(consecutive_failures=2), T0)
+    assert bench.circuit.state is CLOSED
+
+    bench.call(FAILURE, T0)
+    assert bench.told[0].consecutive_failures == 5
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [
+        pytest.param(TimeWindowPlan(10.0), TimeWindowPlan(60.0), (30, 12), id="longer"),
+        pytest.param(TimeWindowPlan(10.0), TimeWindowPlan(5.0), (18, 7), id="shorter"),
+        pytest.param(TimeWindowPlan(10.0), CountWindowPlan(100, None), (30, 12), id="to a count"),
+        pytest.param(TimeWindowPlan(10.0), CountWindowPlan(4, None), (4, 2), id="to a small count"),
+        pytest.param(TimeWindowPlan(10.0), CountWindowPlan(100, 2.0), (9, 4), id="to a count with an age"),
+        pytest.param(CountWindowPlan(100, None), TimeWindowPlan(10.0), (30, 12), id="from a count: no ages"),
+        pytest.param(CountWindowPlan(100, 60.0), TimeWindowPlan(5.0), (15, 6), id="from a count with ages"),
+        pytest.param(CountWindowPlan(100, None), CountWindowPlan(20, None), (20, 8), id="fewer"),
+        pytest.param(CountWindowPlan(100, 60.0), CountWindowPlan(100, 3.0), (9, 4), id="younger"),
+    ],
+)
+def test_a_window_of_another_kind_or_size_takes_over_what_it_can_hold(
+    before: TimeWindowPlan | CountWindowPlan,
+    after: TimeWindowPlan | CountWindowPlan,
+    kept: tuple[int, int],
+) -> None:
+    quiet = {"minimum_calls": 1000, "consecutive_failures": None}
+    bench = Bench(circuit_plan(window=before, **quiet))
+    for second in range(10):
+        for number in range(3):
+            bench.call(FAILURE if (3 * second + number) % 5 in (1, 3) else SUCCESS, T0 + second + 0.5)
+
+    bench.apply(circuit_plan(window=after, **quiet), T0 + 9.5)
+
+    view = bench.circuit.view(T0 + 9.5)
+    assert (view.calls, view.failures) == kept
+    assert (view.state, view.generation) == (CLOSED, 0)
+
+
+def test_an_open_circuit_stays_open_for_what_it_said_and_then_goes_by_the_new_rules() -> None:
+    bench = Bench().opened()
+    bench.apply(circuit_plan(half_open=replace(HALF_OPEN, max_probes=1)), T0 + 1)
+
+    assert bench.refused(T0 + 4.9).retry_after_s == pytest.approx(0.1)
+    bench.call(SUCCESS, T0 + 5)
+    assert bench.circuit.state is CLOSED
+
+
+def test_verdicts_in_hand_decide_at_once_under_a_lower_number_of_probes() -> None:
+    bench = Bench().opened()
+    bench.call(SUCCESS, T0 + 5)
+    in_flight = bench.permit(T0 + 5)
+
+    bench.apply(circuit_plan(half_open=replace(HALF_OPEN, max_probes=1)), T0 + 6)
+
+    assert (bench.told[-1].to_state, bench.told[-1].reason) == (CLOSED, Trigger.PROBES_SUCCEEDED)
+    bench.circuit.record(in_flight, FAILURE, T0 + 6)  # void since the transition
+    assert bench.circuit.view(T0 + 6).failures == 0
+
+
+def test_a_probe_under_way_survives_a_reload_and_its_verdict_counts() -> None:
+    bench = Bench().opened()
+    probe = bench.permit(T0 + 5)
+
+    bench.apply(circuit_plan(half_open=replace(HALF_OPEN, max_probes=2)), T0 + 6)
+    bench.circuit.record(probe, SUCCESS, T0 + 6)
+
+    view = bench.circuit.view(T0 + 6)
+    assert (view.state, view.verdicts, view.probes_in_flight) == (HALF, 1, 0)
+
+
+# A body that breaks after its head was counted
+
+
+@pytest.mark.parametrize(
+    "window", [TimeWindowPlan(10.0), CountWindowPlan(100, None), CountWindowPlan(100, 9.0)]
+)
+def test_a_success_can_be_turned_into_the_failure_that_it_became(
+    window: TimeWindowPlan | CountWindowPlan,
+) -> None:
+    bench = Bench(circuit_plan(window=window, consecutive_failures=None))
+    permit = bench.permit(T0)
+    place = bench.circuit.record(permit, SUCCESS, T0)
+    for _ in range(18):
+        bench.call(FAILURE, T0 + 3)
+    assert place is not None
+
+    assert bench.circuit.turn(permit, place, T0 + 4)
+
+    view = bench.circuit.view(T0 + 4)
+    assert (view.state, view.calls, view.failures) == (CLOSED, 19, 19)
+
+
+def test_a_success_that_turns_may_be_the_failure_that_opens_the_circuit() -> None:
+    bench = Bench(circuit_plan(consecutive_failures=1))
+    permit = bench.permit(T0)
+    place = bench.circuit.record(permit, SUCCESS, T0)
+    assert place is not None
+
+    assert bench.circuit.turn(permit, place, T0 + 1)
+
+    assert bench.told[0].reason is Trigger.CONSECUTIVE_FAILURES
+
+
+@pytest.mark.parametrize(
+    "window", [TimeWindowPlan(10.0), CountWindowPlan(3, None), CountWindowPlan(100, 10.0)], ids=repr
+)
+def test_a_success_that_has_left_the_window_is_not_turned(window: TimeWindowPlan | CountWindowPlan) -> None:
+    bench = Bench(circuit_plan(window=window, consecutive_failures=1))
+    permit = bench.permit(T0)
+    place = bench.circuit.record(permit, SUCCESS, T0)
+    for _ in range(3):
+        bench.call(SUCCESS, T0 + 10)
+    assert place is not None
+
+    assert not bench.circuit.turn(permit, place, T0 + 10)
+
+    assert bench.circuit.view(T0 + 10).failures == 0
+
+
+def test_a_success_of_another_generation_or_window_is_not_turned() -> None:
+    bench = Bench()
+    permit = bench.permit(T0)
+    place = bench.circuit.record(permit, SUCCESS, T0)
+    assert place is not None
+    bench.apply(circuit_plan(window=TimeWindowPlan(20.0)), T0)
+    assert not bench.circuit.turn(permit, place, T0)
+    bench.opened()
+    assert not bench.circuit.turn(permit, place, T0)
+    assert bench.circuit.view(T0).failures == 5
+
+
+def test_a_half_open_verdict_gives_no_place_to_turn() -> None:
+    bench = Bench().opened()
+
+    assert bench.call(SUCCESS, T0 + 5) is None
+
+
 # Looking at it
 
 
@@ -464,3 +891,24 @@ def test_a_listener_that_raises_leaves_the_circuit_consistent() -> None:
 
     assert circuit.state is OPEN
     assert isinstance(circuit.acquire(T0 + 1), Refused)
+
+
+def test_a_probe_that_its_caller_never_got_because_a_listener_raised_returns() -> None:
+    """As KeyboardInterrupt in a log handler does.
+
+    Pitfall 3.
+    """
+
+    def listen(told: Transition) -> None:
+        if told.to_state is HALF:
+            raise KeyboardInterrupt
+
+    circuit = Circuit(circuit_plan(consecutive_failures=1), rng=constant(0.5), on_transition=listen)
+    permit = circuit.acquire(T0)
+    assert isinstance(permit, Permit)
+    circuit.record(permit, FAILURE, T0)
+    with pytest.raises(KeyboardInterrupt):
+        circuit.acquire(T0 + 5)
+
+    view = circuit.view(T0 + 5)
+    assert (view.state, view.probes_in_flight, view.verdicts) == (HALF, 0, 0)

@@ -1,4 +1,4 @@
-"""Any interleaving of permits, results, cancellations, expiries and time, against a naive model.
+"""Any interleaving of permits, results, cancellations, expiries, time and reloads, against a naive model.
 
 The model stores every outcome and runs a timer tick by tick; the circuit keeps sums
 and settles lazily. Both must tell the same story, instants included.
@@ -6,38 +6,82 @@ and settles lazily. Both must tell the same story, instants included.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
-from headrace.policy.circuit import Circuit, CircuitState, Permit, Refused, Transition, Trigger, Verdict
-from headrace.policy.plan import CircuitPlan, HalfOpenPlan, OpenForPlan
+from headrace.policy.circuit import (
+    Circuit,
+    CircuitState,
+    Permit,
+    Refusal,
+    Refused,
+    Transition,
+    Trigger,
+    Verdict,
+)
+from headrace.policy.plan import (
+    CircuitPlan,
+    CountWindowPlan,
+    HalfOpenPlan,
+    OpenForPlan,
+    SlowCallPlan,
+    TimeWindowPlan,
+)
 from support.plans import circuit_plan
 from support.virtual import constant
 
 CLOSED, OPEN, HALF = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
 TICK_S = 0.5
+SLOW_S = 2.0
 
+WINDOWS = st.one_of(
+    st.builds(TimeWindowPlan, st.sampled_from([5.0, 10.0])),
+    st.builds(CountWindowPlan, st.sampled_from([1, 3, 8]), st.sampled_from([None, 2.0, 3.5])),
+)
 PLANS = st.builds(
-    lambda window_s, minimum, rate, consecutive, probes, success, half_window, probe_timeout: circuit_plan(
-        window_s=window_s,
+    lambda mode, window, minimum, rate, consecutive, slow, half_open: circuit_plan(
+        mode=mode,
+        window=window,
         minimum_calls=minimum,
         failure_rate_threshold=rate,
         consecutive_failures=consecutive,
+        slow_call=slow,
         open_for=OpenForPlan(base_s=1.0, multiplier=2.0, max_s=4.0, jitter=0.0),
-        half_open=HalfOpenPlan(probes, success, half_window, probe_timeout),
+        half_open=half_open,
     ),
-    st.sampled_from([5.0, 10.0]),
+    st.sampled_from(["enforce", "enforce", "enforce", "observe", "forced_open", "disabled"]),
+    WINDOWS,
     st.integers(1, 6),
     st.sampled_from([0.25, 0.5, 1.0]),
     st.sampled_from([None, 2, 4]),
-    st.integers(1, 4),
-    st.sampled_from([0.25, 0.5, 0.9, 1.0]),
-    st.sampled_from([2.0, 5.0]),
-    st.sampled_from([1.5, 2.0, 6.0]),
+    st.builds(SlowCallPlan, st.sampled_from([None, SLOW_S]), st.sampled_from([0.5, 1.0])),
+    st.builds(
+        HalfOpenPlan,
+        st.integers(1, 4),
+        st.sampled_from([0.25, 0.5, 0.9, 1.0]),
+        st.sampled_from([2.0, 5.0]),
+        st.sampled_from([1.5, 2.0, 6.0]),
+        st.sampled_from([None, None, 2.0]),
+    ),
 )
+
+
+@dataclass
+class Call:
+    """One outcome that the closed circuit was told, and all that a window of its kind would know about it."""
+
+    at: float
+    failed: bool
+    slow: bool
+    turnable: bool = True  # False once it was moved to another window
+
+
+@dataclass
+class Lease:
+    expires_at: float
 
 
 class Model:
@@ -48,36 +92,71 @@ class Model:
         self.now = now
         self.state = CLOSED
         self.story: list[tuple[CircuitState, float, Trigger]] = []
-        self.outcomes: list[tuple[int, bool]] = []  # (slice, failed), since the circuit was last closed
+        self.calls: list[Call] = []  # since the circuit was last closed, oldest first
         self.failures_in_a_row = 0
         self.openings = 0
         self.open_until = 0.0
-        self.verdicts: list[bool] = []  # failed?
-        self.probes: dict[int, float] = {}  # id of the permit -> expires at
+        self.verdicts: list[tuple[bool, bool]] = []  # failed, slow
+        self.probes: dict[int, Lease] = {}  # by id of the permit
+        self.most_probes = 0  # that this half-open phase may have at a time: the highest cap since it began
         self.window_ends_at = 0.0
+        self.ramp_began_at: float | None = None
+        self.earned = 1.0
+
+    # The window
 
     def slice_of(self, instant: float) -> int:
-        return int(instant // (self.plan.window_s / 10))
+        assert isinstance(self.plan.window, TimeWindowPlan)
+        return int(instant // (self.plan.window.size_s / 10))
 
-    def in_window(self) -> list[bool]:
-        return [failed for number, failed in self.outcomes if number > self.slice_of(self.now) - 10]
+    def in_window(self) -> list[Call]:
+        window = self.plan.window
+        if isinstance(window, TimeWindowPlan):
+            return [call for call in self.calls if self.slice_of(call.at) > self.slice_of(self.now) - 10]
+        newest = self.calls[-window.size :]
+        if window.max_age_s is None:
+            return newest
+        return [call for call in newest if call.at + window.max_age_s > self.now]
+
+    def rebucket(self, old: CircuitPlan) -> None:
+        """What the old window knew of each call in it is all that the new one gets."""
+        kept, old_window = self.calls, old.window
+        if isinstance(old_window, TimeWindowPlan):
+            slice_s = old_window.size_s / 10
+            moved: list[Call] = []
+            for number in sorted({int(call.at // slice_s) for call in kept}):
+                inside = [call for call in kept if int(call.at // slice_s) == number]
+                failed = sorted(call.failed for call in inside)  # the order inside is not known
+                slow = sorted(call.slow for call in inside)
+                at = min(self.now, (number + 1) * slice_s)
+                moved += [Call(at, *flags, turnable=False) for flags in zip(failed, slow, strict=True)]
+            self.calls = moved
+        else:
+            ages = old_window.max_age_s is not None
+            self.calls = [
+                Call(call.at if ages else self.now, call.failed, call.slow, turnable=False) for call in kept
+            ]
+
+    # Time
 
     def pass_tick(self) -> None:
         self.now += TICK_S
-        for permit, expires_at in list(self.probes.items()):
-            if expires_at <= self.now and self.state is HALF:
+        for permit, lease in sorted(self.probes.items(), key=lambda item: item[1].expires_at):
+            if lease.expires_at <= self.now and self.state is HALF:
                 self.probes.pop(permit, None)
-                self.verdict(failed=True, trigger=Trigger.PROBE_EXPIRED)
+                self.verdict(failed=True, slow=False, trigger=Trigger.PROBE_EXPIRED)
         if self.state is HALF and self.window_ends_at <= self.now:
-            if any(self.verdicts):
+            if any(failed for failed, _ in self.verdicts):
                 self.go(OPEN, Trigger.WINDOW_ELAPSED)
             else:
                 self.window_ends_at = self.now + self.plan.half_open.window_s
 
+    # The machine
+
     def go(self, state: CircuitState, trigger: Trigger) -> None:
         self.state = state
         self.story.append((state, self.now, trigger))
-        self.probes, self.verdicts = {}, []
+        self.probes, self.verdicts, self.ramp_began_at = {}, [], None
         if state is OPEN:
             open_for = self.plan.open_for
             self.open_until = self.now + min(
@@ -86,88 +165,189 @@ class Model:
             self.openings += 1
         elif state is HALF:
             self.window_ends_at = self.now + self.plan.half_open.window_s
+            self.most_probes = self.plan.half_open.max_probes
         else:
-            self.outcomes, self.failures_in_a_row, self.openings = [], 0, 0
+            self.openings = 0
+            if trigger is not Trigger.DISABLED:
+                self.calls, self.failures_in_a_row = [], 0
+                self.ramp_began_at, self.earned = self.now, 1.0
 
-    def verdict(self, *, failed: bool, trigger: Trigger) -> None:
-        half_open = self.plan.half_open
-        self.verdicts.append(failed)
-        missing = half_open.max_probes - len(self.verdicts)
-        if (self.verdicts.count(False) + missing) / half_open.max_probes < half_open.success_rate_threshold:
+    def weigh(self, trigger: Trigger) -> None:
+        half_open, slow_call = self.plan.half_open, self.plan.slow_call
+        failed = sum(failed for failed, _ in self.verdicts)
+        slow = sum(slow for _, slow in self.verdicts)
+        if 1 - failed / half_open.max_probes < half_open.success_rate_threshold - 1e-9:
             self.go(OPEN, trigger)
-        elif missing == 0:
+        elif slow_call.duration_s is not None and slow / half_open.max_probes >= slow_call.rate_threshold:
+            self.go(OPEN, Trigger.PROBES_SLOW)
+        elif len(self.verdicts) >= half_open.max_probes:
             self.go(CLOSED, Trigger.PROBES_SUCCEEDED)
 
-    def admits(self) -> bool:
+    def verdict(self, *, failed: bool, slow: bool, trigger: Trigger) -> None:
+        self.verdicts.append((failed, slow))
+        self.weigh(trigger)
+
+    def refusal(self) -> Refusal | None:
+        """What an enforced circuit answers now; None: go."""
+        if self.plan.mode == "forced_open":
+            return Refusal.FORCED_OPEN
         if self.state is OPEN and self.now >= self.open_until:
             self.go(HALF, Trigger.OPEN_FOR_ELAPSED)
         if self.state is HALF:
-            return len(self.verdicts) + len(self.probes) < self.plan.half_open.max_probes
-        return self.state is CLOSED
+            full = len(self.verdicts) + len(self.probes) >= self.plan.half_open.max_probes
+            return Refusal.NO_PLACE if full else None
+        if self.state is OPEN:
+            return Refusal.OPEN
+        ramp_s = self.plan.half_open.ramp_s
+        if self.ramp_began_at is None or ramp_s is None or self.now >= self.ramp_began_at + ramp_s:
+            self.ramp_began_at = None
+            return None
+        self.earned += (self.now - self.ramp_began_at) / ramp_s
+        if self.earned < 1.0:
+            return Refusal.RAMP
+        self.earned -= 1.0
+        return None
 
-    def record_closed(self, *, failed: bool) -> None:
-        self.outcomes.append((self.slice_of(self.now), failed))
-        self.failures_in_a_row = self.failures_in_a_row + 1 if failed else 0
-        if not failed:
+    def ask_trip_rules(self) -> None:
+        plan, counted = self.plan, self.in_window()
+        if plan.mode == "disabled":
             return
-        counted = self.in_window()
-        rate = sum(counted) / len(counted)
-        if len(counted) >= self.plan.minimum_calls and rate >= self.plan.failure_rate_threshold:
+        failed = sum(call.failed for call in counted)
+        slow = sum(call.slow for call in counted)
+        enough = len(counted) >= plan.minimum_calls
+        if enough and failed / len(counted) >= plan.failure_rate_threshold:
             self.go(OPEN, Trigger.FAILURE_RATE)
         elif (
-            self.plan.consecutive_failures is not None
-            and self.failures_in_a_row >= self.plan.consecutive_failures
+            enough
+            and plan.slow_call.duration_s is not None
+            and slow / len(counted) >= plan.slow_call.rate_threshold
         ):
+            self.go(OPEN, Trigger.SLOW_CALL_RATE)
+        elif plan.consecutive_failures is not None and self.failures_in_a_row >= plan.consecutive_failures:
             self.go(OPEN, Trigger.CONSECUTIVE_FAILURES)
+
+    def record_closed(self, *, failed: bool, slow: bool) -> Call:
+        call = Call(self.now, failed, slow)
+        self.calls.append(call)
+        self.failures_in_a_row = self.failures_in_a_row + 1 if failed else 0
+        if failed or slow:
+            self.ask_trip_rules()
+        return call
+
+    def turn(self, call: Call) -> bool:
+        if not call.turnable or call.failed or not any(call is one for one in self.in_window()):
+            return False
+        call.failed = True
+        self.failures_in_a_row += 1
+        self.ask_trip_rules()
+        return True
+
+    def apply(self, plan: CircuitPlan) -> None:
+        before, kept = self.plan, self.in_window()
+        if plan.window != before.window:
+            self.calls = kept
+            self.rebucket(before)
+        self.plan = plan
+        self.most_probes = max(self.most_probes, plan.half_open.max_probes)
+        if plan.mode == "disabled":
+            self.ramp_began_at = None
+            if self.state is OPEN:
+                self.go(HALF, Trigger.DISABLED)
+            if self.state is HALF:
+                self.go(CLOSED, Trigger.DISABLED)
+        elif self.state is HALF:
+            self.weigh(Trigger.PROBE_FAILED)
 
 
 class CircuitMachine(RuleBasedStateMachine):
     permits = Bundle("permits")  # (permit, model's count of transitions when it was given)
+    counted = Bundle("counted")  # (permit, place, generation, the model's call): successes that may be turned
 
     @initialize(plan=PLANS)
     def build(self, plan: CircuitPlan) -> None:
         self.told: list[Transition] = []
-        self.circuit = Circuit(plan, rng=constant(0.5), on_transition=self.told.append)
-        self.model = Model(replace(plan), 1000.0)
+        self.waived: list[Refused] = []
+        self.circuit = Circuit(
+            plan, rng=constant(0.5), on_transition=self.told.append, on_waived=self.waived.append
+        )
+        self.model = Model(plan, 1000.0)
 
     @rule(ticks=st.integers(1, 12))
     def time_passes(self, ticks: int) -> None:
         for _ in range(ticks):
             self.model.pass_tick()
 
+    @rule(plan=PLANS)
+    def reload(self, plan: CircuitPlan) -> None:
+        told, generation = len(self.told), self.circuit.generation
+        brought_about = self.circuit.apply(plan, self.model.now)
+        self.model.apply(plan)
+
+        assert len(self.told) == told, "whoever applies a plan tells of what came of it"
+        assert self.circuit.generation == generation + len(brought_about)
+        self.told += brought_about
+
     @rule(target=permits)
     def ask(self):  # type: ignore[no-untyped-def]
+        waived = len(self.waived)
         answer = self.circuit.acquire(self.model.now)
+        expected = self.model.refusal()
 
-        assert isinstance(answer, Permit) == self.model.admits(), "refused <=> open or no place"
+        if self.model.plan.mode == "observe" and expected is not None:
+            assert isinstance(answer, Permit), "an observing circuit refuses nothing"
+            assert [refused.kind for refused in self.waived[waived:]] == [expected]
+            return answer, -1
+        assert len(self.waived) == waived
         if isinstance(answer, Refused):
-            assert answer.state is self.model.state
+            assert answer.kind is expected, "refused <=> open, or no place, or not yet its turn"
             assert answer.retry_after_s > 0.0
-            if answer.state is OPEN:
+            assert str(answer)
+            if expected is Refusal.OPEN:
                 assert answer.retry_after_s == self.model.open_until - self.model.now
             return multiple()
+        assert expected is None
         if answer.probe is not None:
-            self.model.probes[id(answer)] = self.model.now + self.model.plan.half_open.probe_timeout_s
+            expires_at = self.model.now + self.model.plan.half_open.probe_timeout_s
+            self.model.probes[id(answer)] = Lease(expires_at)
         return answer, len(self.model.story)
 
-    @rule(given=permits, verdict=st.sampled_from([Verdict.SUCCESS, Verdict.FAILURE, Verdict.FAILURE]))
-    def answer(self, given: tuple[Permit, int], verdict: Verdict) -> None:
+    @rule(
+        target=counted,
+        given=permits,
+        verdict=st.sampled_from([Verdict.SUCCESS, Verdict.FAILURE, Verdict.FAILURE]),
+        duration_s=st.sampled_from([0.0, 0.0, SLOW_S]),
+    )
+    def answer(self, given: tuple[Permit, int], verdict: Verdict, duration_s: float):  # type: ignore[no-untyped-def]
         permit, generation = given
         failed = verdict is Verdict.FAILURE
-        self.circuit.record(permit, verdict, self.model.now)
-        if generation != len(self.model.story):
-            return  # void: the state has changed since
-        if permit.probe is None:
-            self.model.record_closed(failed=failed)
-        elif self.model.probes.pop(id(permit), None) is not None:
-            self.model.verdict(failed=failed, trigger=Trigger.PROBE_FAILED)
+        slow = self.model.plan.slow_call.duration_s is not None and duration_s >= SLOW_S
+        place = self.circuit.record(permit, verdict, self.model.now, duration_s)
+
+        if generation == len(self.model.story):
+            if permit.probe is None:
+                call = self.model.record_closed(failed=failed, slow=slow)
+                assert (place is None) == failed, "a success can be turned later"
+                return multiple() if place is None else (permit, place, generation, call)
+            if self.model.probes.pop(id(permit), None) is not None:
+                self.model.verdict(failed=failed, slow=slow, trigger=Trigger.PROBE_FAILED)
+        assert place is None, "nothing was counted in a window"
+        return multiple()
 
     @rule(given=permits)
     def cancel(self, given: tuple[Permit, int]) -> None:
         permit, generation = given
-        self.circuit.record(permit, Verdict.IGNORED, self.model.now)
+        assert self.circuit.record(permit, Verdict.IGNORED, self.model.now, SLOW_S) is None
         if generation == len(self.model.story):
             self.model.probes.pop(id(permit), None)
+
+    @rule(success=counted)
+    def body_breaks(self, success: tuple[Permit, int, int, Call]) -> None:
+        permit, place, generation, call = success
+        if call.failed:
+            return  # turned before: once is what the caller promises
+        expected = generation == len(self.model.story) and self.model.turn(call)
+
+        assert self.circuit.turn(permit, place, self.model.now) == expected
 
     @invariant()
     def tells_the_same_story(self) -> None:
@@ -184,7 +364,7 @@ class CircuitMachine(RuleBasedStateMachine):
     @invariant()
     def probes_and_verdicts_stay_within_the_cap(self) -> None:
         view = self.circuit.view(self.model.now)
-        assert view.verdicts + view.probes_in_flight <= self.model.plan.half_open.max_probes
+        assert view.verdicts + view.probes_in_flight <= self.model.most_probes
 
     @invariant()
     def counts_what_the_model_counts(self) -> None:
@@ -192,10 +372,17 @@ class CircuitMachine(RuleBasedStateMachine):
             return
         model, view = self.model, self.circuit.view(self.model.now)
         counted = model.in_window()
-        assert (view.state, view.calls, view.failures) == (model.state, len(counted), sum(counted))
+        assert (view.state, view.calls) == (model.state, len(counted))
+        assert view.failures == sum(call.failed for call in counted)
+        assert view.slow_calls == sum(call.slow for call in counted)
         assert view.consecutive_failures == model.failures_in_a_row
         assert (view.probes_in_flight, view.verdicts) == (len(model.probes), len(model.verdicts))
         assert view.retry_after_s == (max(0.0, model.open_until - model.now) if model.state is OPEN else 0.0)
+
+    @invariant()
+    def an_observing_or_disabled_circuit_is_never_shut(self) -> None:
+        if self.model.plan.mode in ("observe", "disabled"):
+            assert not self.circuit.is_shut
 
 
 CircuitMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)

@@ -404,9 +404,9 @@ class CountingCircuit(Circuit):
         self.given += isinstance(answer, Permit)
         return answer
 
-    def record(self, permit: Permit, verdict: Verdict, now: float) -> None:
+    def record(self, permit: Permit, verdict: Verdict, now: float, duration_s: float = 0.0) -> int | None:
         self.returned += 1
-        super().record(permit, verdict, now)
+        return super().record(permit, verdict, now, duration_s)
 
 
 @settings(deadline=None)  # a loaded machine is not a failure

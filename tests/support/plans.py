@@ -18,7 +18,9 @@ from headrace.policy.plan import (
     RetryAfterHeader,
     RetryAfterPlan,
     RetryPlan,
+    SlowCallPlan,
     TimeoutPlan,
+    TimeWindowPlan,
     UpstreamPlan,
     UrlPrefix,
 )
@@ -45,10 +47,11 @@ POOL = PoolPlan(
 )
 CIRCUIT = CircuitPlan(
     mode="enforce",
-    window_s=10.0,
+    window=TimeWindowPlan(10.0),
     minimum_calls=20,
     failure_rate_threshold=0.5,
     consecutive_failures=5,
+    slow_call=SlowCallPlan(duration_s=None, rate_threshold=1.0),
     failure_on=condition(["network", "5xx"]),
     blame_after_s=0.5,
     open_for=OPEN_FOR,

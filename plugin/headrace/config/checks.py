@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from headrace.config.keys import yaml_text
 from headrace.config.problems import Path, Problem, dotted
-from headrace.config.settings import Pool, Settings, Tls, Upstream
+from headrace.config.settings import CircuitBreaker, Pool, Settings, Tls, Upstream
 from headrace.config.tree import MASK, Table, key_mark_of, node_at, problem_at
 from headrace.config.units import format_duration
 from headrace.config.written import Rank, Written
@@ -27,6 +28,7 @@ def cross_check(settings: Settings, written: Written) -> Iterator[Problem]:
     for name, upstream in settings.upstreams.items():
         base: Path = ("upstreams", name)
         yield from _times(upstream, base, written)
+        yield from _breaker(upstream, base, written)
         yield from _pool(upstream.pool, (*base, "pool"), written)
         yield from _adaptive(upstream.pool, (*base, "pool"), written)
         yield from _tls(upstream, base, written)
@@ -37,11 +39,9 @@ def cross_check(settings: Settings, written: Written) -> Iterator[Problem]:
 
 
 def _times(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
-    timeouts, retry, breaker = upstream.timeouts, upstream.retry, upstream.circuit_breaker
-    attempt = (*base, "timeouts", "attempt")
+    timeouts, retry = upstream.timeouts, upstream.retry
+    attempt = _attempt(upstream, base, written)
     deadline, connect = (*base, "timeouts", "deadline"), (*base, "timeouts", "connect")
-    if not written.is_given(attempt) and timeouts.attempt == timeouts.deadline:
-        attempt = deadline  # a default cut to it: the deadline is what somebody wrote
     pairs = [(connect, timeouts.connect, attempt, timeouts.attempt)]
     if timeouts.deadline is not None:
         acquire = (*base, "timeouts", "acquire")
@@ -58,23 +58,68 @@ def _times(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem
         yield from _ordered(
             written, low, retry.backoff.base, high, retry.backoff.max, "so no back-off would grow"
         )
+
+
+def _attempt(upstream: Upstream, base: Path, written: Written) -> Path:
+    """Where it is written how long an attempt may take."""
+    path = (*base, "timeouts", "attempt")
+    if not written.is_given(path) and upstream.timeouts.attempt == upstream.timeouts.deadline:
+        return (*base, "timeouts", "deadline")  # a default cut to it: the deadline is what somebody wrote
+    return path
+
+
+def _breaker(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
+    attempt, attempt_s = _attempt(upstream, base, written), upstream.timeouts.attempt
+    breaker, base = upstream.circuit_breaker, (*base, "circuit_breaker")
+    yield from _window(breaker, base, written)
     open_for = breaker.open_for
     if open_for.base > open_for.max:
-        low, high = (
-            (*base, "circuit_breaker", "open_for", "base"),
-            (*base, "circuit_breaker", "open_for", "max"),
-        )
+        low, high = (*base, "open_for", "base"), (*base, "open_for", "max")
         yield from _ordered(written, low, open_for.base, high, open_for.max, "so it would always be cut")
     probe_s = breaker.half_open.probe_timeout
-    if probe_s is not None and probe_s < timeouts.attempt:
-        probe = (*base, "circuit_breaker", "half_open", "probe_timeout")
+    if probe_s is not None and probe_s < attempt_s:
+        probe = (*base, "half_open", "probe_timeout")
+        consequence = "so a probe would count as failed while its attempt still runs"
+        yield from _ordered(written, attempt, attempt_s, probe, probe_s, consequence)
+    slow_s = breaker.slow_call.duration
+    if slow_s is not None:
+        slow = (*base, "slow_call", "duration")
+        yield from _ordered(written, slow, slow_s, attempt, attempt_s, "so it could never apply")
+
+
+def _window(breaker: CircuitBreaker, base: Path, written: Written) -> Iterator[Problem]:
+    window = breaker.window
+    kind, size, max_age = ((*base, "window", name) for name in ("type", "size", "max_age"))
+    counts = window.type == "count"
+    if counts != isinstance(window.size, int) and written.is_usable(kind, size):
+        found = written.shown(size, yaml_text(window.size))
+        where = written.where(kind, beside=written.mark(size)) if written.is_given(kind) else "(the default)"
+        what, wanted, other = (
+            ("time", "a number of calls", "time") if counts else ("number of calls", "a time", "count")
+        )
+        yield written.problem(
+            size,
+            f"{found} is a {what}, and the window's type {window.type} {where} wants {wanted}",
+            f"write: size: {100 if counts else '10s'}, or beside it: type: {other}",
+        )
+    elif isinstance(window.size, int):
         yield from _ordered(
             written,
-            attempt,
-            timeouts.attempt,
-            probe,
-            probe_s,
-            "so a probe would count as failed while its attempt still runs",
+            (*base, "minimum_calls"),
+            breaker.minimum_calls,
+            size,
+            window.size,
+            "so it could never be reached",
+            show=str,
+        )
+    if window.max_age is not None and not counts and written.is_usable(kind, max_age):
+        where = (
+            written.where(kind, beside=written.mark(max_age)) if written.is_given(kind) else "(the default)"
+        )
+        yield written.problem(
+            max_age,
+            f"has no use: the window's type is {window.type} {where}, and its size is the age",
+            "remove it, or write beside it: type: count",
         )
 
 

@@ -14,6 +14,7 @@ from headrace.policy.plan import (
     BudgetPlan,
     CircuitPlan,
     Configuration,
+    CountWindowPlan,
     FallbackPlan,
     HalfOpenPlan,
     HeartbeatPlan,
@@ -29,10 +30,13 @@ from headrace.policy.plan import (
     RetryAfterPlan,
     RetryPlan,
     ServicePlan,
+    SlowCallPlan,
     TelemetryPlan,
     TimeoutPlan,
+    TimeWindowPlan,
     TlsPlan,
     UpstreamPlan,
+    WindowPlan,
 )
 
 
@@ -208,10 +212,14 @@ def _circuit(breaker: given.CircuitBreaker, *, attempt_s: float, failure_if: Pre
     open_for, half_open = breaker.open_for, breaker.half_open
     return CircuitPlan(
         mode=breaker.mode,
-        window_s=float(breaker.window.size),
+        window=_window(breaker.window),
         minimum_calls=breaker.minimum_calls,
         failure_rate_threshold=float(breaker.failure_rate_threshold),
         consecutive_failures=breaker.consecutive_failures,
+        slow_call=SlowCallPlan(
+            duration_s=_seconds(breaker.slow_call.duration),
+            rate_threshold=float(breaker.slow_call.rate_threshold),
+        ),
         failure_on=_condition(breaker.failure_on),
         blame_after_s=float(breaker.blame_after),
         open_for=OpenForPlan(
@@ -227,9 +235,17 @@ def _circuit(breaker: given.CircuitBreaker, *, attempt_s: float, failure_if: Pre
             probe_timeout_s=2 * attempt_s
             if half_open.probe_timeout is None
             else float(half_open.probe_timeout),
+            ramp_s=_seconds(half_open.ramp),
         ),
         failure_if=failure_if,
     )
+
+
+def _window(window: given.Window) -> WindowPlan:
+    size = window.size
+    if isinstance(size, int):  # `checks` has seen to it that type and size agree
+        return CountWindowPlan(size=size, max_age_s=_seconds(window.max_age))
+    return TimeWindowPlan(size_s=float(size))
 
 
 _conditions: dict[tuple[str | int, ...], Condition] = {}

@@ -203,6 +203,13 @@ def _order(plan: UpstreamPlan, values: _Values) -> Iterator[str]:
         yield f"  {number:>2}. {name:<9} {words}"
 
 
+_UNENFORCED = {
+    "observe": ", but the breaker only observes",
+    "forced_open": ", but the breaker is forced open",
+    "disabled": ", but the breaker is disabled",
+}
+
+
 def _verdict(values: _Values, plan: UpstreamPlan, method: str, status: int) -> Iterator[str]:
     yield f"  retried: {_retried(values, plan, method, status)}"
     word = _deciding_word(values, ("circuit_breaker", "failure_on"), status)
@@ -210,8 +217,7 @@ def _verdict(values: _Values, plan: UpstreamPlan, method: str, status: int) -> I
         where = values.who("circuit_breaker", "failure_on")
         yield f"  counted as success: {status} is not in circuit_breaker.failure_on ({where})"
     else:
-        disabled = "" if plan.circuit_breaker.mode == "enforce" else ", but the breaker is disabled"
-        yield f"  counted as failure: {word}{disabled}"
+        yield f"  counted as failure: {word}{_UNENFORCED.get(plan.circuit_breaker.mode, '')}"
 
 
 def _retried(values: _Values, plan: UpstreamPlan, method: str, status: int) -> str:

@@ -23,12 +23,27 @@ def lint(settings: Settings, written: Written) -> Iterator[Problem]:
                 f"has no effect: with when_full: {upstream.pool.when_full} nobody waits",
                 "remove it",
             )
+        yield from _breaker(upstream, base, written)
         if not upstream.tls.verify:
             yield written.problem(
                 (*base, "tls", "verify"),
                 "false: whoever can reach the connection can read and change it",
                 "write: ca: with the file of the authority that signed the upstream's certificate",
             )
+
+
+def _breaker(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
+    breaker, base = upstream.circuit_breaker, (*base, "circuit_breaker")
+    if breaker.mode == "forced_open":
+        yield written.problem(
+            (*base, "mode"),
+            "forced_open: every call is refused, and nothing finds out whether it still has to be",
+        )
+    threshold = (*base, "slow_call", "rate_threshold")
+    if breaker.slow_call.duration is None and written.is_given(threshold):
+        yield written.problem(
+            threshold, "has no effect: no call is slow as long as duration is null", "give duration as well"
+        )
 
 
 def _timeouts(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:

@@ -39,6 +39,7 @@ from headrace.config.values import (
     Times,
     UpstreamName,
     Url,
+    WindowLength,
     WindowSize,
     Word,
     duration,
@@ -371,7 +372,35 @@ class Retry(Section):
 class Window(Section):
     """What the failure rate is taken over."""
 
-    size: WindowSize = Field(duration("10s"), description="Length of the sliding window (10 buckets).")
+    type: Literal["time", "count"] = Field(
+        "time", description="time: the calls of the last size; count: the last size calls."
+    )
+    size: WindowLength = Field(
+        duration("10s"),
+        description="time: how far back it reaches, in 10 buckets; count: how many calls, 100 unless given.",
+    )
+    max_age: Duration | None = Field(
+        None,
+        description="count only: a call that is older has left the window; null: whatever its age.",
+        examples=["1s"],
+    )
+
+    @model_validator(mode="after")
+    def _default_count(self) -> Self:
+        if self.type == "count" and "size" not in self.model_fields_set:
+            self.__dict__["size"] = 100  # the model is frozen for everybody else
+        return self
+
+
+class SlowCall(Section):
+    """Calls that take long, as a reason of its own to open."""
+
+    duration: Duration | None = Field(
+        None,
+        description="An attempt that takes this long is slow, whatever comes of it; null: none is.",
+        examples=["2s"],
+    )
+    rate_threshold: Threshold = Field(1.0, description="Opens at this share of slow calls.")
 
 
 class OpenFor(Section):
@@ -392,12 +421,20 @@ class HalfOpen(Section):
     probe_timeout: Duration | None = Field(
         None, description="A probe that hangs longer counts as failed; null: 2 × attempt.", examples=["8s"]
     )
+    ramp: Duration | None = Field(
+        None,
+        description="After closing, the share of calls let through grows over it; null: all at once.",
+        examples=["30s"],
+    )
 
 
 class CircuitBreaker(Section):
     """When calls are refused because the upstream is down."""
 
-    mode: Literal["enforce", "disabled"] = Field("enforce", description="disabled: counts, never opens.")
+    mode: Literal["enforce", "observe", "forced_open", "disabled"] = Field(
+        "enforce",
+        description="observe: opens and refuses nothing; forced_open: refuses all; disabled: counts, never opens.",
+    )
     window: Window = Field(Window(), description="What the failure rate is taken over.")
     minimum_calls: Count = Field(
         20, description="Calls in the window before the failure rate means anything."
@@ -405,6 +442,9 @@ class CircuitBreaker(Section):
     failure_rate_threshold: Threshold = Field(0.5, description="Opens at this share of failures.")
     consecutive_failures: Count | None = Field(
         5, description="Opens after so many failures in a row, however low the traffic; null: off."
+    )
+    slow_call: SlowCall = Field(
+        SlowCall(), description="Calls that take long, as a reason of its own to open."
     )
     failure_on: list[Word] = Field(
         ["network", "5xx"],
@@ -422,6 +462,19 @@ class CircuitBreaker(Section):
     )
     open_for: OpenFor = Field(OpenFor(), description="How long the circuit stays open.")
     half_open: HalfOpen = Field(HalfOpen(), description="How recovery is verified.")
+
+    @model_validator(mode="after")
+    def _cut_minimum_calls(self) -> Self:
+        """Cut the default to a window of fewer calls: who writes a small one need not write both."""
+        size = self.window.size
+        if (
+            isinstance(size, int)
+            and self.window.type == "count"
+            and "minimum_calls" not in self.model_fields_set
+            and self.minimum_calls > size
+        ):
+            self.__dict__["minimum_calls"] = size  # the model is frozen for everybody else
+        return self
 
 
 class Fallback(Section):

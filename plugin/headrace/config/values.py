@@ -9,7 +9,7 @@ import re
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainValidator
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainSerializer, PlainValidator
 from pydantic.json_schema import JsonSchemaValue, WithJsonSchema
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
@@ -117,6 +117,21 @@ def _read_url(value: object) -> UrlPrefix:
         raise PydanticCustomError("url", "{reason}", {"reason": str(error)}) from None
 
 
+_MOST_CALLS = 100_000
+
+
+def _read_window_length(value: object) -> int | Duration:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if 1 <= value <= _MOST_CALLS:
+            return value
+        raise PydanticCustomError("window_length", "out of range")
+    return WindowSize.read(value)
+
+
+def _write_window_length(value: float) -> int | str:
+    return value if isinstance(value, int) else format_duration(value)
+
+
 def _read_word(value: object) -> str | int:
     if isinstance(value, str) and value in WORDS:
         return value
@@ -177,6 +192,25 @@ Url = Annotated[
     ),
     Expects("an http:// or https:// URL without user, query and fragment", "URL"),
 ]
+WindowLength = Annotated[
+    int | WindowSize,
+    PlainValidator(_read_window_length),
+    PlainSerializer(_write_window_length),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": DURATION_PATTERN, "examples": ["10s"]},
+                {"type": "integer", "minimum": 1, "maximum": _MOST_CALLS},
+            ]
+        }
+    ),
+    Expects(
+        f"a duration with a unit (250ms, 2s, 5m, 1h) from {WindowSize.range_words()}, "
+        f"or with type: count a number of calls from 1 to {_MOST_CALLS}",
+        "duration or integer",
+        is_text=False,
+    ),
+]
 Word = Annotated[
     str | int,
     PlainValidator(_read_word),
@@ -224,7 +258,7 @@ FunctionPath = Annotated[
 ]
 StatusCode = Annotated[int, Ge(200), Le(599)]
 FilePath = Annotated[str, Field(min_length=1), Expects("the path of a file", "path")]
-Count = Annotated[int, Ge(1), Le(100_000)]
+Count = Annotated[int, Ge(1), Le(_MOST_CALLS)]
 CountOrZero = Annotated[int, Ge(0), Le(1_000_000)]
 IdleCount = Annotated[int, Ge(0), Le(100_000)]
 KeepaliveCount = Annotated[int, Ge(1), Le(127)]  # Linux: MAX_TCP_KEEPCNT

@@ -179,7 +179,8 @@ class CircuitChanged:
     Attributes:
         reason: Why, in the words of `policy.circuit`.
         failure_rate: Share of failures in the window, 0..1, or None below `minimum_calls`.
-        calls: Successes and failures in the window; count.
+        calls: Successes and failures in the window, or verdicts of the probes; count.
+        slow_calls: How many of them took `slow_call.duration` or longer.
         threshold: What the rule compared with: a rate or a count; None when time decided.
         open_for_s: How long it stays, or was, open; None when it closed.
         is_observed: `mode: observe`: no call is refused because of it.
@@ -196,6 +197,7 @@ class CircuitChanged:
     threshold: float | None = None
     open_for_s: float | None = None
     is_observed: bool = False
+    slow_calls: int = 0
 
     @property
     def name(self) -> str:
@@ -211,11 +213,12 @@ class CircuitChanged:
         opens = self.to_state == "open" and self.open_for_s is not None
         duration = f" for {self.open_for_s:.1f} s" if opens else ""
         rate = f"failure rate {self.failure_rate:.2f} over " if self.failure_rate is not None else ""
+        slow = f", {self.slow_calls} slow" if self.slow_calls else ""
         threshold = f", threshold {self.threshold:g}" if self.threshold is not None else ""
         return (
             f'upstream "{self.upstream}": circuit {"would be " if self.is_observed else ""}{state}{duration}, '
             f"was {self.from_state.replace('_', ' ')}: {self.reason} "
-            f"({rate}{_count(self.calls, 'call')}, {self.consecutive_failures} failed in a row{threshold})"
+            f"({rate}{_count(self.calls, 'call')}, {self.consecutive_failures} failed in a row{slow}{threshold})"
         )
 
 

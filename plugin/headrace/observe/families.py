@@ -115,10 +115,13 @@ def _known(value: float | None) -> Iterable[tuple[Labels, Value]]:
     return () if value is None else (((), value),)
 
 
+_STATE_LABELS = (*(state.value for state in CircuitState), "forced_open")
+
+
 def _states(circuit: CircuitView | None) -> Iterable[tuple[Labels, Value]]:
     if circuit is None:
         return ()
-    return (((state.value,), float(circuit.state is state)) for state in CircuitState)
+    return (((label,), float(circuit.label == label)) for label in _STATE_LABELS)
 
 
 UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
@@ -268,7 +271,7 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
     Family(
         "headrace_breaker_state",
         "gauge",
-        "1 for the state that the circuit is in, 0 for the others.",
+        "1 for what callers meet, 0 for the others: closed, open, half_open, or forced_open (a mode).",
         ("state",),
         lambda up: _states(up.circuit),
         merge=max,
@@ -292,16 +295,26 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         gone=_NAN,
     ),
     Family(
+        "headrace_breaker_slow_call_rate",
+        "gauge",
+        "Share of slow calls in the circuit's window, 0 to 1; absent below minimum_calls and without slow_call.",
+        (),
+        lambda up: _known(None if up.circuit is None else up.circuit.slow_call_rate),
+        merge=max,
+        across_processes="liveall",
+        gone=_NAN,
+    ),
+    Family(
         "headrace_breaker_refused_total",
         "counter",
-        "Calls refused because the circuit was open, or half open with no place left.",
+        "Calls refused because the circuit was open, half open with no place left, ramping or forced open.",
         (),
         lambda up: (((), up.counters.refused),),
     ),
     Family(
         "headrace_observed_total",
         "counter",
-        "Mode observe only: what the rules would have done, by action.",
+        "Mode observe, of the upstream or of its breaker: what the rules would have done, by action.",
         ("action",),
         lambda up: _by_one(up.counters.observed),
     ),

@@ -10,27 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from enum import StrEnum
-from math import ceil, floor, inf
+from math import inf
 from typing import Any, Final
 
 from headrace.policy.growth import grown_s
+from headrace.policy.half_open import HalfOpen
+from headrace.policy.permit import CircuitView, Permit, Refusal, Refused, Verdict
 from headrace.policy.plan import CircuitPlan
+from headrace.policy.ramp import Ramp
 from headrace.policy.transition import TRANSITIONS, CircuitState, Transition, Trigger
-from headrace.policy.trip import TRIP_RULES, Tally, failure_rate
-from headrace.policy.window import TimeWindow
+from headrace.policy.trip import TRIP_RULES, Tally, failure_rate, slow_call_rate
+from headrace.policy.window import window_for
 
-__all__ = ["Circuit", "CircuitState", "CircuitView", "Permit", "Refused", "Transition", "Trigger", "Verdict"]
-
-
-class Verdict(StrEnum):
-    """What one attempt says about the upstream's health."""
-
-    SUCCESS = "success"
-    FAILURE = "failure"
-    IGNORED = "ignored"  # nothing: local refusal, cancellation, cut too early. Gives its permit back
-
+__all__ = [
+    "Circuit",
+    "CircuitState",
+    "CircuitView",
+    "Permit",
+    "Refusal",
+    "Refused",
+    "Transition",
+    "Trigger",
+    "Verdict",
+]
 
 # A global is one look-up; a member of an enum class goes through its metaclass.
 _CLOSED: Final = CircuitState.CLOSED
@@ -40,80 +42,10 @@ _SUCCESS: Final = Verdict.SUCCESS
 _FAILURE: Final = Verdict.FAILURE
 _IGNORED: Final = Verdict.IGNORED
 
-
-@dataclass(slots=True)
-class Permit:
-    """Leave to make one attempt; goes back by `Circuit.record`.
-
-    Attributes:
-        generation: The circuit's when it was given; void after the next transition.
-        probe: Number of the probe's lease, or None for a permit of the closed circuit
-            (then one object serves all callers: no allocation).
-    """
-
-    generation: int
-    probe: int | None = None
+_WAIVED: Final = Permit(-1)  # of no generation: what comes of it says nothing to the circuit
 
 
-@dataclass(slots=True)
-class Refused:
-    """No permit, and why. `str()` is the sentence for an error message.
-
-    Attributes:
-        retry_after_s: Open: seconds until a probe may be admitted. Half open: seconds
-            until the oldest probe expires, so at the latest then something has changed. >= 0.
-        cause: The transition that opened the circuit.
-    """
-
-    retry_after_s: float
-    state: CircuitState
-    cause: Transition
-
-    @property
-    def failure_rate(self) -> float | None:
-        """Rate that opened the circuit, or None when it was not a rate."""
-        return self.cause.failure_rate
-
-    @property
-    def calls(self) -> int:
-        """Calls behind `failure_rate`."""
-        return self.cause.calls
-
-    @property
-    def threshold(self) -> float | None:
-        """What the rule that opened the circuit compared with."""
-        return self.cause.threshold
-
-    def __str__(self) -> str:
-        why = self.cause.why
-        if self.state is _HALF_OPEN:
-            return f"circuit half open with no place for another probe ({why})"
-        return f"circuit open for {self.retry_after_s:.1f} s more ({why})"
-
-
-@dataclass(frozen=True, slots=True)
-class CircuitView:
-    """A circuit at one instant, for status and metrics.
-
-    Attributes:
-        failure_rate: Share of failures in the window, or None below `minimum_calls`.
-        retry_after_s: Seconds left of the open period; 0 when it is over or not open.
-        probes_in_flight: Leases of half-open probes that have not expired.
-        verdicts: Verdicts of the half-open phase, expired probes included.
-    """
-
-    state: CircuitState
-    generation: int
-    calls: int
-    failures: int
-    failure_rate: float | None
-    consecutive_failures: int
-    retry_after_s: float
-    probes_in_flight: int
-    verdicts: int
-
-
-def _unheard(_: Transition) -> None:
+def _unheard(_: object) -> None:
     """Stand-in listener."""
 
 
@@ -121,7 +53,7 @@ class Circuit:
     """One upstream's circuit, shared by all its callers.
 
     Thread-safe with a plain (non-reentrant) *lock*. Under the lock: arithmetic and one
-    call of *rng*; *on_transition* is called after it is released, in the thread that
+    call of *rng*; the listeners are called after it is released, in the thread that
     noticed. Not to be called from a finalizer (the collecting thread may hold the lock).
 
     Args:
@@ -129,30 +61,32 @@ class Circuit:
         lock: Mutex of this circuit; None: the caller is the only thread.
         on_transition: Told of each transition; two threads may tell out of order,
             `Transition.generation` says which was first.
+        on_waived: Told of each refusal that `mode: observe` turned into a permit.
 
     Attributes:
         state: Readable without the lock, as a hint.
         generation: Counts the transitions so far; readable as a hint.
+        is_shut: Calls are being refused, probes apart; readable as a hint.
     """
 
     __slots__ = (
         "_consecutive_failures",
-        "_failed_probes",
+        "_half_open",
         "_lock",
-        "_next_probe",
         "_on_transition",
+        "_on_waived",
         "_open_until",
         "_opened",
         "_openings",
         "_permit",
         "_plan",
-        "_probes",
+        "_ramp",
         "_rng",
-        "_succeeded_probes",
+        "_slow_s",
         "_untold",
         "_window",
-        "_window_ends_at",
         "generation",
+        "is_shut",
         "state",
     )
 
@@ -163,93 +97,167 @@ class Circuit:
         rng: Callable[[], float],
         lock: AbstractContextManager[Any] | None = None,
         on_transition: Callable[[Transition], None] = _unheard,
+        on_waived: Callable[[Refused], None] = _unheard,
     ) -> None:
-        self._plan = plan
         self._rng = rng
         self._lock: AbstractContextManager[Any] = nullcontext() if lock is None else lock
         self._on_transition = on_transition
+        self._on_waived = on_waived
         self.state = _CLOSED
         self.generation = 0
-        self._permit = Permit(0)
-        self._window = TimeWindow(plan.window_s)
+        self._window = window_for(plan.window)
         self._consecutive_failures = 0
         self._openings = 0  # consecutive, since the circuit was last closed
         self._opened: Transition | None = None  # the last to OPEN; set whenever the circuit is not closed
         self._open_until = 0.0
-        self._probes: dict[int, float] = {}  # lease number -> when it expires
-        self._next_probe = 0
-        self._succeeded_probes = 0
-        self._failed_probes = 0  # expired ones included
-        self._window_ends_at = 0.0
+        self._half_open: HalfOpen | None = None  # while HALF_OPEN
+        self._ramp: Ramp | None = None  # while CLOSED, for a time after it was closed
         self._untold: list[Transition] = []
+        self._follow(plan)
 
     def acquire(self, now: float) -> Permit | Refused:
         """Leave to make one attempt at *now*, or why not. Mutates; may transition.
 
         A permit goes back by `record`, exactly once.
         """
+        waived = None
         with self._lock:
-            if self.state is _CLOSED:
-                return self._permit
+            permit = self._permit
+            if permit is not None:
+                return permit
             answer = self._admit(now)
+            if isinstance(answer, Refused) and self._plan.mode == "observe":
+                waived, answer = answer, _WAIVED
             untold = self._take_untold()
-        for transition in untold:
-            self._on_transition(transition)
+        try:
+            for transition in untold:
+                self._on_transition(transition)
+            if waived is not None:
+                self._on_waived(waived)
+        except BaseException:
+            if isinstance(
+                answer, Permit
+            ):  # nobody will hold it: a probe's place must not be lost until it expires
+                self.record(answer, _IGNORED, now)
+            raise
         return answer
 
-    def record(self, permit: Permit, verdict: Verdict, now: float) -> None:
+    def record(self, permit: Permit, verdict: Verdict, now: float, duration_s: float = 0.0) -> int | None:
         """Give *permit* back with what came of it. Mutates; may transition.
 
         A permit of an earlier generation, and a probe whose lease has expired, change nothing.
+
+        Args:
+            duration_s: How long the attempt took; what makes it slow is the circuit's to say.
+
+        Returns:
+            For a success that was counted: its place, for `turn`. Else None.
         """
+        place = None
         with self._lock:
             if permit.generation != self.generation:
-                return
+                return None
+            is_slow = duration_s >= self._slow_s
             if self.state is _CLOSED:
-                # The success path: one call of ours (the window) and no allocation.
                 if verdict is _SUCCESS:
                     self._consecutive_failures = 0
-                    self._window.add(now, 1, 0)
-                    return
-                if verdict is _IGNORED:
-                    return
-                self._consecutive_failures += 1
-                self._window.add(now, 1, 1)
+                    if not is_slow:
+                        return self._window.add(now)  # most calls end here: one call of ours, no allocation
+                    place = self._window.add(now, 0, 1)
+                elif verdict is _FAILURE:
+                    self._consecutive_failures += 1
+                    self._window.add(now, 1, is_slow)
+                else:
+                    return None
                 self._ask_trip_rules(now)
             else:
-                self._settle(now)
-                self._judge_probe(permit, verdict, now)
+                self._judge_probe(permit, verdict, is_slow, now)
             untold = self._take_untold()
         for transition in untold:
             self._on_transition(transition)
+        return place
+
+    def turn(self, permit: Permit, place: int, now: float) -> bool:
+        """Make a failure of the success that `record(permit, …)` counted at *place*: its body broke later.
+
+        Mutates; may transition, for this is a failure heard of now. Changes nothing when
+        its generation or its bucket is gone (a reload that changes the window makes new ones).
+        A success is turned once.
+
+        Returns:
+            Whether it was there to be turned.
+        """
+        with self._lock:
+            if permit.generation != self.generation:
+                return False
+            self._window.advance(now)
+            if not self._window.turn(place):
+                return False
+            self._consecutive_failures += 1
+            self._ask_trip_rules(now)
+            untold = self._take_untold()
+        for transition in untold:
+            self._on_transition(transition)
+        return True
+
+    def apply(self, plan: CircuitPlan, now: float) -> list[Transition]:
+        """Go by *plan* from now on; what was learned stays, the window as far as it fits. Mutates.
+
+        What runs keeps the end it was given: an open period, a probe's lease, a half-open
+        window. Permits stay good unless the state changes: verdicts in hand may decide under new
+        half-open thresholds, and `mode: disabled` closes the circuit, its window kept.
+
+        Returns:
+            The transitions that this brought about; the listener is not told of them.
+        """
+        with self._lock:
+            if self._half_open is not None:
+                self._settle(now)
+            if plan.window != self._plan.window:
+                window = window_for(plan.window)
+                window.take_over(self._window, now)
+                self._window = window
+            self._follow(plan)
+            if plan.mode == "disabled":
+                while self.state is not _CLOSED:
+                    self._transition(Trigger.DISABLED, now)
+            elif self._half_open is not None:
+                self._decide(self._half_open.weigh(plan), now)
+            return self._take_untold()
 
     def view(self, now: float) -> CircuitView:
         """The circuit as of *now*. Changes no state: an open period that is over ends with the next call."""
         with self._lock:
             self._window.advance(now)
-            tally = self._tally()
-            in_flight = sum(expires_at > now for expires_at in self._probes.values())
+            tally, half_open = self._tally(), self._half_open
+            in_flight = 0 if half_open is None else half_open.in_flight(now)
             return CircuitView(
                 state=self.state,
+                mode=self._plan.mode,
                 generation=self.generation,
                 calls=tally.calls,
                 failures=tally.failures,
+                slow_calls=tally.slow_calls,
                 failure_rate=failure_rate(tally, minimum_calls=self._plan.minimum_calls),
+                slow_call_rate=slow_call_rate(tally, self._plan),
                 consecutive_failures=tally.consecutive_failures,
                 retry_after_s=max(0.0, self._open_until - now) if self.state is _OPEN else 0.0,
                 probes_in_flight=in_flight,
-                verdicts=self._succeeded_probes + self._failed_probes + len(self._probes) - in_flight,
+                verdicts=0 if half_open is None else half_open.verdicts + half_open.probes - in_flight,
+                ramp_share=self._ramp_share(now),
             )
 
     def __repr__(self) -> str:
         # Without the lock: a repr is asked for in a debugger, where the holder may be stopped.
+        half_open = self._half_open
         doing = f"{self._window.marked} of {self._window.calls} calls failed"
-        if self.state is _HALF_OPEN:
-            verdicts = self._succeeded_probes + self._failed_probes
-            doing = f"{verdicts} verdicts and {len(self._probes)} probes of {self._plan.half_open.max_probes}"
+        if half_open is not None:
+            most = self._plan.half_open.max_probes
+            doing = f"{half_open.verdicts} verdicts and {half_open.probes} probes of {most}"
         elif self.state is _OPEN and self._opened is not None:
             doing = self._opened.why
-        return f"<Circuit {self.state}, generation {self.generation}: {doing}>"
+        mode = "" if self._plan.mode == "enforce" else f" ({self._plan.mode})"
+        return f"<Circuit {self.state}{mode}, generation {self.generation}: {doing}>"
 
     # Below: under the lock.
 
@@ -260,7 +268,23 @@ class Circuit:
         return untold
 
     def _tally(self) -> Tally:
-        return Tally(self._window.calls, self._window.marked, self._consecutive_failures)
+        window = self._window
+        return Tally(window.calls, window.marked, self._consecutive_failures, window.slow)
+
+    def _follow(self, plan: CircuitPlan) -> None:
+        self._plan = plan
+        slow_s = plan.slow_call.duration_s
+        self._slow_s = inf if slow_s is None else slow_s
+        if plan.mode == "disabled":
+            self._ramp = None
+        self._open_the_way()
+
+    def _open_the_way(self) -> None:
+        """Whether callers pass without a look: a permit in `_permit` answers all of them."""
+        mode = self._plan.mode
+        passes = self.state is _CLOSED and self._ramp is None and mode != "forced_open"
+        self._permit = Permit(self.generation) if passes else None
+        self.is_shut = mode == "forced_open" or (self.state is _OPEN and mode == "enforce")
 
     def _ask_trip_rules(self, now: float) -> None:
         if self._plan.mode == "disabled":
@@ -272,84 +296,78 @@ class Circuit:
                 return
 
     def _admit(self, now: float) -> Permit | Refused:
-        """The answer of a circuit that is not closed."""
-        if self.state is _HALF_OPEN:
+        """The answer of a circuit that does not let everybody pass."""
+        plan = self._plan
+        if plan.mode == "forced_open":
+            return Refused(Refusal.FORCED_OPEN, plan.open_for.max_s, self.state, None)
+        if self._half_open is not None:
             self._settle(now)
         if self.state is _CLOSED:
-            return self._permit
+            return self._admit_closed(now)
         if self.state is _OPEN:
             if now < self._open_until:
-                return self._refusal(self._open_until - now)
+                return Refused(Refusal.OPEN, self._open_until - now, _OPEN, self._opened)
             self._transition(Trigger.OPEN_FOR_ELAPSED, now)
-        half_open = self._plan.half_open
-        if self._succeeded_probes + self._failed_probes + len(self._probes) >= half_open.max_probes:
-            # All verdicts and no probe would have been decided, so a probe is in flight.
-            return self._refusal(min(self._probes.values()) - now)
-        self._next_probe += 1
-        self._probes[self._next_probe] = now + half_open.probe_timeout_s
-        return Permit(self.generation, self._next_probe)
+        half_open = self._half_open
+        assert half_open is not None, "neither closed nor open"
+        probe = half_open.lease(plan, now)
+        if probe is not None:
+            return Permit(self.generation, probe)
+        # All verdicts and no probe would have been decided, so a probe is in flight.
+        return Refused(
+            Refusal.NO_PLACE,
+            half_open.oldest_expires_at() - now,
+            _HALF_OPEN,
+            self._opened,
+            probes=half_open.probes,
+            verdicts=half_open.verdicts,
+        )
 
-    def _refusal(self, retry_after_s: float) -> Refused:
-        assert self._opened is not None, "a circuit that is not closed has been opened"
-        return Refused(retry_after_s, self.state, self._opened)
+    def _admit_closed(self, now: float) -> Permit | Refused:
+        ramp, ramp_s = self._ramp, self._plan.half_open.ramp_s
+        if ramp is None or ramp_s is None or ramp.left_s(ramp_s, now) <= 0.0:
+            self._ramp = None
+            self._open_the_way()
+        else:
+            share = ramp.share(ramp_s, now)
+            if not ramp.admits(share):
+                return Refused(Refusal.RAMP, ramp.left_s(ramp_s, now), _CLOSED, self._opened, share=share)
+        return self._permit or Permit(self.generation)
+
+    def _ramp_share(self, now: float) -> float | None:
+        ramp, ramp_s = self._ramp, self._plan.half_open.ramp_s
+        if ramp is None or ramp_s is None or ramp.left_s(ramp_s, now) <= 0.0:
+            return None
+        return ramp.share(ramp_s, now)
+
+    def _judge_probe(self, permit: Permit, verdict: Verdict, is_slow: bool, now: float) -> None:
+        self._settle(now)
+        half_open = self._half_open
+        if half_open is None or not half_open.give_back(permit.probe) or verdict is _IGNORED:
+            return  # decided meanwhile, expired, given back before; or its place is free again
+        half_open.judge(failed=verdict is _FAILURE, slow=is_slow)
+        self._decide(half_open.weigh(self._plan), now)
 
     def _settle(self, now: float) -> None:
-        """What time alone has decided about a half-open circuit, in the order it happened."""
-        half_open = self._plan.half_open
-        while self.state is _HALF_OPEN:
-            oldest = min(self._probes, key=self._probes.__getitem__, default=None)
-            expires_at = inf if oldest is None else self._probes[oldest]
-            if oldest is not None and expires_at <= now and expires_at <= self._window_ends_at:
-                del self._probes[oldest]
-                self._failed_probes += 1
-                self._weigh(Trigger.PROBE_EXPIRED, expires_at)
-            elif self._window_ends_at <= now:
-                if self._failed_probes:
-                    self._transition(Trigger.WINDOW_ELAPSED, self._window_ends_at)
-                else:
-                    # Nothing speaks against the upstream: verdicts kept, the window starts again. All silent
-                    # windows at once, so that a week is one step; a probe that expires with one belongs to it.
-                    if expires_at <= now:
-                        passed = ceil((expires_at - self._window_ends_at) / half_open.window_s)
-                    else:
-                        passed = 1 + floor((now - self._window_ends_at) / half_open.window_s)
-                    self._window_ends_at += half_open.window_s * passed
-            else:
-                return
+        """What time alone has decided about the half-open phase."""
+        if self._half_open is not None:
+            decided = self._half_open.settle(self._plan, now)
+            if decided is not None:
+                self._transition(*decided)
 
-    def _judge_probe(self, permit: Permit, verdict: Verdict, now: float) -> None:
-        if permit.probe is None or self._probes.pop(permit.probe, None) is None:
-            return  # expired, or given back before
-        if verdict is _SUCCESS:
-            self._succeeded_probes += 1
-        elif verdict is _FAILURE:
-            self._failed_probes += 1
-        else:
-            return  # ignored: its place is free again
-        self._weigh(Trigger.PROBE_FAILED, now)
-
-    def _weigh(self, trigger: Trigger, at_s: float) -> None:
-        """Decide as soon as the rest of the probes cannot change the result."""
-        half_open = self._plan.half_open
-        best_rate = (half_open.max_probes - self._failed_probes) / half_open.max_probes
-        if best_rate < half_open.success_rate_threshold:
+    def _decide(self, trigger: Trigger | None, at_s: float) -> None:
+        if trigger is not None:
             self._transition(trigger, at_s)
-        elif self._succeeded_probes + self._failed_probes >= half_open.max_probes:
-            self._transition(Trigger.PROBES_SUCCEEDED, at_s)
 
     def _transition(self, trigger: Trigger, at_s: float) -> None:
         plan, before = self._plan, self.state
         after = TRANSITIONS[before, trigger]
-        calls, failures, rate, threshold = self._numbers(trigger)
+        tally, rate, threshold = self._numbers(trigger)
         open_for_s = None
         if after is _OPEN:
             self._openings += 1
             open_for_s = self._open_for_s()
             self._open_until = at_s + open_for_s
-        elif after is _HALF_OPEN:
-            self._window_ends_at = at_s + plan.half_open.window_s
-        self._probes.clear()
-        self._succeeded_probes = self._failed_probes = 0
         self.generation += 1
         transition = Transition(
             from_state=before,
@@ -357,37 +375,50 @@ class Circuit:
             at_s=at_s,
             reason=trigger,
             failure_rate=rate,
-            calls=calls,
-            failures=failures,
+            calls=tally.calls,
+            failures=tally.failures,
             consecutive_failures=self._consecutive_failures,
             threshold=threshold,
             open_for_s=open_for_s,
             generation=self.generation,
+            slow_calls=tally.slow_calls,
+            is_observed=plan.mode == "observe",
         )
+        self.state = after
+        self._half_open = HalfOpen(plan, at_s) if after is _HALF_OPEN else None
+        self._ramp = None
         if after is _OPEN:
             self._opened = transition
         elif after is _CLOSED:
-            self._openings = self._consecutive_failures = 0
-            self._window.clear()
-            self._permit = Permit(self.generation)
-        self.state = after
+            self._openings = 0
+            if trigger is not Trigger.DISABLED:  # what it forgave it has not unlearned
+                self._consecutive_failures = 0
+                self._window.clear()
+                self._ramp = None if plan.half_open.ramp_s is None else Ramp(at_s)
+        self._open_the_way()
         self._untold.append(transition)
 
-    def _numbers(self, trigger: Trigger) -> tuple[int, int, float | None, float | None]:
-        """Calls, failures, failure rate and threshold behind *trigger*."""
+    def _numbers(self, trigger: Trigger) -> tuple[Tally, float | None, float | None]:
+        """The calls, the failure rate and the threshold behind *trigger*."""
         plan = self._plan
         if self.state is _CLOSED:
             tally = self._tally()
             rate = failure_rate(tally, minimum_calls=plan.minimum_calls)
-            threshold = (
-                plan.failure_rate_threshold if trigger is Trigger.FAILURE_RATE else plan.consecutive_failures
-            )
-            return tally.calls, tally.failures, rate, threshold
-        if self.state is _OPEN:
-            return 0, 0, None, None
-        verdicts = self._succeeded_probes + self._failed_probes
-        rate = self._failed_probes / verdicts if verdicts else None
-        return verdicts, self._failed_probes, rate, plan.half_open.success_rate_threshold
+            threshold = {
+                Trigger.FAILURE_RATE: plan.failure_rate_threshold,
+                Trigger.SLOW_CALL_RATE: plan.slow_call.rate_threshold,
+            }.get(trigger, plan.consecutive_failures)
+            return tally, rate, threshold
+        half_open = self._half_open
+        if half_open is None:
+            return Tally(0, 0, self._consecutive_failures), None, None
+        verdicts = half_open.verdicts
+        rate = half_open.failed / verdicts if verdicts else None
+        threshold = {
+            Trigger.PROBES_SLOW: plan.slow_call.rate_threshold,
+            Trigger.DISABLED: None,
+        }.get(trigger, plan.half_open.success_rate_threshold)
+        return Tally(verdicts, half_open.failed, self._consecutive_failures, half_open.slow), rate, threshold
 
     def _open_for_s(self) -> float:
         plan = self._plan.open_for

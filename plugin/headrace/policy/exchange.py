@@ -22,7 +22,7 @@ from typing import Final, TypeAlias, assert_never
 
 from headrace.policy.backoff import backoff_s
 from headrace.policy.blame import blame
-from headrace.policy.circuit import Circuit, CircuitState, Permit, Refused, Verdict
+from headrace.policy.circuit import Circuit, Permit, Refused, Verdict
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import TimeoutPlan, UpstreamPlan
 from headrace.policy.retry import Retriability, RetryAllowance, RetryBudget, classify
@@ -250,7 +250,7 @@ class Exchange:
         self.outcomes.append(outcome)
         self.verdicts.append(verdict)
         self.retry_after_s = outcome.retry_after_s
-        self._circuit.record(permit, verdict, now)
+        self._circuit.record(permit, verdict, now, outcome.duration_s)
 
     def body_is_spent(self) -> None:
         """Tell that the body cannot be sent again after all. Mutates."""
@@ -316,7 +316,7 @@ class Exchange:
         n_made = len(self.outcomes)
         if n_made >= self._max_attempts:
             return self._deny(EndReason.ATTEMPTS)
-        if self._circuit.state is CircuitState.OPEN:
+        if self._circuit.is_shut:
             return self._deny(EndReason.CIRCUIT_OPENED)
         asked_s = outcome.retry_after_s or 0.0
         if asked_s > retry.retry_after.max_s:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from headrace.policy.outcome import Condition
 
 Mode = Literal["enforce", "observe", "off"]
 WhenFull = Literal["wait", "new", "reject"]
-CircuitMode = Literal["enforce", "disabled"]
+CircuitMode = Literal["enforce", "observe", "forced_open", "disabled"]
 ErrorResponses = Literal["propagate", "map"]
 Jitter = Literal["full", "equal", "additive", "decorrelated", "none"]
 RetryAfterFormat = Literal["auto", "unix_timestamp"]
@@ -234,12 +234,45 @@ class HalfOpenPlan:
     Attributes:
         probe_timeout_s: Seconds after which a hung probe counts as failed; the
             YAML's null is compiled to 2 × attempt.
+        ramp_s: Seconds over which the share of calls let through grows once it is verified; None: all at once.
     """
 
     max_probes: int
     success_rate_threshold: float
     window_s: float
     probe_timeout_s: float
+    ramp_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TimeWindowPlan:
+    """The calls of the last `size_s` seconds, in 10 buckets."""
+
+    size_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CountWindowPlan:
+    """The last `size` calls; with `max_age_s` only those of the last so many seconds."""
+
+    size: int
+    max_age_s: float | None
+
+
+WindowPlan: TypeAlias = TimeWindowPlan | CountWindowPlan
+
+
+@dataclass(frozen=True, slots=True)
+class SlowCallPlan:
+    """What an attempt that takes long says about the upstream.
+
+    Attributes:
+        duration_s: An attempt that took this long is slow, whatever came of it; None: none is.
+        rate_threshold: Opens at this share of slow calls.
+    """
+
+    duration_s: float | None
+    rate_threshold: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,10 +284,11 @@ class CircuitPlan:
     """
 
     mode: CircuitMode
-    window_s: float
+    window: WindowPlan
     minimum_calls: int
     failure_rate_threshold: float
     consecutive_failures: int | None
+    slow_call: SlowCallPlan
     failure_on: Condition
     blame_after_s: float
     open_for: OpenForPlan

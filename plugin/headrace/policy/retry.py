@@ -115,14 +115,14 @@ class RetryBudget:
     def deposit(self, now: float) -> None:
         """Count a first attempt. Mutates."""
         with self._lock:
-            self._window.add(now, 1, 0)
+            self._window.add(now)
 
     def try_withdraw(self, now: float) -> bool:
         """Pay for one retry; False, and nothing changed, when the budget is spent. Mutates."""
         with self._lock:
             if self._tokens(now) < 1.0 - _ROUNDING:
                 return False
-            self._window.add(now, 0, 1)
+            self._window.add(now, 1, 0, 0)
             return True
 
     def balance(self, now: float) -> float:

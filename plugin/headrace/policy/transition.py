@@ -20,12 +20,15 @@ class Trigger(StrEnum):
     """Why the circuit changed its state."""
 
     FAILURE_RATE = "failure_rate"
+    SLOW_CALL_RATE = "slow_call_rate"
     CONSECUTIVE_FAILURES = "consecutive_failures"
     OPEN_FOR_ELAPSED = "open_for elapsed"
     PROBES_SUCCEEDED = "probes succeeded"
     PROBE_FAILED = "probe failed"
     PROBE_EXPIRED = "probe expired"
+    PROBES_SLOW = "probes slow"  # they succeeded, and too many took as long as what opened the circuit
     WINDOW_ELAPSED = "half_open window elapsed"  # with a failed or expired probe in it
+    DISABLED = "disabled"  # the configuration says that the circuit never opens
 
 
 _CLOSED, _OPEN, _HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
@@ -33,15 +36,20 @@ _CLOSED, _OPEN, _HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitStat
 TRANSITIONS: Mapping[tuple[CircuitState, Trigger], CircuitState] = MappingProxyType(
     {
         (_CLOSED, Trigger.FAILURE_RATE): _OPEN,
+        (_CLOSED, Trigger.SLOW_CALL_RATE): _OPEN,
         (_CLOSED, Trigger.CONSECUTIVE_FAILURES): _OPEN,
         (_OPEN, Trigger.OPEN_FOR_ELAPSED): _HALF_OPEN,
+        (_OPEN, Trigger.DISABLED): _HALF_OPEN,
         (_HALF_OPEN, Trigger.PROBES_SUCCEEDED): _CLOSED,
         (_HALF_OPEN, Trigger.PROBE_FAILED): _OPEN,
         (_HALF_OPEN, Trigger.PROBE_EXPIRED): _OPEN,
+        (_HALF_OPEN, Trigger.PROBES_SLOW): _OPEN,
         (_HALF_OPEN, Trigger.WINDOW_ELAPSED): _OPEN,
+        (_HALF_OPEN, Trigger.DISABLED): _CLOSED,
     }
 )
-"""Every change of state there is. CLOSED is not reachable from OPEN: recovery is verified first."""
+"""Every change of state there is. CLOSED is not reachable from OPEN: recovery is verified first, or waived by the
+operator, who says `mode: disabled` (two steps then, at once)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +64,11 @@ class Transition:
             asked (too few calls).
         calls: Calls in the window, or verdicts of the half-open phase (expired probes included).
         failures: How many of *calls* failed.
-        threshold: What the rule compared with: failure_rate_threshold, consecutive_failures
-            or success_rate_threshold; None for OPEN_FOR_ELAPSED.
+        slow_calls: How many of *calls* took `slow_call.duration` or longer.
+        threshold: What the rule compared with: failure_rate_threshold, slow_call.rate_threshold,
+            consecutive_failures or success_rate_threshold; None where nothing was compared.
         open_for_s: How long the circuit stays open, jitter included; None when it did not open.
+        is_observed: The circuit's mode was observe: nothing is refused because of it.
     """
 
     from_state: CircuitState
@@ -72,13 +82,20 @@ class Transition:
     threshold: float | None
     open_for_s: float | None
     generation: int
+    slow_calls: int = 0
+    is_observed: bool = False
 
     @property
     def why(self) -> str:
         """The numbers in words, for an error message about the circuit this transition opened."""
+        if self.reason is Trigger.PROBES_SLOW:
+            return f"{self.reason}: {self.slow_calls} of {self.calls} probes"
         if self.from_state is _HALF_OPEN:
             return f"{self.reason}: {self.failures} of {self.calls} probes failed"
         if self.reason is Trigger.FAILURE_RATE:
             rate = f"{self.failure_rate:.2f} over {self.calls} calls"
             return f"failure rate {rate}, threshold {self.threshold:g}"
+        if self.reason is Trigger.SLOW_CALL_RATE:
+            rate = f"{self.slow_calls / self.calls:.2f} over {self.calls} calls"
+            return f"slow-call rate {rate}, threshold {self.threshold:g}"
         return f"{self.consecutive_failures} consecutive failures"

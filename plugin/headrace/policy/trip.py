@@ -1,4 +1,4 @@
-"""Trip rules: when the failures of a closed circuit are too many. Arithmetic, nothing else."""
+"""Trip rules: when the failures or slow calls of a closed circuit are too many. Arithmetic, nothing else."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Tally:
     calls: int
     failures: int
     consecutive_failures: int
+    slow_calls: int = 0
 
 
 def failure_rate(tally: Tally, *, minimum_calls: int) -> float | None:
@@ -29,9 +30,24 @@ def failure_rate(tally: Tally, *, minimum_calls: int) -> float | None:
     return tally.failures / tally.calls
 
 
+def slow_call_rate(tally: Tally, plan: CircuitPlan) -> float | None:
+    """Share of slow calls in [0, 1], or None below `minimum_calls` and where no call counts as slow.
+
+    Source: resilience4j slowCallRateThreshold.
+    """
+    if plan.slow_call.duration_s is None or tally.calls < max(1, plan.minimum_calls):
+        return None
+    return tally.slow_calls / tally.calls
+
+
 def _rate_trips(plan: CircuitPlan, tally: Tally) -> bool:
     rate = failure_rate(tally, minimum_calls=plan.minimum_calls)
     return rate is not None and rate >= plan.failure_rate_threshold
+
+
+def _slow_trips(plan: CircuitPlan, tally: Tally) -> bool:
+    rate = slow_call_rate(tally, plan)
+    return rate is not None and rate >= plan.slow_call.rate_threshold
 
 
 def _consecutive_trips(plan: CircuitPlan, tally: Tally) -> bool:
@@ -41,10 +57,11 @@ def _consecutive_trips(plan: CircuitPlan, tally: Tally) -> bool:
 TRIP_RULES: Mapping[Trigger, Callable[[CircuitPlan, Tally], bool]] = MappingProxyType(
     {
         Trigger.FAILURE_RATE: _rate_trips,
+        Trigger.SLOW_CALL_RATE: _slow_trips,
         Trigger.CONSECUTIVE_FAILURES: _consecutive_trips,
     }
 )
-"""Asked in this order after a failure, never after a success (as Polly and gobreaker do).
+"""Asked in this order after a failure or a slow call, never after a fast success (as Polly and gobreaker do).
 
 The first yes names the trip.
 """

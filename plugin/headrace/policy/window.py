@@ -1,48 +1,110 @@
-"""A sliding window over time that costs the same however much traffic it sees."""
+"""Sliding windows of calls: over time, or over the last so many. What a record costs does not depend on traffic.
+
+Two verbs and three totals: `add` counts a call and says at which *place*; `turn` marks a
+call counted at a place afterwards, as long as that place is in the window. The
+circuit marks failures; the retry budget counts first attempts and marks retries.
+
+Not thread-safe: the owner's lock guards a window. Instants are monotonic seconds. One
+that lies before the newest (threads read the clock before they get the lock) is
+taken for the newest, so time never runs backwards here.
+"""
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, TypeAlias, assert_never
+
+from headrace.policy.plan import CountWindowPlan, TimeWindowPlan, WindowPlan
+
+
+@dataclass(slots=True)
+class Batch:
+    """Calls that cannot be told apart any more, on their way from one window to another.
+
+    Attributes:
+        at: The latest instant at which they can have been counted.
+        marked: How many of *calls* are marked; slow likewise.
+    """
+
+    at: float
+    calls: int
+    marked: int
+    slow: int
+
 
 class TimeWindow:
-    """Counts of the last *size_s* seconds in two columns: all calls, and the marked ones.
+    """Counts of the last *size_s* seconds.
 
     A ring of partial sums (slices) and a running total: adding is O(1), time moves
     the ring by whole slices, so the window is n_slices long, of which the youngest is
-    not over: it reaches back between n_slices - 1 and n_slices of them. The circuit
-    marks failures; the retry budget counts first attempts and marks retries.
-
-    Not thread-safe: the owner's lock guards it. Instants are monotonic seconds;
-    one that lies before the current slice (threads read the clock before they
-    get the lock) is counted in the current slice, so time never runs backwards here.
+    not over: it reaches back between n_slices - 1 and n_slices of them.
 
     Attributes:
-        calls: Total of the first column over the window.
-        marked: Total of the second column over the window.
+        calls: Total over the window; marked and slow likewise.
 
     Source: resilience4j SlidingTimeWindowMetrics; ten slices as in Finagle's and Polly's windows.
     """
 
-    __slots__ = ("_calls", "_epoch", "_marked", "calls", "marked", "slice_s")
+    __slots__ = (
+        "_at",
+        "_calls",
+        "_ends_at",
+        "_epoch",
+        "_marked",
+        "_place",
+        "_slow",
+        "calls",
+        "marked",
+        "slice_s",
+        "slow",
+    )
 
     def __init__(self, size_s: float, *, n_slices: int = 10, slice_s: float | None = None) -> None:
         self.slice_s = size_s / n_slices if slice_s is None else slice_s
+        self._epoch = 0  # number of the current slice since the clock's zero
+        self._at = 0  # where the current slice is in the ring
+        self._ends_at = self.slice_s
+        self._place = 0  # of the current slice; runs beside the epoch
         self._calls = [0] * n_slices
         self._marked = [0] * n_slices
-        self._epoch = 0  # number of the current slice since the clock's zero
-        self.calls = 0
-        self.marked = 0
+        self._slow = [0] * n_slices
+        self.calls = self.marked = self.slow = 0
 
-    def add(self, now: float, calls: int, marked: int) -> None:
-        """Add to the slice of *now*. Mutates."""
+    @property
+    def next_place(self) -> int:
+        """Above every place given out so far."""
+        return self._place + 1
+
+    def add(self, now: float, marked: int = 0, slow: int = 0, calls: int = 1) -> int:
+        """Count *calls* in the slice of *now*; their place. Mutates."""
         # Flat, and advance() not called in the common case: a Python call costs about a microsecond in situ.
-        epoch = int(now // self.slice_s)
-        if epoch > self._epoch:
+        if now >= self._ends_at:
             self.advance(now)
-        place = self._epoch % len(self._calls)
-        self._calls[place] += calls
-        self._marked[place] += marked
+        at = self._at
+        self._calls[at] += calls
         self.calls += calls
-        self.marked += marked
+        if marked:
+            self._marked[at] += marked
+            self.marked += marked
+        if slow:
+            self._slow[at] += slow
+            self.slow += slow
+        return self._place
+
+    def turn(self, place: int) -> bool:
+        """Mark an unmarked call counted at *place*; False when the place has left. Mutates.
+
+        A slice knows sums only: who turns one call twice has marked two.
+        """
+        age = self._place - place
+        if not 0 <= age < len(self._calls):
+            return False
+        at = (self._epoch - age) % len(self._calls)
+        self._marked[at] += 1
+        self.marked += 1
+        return True
 
     @property
     def oldest_calls(self) -> int:
@@ -52,17 +114,170 @@ class TimeWindow:
     def advance(self, now: float) -> None:
         """Forget what *now* has pushed out of the window. Mutates."""
         epoch = int(now // self.slice_s)
+        if epoch <= self._epoch:
+            return
         n_slices = len(self._calls)
         for passed in range(max(self._epoch + 1, epoch - n_slices + 1), epoch + 1):
-            place = passed % n_slices
-            self.calls -= self._calls[place]
-            self.marked -= self._marked[place]
-            self._calls[place] = self._marked[place] = 0
-        self._epoch = max(self._epoch, epoch)
+            at = passed % n_slices
+            self.calls -= self._calls[at]
+            self.marked -= self._marked[at]
+            self.slow -= self._slow[at]
+            self._calls[at] = self._marked[at] = self._slow[at] = 0
+        self._place += epoch - self._epoch
+        self._epoch = epoch
+        self._at = epoch % n_slices
+        # No double lies between the exact product and this one, so `now >= _ends_at` and the floor division agree.
+        self._ends_at = (epoch + 1) * self.slice_s
 
     def clear(self) -> None:
-        """Forget everything. Mutates."""
+        """Forget every call. Mutates."""
         n_slices = len(self._calls)
         self._calls = [0] * n_slices
         self._marked = [0] * n_slices
-        self.calls = self.marked = 0
+        self._slow = [0] * n_slices
+        self.calls = self.marked = self.slow = 0
+
+    def batches(self, now: float) -> Iterator[Batch]:
+        """What is in the window, oldest first: a batch per slice, as of the slice's end (or *now*, before it)."""
+        n_slices = len(self._calls)
+        for epoch in range(self._epoch - n_slices + 1, self._epoch + 1):
+            at = epoch % n_slices
+            if self._calls[at] or self._marked[at]:
+                ended_at = min(now, (epoch + 1) * self.slice_s)
+                yield Batch(ended_at, self._calls[at], self._marked[at], self._slow[at])
+
+    def take_over(self, older: Window, now: float) -> None:
+        """Hold what *older* holds as far as it is of this window. Mutates; to be called once, on a fresh one.
+
+        A place that *older* gave out has left.
+        """
+        for batch in older.batches(now):
+            self.add(batch.at, batch.marked, batch.slow, batch.calls)
+        self.advance(now)
+        self._place = older.next_place + len(self._calls)  # the oldest slice's is above all of *older*'s
+
+
+_MARKED: Final = 1
+_SLOW: Final = 2
+
+
+class CountWindow:
+    """Counts of the last *size* calls, of those only the ones of the last *max_age_s* seconds.
+
+    A ring with a byte per call (and, with max_age_s, its instant): adding is O(1), amortised
+    where calls also leave by age.
+
+    Attributes:
+        calls: Total over the window; marked and slow likewise.
+
+    Source: resilience4j FixedSizeSlidingWindowMetrics, which keeps no age.
+    """
+
+    __slots__ = ("_bits", "_instants", "_max_age_s", "_newest", "_place", "calls", "marked", "slow")
+
+    def __init__(self, size: int, *, max_age_s: float | None = None) -> None:
+        self._bits = bytearray(size)
+        self._max_age_s = max_age_s
+        self._instants = None if max_age_s is None else array("d", bytes(8 * size))
+        self._newest = 0.0
+        self._place = 0  # of the next call: their number so far. The ring's index is its remainder
+        self.calls = self.marked = self.slow = 0
+
+    @property
+    def next_place(self) -> int:
+        """Above every place given out so far."""
+        return self._place
+
+    def add(self, now: float, marked: int = 0, slow: int = 0) -> int:
+        """Count one call; its place. Mutates.
+
+        Args:
+            marked: 0 or 1; slow likewise.
+        """
+        place, bits = self._place, self._bits
+        at = place % len(bits)
+        if self._instants is not None:
+            self.advance(now)
+            self._instants[at] = self._newest
+        if self.calls == len(bits):
+            leaving = bits[at]
+            if leaving:
+                self.marked -= leaving & _MARKED
+                self.slow -= leaving >> 1
+        else:
+            self.calls += 1
+        bits[at] = 0
+        if marked or slow:
+            bits[at] = marked | slow << 1
+            self.marked += marked
+            self.slow += slow
+        self._place = place + 1
+        return place
+
+    def turn(self, place: int) -> bool:
+        """Mark the call counted at *place*; False when it has left, or is marked. Mutates."""
+        if not self._place - self.calls <= place < self._place:
+            return False
+        at = place % len(self._bits)
+        if self._bits[at] & _MARKED:
+            return False
+        self._bits[at] |= _MARKED
+        self.marked += 1
+        return True
+
+    def advance(self, now: float) -> None:
+        """Forget what has become too old by *now*. Mutates."""
+        instants, max_age_s = self._instants, self._max_age_s
+        if instants is None or max_age_s is None:
+            return
+        if now > self._newest:
+            self._newest = now
+        size = len(instants)
+        while self.calls:
+            at = (self._place - self.calls) % size
+            if instants[at] + max_age_s > self._newest:
+                return
+            leaving = self._bits[at]
+            self.marked -= leaving & _MARKED
+            self.slow -= leaving >> 1
+            self.calls -= 1
+
+    def clear(self) -> None:
+        """Forget every call. Mutates."""
+        self.calls = self.marked = self.slow = 0
+
+    def batches(self, now: float) -> Iterator[Batch]:
+        """What is in the window, oldest first: a batch per call, as of *now* when its age is not kept."""
+        size, instants = len(self._bits), self._instants
+        for place in range(self._place - self.calls, self._place):
+            bits = self._bits[place % size]
+            at = now if instants is None else instants[place % size]
+            yield Batch(at, 1, bits & _MARKED, bits >> 1)
+
+    def take_over(self, older: Window, now: float) -> None:
+        """Hold the newest of what *older* holds. Mutates; to be called once, on a fresh one.
+
+        The order within one batch is not known: the marked and the slow are taken for the newest.
+        A place that *older* gave out has left.
+        """
+        self._place = older.next_place
+        size = len(self._bits)
+        for batch in older.batches(now):
+            calls = batch.calls
+            for number in range(max(0, calls - size), calls):
+                self.add(batch.at, int(number >= calls - batch.marked), int(number >= calls - batch.slow))
+        self.advance(now)
+
+
+Window: TypeAlias = TimeWindow | CountWindow
+
+
+def window_for(plan: WindowPlan) -> Window:
+    """An empty window as *plan* wants it."""
+    match plan:
+        case TimeWindowPlan():
+            return TimeWindow(plan.size_s)
+        case CountWindowPlan():
+            return CountWindow(plan.size, max_age_s=plan.max_age_s)
+        case _:
+            assert_never(plan)

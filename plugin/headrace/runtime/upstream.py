@@ -176,7 +176,13 @@ def _circuit(plan: UpstreamPlan, counters: UpstreamCounters, *, mode: Mode) -> C
         rng=random.random,
         lock=threading.Lock(),
         on_transition=_transition_reporter(plan.name, counters, is_observed=mode == "observe"),
+        on_waived=lambda _: _count_waived(counters),
     )
+
+
+def _count_waived(counters: UpstreamCounters) -> None:
+    with counters.lock:
+        add(counters.observed, "refused")
 
 
 def _sizer(plan: UpstreamPlan, pool: GovernedHTTPPool, counters: UpstreamCounters) -> PoolSizer | None:
@@ -232,7 +238,8 @@ def _transition_reporter(
                 consecutive_failures=transition.consecutive_failures,
                 threshold=transition.threshold,
                 open_for_s=transition.open_for_s,
-                is_observed=is_observed,
+                is_observed=is_observed or transition.is_observed,
+                slow_calls=transition.slow_calls,
             )
         )
 

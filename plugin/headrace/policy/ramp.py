@@ -1,0 +1,34 @@
+"""After a recovery: the share of calls let through grows from none to all over a time."""
+
+from __future__ import annotations
+
+
+class Ramp:
+    """Who is let through while the share grows linearly. Not thread-safe.
+
+    No dice: each call earns the share in force, and who completes a whole one goes
+    through, so that of any run of calls as many do as the share says, evenly spread
+    (error diffusion). The first call always goes: an upstream with little traffic is not held up.
+    """
+
+    __slots__ = ("_began_at", "_earned")
+
+    def __init__(self, now: float) -> None:
+        self._began_at = now
+        self._earned = 1.0
+
+    def left_s(self, ramp_s: float, now: float) -> float:
+        """Seconds until every call is let through; 0 or less: by now."""
+        return self._began_at + ramp_s - now
+
+    def share(self, ramp_s: float, now: float) -> float:
+        """Of calls let through at *now*, 0..1."""
+        return min(1.0, max(0.0, (now - self._began_at) / ramp_s))
+
+    def admits(self, share: float) -> bool:
+        """Whether the call that asks now goes through, at *share*. Mutates."""
+        self._earned += share
+        if self._earned < 1.0:
+            return False
+        self._earned -= 1.0
+        return True
