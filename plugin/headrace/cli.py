@@ -16,9 +16,11 @@ from typing import Any
 
 from headrace.config import Inspection, Problem, inspect, render_problems
 from headrace.config.explain import explain
+from headrace.config.problems import did_you_mean
 from headrace.config.schema import schema_text
 from headrace.config.tree import MASK
 from headrace.config.units import format_duration
+from headrace.policy.outcome import Fault
 from headrace.policy.plan import CircuitPlan, TimeWindowPlan, UpstreamPlan
 from headrace.policy.routes import url_of
 
@@ -82,10 +84,17 @@ def _parser() -> argparse.ArgumentParser:
     explained.add_argument("file", metavar="FILE")
     explained.add_argument("url", metavar="URL")
     explained.add_argument(
-        "--method", default="GET", metavar="M", type=str.upper, help="HTTP method (default: GET)"
+        "--method", metavar="M", type=_method, help="when is this HTTP method retried? (default: GET)"
     )
-    explained.add_argument(
+    ends = explained.add_mutually_exclusive_group()
+    ends.add_argument(
         "--status", type=_status, metavar="S", help="would this answer be retried, is it a failure?"
+    )
+    ends.add_argument(
+        "--error",
+        type=_fault,
+        metavar="WORD",
+        help=f"the same of an attempt without an answer: {', '.join(Fault)}",
     )
     explained.set_defaults(run=_explain)
     return parser
@@ -103,6 +112,21 @@ def _status(text: str) -> int:
     return int(text)
 
 
+def _fault(text: str) -> Fault:
+    try:
+        return Fault(text.lower())
+    except ValueError:
+        near = did_you_mean(text, list(Fault))
+        fix = f"did you mean {near}?" if near else f"there are {', '.join(Fault)}"
+        raise argparse.ArgumentTypeError(f"{text!r} is no error of an attempt; {fix}") from None
+
+
+def _method(text: str) -> str:
+    if not text.isascii() or not text.replace("-", "").replace("_", "").isalpha():
+        raise argparse.ArgumentTypeError(f"{text!r} is no HTTP method")
+    return text.upper()
+
+
 def _schema(options: argparse.Namespace) -> int:
     sys.stdout.write(schema_text())
     return GOOD
@@ -113,7 +137,14 @@ def _explain(options: argparse.Namespace) -> int:
     if inspection.problems:
         print(render_problems(inspection.problems), file=sys.stderr)
         return PROBLEMS
-    text = explain(inspection, options.url, method=options.method, status=options.status, env=os.environ)
+    text = explain(
+        inspection,
+        options.url,
+        method=options.method,
+        status=options.status,
+        fault=options.error,
+        env=os.environ,
+    )
     sys.stdout.write(text)
     return GOOD
 
