@@ -3,6 +3,7 @@
 from headrace.app import Headrace, current
 from headrace.app import start_from as install
 from headrace.errors import (
+    CallCancelled,
     CircuitOpenError,
     ConfigError,
     DeadlineExceeded,
@@ -15,10 +16,13 @@ from headrace.errors import (
 from headrace.middleware.asgi import ASGIMiddleware
 from headrace.middleware.problems import asgi_problem, problem
 from headrace.middleware.wsgi import WSGIMiddleware
-from headrace.runtime.inbound import propagate
+from headrace.observe.logs import RequestIdFilter
+from headrace.runtime.executor import PropagatingExecutor
+from headrace.runtime.inbound import propagate, request_id
 
 __all__ = [
     "ASGIMiddleware",
+    "CallCancelled",
     "CircuitOpenError",
     "ConfigError",
     "DeadlineExceeded",
@@ -26,6 +30,8 @@ __all__ = [
     "HeadraceError",
     "PoolRejected",
     "PoolTimeout",
+    "PropagatingExecutor",
+    "RequestIdFilter",
     "UnknownUpstream",
     "UpstreamError",
     "WSGIMiddleware",
@@ -34,4 +40,5 @@ __all__ = [
     "install",
     "problem",
     "propagate",
+    "request_id",
 ]

@@ -300,6 +300,7 @@ class Headrace:
                 digest=snapshot.digest,
                 last_success_timestamp_s=snapshot.loaded_at,
                 ungoverned=service.ungoverned,
+                inbound_deadlines=service.inbound_deadlines,
                 served=service.served_by_class,
                 served_duration=service.served_duration,
             ),

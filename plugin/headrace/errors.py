@@ -94,6 +94,10 @@ class DeadlineExceeded(UpstreamError):
         self.deadline_s = deadline_s
 
 
+class CallCancelled(UpstreamError):
+    """Broken off, or not begun: the client of the inbound request has left (`service.cancel_on_disconnect`)."""
+
+
 class PoolTimeout(UpstreamError):
     """No connection came free within `timeouts.acquire`."""
 

@@ -18,6 +18,7 @@ from headrace.policy.plan import (
     CircuitPlan,
     CountWindowPlan,
     HalfOpenPlan,
+    InboundDeadlinePlan,
     OpenForPlan,
     Origin,
     PoolPlan,
@@ -95,6 +96,39 @@ def test_file_with_only_a_base_url_gets_the_defaults_of_the_design_and_no_findin
     assert configuration.telemetry.served_requests
     assert dataclasses.astuple(configuration.reload) == (0.1, 1.0, 2.0, 30.0)
     assert len(configuration.digest) == 64
+
+
+def test_the_inbound_side(load_text: LoadText) -> None:
+    text = "upstreams: {a: {base_url: http://a}, b: {base_url: http://b, propagate: {%s}}}\nservice: {%s}"
+    service = load_text(text % ("", "")).service
+    assert (service.deadline, service.cancel_on_disconnect, service.request_id.is_trace_id) == (
+        None,
+        False,
+        False,
+    )
+    configuration = load_text(
+        text
+        % (
+            "deadline: true, traceparent: false",
+            "deadline: {header: X-T, max: 5s}, cancel_on_disconnect: true, request_id: {from: trace}",
+        )
+    )
+    service = configuration.service
+    assert service.deadline == InboundDeadlinePlan(header="X-T", default_s=None, max_s=5.0)
+    assert service.cancel_on_disconnect
+    assert service.request_id.is_trace_id
+    a, b = (upstream.propagate for upstream in configuration.upstreams.values())
+    assert (a.deadline, a.traceparent, b.deadline, b.traceparent) == (False, True, True, False)
+    alone = load_text(text % ("", "deadline: {default: 5s}")).service.deadline
+    assert alone == InboundDeadlinePlan(header=None, default_s=5.0, max_s=60.0)
+
+
+def test_a_key_that_is_a_word_of_python_may_come_from_the_environment(load_text: LoadText) -> None:
+    text = "upstreams: {a: {base_url: http://a}}\nservice: {request_id: {from: '${env:SOURCE}'}}"
+    assert load_text(text, env={"SOURCE": "trace"}).service.request_id.is_trace_id
+    assert load_text(
+        "upstreams: {a: {base_url: http://a}}", env={"HEADRACE_SERVICE__REQUEST_ID__FROM": "trace"}
+    ).service.request_id.is_trace_id
 
 
 def test_plans_hold_plain_floats(load_text: LoadText) -> None:

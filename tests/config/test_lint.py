@@ -71,6 +71,13 @@ def test_finding_in_defaults_is_said_once(inspect_text: InspectText) -> None:
     assert [finding.path for finding in inspection.findings] == ["defaults.timeouts.read"]
 
 
+def test_a_limit_of_inbound_deadlines_that_no_header_brings_has_no_effect(inspect_text: InspectText) -> None:
+    (finding,) = inspect_text(f"service: {{deadline: {{max: 5s}}}}\n{BASE}").findings
+    assert finding.path == "service.deadline.max"
+    assert "has no effect" in finding.message
+    assert inspect_text(f"service: {{deadline: {{header: X-T, max: 5s}}}}\n{BASE}").findings == ()
+
+
 @pytest.mark.parametrize(
     "yaml", ["timeouts: {attempt: 2s}", "retry: {max_attempts: 1}", "timeouts: {deadline: null}"]
 )

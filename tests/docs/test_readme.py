@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ from headrace.policy.outcome import FAULT_WORDS
 from headrace.runtime.record import AttemptRecord, Record
 from support import tables as generated
 from support.faultserver import Answer, Break, FaultServer
+from support.gateways import WsgiGateway
 from support.readme import README, SHOWN, assert_same, blocks, run_line, serving, shows, tables, text_of
 from support.waiting import wait_until
 
@@ -120,10 +122,17 @@ def test_every_variable_and_every_public_name_is_mentioned() -> None:
 # --- YAML and the command line --------------------------------------------------------------------------
 
 
-@shows(FILE, "The file/1", "Secrets and the environment/1", "A pool that follows its load/1")
-@pytest.mark.parametrize(
-    "key", [FILE, "The file/1", "Secrets and the environment/1", "A pool that follows its load/1"]
-)
+SOUND = [
+    FILE,
+    "The file/1",
+    "Secrets and the environment/1",
+    "A pool that follows its load/1",
+    "Deadlines of the caller/1",
+]
+
+
+@shows(*SOUND)
+@pytest.mark.parametrize("key", SOUND)
 def test_yaml_loads_without_a_finding(key: str, tmp_path: Path) -> None:
     text = blocks()[key].text.replace("/run/secrets", str(tmp_path))
     (tmp_path / "billing").write_text("Bearer x\n")
@@ -141,6 +150,9 @@ def test_yaml_loads_without_a_finding(key: str, tmp_path: Path) -> None:
         assert (reports.retry.max_attempts, reports.match, reports.timeouts.attempt_s) == (2, (), 10)
     elif key == "Secrets and the environment/1":
         assert upstreams["billing"].headers == (("Authorization", "Bearer x"),)
+    elif key == "Deadlines of the caller/1":
+        assert found.configuration.service.deadline is not None
+        assert upstreams["billing"].propagate.deadline
     else:
         assert upstreams["billing"].pool.adaptive is not None
 
@@ -347,6 +359,45 @@ def test_a_cell_that_is_run_again(folder: Path, upstream: FaultServer) -> None:
         assert second is not first
 
 
+@shows("Inbound context/1")
+def test_work_on_other_threads_belongs_to_the_request(folder: Path, upstream: FaultServer) -> None:
+    ids: list[str | None] = []
+
+    def fetch(number: int) -> int:
+        ids.append(headrace.request_id())
+        return number
+
+    def handler(_: Any) -> tuple[int, list[tuple[str, str]], list[bytes]]:
+        names = run("Inbound context/1", upstream, headrace=headrace, threading=threading, fetch=fetch)
+        names["pool"].shutdown()
+        wait_until(lambda: len(ids) == 3)
+        assert names["invoices"] == [7, 8]
+        return 200, [], [b""]
+
+    with headrace.Headrace() as hr:
+        WsgiGateway(handler, hr).request({"X-Request-ID": "mine"})
+    assert ids == ["mine"] * 3
+
+
+@shows("Ids and traces/1")
+def test_the_applications_own_log_lines_get_the_id(
+    folder: Path, upstream: FaultServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def handler(_: Any) -> tuple[int, list[tuple[str, str]], list[bytes]]:
+        logging.getLogger("orders").warning("within")
+        return 200, [], [b""]
+
+    with headrace.Headrace() as hr:
+        names = run("Ids and traces/1", upstream, headrace=headrace, logging=logging)
+        try:
+            WsgiGateway(handler, hr).request({"X-Request-ID": "mine"})
+            logging.getLogger("orders").warning("outside")
+        finally:
+            logging.getLogger().removeHandler(names["handler"])
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.endswith(("within", "outside"))] == ["mine within", "- outside"]
+
+
 @pytest.mark.parametrize(
     ("variable", "files"),
     [
@@ -431,7 +482,13 @@ def test_record_tables_are_complete() -> None:
 
 def test_error_table_has_every_class_with_its_family() -> None:
     rows = {re.findall(r"headrace\.(\w+)", row[0])[0]: row[1] for row in tables("Errors")}
-    twins = [REQUESTS.circuit_open, REQUESTS.deadline, REQUESTS.pool_timeout, REQUESTS.pool_rejected]
+    twins = [
+        REQUESTS.circuit_open,
+        REQUESTS.deadline,
+        REQUESTS.pool_timeout,
+        REQUESTS.pool_rejected,
+        REQUESTS.cancelled,
+    ]
     assert set(rows) == {twin.__mro__[1].__name__ for twin in twins}
     for twin in twins:
         family = getattr(requests, re.findall(r"requests\.(\w+)", rows[twin.__mro__[1].__name__])[0])

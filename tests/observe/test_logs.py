@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.config
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import structlog
 
 from headrace.observe import events
-from headrace.observe.logs import emit
+from headrace.observe.logs import RequestIdFilter, bound_request, emit
 
 OPENED = events.CircuitChanged(
     upstream="billing",
@@ -78,6 +81,8 @@ EVERY_EVENT: list[events.Event] = [
     events.CallOnEventLoop(upstream="billing", wanted="wait for a connection", call_site="app.py:12"),
     events.PoolSuspect(upstream="billing", misses=3, closed=2),
     events.WatchDegraded(reason="inotify: too many watches"),
+    events.DeadlineRefused(header="X-Request-Timeout"),
+    events.DeadlinesDistrusted(header="X-Request-Timeout"),
     events.ErrorMapped(upstream="billing", status=503, error="CircuitOpenError", request_id="r-1"),
     events.TlsVerificationDisabled(upstream="billing"),
     events.ConfigWarning(text="HEADRACE_MOED is not a variable of headrace; did you mean HEADRACE_MODE?"),
@@ -198,7 +203,7 @@ def _run(code: str) -> subprocess.CompletedProcess[str]:
 
 UNCONFIGURED = """
 from headrace.observe import events
-from headrace.observe.logs import emit
+from headrace.observe.logs import RequestIdFilter, bound_request, emit
 emit(events.HeadraceStarted(files=("u.yaml",), digest="d", upstreams=1))
 emit(events.CircuitChanged(upstream="billing", from_state="open", to_state="closed", reason="…"))
 """
@@ -224,3 +229,86 @@ def test_importing_leaves_structlog_unconfigured() -> None:
     done = _run("import headrace.observe.logs, structlog; print(structlog.is_configured())")
 
     assert done.stdout.strip() == "False"
+
+
+# --- the inbound request ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bound() -> Iterator[None]:
+    token = bound_request.set(SimpleNamespace(request_id="of-100%s"))
+    yield
+    bound_request.reset(token)
+
+
+@pytest.mark.usefixtures("bound")
+@pytest.mark.parametrize("event", EVERY_EVENT, ids=lambda event: event.name)
+def test_an_event_of_an_inbound_request_carries_its_id(event: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="headrace"):
+        emit(event)
+
+    (record,) = caplog.records
+    if isinstance(event, events.ErrorMapped):  # has one of its own
+        assert vars(record)["request_id"] == event.request_id
+        assert record.getMessage() == f"{event.name}: {event.line}"
+    else:
+        assert vars(record)["request_id"] == "of-100%s"
+        assert record.getMessage() == f"{event.name}: {event.line} [request of-100%s]"
+
+
+def test_an_event_outside_of_a_request_has_no_id(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="headrace"):
+        emit(events.WatchDegraded(reason="…"))
+    assert not hasattr(caplog.records[0], "request_id")
+
+
+def filtered(request_filter: RequestIdFilter, name: str = "app") -> logging.LogRecord:
+    record = logging.LogRecord(name, logging.INFO, __file__, 1, "hello", None, None)
+    assert request_filter.filter(record)
+    return record
+
+
+@pytest.mark.usefixtures("bound")
+def test_the_filter_puts_the_id_on_the_applications_records() -> None:
+    formatted = logging.Formatter("%(request_id)s %(message)s").format(filtered(RequestIdFilter()))
+    assert formatted == "of-100%s hello"
+
+
+def test_outside_of_a_request_the_filter_puts_a_dash() -> None:
+    assert vars(filtered(RequestIdFilter()))["request_id"] == "-"
+    assert vars(filtered(RequestIdFilter(outside="none")))["request_id"] == "none"
+
+
+@pytest.mark.usefixtures("bound")
+def test_an_id_that_a_record_has_is_kept() -> None:
+    record = logging.LogRecord("app", logging.INFO, __file__, 1, "hello", None, None)
+    record.request_id = "its own"
+    assert RequestIdFilter().filter(record)
+    assert record.request_id == "its own"
+
+
+@pytest.mark.usefixtures("bound")
+def test_a_filter_for_one_logger_leaves_the_others_alone_and_drops_nothing() -> None:
+    request_filter = RequestIdFilter("app")
+    assert vars(filtered(request_filter, "app.views"))["request_id"] == "of-100%s"
+    assert not hasattr(filtered(request_filter, "other"), "request_id")
+
+
+@pytest.mark.usefixtures("bound")
+def test_dict_config_finds_the_filter_by_its_public_name(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("tests.request_id_filter")
+    configuration: dict[str, Any] = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "filters": {"request": {"()": "headrace.RequestIdFilter"}},
+        "formatters": {"line": {"format": "%(request_id)s %(message)s"}},
+        "handlers": {"out": {"class": "logging.StreamHandler", "filters": ["request"], "formatter": "line"}},
+        "loggers": {logger.name: {"handlers": ["out"], "level": "INFO", "propagate": False}},
+    }
+    logging.config.dictConfig(configuration)
+    try:
+        logger.info("hello")
+    finally:
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+    assert capsys.readouterr().err == "of-100%s hello\n"

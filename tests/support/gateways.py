@@ -7,7 +7,7 @@ import io
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from wsgiref.validate import validator
 
@@ -21,6 +21,7 @@ from headrace.policy.plan import (
     ServicePlan,
     TelemetryPlan,
 )
+from headrace.runtime.service import ServiceCounters
 
 Headers = list[tuple[str, str]]
 
@@ -65,11 +66,12 @@ class FakeSnapshot:
     configuration: Configuration
 
 
-@dataclass
-class FakeService:
-    """Notes what was counted."""
+class FakeService(ServiceCounters):
+    """Notes what was served."""
 
-    calls: list[tuple[int, float]] = field(default_factory=list)
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[int, float]] = []
 
     def served(self, status: int, duration_s: float) -> None:
         """Note it."""

@@ -12,6 +12,7 @@ import time
 from asyncio import _get_running_loop
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from urllib3.exceptions import HTTPError
@@ -33,7 +34,7 @@ from headrace.runtime.record import Record, tally
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.faults import fault_of
-from headrace.transport.lease import Lease, LeaseClosed, LeaseRejected, LeaseTimeout
+from headrace.transport.lease import Lease, LeaseCancelled, LeaseError, LeaseTimeout
 
 KEEP_BYTES = 64 * 1024
 """How much of a failed answer is read to keep it and its connection; a larger one is closed (DESIGN §4.1)."""
@@ -101,6 +102,7 @@ class Call(Generic[T]):
 
     __slots__ = (
         "_answered",
+        "_cancellation",
         "_exchange",
         "_may_wait",
         "_message",
@@ -152,6 +154,7 @@ class Call(Generic[T]):
         inbound = outbound.inbound
         if deadline_at is None and inbound is not None:
             deadline_at = inbound.deadline_at
+        self._cancellation = None if inbound is None else inbound.cancellation
         self._exchange = Exchange(
             plan,
             state.circuit,
@@ -166,6 +169,7 @@ class Call(Generic[T]):
             deadline_at=deadline_at,
             allowance=None if inbound is None else inbound.allowance,
             keyed=outbound.keyed,
+            cancellation=self._cancellation,
         )
 
     def run(self) -> T:
@@ -178,7 +182,8 @@ class Call(Generic[T]):
         began = time.monotonic()
         decision: Finish | Refuse | None = None
         try:
-            decision = run(self._exchange, self, clock=time.monotonic, sleep=time.sleep)
+            sleep = time.sleep if self._cancellation is None else self._cancellation.sleep
+            decision = run(self._exchange, self, clock=time.monotonic, sleep=sleep)
         finally:
             self._count(decision, time.monotonic() - began)
         record = Record(
@@ -194,8 +199,10 @@ class Call(Generic[T]):
         if decision.reason is not EndReason.SUCCESS:
             self._say(record)
         if self.answer is not None:
-            self.answer.headrace = record  # type: ignore[attr-defined]  # both libraries' responses take attributes
-            return self.answer
+            if decision.reason is not EndReason.CANCELLED:
+                self.answer.headrace = record  # type: ignore[attr-defined]  # both libraries' responses take attributes
+                return self.answer
+            self.answer.close()  # type: ignore[attr-defined]  # a failed one, and nobody waits for it
         if decision.reason is EndReason.CIRCUIT_OPEN and self._upstream.plan.fallback is not None:
             answer = self._fall_back(record, self._upstream.plan.fallback)
             if answer is not None:
@@ -218,6 +225,7 @@ class Call(Generic[T]):
         leases = self._upstream.state.pool.leases
         deadline_at = self._exchange.deadline_at
         timeouts = self._timeouts
+        cancellation = self._cancellation
         started = time.monotonic()
         patience_s = timeouts.acquire_s if self._may_wait else 0.0
         by_deadline = deadline_at is not None and deadline_at - started < patience_s
@@ -229,9 +237,13 @@ class Call(Generic[T]):
                 by_deadline=by_deadline,
                 must_check=not self._repeatable,
                 fresh=self._suspects_idle,
+                on_wait=None if cancellation is None else partial(cancellation.covers, pool=leases),
             )
-        except (LeaseTimeout, LeaseRejected, LeaseClosed) as error:
+        except LeaseError as error:
             return self._no_lease(error, started)
+        if cancellation is not None and cancellation.is_cancelled:
+            leases.give_back(lease, reusable=True)
+            return Outcome(Fault.CANCELLED, started_s=started, wait_s=time.monotonic() - started)
         outcome = self._attempt(send, lease, started)
         if outcome.fault is not None:
             if is_resendable(
@@ -254,7 +266,7 @@ class Call(Generic[T]):
             return failed
         try:
             lease = self._upstream.state.pool.leases.acquire(0.0, fresh=True)
-        except (LeaseTimeout, LeaseRejected, LeaseClosed):
+        except LeaseError:
             return failed  # somebody else took the slot: a retry can wait for one, this cannot
         outcome = self._attempt(Send(send.attempt, left_s), lease, now)
         outcome.started_s, outcome.wait_s, outcome.resent = failed.started_s, failed.wait_s, True
@@ -266,18 +278,25 @@ class Call(Generic[T]):
         leases = state.pool.leases
         deadline_at = self._exchange.deadline_at
         timeouts = self._timeouts
+        cancellation, token = self._cancellation, lease.token
         try:
             leased = time.monotonic()
+            if cancellation is not None and token is not None:
+                cancellation.covers(token, leases)
             # Only now: without a lease the answer kept from before is the caller's.
             self.answer = self.error = None
             limit_s = send.timeout_s
             if deadline_at is not None and deadline_at - leased < limit_s:
                 limit_s = max(_SHORTEST_S, deadline_at - leased)
+            outbound = self.outbound
+            extra = outbound.headers
+            if outbound.sent or outbound.deadline_header is not None:
+                extra = outbound.for_attempt(None if deadline_at is None else deadline_at - leased)
             attempt = Attempt(
                 state.pool,
                 self._message,
                 lease,
-                self.outbound.headers if not self.outbound.sent else self.outbound.for_attempt(),
+                extra,
                 timeouts.connect_s,
                 timeouts.read_s,
                 self._streamed,
@@ -295,6 +314,8 @@ class Call(Generic[T]):
                 self.error = error
                 self._answered = attempt.answered
                 fault, cut = fault_of(error, attempt.phase)
+                if cancellation is not None and cancellation.is_cancelled:
+                    fault, cut = Fault.CANCELLED, False  # broken off by us, not by the upstream
             else:
                 self.answer = answer
                 if state.misses:  # it has answered
@@ -308,6 +329,12 @@ class Call(Generic[T]):
                     asked_s = retry_after_s(headers, wanted, wall_clock=time.time)
             finally:
                 current_attempt.set(outer)  # not reset(): an interrupt may have taken the token
+                if (
+                    cancellation is not None
+                    and token is not None
+                    and not (self._streamed and self.answer is not None)
+                ):
+                    cancellation.releases(token)
                 if attempt.lease is not None:  # urllib3 never asked for it: a mocked or subclassed adapter
                     leases.give_back(attempt.lease, reusable=True)
             is_failed = fault is not None or status in self._upstream.plan.retry.retry_on.statuses
@@ -389,7 +416,9 @@ class Call(Generic[T]):
         elif wants_retries and record.reason in (EndReason.METHOD, EndReason.NOT_REPLAYABLE):
             is_withheld(self._upstream, record)
 
-    def _no_lease(self, error: LeaseTimeout | LeaseRejected | LeaseClosed, started: float) -> Outcome:
+    def _no_lease(self, error: LeaseError, started: float) -> Outcome:
+        if isinstance(error, LeaseCancelled):
+            return Outcome(Fault.CANCELLED, started_s=started, wait_s=error.waited_s)
         twins = self._surface.twins
         timed_out = isinstance(error, LeaseTimeout) and self._may_wait
         if isinstance(error, LeaseTimeout) and not self._may_wait:
@@ -413,6 +442,11 @@ class Call(Generic[T]):
         exchange = self._exchange
         family = {"upstream": name, "request_id": self.outbound.request_id, **self._surface.family()}
         deadline_s = exchange.deadline_s
+        if decision.reason is EndReason.CANCELLED:
+            return twins.cancelled(
+                f'upstream "{name}": the client of the inbound request has left, so the call was broken off',
+                **family,
+            )
         if decision.reason is EndReason.CIRCUIT_OPEN and (self.error is None or isinstance(decision, Refuse)):
             refused = exchange.refused
             return twins.circuit_open(
@@ -451,7 +485,7 @@ class Call(Generic[T]):
 
     def _count(self, decision: Finish | Refuse | None, duration_s: float) -> None:
         label = None  # of the last attempt
-        if decision is None:
+        if decision is None or decision.reason is EndReason.CANCELLED:
             label = Fault.CANCELLED.value
         elif isinstance(decision, Refuse):
             label = decision.reason.value

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import requests
 import urllib3.exceptions
 
-from headrace.errors import CircuitOpenError, DeadlineExceeded, PoolRejected, PoolTimeout
+from headrace.errors import CallCancelled, CircuitOpenError, DeadlineExceeded, PoolRejected, PoolTimeout
 
 
 class RequestsCircuitOpenError(CircuitOpenError, requests.ConnectionError):
@@ -30,6 +30,10 @@ class RequestsPoolRejected(PoolRejected, requests.ConnectionError):
     """PoolRejected for callers of requests."""
 
 
+class RequestsCallCancelled(CallCancelled, requests.ConnectionError):
+    """CallCancelled for callers of requests."""
+
+
 class Urllib3CircuitOpenError(CircuitOpenError, urllib3.exceptions.HTTPError):
     """CircuitOpenError for callers of urllib3."""
 
@@ -46,6 +50,10 @@ class Urllib3PoolRejected(PoolRejected, urllib3.exceptions.EmptyPoolError):
     """PoolRejected for callers of urllib3."""
 
 
+class Urllib3CallCancelled(CallCancelled, urllib3.exceptions.HTTPError):
+    """CallCancelled for callers of urllib3."""
+
+
 @dataclass(frozen=True, slots=True)
 class Twins:
     """The classes that one surface raises."""
@@ -54,6 +62,7 @@ class Twins:
     deadline: type[DeadlineExceeded]
     pool_timeout: type[PoolTimeout]
     pool_rejected: type[PoolRejected]
+    cancelled: type[CallCancelled]
 
 
 REQUESTS = Twins(
@@ -61,10 +70,12 @@ REQUESTS = Twins(
     deadline=RequestsDeadlineExceeded,
     pool_timeout=RequestsPoolTimeout,
     pool_rejected=RequestsPoolRejected,
+    cancelled=RequestsCallCancelled,
 )
 URLLIB3 = Twins(
     circuit_open=Urllib3CircuitOpenError,
     deadline=Urllib3DeadlineExceeded,
     pool_timeout=Urllib3PoolTimeout,
     pool_rejected=Urllib3PoolRejected,
+    cancelled=Urllib3CallCancelled,
 )

@@ -189,7 +189,7 @@ class _HandleAdapter(GovernedAdapter):
         upstream = self._find(request)
         if upstream is not None and upstream.mode != "enforce" and upstream.plan.name == self._name:
             hop: Any = request.copy()
-            hop.headers = with_defaults(hop.headers, Outbound(upstream, "", None).headers)
+            hop.headers = with_defaults(hop.headers, Outbound(upstream, "", hop.headers).headers)
             request = hop
         return super().send(request, *args, **kw)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from headrace.policy.deadline import GRPC_HEADER, format_remaining
 from headrace.runtime.inbound import Inbound, inbound_var, new_request_id
 from headrace.runtime.upstream import Upstream
 
@@ -25,34 +26,61 @@ class Outbound:
 
     Attributes:
         inbound: The inbound request that the call is part of, or None.
-        request_id: Sent with every attempt, or None when the plan keeps ids from this upstream.
+        request_id: Sent with every attempt unless the plan keeps ids from this upstream; then still that of
+            the inbound request, for records and errors, or None outside of one.
         headers: Added to each attempt unless the call set them.
         keyed: The call carries an idempotency key, ours or its own.
         sent: Attempts so far that may have reached the server.
+        deadline_header: Where what is left of the deadline is sent, or None.
     """
 
-    __slots__ = ("_tells_sequence", "headers", "inbound", "keyed", "request_id", "sent")
+    __slots__ = (
+        "_tells_sequence",
+        "deadline_header",
+        "headers",
+        "inbound",
+        "keyed",
+        "request_id",
+        "sent",
+    )
 
     def __init__(self, upstream: Upstream, method: str, own: Mapping[str, Any] | None) -> None:
         plan = upstream.plan
         self.inbound: Inbound | None = inbound_var.get()
-        self.request_id: str | None = None
+        inbound = self.inbound
+        self.request_id: str | None = None if inbound is None else inbound.request_id
         self.headers = plan.headers
         self.keyed = False
         self.sent = 0
-        self._tells_sequence = plan.propagate.retry_sequence
-        if plan.propagate.request_id:
-            inbound = self.inbound
-            self.request_id = request_id = inbound.request_id if inbound is not None else new_request_id()
-            self.headers = (*plan.headers, (upstream.request_id_header, request_id))
+        propagate = plan.propagate
+        self._tells_sequence = propagate.retry_sequence
+        self.deadline_header = upstream.deadline_header if propagate.deadline else None
+        if propagate.request_id:
+            if self.request_id is None:
+                self.request_id = new_request_id()
+            self.headers = (*plan.headers, (upstream.request_id_header, self.request_id))
+        if inbound is not None and inbound.trace and propagate.traceparent:
+            self._pass_trace(inbound.trace, upstream, own)
         if method not in plan.retry.methods:
             self._take_key(upstream, method, own)
 
-    def for_attempt(self) -> tuple[tuple[str, str], ...]:
-        """The headers of the next attempt."""
+    def for_attempt(self, left_s: float | None) -> tuple[tuple[str, str], ...]:
+        """The headers of the next attempt, made with *left_s* left of the deadline (None: there is none)."""
+        headers = self.headers
         if self.sent and self._tells_sequence:
-            return (*self.headers, (RETRY_SEQ, str(self.sent)))
-        return self.headers
+            headers = (*headers, (RETRY_SEQ, str(self.sent)))
+        name = self.deadline_header
+        if name is not None and left_s is not None:
+            headers = (*headers, (name, format_remaining(left_s, is_grpc=name.lower() == GRPC_HEADER)))
+        return headers
+
+    def _pass_trace(
+        self, trace: tuple[tuple[str, str], ...], upstream: Upstream, own: Mapping[str, Any] | None
+    ) -> None:
+        """Pass *trace* on as a whole or not at all: a tracestate belongs to its traceparent."""
+        # A tracer's own injection, per attempt, takes the place of this.
+        if not any(name.lower() == "traceparent" for name in (*(own or ()), *dict(upstream.plan.headers))):
+            self.headers = (*self.headers, *trace)
 
     def _take_key(self, upstream: Upstream, method: str, own: Mapping[str, Any] | None) -> None:
         plan = upstream.plan.retry.idempotency_key

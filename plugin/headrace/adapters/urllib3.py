@@ -69,7 +69,7 @@ def urlopen(
             method,
             target,
             body=body,
-            headers=with_defaults(headers or {}, Outbound(upstream, "", None).headers),
+            headers=with_defaults(headers or {}, Outbound(upstream, "", headers).headers),
             retries=False,
             redirect=False,
             preload_content=preload_content,

@@ -7,7 +7,7 @@ from typing import Any
 
 from headrace.config.keys import yaml_text
 from headrace.config.problems import Path, Problem, dotted
-from headrace.config.settings import CircuitBreaker, Pool, Settings, Tls, Upstream
+from headrace.config.settings import CircuitBreaker, Pool, Service, Settings, Tls, Upstream
 from headrace.config.tree import MASK, Table, key_mark_of, node_at, problem_at
 from headrace.config.units import format_duration
 from headrace.config.written import Rank, Written
@@ -25,8 +25,10 @@ def cross_check(settings: Settings, written: Written) -> Iterator[Problem]:
         settings.reload.max_delay,
         "so it could never apply",
     )
+    yield from _service(settings.service, written)
     for name, upstream in settings.upstreams.items():
         base: Path = ("upstreams", name)
+        yield from _propagate(settings.service, upstream, base, written)
         yield from _times(upstream, base, written)
         yield from _breaker(upstream, base, written)
         yield from _pool(upstream.pool, (*base, "pool"), written)
@@ -36,6 +38,49 @@ def cross_check(settings: Settings, written: Written) -> Iterator[Problem]:
         yield from _retry_after(upstream, base, written)
         yield from _match(upstream, base, written)
     yield from _claims(settings, written)
+
+
+def _service(service: Service, written: Written) -> Iterator[Problem]:
+    deadline, request_id = service.deadline, service.request_id
+    header, default = ("service", "deadline", "header"), ("service", "deadline", "default")
+    if deadline.default is not None and deadline.default > deadline.max:
+        longest = ("service", "deadline", "max")
+        yield from _ordered(
+            written,
+            default,
+            deadline.default,
+            longest,
+            deadline.max,
+            "so it would be longer than any header's",
+        )
+    id_header = ("service", "request_id", "header")
+    if (
+        deadline.header is not None
+        and deadline.header.lower() == request_id.header.lower()
+        and written.is_usable(header, id_header)
+    ):
+        where = written.where(id_header, beside=written.mark(header))
+        yield written.problem(
+            header, f"is the header of the request id as well ({where})", "write: header: X-Request-Timeout"
+        )
+    source, accept = ("service", "request_id", "from"), ("service", "request_id", "accept")
+    if request_id.from_ == "trace" and not request_id.accept and written.is_usable(source, accept):
+        yield written.problem(
+            source,
+            f"takes the id of the caller's trace, and accept: false takes no id of a caller"
+            f" ({written.where(accept, beside=written.mark(source))})",
+            "remove it, or write beside it: accept: true",
+        )
+
+
+def _propagate(service: Service, upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
+    header, wanted = ("service", "deadline", "header"), (*base, "propagate", "deadline")
+    if upstream.propagate.deadline and service.deadline.header is None and written.is_usable(header, wanted):
+        yield written.problem(
+            wanted,
+            "true needs a header to send it in: that of service.deadline, which has none",
+            "write: service: {deadline: {header: X-Request-Timeout}}, or remove it",
+        )
 
 
 def _times(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:

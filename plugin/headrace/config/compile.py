@@ -19,6 +19,7 @@ from headrace.policy.plan import (
     HalfOpenPlan,
     HeartbeatPlan,
     IdempotencyKeyPlan,
+    InboundDeadlinePlan,
     InstallPlan,
     KeepalivePlan,
     OpenForPlan,
@@ -65,7 +66,13 @@ def compile_settings(
     }
     return Configuration(
         service=ServicePlan(
-            request_id=RequestIdPlan(header=service.request_id.header, accept=service.request_id.accept),
+            request_id=RequestIdPlan(
+                header=service.request_id.header,
+                accept=service.request_id.accept,
+                is_trace_id=service.request_id.from_ == "trace",
+            ),
+            deadline=_inbound_deadline(service.deadline),
+            cancel_on_disconnect=service.cancel_on_disconnect,
             max_retries_per_request=service.max_retries_per_request,
             error_responses=service.error_responses,
         ),
@@ -84,6 +91,14 @@ def compile_settings(
     )
 
 
+def _inbound_deadline(deadline: given.InboundDeadline) -> InboundDeadlinePlan | None:
+    if deadline.header is None and deadline.default is None:
+        return None
+    return InboundDeadlinePlan(
+        header=deadline.header, default_s=_seconds(deadline.default), max_s=float(deadline.max)
+    )
+
+
 def _upstream(
     name: str, upstream: given.Upstream, tls: TlsPlan | None, failure_if: Predicate | None
 ) -> UpstreamPlan:
@@ -94,7 +109,10 @@ def _upstream(
         mode=upstream.mode,
         headers=tuple(upstream.headers.items()),
         propagate=PropagatePlan(
-            request_id=upstream.propagate.request_id, retry_sequence=upstream.propagate.retry_sequence
+            request_id=upstream.propagate.request_id,
+            retry_sequence=upstream.propagate.retry_sequence,
+            deadline=upstream.propagate.deadline,
+            traceparent=upstream.propagate.traceparent,
         ),
         timeouts=_timeouts(upstream.timeouts),
         pool=_pool(upstream.pool),

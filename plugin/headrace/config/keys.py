@@ -124,7 +124,10 @@ class Key:
             fields = annotation.model_fields
             # pydantic puts inherited fields first; base_url is what an upstream begins with.
             own_first = sorted(fields, key=lambda name: name not in annotation.__annotations__)
-            self.children = {name: _key(name, fields[name]) for name in own_first}
+            # An alias where the key is a word of Python (`from`).
+            self.children = {
+                (key := fields[name].alias or name): _key(key, fields[name]) for name in own_first
+            }
         elif issubclass(annotation, Duration):
             self.is_duration = True
             self.kind, self.range = "duration", annotation.range_words()

@@ -13,6 +13,13 @@ from headrace.config.written import Written
 
 def lint(settings: Settings, written: Written) -> Iterator[Problem]:
     """What is worth a second look. Nothing that only built-in defaults bring about."""
+    longest = ("service", "deadline", "max")
+    if settings.service.deadline.header is None and written.is_given(longest):
+        yield written.problem(
+            longest,
+            "has no effect: it limits what a header says, and service.deadline has no header",
+            "write beside it: header: X-Request-Timeout, or remove it",
+        )
     for name, upstream in settings.upstreams.items():
         base: Path = ("upstreams", name)
         yield from _timeouts(upstream, base, written)

@@ -59,14 +59,39 @@ class RequestId(Section):
         "X-Request-ID", description="Header that carries the id, inbound and outbound."
     )
     accept: bool = Field(True, description="Take a sane inbound id as it is; otherwise one is always made.")
+    from_: Literal["header", "trace"] = Field(
+        "header",
+        alias="from",
+        description="trace: the id is the trace id of traceparent, not what header says.",
+    )
+
+
+class InboundDeadline(Section):
+    """How long the caller of the application is going to wait: it shortens the deadlines of outbound calls."""
+
+    header: HeaderName | None = Field(
+        None,
+        description="Header that says what is left: seconds, or a number with ms; grpc-timeout as gRPC; null: none.",
+        examples=["X-Request-Timeout"],
+    )
+    default: Duration | None = Field(
+        None, description="For a request without a readable one; null: no deadline.", examples=["30s"]
+    )
+    max: Duration = Field(duration("60s"), description="A longer one in the header is cut to it.")
 
 
 class Service(Section):
     """The application this file belongs to (inbound side)."""
 
     request_id: RequestId = Field(RequestId(), description="Id of an inbound request.")
+    deadline: InboundDeadline = Field(
+        InboundDeadline(), description="How long the caller of the application is going to wait."
+    )
     max_retries_per_request: CountOrZero = Field(
         10, description="Retries over all outbound calls of one inbound request."
+    )
+    cancel_on_disconnect: bool = Field(
+        False, description="ASGI: abort the outbound calls of a request whose client has left."
     )
     error_responses: Literal["propagate", "map"] = Field(
         "propagate",
@@ -113,6 +138,13 @@ class Propagate(Section):
     retry_sequence: bool = Field(
         True,
         description="Send X-Retry-Seq: how many earlier attempts may have reached the upstream; absent at 0.",
+    )
+    deadline: bool = Field(
+        False, description="Send what is left of the deadline with every attempt, as service.deadline.header."
+    )
+    traceparent: bool = Field(
+        True,
+        description="Pass on traceparent and tracestate of the inbound request, unless the call has set them.",
     )
 
 

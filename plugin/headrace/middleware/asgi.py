@@ -6,21 +6,23 @@ context variables (Pitfall 43).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from itertools import repeat
 from os import getpid
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
 from headrace.app import File, Headrace
-from headrace.middleware.context import is_sane_bytes
-from headrace.middleware.problems import ProblemAnswer, answer
+from headrace.middleware.context import HeaderNames, Trace, deadline_at, is_sane_bytes
+from headrace.middleware.disconnect import DisconnectWatch
+from headrace.middleware.problems import CLIENT_CLOSED_REQUEST, ProblemAnswer, answer, too_late
 from headrace.observe.events import ErrorMapped
 from headrace.observe.logs import emit
-from headrace.policy.plan import RequestIdPlan
 from headrace.policy.retry import RetryAllowance
+from headrace.runtime.cancellation import Cancellation
 from headrace.runtime.inbound import Inbound, inbound_var, new_request_id
 
 Scope = MutableMapping[str, Any]
@@ -69,7 +71,7 @@ class ASGIMiddleware:
         self.app = app
         self.headrace = headrace if headrace is not None else Headrace(file, registry=registry)
         self._is_ours = headrace is None
-        self._header: tuple[RequestIdPlan | None, bytes] = (None, b"")
+        self._names: HeaderNames | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope."""
@@ -87,19 +89,28 @@ class ASGIMiddleware:
         snapshot = headrace.snapshot
         configuration = snapshot.configuration
         service = configuration.service
-        plan, header = self._header
-        if plan is not service.request_id:
-            plan = service.request_id
-            header = plan.header.lower().encode("ascii")
-            self._header = (plan, header)
+        names = self._names
+        if names is None or names.configuration is not configuration:
+            names = self._names = HeaderNames(configuration)
+        header, wanted = names.request_id_bytes, names.wanted
 
         request_id = ""
-        if plan.accept:
-            for name, value in scope["headers"]:
+        more: list[tuple[bytes, bytes]] | None = None
+        for name, value in scope["headers"]:
+            if name in wanted:
                 if name == header:
-                    if is_sane_bytes(value):
+                    if not request_id and is_sane_bytes(value):
                         request_id = value.decode("ascii")
-                    break
+                elif more is None:
+                    more = [(name, value)]
+                else:
+                    more.append((name, value))
+        trace: Trace = ()
+        deadlines: list[str] = []
+        if more is not None:
+            trace, deadlines = names.read(more)
+            if trace and names.id_is_trace:
+                request_id = trace[0][1][3:35]
         if not request_id:
             request_id = new_request_id()
 
@@ -127,26 +138,45 @@ class ASGIMiddleware:
                     message = {**message, "headers": headers}
                 await send(message)
                 return
+            is_last = (kind == "http.response.body" and not message.get("more_body")) or kind in _ENDS
+            if watch is not None and is_last:
+                watch.is_over = True
             await send(message)
-            if (kind == "http.response.body" and not message.get("more_body")) or kind in _ENDS:
+            if is_last:
                 if not is_over and configuration.telemetry.served_requests:
                     headrace.service.served(status, perf_counter() - began)
                 is_over = True
 
+        due_at = watch = cancellation = None
+        if service.deadline is not None:
+            now = monotonic() - (perf_counter() - began)  # starting took some of the caller's time, too
+            due_at = deadline_at(service.deadline, deadlines, headrace.service, now)
+            if due_at is not None and due_at <= now:
+                await _send_answer(too_late(request_id), send_with_id, is_head=scope.get("method") == "HEAD")
+                return
+        if service.cancel_on_disconnect:
+            cancellation = Cancellation()
+            watch = DisconnectWatch(receive, cancellation.cancel)
+            watch.start(scope["headers"])
+            receive = watch.receive
         allowance = RetryAllowance(repeat(None, service.max_retries_per_request))
-        token = inbound_var.set(Inbound(headrace, snapshot, request_id, allowance))
+        inbound = Inbound(headrace, snapshot, request_id, allowance, due_at, trace, cancellation)
+        token = inbound_var.set(inbound)
         try:
             await self.app(scope, receive, send_with_id)
         except Exception as exc:
             if not status and service.error_responses == "map" and (found := answer(exc)) is not None:
-                emit(
-                    ErrorMapped(
-                        upstream=exc.headrace.upstream,  # type: ignore[attr-defined]  # answer() saw it
-                        status=found.status,
-                        error=type(exc).__name__,
-                        request_id=request_id,
+                if (
+                    found.status != CLIENT_CLOSED_REQUEST
+                ):  # it is nobody's trouble, and nobody gets the answer
+                    emit(
+                        ErrorMapped(
+                            upstream=exc.headrace.upstream,  # type: ignore[attr-defined]  # answer() saw it
+                            status=found.status,
+                            error=type(exc).__name__,
+                            request_id=request_id,
+                        )
                     )
-                )
                 await _send_answer(found, send_with_id, is_head=scope.get("method") == "HEAD")
             else:
                 status = status or 500  # what the server is going to answer
@@ -158,6 +188,9 @@ class ASGIMiddleware:
                 inbound_var.reset(token)
             except ValueError:
                 pass  # an abandoned coroutine, closed by the collector in somebody else's context
+            if watch is not None:
+                # Such a one may not wait any more.
+                await watch.close(waits=sys.exc_info()[0] is not GeneratorExit)
 
     async def _start(self) -> None:
         # Off the event loop: it reads files, starts threads, patches.

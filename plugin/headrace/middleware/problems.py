@@ -20,10 +20,13 @@ from typing import Any, NamedTuple
 from starlette.requests import Request
 from starlette.responses import Response
 
-from headrace.errors import CircuitOpenError, DeadlineExceeded, PoolRejected, PoolTimeout
+from headrace.errors import CallCancelled, CircuitOpenError, DeadlineExceeded, PoolRejected, PoolTimeout
 from headrace.runtime.inbound import inbound_var
 
 MEDIA_TYPE = "application/problem+json"
+
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a client that did not wait. Nobody gets it; in logs and metrics it blames no upstream."""
 
 
 class ProblemAnswer(NamedTuple):
@@ -46,6 +49,12 @@ _REFUSED = _Kind(
 )
 _POOL_FULL = _Kind(503, "pool_full", "Upstream busy", 'no connection to upstream "{}" came free')
 _TIMEOUT = _Kind(504, "timeout", "Upstream timeout", 'upstream "{}" did not answer in time')
+_CANCELLED = _Kind(
+    CLIENT_CLOSED_REQUEST,
+    "cancelled",
+    "Client closed request",
+    'the call to upstream "{}" was broken off',
+)
 _FAILED = _Kind(502, "upstream_failed", "Upstream failed", 'upstream "{}" could not be reached or broke off')
 
 # By name: only transport/ and adapters/ import an HTTP library.
@@ -57,7 +66,8 @@ _TIMEOUT_CLASSES = frozenset(
 def answer(exc: BaseException) -> ProblemAnswer | None:
     """The answer for *exc*, or None when it carries no record, so that it is none of headrace's business.
 
-    Refused or pool full 503 with `Retry-After`, timeout or deadline 504, anything else 502.
+    Refused or pool full 503 with `Retry-After`, timeout or deadline 504, cancelled because the client
+    has left 499, anything else 502.
     """
     record = getattr(exc, "headrace", None)
     if record is None:
@@ -84,6 +94,19 @@ def answer(exc: BaseException) -> ProblemAnswer | None:
         # Whole seconds (RFC 9110 10.2.3), never 0: that would invite an immediate retry.
         headers["Retry-After"] = str(max(1, math.ceil(retry_after_s or 0.0)))
     return ProblemAnswer(json.dumps(body).encode(), kind.status, headers)
+
+
+def too_late(request_id: str) -> ProblemAnswer:
+    """The answer to a request that comes with a deadline already past."""
+    body = {
+        "type": "urn:headrace:problem:deadline_past",
+        "title": "Deadline already past",
+        "status": 504,
+        "detail": "the request came after the time that its caller had set for the answer",
+        "request_id": request_id,
+    }
+    headers = {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"}
+    return ProblemAnswer(json.dumps(body).encode(), 504, headers)
 
 
 def problem(exc: Exception) -> ProblemAnswer:
@@ -114,6 +137,8 @@ async def asgi_problem(request: Request, exc: Exception) -> Response:
 def _kind(exc: BaseException) -> _Kind:
     if isinstance(exc, CircuitOpenError):
         return _REFUSED
+    if isinstance(exc, CallCancelled):
+        return _CANCELLED
     if isinstance(exc, PoolTimeout | PoolRejected):
         return _POOL_FULL
     if isinstance(exc, DeadlineExceeded) or _is_timeout(exc):

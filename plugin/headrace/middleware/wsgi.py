@@ -12,20 +12,26 @@ from collections.abc import Callable, Iterable, Sequence
 from contextvars import copy_context
 from itertools import repeat
 from os import getpid
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 from headrace.app import File, Headrace
-from headrace.middleware.context import is_sane_text
-from headrace.middleware.problems import ProblemAnswer, answer
-from headrace.observe.events import ErrorMapped
+from headrace.middleware.context import HeaderNames, Trace, deadline_at, is_sane_text, trace_of
+from headrace.middleware.problems import CLIENT_CLOSED_REQUEST, ProblemAnswer, answer, too_late
+from headrace.observe.events import ConfigWarning, ErrorMapped
 from headrace.observe.logs import emit
-from headrace.policy.plan import Configuration, RequestIdPlan
+from headrace.policy.plan import Configuration
 from headrace.policy.retry import RetryAllowance
 from headrace.runtime.inbound import Inbound, inbound_var, new_request_id
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Callable[[bytes], object]]
+_PHRASES = {
+    CLIENT_CLOSED_REQUEST: "Client Closed Request",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+}
 WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 
@@ -61,7 +67,7 @@ class WSGIMiddleware:
             raise TypeError("give a file (and registry), or headrace=…, not both: a Headrace has its own")
         self.app = app
         self.headrace = headrace if headrace is not None else Headrace(file, registry=registry)
-        self._header: tuple[RequestIdPlan | None, str] = (None, "")
+        self._names: _Keys | None = None
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
@@ -70,22 +76,35 @@ class WSGIMiddleware:
         if headrace.started_in != getpid():
             headrace.start()
         snapshot = headrace.snapshot
-        service = snapshot.configuration.service
-        plan, key = self._header
-        if plan is not service.request_id:
-            plan = service.request_id
-            key = "HTTP_" + plan.header.upper().replace("-", "_")
-            self._header = (plan, key)
+        configuration = snapshot.configuration
+        service = configuration.service
+        names = self._names
+        if names is None or names.configuration is not configuration:
+            names = self._keys_of(configuration)
 
-        request_id = environ.get(key) if plan.accept else None
+        request_id = environ.get(names.request_id) if names.takes_id else None
+        trace: Trace = ()
+        if names.takes_trace and (traceparent := environ.get("HTTP_TRACEPARENT")) is not None:
+            # The server has joined what came in several headers by commas.
+            state = environ.get("HTTP_TRACESTATE")
+            trace = trace_of([traceparent], [] if state is None else [state])
+            if trace and names.id_is_trace:
+                request_id = trace[0][1][3:35]
         if request_id is None or not is_sane_text(request_id):
             request_id = new_request_id()
         environ["headrace"] = headrace
 
-        exchange = _Exchange(headrace, snapshot.configuration, request_id, began, environ, start_response)
+        exchange = _Exchange(headrace, configuration, request_id, began, environ, start_response)
         run = exchange.run
+        due_at = None
+        if service.deadline is not None:
+            value = None if names.deadline is None else environ.get(names.deadline)
+            now = monotonic() - (perf_counter() - began)  # starting took some of the caller's time, too
+            due_at = deadline_at(service.deadline, [] if value is None else [value], headrace.service, now)
+            if due_at is not None and due_at <= now:
+                return exchange.answered(too_late(request_id))
         allowance = RetryAllowance(repeat(None, service.max_retries_per_request))
-        run(inbound_var.set, Inbound(headrace, snapshot, request_id, allowance))
+        run(inbound_var.set, Inbound(headrace, snapshot, request_id, allowance, due_at, trace))
         try:
             body = run(self.app, environ, exchange.start_response)
         except Exception as exc:
@@ -99,6 +118,34 @@ class WSGIMiddleware:
             return body
         exchange.body = body
         return exchange
+
+    def _keys_of(self, configuration: Configuration) -> _Keys:
+        if configuration.service.cancel_on_disconnect:
+            text = (
+                "service.cancel_on_disconnect has no effect under WSGI: no server tells when a client leaves"
+            )
+            emit(ConfigWarning(text))
+        self._names = keys = _Keys(configuration)
+        return keys
+
+
+class _Keys:
+    """Which keys of the environ count under one configuration. Made once for each; requests read it."""
+
+    __slots__ = ("configuration", "deadline", "id_is_trace", "request_id", "takes_id", "takes_trace")
+
+    def __init__(self, configuration: Configuration) -> None:
+        names = HeaderNames(configuration)
+        self.configuration = configuration
+        self.request_id = _key_of(names.request_id)
+        self.takes_id = names.takes_id
+        self.id_is_trace = names.id_is_trace
+        self.takes_trace = names.takes_trace
+        self.deadline = None if names.deadline is None else _key_of(names.deadline)
+
+
+def _key_of(header: str) -> str:
+    return "HTTP_" + header.upper().replace("-", "_")
 
 
 class _Exchange:
@@ -222,11 +269,9 @@ class _Exchange:
             if self._iterator is None:  # the server got nothing it could close
                 self.count()
             raise exc
-        phrase = {502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout"}[found.status]
-        headers = [*found.headers.items(), ("Content-Length", str(len(found.body)))]
         # With exc_info only if it is a second call: the server then raises the original again should it have
         # sent headers after all. werkzeug's test client raises it in any case.
-        self.start_response(f"{found.status} {phrase}", headers, *((sys.exc_info(),) if self._status else ()))
+        body = self._start_answer(found, *((sys.exc_info(),) if self._status else ()))
         emit(
             ErrorMapped(
                 upstream=exc.headrace.upstream,  # type: ignore[attr-defined]  # answer() saw it
@@ -237,6 +282,17 @@ class _Exchange:
         )
         if self._iterator is None:
             self.count()
+        return body
+
+    def answered(self, found: ProblemAnswer) -> Iterable[bytes]:
+        """*found* in place of the application's answer; counted."""
+        body = self._start_answer(found)
+        self.count()
+        return body
+
+    def _start_answer(self, found: ProblemAnswer, *exc_info: Any) -> Iterable[bytes]:
+        headers = [*found.headers.items(), ("Content-Length", str(len(found.body)))]
+        self.start_response(f"{found.status} {_PHRASES[found.status]}", headers, *exc_info)
         return [b""] if self._environ.get("REQUEST_METHOD") == "HEAD" else [found.body]
 
     def _mapped(self, exc: Exception) -> ProblemAnswer | None:

@@ -452,6 +452,46 @@ class WatchDegraded:
 
 
 @dataclass(frozen=True, slots=True)
+class DeadlineRefused:
+    """A request came with a deadline already past and was answered with 504; said once.
+
+    Attributes:
+        header: Where the deadline was read.
+    """
+
+    name: ClassVar[str] = "deadline.refused"
+    level: ClassVar[int] = logging.INFO
+    header: str
+
+    @property
+    def line(self) -> str:
+        return (
+            f"a request came with a deadline already past ({self.header}): answered 504, its caller has given up; "
+            f"further ones are counted, not logged"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlinesDistrusted:
+    """Too many requests come with a deadline already past: they are served as if without it; said once.
+
+    Attributes:
+        header: Where the deadlines were read.
+    """
+
+    name: ClassVar[str] = "deadline.distrusted"
+    level: ClassVar[int] = logging.WARNING
+    header: str
+
+    @property
+    def line(self) -> str:
+        return (
+            f"one in five requests of the last 10 s was refused because {self.header} said that its time was over, "
+            f"and more such come: they are served as if without it. A unit, a clock or a proxy may be wrong; said once"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ErrorMapped:
     """`error_responses: map` answered for an application that let an upstream's error through."""
 

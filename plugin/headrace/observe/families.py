@@ -8,7 +8,7 @@ Labels are names from the configuration and words from closed lists, never a URL
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from prometheus_client.utils import floatToGoString
@@ -53,6 +53,7 @@ class ServiceReading:
         digest: Hex digest in force, or "" before the first.
         last_success_timestamp_s: Unix time of the last configuration taken into force; 0 before the first.
         ungoverned: Calls passed through by reason.
+        inbound_deadlines: Deadlines of inbound requests that were not simply taken, by result.
         served: Inbound requests by status class.
         served_duration: How long those took.
     """
@@ -63,6 +64,7 @@ class ServiceReading:
     ungoverned: Mapping[str, int]
     served: Mapping[str, int]
     served_duration: Histogram
+    inbound_deadlines: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,7 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
     Family(
         "headrace_pool_acquires_total",
         "counter",
-        "Connection checkouts, by result: hit, miss, timeout, rejected, deadline.",
+        "Connection checkouts, by result: hit, miss, timeout, rejected, deadline, cancelled.",
         ("result",),
         lambda up: _by_one(up.counters.acquires),
     ),
@@ -327,6 +329,13 @@ SERVICE_FAMILIES: tuple[Family[ServiceReading], ...] = (
         "Calls to a known upstream that passed through untouched, by reason.",
         ("reason",),
         lambda service: _by_one(service.ungoverned),
+    ),
+    Family(
+        "headrace_inbound_deadlines_total",
+        "counter",
+        "Deadlines of inbound requests not taken as they were, by result: refused (past: 504), excused, unreadable.",
+        ("result",),
+        lambda service: _by_one(service.inbound_deadlines),
     ),
     Family(
         "headrace_config_reloads_total",

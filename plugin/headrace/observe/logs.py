@@ -10,6 +10,7 @@ nothing sees warnings on stderr (logging's last resort) and nothing on stdout.
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 from dataclasses import fields
 from typing import Any
 
@@ -19,6 +20,10 @@ from structlog.typing import EventDict
 from headrace.observe.events import Event
 
 _LOGGER = logging.getLogger("headrace")
+
+bound_request: ContextVar[Any] = ContextVar("headrace_inbound", default=None)
+"""The inbound request that the running code belongs to; of it, only `request_id` is used here. It is
+`runtime.inbound.inbound_var`: one variable, so that what every log line carries costs a request nothing."""
 
 _STACK_DEPTH = 4
 """Frames from `emit`'s caller to logging (emit, log, structlog's proxy), so that records name the caller."""
@@ -30,10 +35,12 @@ def _as_record(
     """One line as the message, every field beside it on the record. No args: a `%` in a text stays one."""
     fact: Event = event_dict["event"]
     values = {field.name: getattr(fact, field.name) for field in fields(fact)}  # type: ignore[arg-type]  # a dataclass
-    return (fact.level, f"{fact.name}: {fact.line}"), {
-        "extra": {"event": fact.name, **values},
-        "stacklevel": _STACK_DEPTH,
-    }
+    line = f"{fact.name}: {fact.line}"
+    bound = bound_request.get()
+    if bound is not None and "request_id" not in values:
+        values["request_id"] = bound.request_id
+        line += f" [request {bound.request_id}]"
+    return (fact.level, line), {"extra": {"event": fact.name, **values}, "stacklevel": _STACK_DEPTH}
 
 
 class _EventLogger(structlog.BoundLoggerBase):
@@ -48,6 +55,29 @@ _bound: _EventLogger = structlog.wrap_logger(
     context_class=dict,
     cache_logger_on_first_use=True,
 ).bind()
+
+
+class RequestIdFilter(logging.Filter):
+    """Puts `request_id` on the application's own log records, for `%(request_id)s` in a format. Drops none.
+
+    On a handler (`handler.addFilter(…)`, or `filters` of dictConfig) it sees every record that the
+    handler gets. A record that has the attribute already keeps it.
+
+    Args:
+        name: As `logging.Filter` has it: only records below that logger get it; "": all.
+        outside: What records outside of any inbound request get.
+    """
+
+    def __init__(self, name: str = "", *, outside: str = "-") -> None:
+        super().__init__(name)
+        self._outside = outside
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Set it; always True."""
+        if super().filter(record) and not hasattr(record, "request_id"):
+            bound = bound_request.get()
+            record.request_id = self._outside if bound is None else bound.request_id
+        return True
 
 
 def emit(event: Event) -> None:

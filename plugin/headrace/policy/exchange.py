@@ -6,7 +6,7 @@ does what the answer says, tells `record(outcome, now)` after each Send, and run
 `abandon(now)` in `finally`.
 
 The order of a call is fixed: deadline, circuit, [attempt], then for another attempt:
-rules (`retry_on`, certificate, own refusals), method, replayable, attempts, circuit
+rules (`retry_on`, certificate, own refusals), method, replayable, cancelled, attempts, circuit
 opened, Retry-After, deadline, event loop, allowance of the inbound request, budget; then
 the pause, and deadline and circuit again.
 Static reasons come before circumstances, and the budget last because asking spends.
@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final, TypeAlias, assert_never
+from typing import Final, Protocol, TypeAlias, assert_never
 
 from headrace.policy.backoff import backoff_s
 from headrace.policy.blame import blame
@@ -38,7 +38,7 @@ class EndReason(StrEnum):
     # Our own refusals and trouble: never retried.
     POOL_TIMEOUT = "pool_timeout"
     POOL_REJECTED = "pool_rejected"
-    CANCELLED = "cancelled"  # the caller went away; also a call abandoned half way
+    CANCELLED = "cancelled"  # the caller, or the client he serves, went away; also a call abandoned half way
     LOCAL_ERROR = "local_error"  # the request could not be made
     # Another attempt was wanted and something forbade it (`Exchange.denied`).
     METHOD = "method"  # it may have been sent, and `methods` does not name the method
@@ -112,6 +112,14 @@ _LOCAL_REASONS: Mapping[Fault, EndReason] = MappingProxyType(
 )
 
 
+class Cancellable(Protocol):
+    """Whoever the call is made for."""
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether he has gone. Set by another thread, and never unset."""
+
+
 class Exchange:
     """One logical call, as a sequence of decisions.
 
@@ -127,6 +135,7 @@ class Exchange:
         deadline_at: Of the inbound request, monotonic seconds; the earlier of it and the call's own holds.
         allowance: Retries that the inbound request has left; None: not one of an inbound request.
         keyed: The request carries an idempotency key: it may be sent again whatever its method.
+        cancellation: Tells when nobody waits for the answer any more; then no further attempt is made.
 
     Attributes:
         outcomes: One per attempt made, oldest first.
@@ -143,6 +152,7 @@ class Exchange:
         "_allowance",
         "_backoff_s",
         "_budget",
+        "_cancellation",
         "_circuit",
         "_ended",
         "_keyed",
@@ -181,6 +191,7 @@ class Exchange:
         deadline_at: float | None = None,
         allowance: RetryAllowance | None = None,
         keyed: bool = False,
+        cancellation: Cancellable | None = None,
     ) -> None:
         self._plan = plan
         self._circuit = circuit
@@ -193,6 +204,7 @@ class Exchange:
         self._may_sleep = may_sleep
         self._allowance = allowance
         self._keyed = keyed
+        self._cancellation = cancellation
         self._backoff_s: float | None = None  # our own last pause, whatever the upstream asked for
         self._permit: Permit | None = None  # outstanding: a Send was decided and not yet recorded
         self._undecided: Outcome | None = None  # recorded, and decide() has not looked at it yet
@@ -266,6 +278,8 @@ class Exchange:
             self._circuit.record(permit, Verdict.IGNORED, now)
 
     def _send_or_end(self, now: float) -> Send | Finish | Refuse:
+        if self._cancellation is not None and self._cancellation.is_cancelled:
+            return self._deny_send(EndReason.CANCELLED)
         timeout_s = self._timeouts.attempt_s
         if self.deadline_at is not None:
             left_s = self.deadline_at - now
@@ -313,6 +327,8 @@ class Exchange:
                 pass
             case _:
                 assert_never(answer)
+        if self._cancellation is not None and self._cancellation.is_cancelled:
+            return self._deny(EndReason.CANCELLED)
         n_made = len(self.outcomes)
         if n_made >= self._max_attempts:
             return self._deny(EndReason.ATTEMPTS)

@@ -316,10 +316,14 @@ class PropagatePlan:
 
     Attributes:
         retry_sequence: `X-Retry-Seq`, from the second attempt on.
+        deadline: What is left of it, under the header of the inbound one.
+        traceparent: `traceparent` and `tracestate` as the inbound request had them.
     """
 
     request_id: bool
     retry_sequence: bool
+    deadline: bool = False
+    traceparent: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,10 +355,30 @@ class UpstreamPlan:
 
 @dataclass(frozen=True, slots=True)
 class RequestIdPlan:
-    """Inbound request id: which header, and whether a sane one is taken as it is."""
+    """Inbound request id: which header, and whether a sane one is taken as it is.
+
+    Attributes:
+        is_trace_id: The id is the trace id of `traceparent`, whatever the header says.
+    """
 
     header: str
     accept: bool
+    is_trace_id: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InboundDeadlinePlan:
+    """How long the caller of the application waits.
+
+    Attributes:
+        header: Says what is left; None: only the default counts.
+        default_s: For a request without a readable header; None: no deadline.
+        max_s: What the header says is cut to it.
+    """
+
+    header: str | None
+    default_s: float | None
+    max_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,11 +387,15 @@ class ServicePlan:
 
     Attributes:
         max_retries_per_request: Retries over all outbound calls of one inbound request; >= 0.
+        deadline: None: requests have none.
+        cancel_on_disconnect: Abort the outbound calls of a request whose client has left; ASGI only.
     """
 
     request_id: RequestIdPlan
     max_retries_per_request: int
     error_responses: ErrorResponses
+    deadline: InboundDeadlinePlan | None = None
+    cancel_on_disconnect: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from os import urandom
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from headrace.observe.logs import bound_request
 from headrace.policy.retry import RetryAllowance
+from headrace.runtime.cancellation import Cancellation
 
 if TYPE_CHECKING:
     from headrace.runtime.snapshot import Snapshot
@@ -32,7 +34,8 @@ class Inbound:
         request_id: Taken from the request, or made.
         allowance: Retries left to it, over all its outbound calls.
         deadline_at: When its caller stops waiting, monotonic seconds, or None if that is not known.
-        trace: Its `traceparent` and `tracestate` as they came, for upstreams when no tracer is there.
+        trace: Its `traceparent` and `tracestate`, for upstreams when no tracer is there.
+        cancellation: Aborts its outbound calls; None unless `cancel_on_disconnect` is on.
     """
 
     headrace: Any
@@ -41,9 +44,16 @@ class Inbound:
     allowance: RetryAllowance
     deadline_at: float | None = None
     trace: tuple[tuple[str, str], ...] = ()
+    cancellation: Cancellation | None = None
 
 
-inbound_var: ContextVar[Inbound | None] = ContextVar("headrace_inbound", default=None)
+inbound_var: ContextVar[Inbound | None] = bound_request
+
+
+def request_id() -> str | None:
+    """The id of the inbound request that the running code belongs to, or None outside of any."""
+    inbound = inbound_var.get()
+    return None if inbound is None else inbound.request_id
 
 
 def propagate(function: Callable[P, T]) -> Callable[P, T]:

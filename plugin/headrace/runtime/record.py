@@ -51,7 +51,7 @@ class Record:
     Attributes:
         upstream: Name of the upstream.
         method: Upper case.
-        request_id: The id that every attempt carried, or None when none was sent on.
+        request_id: Of the inbound request, sent on or not; of the call, when there is none; None when none was made.
         reason: Why the call ended: a word of `policy.exchange.EndReason`.
         retry_after_s: What the upstream, or our circuit, asks to wait, seconds, or None.
         config_digest: Of the configuration the call began with.

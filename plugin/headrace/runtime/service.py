@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import threading
+from typing import Literal
 
 from headrace.policy.counters import Histogram, add
+from headrace.policy.deadline import ExpiryGuard
 from headrace.policy.outcome import STATUS_CLASS
+
+DeadlineVerdict = Literal["refused", "excused", "distrusted"]
+"""refused: answered with 504. excused: served all the same, too few requests came to tell a fault from chance.
+distrusted: served all the same, as many were refused already as may be."""
 
 
 class ServiceCounters:
-    """Reloads, ungoverned calls, served requests. Thread-safe: `lock` guards every field; a leaf lock."""
+    """Reloads, ungoverned calls, served requests, inbound deadlines.
 
-    __slots__ = ("_sites", "lock", "reloads", "served_by_class", "served_duration", "ungoverned")
+    Thread-safe: `lock` guards every field; a leaf lock.
+    """
+
+    __slots__ = (
+        "_expiry",
+        "_sites",
+        "inbound_deadlines",
+        "lock",
+        "reloads",
+        "served_by_class",
+        "served_duration",
+        "ungoverned",
+    )
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.reloads: dict[str, int] = {}
         self.ungoverned: dict[str, int] = {}
+        self.inbound_deadlines: dict[str, int] = {}
         self.served_by_class: dict[str, int] = {}
         self.served_duration = Histogram()
+        self._expiry = ExpiryGuard()
         self._sites: set[tuple[str, str]] = set()
 
     def copy(self) -> ServiceCounters:
@@ -27,6 +47,7 @@ class ServiceCounters:
         with self.lock:
             twin.reloads = dict(self.reloads)
             twin.ungoverned = dict(self.ungoverned)
+            twin.inbound_deadlines = dict(self.inbound_deadlines)
             twin.served_by_class = dict(self.served_by_class)
             twin.served_duration = self.served_duration.copy()
         return twin
@@ -36,6 +57,25 @@ class ServiceCounters:
         with self.lock:
             add(self.served_by_class, STATUS_CLASS[status // 100 % 10])
             self.served_duration.observe(duration_s)
+
+    def deadline_came(self, now: float) -> None:
+        """Count one request that could have brought a deadline: what `deadline_past` compares with."""
+        with self.lock:
+            self._expiry.count(now)
+
+    def deadline_unreadable(self) -> None:
+        """Count one header that says nothing."""
+        with self.lock:
+            add(self.inbound_deadlines, "unreadable")
+
+    def deadline_past(self, now: float) -> DeadlineVerdict:
+        """What becomes of a request, counted before, whose deadline is past; counts that."""
+        with self.lock:
+            if self._expiry.may_refuse(now):
+                add(self.inbound_deadlines, "refused")
+                return "refused"
+            add(self.inbound_deadlines, "excused")
+            return "distrusted" if self._expiry.is_exhausted else "excused"
 
     def reloaded(self, result: str) -> None:
         """Count one reload: `applied`, `unchanged`, `rejected` or `held`."""

@@ -67,6 +67,7 @@ def build_snapshot(
         TlsError: TLS files cannot be loaded.
     """
     upstreams: dict[str, Upstream] = {}
+    deadline = configuration.service.deadline
     for name, plan in configuration.upstreams.items():
         before = previous.upstreams.get(name) if previous is not None else None
         if before is not None and before.plan == plan:
@@ -83,6 +84,7 @@ def build_snapshot(
             mode=override or plan.mode,
             digest=configuration.digest,
             request_id_header=configuration.service.request_id.header,
+            deadline_header=None if deadline is None else deadline.header,
             service=service,
         )
     for name in upstreams:

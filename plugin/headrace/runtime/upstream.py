@@ -102,6 +102,7 @@ class Upstream:
         mode: The plan's, unless the environment overrides it.
         digest: Of the configuration this plan belongs to.
         request_id_header: Name of the header that carries the request id.
+        deadline_header: Name of the header that says what is left of a deadline, or None.
         service: Counters of the instance it belongs to.
         fallback: Asked instead where the circuit refuses; None: none is, whatever else the plan says.
     """
@@ -111,6 +112,7 @@ class Upstream:
     mode: Mode
     digest: str
     request_id_header: str
+    deadline_header: str | None
     service: ServiceCounters
     fallback: Upstream | None = None
 

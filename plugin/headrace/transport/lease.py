@@ -56,6 +56,7 @@ from weakref import ref
 from headrace.policy.counters import UpstreamCounters, add
 from headrace.policy.plan import PoolPlan
 from headrace.transport.call_site import call_site
+from headrace.transport.lease_errors import LeaseCancelled as LeaseCancelled
 from headrace.transport.lease_errors import LeaseClosed as LeaseClosed
 from headrace.transport.lease_errors import LeaseError as LeaseError
 from headrace.transport.lease_errors import LeaseRejected as LeaseRejected
@@ -210,7 +211,13 @@ class LeasePool(Generic[C]):
         self._on_drop = _drop_callback(ref(self), self._dropped)
 
     def acquire(
-        self, timeout_s: float, *, by_deadline: bool = False, must_check: bool = False, fresh: bool = False
+        self,
+        timeout_s: float,
+        *,
+        by_deadline: bool = False,
+        must_check: bool = False,
+        fresh: bool = False,
+        on_wait: Callable[[ref[Lease[C]]], object] | None = None,
     ) -> Lease[C]:
         """A slot of the pool, with an idle connection if a usable one is there. Blocks, first come first served.
 
@@ -222,8 +229,10 @@ class LeasePool(Generic[C]):
             must_check: Look whether the connection is alive however recently it was used: for a
                 request that may not be sent twice.
             fresh: A slot without a connection, even if idle ones are there; one of them makes room if need be.
+            on_wait: Called without the lock before a wait, with what `abort` takes to end it.
 
         Raises:
+            LeaseCancelled: `abort` has ended the wait.
             LeaseTimeout: Nothing came free in time.
             LeaseRejected: Full, and there is no waiting (any more).
             LeaseClosed: The pool is stopped, or was while waiting.
@@ -282,7 +291,7 @@ class LeasePool(Generic[C]):
             if self._doomed or self._returns or self._dropped or self._waiters or self._choosy:
                 self._settle()
             if gate is not None:
-                self._wait(lease, gate, timeout_s)
+                self._wait(lease, gate, timeout_s, on_wait)
             if lease.conn is not None:
                 idle_s = now - lease.idle_since
                 if now < lease.expires_at and (
@@ -337,6 +346,7 @@ class LeasePool(Generic[C]):
     def abort(self, token: ref[Lease[C]], reason: CloseReason = "error") -> bool:
         """Break off what the holder of the lease with *token* is doing; False, and nothing done, if it has ended.
 
+        Who waits for it leaves the queue, with LeaseCancelled.
         The look and the shutdown are one step under the lock: a connection that was leased anew is never hit.
         Whatever its holder says, the connection is not used again. Who is still connecting has nothing
         that could be shut: ask again while the answer is True. Blocks for the lock only.
@@ -356,6 +366,9 @@ class LeasePool(Generic[C]):
                     -_NEVER
                 )  # where it was given back just now, unseen: whoever gets it closes it
                 self._abort_lease(token)
+                if (gate := self._waiters.pop(lease, None)) is not None:
+                    self._fresh.discard(lease)
+                    gate.release()
         self._settle()
         return found
 
@@ -820,9 +833,17 @@ class LeasePool(Generic[C]):
             except Exception:
                 pass  # it is given up either way, and the call at hand has nothing to do with it
 
-    def _wait(self, lease: Lease[C], gate: threading.Lock, timeout_s: float) -> None:
+    def _wait(
+        self,
+        lease: Lease[C],
+        gate: threading.Lock,
+        timeout_s: float,
+        on_wait: Callable[[ref[Lease[C]]], object] | None,
+    ) -> None:
         """Until *lease* was put in use by somebody who gave back. Blocks."""
         started = lease.taken_at
+        if on_wait is not None and lease.token is not None:
+            on_wait(lease.token)
         if self.on_enqueue is not None:
             self.on_enqueue()
         left_s = started + timeout_s - self._clock()
@@ -840,6 +861,8 @@ class LeasePool(Generic[C]):
         lease.taken_at = self._clock()
         lease.waited_s = waited_s = lease.taken_at - started
         if view is not None:
+            if lease.aborted is not None:
+                raise LeaseCancelled("whoever waited has gone", view, waited_s=waited_s)
             if not gave_up:
                 raise LeaseClosed("the pool was stopped", view, waited_s=waited_s)
             raise LeaseTimeout("no connection came free in time", view, waited_s=waited_s)
@@ -914,4 +937,6 @@ def _result_of(error: LeaseError, *, by_deadline: bool) -> str:
     """Label of `acquires` for an acquire that ended with *error*."""
     if isinstance(error, LeaseTimeout):
         return "deadline" if by_deadline else "timeout"
+    if isinstance(error, LeaseCancelled):
+        return "cancelled"
     return "rejected"

@@ -59,5 +59,9 @@ class LeaseRejected(LeaseError):
     """The pool is full, and `when_full` or `max_waiting` says not to wait."""
 
 
+class LeaseCancelled(LeaseError):
+    """Whoever the wait was for has gone."""
+
+
 class LeaseClosed(LeaseError):
     """The pool was stopped."""

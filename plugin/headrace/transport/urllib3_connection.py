@@ -52,6 +52,10 @@ class GovernedHTTPConnection(HTTPConnection):
         """Connect, and say how long it took. Blocks."""
         started = time.monotonic()
         super().connect()
+        lease = self.lease
+        if lease is not None and lease.aborted is not None:
+            # Broken off when there was nothing yet that could be shut; the request must not go out now.
+            raise ConnectionAbortedError("the call was broken off while it was connecting")
         attempt = current_attempt.get()
         if attempt is not None:
             attempt.connect_took_s = time.monotonic() - started

@@ -1,0 +1,101 @@
+"""Notices that the client of an ASGI request has left although the application does not ask for it.
+
+ASGI tells it as the message `http.disconnect`, behind whatever is left of the body, and only
+to who awaits `receive()`. So `receive` is called ahead of the application: one
+message at most, which waits here until it is asked for, and after the last of the
+body once more, for the disconnect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+
+
+class DisconnectWatch:
+    """A `receive` for one request that calls *on_disconnect* when the client leaves before the response is over.
+
+    The application gets every message, once and in order. One that it gives up waiting for
+    stays for its next `receive()`. Belongs to one event loop; `close()` leaves no task behind.
+
+    Without an event loop of asyncio (trio), and for a request that expects `100 Continue`, which
+    asking for its body would send, nothing is read ahead: then a disconnect is noticed when
+    the application asks.
+
+    Attributes:
+        is_over: The response is; a disconnect from now on is how the server ends the request.
+    """
+
+    __slots__ = ("_ahead", "_is_closed", "_on_disconnect", "_receive", "is_over")
+
+    def __init__(self, receive: Receive, on_disconnect: Callable[[], None]) -> None:
+        self._receive = receive
+        self._on_disconnect = on_disconnect
+        self._ahead: deque[asyncio.Future[Message]] = deque()  # not delivered; only the last may be pending
+        self._is_closed = False
+        self.is_over = False
+
+    def start(self, headers: Any) -> None:
+        """Read ahead from now on, unless that could do harm. To be called on the event loop."""
+        if asyncio._get_running_loop() is None:
+            return
+        for name, value in headers:
+            if name == b"expect" and value.lower() == b"100-continue":
+                return
+        self._read_ahead()
+
+    async def receive(self) -> Message:
+        """The next message, as the server's own `receive` gives it."""
+        while self._ahead:
+            first = self._ahead[0]
+            # Not `await first`, which would cancel it, and lose the message, when the application stops waiting.
+            if not first.done():
+                await asyncio.wait((first,))
+            if self._ahead and self._ahead[0] is first:  # else somebody else who waited took it
+                self._ahead.popleft()
+                message = first.result()
+                # Without a body that is still to come, the next was asked for when this one came.
+                if message["type"] == "http.request" and message.get("more_body"):
+                    self._read_ahead()
+                return message
+        message = await self._receive()
+        self._look_at(message)
+        return message
+
+    async def close(self, *, waits: bool = True) -> None:
+        """Stop watching. What was read ahead and not delivered is dropped: the application has ended.
+
+        Args:
+            waits: Until no task is left; False: they are only told to end.
+        """
+        self._is_closed = True
+        pending = [one for one in self._ahead if not one.done()]
+        self._ahead.clear()
+        for one in pending:
+            one.cancel()
+        if pending and waits:
+            await asyncio.wait(pending)
+
+    def _read_ahead(self) -> None:
+        if not self._is_closed:
+            task = asyncio.ensure_future(self._receive())
+            self._ahead.append(task)
+            task.add_done_callback(self._arrived)
+
+    def _arrived(self, task: asyncio.Future[Message]) -> None:
+        # The look at the exception is what keeps asyncio from logging it should the application never ask.
+        if task.cancelled() or task.exception() is not None:
+            return
+        message = task.result()
+        self._look_at(message)
+        if message["type"] == "http.request" and not message.get("more_body"):
+            self._read_ahead()
+
+    def _look_at(self, message: Message) -> None:
+        if message["type"] == "http.disconnect" and not self.is_over:
+            self._on_disconnect()

@@ -1,0 +1,73 @@
+"""Aborts what one inbound request has under way once its client has left."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+if TYPE_CHECKING:
+    from headrace.transport.lease import Lease, LeasePool
+
+    Token = ref[Lease[Any]]
+    """What a pool knows a lease by: `LeasePool.abort` takes it."""
+
+_MANY = 64
+
+
+class Cancellation:
+    """Whether one inbound request was given up, and which connections it waits for or holds.
+
+    Thread-safe: `_lock` guards `_leases` and the change of `is_cancelled`; lease locks are
+    taken after it has been released.
+
+    Attributes:
+        is_cancelled: The client has left. Never becomes False again; read without the lock.
+    """
+
+    __slots__ = ("_leases", "_lock", "_many", "_woken", "is_cancelled")
+
+    def __init__(self) -> None:
+        self.is_cancelled = False
+        self._lock = threading.Lock()
+        self._woken = threading.Event()
+        self._leases: dict[Token, LeasePool[Any]] = {}
+        self._many = _MANY
+
+    def cancel(self) -> None:
+        """Abort everything. Never blocks for long: it is called on the event loop. Idempotent."""
+        with self._lock:
+            self.is_cancelled = True
+            leases = list(self._leases.items())
+            self._leases.clear()
+        self._woken.set()
+        for token, pool in leases:
+            pool.abort(token)
+
+    def covers(self, token: Token, pool: LeasePool[Any]) -> None:
+        """From now on *token*, which waits or is in use, is aborted; at once if it is too late for later."""
+        with self._lock:
+            if not self.is_cancelled:
+                self._leases[token] = pool
+                if len(self._leases) > self._many:
+                    self._forget_ended()
+                return
+        pool.abort(token)
+
+    def releases(self, token: Token) -> None:
+        """*token* has ended. One of a streamed answer, whose body is read after the call, is never released:
+        to abort what has ended does nothing."""
+        with self._lock:
+            self._leases.pop(token, None)
+
+    def sleep(self, delay_s: float) -> None:
+        """Pause for *delay_s*, or until the client leaves. Blocks."""
+        self._woken.wait(delay_s)
+
+    def _forget_ended(self) -> None:
+        self._leases = {
+            token: pool
+            for token, pool in self._leases.items()
+            if (lease := token()) is not None and lease.token is token
+        }
+        self._many = 2 * len(self._leases) + _MANY
