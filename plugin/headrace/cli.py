@@ -16,6 +16,7 @@ from typing import Any
 
 from headrace.config import Inspection, Problem, inspect, render_problems
 from headrace.config.explain import explain
+from headrace.config.hints import hints
 from headrace.config.problems import did_you_mean
 from headrace.config.schema import schema_text
 from headrace.config.tree import MASK
@@ -162,7 +163,8 @@ def _check(options: argparse.Namespace) -> int:
 def _print_check(inspection: Inspection, workers: int | None) -> None:
     if inspection.problems:
         print(render_problems(inspection.problems), file=sys.stderr)
-    for kind, notes in (("warning", inspection.misspelt), ("lint", inspection.findings)):
+    noted = (("warning", inspection.misspelt), ("lint", inspection.findings), ("hint", _hints(inspection)))
+    for kind, notes in noted:
         for note in notes:
             print(f"{kind}: {note}", file=sys.stderr)
     configuration = inspection.configuration
@@ -174,6 +176,12 @@ def _print_check(inspection: Inspection, workers: int | None) -> None:
             print(f"    {workers} workers: {_totals_text(plan, workers)}")
     count = len(configuration.upstreams)
     print(f"{count} upstream{'s' if count != 1 else ''}, digest {configuration.digest[:12]}")
+
+
+def _hints(inspection: Inspection) -> list[Problem]:
+    if inspection.settings is None or inspection.written is None:
+        return []
+    return sorted(set(hints(inspection.settings, inspection.written)))
 
 
 def _summary(inspection: Inspection, plan: UpstreamPlan) -> str:
@@ -250,6 +258,7 @@ def _check_object(inspection: Inspection, workers: int | None) -> dict[str, Any]
         "problems": _objects(inspection.problems),
         "warnings": _objects(inspection.misspelt),
         "findings": _objects(inspection.findings),
+        "hints": _objects(_hints(inspection)),
         "digest": configuration.digest if configuration else None,
         "upstreams": upstreams,
     }
