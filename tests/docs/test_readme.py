@@ -30,6 +30,7 @@ from headrace.config.sources import KNOWN_VARIABLES
 from headrace.observe import events
 from headrace.policy.exchange import EndReason
 from headrace.policy.outcome import FAULT_WORDS
+from headrace.policy.plan import CountWindowPlan
 from headrace.runtime.record import AttemptRecord, Record
 from support import tables as generated
 from support.faultserver import Answer, Break, FaultServer
@@ -126,6 +127,7 @@ SOUND = [
     FILE,
     "The file/1",
     "Secrets and the environment/1",
+    "The circuit breaker/1",
     "A pool that follows its load/1",
     "Deadlines of the caller/1",
 ]
@@ -153,6 +155,9 @@ def test_yaml_loads_without_a_finding(key: str, tmp_path: Path) -> None:
     elif key == "Deadlines of the caller/1":
         assert found.configuration.service.deadline is not None
         assert upstreams["billing"].propagate.deadline
+    elif key == "The circuit breaker/1":
+        circuit = upstreams["billing"].circuit_breaker
+        assert (circuit.window, circuit.half_open.ramp_s) == (CountWindowPlan(size=200, max_age_s=60.0), 30.0)
     else:
         assert upstreams["billing"].pool.adaptive is not None
 

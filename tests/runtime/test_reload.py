@@ -35,7 +35,7 @@ def put(file: Path, text: str) -> None:
     os.replace(fresh, file)
 
 
-def test_an_unchanged_upstream_keeps_the_very_same_objects_and_a_changed_one_gets_new_ones(
+def test_an_unchanged_upstream_keeps_the_very_same_objects_and_a_changed_one_gets_a_new_plan(
     tmp_path: Path,
 ) -> None:
     with running(tmp_path, two("http://a.test", "http://b.test")) as hr:
@@ -47,9 +47,9 @@ def test_an_unchanged_upstream_keeps_the_very_same_objects_and_a_changed_one_get
         after = hr.snapshot
         assert after.upstream("inventory").plan is before.upstream("inventory").plan
         assert after.upstream("inventory").state is before.upstream("inventory").state
-        assert after.upstream("billing").state is not before.upstream("billing").state
+        assert after.upstream("billing").state is before.upstream("billing").state
         assert after.upstream("billing").plan.timeouts.attempt_s == 3
-        assert before.upstream("billing").state.pool.leases.retired
+        assert before.upstream("billing").plan.timeouts.attempt_s == 4
 
 
 def test_an_edit_is_in_force_without_asking(tmp_path: Path) -> None:
@@ -224,14 +224,17 @@ def test_no_call_fails_while_the_file_is_edited_under_load(tmp_path: Path) -> No
         assert b.connections <= 4  # the unchanged upstream kept its warm connections
 
 
-def test_a_stream_of_a_changed_upstream_is_read_to_its_end_and_its_pool_stopped_after_the_drain(
+OTHER_POOL = ", pool: {tcp_keepalive: {idle: 30s}}"  # a pool that exists cannot follow it
+
+
+def test_a_stream_over_a_replaced_pool_is_read_to_its_end_and_the_pool_stopped_after_the_drain(
     tmp_path: Path,
 ) -> None:
     with FaultServer() as server, running(tmp_path, two(server.url, "http://b.test")) as hr:
         server.always(Answer(body=b"x" * 100_000))
         old = hr.snapshot.upstream("billing").state.pool.leases
         with requests.get(server.url, stream=True) as response:
-            put(tmp_path / "upstreams.yaml", two(server.url, "http://b.test", ", timeouts: {attempt: 3s}"))
+            put(tmp_path / "upstreams.yaml", two(server.url, "http://b.test", OTHER_POOL))
             hr.reload()
             assert old.retired
             assert not old.stopped
@@ -244,7 +247,7 @@ def test_a_stream_that_outlives_the_drain_is_cut(tmp_path: Path) -> None:
     with FaultServer() as server, running(tmp_path, two(server.url, "http://b.test")) as hr:
         server.always(Answer(body=b"x" * 5, drip_body_s=0.7))
         with requests.get(server.url, stream=True) as response:
-            put(tmp_path / "upstreams.yaml", two(server.url, "http://b.test", ", timeouts: {attempt: 3s}"))
+            put(tmp_path / "upstreams.yaml", two(server.url, "http://b.test", OTHER_POOL))
             hr.reload()
 
             with pytest.raises(requests.exceptions.ChunkedEncodingError):

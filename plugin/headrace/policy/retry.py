@@ -90,6 +90,10 @@ _SLICES = 10
 _ROUNDING = 1e-9  # 0.29 × 100 is 28.999…: a token earned exactly must not be lost to binary fractions
 
 
+def _window(plan: BudgetPlan) -> TimeWindow:
+    return TimeWindow(plan.ttl_s, n_slices=_SLICES + 1, slice_s=plan.ttl_s / _SLICES)
+
+
 class RetryBudget:
     """Tokens that retries of one upstream are paid from; shared by all its callers.
 
@@ -110,7 +114,16 @@ class RetryBudget:
     def __init__(self, plan: BudgetPlan, *, lock: AbstractContextManager[Any] | None = None) -> None:
         self._plan = plan
         self._lock: AbstractContextManager[Any] = nullcontext() if lock is None else lock
-        self._window = TimeWindow(plan.ttl_s, n_slices=_SLICES + 1, slice_s=plan.ttl_s / _SLICES)
+        self._window = _window(plan)
+
+    def apply(self, plan: BudgetPlan, now: float) -> None:
+        """Go by *plan* from now on: what was earned and spent is known as before, as far as `ttl` reaches. Mutates."""
+        with self._lock:
+            if plan.ttl_s != self._plan.ttl_s:
+                window = _window(plan)
+                window.take_over(self._window, now)
+                self._window = window
+            self._plan = plan
 
     def deposit(self, now: float) -> None:
         """Count a first attempt. Mutates."""

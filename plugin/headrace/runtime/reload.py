@@ -27,7 +27,7 @@ from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import Configuration
 from headrace.runtime.heartbeat import Heartbeats
 from headrace.runtime.service import ServiceCounters
-from headrace.runtime.snapshot import Snapshot, build_snapshot, retired_states
+from headrace.runtime.snapshot import Snapshot, build_snapshot, changed_upstreams, retired_states
 from headrace.runtime.upstream import UpstreamState, report_leases
 from headrace.runtime.warmup import Warmer
 from headrace.transport.tls import TlsError
@@ -121,7 +121,7 @@ class Reloader:
         """What the upstreams have learned is forgotten. Thread-safe."""
         with self._lock:
             for upstream in self.snapshot.upstreams.values():
-                upstream.state.forget_learned(upstream.plan, mode=upstream.mode)
+                upstream.forget_learned()
 
     def replace(self) -> None:
         """Start over from the files, with fresh upstreams: the instance was closed and is started again.
@@ -169,16 +169,12 @@ class Reloader:
         draining = self._draining  # replaced as a whole, never changed in place
         counters = self.counters.get(name)
         states = [state for _, state in draining if state.counters is counters]
-        return [*(found.state.everywhere() if found is not None else ()), *states]
+        return [*(found.states() if found is not None else ()), *states]
 
     def close(self) -> None:
         """Stop every pool, in force or draining. Blocks shortly."""
         with self._lock:
-            states = [
-                state
-                for upstream in self.snapshot.upstreams.values()
-                for state in upstream.state.everywhere()
-            ]
+            states = [state for upstream in self.snapshot.upstreams.values() for state in upstream.states()]
             states += [state for _, state in self._draining]
             self._draining = []
         for state in states:
@@ -197,7 +193,7 @@ class Reloader:
         for counters in self.counters.values():
             counters.lock = threading.Lock()
         for upstream in self.snapshot.upstreams.values():
-            upstream.state.forget_inherited(upstream.plan, mode=upstream.mode)
+            upstream.forget_inherited()
         self._warmer = Warmer()
         self._heartbeats = Heartbeats()
         draining, self._draining = self._draining, []
@@ -223,6 +219,8 @@ class Reloader:
             self._reject(error, events)
             raise
         self.snapshot = after
+        for upstream in changed_upstreams(before, after):
+            events.extend(upstream.take_force(self._clock()))
         self._held = self.refused = None
         self._drain(retired_states(before, after), began + configuration.reload.drain_s)
         self.service.reloaded("applied")
@@ -287,7 +285,7 @@ def _applied(
 ) -> ConfigApplied:
     old, new = before.upstreams, after.upstreams
     kept = [name for name in new if name in old]
-    changed = tuple(name for name in kept if new[name].state is not old[name].state)
+    changed = tuple(upstream.plan.name for upstream in changed_upstreams(before, after))
     return ConfigApplied(
         files=files,
         digest=after.digest[:12],

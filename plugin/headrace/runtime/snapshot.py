@@ -12,7 +12,7 @@ from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import Configuration, UrlPrefix
 from headrace.policy.routes import RouteTable
 from headrace.runtime.service import ServiceCounters
-from headrace.runtime.upstream import Upstream, UpstreamState, build_state
+from headrace.runtime.upstream import Upstream, UpstreamState, build_states
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ def build_snapshot(
 ) -> Snapshot:
     """The snapshot for *configuration*; an upstream whose plan is unchanged keeps its very objects.
 
+    A changed one keeps what its new rules can go by, once they are in force (`take_force`).
     Builds everything before anything is in force; opens no socket. Mutates
     *counters* (adds names that are new).
 
@@ -71,16 +72,19 @@ def build_snapshot(
     for name, plan in configuration.upstreams.items():
         before = previous.upstreams.get(name) if previous is not None else None
         if before is not None and before.plan == plan:
-            plan, state = before.plan, before.state  # the very same objects
+            plan, state, elsewhere = before.plan, before.state, before.elsewhere  # the very same objects
         else:
-            state = build_state(
+            states = build_states(
                 plan,
                 counters.setdefault(name, UpstreamCounters(lock=threading.Lock())),
                 mode=override or plan.mode,
+                before=before,
             )
+            state, elsewhere = states.pop(plan.base.origin), states
         upstreams[name] = Upstream(
             plan=plan,
             state=state,
+            elsewhere=elsewhere,
             mode=override or plan.mode,
             digest=configuration.digest,
             request_id_header=configuration.service.request_id.header,
@@ -113,12 +117,18 @@ def routes_of(upstreams: Iterable[Upstream]) -> Iterator[tuple[UrlPrefix, Upstre
             yield prefix, upstream.at(prefix.origin)
 
 
+def changed_upstreams(old: Snapshot, new: Snapshot) -> list[Upstream]:
+    """Upstreams of *new* that *old* had under other rules."""
+    return [
+        upstream
+        for name, upstream in new.upstreams.items()
+        if name in old.upstreams and old.upstreams[name].plan is not upstream.plan
+    ]
+
+
 def retired_states(old: Snapshot, new: Snapshot) -> list[UpstreamState]:
     """States of *old* that *new* does not use any more."""
-    kept = {id(upstream.state) for upstream in new.upstreams.values()}
+    kept = {id(state) for upstream in new.upstreams.values() for state in upstream.states()}
     return [
-        state
-        for upstream in old.upstreams.values()
-        if id(upstream.state) not in kept
-        for state in upstream.state.everywhere()
+        state for upstream in old.upstreams.values() for state in upstream.states() if id(state) not in kept
     ]

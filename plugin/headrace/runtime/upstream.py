@@ -5,16 +5,15 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from headrace.observe.events import CircuitChanged, LeaseHeld, LeaseLeaked, PoolResized
 from headrace.observe.logs import emit
-from headrace.policy.circuit import Circuit, Transition
+from headrace.policy.circuit import Circuit, Refused, Transition
 from headrace.policy.counters import UpstreamCounters, add
-from headrace.policy.plan import Mode, Origin, UpstreamPlan
+from headrace.policy.plan import Mode, Origin, PoolPlan, UpstreamPlan
 from headrace.policy.retry import RetryBudget
 from headrace.policy.sizing import Resize
 from headrace.runtime.service import ServiceCounters
@@ -23,29 +22,70 @@ from headrace.transport.pool_sizer import PoolSizer
 from headrace.transport.urllib3_pool import GovernedHTTPPool, build_pool
 
 
+class CircuitReporter:
+    """Counts and logs what one upstream's circuit tells; called without the circuit's lock.
+
+    Attributes:
+        is_observed: The upstream's mode is observe; follows reloads.
+    """
+
+    __slots__ = ("_counters", "_name", "is_observed")
+
+    def __init__(self, name: str, counters: UpstreamCounters, *, is_observed: bool) -> None:
+        self._name = name
+        self._counters = counters
+        self.is_observed = is_observed
+
+    def __call__(self, transition: Transition) -> None:
+        emit(self.count(transition))
+
+    def count(self, transition: Transition) -> CircuitChanged:
+        """Count *transition*; the event of it, to be logged."""
+        with self._counters.lock:
+            add(self._counters.transitions, (transition.from_state.value, transition.to_state.value))
+        return CircuitChanged(
+            upstream=self._name,
+            from_state=transition.from_state.value,
+            to_state=transition.to_state.value,
+            reason=transition.reason,
+            failure_rate=transition.failure_rate,
+            calls=transition.calls,
+            failures=transition.failures,
+            consecutive_failures=transition.consecutive_failures,
+            threshold=transition.threshold,
+            open_for_s=transition.open_for_s,
+            is_observed=self.is_observed or transition.is_observed,
+            slow_calls=transition.slow_calls,
+        )
+
+    def waived(self, _: Refused) -> None:
+        """Count a call that an enforced breaker would have refused."""
+        with self._counters.lock:
+            add(self._counters.observed, "refused")
+
+
 class UpstreamState:
-    """What an upstream has learned and holds. Each part guards itself.
+    """What an upstream has learned and holds, at one of its origins. Each part guards itself.
 
     Attributes:
         pool: Its connections; guarded by the lease pool's lock.
-        circuit, budget: Guarded by the lock each was given.
+        sizer: Keeps the pool's size, if it is adaptive.
+        circuit, budget: Shared by all origins; guarded by the lock each was given.
+        reporter: Tells of the circuit's transitions.
         counters: Totals by name; the same object before and after a reload.
         in_flight: Calls in `mode: observe` under way; guarded by `counters.lock`.
         misses: Heartbeats missed in a row; any answer, a call's too, makes it 0.
         suspect: That many were `heartbeat.failures`; any answer, a call's too, makes it False.
-        sizer: Keeps the pool's size, if it is adaptive.
-        elsewhere: States for the other origins of `match`: connections of their own, and this
-            circuit, budget and counters.
     """
 
     __slots__ = (
         "budget",
         "circuit",
         "counters",
-        "elsewhere",
         "in_flight",
         "misses",
         "pool",
+        "reporter",
         "sizer",
         "suspect",
     )
@@ -57,41 +97,18 @@ class UpstreamState:
         sizer: PoolSizer | None,
         circuit: Circuit,
         budget: RetryBudget,
+        reporter: CircuitReporter,
         counters: UpstreamCounters,
-        elsewhere: Mapping[Origin, UpstreamState],
     ) -> None:
-        self.elsewhere = elsewhere
         self.pool = pool
         self.sizer = sizer
         self.circuit = circuit
         self.budget = budget
+        self.reporter = reporter
         self.counters = counters
         self.in_flight = 0
         self.misses = 0
         self.suspect = False
-
-    def forget_inherited(self, plan: UpstreamPlan, *, mode: Mode) -> None:
-        """In a forked child: its own connections and locks, and a circuit and budget that know nothing yet.
-
-        Not the parent's with new locks: a thread that does not exist here may have been amid an update.
-        """
-        self.counters.lock = threading.Lock()
-        for state in self.everywhere():
-            state.in_flight = 0
-            state.pool.forget_inherited()
-        self.forget_learned(plan, mode=mode)
-
-    def forget_learned(self, plan: UpstreamPlan, *, mode: Mode) -> None:
-        """A circuit and a budget that know nothing yet; connections and counts stay. Mutates."""
-        circuit, budget = _circuit(plan, self.counters, mode=mode), _budget(plan)
-        for state in self.everywhere():
-            state.circuit, state.budget = circuit, budget
-            state.misses = 0
-            state.suspect = False
-
-    def everywhere(self) -> tuple[UpstreamState, ...]:
-        """This state, and those of the other origins."""
-        return (self, *self.elsewhere.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +121,8 @@ class Upstream:
         request_id_header: Name of the header that carries the request id.
         deadline_header: Name of the header that says what is left of a deadline, or None.
         service: Counters of the instance it belongs to.
+        elsewhere: States for the other origins of `match`: connections of their own, and the
+            circuit, budget and counters of `state`.
         fallback: Asked instead where the circuit refuses; None: none is, whatever else the plan says.
     """
 
@@ -114,42 +133,95 @@ class Upstream:
     request_id_header: str
     deadline_header: str | None
     service: ServiceCounters
+    elsewhere: Mapping[Origin, UpstreamState] = field(default_factory=dict)
     fallback: Upstream | None = None
 
     def at(self, origin: Origin) -> Upstream:
         """This upstream as calls to *origin*, one of its `base_url` and `match`, see it."""
-        state = self.state.elsewhere.get(origin)
+        state = self.elsewhere.get(origin)
         return self if state is None else replace(self, state=state)
 
     def everywhere(self) -> tuple[Upstream, ...]:
         """This upstream at each of its origins."""
-        return (self, *(replace(self, state=state) for state in self.state.elsewhere.values()))
+        return (self, *(replace(self, state=state) for state in self.elsewhere.values()))
+
+    def states(self) -> tuple[UpstreamState, ...]:
+        """Its state at each of its origins."""
+        return (self.state, *self.elsewhere.values())
+
+    def take_force(self, now: float) -> list[CircuitChanged]:
+        """Make what earlier rules have left behind go by these rules. Mutates the states; never fails half way.
+
+        Returns:
+            What came of it, counted and to be logged.
+        """
+        state, plan = self.state, self.plan
+        state.reporter.is_observed = self.mode == "observe"
+        state.budget.apply(plan.retry.budget, now)
+        for one in self.states():
+            one.pool.follow(plan)
+        return [state.reporter.count(one) for one in state.circuit.apply(plan.circuit_breaker, now)]
+
+    def forget_inherited(self) -> None:
+        """In a forked child: its own connections and locks, and a circuit and budget that know nothing yet.
+
+        Not the parent's with new locks: a thread that does not exist here may have been amid an update.
+        """
+        self.state.counters.lock = threading.Lock()
+        for state in self.states():
+            state.in_flight = 0
+            state.pool.forget_inherited()
+        self.forget_learned()
+
+    def forget_learned(self) -> None:
+        """A circuit and a budget that know nothing yet; connections and counts stay. Mutates the states."""
+        circuit, budget = _circuit(self.plan, self.state.reporter), _budget(self.plan)
+        for state in self.states():
+            state.circuit, state.budget = circuit, budget
+            state.misses = 0
+            state.suspect = False
 
     def __repr__(self) -> str:
         circuit = self.state.circuit.state.value
         return f"<Upstream {self.plan.name} {self.mode} circuit={circuit} {self.state.pool!r}>"
 
 
-def build_state(plan: UpstreamPlan, counters: UpstreamCounters, *, mode: Mode) -> UpstreamState:
-    """A fresh state for *plan*; opens no socket.
+def build_states(
+    plan: UpstreamPlan, counters: UpstreamCounters, *, mode: Mode, before: Upstream | None
+) -> dict[Origin, UpstreamState]:
+    """A state for each origin of *plan*, that of `base_url` first; opens no socket and changes nothing in use.
+
+    Circuit and budget are those of *before* unless the origin of `base_url` is another; an origin's
+    connections, too, unless TLS or what a pool is built with is another. They go by *plan* once
+    it is in force (`Upstream.take_force`).
 
     Args:
         mode: The one in force, for the wording of events.
+        before: The upstream of that name so far, or None.
 
     Raises:
         TlsError: The plan's TLS files cannot be loaded.
     """
-    circuit, budget = _circuit(plan, counters, mode=mode), _budget(plan)
     base = plan.base.origin
-    others = dict.fromkeys(prefix.origin for prefix in plan.match if prefix.origin != base)
-    return _state_at(
-        base,
-        plan,
-        circuit,
-        budget,
-        counters,
-        elsewhere={origin: _state_at(origin, plan, circuit, budget, counters) for origin in others},
-    )
+    kept: dict[Origin, UpstreamState] = {}
+    if before is not None and before.plan.base.origin == base:
+        known = before.state
+        circuit, budget, reporter = known.circuit, known.budget, known.reporter
+        if before.plan.tls == plan.tls and _built_with(before.plan.pool) == _built_with(plan.pool):
+            kept = {base: known, **before.elsewhere}
+    else:
+        reporter = CircuitReporter(plan.name, counters, is_observed=mode == "observe")
+        circuit, budget = _circuit(plan, reporter), _budget(plan)
+    states: dict[Origin, UpstreamState] = {}
+    for origin in (base, *(prefix.origin for prefix in plan.match)):
+        if origin not in states:
+            states[origin] = kept.get(origin) or _state_at(origin, plan, circuit, budget, reporter, counters)
+    return states
+
+
+def _built_with(plan: PoolPlan) -> object:
+    """What of *plan* a pool that exists cannot follow: an adaptive one has a rule with a memory of its own."""
+    return plan.tcp_keepalive, plan.adaptive, plan.max_connections if plan.adaptive is not None else None
 
 
 def _state_at(
@@ -157,9 +229,8 @@ def _state_at(
     plan: UpstreamPlan,
     circuit: Circuit,
     budget: RetryBudget,
+    reporter: CircuitReporter,
     counters: UpstreamCounters,
-    *,
-    elsewhere: Mapping[Origin, UpstreamState] = MappingProxyType({}),
 ) -> UpstreamState:
     pool = build_pool(plan, origin, counters)
     return UpstreamState(
@@ -167,24 +238,19 @@ def _state_at(
         sizer=_sizer(plan, pool, counters),
         circuit=circuit,
         budget=budget,
+        reporter=reporter,
         counters=counters,
-        elsewhere=elsewhere,
     )
 
 
-def _circuit(plan: UpstreamPlan, counters: UpstreamCounters, *, mode: Mode) -> Circuit:
+def _circuit(plan: UpstreamPlan, reporter: CircuitReporter) -> Circuit:
     return Circuit(
         plan.circuit_breaker,
         rng=random.random,
         lock=threading.Lock(),
-        on_transition=_transition_reporter(plan.name, counters, is_observed=mode == "observe"),
-        on_waived=lambda _: _count_waived(counters),
+        on_transition=reporter,
+        on_waived=reporter.waived,
     )
-
-
-def _count_waived(counters: UpstreamCounters) -> None:
-    with counters.lock:
-        add(counters.observed, "refused")
 
 
 def _sizer(plan: UpstreamPlan, pool: GovernedHTTPPool, counters: UpstreamCounters) -> PoolSizer | None:
@@ -220,29 +286,3 @@ def report_leases(name: str, leases: LeasePool[Any]) -> None:
             emit(LeaseLeaked(upstream=name, call_site=site))
         else:
             emit(LeaseHeld(upstream=name, call_site=report.site or "unknown", held_s=report.held_s))
-
-
-def _transition_reporter(
-    name: str, counters: UpstreamCounters, *, is_observed: bool
-) -> Callable[[Transition], None]:
-    def report(transition: Transition) -> None:
-        with counters.lock:
-            add(counters.transitions, (transition.from_state.value, transition.to_state.value))
-        emit(
-            CircuitChanged(
-                upstream=name,
-                from_state=transition.from_state.value,
-                to_state=transition.to_state.value,
-                reason=transition.reason,
-                failure_rate=transition.failure_rate,
-                calls=transition.calls,
-                failures=transition.failures,
-                consecutive_failures=transition.consecutive_failures,
-                threshold=transition.threshold,
-                open_for_s=transition.open_for_s,
-                is_observed=is_observed or transition.is_observed,
-                slow_calls=transition.slow_calls,
-            )
-        )
-
-    return report

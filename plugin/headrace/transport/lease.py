@@ -170,7 +170,6 @@ class LeasePool(Generic[C]):
         abort: Callable[[C], None],
         discard: Callable[[C], None],
     ) -> None:
-        self.plan = plan
         self._counters = counters
         self._clock = clock
         self._rng = rng
@@ -179,10 +178,7 @@ class LeasePool(Generic[C]):
         self._abort = abort
         self._discard = discard
         self.on_enqueue: Callable[[], None] | None = None
-        self._idle_timeout_s = plan.idle_timeout_s
-        self._bypass_s = min(plan.validation_bypass_s, plan.idle_timeout_s)
-        self._max_uses = plan.max_requests_per_connection or sys.maxsize
-        self._notes_site = plan.leak_detection_threshold_s is not None
+        self._go_by(plan)
 
         self._pid = _getpid()
         self._reset_by: dict[int, object] = {}  # pid -> whose turn it is to forget, the first after a fork
@@ -467,6 +463,22 @@ class LeasePool(Generic[C]):
                 self._doom(self._idle.popleft().conn, reason)
         self._settle()
         return closed
+
+    def follow(self, plan: PoolPlan) -> None:
+        """Go by *plan* from now on. A connection keeps the lifetime it was made with."""
+        self._leave_parent()
+        with self._lock:
+            is_resized = plan.max_connections != self.plan.max_connections
+            self._go_by(plan)
+        if is_resized:
+            self.resize(plan.max_connections)
+
+    def _go_by(self, plan: PoolPlan) -> None:
+        self.plan = plan
+        self._idle_timeout_s = plan.idle_timeout_s
+        self._bypass_s = min(plan.validation_bypass_s, plan.idle_timeout_s)
+        self._max_uses = plan.max_requests_per_connection or sys.maxsize
+        self._notes_site = plan.leak_detection_threshold_s is not None
 
     def resize(self, max_connections: int) -> None:
         """Have at most *max_connections* from now on. Growing serves waiters; shrinking closes idle connections now

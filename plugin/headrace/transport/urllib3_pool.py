@@ -140,6 +140,12 @@ class GovernedHTTPPool(HTTPConnectionPool):
             raise
         self.leases.offer(conn)
 
+    def follow(self, plan: UpstreamPlan) -> None:
+        """Go by *plan*, which has the TLS rules and the `tcp_keepalive` this pool was built with."""
+        self.acquire_s = plan.timeouts.acquire_s
+        self.connect_s = plan.timeouts.connect_s
+        self.leases.follow(plan.pool)
+
     def close(self) -> None:
         """Refuse new leases, close what is idle; connections in use are closed when they come back."""
         self.pool = None
@@ -210,8 +216,7 @@ def build_pool(plan: UpstreamPlan, origin: Origin, counters: UpstreamCounters) -
             socket_options=options,
         )
     pool.leases = leases
-    pool.acquire_s = plan.timeouts.acquire_s
-    pool.connect_s = plan.timeouts.connect_s
+    pool.follow(plan)
     return pool
 
 

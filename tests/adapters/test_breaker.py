@@ -1,0 +1,148 @@
+"""The breaker against a real server: who gets through half open, what a hung and a cancelled probe cost."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+import headrace
+from support.faultserver import Answer, FaultServer, Silence
+from support.governed import rules, running
+
+QUICK = (
+    "    retry: {max_attempts: 1}\n"
+    "    timeouts: {attempt: %(attempt)s}\n"
+    "    circuit_breaker:\n"
+    "      consecutive_failures: 2\n"
+    "      open_for: {base: 300ms, max: 300ms, jitter: 0}\n"
+    "      half_open: {%(half_open)s}\n"
+)
+
+
+def body(half_open: str = "max_probes: 3", attempt: str = "4s") -> str:
+    return QUICK % {"half_open": half_open, "attempt": attempt}
+
+
+def opened(hr: headrace.Headrace, server: FaultServer) -> None:
+    """Open the circuit and wait until it may be half open."""
+    server.next(Answer(503), Answer(503))
+    for _ in range(2):
+        hr.upstream("billing").get("/")
+    with pytest.raises(headrace.CircuitOpenError) as caught:
+        hr.upstream("billing").get("/")
+    time.sleep(caught.value.retry_after_s + 0.02)
+
+
+def state(hr: headrace.Headrace) -> str:
+    return hr.status()["upstreams"]["billing"]["circuit_breaker"]["state"]  # type: ignore[no-any-return]
+
+
+def test_of_twenty_callers_at_a_half_open_circuit_exactly_max_probes_arrive(tmp_path: Path) -> None:
+    """Pitfall 1."""
+    with FaultServer() as server, running(tmp_path, rules(server.url, body())) as hr:
+        opened(hr, server)
+        before = len(server.requests)
+        server.always(Answer(delay_s=0.5))
+        start = threading.Barrier(20)
+
+        def call(_: int) -> int | str:
+            start.wait(20)
+            try:
+                return hr.upstream("billing").get("/").status_code
+            except headrace.CircuitOpenError as error:
+                return str(error)
+
+        with ThreadPoolExecutor(20) as pool:
+            answers = list(pool.map(call, range(20)))
+
+        assert len(server.requests) - before == 3
+        assert answers.count(200) == 3
+        refusals = [answer for answer in answers if answer != 200]
+        assert all("half open with no place for another probe: 3 under way" in str(text) for text in refusals)
+        assert state(hr) == "closed"
+
+
+def test_a_hung_probe_frees_itself_and_the_circuit_recovers(tmp_path: Path) -> None:
+    """Streamed, so that nothing of ours cuts it: the probe's lease alone does.
+
+    Pitfall 2.
+    """
+    hangs = body("max_probes: 1, probe_timeout: 400ms", attempt="400ms")
+    with FaultServer() as server, running(tmp_path, rules(server.url, hangs)) as hr:
+        opened(hr, server)
+        server.next(Answer(delay_s=1.5))
+        hung = threading.Thread(target=lambda: requests.get(server.url, timeout=10))
+        hung.start()
+        server.wait_for(lambda: len(server.requests) == 3)
+
+        with pytest.raises(headrace.CircuitOpenError, match="no place"):
+            requests.get(server.url)
+        time.sleep(0.5)
+        with pytest.raises(headrace.CircuitOpenError, match="probe expired"):
+            requests.get(server.url)
+        time.sleep(0.35)
+        assert requests.get(server.url).status_code == 200
+
+        assert state(hr) == "closed"
+        hung.join(10)
+        assert state(hr) == "closed"
+
+
+class TimeLimit(BaseException):
+    """As Celery's soft time limit, out of a signal handler."""
+
+
+def test_a_cancelled_probe_gives_its_place_back(tmp_path: Path) -> None:
+    """Pitfall 3. Pitfall 8: nothing of ours eats what the signal raised."""
+
+    def interrupt(*_: object) -> None:
+        raise TimeLimit
+
+    with FaultServer() as server, running(tmp_path, rules(server.url, body("max_probes: 1"))) as hr:
+        opened(hr, server)
+        server.next(Silence())
+        before = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        try:
+            with pytest.raises(TimeLimit):
+                hr.upstream("billing").get("/")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+        view = hr.snapshot.upstream("billing").state.circuit.view(time.monotonic())
+        assert (view.state.value, view.probes_in_flight, view.verdicts) == ("half_open", 0, 0)
+        assert hr.upstream("billing").get("/").status_code == 200
+        assert state(hr) == "closed"
+
+
+def test_slow_answers_open_the_circuit_and_say_so(tmp_path: Path) -> None:
+    slow = "    circuit_breaker: {window: {type: count, size: 4}, slow_call: {duration: 50ms, rate_threshold: 0.5}}\n"
+    with FaultServer() as server, running(tmp_path, rules(server.url, slow)) as hr:
+        server.next(Answer(), Answer(), Answer(delay_s=0.1), Answer(delay_s=0.1))
+        for _ in range(4):
+            assert hr.upstream("billing").get("/").status_code == 200
+
+        with pytest.raises(
+            headrace.CircuitOpenError, match=r"slow-call rate 0\.50 over 4 calls, threshold 0\.5"
+        ):
+            hr.upstream("billing").get("/")
+
+
+def test_after_closing_calls_come_back_by_and_by(tmp_path: Path) -> None:
+    with FaultServer() as server, running(tmp_path, rules(server.url, body("max_probes: 1, ramp: 1h"))) as hr:
+        opened(hr, server)
+        for _ in range(2):  # the probe, and the first call after it
+            hr.upstream("billing").get("/")
+
+        with pytest.raises(headrace.CircuitOpenError, match="letting through 0% of calls") as caught:
+            hr.upstream("billing").get("/")
+
+        assert 3590 < caught.value.retry_after_s <= 3600
+        assert state(hr) == "closed"
