@@ -335,7 +335,7 @@ class Headrace:
             acquires, closed = dict(counters.acquires), dict(counters.closed)
             observed, refused = dict(counters.observed), counters.refused
             delegated, resent = counters.retries_delegated, counters.resent
-            fallbacks = counters.fallbacks
+            fallbacks, broken_bodies = counters.fallbacks, counters.broken_bodies
         return {
             "mode": upstream.mode,
             "pool": {
@@ -372,6 +372,7 @@ class Headrace:
             },
             "requests": requests,
             "attempts": attempts,
+            "broken_bodies": broken_bodies,
             "observed": observed,
         }
 

@@ -794,6 +794,32 @@ def test_a_success_that_turns_may_be_the_failure_that_opens_the_circuit() -> Non
     assert bench.told[0].reason is Trigger.CONSECUTIVE_FAILURES
 
 
+def test_answers_that_all_break_off_later_are_failures_in_a_row() -> None:
+    bench = Bench(circuit_plan(consecutive_failures=4))
+    bench.call(FAILURE, T0)
+    for _ in range(3):
+        permit = bench.permit(T0)
+        place = bench.circuit.record(permit, SUCCESS, T0)
+        assert place is not None
+        assert bench.circuit.turn(permit, place, T0)
+
+    assert bench.told[0].reason is Trigger.CONSECUTIVE_FAILURES
+
+
+def test_a_success_since_has_ended_the_run_that_a_turned_one_would_go_on_with() -> None:
+    bench = Bench(circuit_plan(consecutive_failures=3))
+    bench.call(FAILURE, T0)
+    bench.call(FAILURE, T0)
+    permit = bench.permit(T0)
+    place = bench.circuit.record(permit, SUCCESS, T0)
+    assert place is not None
+    bench.call(SUCCESS, T0)
+
+    assert bench.circuit.turn(permit, place, T0)
+
+    assert (bench.told, bench.circuit.view(T0).consecutive_failures) == ([], 1)
+
+
 @pytest.mark.parametrize(
     "window", [TimeWindowPlan(10.0), CountWindowPlan(3, None), CountWindowPlan(100, 10.0)], ids=repr
 )

@@ -23,6 +23,7 @@ from headrace.adapters.errors import Twins
 from headrace.adapters.outbound import Outbound
 from headrace.adapters.predicate import is_condemned
 from headrace.adapters.retry_after import retry_after_s
+from headrace.adapters.streamed import follow
 from headrace.adapters.ungoverned import is_withheld, stands_on_event_loop
 from headrace.engine.blocking import run
 from headrace.errors import UpstreamError
@@ -64,6 +65,9 @@ class Surface(Protocol[T]):
 
     def head(self, answer: T) -> tuple[int, Mapping[str, str]]:
         """Status and headers of *answer*."""
+
+    def raw(self, answer: T) -> object:
+        """The urllib3 response of *answer*."""
 
     def set_aside(self, answer: T) -> T | None:
         """*answer* with its connection freed and its body kept, or None when it is too large to keep."""
@@ -201,6 +205,10 @@ class Call(Generic[T]):
         if self.answer is not None:
             if decision.reason is not EndReason.CANCELLED:
                 self.answer.headrace = record  # type: ignore[attr-defined]  # both libraries' responses take attributes
+                if self._streamed:
+                    follow(
+                        self._surface.raw(self.answer), self._exchange, record, self._upstream.state.counters
+                    )
                 return self.answer
             self.answer.close()  # type: ignore[attr-defined]  # a failed one, and nobody waits for it
         if decision.reason is EndReason.CIRCUIT_OPEN and self._upstream.plan.fallback is not None:

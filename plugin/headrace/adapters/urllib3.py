@@ -156,6 +156,9 @@ class UrlopenSurface:
     def head(self, answer: BaseHTTPResponse) -> tuple[int, Mapping[str, str]]:
         return answer.status, answer.headers
 
+    def raw(self, answer: BaseHTTPResponse) -> object:
+        return answer
+
     def set_aside(self, answer: BaseHTTPResponse) -> BaseHTTPResponse | None:
         if self._response_kw["preload_content"]:
             return answer

@@ -255,6 +255,13 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         lambda up: (((), up.counters.resent),),
     ),
     Family(
+        "headrace_broken_bodies_total",
+        "counter",
+        "Streamed answers that broke off as they were read: counted as answers before, and now as failures.",
+        (),
+        lambda up: (((), up.counters.broken_bodies),),
+    ),
+    Family(
         "headrace_fallbacks_total",
         "counter",
         "Calls that the circuit refused and that got their fallback.",
@@ -425,6 +432,7 @@ def _copied(counters: UpstreamCounters) -> UpstreamCounters:
         copy.retries_delegated = counters.retries_delegated
         copy.resent = counters.resent
         copy.fallbacks = counters.fallbacks
+        copy.broken_bodies = counters.broken_bodies
         copy.transitions = dict(counters.transitions)
         copy.refused = counters.refused
         copy.observed = dict(counters.observed)

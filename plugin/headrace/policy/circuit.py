@@ -70,6 +70,7 @@ class Circuit:
     """
 
     __slots__ = (
+        "_broken_run",
         "_consecutive_failures",
         "_half_open",
         "_lock",
@@ -107,6 +108,7 @@ class Circuit:
         self.generation = 0
         self._window = window_for(plan.window)
         self._consecutive_failures = 0
+        self._broken_run = 0  # failures in a row that the last success ended: it may turn out to be one itself
         self._openings = 0  # consecutive, since the circuit was last closed
         self._opened: Transition | None = None  # the last to OPEN; set whenever the circuit is not closed
         self._open_until = 0.0
@@ -160,6 +162,7 @@ class Circuit:
             is_slow = duration_s >= self._slow_s
             if self.state is _CLOSED:
                 if verdict is _SUCCESS:
+                    self._broken_run = self._consecutive_failures
                     self._consecutive_failures = 0
                     if not is_slow:
                         return self._window.add(now)  # most calls end here: one call of ours, no allocation
@@ -193,7 +196,10 @@ class Circuit:
             self._window.advance(now)
             if not self._window.turn(place):
                 return False
-            self._consecutive_failures += 1
+            # The run that this success had ended goes on, unless another success has ended it since. (Which one
+            # was the last is not known by its place: an older success that turns may lengthen a later run.)
+            self._consecutive_failures += 1 + self._broken_run
+            self._broken_run = 0
             self._ask_trip_rules(now)
             untold = self._take_untold()
         for transition in untold:

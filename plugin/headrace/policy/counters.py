@@ -57,6 +57,7 @@ class UpstreamCounters:
         retries_denied: Retries that the rules wanted and something forbade, by reason.
         retries_delegated: Tries of callers who bring retries of their own: one attempt each.
         fallbacks: Refused calls that got their fallback.
+        broken_bodies: Streamed answers that broke off as they were read.
         resent: Requests sent once more because the pooled connection had died unnoticed.
         transitions: Circuit transitions by (from_state, to_state).
         refused: Calls the open circuit refused.
@@ -71,6 +72,7 @@ class UpstreamCounters:
         "acquires",
         "attempts",
         "attempts_per_call",
+        "broken_bodies",
         "closed",
         "deadline_left",
         "duration",
@@ -94,6 +96,7 @@ class UpstreamCounters:
         self.retries: dict[str, int] = {}
         self.retries_denied: dict[str, int] = {}
         self.retries_delegated = 0
+        self.broken_bodies = 0
         self.fallbacks = 0
         self.resent = 0
         self.transitions: dict[tuple[str, str], int] = {}

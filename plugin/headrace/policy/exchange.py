@@ -155,11 +155,13 @@ class Exchange:
         "_cancellation",
         "_circuit",
         "_ended",
+        "_judged",
         "_keyed",
         "_max_attempts",
         "_may_sleep",
         "_method",
         "_permit",
+        "_place",
         "_plan",
         "_replayable",
         "_rng",
@@ -207,6 +209,8 @@ class Exchange:
         self._cancellation = cancellation
         self._backoff_s: float | None = None  # our own last pause, whatever the upstream asked for
         self._permit: Permit | None = None  # outstanding: a Send was decided and not yet recorded
+        self._judged: Permit | None = None  # that of the last attempt recorded
+        self._place: int | None = None  # where the circuit counts its success
         self._undecided: Outcome | None = None  # recorded, and decide() has not looked at it yet
         self._ended: Finish | Refuse | None = None
         self.outcomes: list[Outcome] = []
@@ -262,7 +266,24 @@ class Exchange:
         self.outcomes.append(outcome)
         self.verdicts.append(verdict)
         self.retry_after_s = outcome.retry_after_s
-        self._circuit.record(permit, verdict, now, outcome.duration_s)
+        self._judged = permit
+        self._place = self._circuit.record(permit, verdict, now, outcome.duration_s)
+
+    def body_broke(self, outcome: Outcome, now: float) -> None:
+        """Tell that the streamed answer which ended the call broke off as it was read. Mutates; may transition.
+
+        Its success becomes a failure, if *outcome* is one and the circuit still counts it.
+        """
+        judged, place = self._judged, self._place
+        if (
+            judged is None
+            or place is None
+            or blame(outcome, self._plan.circuit_breaker) is not Verdict.FAILURE
+        ):
+            return
+        self._place = None
+        if self._circuit.turn(judged, place, now):
+            self.verdicts[-1] = Verdict.FAILURE
 
     def body_is_spent(self) -> None:
         """Tell that the body cannot be sent again after all. Mutates."""

@@ -6,12 +6,15 @@ import errno
 import socket
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import (
     ConnectTimeoutError,
+    HTTPError,
     LocationParseError,
     NameResolutionError,
     NewConnectionError,
@@ -34,6 +37,28 @@ class GovernedResponse(HTTPResponse):
         if "_finalizing" in self.__dict__ and isinstance(self._connection, GovernedHTTPConnection):
             self._connection.ends_as = "leaked"
         super().close()
+
+
+class StreamedResponse(GovernedResponse):
+    """The same, where the caller reads the body.
+
+    Attributes:
+        on_break: Told once, in the reading thread, of the error that a read ends with.
+    """
+
+    on_break: Callable[[HTTPError], None] | None = None
+
+    @contextmanager
+    def _error_catcher(self) -> Iterator[None]:  # type: ignore[override]
+        # urllib3's one place where errors of the body are given their class.
+        try:
+            with super()._error_catcher():
+                yield
+        except HTTPError as error:
+            tell, self.on_break = self.on_break, None
+            if tell is not None:
+                tell(error)
+            raise
 
 
 class GovernedHTTPConnection(HTTPConnection):
@@ -90,7 +115,9 @@ class GovernedHTTPConnection(HTTPConnection):
             if attempt.streamed and sock is not None:
                 sock.settimeout(attempt.read_s)
         # urllib3 makes the response itself and has no hook for its class; the layout is the same.
-        response.__class__ = GovernedResponse
+        response.__class__ = (
+            StreamedResponse if attempt is not None and attempt.streamed else GovernedResponse
+        )
         return response
 
     def close(self) -> None:

@@ -1,0 +1,36 @@
+"""A streamed answer whose body breaks off: judged a success at its head, it is a failure after all."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+from urllib3.exceptions import HTTPError
+
+from headrace.policy.counters import UpstreamCounters
+from headrace.policy.exchange import Exchange
+from headrace.policy.outcome import Outcome
+from headrace.runtime.record import Record
+from headrace.transport.faults import fault_of
+from headrace.transport.urllib3_connection import StreamedResponse
+
+
+def follow(raw: object, exchange: Exchange, record: Record, counters: UpstreamCounters) -> None:
+    """Hear of it when the body of *raw* breaks off as its caller reads it. Keeps nothing that refers to *raw*."""
+    if isinstance(raw, StreamedResponse):
+        raw.on_break = functools.partial(_broke, exchange, record, counters)
+
+
+def _broke(exchange: Exchange, record: Record, counters: UpstreamCounters, error: HTTPError) -> None:
+    now = time.monotonic()
+    answered = exchange.outcomes[-1]
+    fault, cut = fault_of(error, "sent")
+    duration_s = now - answered.started_s - answered.wait_s
+    exchange.body_broke(Outcome(fault, sent=True, cut=cut, duration_s=duration_s), now)
+    with counters.lock:
+        counters.broken_bodies += 1
+    error.headrace = record  # type: ignore[attr-defined]
+    error.add_note(
+        f'headrace: upstream "{record.upstream}": the body broke off {duration_s:.3f} s into the attempt, after its '
+        f"head was answered with {answered.status} (request id {record.request_id or '-'})"
+    )
