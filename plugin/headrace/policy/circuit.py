@@ -108,7 +108,9 @@ class Circuit:
         self.generation = 0
         self._window = window_for(plan.window)
         self._consecutive_failures = 0
-        self._broken_run = 0  # failures in a row that the last success ended: it may turn out to be one itself
+        self._broken_run = (
+            0  # failures in a row that the last success ended: it may turn out to be one itself
+        )
         self._openings = 0  # consecutive, since the circuit was last closed
         self._opened: Transition | None = None  # the last to OPEN; set whenever the circuit is not closed
         self._open_until = 0.0

@@ -49,7 +49,7 @@ class StreamedResponse(GovernedResponse):
     on_break: Callable[[HTTPError], None] | None = None
 
     @contextmanager
-    def _error_catcher(self) -> Iterator[None]:  # type: ignore[override]
+    def _error_catcher(self) -> Iterator[None]:
         # urllib3's one place where errors of the body are given their class.
         try:
             with super()._error_catcher():
