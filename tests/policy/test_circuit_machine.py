@@ -94,6 +94,7 @@ class Model:
         self.story: list[tuple[CircuitState, float, Trigger]] = []
         self.calls: list[Call] = []  # since the circuit was last closed, oldest first
         self.failures_in_a_row = 0
+        self.broken_run = 0  # failures in a row that the last success ended
         self.openings = 0
         self.open_until = 0.0
         self.verdicts: list[tuple[bool, bool]] = []  # failed, slow
@@ -229,7 +230,10 @@ class Model:
     def record_closed(self, *, failed: bool, slow: bool) -> Call:
         call = Call(self.now, failed, slow)
         self.calls.append(call)
-        self.failures_in_a_row = self.failures_in_a_row + 1 if failed else 0
+        if failed:
+            self.failures_in_a_row += 1
+        else:
+            self.broken_run, self.failures_in_a_row = self.failures_in_a_row, 0
         if failed or slow:
             self.ask_trip_rules()
         return call
@@ -238,7 +242,8 @@ class Model:
         if not call.turnable or call.failed or not any(call is one for one in self.in_window()):
             return False
         call.failed = True
-        self.failures_in_a_row += 1
+        self.failures_in_a_row += 1 + self.broken_run
+        self.broken_run = 0
         self.ask_trip_rules()
         return True
 
