@@ -20,6 +20,8 @@ from urllib3 import HTTPHeaderDict
 import headrace
 from headrace.adapters.retry_after import LONGEST_S, retry_after_s
 from headrace.policy.plan import RetryAfterFormat, RetryAfterHeader
+from headrace.policy.retry import RetryAllowance
+from headrace.runtime.inbound import Inbound, inbound_var
 from support.faultserver import Answer, FaultServer
 from support.governed import rules, running
 from support.virtual import constant
@@ -140,7 +142,7 @@ def test_the_first_header_with_a_usable_value_counts() -> None:
     assert retry_after_s({}, wanted, wall_clock=NOON) is None
 
 
-# On real sockets, both surfaces.
+# On real sockets, all surfaces.
 
 Get = Callable[[str], Any]
 
@@ -151,10 +153,12 @@ def server() -> Iterator[FaultServer]:
         yield server
 
 
-@pytest.fixture(params=["requests", "urllib3"])
+@pytest.fixture(params=["requests", "urllib3", "handle"])
 def get(request: pytest.FixtureRequest) -> Iterator[Get]:
     if request.param == "requests":
         yield requests.get
+    elif request.param == "handle":
+        yield lambda _url: headrace.current().upstream("billing").urlopen("GET", "/")
     else:
         with urllib3.PoolManager() as manager:
             yield lambda url: manager.request("GET", url)
@@ -167,6 +171,12 @@ def governed(url: str, retry: str, *, deadline: str = "15s") -> str:
 
 def unavailable(*headers: tuple[str, str]) -> Answer:
     return Answer(503, headers=headers)
+
+
+def timed(get: Get, url: str) -> tuple[Any, float]:
+    """The answer, and the seconds it took."""
+    began = time.monotonic()
+    return get(url), time.monotonic() - began
 
 
 def pauses_of(answer: Any) -> list[float]:
@@ -217,11 +227,10 @@ def test_more_patience_than_max_ends_the_call_at_once_with_the_wish_on_record(
     """Pitfall 11."""
     server.always(unavailable(asks))
     headers = "[{name: Retry-After}, {name: X-RateLimit-Reset, format: unix_timestamp}]"
-    began = time.monotonic()
     with running(tmp_path, governed(server.url, f"{{retry_after: {{headers: {headers}, max: 5s}}}}")):
-        answer = get(server.url)
+        answer, took_s = timed(get, server.url)
 
-    assert time.monotonic() - began < 4.0
+    assert took_s < 4.0
     assert (answer.status_code if isinstance(answer, requests.Response) else answer.status) == 503
     record = answer.headrace
     assert (record.reason, len(record.attempts)) == ("retry_after", 1)
@@ -235,13 +244,31 @@ def test_a_wait_that_does_not_fit_the_deadline_is_not_begun(
 ) -> None:
     """Pitfall 11."""
     server.always(unavailable(("Retry-After", "2")))
-    began = time.monotonic()
     with running(tmp_path, governed(server.url, "{max_attempts: 2}", deadline="1s")):
-        answer = get(server.url)
+        answer, took_s = timed(get, server.url)
 
-    assert time.monotonic() - began < 1.0
+    assert took_s < 1.0
     assert (answer.headrace.reason, answer.headrace.retry_after_s) == ("deadline", 2.0)
     assert server.first_lines == 1
+
+
+def test_a_wait_past_the_deadline_of_the_inbound_request_is_not_begun(
+    tmp_path: Path, server: FaultServer, get: Get
+) -> None:
+    """Pitfall 11."""
+    server.always(unavailable(("Retry-After", "2")))
+    with running(tmp_path, governed(server.url, "{max_attempts: 2}", deadline="15s")) as hr:
+        allowance = RetryAllowance([None] * 10)
+        inbound = Inbound(hr, hr.snapshot, "of-the-caller", allowance, deadline_at=time.monotonic() + 1.5)
+        token = inbound_var.set(inbound)
+        try:
+            answer, took_s = timed(get, server.url)
+        finally:
+            inbound_var.reset(token)
+
+    assert took_s < 1.5
+    assert (answer.headrace.reason, answer.headrace.retry_after_s) == ("deadline", 2.0)
+    assert len(allowance) == 10  # nothing was retried, so nothing is used up
 
 
 @pytest.mark.parametrize("value", ["-5", "soon", "Sun, 99 Mar 2026", "٣".encode().decode("latin-1"), "1e9"])
@@ -271,14 +298,13 @@ def test_a_wall_clock_that_has_jumped_costs_no_more_than_max(
     """Pitfall 8."""
     server.always(unavailable(("Retry-After", formatdate(time.time() + 1, usegmt=True))))
     jumped = constant(time.time() + jumped_s)
-    began = time.monotonic()
     with running(
         tmp_path, governed(server.url, "{max_attempts: 2, backoff: {base: 1ms}, retry_after: {max: 3s}}")
     ):
         with monkeypatch.context() as patched:
             patched.setattr(headrace.adapters.call.time, "time", jumped)
-            answer = get(server.url)
+            answer, took_s = timed(get, server.url)
 
-    assert time.monotonic() - began < 3.0
+    assert took_s < 3.0
     # Set back, it makes the wish a long one; set forward, a thing of the past.
     assert answer.headrace.reason == ("retry_after" if jumped_s < 0 else "attempts")
