@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import os
 import re
@@ -12,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,7 +20,6 @@ import fastapi
 import flask
 import pytest
 import requests
-import uvicorn
 from fastapi.testclient import TestClient as FastAPIClient
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
@@ -37,6 +33,7 @@ from starlette.websockets import WebSocket
 
 import headrace
 from headrace.runtime.inbound import inbound_var
+from support.asgiserver import Server
 
 PROBLEM = "application/problem+json"
 
@@ -464,36 +461,6 @@ def test_django_under_asgi(file: Path, healthy: str, dead: str) -> None:
 
 
 # --- a real server ----------------------------------------------------------------------------------------------
-
-
-class Server:
-    """uvicorn on a thread of its own, on a free port."""
-
-    def __init__(self, app: Any, *, lifespan: Any = "auto") -> None:
-        self.socket = socket.socket()
-        self.socket.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        config = uvicorn.Config(app, lifespan=lifespan, log_level="critical", ws="none")
-        self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        with contextlib.suppress(SystemExit):  # its answer to a startup that failed
-            asyncio.run(self.server.serve(sockets=[self.socket]))
-
-    def __enter__(self) -> Server:
-        self.thread.start()
-        give_up_at = time.monotonic() + 20
-        while not self.server.started and self.thread.is_alive():
-            assert time.monotonic() < give_up_at
-            time.sleep(0.005)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.should_exit = True
-        self.thread.join(20)
-        self.socket.close()
-        assert not self.thread.is_alive()
 
 
 @pytest.fixture

@@ -74,10 +74,12 @@ class Rig:
             self.pool.give_back(lease, reusable=True)
         return [lease.conn for lease in leases if lease.conn]
 
-    def waiter(self, timeout_s: float = 30.0, *, fresh: bool = False) -> Waiter:
+    def waiter(
+        self, timeout_s: float = 30.0, *, fresh: bool = False, on_wait: Callable[[Any], object] | None = None
+    ) -> Waiter:
         """A thread that wants a lease and has got into the queue."""
         ahead = self.pool.view().waiting
-        waiter = Waiter(self.pool, timeout_s, fresh=fresh)
+        waiter = Waiter(self.pool, timeout_s, fresh=fresh, on_wait=on_wait)
         waiter.thread.start()
         wait_until(lambda: self.pool.view().waiting == ahead + 1, what="a waiter in the queue")
         return waiter
@@ -86,13 +88,13 @@ class Rig:
 class Waiter:
     """Acquires in a thread of its own; `result` is the lease or the error."""
 
-    def __init__(self, pool: LeasePool[Conn], timeout_s: float, *, fresh: bool) -> None:
+    def __init__(self, pool: LeasePool[Conn], timeout_s: float, **options: Any) -> None:
         self.result: Any = None
-        self.thread = threading.Thread(target=self._run, args=(pool, timeout_s, fresh))
+        self.thread = threading.Thread(target=self._run, args=(pool, timeout_s, options))
 
-    def _run(self, pool: LeasePool[Conn], timeout_s: float, fresh: bool) -> None:
+    def _run(self, pool: LeasePool[Conn], timeout_s: float, options: dict[str, Any]) -> None:
         try:
-            self.result = pool.acquire(timeout_s, fresh=fresh)
+            self.result = pool.acquire(timeout_s, **options)
         except Exception as error:
             self.result = error
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from headrace.transport.lease import LeaseRejected, LeaseReport, LeaseTimeout
+from headrace.transport.lease import LeaseCancelled, LeaseRejected, LeaseReport, LeaseTimeout
 from support.leases import Conn, Rig, rig
+from support.waiting import wait_until
 
 
 def test_a_connection_past_its_lifetime_is_skipped_at_checkout_however_busy_it_was() -> None:
@@ -369,3 +370,44 @@ def test_counters_and_hit_rate_agree_after_failures_waits_and_replacements() -> 
     assert r.counters.acquires == {"miss": 2, "timeout": 1, "hit": 1}
     assert r.pool.hit_rate() == 0.25
     assert sum(r.counters.wait.counts) == 4
+
+
+def test_who_waits_leaves_the_queue_when_whoever_it_is_for_has_gone_and_the_slot_is_not_lost() -> None:
+    r = rig(max_connections=1)
+    lease = r.lease()
+    tokens: list[Any] = []
+    gone = r.waiter(on_wait=tokens.append)
+    stays = r.waiter()
+    wait_until(lambda: tokens)
+    assert r.pool.abort(tokens[0])
+    assert isinstance(gone.outcome(), LeaseCancelled)
+    assert r.pool.view().waiting == 1
+    assert r.aborted == []
+    r.pool.give_back(lease, reusable=True)
+    assert stays.outcome().conn is lease.conn
+    assert r.counters.acquires == {"miss": 1, "hit": 1, "cancelled": 1}
+    assert not r.pool.abort(tokens[0])
+
+
+def test_one_who_has_gone_before_he_is_in_the_queue_leaves_it_at_once() -> None:
+    r = rig(max_connections=1)
+    r.lease()
+    with pytest.raises(LeaseCancelled, match="has gone"):
+        r.pool.acquire(30.0, on_wait=r.pool.abort)
+    assert r.pool.view().waiting == 0
+
+
+def test_a_slot_handed_over_to_one_who_has_gone_goes_back_with_its_connection_replaced() -> None:
+    r = rig(max_connections=1)
+    lease = r.lease()
+
+    def hand_over_then_abort(token: Any) -> None:
+        r.pool.give_back(lease, reusable=True)
+        assert r.pool.abort(token)
+
+    late = r.pool.acquire(30.0, on_wait=hand_over_then_abort)
+    assert late.conn is None
+    assert late.aborted is not None  # a connection made for it is not used either
+    assert r.closed == [lease.conn]
+    r.pool.give_back(late, reusable=False)
+    assert r.pool.view().inuse == 0

@@ -355,7 +355,11 @@ class LeasePool(Generic[C]):
             self._take_back()
             lease = token()
             # By identity: a Lease that was lent again for a heartbeat has a new token, equal to the old one.
-            found = lease is not None and lease.token is token
+            found = (
+                lease is not None
+                and lease.token is token
+                and (token in self._inuse or token in self._one_off or lease in self._waiters)
+            )
             if lease is not None and found:
                 lease.aborted = reason
                 lease.expires_at = (

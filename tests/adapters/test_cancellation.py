@@ -1,0 +1,346 @@
+"""Calls of a client that has left: on the wire, waiting, sleeping, connecting, streaming. Real sockets."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import urllib3
+
+import headrace
+from headrace.policy.retry import RetryAllowance
+from headrace.runtime.cancellation import Cancellation
+from headrace.runtime.inbound import Inbound, inbound_var
+from support.faultserver import Answer, FaultServer, Silence
+from support.governed import reason_of, rules, running
+from support.waiting import wait_until
+
+Call = Callable[..., Any]
+
+
+def by_requests(hr: headrace.Headrace, url: str, **kw: Any) -> Any:
+    return requests.get(f"{url}/a", **kw)
+
+
+def by_handle(hr: headrace.Headrace, url: str, **kw: Any) -> Any:
+    return hr.upstream("billing").get("/a", **kw)
+
+
+def by_urlopen(hr: headrace.Headrace, url: str, **kw: Any) -> Any:
+    return hr.upstream("billing").urlopen("GET", "/a", **kw)
+
+
+def by_manager(hr: headrace.Headrace, url: str, **kw: Any) -> Any:
+    return urllib3.PoolManager().request("GET", f"{url}/a", **kw)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(by_requests, id="requests"),
+        pytest.param(by_handle, id="handle"),
+        pytest.param(by_urlopen, id="urlopen"),
+        pytest.param(by_manager, id="urllib3"),
+    ]
+)
+def call(request: pytest.FixtureRequest) -> Call:
+    return request.param
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer() as server:
+        yield server
+
+
+INSTALL = "install: {urllib3: true}\n"
+PATIENT = "    timeouts: {deadline: 60s, attempt: 60s, acquire: 60s, read: 60s, connect: 60s}\n"
+ENOUGH_S = 10.0
+"""Far less than the patience of the calls, far more than a machine under load needs."""
+
+
+class Request:
+    """An inbound request whose calls are made on threads of their own."""
+
+    def __init__(self, hr: headrace.Headrace) -> None:
+        self.cancellation = Cancellation()
+        self._inbound = Inbound(
+            hr, hr.snapshot, "mine", RetryAllowance([None] * 10), cancellation=self.cancellation
+        )
+
+    def start(self, act: Callable[[], Any]) -> Outbound:
+        """*act* as part of it, on a thread."""
+        return Outbound(self, act)
+
+    def within(self, act: Callable[[], Any]) -> Any:
+        """What *act* returns as part of it."""
+
+        def bound() -> Any:
+            inbound_var.set(self._inbound)
+            return act()
+
+        return copy_context().run(bound)
+
+
+class Outbound:
+    """An act on a thread; what it returned, or raised."""
+
+    def __init__(self, request: Request, act: Callable[[], Any]) -> None:
+        self._result: Any = None
+        self._thread = threading.Thread(target=self._run, args=(request, act))
+        self._thread.start()
+
+    def _run(self, request: Request, act: Callable[[], Any]) -> None:
+        try:
+            self._result = request.within(act)
+        except Exception as error:
+            self._result = error
+
+    def outcome(self) -> Any:
+        self._thread.join(ENOUGH_S)
+        assert not self._thread.is_alive(), "it goes on"
+        return self._result
+
+
+def assert_cancelled(error: Any, call: Call) -> None:
+    assert isinstance(error, headrace.CallCancelled)
+    family = requests.ConnectionError if call in (by_requests, by_handle) else urllib3.exceptions.HTTPError
+    assert isinstance(error, family)
+    assert reason_of(error) == "cancelled"
+    assert error.request_id == "mine"
+    assert 'upstream "billing"' in str(error)
+
+
+def counted(hr: headrace.Headrace) -> tuple[dict[str, int], dict[str, int]]:
+    counters = hr.snapshot.upstream("billing").state.counters
+    with counters.lock:
+        return dict(counters.requests), dict(counters.attempts)
+
+
+def assert_pool_is_whole(hr: headrace.Headrace) -> None:
+    leases = hr.snapshot.upstream("billing").state.pool.leases
+    wait_until(lambda: (leases.view().inuse, leases.view().waiting) == (0, 0), what="nothing in use")
+
+
+def test_a_call_on_the_wire_is_cut_and_the_circuit_ignores_it(
+    tmp_path: Path, call: Call, server: FaultServer
+) -> None:
+    body = PATIENT + "    circuit_breaker: {consecutive_failures: 1}\n"
+    with running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
+        server.next(Silence())
+        request = Request(hr)
+        outbound = request.start(lambda: call(hr, server.url))
+        server.wait_for(lambda: len(server.requests) == 1)
+        request.cancellation.cancel()
+
+        error = outbound.outcome()
+        assert_cancelled(error, call)
+        (attempt,) = error.attempts
+        assert (attempt.outcome, attempt.verdict, attempt.sent) == ("cancelled", "ignored", True)
+        assert counted(hr) == ({"cancelled": 1}, {"cancelled": 1})
+        assert hr.snapshot.upstream("billing").state.circuit.state.value == "closed"
+        assert_pool_is_whole(hr)
+        assert call(hr, server.url) is not None  # somebody else's call: on a connection of its own
+        assert len(server.requests) == 2
+
+
+def test_a_call_on_a_pooled_connection_is_cut_and_not_sent_again(
+    tmp_path: Path, call: Call, server: FaultServer
+) -> None:
+    """A reset without a byte of an answer on a reused connection is what a transparent resend looks for."""
+    with running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
+        request = Request(hr)
+        request.within(lambda: call(hr, server.url))
+        server.next(Silence())
+        outbound = request.start(lambda: call(hr, server.url))
+        server.wait_for(lambda: len(server.requests) == 2)
+        request.cancellation.cancel()
+
+        assert_cancelled(outbound.outcome(), call)
+        assert len(server.requests) == 2
+        assert server.requests[1].nth == 2
+        assert_pool_is_whole(hr)
+
+
+def test_a_call_amid_its_body_is_cut(tmp_path: Path, call: Call, server: FaultServer) -> None:
+    with running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
+        server.next(Answer(body=b"x" * 1000, drip_body_s=0.05))
+        request = Request(hr)
+        outbound = request.start(lambda: call(hr, server.url))
+        server.wait_for(lambda: len(server.requests) == 1)
+        time.sleep(0.2)  # some of the body has come
+        request.cancellation.cancel()
+        assert_cancelled(outbound.outcome(), call)
+        assert_pool_is_whole(hr)
+
+
+def test_a_call_that_waits_for_a_connection_leaves_the_queue(
+    tmp_path: Path, call: Call, server: FaultServer
+) -> None:
+    body = PATIENT + "    pool: {max_connections: 1}\n"
+    with running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
+        leases = hr.snapshot.upstream("billing").state.pool.leases
+        other, leaving = Request(hr), Request(hr)
+        server.next(Answer(delay_s=1.0))
+        holder = other.start(lambda: call(hr, server.url))
+        server.wait_for(lambda: len(server.requests) == 1)
+        waiting = leaving.start(lambda: call(hr, server.url))
+        wait_until(lambda: leases.view().waiting == 1, what="a call in the queue")
+        leaving.cancellation.cancel()
+
+        assert_cancelled(waiting.outcome(), call)
+        assert not isinstance(holder.outcome(), Exception)  # another's call goes on
+        assert len(server.requests) == 1
+        assert_pool_is_whole(hr)
+        assert counted(hr)[0] == {"cancelled": 1, "2xx": 1}
+
+
+def test_a_call_that_sleeps_before_its_next_attempt_wakes_and_makes_none(
+    tmp_path: Path, call: Call, server: FaultServer
+) -> None:
+    body = PATIENT + "    retry: {backoff: {base: 50s, max: 50s, multiplier: 1, jitter: none}}\n"
+    with running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
+        server.always(Answer(503))
+        request = Request(hr)
+        outbound = request.start(lambda: call(hr, server.url))
+        server.wait_for(lambda: len(server.requests) == 1)
+        time.sleep(0.1)  # it sleeps by now, or is about to
+        request.cancellation.cancel()
+
+        error = outbound.outcome()
+        assert_cancelled(error, call)
+        assert [attempt.status for attempt in error.attempts] == [503]
+        assert len(server.requests) == 1
+        assert counted(hr) == ({"cancelled": 1}, {"5xx": 1})
+        assert_pool_is_whole(hr)
+
+
+def test_a_call_made_after_the_client_has_left_is_not_sent(
+    tmp_path: Path, call: Call, server: FaultServer
+) -> None:
+    with running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
+        request = Request(hr)
+        request.cancellation.cancel()
+        error = request.start(lambda: call(hr, server.url)).outcome()
+        assert_cancelled(error, call)
+        assert error.attempts == ()
+        assert server.connections == 0
+        assert counted(hr) == ({"cancelled": 1}, {})
+
+
+def test_a_failed_attempt_is_not_followed_by_another(tmp_path: Path, call: Call, server: FaultServer) -> None:
+    with running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
+        request = Request(hr)
+        leases = hr.snapshot.upstream("billing").state.pool.leases
+
+        def leave(_: Any) -> Answer:
+            request.cancellation.cancel()
+            # Its connection is shut; the answer below reaches nobody.
+            return Answer(503)
+
+        server.always(leave)
+        error = request.start(lambda: call(hr, server.url)).outcome()
+        assert_cancelled(error, call)
+        assert len(server.requests) == 1
+        assert leases.view().inuse == 0
+
+
+def test_several_calls_at_once_are_cut_together(tmp_path: Path, server: FaultServer) -> None:
+    with running(tmp_path, rules(server.url, PATIENT)) as hr:
+        server.always(Silence())
+        request = Request(hr)
+        outbounds = [request.start(lambda: by_requests(hr, server.url)) for _ in range(8)]
+        server.wait_for(lambda: len(server.requests) == 8)
+        request.cancellation.cancel()
+        for outbound in outbounds:
+            assert_cancelled(outbound.outcome(), by_requests)
+        assert_pool_is_whole(hr)
+
+
+def test_a_streamed_body_breaks_off(tmp_path: Path, server: FaultServer) -> None:
+    with running(tmp_path, rules(server.url, PATIENT)) as hr:
+        server.next(Answer(body=b"x" * 1000, drip_body_s=0.05))
+        request = Request(hr)
+        began = threading.Event()
+
+        def stream() -> None:
+            with requests.get(f"{server.url}/a", stream=True) as response:
+                for _ in response.iter_content(1):
+                    began.set()
+
+        outbound = request.start(stream)
+        assert began.wait(ENOUGH_S)
+        request.cancellation.cancel()
+        assert isinstance(outbound.outcome(), requests.RequestException)
+        assert_pool_is_whole(hr)
+
+
+def test_connections_that_were_streamed_to_their_end_belong_to_others_by_then(
+    tmp_path: Path, server: FaultServer
+) -> None:
+    """What a request has read and given back is not shut when its client leaves later."""
+    with running(tmp_path, rules(server.url, PATIENT + "    pool: {max_connections: 1}\n")) as hr:
+        request, other = Request(hr), Request(hr)
+
+        def stream() -> bytes:
+            with requests.get(f"{server.url}/a", stream=True) as response:
+                return response.content
+
+        for _ in range(100):  # more than are remembered at once
+            assert request.within(stream) == b"ok"
+        assert len(request.cancellation._leases) <= 65
+        server.next(Answer(delay_s=0.3))
+        outbound = other.start(lambda: by_requests(hr, server.url))
+        server.wait_for(lambda: len(server.requests) == 101)
+        request.cancellation.cancel()
+        assert outbound.outcome().status_code == 200
+        assert server.connections == 1
+
+
+def test_a_call_that_is_still_connecting_sends_nothing_once_it_is_connected(
+    tmp_path: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from headrace.transport import urllib3_connection
+
+    request: Request
+    open_socket = urllib3_connection._open_socket
+
+    def leave_meanwhile(conn: Any) -> Any:
+        sock = open_socket(conn)
+        request.cancellation.cancel()
+        return sock
+
+    monkeypatch.setattr(urllib3_connection, "_open_socket", leave_meanwhile)
+    with running(tmp_path, rules(server.url, PATIENT)) as hr:
+        request = Request(hr)
+        assert_cancelled(request.start(lambda: by_requests(hr, server.url)).outcome(), by_requests)
+        assert_pool_is_whole(hr)
+    assert server.first_lines == 0
+
+
+def test_calls_that_were_over_before_are_untouched(tmp_path: Path, call: Call, server: FaultServer) -> None:
+    with running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
+        request = Request(hr)
+        response = request.start(lambda: call(hr, server.url)).outcome()
+        request.cancellation.cancel()
+        assert reason_of(response) == "success"
+        assert request.cancellation._leases == {}
+        assert hr.snapshot.upstream("billing").state.pool.leases.view().idle == 1
+
+
+def test_the_refusal_survives_pickling(tmp_path: Path, call: Call, server: FaultServer) -> None:
+    import pickle
+
+    with running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
+        request = Request(hr)
+        request.cancellation.cancel()
+        error = request.start(lambda: call(hr, server.url)).outcome()
+    error.request = error.pool = None  # a prepared request pickles; a pool never did
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert (str(again), again.request_id) == (str(error), "mine")
