@@ -19,8 +19,10 @@ import pytest
 import requests
 import urllib3
 from prometheus_client import REGISTRY
+from requests.adapters import HTTPAdapter
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
+from urllib3.util.retry import Retry
 
 import headrace
 from headrace import cli
@@ -504,6 +506,15 @@ def test_error_table_has_every_class_with_its_family() -> None:
 def test_words_of_retry_on_are_explained() -> None:
     text = README.read_text("utf-8")
     assert [word for word in FAULT_WORDS if f"`{word}`" not in text] == []
+
+
+@shows("Your own retries/1")
+def test_a_session_with_retries_of_its_own(hr: headrace.Headrace, upstream: FaultServer) -> None:
+    names = run("Your own retries/1", upstream, requests=requests, HTTPAdapter=HTTPAdapter, Retry=Retry)
+    with names["session"] as session:
+        session.mount("http://", session.adapters["https://"])
+        upstream.next(Answer(503), Answer(503))
+        assert len(session.get(upstream.url).headrace.attempts) == 3
 
 
 @shows("urllib3 and what is built on it/1")

@@ -523,3 +523,45 @@ def test_a_key_does_not_make_a_spent_body_replayable() -> None:
     bench = Bench(method="POST", keyed=True, replayable=False)
     bench.decide()
     assert bench.after(UNAVAILABLE) == Finish(EndReason.NOT_REPLAYABLE)
+
+
+# The tries of a caller who retries himself
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_callers_try_is_one_attempt_and_denies_nothing(method: str) -> None:
+    bench = Bench(method=method, nth_try=1)
+    bench.decide()
+    assert bench.after(UNAVAILABLE) == Finish(EndReason.DELEGATED)
+    assert bench.exchange.denied is None
+
+
+def test_a_callers_try_that_used_up_its_body_is_denied_a_further_one() -> None:
+    bench = Bench(method="PUT", replayable=False, nth_try=1)
+    bench.decide()
+    assert bench.after(UNAVAILABLE) == Finish(EndReason.NOT_REPLAYABLE)
+    assert bench.exchange.denied is EndReason.NOT_REPLAYABLE
+
+
+def test_a_callers_first_try_earns_and_his_further_ones_pay_if_they_can() -> None:
+    plan = upstream_plan(retry=retry_plan(budget=replace(BUDGET, ratio=1.0, min_per_second=0.0)))
+    allowance = RetryAllowance([None])
+    bench = Bench(plan, nth_try=1, allowance=allowance)
+    bench.decide()
+    assert (bench.budget.balance(T0), len(allowance)) == (1.0, 1)
+    for _ in range(2):  # the second finds both empty, and is made
+        again = Exchange(
+            plan,
+            bench.circuit,
+            bench.budget,
+            now=T0,
+            rng=constant(0.5),
+            method="GET",
+            replayable=True,
+            timeouts=plan.timeouts,
+            max_attempts=3,
+            allowance=allowance,
+            nth_try=2,
+        )
+        assert isinstance(again.decide(T0), Send)
+        assert (bench.budget.balance(T0), len(allowance)) == (0.0, 0)

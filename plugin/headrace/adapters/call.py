@@ -24,6 +24,7 @@ from headrace.adapters.outbound import Outbound
 from headrace.adapters.predicate import is_condemned
 from headrace.adapters.retry_after import retry_after_s
 from headrace.adapters.streamed import follow
+from headrace.adapters.tries import Tries
 from headrace.adapters.ungoverned import is_withheld, stands_on_event_loop
 from headrace.engine.blocking import run
 from headrace.errors import UpstreamError
@@ -100,7 +101,7 @@ class Call(Generic[T]):
 
     Args:
         headers: What the call itself has set.
-        outbound: Shared by the tries of a caller who retries himself; None: this call is the whole of it.
+        tries: What it shares with the other tries of a caller who retries himself; None: this call is the whole.
         deadline_at: When whatever this call is part of must be over, monotonic seconds.
     """
 
@@ -117,6 +118,7 @@ class Call(Generic[T]):
         "_surface",
         "_suspects_idle",
         "_timeouts",
+        "_tries",
         "_upstream",
         "answer",
         "error",
@@ -135,7 +137,7 @@ class Call(Generic[T]):
         replayable: bool,
         max_attempts: int,
         headers: Mapping[str, Any] | None,
-        outbound: Outbound | None = None,
+        tries: Tries | None = None,
         deadline_at: float | None = None,
     ) -> None:
         plan, state = upstream.plan, upstream.state
@@ -145,7 +147,11 @@ class Call(Generic[T]):
         self._method = method
         self._streamed = streamed
         self._timeouts = timeouts
-        self.outbound = outbound = outbound or Outbound(upstream, method, headers)
+        self._tries = tries
+        if tries is None:
+            self.outbound = outbound = Outbound(upstream, method, headers)
+        else:
+            self.outbound = outbound = tries.begin(upstream, method, headers)
         self._repeatable = replayable and (outbound.keyed or method in plan.retry.methods)
         self._answered = self._suspects_idle = False
         # On the thread of a running event loop any wait stalls the loop, and whoever holds the connection that
@@ -153,7 +159,6 @@ class Call(Generic[T]):
         self._may_wait = _get_running_loop() is None
         self.answer: T | None = None
         self.error: Exception | None = None
-        self._method = method
         self._replayable = replayable
         inbound = outbound.inbound
         if deadline_at is None and inbound is not None:
@@ -163,7 +168,7 @@ class Call(Generic[T]):
             plan,
             state.circuit,
             state.budget,
-            now=time.monotonic(),
+            now=time.monotonic() if tries is None else tries.began,
             rng=random.random,
             method=method,
             replayable=replayable,
@@ -174,6 +179,7 @@ class Call(Generic[T]):
             allowance=None if inbound is None else inbound.allowance,
             keyed=outbound.keyed,
             cancellation=self._cancellation,
+            nth_try=0 if tries is None else tries.made,
         )
 
     def run(self) -> T:
@@ -190,6 +196,7 @@ class Call(Generic[T]):
             decision = run(self._exchange, self, clock=time.monotonic, sleep=sleep)
         finally:
             self._count(decision, time.monotonic() - began)
+        made = self._exchange if self._tries is None else self._tries
         record = Record(
             self._upstream.plan.name,
             self._method,
@@ -197,8 +204,8 @@ class Call(Generic[T]):
             decision.reason,
             self._exchange.retry_after_s,
             self._upstream.digest,
-            self._exchange.outcomes,
-            self._exchange.verdicts,
+            made.outcomes,
+            made.verdicts,
         )
         if decision.reason is not EndReason.SUCCESS:
             self._say(record)
@@ -497,7 +504,10 @@ class Call(Generic[T]):
             label = Fault.CANCELLED.value
         elif isinstance(decision, Refuse):
             label = decision.reason.value
-        tally(self._upstream.state.counters, self._exchange, label=label, duration_s=duration_s)
+        if self._tries is not None:
+            self._tries.add(self._exchange, label=label)
+        else:
+            tally(self._upstream.state.counters, self._exchange, label=label, duration_s=duration_s)
 
 
 def drained(answer: BaseHTTPResponse, *, decode: bool) -> bytes | None:

@@ -71,8 +71,17 @@ def redirects_only(retries: Retry) -> RedirectsOnly:
     return made
 
 
+def unsent_only(retries: Retry) -> Retry:
+    """*retries* for a body that can be sent once: connecting may be tried again, what may have arrived is not.
+
+    urllib3 would send a used-up iterator again, as an empty body. It ends as if the retries had been
+    used up: with the error or exception that a caller of such retries expects, or the answer.
+    """
+    return retries.new(read=False if retries.read is False else 0, status=0, other=0)
+
+
 def delegated(upstream: Upstream) -> None:
-    """Count a call whose retries are the caller's, and say so once per call site."""
+    """Count a try of a caller who retries himself, and say so once per call site."""
     counters = upstream.state.counters
     with counters.lock:
         counters.retries_delegated += 1

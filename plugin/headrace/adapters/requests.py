@@ -24,6 +24,7 @@ from headrace.adapters.errors import REQUESTS
 from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.observe import observed
 from headrace.adapters.own_retries import delegated, retries_itself
+from headrace.adapters.requests_tries import send_in_tries
 from headrace.adapters.timeouts import timeouts_of_call
 from headrace.adapters.ungoverned import passed_through
 from headrace.adapters.urllib3_patch import PlainPoolManager
@@ -89,6 +90,17 @@ def send(
             streamed=stream,
         )
     if is_delegated:
+        if _asks_for_a_pool(original, adapter):
+            return send_in_tries(
+                go,
+                upstream,
+                adapter,
+                request,
+                stream=stream,
+                timeouts=timeouts,
+                replayable=replayable,
+                body_at=body_at,
+            )
         delegated(upstream)
     surface = _Surface(
         original, adapter, request, body_at, stream=stream, verify=verify, cert=cert, proxies=proxies
@@ -104,6 +116,13 @@ def send(
         max_attempts=max_attempts,
         headers=request.headers,
     ).run()
+
+
+def _asks_for_a_pool(original: Send, adapter: HTTPAdapter) -> bool:
+    """Whether *original* will send through the pool that we answer with: mocks do not, nor do some subclasses."""
+    choose = type(adapter).get_connection_with_tls_context
+    ours = (HTTPAdapter.get_connection_with_tls_context, GovernedAdapter.get_connection_with_tls_context)
+    return getattr(original, "__module__", None) == HTTPAdapter.__module__ and choose in ours
 
 
 class GovernedAdapter(HTTPAdapter):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import io
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import urllib3
-from urllib3.response import BaseHTTPResponse, HTTPResponse
+from urllib3.response import BaseHTTPResponse
 from urllib3.util.retry import Retry
 from urllib3.util.timeout import Timeout
 
@@ -17,6 +16,7 @@ from headrace.adapters.body import position_of, rewind
 from headrace.adapters.call import Call, Substitute, drained
 from headrace.adapters.errors import URLLIB3
 from headrace.adapters.fallback import canned, headers_for, url_at
+from headrace.adapters.kept import KeptResponse
 from headrace.adapters.observe import observed
 from headrace.adapters.outbound import Outbound
 from headrace.adapters.timeouts import timeouts_of_call
@@ -27,7 +27,7 @@ from headrace.transport.tls import trust_of
 from headrace.transport.urllib3_pool import GovernedHTTPPool, with_defaults
 
 status_of: Callable[[BaseHTTPResponse], int] = operator.attrgetter("status")
-_NO_RETRY = Retry(False, redirect=False)  # urllib3 treats it as immutable, and building one costs 20 calls
+NO_RETRY = Retry(False, redirect=False)  # urllib3 treats it as immutable, and building one costs 20 calls
 
 
 def urlopen(
@@ -143,7 +143,7 @@ class UrlopenSurface:
             self._target,
             self._body,
             self._headers,
-            _NO_RETRY,
+            NO_RETRY,
             False,  # redirect
             False,  # assert_same_host: the target is a path
             timeout,
@@ -166,16 +166,12 @@ class UrlopenSurface:
         answer.close()
         if body is None:
             return None
-        return HTTPResponse(
-            body=io.BytesIO(body),
-            headers=answer.headers,
-            status=answer.status,
-            version=answer.version,
-            reason=answer.reason,
-            preload_content=False,
+        return KeptResponse(
+            answer,
+            body,
             decode_content=self._response_kw["decode_content"],
-            request_method=self._method,
-            request_url=self._target,
+            method=self._method,
+            url=self._target,
         )
 
     def canned(self, fallback: FallbackPlan) -> BaseHTTPResponse:

@@ -1,9 +1,7 @@
 """What a `PoolManager` hands out for an origin that a route names: its own pool, with governed calls in front.
 
 `RoutedHTTPPool` stands for the manager's pool and shares its attributes; it decides
-per call, by path. `_Hop` is one governed hop of one call: stock's `urlopen` around it
-(redirects, a caller's own retries, the exceptions that callers know), and the call of
-`adapters.call`, over the upstream's pool, in the place of the wire.
+per call, by path.
 """
 
 from __future__ import annotations
@@ -25,16 +23,16 @@ from urllib3.util.timeout import _DEFAULT_TIMEOUT
 
 from headrace.adapters.body import position_of
 from headrace.adapters.call import Call
+from headrace.adapters.hop import Hop, Refused
 from headrace.adapters.observe import observed
-from headrace.adapters.own_retries import delegated, is_default, redirects_only, retries_itself
+from headrace.adapters.own_retries import delegated, is_default, redirects_only, retries_itself, unsent_only
 from headrace.adapters.routing import Routing, count_unknown
 from headrace.adapters.timeouts import timeouts_of_call
+from headrace.adapters.tries import Tries
 from headrace.adapters.ungoverned import passed_through
 from headrace.adapters.urllib3 import UrlopenSurface, status_of
 from headrace.adapters.urllib3_trust import brings_own_tls
-from headrace.errors import UpstreamError
 from headrace.policy.plan import TimeoutPlan
-from headrace.runtime.record import Record
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import current_attempt
 
@@ -125,16 +123,17 @@ class RoutedHTTPPool(HTTPConnectionPool):
             retries = Retry.from_int(retries, redirect=redirect, default=self.retries)
         if is_default(retries):
             retries = redirects_only(retries)
-        is_delegated = retries_itself(retries)
-        if is_delegated:
-            delegated(upstream)
+        tries = None
+        if retries_itself(retries):
+            tries = Tries(upstream)
+            retries = retries if position_of(body)[0] else unsent_only(retries)
         hop = _Hop.__new__(_Hop)
         hop.__dict__ = self.__dict__
         hop.scheme = self.scheme
         hop.front = self
         hop.upstream = upstream
         hop.timeouts = self._timeouts(upstream.plan.timeouts, timeout, pool_timeout)
-        hop.max_attempts = 1 if is_delegated else upstream.plan.retry.max_attempts
+        hop.tries = tries
         hop.release_conn = release_conn
         hop.record = hop.refusal = None
         try:
@@ -156,11 +155,14 @@ class RoutedHTTPPool(HTTPConnectionPool):
                 decode_content,
                 **response_kw,
             )
-        except _Refused:
+        except Refused:
             pass  # raised below, outside: as the context of itself it would be a cycle
-        except Exception as error:
+        except BaseException as error:
             hop.tell(error)
             raise
+        finally:
+            if tries is not None:
+                tries.settle()
         raise hop.take_refusal()
 
     def _upstream_of(self, url: str, headers: Mapping[str, str] | None) -> Upstream | None:
@@ -246,147 +248,68 @@ def routed(stock: HTTPConnectionPool, key: PoolKey, routing: Routing, *, manager
     return front
 
 
-class _Refused(Exception):
-    """Takes one of our refusals past stock's handlers, which would wrap some of them."""
-
-
-class _NoConnection:
-    """Stands in for the connection that stock's `urlopen` leases: the governed call leases its own."""
-
-    __slots__ = ("timeout",)
-    proxy = None
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-class _NoTimeout:
-    """Stands in for what stock would set on that connection: the limits of a governed call are its own."""
-
-    connect_timeout = None
-
-
-_NO_TIMEOUT = _NoTimeout()  # cloning the call's costs seven calls
-
-
-class _Hop(HTTPConnectionPool):
-    """One hop of one call. Owned by one thread.
-
-    Stock's `urlopen` runs on it unchanged: that keeps the caller's `Retry`, redirects
-    and exceptions exactly as they are, without a copy of that loop here. Where it
-    would send, the governed call is made, each attempt of which is the `urlopen` of
-    the upstream's pool with `retries=False, redirect=False`.
+class _Hop(Hop):
+    """A hop of a call that was made to the pool of a manager.
 
     Attributes:
-        record: What became of the last governed call, or None before its end.
-        refusal: Our own error that ended it, on its way out.
+        front: That pool.
+        release_conn: As the call has it.
     """
 
-    __slots__ = (
-        "front",
-        "max_attempts",
-        "record",
-        "refusal",
-        "release_conn",
-        "scheme",
-        "timeouts",
-        "upstream",
-    )
+    __slots__ = ("front", "release_conn")
 
     front: RoutedHTTPPool
-    upstream: Upstream
-    timeouts: TimeoutPlan
-    max_attempts: int
     release_conn: bool | None
-    record: Record | None
-    refusal: UpstreamError | None
 
-    def urlopen(self, *args: Any, **kw: Any) -> BaseHTTPResponse:
-        """Stock's next try or redirect: it finds its upstream anew."""
-        return self.front.urlopen(*args, **kw)
-
-    def _get_conn(self, timeout: float | None = None) -> Any:
-        if self.pool is None:
-            raise ClosedPoolError(self, "Pool is closed.")
-        return _NoConnection()
-
-    def _put_conn(self, conn: Any) -> None:
-        """Nothing was leased."""
-
-    def _get_timeout(self, timeout: Any) -> Any:
-        return _NO_TIMEOUT
-
-    def _make_request(  # type: ignore[override]
+    def urlopen(  # type: ignore[override]  # as urllib3 itself overrides it
         self,
-        conn: Any,
         method: str,
         url: str,
         body: Any = None,
         headers: Mapping[str, str] | None = None,
-        retries: Retry | None = None,
-        timeout: Any = None,
-        chunked: bool = False,
-        response_conn: Any = None,
-        preload_content: bool = True,
-        decode_content: bool = True,
-        **response_kw: Any,
+        retries: Any = None,
+        *args: Any,
+        **kw: Any,
     ) -> BaseHTTPResponse:
-        replayable, body_at = position_of(body)
-        method = method.upper()
-        surface = UrlopenSurface(
-            self.upstream.state.pool,
-            method,
-            url,
-            body,
-            headers,
-            body_at,
-            {
-                "preload_content": preload_content,
-                "decode_content": decode_content,
-                "chunked": chunked,
-                "release_conn": self.release_conn,
-                **response_kw,
-            },
-        )
-        try:
-            response = Call(
-                self.upstream,
-                surface,
-                message=surface,
-                streamed=not preload_content,
-                timeouts=self.timeouts,
-                method=method,
-                replayable=replayable,
-                max_attempts=self.max_attempts,
-                headers=headers,
-            ).run()
-        except UpstreamError as error:
-            self.refusal = error
-        except Exception as error:
-            self.record = getattr(error, "headrace", None)
-            raise
-        else:
-            self.record = response.headrace  # type: ignore[attr-defined]
-            response.retries = retries  # PoolManager counts redirects by it
-            return response
-        raise _Refused
+        """Stock's next try, or a redirect: that is a call of its own, which finds its upstream anew."""
+        if self.tries is not None:
+            if retries.history[-1].redirect_location is None:
+                self.try_again(url)
+                return super().urlopen(method, url, body, headers, retries, *args, **kw)
+            self.tries.settle()
+        return self.front.urlopen(method, url, body, headers, retries, *args, **kw)
 
-    def take_refusal(self) -> UpstreamError:
-        """Our own error that ended the call; this hop forgets it. Mutates."""
-        refusal, self.refusal = self.refusal, None
-        assert refusal is not None
-        return refusal
+    def govern(
+        self,
+        method: str,
+        url: str,
+        body: Any,
+        headers: Mapping[str, str] | None,
+        response_kw: dict[str, Any],
+    ) -> BaseHTTPResponse:
+        """One governed call, or one try of it, over the upstream's pool. Blocks."""
+        if self.tries is not None:
+            delegated(self.upstream)
+        replayable, body_at = (True, None) if body is None or type(body) is bytes else position_of(body)
+        response_kw["release_conn"] = self.release_conn
+        surface = UrlopenSurface(self.upstream.state.pool, method, url, body, headers, body_at, response_kw)
+        return Call(
+            self.upstream,
+            surface,
+            message=surface,
+            streamed=not response_kw["preload_content"],
+            timeouts=self.timeouts,
+            method=method,
+            replayable=replayable,
+            max_attempts=self.upstream.plan.retry.max_attempts,
+            headers=headers,
+            tries=self.tries,
+        ).run()
 
-    def tell(self, error: Exception) -> None:
-        """Put the record on what stock made of the end of this call, and the story with it. Mutates *error*."""
-        if self.record is None or hasattr(error, "headrace"):
-            return
-        error.headrace = self.record  # type: ignore[attr-defined]
-        reason = getattr(error, "reason", None)
-        if isinstance(reason, Exception) and hasattr(reason, "__notes__"):
-            del reason.__notes__  # told once, on what leaves
-        for note in self.record.notes():
-            error.add_note(note)
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        if self.pool is None:
+            raise ClosedPoolError(self, "Pool is closed.")
+        return super()._get_conn(timeout)
 
     def __str__(self) -> str:
         return str(self.front)

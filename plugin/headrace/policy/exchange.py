@@ -35,6 +35,7 @@ class EndReason(StrEnum):
     SUCCESS = "success"  # an answer that `retry_on` does not name, whatever its status
     NOT_RETRIABLE = "not_retriable"  # no answer, by a fault that `retry_on` does not name
     CERTIFICATE = "certificate"  # the peer is not who it should be
+    DELEGATED = "delegated"  # the caller retries himself: whether there is a further try is up to him
     # Our own refusals and trouble: never retried.
     POOL_TIMEOUT = "pool_timeout"
     POOL_REJECTED = "pool_rejected"
@@ -130,12 +131,15 @@ class Exchange:
         method: Upper case.
         replayable: The body can be sent again from its start.
         timeouts: `plan.timeouts`, or the call's own.
-        max_attempts: `plan.retry.max_attempts`, or 1 when the caller retries himself; >= 1.
+        max_attempts: `plan.retry.max_attempts`; >= 1.
         may_sleep: False where a pause would stall an event loop; then none is made.
         deadline_at: Of the inbound request, monotonic seconds; the earlier of it and the call's own holds.
         allowance: Retries that the inbound request has left; None: not one of an inbound request.
         keyed: The request carries an idempotency key: it may be sent again whatever its method.
         cancellation: Tells when nobody waits for the answer any more; then no further attempt is made.
+        nth_try: Which try this is of a caller who retries himself, from 1: one attempt is made. Further tries
+            earn the budget nothing and take what it and the allowance have, without being denied for the lack
+            of it: they are not ours to deny, but ours give way to them. 0: headrace alone retries.
 
     Attributes:
         outcomes: One per attempt made, oldest first.
@@ -160,6 +164,7 @@ class Exchange:
         "_max_attempts",
         "_may_sleep",
         "_method",
+        "_nth_try",
         "_permit",
         "_place",
         "_plan",
@@ -194,6 +199,7 @@ class Exchange:
         allowance: RetryAllowance | None = None,
         keyed: bool = False,
         cancellation: Cancellable | None = None,
+        nth_try: int = 0,
     ) -> None:
         self._plan = plan
         self._circuit = circuit
@@ -207,6 +213,7 @@ class Exchange:
         self._allowance = allowance
         self._keyed = keyed
         self._cancellation = cancellation
+        self._nth_try = nth_try
         self._backoff_s: float | None = None  # our own last pause, whatever the upstream asked for
         self._permit: Permit | None = None  # outstanding: a Send was decided and not yet recorded
         self._judged: Permit | None = None  # that of the last attempt recorded
@@ -316,8 +323,16 @@ class Exchange:
         self._permit = answer
         n_made = len(self.outcomes)
         if n_made == 0:
-            self._budget.deposit(now)
+            if self._nth_try <= 1:
+                self._budget.deposit(now)
+            else:
+                self._charge_try(now)
         return Send(n_made + 1, timeout_s)
+
+    def _charge_try(self, now: float) -> None:
+        self._budget.try_withdraw(now)
+        if self._allowance is not None:
+            self._allowance.take()
 
     def _deny_send(self, reason: EndReason) -> Finish | Refuse:
         if self.outcomes:
@@ -340,6 +355,10 @@ class Exchange:
                 return self._end(
                     EndReason.LOCAL_ERROR if outcome.fault is None else _LOCAL_REASONS[outcome.fault]
                 )
+            case _ if self._nth_try:
+                if outcome.sent and not self._replayable:
+                    return self._deny(EndReason.NOT_REPLAYABLE)
+                return self._end(EndReason.DELEGATED)
             case Retriability.METHOD:
                 return self._deny(EndReason.METHOD)
             case Retriability.NOT_REPLAYABLE:

@@ -6,10 +6,11 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Protocol
 
-from headrace.policy.circuit import Verdict
+from headrace.policy.circuit import Refused, Verdict
 from headrace.policy.counters import UpstreamCounters, add
-from headrace.policy.exchange import EndReason, Exchange
+from headrace.policy.exchange import EndReason
 from headrace.policy.outcome import Fault, Outcome
 
 
@@ -153,6 +154,7 @@ _WHY: Mapping[EndReason, str] = MappingProxyType(
         EndReason.POOL_REJECTED: "no connection was to be had, and none was waited for",
         EndReason.CANCELLED: "the caller went away",
         EndReason.LOCAL_ERROR: "the request could not be made",
+        EndReason.DELEGATED: "further tries were up to the caller, who brings retries of his own",
         **_DENIALS,
     }
 )
@@ -161,7 +163,16 @@ _WHY: Mapping[EndReason, str] = MappingProxyType(
 _NO_CONNECTION = frozenset({Fault.POOL_TIMEOUT, Fault.POOL_REJECTED})
 
 
-def tally(counters: UpstreamCounters, exchange: Exchange, *, label: str | None, duration_s: float) -> None:
+class Ended(Protocol):
+    """An exchange that is over, or the tries of a caller who retries himself; its attributes as those of `Exchange`."""
+
+    outcomes: list[Outcome]
+    deadline_at: float | None
+    denied: EndReason | None
+    refused: Refused | None
+
+
+def tally(counters: UpstreamCounters, exchange: Ended, *, label: str | None, duration_s: float) -> None:
     """Count one ended call. Mutates *counters*, once, under its lock.
 
     Args:

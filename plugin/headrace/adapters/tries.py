@@ -1,0 +1,81 @@
+"""One call whose caller retries himself: headrace makes one attempt per try, and these are what they share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from headrace.adapters.outbound import Outbound
+from headrace.policy.circuit import Refused, Verdict
+from headrace.policy.exchange import EndReason, Exchange
+from headrace.policy.outcome import Fault, Outcome
+from headrace.runtime.record import tally
+from headrace.runtime.upstream import Upstream
+
+
+class Tries:
+    """One context on the wire, one deadline, one record, counted as one call. Owned by one thread.
+
+    Attributes:
+        began: When the first try did, monotonic seconds; the deadline runs from here.
+        made: Tries so far, the one under way included.
+        outcomes, verdicts: Of the attempts of all tries, oldest first; records share them.
+        deadline_at, denied, refused: As the last try's exchange has them.
+    """
+
+    __slots__ = (
+        "_label",
+        "_outbound",
+        "_upstream",
+        "began",
+        "deadline_at",
+        "denied",
+        "made",
+        "outcomes",
+        "refused",
+        "verdicts",
+    )
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream: Upstream | None = upstream
+        self._outbound: Outbound | None = None
+        self._label: str | None = None
+        self.began = time.monotonic()
+        self.made = 0
+        self.outcomes: list[Outcome] = []
+        self.verdicts: list[Verdict] = []
+        self.deadline_at: float | None = None
+        self.denied: EndReason | None = None
+        self.refused: Refused | None = None
+
+    def begin(self, upstream: Upstream, method: str, headers: Mapping[str, Any] | None) -> Outbound:
+        """What identifies the call on the wire, the same for each try that begins. Mutates."""
+        self.made += 1
+        if self._outbound is None:
+            self._outbound = Outbound(upstream, method, headers)
+        return self._outbound
+
+    def add(self, exchange: Exchange, *, label: str | None) -> None:
+        """Take over what became of a try; *label* as for `record.tally`. Mutates."""
+        self.outcomes += exchange.outcomes
+        self.verdicts += exchange.verdicts
+        self.deadline_at = exchange.deadline_at
+        self.denied = exchange.denied
+        self.refused = exchange.refused
+        self._label = label
+
+    @property
+    def is_body_spent(self) -> bool:
+        """Whether the last try has used up a body that cannot be sent again."""
+        return self.denied is EndReason.NOT_REPLAYABLE
+
+    def interrupted(self) -> None:
+        """Tell that the caller went away, maybe amid a pause of his own. Mutates."""
+        self._label = Fault.CANCELLED.value
+
+    def settle(self) -> None:
+        """Count the call, once; nothing where no try was made. Mutates the counters of its upstream."""
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None and self.made:
+            tally(upstream.state.counters, self, label=self._label, duration_s=time.monotonic() - self.began)
