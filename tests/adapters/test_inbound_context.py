@@ -135,7 +135,7 @@ def test_each_attempt_tells_what_is_left_then(
         told = [text or "" for text in seen(server, "X-Request-Timeout")]
         assert [len(text.partition(".")[2]) for text in told] == [3, 3, 3]
         first, second, third = map(float, told)
-        assert 5.0 < third <= second - 0.05 < first - 0.05 <= 9.5
+        assert 5.0 < third <= second - 0.045 < first - 0.045 <= 9.5
 
 
 def test_grpc_timeout_is_told_in_its_own_format(tmp_path: Path, serve: Any, server: FaultServer) -> None:

@@ -85,4 +85,4 @@ def test_adapter_times_decorator_is_what_the_caller_made_it_and_nothing_of_ours_
 
         retry = hr.status()["upstreams"]["billing"]["retry"]
         assert server.first_lines == TRIES * 4  # not TRIES × 4 × 3
-        assert (retry["retries"], retry["delegated"]) == ({}, TRIES)
+        assert (retry["retries"], retry["delegated"]) == ({"5xx": TRIES * 3}, TRIES * 4)

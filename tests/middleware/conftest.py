@@ -35,8 +35,8 @@ def with_record(
         reason=EndReason.ATTEMPTS,
         retry_after_s=retry_after_s,
         config_digest="0" * 64,
-        _outcomes=(),
-        _verdicts=(),
+        _outcomes=[],
+        _verdicts=[],
     )
     return exc
 

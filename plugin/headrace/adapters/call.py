@@ -147,13 +147,14 @@ class Call(Generic[T]):
         self._method = method
         self._streamed = streamed
         self._timeouts = timeouts
+        self._answered = self._suspects_idle = False
         self._tries = tries
         if tries is None:
             self.outbound = outbound = Outbound(upstream, method, headers)
         else:
             self.outbound = outbound = tries.begin(upstream, method, headers)
+            self._suspects_idle = tries.suspects_idle
         self._repeatable = replayable and (outbound.keyed or method in plan.retry.methods)
-        self._answered = self._suspects_idle = False
         # On the thread of a running event loop any wait stalls the loop, and whoever holds the connection that
         # we wait for may need that loop to give it back.
         self._may_wait = _get_running_loop() is None
@@ -505,7 +506,7 @@ class Call(Generic[T]):
         elif isinstance(decision, Refuse):
             label = decision.reason.value
         if self._tries is not None:
-            self._tries.add(self._exchange, label=label)
+            self._tries.add(self._exchange, label=label, suspects_idle=self._suspects_idle)
         else:
             tally(self._upstream.state.counters, self._exchange, label=label, duration_s=duration_s)
 

@@ -235,6 +235,9 @@ class _Surface:
     def head(self, answer: Response) -> tuple[int, Mapping[str, str]]:
         return answer.status_code, answer.headers
 
+    def raw(self, answer: Response) -> object:
+        return answer.raw
+
     def set_aside(self, answer: Response) -> Response | None:
         return answer  # a try is one attempt: stock's loop is who sets it aside
 

@@ -27,6 +27,7 @@ def _broke(exchange: Exchange, record: Record, counters: UpstreamCounters, error
     fault, cut = fault_of(error, "sent")
     duration_s = now - answered.started_s - answered.wait_s
     exchange.body_broke(Outcome(fault, sent=True, cut=cut, duration_s=duration_s), now)
+    record.judge_last(exchange.verdicts[-1])
     with counters.lock:
         counters.broken_bodies += 1
     error.headrace = record  # type: ignore[attr-defined]

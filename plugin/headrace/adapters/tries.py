@@ -22,6 +22,7 @@ class Tries:
         made: Tries so far, the one under way included.
         outcomes, verdicts: Of the attempts of all tries, oldest first; records share them.
         deadline_at, denied, refused: As the last try's exchange has them.
+        suspects_idle: The last try met silence on a pooled connection: its idle neighbours may be as dead.
     """
 
     __slots__ = (
@@ -34,6 +35,7 @@ class Tries:
         "made",
         "outcomes",
         "refused",
+        "suspects_idle",
         "verdicts",
     )
 
@@ -43,6 +45,7 @@ class Tries:
         self._label: str | None = None
         self.began = time.monotonic()
         self.made = 0
+        self.suspects_idle = False
         self.outcomes: list[Outcome] = []
         self.verdicts: list[Verdict] = []
         self.deadline_at: float | None = None
@@ -56,13 +59,14 @@ class Tries:
             self._outbound = Outbound(upstream, method, headers)
         return self._outbound
 
-    def add(self, exchange: Exchange, *, label: str | None) -> None:
+    def add(self, exchange: Exchange, *, label: str | None, suspects_idle: bool) -> None:
         """Take over what became of a try; *label* as for `record.tally`. Mutates."""
         self.outcomes += exchange.outcomes
         self.verdicts += exchange.verdicts
         self.deadline_at = exchange.deadline_at
         self.denied = exchange.denied
         self.refused = exchange.refused
+        self.suspects_idle = suspects_idle
         self._label = label
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
@@ -65,8 +65,8 @@ class Record:
     reason: EndReason
     retry_after_s: float | None
     config_digest: str
-    _outcomes: Sequence[Outcome] = field(repr=False)
-    _verdicts: Sequence[Verdict] = field(repr=False)
+    _outcomes: list[Outcome] = field(repr=False)
+    _verdicts: list[Verdict] = field(repr=False)
     fallback_for: str | None = None
 
     @property
@@ -106,6 +106,10 @@ class Record:
         if self.reason not in _DENIALS:
             return words
         return f"{'not retried' if self._outcomes else 'not sent'}: {words}"
+
+    def judge_last(self, verdict: Verdict) -> None:
+        """Take over what the circuit thinks of the last attempt by now. Mutates."""
+        self._verdicts[-1] = verdict
 
     def notes(self) -> list[str]:
         """The story in words, a line per attempt and one for the end."""
