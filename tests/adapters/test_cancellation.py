@@ -263,7 +263,9 @@ def test_several_calls_at_once_are_cut_together(tmp_path: Path, server: FaultSer
 
 
 def test_a_streamed_body_breaks_off(tmp_path: Path, server: FaultServer) -> None:
-    with running(tmp_path, rules(server.url, PATIENT)) as hr:
+    """And is not held against the upstream, as one that breaks off by itself would be."""
+    body = PATIENT + "    circuit_breaker: {consecutive_failures: 1}\n"
+    with running(tmp_path, rules(server.url, body)) as hr:
         server.next(Answer(body=b"x" * 1000, drip_body_s=0.05))
         request = Request(hr)
         began = threading.Event()
@@ -278,6 +280,9 @@ def test_a_streamed_body_breaks_off(tmp_path: Path, server: FaultServer) -> None
         request.cancellation.cancel()
         assert isinstance(outbound.outcome(), requests.RequestException)
         assert_pool_is_whole(hr)
+        state = hr.snapshot.upstream("billing").state
+        assert state.circuit.state.value == "closed"
+        assert state.counters.broken_bodies == 0
 
 
 def test_connections_that_were_streamed_to_their_end_belong_to_others_by_then(

@@ -22,6 +22,13 @@ def follow(raw: object, exchange: Exchange, record: Record, counters: UpstreamCo
 
 
 def _broke(exchange: Exchange, record: Record, counters: UpstreamCounters, error: HTTPError) -> None:
+    error.headrace = record  # type: ignore[attr-defined]
+    if exchange.is_cancelled:
+        error.add_note(
+            f'headrace: upstream "{record.upstream}": the body was broken off, for the client of the inbound request '
+            f"has left (request id {record.request_id or '-'})"
+        )
+        return
     now = time.monotonic()
     answered = exchange.outcomes[-1]
     fault, cut = fault_of(error, "sent")
@@ -30,7 +37,6 @@ def _broke(exchange: Exchange, record: Record, counters: UpstreamCounters, error
     record.judge_last(exchange.verdicts[-1])
     with counters.lock:
         counters.broken_bodies += 1
-    error.headrace = record  # type: ignore[attr-defined]
     error.add_note(
         f'headrace: upstream "{record.upstream}": the body broke off {duration_s:.3f} s into the attempt, after its '
         f"head was answered with {answered.status} (request id {record.request_id or '-'})"

@@ -233,6 +233,11 @@ class Exchange:
         self.refused: Refused | None = None
         self.retry_after_s: float | None = None
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether whoever the call is made for has gone."""
+        return self._cancellation is not None and self._cancellation.is_cancelled
+
     def decide(self, now: float) -> Decision:
         """What to do next. Mutates: takes a permit with a Send, a token with a retry.
 
@@ -367,7 +372,7 @@ class Exchange:
                 pass
             case _:
                 assert_never(answer)
-        if self._cancellation is not None and self._cancellation.is_cancelled:
+        if self.is_cancelled:
             return self._deny(EndReason.CANCELLED)
         n_made = len(self.outcomes)
         if n_made >= self._max_attempts:
