@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +13,13 @@ from typing import Any
 import pytest
 import requests
 import urllib3
+from requests.adapters import HTTPAdapter
 
 import headrace
 from headrace.policy.retry import RetryAllowance
 from headrace.runtime.cancellation import Cancellation
 from headrace.runtime.inbound import Inbound, inbound_var
+from headrace.transport import urllib3_connection
 from support.faultserver import Answer, FaultServer, Silence
 from support.governed import reason_of, rules, running
 from support.waiting import wait_until
@@ -310,8 +313,6 @@ def test_connections_that_were_streamed_to_their_end_belong_to_others_by_then(
 def test_a_call_that_is_still_connecting_sends_nothing_once_it_is_connected(
     tmp_path: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from headrace.transport import urllib3_connection
-
     request: Request
     open_socket = urllib3_connection._open_socket
 
@@ -328,6 +329,35 @@ def test_a_call_that_is_still_connecting_sends_nothing_once_it_is_connected(
     assert server.first_lines == 0
 
 
+def by_session_with_retries(hr: headrace.Headrace, url: str) -> Any:
+    with requests.Session() as session:
+        session.mount("http://", HTTPAdapter(max_retries=urllib3.Retry(5, backoff_factor=0)))
+        return session.get(f"{url}/a")
+
+
+def by_manager_with_retries(hr: headrace.Headrace, url: str) -> Any:
+    return urllib3.PoolManager(retries=urllib3.Retry(5, backoff_factor=0)).request("GET", f"{url}/a")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(by_session_with_retries, id="requests"),
+        pytest.param(by_manager_with_retries, id="urllib3"),
+    ],
+)
+def test_a_callers_own_retries_end_too(tmp_path: Path, call: Call, server: FaultServer) -> None:
+    with running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
+        server.always(Silence())
+        request = Request(hr)
+        outbound = request.start(lambda: call(hr, server.url))
+        server.wait_for(lambda: len(server.requests) == 1)
+        request.cancellation.cancel()
+        assert isinstance(outbound.outcome(), headrace.CallCancelled)
+        assert len(server.requests) == 1
+        assert_pool_is_whole(hr)
+
+
 def test_calls_that_were_over_before_are_untouched(tmp_path: Path, call: Call, server: FaultServer) -> None:
     with running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
         request = Request(hr)
@@ -339,8 +369,6 @@ def test_calls_that_were_over_before_are_untouched(tmp_path: Path, call: Call, s
 
 
 def test_the_refusal_survives_pickling(tmp_path: Path, call: Call, server: FaultServer) -> None:
-    import pickle
-
     with running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
         request = Request(hr)
         request.cancellation.cancel()

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 
 from headrace.middleware import asgi
 from headrace.middleware.asgi import ASGIMiddleware
+from headrace.policy.plan import InboundDeadlinePlan
 from headrace.runtime.inbound import inbound_var
-from support.gateways import FakeHeadrace, asgi_scope, call_asgi, configured
+from support.gateways import CONFIGURATION, FakeHeadrace, asgi_scope, call_asgi, configured
+from support.plans import upstream_plan
 
 from .conftest import with_record
 
@@ -41,32 +44,56 @@ def test_it_adds_few_calls_to_a_request_and_none_of_starlettes() -> None:
     """Pitfall 43. Counted, not timed: one Python-level call costs about a microsecond."""
     middleware = ASGIMiddleware(plain_app, headrace=FakeHeadrace())  # type: ignore[arg-type]
 
-    async def calls_of(app: Any) -> list[str]:
-        scope = asgi_scope({"X-Request-ID": "a", "Accept": "*/*"})
-
-        async def receive() -> Any: ...
-
-        async def send(message: Any) -> None: ...
-
-        await app(scope, receive, send)  # starts
-        names: list[str] = []
-
-        def note(frame: Any, event: str, _: Any) -> None:
-            if event == "call":
-                names.append(f"{frame.f_globals['__name__']}.{frame.f_code.co_name}")
-
-        sys.setprofile(note)
-        try:
-            await app(scope, receive, send)
-        finally:
-            sys.setprofile(None)
-        return names
-
     bare = asyncio.run(calls_of(plain_app))
     ours = asyncio.run(calls_of(middleware))
     added = len(ours) - len(bare)
     assert added <= 5, ours  # __call__, Inbound, send_with_id twice, served
     assert not [name for name in ours if name.startswith("starlette")]
+
+
+def test_what_a_request_brings_along_costs_calls_only_where_it_is_read() -> None:
+    trace = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
+    bare = len(asyncio.run(calls_of(plain_app)))
+
+    def added(headers: dict[str, str], **service: Any) -> int:
+        headrace = FakeHeadrace(
+            replace(
+                CONFIGURATION,
+                service=replace(CONFIGURATION.service, **service),
+                upstreams={"billing": upstream_plan()},
+            )
+        )
+        middleware = ASGIMiddleware(plain_app, headrace=headrace)  # type: ignore[arg-type]
+        return len(asyncio.run(calls_of(middleware, headers | {"X-Request-ID": "a"}))) - bare
+
+    deadline = InboundDeadlinePlan(header="X-Request-Timeout", default_s=None, max_s=60.0)
+    assert added({"X-Request-Timeout": "1"}) <= 5  # nobody reads it
+    assert added(trace) <= 8  # read, trace_of, trace_id_of
+    assert added({}, deadline=deadline) <= 9  # deadline_at, deadline_came, count, add
+    assert added({"X-Request-Timeout": "1"}, deadline=deadline) <= 12  # and read, trace_of, parse
+
+
+async def calls_of(app: Any, headers: dict[str, str] | None = None) -> list[str]:
+    """The Python functions that a second request through *app* calls."""
+    scope = asgi_scope({"X-Request-ID": "a", "Accept": "*/*"} | (headers or {}))
+
+    async def receive() -> Any: ...
+
+    async def send(message: Any) -> None: ...
+
+    await app(scope, receive, send)  # starts
+    names: list[str] = []
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        if event == "call":
+            names.append(f"{frame.f_globals['__name__']}.{frame.f_code.co_name}")
+
+    sys.setprofile(note)
+    try:
+        await app(scope, receive, send)
+    finally:
+        sys.setprofile(None)
+    return names
 
 
 def test_a_context_variable_that_the_application_sets_is_visible_outside() -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -565,3 +565,60 @@ def test_a_callers_first_try_earns_and_his_further_ones_pay_if_they_can() -> Non
         )
         assert isinstance(again.decide(T0), Send)
         assert (bench.budget.balance(T0), len(allowance)) == (0.0, 0)
+
+
+# Whoever it is for has gone
+
+
+@dataclass
+class Gone:
+    is_cancelled: bool = False
+
+
+def test_a_call_for_somebody_who_has_gone_is_refused_and_asks_neither_circuit_nor_budget() -> None:
+    bench = Bench(cancellation=Gone(True))
+    open_up(bench.circuit)
+
+    assert bench.decide() == Refuse(EndReason.CANCELLED, 0.0)
+    assert bench.exchange.refused is None
+    assert bench.budget.balance(T0) == pytest.approx(30.0)
+
+
+def test_a_failed_attempt_is_not_followed_by_another_for_somebody_who_has_gone() -> None:
+    gone = Gone()
+    bench = Bench(cancellation=gone)
+    bench.decide()
+    gone.is_cancelled = True
+
+    assert bench.after(UNAVAILABLE) == Finish(EndReason.CANCELLED)
+    assert bench.exchange.denied is EndReason.CANCELLED
+    assert bench.budget.balance(T0) == pytest.approx(30.2)  # no retry was paid for
+
+
+def test_who_goes_during_the_pause_gets_no_further_attempt() -> None:
+    gone = Gone()
+    bench = Bench(cancellation=gone)
+    bench.decide()
+    sleep = bench.after(UNAVAILABLE)
+    gone.is_cancelled = True
+
+    assert bench.wake(sleep) == Finish(EndReason.CANCELLED)
+    assert bench.exchange.denied is EndReason.CANCELLED
+
+
+def test_an_answer_that_has_come_is_an_answer_whoever_has_gone() -> None:
+    gone = Gone()
+    bench = Bench(cancellation=gone)
+    bench.decide()
+    gone.is_cancelled = True
+
+    assert bench.after(OK) == Finish(EndReason.SUCCESS)
+
+
+def test_an_attempt_that_was_cut_because_of_it_is_ignored_by_the_circuit() -> None:
+    bench = Bench(upstream_plan(circuit=circuit_plan(consecutive_failures=1)), cancellation=Gone())
+    bench.decide()
+
+    assert bench.after(Outcome(fault=Fault.CANCELLED, sent=True)) == Finish(EndReason.CANCELLED)
+    assert bench.exchange.verdicts == [Verdict.IGNORED]
+    assert bench.circuit.state is CircuitState.CLOSED

@@ -90,7 +90,7 @@ def trace_of(traceparents: Sequence[str], tracestates: Sequence[str]) -> Trace:
     """
     if len(traceparents) != 1 or trace_id_of(traceparents[0]) is None:
         return ()
-    state = joined_tracestate(tracestates)
+    state = joined_tracestate(tracestates) if tracestates else None
     if state is None:
         return ((TRACEPARENT, traceparents[0]),)
     return (TRACEPARENT, traceparents[0]), (TRACESTATE, state)
