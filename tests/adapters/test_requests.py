@@ -545,3 +545,15 @@ def test_a_happy_governed_call_makes_at_most_forty_python_calls_more_than_stock_
 
     assert governed - stock <= 40, (governed, stock)
     assert governed_session - stock_session <= 40, (governed_session, stock_session)
+
+    # By URL through a PoolManager stock's whole `urlopen` is around each hop, for redirects and `retries=`.
+    with (
+        FaultServer() as server,
+        running(tmp_path, rules(server.url, more="install: {urllib3: true}\n")) as hr,
+    ):
+        with urllib3.PoolManager() as manager:
+            governed_manager = calls(lambda: manager.request("GET", f"{server.url}/a"))
+        hr.close()
+        with urllib3.PoolManager() as manager:
+            stock_manager = calls(lambda: manager.request("GET", f"{server.url}/a"))
+    assert governed_manager - stock_manager <= 70, (governed_manager, stock_manager)

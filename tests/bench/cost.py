@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -54,11 +55,16 @@ def main() -> int:
     # Two servers that are alike: one is in the file, so that the bare sides meet no rule while the patch is in.
     with upstream() as governed, upstream() as bare, tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "upstreams.yaml")
-        file.write_text(f"version: 1\nupstreams: {{billing: {{base_url: 'http://127.0.0.1:{governed}'}}}}\n")
+        rules = f"upstreams: {{billing: {{base_url: 'http://127.0.0.1:{governed}'}}}}\n"
+        file.write_text(f"version: 1\n{rules}")
+        by_url = Path(folder, "urllib3.yaml")
+        by_url.write_text(f"version: 1\ninstall: {{urllib3: true}}\n{rules}")
         bare_url, governed_url = f"http://127.0.0.1:{bare}/a", f"http://127.0.0.1:{governed}/a"
         manager = urllib3.PoolManager()
         stock, patched = requests.Session(), requests.Session()
         hr = headrace.Headrace(file, registry=CollectorRegistry())
+        hr_urllib3 = headrace.Headrace(by_url, registry=CollectorRegistry())
+        governed_manager = urllib3.PoolManager()
         handle = hr.upstream("billing")
 
         def bare_requests() -> object:
@@ -71,20 +77,18 @@ def main() -> int:
             "urllib3 PoolManager.request": lambda: manager.request("GET", bare_url),
             "requests Session.get": bare_requests,
             "handle.urlopen": lambda: handle.urlopen("GET", "/a"),
+            "PoolManager.request, governed": lambda: governed_manager.request("GET", governed_url),
             "Session.get, governed": governed_requests,
             "handle.get": lambda: handle.get("/a"),
             "Session.get, host not in the file": bare_requests,
         }
-        started = {
-            name for name in sides if name not in ("urllib3 PoolManager.request", "requests Session.get")
-        }
+        # The bare sides are measured without the patch, the others with it.
+        started = dict.fromkeys(sides, hr) | {"PoolManager.request, governed": hr_urllib3}
+        del started["urllib3 PoolManager.request"], started["requests Session.get"]
 
         def measured(name: str) -> Callable[[], float]:
             def run() -> float:
-                # The bare sides are measured without the patch, the others with it.
-                with (
-                    hr if name in started else urllib3.PoolManager()
-                ):  # any context manager that does nothing
+                with started.get(name, nullcontext()):
                     for _ in range(20):
                         sides[name]()
                     return cpu_s(sides[name], turns=options.turns)
@@ -93,7 +97,7 @@ def main() -> int:
 
         counts: dict[str, int] = {}
         for name, act in sides.items():
-            with hr if name in started else urllib3.PoolManager():
+            with started.get(name, nullcontext()):
                 counts[name] = python_calls(act)
         costs = rounds_of({name: measured(name) for name in sides}, rounds=options.rounds)
         of_urllib3, of_requests = costs["urllib3 PoolManager.request"], costs["requests Session.get"]
@@ -104,6 +108,7 @@ def main() -> int:
                 f"{ratio(seconds, of_requests):12.2f}{counts[name]:14}"
             )
         manager.clear()
+        governed_manager.clear()
         stock.close()
         patched.close()
     return 0
