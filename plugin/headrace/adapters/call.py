@@ -15,8 +15,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from urllib3.exceptions import HTTPError
-from urllib3.response import BaseHTTPResponse
 from urllib3.util.timeout import Timeout
 
 from headrace.adapters.errors import Twins
@@ -37,12 +35,6 @@ from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.faults import fault_of
 from headrace.transport.lease import Lease, LeaseCancelled, LeaseError, LeaseTimeout
-
-KEEP_BYTES = 64 * 1024
-"""How much of a failed answer is read to keep it and its connection; a larger one is closed (DESIGN §4.1)."""
-
-KEEP_S = 0.5
-"""How long reading it may take: an answer that only drips in is closed, not waited for."""
 
 _SHORTEST_S = 0.001  # a socket limit of 0 would mean non-blocking
 
@@ -509,19 +501,3 @@ class Call(Generic[T]):
             self._tries.add(self._exchange, label=label, suspects_idle=self._suspects_idle)
         else:
             tally(self._upstream.state.counters, self._exchange, label=label, duration_s=duration_s)
-
-
-def drained(answer: BaseHTTPResponse, *, decode: bool) -> bytes | None:
-    """The body of a streamed *answer*, or None when it is larger, or slower, than what is kept. Blocks."""
-    ends_at = time.monotonic() + KEEP_S
-    body = b""
-    try:
-        while True:
-            piece = answer.read1(KEEP_BYTES, decode_content=decode)
-            if not piece:
-                return body
-            body += piece
-            if len(body) > KEEP_BYTES or time.monotonic() > ends_at:
-                return None
-    except (OSError, HTTPError):
-        return None

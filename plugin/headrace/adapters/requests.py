@@ -19,7 +19,7 @@ from requests.utils import select_proxy
 from urllib3.util.timeout import Timeout
 
 from headrace.adapters.body import position_of, rewind
-from headrace.adapters.call import Call, Substitute, drained
+from headrace.adapters.call import Call, Substitute
 from headrace.adapters.errors import REQUESTS
 from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.observe import observed
@@ -32,6 +32,7 @@ from headrace.adapters.urllib3_trust import bundles_of_environment
 from headrace.policy.plan import FallbackPlan, TlsPlan, UpstreamPlan
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import current_attempt
+from headrace.transport.draining import drained
 from headrace.transport.tls import trust_of
 
 Send = Callable[..., Response]

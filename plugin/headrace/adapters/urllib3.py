@@ -13,7 +13,7 @@ from urllib3.util.retry import Retry
 from urllib3.util.timeout import Timeout
 
 from headrace.adapters.body import position_of, rewind
-from headrace.adapters.call import Call, Substitute, drained
+from headrace.adapters.call import Call, Substitute
 from headrace.adapters.errors import URLLIB3
 from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.kept import KeptResponse
@@ -23,6 +23,7 @@ from headrace.adapters.timeouts import timeouts_of_call
 from headrace.policy.plan import FallbackPlan, UrlPrefix
 from headrace.policy.routes import url_of
 from headrace.runtime.upstream import Upstream
+from headrace.transport.draining import drained
 from headrace.transport.tls import trust_of
 from headrace.transport.urllib3_pool import GovernedHTTPPool, with_defaults
 

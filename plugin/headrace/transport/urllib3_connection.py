@@ -23,6 +23,7 @@ from urllib3.response import HTTPResponse
 
 from headrace.policy.plan import KeepalivePlan
 from headrace.transport.attempt import current_attempt
+from headrace.transport.draining import drained
 
 if TYPE_CHECKING:
     from headrace.transport.lease import CloseReason, Lease, LeasePool
@@ -38,6 +39,14 @@ class GovernedResponse(HTTPResponse):
             self._connection.ends_as = "leaked"
         super().close()
 
+    def drain_conn(self) -> None:
+        """Stock's loop drops this answer, for another try or a redirect: read it if it is little, else close it.
+
+        Stock reads it to its end, however far that is.
+        """
+        if drained(self, decode=False) is None:
+            self.close()
+
 
 class StreamedResponse(GovernedResponse):
     """The same, where the caller reads the body.
@@ -47,6 +56,11 @@ class StreamedResponse(GovernedResponse):
     """
 
     on_break: Callable[[HTTPError], None] | None = None
+
+    def drain_conn(self) -> None:
+        """The same; how that ends says nothing of the upstream."""
+        self.on_break = None
+        super().drain_conn()
 
     @contextmanager
     def _error_catcher(self) -> Iterator[None]:
@@ -66,11 +80,16 @@ class GovernedHTTPConnection(HTTPConnection):
 
     Owned by the thread that holds the lease; `close()` may also come from a
     finalizer (a response dropped unread), so it never blocks on the pool's lock.
+
+    Attributes:
+        answering: The socket of the last answer; http.client takes it off the connection
+            before the body has been read, if the connection ends with it.
     """
 
     lease: Lease[Any] | None = None
     leases: LeasePool[Any] | None = None
     ends_as: CloseReason = "error"
+    answering: socket.socket | None = None
     _reading_head = False
 
     def connect(self) -> None:
@@ -97,7 +116,7 @@ class GovernedHTTPConnection(HTTPConnection):
 
     def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3 itself overrides it
         """The response head; for a streamed call, sets the socket to the longest silence allowed in the body."""
-        sock = self.sock
+        self.answering = sock = self.sock
         # http.client closes a connection that will not be kept alive as soon as the head is read, while the
         # body is still to come over the same socket: the slot stays taken until the body has ended.
         self._reading_head = True
