@@ -64,6 +64,7 @@ class FakeSnapshot:
     """As much of a snapshot as a middleware reads."""
 
     configuration: Configuration
+    tracing: None = None
 
 
 class FakeService(ServiceCounters):

@@ -24,6 +24,7 @@ from headrace.adapters.retry_after import retry_after_s
 from headrace.adapters.streamed import follow
 from headrace.adapters.tries import Tries
 from headrace.adapters.ungoverned import is_withheld, stands_on_event_loop
+from headrace.engine.blocking import Attempt as Performer
 from headrace.engine.blocking import run
 from headrace.errors import UpstreamError
 from headrace.policy.exchange import EndReason, Exchange, Finish, Refuse, Send
@@ -74,6 +75,9 @@ class Surface(Protocol[T]):
     def family(self) -> dict[str, Any]:
         """What the library's own exception class would carry (`request`, `pool`)."""
 
+    def url(self) -> str:
+        """The URL that the caller asked for."""
+
 
 class Substitute(NamedTuple, Generic[T]):
     """A call as it is made to a fallback: how it is sent, the object that is sent, and the headers it sets."""
@@ -110,6 +114,7 @@ class Call(Generic[T]):
         "_surface",
         "_suspects_idle",
         "_timeouts",
+        "_trace",
         "_tries",
         "_upstream",
         "answer",
@@ -157,6 +162,21 @@ class Call(Generic[T]):
         if deadline_at is None and inbound is not None:
             deadline_at = inbound.deadline_at
         self._cancellation = None if inbound is None else inbound.cancellation
+        tracing = upstream.tracing
+        self._trace = None
+        if tracing is not None and tracing.is_wanted():  # asked in C: nothing is paid without a span around
+            self._trace = tracing.call(
+                plan.name,
+                state.circuit,
+                address=state.pool.host,
+                port=state.pool.port,
+                method=method,
+                url=surface.url,
+                propagates=plan.propagate.traceparent,
+                own=(*(headers or ()), *dict(plan.headers)),
+                request=inbound,
+                earlier=() if tries is None else tuple(tries.outcomes),
+            )
         self._exchange = Exchange(
             plan,
             state.circuit,
@@ -184,9 +204,13 @@ class Call(Generic[T]):
         """
         began = time.monotonic()
         decision: Finish | Refuse | None = None
+        performer: Performer = self
+        if self._trace is not None:
+            self._trace.performer = self
+            performer = self._trace
         try:
             sleep = time.sleep if self._cancellation is None else self._cancellation.sleep
-            decision = run(self._exchange, self, clock=time.monotonic, sleep=sleep)
+            decision = run(self._exchange, performer, clock=time.monotonic, sleep=sleep)
         finally:
             self._count(decision, time.monotonic() - began)
         made = self._exchange if self._tries is None else self._tries
@@ -207,7 +231,11 @@ class Call(Generic[T]):
                 self.answer.headrace = record  # type: ignore[attr-defined]  # both libraries' responses take attributes
                 if self._streamed:
                     follow(
-                        self._surface.raw(self.answer), self._exchange, record, self._upstream.state.counters
+                        self._surface.raw(self.answer),
+                        self._exchange,
+                        record,
+                        self._upstream.state.counters,
+                        self._trace,
                     )
                 return self.answer
             self.answer.close()  # type: ignore[attr-defined]  # a failed one, and nobody waits for it
@@ -300,6 +328,8 @@ class Call(Generic[T]):
             extra = outbound.headers
             if outbound.sent or outbound.deadline_header is not None:
                 extra = outbound.for_attempt(None if deadline_at is None else deadline_at - leased)
+            if self._trace is not None:
+                extra = self._trace.headers(extra)
             attempt = Attempt(
                 state.pool,
                 self._message,
@@ -497,7 +527,15 @@ class Call(Generic[T]):
             label = Fault.CANCELLED.value
         elif isinstance(decision, Refuse):
             label = decision.reason.value
+        if self._trace is not None:
+            self._trace.end(self._exchange, label=label)
         if self._tries is not None:
-            self._tries.add(self._exchange, label=label, suspects_idle=self._suspects_idle)
-        else:
-            tally(self._upstream.state.counters, self._exchange, label=label, duration_s=duration_s)
+            self._tries.add(self._exchange, label=label, suspects_idle=self._suspects_idle, trace=self._trace)
+            return
+        tally(
+            self._upstream.state.counters,
+            self._exchange,
+            label=label,
+            duration_s=duration_s,
+            exemplar=None if self._trace is None else self._trace.exemplar(duration_s),
+        )

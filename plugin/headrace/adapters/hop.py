@@ -117,6 +117,7 @@ class Hop(HTTPConnectionPool):
             response = self.govern(method.upper(), url, body, headers, response_kw)
         except UpstreamError as error:
             self.refusal = error
+            why = str(error)
         except Exception as error:
             self.record = getattr(error, "headrace", None)
             raise
@@ -124,7 +125,7 @@ class Hop(HTTPConnectionPool):
             self.record = response.headrace  # type: ignore[attr-defined]
             response.retries = retries  # PoolManager counts redirects by it
             return response
-        raise Refused
+        raise Refused(why)  # with the words: instrumentation around stock's urlopen writes them down
 
     def take_refusal(self) -> UpstreamError:
         """Our own error that ended the call; this hop forgets it. Mutates."""

@@ -13,6 +13,7 @@ from headrace.policy.counters import add
 from headrace.policy.exchange import Exchange, Finish, Refuse
 from headrace.policy.outcome import Outcome
 from headrace.policy.plan import TimeoutPlan
+from headrace.runtime.inbound import inbound_var
 from headrace.runtime.record import tally
 from headrace.runtime.upstream import Upstream
 from headrace.transport.faults import fault_of, phase_of
@@ -55,6 +56,12 @@ def observed(
         timeouts=timeouts,
         max_attempts=max_attempts,
     )
+    tracing = upstream.tracing
+    trace = None
+    if tracing is not None and tracing.has_context():
+        trace = tracing.observed_call(
+            plan.name, state.circuit, address=state.pool.host, request=inbound_var.get()
+        )
     refused = isinstance(exchange.decide(began), Refuse)
     outcome = Outcome(started_s=began)
     try:
@@ -88,6 +95,10 @@ def observed(
                 add(counters.observed, "refused")
             if outcome.duration_s > timeouts.attempt_s:
                 add(counters.observed, "timed_out")
+        exemplar = None
+        if trace is not None:
+            trace.end(exchange, label=None)
+            exemplar = trace.exemplar(outcome.duration_s)
         exchange.refused = None  # nothing was refused: it would have been
         exchange.deadline_at = None  # nor is there any
-        tally(counters, exchange, label=None, duration_s=outcome.duration_s)
+        tally(counters, exchange, label=None, duration_s=outcome.duration_s, exemplar=exemplar)

@@ -259,6 +259,9 @@ class _Surface:
     def family(self) -> dict[str, Any]:
         return {"request": self._request, "response": None}
 
+    def url(self) -> str:
+        return self._request.url or ""
+
 
 _status: Callable[[Response], int] = operator.attrgetter("status_code")
 

@@ -23,7 +23,7 @@ from headrace.adapters.hop import Hop, Refused
 from headrace.adapters.kept import KeptResponse
 from headrace.adapters.own_retries import delegated, unsent_only
 from headrace.adapters.tries import Tries
-from headrace.adapters.urllib3 import NO_RETRY
+from headrace.adapters.urllib3 import NO_RETRY, url_through
 from headrace.policy.plan import FallbackPlan, TimeoutPlan, UrlPrefix
 from headrace.policy.routes import url_of
 from headrace.runtime.upstream import Upstream
@@ -265,3 +265,6 @@ class _Surface:
 
     def family(self) -> dict[str, Any]:
         return {"request": self._request, "response": None}
+
+    def url(self) -> str:
+        return url_through(self._pool, self._target)

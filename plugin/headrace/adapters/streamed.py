@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from typing import TYPE_CHECKING
 
 from urllib3.exceptions import HTTPError
 
@@ -14,14 +15,25 @@ from headrace.runtime.record import Record
 from headrace.transport.faults import fault_of
 from headrace.transport.urllib3_connection import StreamedResponse
 
+if TYPE_CHECKING:
+    from headrace.observe.otel import CallTrace
 
-def follow(raw: object, exchange: Exchange, record: Record, counters: UpstreamCounters) -> None:
+
+def follow(
+    raw: object, exchange: Exchange, record: Record, counters: UpstreamCounters, trace: CallTrace | None
+) -> None:
     """Hear of it when the body of *raw* breaks off as its caller reads it. Keeps nothing that refers to *raw*."""
     if isinstance(raw, StreamedResponse):
-        raw.on_break = functools.partial(_broke, exchange, record, counters)
+        raw.on_break = functools.partial(_broke, exchange, record, counters, trace)
 
 
-def _broke(exchange: Exchange, record: Record, counters: UpstreamCounters, error: HTTPError) -> None:
+def _broke(
+    exchange: Exchange,
+    record: Record,
+    counters: UpstreamCounters,
+    trace: CallTrace | None,
+    error: HTTPError,
+) -> None:
     error.headrace = record  # type: ignore[attr-defined]
     if exchange.is_cancelled:
         error.add_note(
@@ -33,7 +45,10 @@ def _broke(exchange: Exchange, record: Record, counters: UpstreamCounters, error
     answered = exchange.outcomes[-1]
     fault, cut = fault_of(error, "sent")
     duration_s = now - answered.started_s - answered.wait_s
-    exchange.body_broke(Outcome(fault, sent=True, cut=cut, duration_s=duration_s), now)
+    outcome = Outcome(fault, sent=True, cut=cut, duration_s=duration_s)
+    exchange.body_broke(outcome, now)
+    if trace is not None:
+        trace.body_broke(outcome)
     record.judge_last(exchange.verdicts[-1])
     with counters.lock:
         counters.broken_bodies += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headrace.adapters.outbound import Outbound
 from headrace.policy.circuit import Refused, Verdict
@@ -12,6 +12,9 @@ from headrace.policy.exchange import EndReason, Exchange
 from headrace.policy.outcome import Fault, Outcome
 from headrace.runtime.record import tally
 from headrace.runtime.upstream import Upstream
+
+if TYPE_CHECKING:
+    from headrace.observe.otel import CallTrace
 
 
 class Tries:
@@ -28,6 +31,7 @@ class Tries:
     __slots__ = (
         "_label",
         "_outbound",
+        "_trace",
         "_upstream",
         "began",
         "deadline_at",
@@ -43,6 +47,7 @@ class Tries:
         self._upstream: Upstream | None = upstream
         self._outbound: Outbound | None = None
         self._label: str | None = None
+        self._trace: CallTrace | None = None
         self.began = time.monotonic()
         self.made = 0
         self.suspects_idle = False
@@ -59,8 +64,14 @@ class Tries:
             self._outbound = Outbound(upstream, method, headers)
         return self._outbound
 
-    def add(self, exchange: Exchange, *, label: str | None, suspects_idle: bool) -> None:
-        """Take over what became of a try; *label* as for `record.tally`. Mutates."""
+    def add(
+        self, exchange: Exchange, *, label: str | None, suspects_idle: bool, trace: CallTrace | None
+    ) -> None:
+        """Take over what became of a try; *label* as for `record.tally`. Mutates.
+
+        Args:
+            trace: What the try told OpenTelemetry, or None.
+        """
         self.outcomes += exchange.outcomes
         self.verdicts += exchange.verdicts
         self.deadline_at = exchange.deadline_at
@@ -68,6 +79,7 @@ class Tries:
         self.refused = exchange.refused
         self.suspects_idle = suspects_idle
         self._label = label
+        self._trace = trace
 
     @property
     def is_body_spent(self) -> bool:
@@ -82,4 +94,11 @@ class Tries:
         """Count the call, once; nothing where no try was made. Mutates the counters of its upstream."""
         upstream, self._upstream = self._upstream, None
         if upstream is not None and self.made:
-            tally(upstream.state.counters, self, label=self._label, duration_s=time.monotonic() - self.began)
+            duration_s = time.monotonic() - self.began
+            tally(
+                upstream.state.counters,
+                self,
+                label=self._label,
+                duration_s=duration_s,
+                exemplar=None if self._trace is None else self._trace.exemplar(duration_s),
+            )

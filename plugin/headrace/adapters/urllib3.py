@@ -113,6 +113,14 @@ def urlopen(
     ).run()
 
 
+def url_through(pool: GovernedHTTPPool, target: str) -> str:
+    """The URL that *target* has when it is sent through *pool*."""
+    if not target.startswith("/"):
+        return target  # whole already, as PoolManager passes it
+    host = f"[{pool.host}]" if ":" in pool.host else pool.host
+    return f"{pool.scheme}://{host}:{pool.port}{target}"
+
+
 class UrlopenSurface:
     """One call through urllib3."""
 
@@ -202,3 +210,6 @@ class UrlopenSurface:
 
     def family(self) -> dict[str, Any]:
         return {"pool": self._pool}
+
+    def url(self) -> str:
+        return url_through(self._pool, self._target)

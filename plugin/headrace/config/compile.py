@@ -83,7 +83,9 @@ def compile_settings(
             poll_s=float(reload.poll),
             drain_s=float(reload.drain),
         ),
-        telemetry=TelemetryPlan(served_requests=settings.telemetry.served_requests),
+        telemetry=TelemetryPlan(
+            served_requests=settings.telemetry.served_requests, tracing=settings.telemetry.tracing
+        ),
         upstreams=MappingProxyType(upstreams),
         digest=digest,
         watched=watched,

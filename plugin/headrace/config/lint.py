@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from headrace.config.problems import Path, Problem
 from headrace.config.settings import Settings, Upstream
@@ -19,6 +20,12 @@ def lint(settings: Settings, written: Written) -> Iterator[Problem]:
             longest,
             "has no effect: it limits what a header says, and service.deadline has no header",
             "write beside it: header: X-Request-Timeout, or remove it",
+        )
+    if settings.telemetry.tracing == "spans" and not _has_opentelemetry():
+        yield written.problem(
+            ("telemetry", "tracing"),
+            "spans: nothing is traced without opentelemetry-api, which is not installed here",
+            "install headrace[otel] where the application runs",
         )
     for name, upstream in settings.upstreams.items():
         base: Path = ("upstreams", name)
@@ -51,6 +58,14 @@ def _breaker(upstream: Upstream, base: Path, written: Written) -> Iterator[Probl
         yield written.problem(
             threshold, "has no effect: no call is slow as long as duration is null", "give duration as well"
         )
+
+
+def _has_opentelemetry() -> bool:
+    """Whether it could be imported; nothing but an empty parent package is."""
+    try:
+        return find_spec("opentelemetry.trace") is not None
+    except ImportError:  # not even the parent
+        return False
 
 
 def _timeouts(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:

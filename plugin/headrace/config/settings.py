@@ -126,6 +126,11 @@ class Reload(Section):
 class Telemetry(Section):
     """What is measured beyond the upstreams themselves."""
 
+    tracing: Literal["annotate", "spans", "off"] = Field(
+        "annotate",
+        description="annotate: attributes and events on the current span; spans: one per attempt, too. "
+        "Needs opentelemetry-api.",
+    )
     served_requests: bool = Field(
         True, description="Count and time the requests that the application serves."
     )

@@ -111,6 +111,11 @@ class ASGIMiddleware:
             trace, deadlines = names.read(more)
             if trace and names.id_is_trace:
                 request_id = trace[0][1][3:35]
+        tracing = snapshot.tracing
+        # Asked in C: a request without a span around it pays nothing.
+        outer = tracing if tracing is not None and tracing.has_context() else None
+        if outer is not None and service.request_id.is_trace_id:
+            request_id = outer.trace_id() or request_id
         if not request_id:
             request_id = new_request_id()
 
@@ -123,6 +128,7 @@ class ASGIMiddleware:
 
         status = 0
         is_over = False
+        inbound: Inbound | None = None
 
         async def send_with_id(message: Message) -> None:
             nonlocal status, is_over
@@ -136,6 +142,8 @@ class ASGIMiddleware:
                 else:
                     headers.append((header, request_id.encode("ascii")))
                     message = {**message, "headers": headers}
+                if tracing is not None and inbound is not None and tracing.has_context():
+                    tracing.tell(inbound)
                 await send(message)
                 return
             is_last = (kind == "http.response.body" and not message.get("more_body")) or kind in _ENDS
@@ -161,6 +169,8 @@ class ASGIMiddleware:
             receive = watch.receive
         allowance = RetryAllowance(repeat(None, service.max_retries_per_request))
         inbound = Inbound(headrace, snapshot, request_id, allowance, due_at, trace, cancellation)
+        if outer is not None:
+            outer.meet(inbound)
         token = inbound_var.set(inbound)
         try:
             await self.app(scope, receive, send_with_id)
@@ -184,6 +194,8 @@ class ASGIMiddleware:
         finally:
             if status and not is_over and configuration.telemetry.served_requests:  # broken off
                 headrace.service.served(status, perf_counter() - began)
+            if tracing is not None and inbound.told is not None:
+                tracing.tell(inbound)
             try:  # suppress() is three Python-level calls
                 inbound_var.reset(token)
             except ValueError:

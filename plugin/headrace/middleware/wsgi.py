@@ -13,7 +13,7 @@ from contextvars import copy_context
 from itertools import repeat
 from os import getpid
 from time import monotonic, perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headrace.app import File, Headrace
 from headrace.middleware.context import HeaderNames, Trace, deadline_at, is_sane_text, trace_of
@@ -23,6 +23,9 @@ from headrace.observe.logs import emit
 from headrace.policy.plan import Configuration
 from headrace.policy.retry import RetryAllowance
 from headrace.runtime.inbound import Inbound, inbound_var, new_request_id
+
+if TYPE_CHECKING:
+    from headrace.observe.otel import Tracing
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Callable[[bytes], object]]
@@ -90,6 +93,11 @@ class WSGIMiddleware:
             trace = trace_of([traceparent], [] if state is None else [state])
             if trace and names.id_is_trace:
                 request_id = trace[0][1][3:35]
+        tracing = snapshot.tracing
+        # Asked in C: a request without a span around it pays nothing.
+        outer = tracing if tracing is not None and tracing.has_context() else None
+        if outer is not None and service.request_id.is_trace_id:
+            request_id = outer.trace_id() or request_id
         if request_id is None or not is_sane_text(request_id):
             request_id = new_request_id()
         environ["headrace"] = headrace
@@ -104,7 +112,12 @@ class WSGIMiddleware:
             if due_at is not None and due_at <= now:
                 return exchange.answered(too_late(request_id))
         allowance = RetryAllowance(repeat(None, service.max_retries_per_request))
-        run(inbound_var.set, Inbound(headrace, snapshot, request_id, allowance, due_at, trace))
+        inbound = Inbound(headrace, snapshot, request_id, allowance, due_at, trace)
+        if tracing is not None:
+            exchange.tracing, exchange.inbound = tracing, inbound
+            if outer is not None:
+                outer.meet(inbound)
+        run(inbound_var.set, inbound)
         try:
             body = run(self.app, environ, exchange.start_response)
         except Exception as exc:
@@ -165,7 +178,9 @@ class _Exchange:
         "_start_response",
         "_status",
         "body",
+        "inbound",
         "run",
+        "tracing",
     )
 
     def __init__(
@@ -191,6 +206,8 @@ class _Exchange:
         self._is_counted = False
         self._is_closed = False
         self._is_mapped = False
+        self.tracing: Tracing | None = None
+        self.inbound: Inbound | None = None
 
     def start_response(self, status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
         """The server's, with the request id added unless the application set one; exc_info goes through."""
@@ -202,6 +219,8 @@ class _Exchange:
         else:
             header = self._configuration.service.request_id.header
             headers = [*headers, (header, self._request_id)]
+        if self.tracing is not None and self.inbound is not None and self.tracing.has_context():
+            self.tracing.tell(self.inbound)
         write = self._start_response(status, headers, *exc_info)
         if self._configuration.service.error_responses == "propagate":
             return write  # nobody asks whether something was sent
@@ -249,6 +268,8 @@ class _Exchange:
         if self._is_counted or not self._status:
             return
         self._is_counted = True
+        if self.tracing is not None and self.inbound is not None and self.inbound.told is not None:
+            self.tracing.tell(self.inbound)
         if self._configuration.telemetry.served_requests:
             self._headrace.service.served(self._status, perf_counter() - self._began)
 

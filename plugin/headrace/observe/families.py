@@ -408,7 +408,7 @@ Samples = Mapping[str, Mapping[Labels, Value]]
 def samples_of(reading: Reading) -> Samples:
     """All samples of *reading*, its counters copied: the caller's own."""
     upstreams = [replace(upstream, counters=_copied(upstream.counters)) for upstream in reading.upstreams]
-    service = replace(reading.service, served_duration=_copied_histogram(reading.service.served_duration))
+    service = replace(reading.service, served_duration=reading.service.served_duration.copy())
     found: dict[str, dict[Labels, Value]] = {}
     for family in UPSTREAM_FAMILIES:
         found[family.name] = {
@@ -438,16 +438,10 @@ def _copied(counters: UpstreamCounters) -> UpstreamCounters:
         copy.observed = dict(counters.observed)
         copy.acquires = dict(counters.acquires)
         copy.closed = dict(counters.closed)
-        copy.duration = _copied_histogram(counters.duration)
-        copy.wait = _copied_histogram(counters.wait)
-        copy.attempts_per_call = _copied_histogram(counters.attempts_per_call)
-        copy.deadline_left = _copied_histogram(counters.deadline_left)
-    return copy
-
-
-def _copied_histogram(histogram: Histogram) -> Histogram:
-    copy = Histogram(histogram.bounds)
-    copy.counts, copy.sum = list(histogram.counts), histogram.sum
+        copy.duration = counters.duration.copy()
+        copy.wait = counters.wait.copy()
+        copy.attempts_per_call = counters.attempts_per_call.copy()
+        copy.deadline_left = counters.deadline_left.copy()
     return copy
 
 
@@ -456,6 +450,7 @@ def _sum(old: Histogram, new: Histogram) -> Histogram:
     total = Histogram(old.bounds)
     total.counts = [a + b for a, b in zip(old.counts, new.counts, strict=True)]
     total.sum = old.sum + new.sum
+    total.exemplars = {**old.exemplars, **new.exemplars}
     return total
 
 

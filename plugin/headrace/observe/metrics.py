@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.samples import Exemplar
 
 from headrace.observe.events import ConfigWarning
 from headrace.observe.families import (
@@ -126,12 +127,22 @@ class _Collector:
                 if not isinstance(value, Histogram):
                     metric.add_metric(labels, value)
                 else:
-                    total, buckets = 0, []
-                    for bound, count in zip(le_labels(value), value.counts, strict=True):
-                        total += count
-                        buckets.append((bound, total))
-                    metric.add_metric(labels, buckets, value.sum)
+                    metric.add_metric(labels, _buckets_of(value), value.sum)
             yield metric
+
+
+def _buckets_of(histogram: Histogram) -> list[Any]:
+    """Upper bound, cumulative count and, where there is one, exemplar of each bucket, as `add_metric` takes them."""
+    total, buckets = 0, []
+    for index, (bound, count) in enumerate(zip(le_labels(histogram), histogram.counts, strict=True)):
+        total += count
+        kept = histogram.exemplars.get(index)
+        if kept is None:
+            buckets.append((bound, total))
+        else:
+            labels = {"trace_id": kept.trace_id, "span_id": kept.span_id}
+            buckets.append((bound, total, Exemplar(labels, kept.value, kept.at_s)))  # type: ignore[arg-type]
+    return buckets
 
 
 def _family_of(family: Family[Any], labels: Labels) -> Any:

@@ -67,6 +67,7 @@ class Circuit:
         state: Readable without the lock, as a hint.
         generation: Counts the transitions so far; readable as a hint.
         is_shut: Calls are being refused, probes apart; readable as a hint.
+        history: The latest transitions, four at most, oldest first; readable without the lock.
     """
 
     __slots__ = (
@@ -87,6 +88,7 @@ class Circuit:
         "_untold",
         "_window",
         "generation",
+        "history",
         "is_shut",
         "state",
     )
@@ -106,6 +108,7 @@ class Circuit:
         self._on_waived = on_waived
         self.state = _CLOSED
         self.generation = 0
+        self.history: tuple[Transition, ...] = ()
         self._window = window_for(plan.window)
         self._consecutive_failures = 0
         self._broken_run = (
@@ -404,6 +407,7 @@ class Circuit:
                 self._window.clear()
                 self._ramp = None if plan.half_open.ramp_s is None else Ramp(at_s)
         self._open_the_way()
+        self.history = (*self.history[-3:], transition)
         self._untold.append(transition)
 
     def _numbers(self, trigger: Trigger) -> tuple[Tally, float | None, float | None]:

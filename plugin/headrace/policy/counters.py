@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 DURATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -19,32 +20,54 @@ ATTEMPT_BUCKETS = (1, 2, 3, 5, 10)
 """Upper bounds, attempts per call: the defaults allow 3, most who raise it 5."""
 
 
+@dataclass(slots=True)
+class Exemplar:
+    """One observed value and the trace in which to look at it.
+
+    Attributes:
+        trace_id, span_id: 32 and 16 hex digits.
+        at_s: Unix time of the observation.
+    """
+
+    trace_id: str
+    span_id: str
+    value: float
+    at_s: float
+
+
 class Histogram:
     """Counts per bucket and their sum. Not thread-safe: the owner's lock guards it.
 
     Attributes:
         bounds: Upper bounds of the buckets, ascending; seconds, or what else the owner observes.
         counts: Not cumulative; shape (len(bounds) + 1,), the last is +Inf.
+        exemplars: The latest of each bucket that has one, by the index of its bucket.
     """
 
-    __slots__ = ("bounds", "counts", "sum")
+    __slots__ = ("bounds", "counts", "exemplars", "sum")
 
     def __init__(self, bounds: Sequence[float] = DURATION_BUCKETS_S) -> None:
         self.bounds = tuple(bounds)
         self.counts = [0] * (len(self.bounds) + 1)
         self.sum = 0.0
+        self.exemplars: dict[int, Exemplar] = {}
 
     def copy(self) -> Histogram:
         """The same counts, apart from these."""
         twin = Histogram(self.bounds)
         twin.counts = list(self.counts)
         twin.sum = self.sum
+        twin.exemplars = dict(self.exemplars)
         return twin
 
     def observe(self, value: float) -> None:
         """Add one value. Mutates."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
+
+    def exemplify(self, exemplar: Exemplar) -> None:
+        """Keep *exemplar*, of a value that was observed, in place of its bucket's. Mutates."""
+        self.exemplars[bisect_left(self.bounds, exemplar.value)] = exemplar
 
 
 class UpstreamCounters:

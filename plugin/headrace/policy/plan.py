@@ -16,6 +16,7 @@ Mode = Literal["enforce", "observe", "off"]
 WhenFull = Literal["wait", "new", "reject"]
 CircuitMode = Literal["enforce", "observe", "forced_open", "disabled"]
 ErrorResponses = Literal["propagate", "map"]
+TracingMode = Literal["annotate", "spans", "off"]
 Jitter = Literal["full", "equal", "additive", "decorrelated", "none"]
 RetryAfterFormat = Literal["auto", "unix_timestamp"]
 
@@ -421,6 +422,7 @@ class TelemetryPlan:
     """What is measured beyond the upstreams themselves."""
 
     served_requests: bool
+    tracing: TracingMode = "annotate"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from headrace.policy.retry import RetryAllowance
 from headrace.runtime.cancellation import Cancellation
 
 if TYPE_CHECKING:
+    from headrace.observe.otel import RequestTrace
     from headrace.runtime.snapshot import Snapshot
 
 P = ParamSpec("P")
@@ -36,6 +37,7 @@ class Inbound:
         deadline_at: When its caller stops waiting, monotonic seconds, or None if that is not known.
         trace: Its `traceparent` and `tracestate`, for upstreams when no tracer is there.
         cancellation: Aborts its outbound calls; None unless `cancel_on_disconnect` is on.
+        told: What its span is to be told, or None while there is nothing.
     """
 
     headrace: Any
@@ -45,6 +47,7 @@ class Inbound:
     deadline_at: float | None = None
     trace: tuple[tuple[str, str], ...] = ()
     cancellation: Cancellation | None = None
+    told: RequestTrace | None = None
 
 
 inbound_var: ContextVar[Inbound | None] = bound_request

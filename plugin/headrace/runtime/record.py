@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from headrace.policy.circuit import Refused, Verdict
-from headrace.policy.counters import UpstreamCounters, add
+from headrace.policy.counters import Exemplar, UpstreamCounters, add
 from headrace.policy.exchange import EndReason
 from headrace.policy.outcome import Fault, Outcome
 
@@ -176,11 +176,19 @@ class Ended(Protocol):
     refused: Refused | None
 
 
-def tally(counters: UpstreamCounters, exchange: Ended, *, label: str | None, duration_s: float) -> None:
+def tally(
+    counters: UpstreamCounters,
+    exchange: Ended,
+    *,
+    label: str | None,
+    duration_s: float,
+    exemplar: Exemplar | None = None,
+) -> None:
     """Count one ended call. Mutates *counters*, once, under its lock.
 
     Args:
         label: Why it was refused or broken off; None: the label of its last attempt.
+        exemplar: The trace to look at for *duration_s*, or None.
     """
     outcomes, deadline_at = exchange.outcomes, exchange.deadline_at
     labels = [outcome.label for outcome in outcomes]
@@ -195,6 +203,8 @@ def tally(counters: UpstreamCounters, exchange: Ended, *, label: str | None, dur
             per_call.sum += len(labels)
         requests[label] = requests.get(label, 0) + 1
         counters.duration.observe(duration_s)
+        if exemplar is not None:
+            counters.duration.exemplify(exemplar)
         for number, one in enumerate(labels):
             attempts[one] = attempts.get(one, 0) + 1
             if number:

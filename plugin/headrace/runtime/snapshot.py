@@ -5,14 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from headrace.errors import UnknownUpstream
+from headrace.observe.tracing import tracing_of
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import Configuration, UrlPrefix
 from headrace.policy.routes import RouteTable
 from headrace.runtime.service import ServiceCounters
 from headrace.runtime.upstream import Upstream, UpstreamState, build_states
+
+if TYPE_CHECKING:
+    from headrace.observe.otel import Tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +25,14 @@ class Snapshot:
 
     Attributes:
         loaded_at: Wall clock, seconds since the epoch.
+        tracing: Tells OpenTelemetry of requests and calls, or None: nothing is told.
     """
 
     configuration: Configuration
     upstreams: Mapping[str, Upstream]
     routes: RouteTable[Upstream]
     loaded_at: float
+    tracing: Tracing | None = None
 
     @property
     def digest(self) -> str:
@@ -69,6 +75,7 @@ def build_snapshot(
     """
     upstreams: dict[str, Upstream] = {}
     deadline = configuration.service.deadline
+    tracing = tracing_of(configuration.telemetry.tracing)
     for name, plan in configuration.upstreams.items():
         before = previous.upstreams.get(name) if previous is not None else None
         if before is not None and before.plan == plan:
@@ -90,6 +97,7 @@ def build_snapshot(
             request_id_header=configuration.service.request_id.header,
             deadline_header=None if deadline is None else deadline.header,
             service=service,
+            tracing=tracing,
         )
     for name in upstreams:
         _find_fallback(name, upstreams)
@@ -98,6 +106,7 @@ def build_snapshot(
         upstreams=upstreams,
         routes=RouteTable(routes_of(upstreams.values())),
         loaded_at=loaded_at,
+        tracing=tracing,
     )
 
 

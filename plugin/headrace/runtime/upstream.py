@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headrace.observe.events import CircuitChanged, LeaseHeld, LeaseLeaked, PoolResized
 from headrace.observe.logs import emit
@@ -20,6 +20,9 @@ from headrace.runtime.service import ServiceCounters
 from headrace.transport.lease import LeasePool
 from headrace.transport.pool_sizer import PoolSizer
 from headrace.transport.urllib3_pool import GovernedHTTPPool, build_pool
+
+if TYPE_CHECKING:
+    from headrace.observe.otel import Tracing
 
 
 class CircuitReporter:
@@ -124,6 +127,7 @@ class Upstream:
         elsewhere: States for the other origins of `match`: connections of their own, and the
             circuit, budget and counters of `state`.
         fallback: Asked instead where the circuit refuses; None: none is, whatever else the plan says.
+        tracing: Tells OpenTelemetry of its calls, or None: nothing is told.
     """
 
     plan: UpstreamPlan
@@ -135,6 +139,7 @@ class Upstream:
     service: ServiceCounters
     elsewhere: Mapping[Origin, UpstreamState] = field(default_factory=dict)
     fallback: Upstream | None = None
+    tracing: Tracing | None = None
 
     def at(self, origin: Origin) -> Upstream:
         """This upstream as calls to *origin*, one of its `base_url` and `match`, see it."""
