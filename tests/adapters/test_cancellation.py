@@ -170,9 +170,11 @@ def test_a_call_on_a_pooled_connection_is_cut_and_not_sent_again(
         assert_pool_is_whole(hr)
 
 
-def test_a_call_amid_its_body_is_cut(tmp_path: Path, call: Call, server: FaultServer) -> None:
+@pytest.mark.parametrize("framed", [True, False])
+def test_a_call_amid_its_body_is_cut(tmp_path: Path, call: Call, server: FaultServer, framed: bool) -> None:
+    """A body that ends with its connection looks whole when we shut that: half an answer must not be one."""
     with running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
-        server.next(Answer(body=b"x" * 1000, drip_body_s=0.05))
+        server.next(Answer(body=b"x" * 1000, drip_body_s=0.05, framed=framed, close=not framed))
         request = Request(hr)
         outbound = request.start(lambda: call(hr, server.url))
         server.wait_for(lambda: len(server.requests) == 1)
@@ -265,11 +267,12 @@ def test_several_calls_at_once_are_cut_together(tmp_path: Path, server: FaultSer
         assert_pool_is_whole(hr)
 
 
-def test_a_streamed_body_breaks_off(tmp_path: Path, server: FaultServer) -> None:
+@pytest.mark.parametrize("framed", [True, False])
+def test_a_streamed_body_breaks_off(tmp_path: Path, server: FaultServer, framed: bool) -> None:
     """And is not held against the upstream, as one that breaks off by itself would be."""
     body = PATIENT + "    circuit_breaker: {consecutive_failures: 1}\n"
     with running(tmp_path, rules(server.url, body)) as hr:
-        server.next(Answer(body=b"x" * 1000, drip_body_s=0.05))
+        server.next(Answer(body=b"x" * 1000, drip_body_s=0.05, framed=framed, close=not framed))
         request = Request(hr)
         began = threading.Event()
 

@@ -348,6 +348,10 @@ class Call(Generic[T]):
                 answer = self._surface.send(
                     Timeout(total=limit_s, connect=timeouts.connect_s, read=timeouts.read_s)
                 )
+                if lease.aborted is not None:
+                    # Shut by us, and it looks whole all the same: a body that ends with its connection.
+                    answer.close()  # type: ignore[attr-defined]
+                    raise ConnectionAbortedError("the call was broken off amid the answer")
             except Exception as error:
                 self.error = error
                 self._answered = attempt.answered

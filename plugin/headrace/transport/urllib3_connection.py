@@ -68,6 +68,11 @@ class StreamedResponse(GovernedResponse):
         try:
             with super()._error_catcher():
                 yield
+                # A body that ends with its connection looks whole when it was we who shut that.
+                conn = self._connection
+                lease = conn.lease if isinstance(conn, GovernedHTTPConnection) else None
+                if lease is not None and lease.aborted is not None:
+                    raise ConnectionAbortedError("the call was broken off amid the body")
         except HTTPError as error:
             tell, self.on_break = self.on_break, None
             if tell is not None:

@@ -247,7 +247,7 @@ def _discard(conn: GovernedHTTPConnection) -> None:
 
 def _abort(conn: GovernedHTTPConnection) -> None:
     """Break off whatever the owner of *conn* is doing with it; the owner closes it."""
-    sock = conn.sock
+    sock = conn.sock or conn.answering
     if sock is not None:
         try:
             # Never SSLSocket.shutdown: it drops the TLS layer, and a later write would go out in plaintext.
