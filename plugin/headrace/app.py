@@ -198,6 +198,7 @@ class Headrace:
             "held": self._reloader.is_holding,
             "reloads": dict(self.service.reloads),
             "ungoverned": dict(self.service.ungoverned),
+            "inbound_deadlines": dict(self.service.inbound_deadlines),
             "unknown_hosts": [
                 {"host": host, "calls": calls} for host, calls in install.busiest_unknown_hosts()
             ],

@@ -235,6 +235,26 @@ def test_a_body_that_the_client_sends_only_when_asked_is_not_asked_for() -> None
     run(test)
 
 
+def test_without_a_loop_of_asyncio_it_notices_what_the_application_asks_for() -> None:
+    """Under trio; here the watch is simply started where no loop runs."""
+    messages = iter([WHOLE, LEFT])
+    reported: list[int] = []
+
+    async def receive() -> Any:
+        return next(messages)
+
+    watch = DisconnectWatch(receive, lambda: reported.append(1))
+    watch.start(())
+
+    async def test() -> None:
+        assert await watch.receive() == WHOLE
+        assert await watch.receive() == LEFT
+        await watch.close()
+
+    run(test)
+    assert reported == [1]
+
+
 # --- in the middleware --------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -17,7 +18,7 @@ import pytest
 
 from headrace.middleware.wsgi import WSGIMiddleware
 from headrace.runtime.inbound import inbound_var
-from support.gateways import FakeHeadrace, call_wsgi, configured, wsgi_environ
+from support.gateways import CONFIGURATION, FakeHeadrace, FakeSnapshot, call_wsgi, configured, wsgi_environ
 
 from .conftest import with_record
 
@@ -54,6 +55,21 @@ def answering(body: Any) -> Any:
 def test_a_file_and_a_headrace_at_once_are_refused() -> None:
     with pytest.raises(TypeError, match="not both"):
         WSGIMiddleware(answering([]), "upstreams.yaml", headrace=FakeHeadrace())  # type: ignore[arg-type]
+
+
+def test_that_cancel_on_disconnect_has_no_effect_is_said_once_for_each_configuration(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    headrace = FakeHeadrace()
+    app = wrapped(answering([b"fine"]), headrace)
+    call_wsgi(app, wsgi_environ())
+    assert caplog.records == []
+    service = replace(CONFIGURATION.service, cancel_on_disconnect=True)
+    headrace.snapshot = FakeSnapshot(replace(CONFIGURATION, service=service))  # a reload
+    for _ in range(3):
+        call_wsgi(app, wsgi_environ())
+    (record,) = caplog.records
+    assert "cancel_on_disconnect has no effect under WSGI" in record.getMessage()
 
 
 # --- close() -------------------------------------------------------------------------------------
