@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import requests
 import responses
+import trustme
 import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError, MaxRetryError
@@ -22,7 +23,7 @@ from urllib3.util.retry import Retry
 import headrace
 from headrace.policy.exchange import EndReason
 from headrace.transport.attempt import current_attempt
-from support.faultserver import Answer, Break, FaultServer, Raw, Silence
+from support.faultserver import Answer, Break, FaultServer, Raw, Silence, server_context
 from support.governed import reason_of, rules, running
 from support.waiting import wait_until
 
@@ -448,6 +449,7 @@ def test_an_adapter_that_does_not_ask_for_a_pool_is_governed_as_one_attempt(
         answer = by_requests("GET", f"{server.url}/", retry())
         assert (answer.status_code, len(answer.headrace.attempts)) == (200, 1)
         assert billing(hr)["retry"]["delegated"] == 1
+        assert billing(hr)["requests"] == {"2xx": 1}
         assert len(server.requests) == 0
 
 
@@ -506,6 +508,22 @@ def test_a_refused_try_gets_the_fallback(tmp_path: Path, server: FaultServer, ca
         assert len(server.requests) == 1
 
 
+def test_over_tls_each_try_has_the_rules_trust_and_the_upstreams_connections(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    ca = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(ca))
+    with (
+        FaultServer(tls=server_context(authority)) as server,
+        running(tmp_path, rules(server.url, f"    tls: {{ca: '{ca}'}}\n")),
+        requests.Session() as session,
+    ):
+        session.mount("https://", HTTPAdapter(max_retries=retry()))
+        server.next(Answer(503), Answer(503))
+        assert [one.outcome for one in session.get(server.url).headrace.attempts] == ["5xx", "5xx", "2xx"]
+        assert requests.get(server.url).status_code == 200
+        assert server.connections == 1
+
+
 def test_observed_it_is_left_alone(tmp_path: Path, server: FaultServer, caller: Caller) -> None:
     with running(tmp_path, governed(server, "    mode: observe\n")) as hr:
         server.next(Answer(503))
@@ -513,4 +531,4 @@ def test_observed_it_is_left_alone(tmp_path: Path, server: FaultServer, caller: 
         assert caller.status(answer) == 200
         assert not hasattr(answer, "headrace")
         assert len(server.requests) == 2
-        assert billing(hr)["retry"]["delegated"] == 0
+        assert (billing(hr)["retry"]["delegated"], billing(hr)["retry"]["denied"]) == (0, {})

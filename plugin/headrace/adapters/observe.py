@@ -29,8 +29,8 @@ def observed(
     method: str,
     replayable: bool,
     timeouts: TimeoutPlan,
-    max_attempts: int,
     streamed: bool,
+    nth_try: int = 0,
 ) -> T:
     """What *go* returns or raises, untouched. Blocks.
 
@@ -54,7 +54,8 @@ def observed(
         method=method,
         replayable=replayable,
         timeouts=timeouts,
-        max_attempts=max_attempts,
+        max_attempts=plan.retry.max_attempts,
+        nth_try=nth_try,
     )
     tracing = upstream.tracing
     trace = None

@@ -26,6 +26,7 @@ from headrace.adapters.observe import observed
 from headrace.adapters.own_retries import delegated, retries_itself
 from headrace.adapters.requests_tries import send_in_tries
 from headrace.adapters.timeouts import timeouts_of_call
+from headrace.adapters.tries import Tries
 from headrace.adapters.ungoverned import passed_through
 from headrace.adapters.urllib3_patch import PlainPoolManager
 from headrace.adapters.urllib3_trust import bundles_of_environment
@@ -71,7 +72,6 @@ def send(
     body = request.body
     # Not requests' own `_body_position`: a request prepared once and sent twice begins elsewhere the second time.
     replayable, body_at = (True, None) if body is None or type(body) is bytes else position_of(body)
-    max_attempts = 1 if is_delegated else upstream.plan.retry.max_attempts
     if upstream.mode == "observe":
 
         def go_and_read() -> Response:
@@ -87,9 +87,10 @@ def send(
             method=_method(request),
             replayable=replayable,
             timeouts=timeouts,
-            max_attempts=max_attempts,
+            nth_try=int(is_delegated),
             streamed=stream,
         )
+    tries = None
     if is_delegated:
         if _asks_for_a_pool(original, adapter):
             return send_in_tries(
@@ -102,21 +103,26 @@ def send(
                 replayable=replayable,
                 body_at=body_at,
             )
+        tries = Tries(upstream)  # one, as far as we can see
         delegated(upstream)
     surface = _Surface(
         original, adapter, request, body_at, stream=stream, verify=verify, cert=cert, proxies=proxies
     )
-    return Call(
-        upstream,
-        surface,
-        message=request,
-        streamed=stream,
-        timeouts=timeouts,
-        method=_method(request),
-        replayable=replayable,
-        max_attempts=max_attempts,
-        headers=request.headers,
-    ).run()
+    try:
+        return Call(
+            upstream,
+            surface,
+            message=request,
+            streamed=stream,
+            timeouts=timeouts,
+            method=_method(request),
+            replayable=replayable,
+            headers=request.headers,
+            tries=tries,
+        ).run()
+    finally:
+        if tries is not None:
+            tries.settle()
 
 
 def _asks_for_a_pool(original: Send, adapter: HTTPAdapter) -> bool:

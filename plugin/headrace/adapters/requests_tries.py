@@ -140,7 +140,6 @@ class _Hop(Hop):
                 timeouts=self.timeouts,
                 method=method,
                 replayable=self.replayable,
-                max_attempts=self.upstream.plan.retry.max_attempts,
                 headers=headers,
                 tries=self.tries,
             ).run()

@@ -93,7 +93,7 @@ class Tries:
     def settle(self) -> None:
         """Count the call, once; nothing where no try was made. Mutates the counters of its upstream."""
         upstream, self._upstream = self._upstream, None
-        if upstream is not None and self.made:
+        if upstream is not None and (self.outcomes or self._label is not None):
             duration_s = time.monotonic() - self.began
             tally(
                 upstream.state.counters,

@@ -87,7 +87,6 @@ def urlopen(
             method=method,
             replayable=replayable,
             timeouts=timeouts_of_call(upstream.plan.timeouts, timeout),
-            max_attempts=upstream.plan.retry.max_attempts,
             streamed=not preload_content,
         )
     plan = upstream.plan
@@ -108,7 +107,6 @@ def urlopen(
         timeouts=plan.timeouts if timeout is None else timeouts_of_call(plan.timeouts, timeout),
         method=method,
         replayable=replayable,
-        max_attempts=plan.retry.max_attempts,
         headers=headers,
     ).run()
 

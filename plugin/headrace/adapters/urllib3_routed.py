@@ -116,7 +116,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
                 method=method.upper(),
                 replayable=replayable,
                 timeouts=self._timeouts(upstream.plan.timeouts, timeout, pool_timeout),
-                max_attempts=1 if is_own else upstream.plan.retry.max_attempts,
+                nth_try=int(is_own),
                 streamed=not preload_content,
             )
         if not isinstance(retries, Retry):
@@ -301,7 +301,6 @@ class _Hop(Hop):
             timeouts=self.timeouts,
             method=method,
             replayable=replayable,
-            max_attempts=self.upstream.plan.retry.max_attempts,
             headers=headers,
             tries=self.tries,
         ).run()
