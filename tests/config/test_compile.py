@@ -93,7 +93,7 @@ def test_file_with_only_a_base_url_gets_the_defaults_of_the_design_and_no_findin
     )
     assert configuration.service.error_responses == "propagate"
     assert configuration.install.requests
-    assert configuration.telemetry.served_requests
+    assert (configuration.telemetry.served_requests, configuration.telemetry.tracing) == (True, "annotate")
     assert dataclasses.astuple(configuration.reload) == (0.1, 1.0, 2.0, 30.0)
     assert len(configuration.digest) == 64
 

@@ -29,7 +29,7 @@ from headrace import cli
 from headrace.adapters.errors import REQUESTS, URLLIB3
 from headrace.config import inspect as inspect_files
 from headrace.config.sources import KNOWN_VARIABLES
-from headrace.observe import events, otel, span_facts
+from headrace.observe import call_trace, events, otel, span_facts
 from headrace.policy.exchange import EndReason
 from headrace.policy.outcome import FAULT_WORDS
 from headrace.policy.plan import CountWindowPlan
@@ -665,7 +665,7 @@ def test_metrics_are_on_the_default_registry_while_it_runs(hr: headrace.Headrace
 
 
 def test_every_attribute_and_event_of_spans_is_explained_and_no_other() -> None:
-    sources = "".join(inspect.getsource(module) for module in (span_facts, otel))
+    sources = "".join(inspect.getsource(module) for module in (span_facts, otel, call_trace))
     told = set(re.findall(r'"((?:headrace|circuit)\.[a-z_.]+)"', sources))
     text = README.read_text("utf-8").partition("### Traces")[2].partition("\n## ")[0]
     explained = set(re.findall(r"`((?:headrace|circuit)\.[a-z_.]+)`", text))

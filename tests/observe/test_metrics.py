@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as text_string_to_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from headrace.observe.families import FAMILIES
 from headrace.observe.metrics import Metrics, Reading, ServiceReading, UpstreamReading
 from headrace.policy.circuit import CircuitState, CircuitView
-from headrace.policy.counters import Histogram, UpstreamCounters, add
+from headrace.policy.counters import Exemplar, Histogram, UpstreamCounters, add
 from headrace.policy.plan import CircuitMode
 
 DIGEST = "0123456789abcdef" * 4
@@ -276,6 +277,31 @@ def test_two_instances_on_one_registry_are_merged_instead_of_colliding(
         registry.get_sample_value("headrace_requests_total", {"upstream": "inventory", "outcome": "2xx"})
         is None
     )
+
+
+def test_exemplars_of_two_instances_are_kept_bucket_by_bucket(
+    show: Show, registry: CollectorRegistry
+) -> None:
+    one, other = UpstreamCounters(lock=threading.Lock()), UpstreamCounters(lock=threading.Lock())
+    for counters, value, trace_id in (
+        (one, 0.02, "a"),
+        (one, 0.02, "b"),
+        (one, 3.0, "c"),
+        (other, 60.0, "d"),
+    ):
+        counters.duration.observe(value)
+        counters.duration.exemplify(Exemplar(trace_id * 32, "e" * 16, value, 1_700_000_000.0))
+    show(reading(upstream(counters=one)))
+    show(reading(upstream(counters=other)))
+
+    found = {
+        sample.labels["le"]: sample.exemplar.labels["trace_id"][0]
+        for family in text_string_to_openmetrics(generate_openmetrics(registry).decode())
+        for sample in family.samples
+        if sample.exemplar is not None
+    }
+    assert found == {"0.025": "b", "5.0": "c", "+Inf": "d"}
+    assert "# {" not in generate_latest(registry).decode()  # the other format has no place for them
 
 
 def test_install_and_uninstall_are_idempotent_and_leave_the_registry_empty(

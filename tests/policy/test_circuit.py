@@ -938,3 +938,18 @@ def test_a_probe_that_its_caller_never_got_because_a_listener_raised_returns() -
 
     view = circuit.view(T0 + 5)
     assert (view.state, view.probes_in_flight, view.verdicts) == (HALF, 0, 0)
+
+
+def test_the_history_is_the_latest_four_transitions_oldest_first() -> None:
+    bench = Bench()
+    assert bench.circuit.history == ()
+
+    now = T0
+    for _ in range(3):
+        bench.opened(now)
+        now += OPEN_FOR.max_s * 2
+        for _ in range(HALF_OPEN.max_probes):
+            bench.call(SUCCESS, now)
+
+    assert len(bench.told) == 9
+    assert list(bench.circuit.history) == bench.told[-4:]

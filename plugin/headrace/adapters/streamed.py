@@ -16,7 +16,7 @@ from headrace.transport.faults import fault_of
 from headrace.transport.urllib3_connection import StreamedResponse
 
 if TYPE_CHECKING:
-    from headrace.observe.otel import CallTrace
+    from headrace.observe.call_trace import CallTrace
 
 
 def follow(

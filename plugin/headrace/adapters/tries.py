@@ -14,7 +14,7 @@ from headrace.runtime.record import tally
 from headrace.runtime.upstream import Upstream
 
 if TYPE_CHECKING:
-    from headrace.observe.otel import CallTrace
+    from headrace.observe.call_trace import CallTrace
 
 
 class Tries:

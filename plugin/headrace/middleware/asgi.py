@@ -143,12 +143,14 @@ class ASGIMiddleware:
                     headers.append((header, request_id.encode("ascii")))
                     message = {**message, "headers": headers}
                 if tracing is not None and inbound is not None and tracing.has_context():
-                    tracing.tell(inbound)
+                    tracing.tell(inbound)  # of what has been called by now: it may break off
                 await send(message)
                 return
             is_last = (kind == "http.response.body" and not message.get("more_body")) or kind in _ENDS
             if watch is not None and is_last:
                 watch.is_over = True
+            if is_last and tracing is not None and inbound is not None and inbound.told is not None:
+                tracing.tell(inbound)  # before it is sent: with that the server's span ends
             await send(message)
             if is_last:
                 if not is_over and configuration.telemetry.served_requests:

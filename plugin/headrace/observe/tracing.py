@@ -1,8 +1,8 @@
 """Whether anything is told to OpenTelemetry, and by which rule: the one place that knows if it is there.
 
-What is told is in `otel`, which is imported from here only, and only when a
-configuration asks for it: without opentelemetry-api, or with `tracing: off`, nothing
-is imported and a call looks at one None.
+What is told is in `otel` and the three modules that it imports. They are imported
+from here only, and only when a configuration asks for it: without opentelemetry-api,
+or with `tracing: off`, nothing is imported and a call looks at one None.
 """
 
 from __future__ import annotations

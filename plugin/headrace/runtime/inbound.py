@@ -18,7 +18,7 @@ from headrace.policy.retry import RetryAllowance
 from headrace.runtime.cancellation import Cancellation
 
 if TYPE_CHECKING:
-    from headrace.observe.otel import RequestTrace
+    from headrace.observe.request_trace import RequestTrace
     from headrace.runtime.snapshot import Snapshot
 
 P = ParamSpec("P")
