@@ -4,6 +4,10 @@
 given (monotonic seconds) and never waited for: what time alone decides (a probe
 that hung, a half-open window that passed) is settled when the circuit is next
 touched, at the instant it happened.
+
+The file is a little long because everything that happens under the circuit's lock, and what a
+mode or a reload makes of it, is to be read in one place; the arithmetic is elsewhere (`window`,
+`trip`, `half_open`, `ramp`).
 """
 
 from __future__ import annotations
