@@ -209,7 +209,8 @@ def test_a_child_that_dies_with_a_probe_costs_its_parent_none(tmp_path: Path, se
     """
     body = (
         "    retry: {max_attempts: 1}\n"
-        "    circuit_breaker: {consecutive_failures: 1, open_for: {base: 50ms, jitter: 0}, half_open: {max_probes: 2}}\n"
+        "    circuit_breaker:\n"
+        "      {consecutive_failures: 1, open_for: {base: 50ms, jitter: 0}, half_open: {max_probes: 2}}\n"
     )
     with running(tmp_path, rules(server.url, body)) as hr:
         server.next(Answer(503))
