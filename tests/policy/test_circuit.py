@@ -842,6 +842,22 @@ def test_a_success_since_has_ended_the_run_that_a_turned_one_would_go_on_with() 
     assert (bench.told, bench.circuit.view(T0).consecutive_failures) == ([], 1)
 
 
+@pytest.mark.parametrize("window", [TimeWindowPlan(10.0), CountWindowPlan(100, None)], ids=["time", "count"])
+def test_an_old_success_that_turns_does_not_go_on_with_a_later_run(
+    window: TimeWindowPlan | CountWindowPlan,
+) -> None:
+    bench = Bench(circuit_plan(window=window))
+    permit = bench.permit(T0)
+    place = bench.circuit.record(permit, SUCCESS, T0)
+    for verdict in [FAILURE] * 4 + [SUCCESS]:
+        bench.call(verdict, T0 + 2)
+    assert place is not None
+
+    assert bench.circuit.turn(permit, place, T0 + 3)
+
+    assert (bench.circuit.state, bench.circuit.view(T0 + 3).consecutive_failures) == (CLOSED, 1)
+
+
 @pytest.mark.parametrize(
     ("window", "later_calls"),
     [
