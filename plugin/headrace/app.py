@@ -21,6 +21,7 @@ from headrace.observe.logs import emit
 from headrace.observe.metrics import Metrics, Reading, ServiceReading, UpstreamReading
 from headrace.policy.plan import Configuration
 from headrace.runtime import process
+from headrace.runtime.deadline import deadlines
 from headrace.runtime.inbound import inbound_var
 from headrace.runtime.reload import Reloader, ReloadResult
 from headrace.runtime.service import ServiceCounters
@@ -130,6 +131,7 @@ class Headrace:
                     self._closed = True
                     self._reloader.close()
                     self._stock.clear()
+                    _end_deadlines()
                 return
             mine = self._running_in == os.getpid()
             self._running_in = None
@@ -145,6 +147,7 @@ class Headrace:
             self._stock.clear()
             self._metrics.flush()
             self._metrics.uninstall()
+            _end_deadlines()
         emit(HeadraceStopped(files=self.files))
 
     def forget(self) -> None:
@@ -376,6 +379,12 @@ class Headrace:
             "broken_bodies": broken_bodies,
             "observed": observed,
         }
+
+
+def _end_deadlines() -> None:
+    """The deadline thread is the process's, not an instance's: the last one that runs ends it."""
+    if not install.owners():
+        deadlines.stop()
 
 
 _instances: WeakSet[Headrace] = WeakSet()

@@ -319,8 +319,8 @@ def test_a_call_that_is_still_connecting_sends_nothing_once_it_is_connected(
     request: Request
     open_socket = urllib3_connection._open_socket
 
-    def leave_meanwhile(conn: Any) -> Any:
-        sock = open_socket(conn)
+    def leave_meanwhile(*given: Any) -> Any:
+        sock = open_socket(*given)
         request.cancellation.cancel()
         return sock
 

@@ -47,7 +47,15 @@ def test_file_with_only_a_base_url_gets_the_defaults_of_the_design_and_no_findin
         mode="enforce",
         headers=(),
         propagate=PropagatePlan(request_id=True, retry_sequence=True),
-        timeouts=TimeoutPlan(deadline_s=15.0, attempt_s=4.0, connect_s=2.0, read_s=4.0, acquire_s=0.5),
+        timeouts=TimeoutPlan(
+            deadline_s=15.0,
+            attempt_s=4.0,
+            connect_s=2.0,
+            tls_handshake_s=2.0,
+            read_s=4.0,
+            write_s=4.0,
+            acquire_s=0.5,
+        ),
         pool=PoolPlan(
             max_connections=200,
             min_idle=0,
@@ -154,8 +162,8 @@ def test_a_default_is_cut_to_the_limit_around_it_that_was_written(load_text: Loa
         "  b: {base_url: http://b, timeouts: {deadline: 300ms}}\n"
     ).upstreams
     a, b = upstreams["a"].timeouts, upstreams["b"].timeouts
-    assert (a.attempt_s, a.connect_s, a.acquire_s) == (1.0, 1.0, 0.5)
-    assert (b.attempt_s, b.connect_s, b.acquire_s) == (0.3, 0.3, 0.3)
+    assert (a.attempt_s, a.connect_s, a.tls_handshake_s, a.write_s, a.acquire_s) == (1.0, 1.0, 1.0, 1.0, 0.5)
+    assert (b.attempt_s, b.connect_s, b.tls_handshake_s, b.write_s, b.acquire_s) == (0.3, 0.3, 0.3, 0.3, 0.3)
 
 
 def test_an_adaptive_pool_gets_the_thresholds_of_the_design_unless_others_are_written(

@@ -83,3 +83,18 @@ def test_a_limit_of_inbound_deadlines_that_no_header_brings_has_no_effect(inspec
 )
 def test_sound_rule_has_no_finding(inspect_text: InspectText, yaml: str) -> None:
     assert inspect_text(f"{BASE}    {yaml}\n").findings == ()
+
+
+def test_a_handshake_limit_without_tls_is_a_finding_where_it_is_written_for_that_upstream(
+    inspect_text: InspectText,
+) -> None:
+    inspection = inspect_text(
+        "defaults: {timeouts: {tls_handshake: 1s}}\n"
+        "upstreams:\n"
+        "  a: {base_url: http://a, timeouts: {tls_handshake: 1s}}\n"
+        "  b: {base_url: http://b}\n"
+        "  c: {base_url: https://c, timeouts: {tls_handshake: 1s}}\n"
+    )
+    assert [(one.path, one.line) for one in inspection.findings] == [
+        ("upstreams.a.timeouts.tls_handshake", 3)
+    ]

@@ -33,7 +33,7 @@ _libc = ctypes.CDLL(None)
 
 Headers = tuple[tuple[str, str], ...]
 Then = Literal["keep", "fin", "rst", "half_close"]
-OnAccept = Literal["serve", "rst", "fin", "silence"]
+OnAccept = Literal["serve", "rst", "fin", "silence", "drip_tls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,15 @@ class Raw:
 
 
 @dataclass(frozen=True, slots=True)
+class Endless:
+    """An answer that goes on for ever and is never silent for long: *first*, then *again* every `pause_s`."""
+
+    first: bytes = b""
+    again: bytes = b"HTTP/1.1 100 Continue\r\n\r\n"
+    pause_s: float = 0.02
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """A request as it came in.
 
@@ -114,13 +123,14 @@ class Request:
         return next((value for key, value in self.headers if key.lower() == name.lower()), None)
 
 
-Behaviour = Answer | Break | Silence | Raw | Callable[[Request], "Answer | Break | Silence | Raw"]
+Reply = Answer | Break | Silence | Raw | Endless
+Behaviour = Reply | Callable[[Request], Reply]
 
 
 def on_reuse(later: Behaviour, *, first: Behaviour = Answer()) -> Behaviour:
     """*first* for the first request of each connection, *later* for the others: an idle connection gone bad."""
 
-    def choose(request: Request) -> Answer | Break | Silence | Raw:
+    def choose(request: Request) -> Reply:
         chosen = first if request.nth == 1 else later
         return chosen(request) if callable(chosen) else chosen
 
@@ -138,7 +148,9 @@ class FaultServer:
         connections: Accepted so far.
         first_lines: Request lines read so far, complete or not what followed.
         failed_handshakes: TLS handshakes that did not come about.
-        on_accept: What new connections meet: `serve`, `rst`, `fin`, or `silence` (not a byte is read).
+        on_accept: What new connections meet: `serve`, `rst`, `fin`, `silence` (not a byte is read), or
+            `drip_tls`: the beginning of a handshake, byte by byte and without an end.
+        sip_s, sip_bytes: Pause between reads of a request's body, and what each of them takes at most.
     """
 
     host = "127.0.0.1"
@@ -149,6 +161,8 @@ class FaultServer:
         self.first_lines = 0
         self.failed_handshakes = 0
         self.on_accept: OnAccept = "serve"
+        self.sip_s = 0.0
+        self.sip_bytes = 1024
         self._general: Behaviour = Answer()
         self._by_path: dict[str, Behaviour] = {}
         self._queue: deque[Behaviour] = deque()
@@ -285,11 +299,15 @@ class FaultServer:
                     _end(sock, how)
                 case "silence":
                     self._closing_or_hangup(sock, read=False)
+                case "drip_tls":
+                    self._go_on(
+                        Endless(b"\x16\x03\x03\x40\x00", b"\x02"), sock
+                    )  # a record of 16 KiB, announced
                 case "serve":
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     if self.tls is not None:
                         sock = self._handshake(plain)
-                    self._answer_all(_Connection(sock, number))
+                    self._answer_all(_Connection(sock, number, self._sip))
         except OSError:  # the client has gone, or close() was called
             pass
         finally:
@@ -336,14 +354,14 @@ class FaultServer:
             if not self._play(self._behaviour(request), request, connection.sock):
                 return
 
-    def _behaviour(self, request: Request) -> Answer | Break | Silence | Raw:
+    def _behaviour(self, request: Request) -> Reply:
         try:
             chosen = self._queue.popleft()
         except IndexError:
             chosen = self._by_path.get(request.target.partition("?")[0], self._general)
         return chosen(request) if callable(chosen) else chosen
 
-    def _play(self, behaviour: Answer | Break | Silence | Raw, request: Request, sock: socket.socket) -> bool:
+    def _play(self, behaviour: Reply, request: Request, sock: socket.socket) -> bool:
         """Do it; whether the connection is still good for another request."""
         match behaviour:
             case Answer():
@@ -360,6 +378,9 @@ class FaultServer:
             case Raw(data, then):
                 sock.sendall(data)
                 return self._afterwards(then, sock)
+            case Endless():
+                self._go_on(behaviour, sock)
+                return False
 
     def _send_answer(self, answer: Answer, request: Request, sock: socket.socket) -> bool:
         if answer.delay_s and self._closing.wait(answer.delay_s):
@@ -387,6 +408,18 @@ class FaultServer:
                 return False
         return True
 
+    def _go_on(self, endless: Endless, sock: socket.socket) -> None:
+        sock.sendall(endless.first)
+        while not self._closing.wait(endless.pause_s):
+            sock.sendall(endless.again)
+
+    def _sip(self) -> int:
+        """Pause between two reads of a body; how much to read then."""
+        if self.sip_s:
+            self._closing.wait(self.sip_s)
+            return self.sip_bytes
+        return 65536
+
     def _afterwards(self, then: Then, sock: socket.socket) -> bool:
         match then:
             case "keep":
@@ -412,14 +445,15 @@ class FaultServer:
 class _Connection:
     """The reading side of one connection."""
 
-    def __init__(self, sock: socket.socket, number: int) -> None:
+    def __init__(self, sock: socket.socket, number: int, sip: Callable[[], int]) -> None:
         self.sock = sock
+        self.sip = sip
         self.number = number
         self.buffer = b""
         self.client_cert = sock.getpeercert() if isinstance(sock, ssl.SSLSocket) else None
 
-    def fill(self) -> bool:
-        data = self.sock.recv(65536)
+    def fill(self, most: int = 65536) -> bool:
+        data = self.sock.recv(most)
         self.buffer += data
         return bool(data)
 
@@ -452,7 +486,7 @@ class _Connection:
 
     def read_exactly(self, size: int) -> bytes | None:
         while len(self.buffer) < size:
-            if not self.fill():
+            if not self.fill(self.sip()):
                 return None
         body, self.buffer = self.buffer[:size], self.buffer[size:]
         return body

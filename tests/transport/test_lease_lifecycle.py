@@ -80,6 +80,7 @@ def test_a_connection_broken_off_amid_its_return_is_not_used_again_either() -> N
     lease = r.lease()
     assert lease.token is not None
     assert r.pool.abort(lease.token)
+    lease.idle_since = r.now
     r.pool._kept.append(lease)  # give_back() had looked at its end a moment before that
     assert r.lease("another").conn is not lease.conn
     assert r.closed == [lease.conn]

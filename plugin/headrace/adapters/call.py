@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+from urllib3.exceptions import ReadTimeoutError
 from urllib3.util.timeout import Timeout
 
 from headrace.adapters.errors import Twins
@@ -31,11 +32,15 @@ from headrace.policy.exchange import EndReason, Exchange, Finish, Refuse, Send
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import FallbackPlan, TimeoutPlan
 from headrace.policy.retry import is_resendable
+from headrace.runtime.deadline import deadlines
 from headrace.runtime.record import Record, tally
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt, current_attempt
-from headrace.transport.faults import fault_of
+from headrace.transport.draining import KEEP_S
+from headrace.transport.faults import CUT_IN, fault_of
 from headrace.transport.lease import Lease, LeaseCancelled, LeaseError, LeaseTimeout
+
+in_flight = deadlines.table
 
 _SHORTEST_S = 0.001  # a socket limit of 0 would mean non-blocking
 
@@ -72,6 +77,9 @@ class Surface(Protocol[T]):
     def towards(self, other: Upstream, refused: Upstream) -> Substitute[T] | None:
         """The same call to *other*; None where that cannot be said."""
 
+    def timed_out(self, cause: ReadTimeoutError) -> Exception:
+        """What the library makes of *cause*: the answer, or not all of it, did not come in time."""
+
     def family(self) -> dict[str, Any]:
         """What the library's own exception class would carry (`request`, `pool`)."""
 
@@ -105,6 +113,7 @@ class Call(Generic[T]):
         "_answered",
         "_cancellation",
         "_exchange",
+        "_made",
         "_may_wait",
         "_message",
         "_method",
@@ -144,6 +153,7 @@ class Call(Generic[T]):
         self._streamed = streamed
         self._timeouts = timeouts
         self._answered = self._suspects_idle = False
+        self._made: Attempt | None = None  # the last attempt
         self._tries = tries
         if tries is None:
             self.outbound = outbound = Outbound(upstream, method, headers)
@@ -334,21 +344,29 @@ class Call(Generic[T]):
                 self._message,
                 lease,
                 extra,
-                timeouts.connect_s,
-                timeouts.read_s,
+                timeouts,
+                leased + limit_s,
                 self._streamed,
             )
+            attempt.token = lease.token
+            self._made = attempt
             fault = None
             status = asked_s = None
             cut = condemned = False
             outer = current_attempt.get()
             try:
                 current_attempt.set(attempt)
+                in_flight[attempt] = attempt.ends_at
+                if attempt.ends_at < deadlines.wake_at:
+                    deadlines.rouse()
                 answer = self._surface.send(
                     Timeout(total=limit_s, connect=timeouts.connect_s, read=timeouts.read_s)
                 )
-                if lease.aborted is not None:
-                    # Shut by us, and it looks whole all the same: a body that ends with its connection.
+                if in_flight.pop(attempt, None) is None:
+                    # Cut off, and it looks whole all the same: a body, or a head, that ended with the connection.
+                    answer.close()  # type: ignore[attr-defined]
+                    raise self._timed_out(limit_s)
+                if lease.aborted is not None:  # the same, where it was not the time that was up
                     answer.close()  # type: ignore[attr-defined]
                     raise ConnectionAbortedError("the call was broken off amid the answer")
             except Exception as error:
@@ -357,6 +375,10 @@ class Call(Generic[T]):
                 fault, cut = fault_of(error, attempt.phase)
                 if cancellation is not None and cancellation.is_cancelled:
                     fault, cut = Fault.CANCELLED, False  # broken off by us, not by the upstream
+                elif in_flight.pop(attempt, None) is None and not cut and fault is not Fault.CERTIFICATE:
+                    fault, cut = CUT_IN[attempt.phase], True
+                    self.error = self._timed_out(limit_s)
+                    self.error.__cause__ = error
             else:
                 self.answer = answer
                 if state.misses:  # it has answered
@@ -369,6 +391,7 @@ class Call(Generic[T]):
                     wanted = self._upstream.plan.retry.retry_after.headers
                     asked_s = retry_after_s(headers, wanted, wall_clock=time.time)
             finally:
+                in_flight.pop(attempt, None)  # an interrupt
                 current_attempt.set(outer)  # not reset(): an interrupt may have taken the token
                 if (
                     cancellation is not None
@@ -443,10 +466,24 @@ class Call(Generic[T]):
             counters.fallbacks += 1
         return answer
 
+    def _timed_out(self, limit_s: float) -> Exception:
+        text = f"Read timed out. (attempt={limit_s:g}: the peer went on too slowly, and was cut off)"
+        return self._surface.timed_out(ReadTimeoutError(self._upstream.state.pool, "", text))
+
     def set_aside(self) -> None:
-        """Free the slot of the failed answer before the pause; keep the answer if it can be kept."""
-        if self.answer is not None:
-            self.answer = self._surface.set_aside(self.answer)
+        """Free the slot of the failed answer before the pause; keep the answer if it can be kept. Blocks for KEEP_S."""
+        answer, attempt = self.answer, self._made
+        if answer is None or attempt is None or not self._streamed:
+            return  # a buffered one has been read, and its slot is free
+        ends_at, deadline_at = time.monotonic() + KEEP_S, self._exchange.deadline_at
+        in_flight[attempt] = ends_at = ends_at if deadline_at is None else min(ends_at, deadline_at)
+        if ends_at < deadlines.wake_at:
+            deadlines.rouse()
+        try:
+            self.answer = self._surface.set_aside(answer)
+        finally:
+            if in_flight.pop(attempt, None) is None:
+                self.answer = None  # cut off: what is there of it need not be all
 
     def _say(self, record: Record) -> None:
         """Log what the code at the call site could do better, if that is why the call ended."""

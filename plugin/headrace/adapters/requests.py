@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from requests.adapters import HTTPAdapter
+from requests.exceptions import ReadTimeout
 from requests.models import PreparedRequest, Response
 from requests.structures import CaseInsensitiveDict
 from requests.utils import select_proxy
+from urllib3.exceptions import ReadTimeoutError
 from urllib3.util.timeout import Timeout
 
 from headrace.adapters.body import position_of, rewind
@@ -261,6 +263,9 @@ class _Surface:
         arguments = {**self._arguments, "verify": True, "cert": None, "proxies": None}
         surface = _Surface(self._original, self._adapter, request, self._body_at, **arguments)
         return Substitute(surface, request, request.headers)
+
+    def timed_out(self, cause: ReadTimeoutError) -> ReadTimeout:
+        return ReadTimeout(cause, request=self._request)
 
     def family(self) -> dict[str, Any]:
         return {"request": self._request, "response": None}

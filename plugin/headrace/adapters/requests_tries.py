@@ -6,11 +6,13 @@ elsewhere, and what leaves is what requests makes of how that ends.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from requests.adapters import HTTPAdapter
 from requests.models import PreparedRequest, Response
+from urllib3.exceptions import ReadTimeoutError
 from urllib3.response import BaseHTTPResponse
 from urllib3.util.retry import Retry
 from urllib3.util.timeout import Timeout
@@ -67,7 +69,8 @@ def send_in_tries(
     hop.body_at = body_at
     outer = current_attempt.get()
     try:
-        current_attempt.set(Attempt(hop, request, None, (), timeouts.connect_s, timeouts.read_s, stream))
+        # A stand-in for the whole call, by which the adapter finds its pool; each try has its own.
+        current_attempt.set(Attempt(hop, request, None, (), timeouts, math.inf, stream))
         response = go()
         if not stream:
             response.content  # noqa: B018 - as the Session is about to: an error of it gets the record, too
@@ -148,6 +151,8 @@ class _Hop(Hop):
             broken = surface.broken
             if broken is None:
                 raise
+            if surface.late is not None:
+                broken = KeptResponse(broken, surface.late, decode_content=False, method=method, url=url)
             broken.headrace = error.headrace  # type: ignore[attr-defined]
             return broken
         wire: BaseHTTPResponse = answer.raw
@@ -173,6 +178,7 @@ class _Surface:
         "_stream",
         "_target",
         "broken",
+        "late",
     )
 
     twins = REQUESTS
@@ -198,6 +204,7 @@ class _Surface:
         self._stream = stream
         self._chunked = chunked
         self.broken: KeptResponse | None = None
+        self.late: ReadTimeoutError | None = None
 
     def send(self, timeout: Timeout) -> Response:
         request = self._request
@@ -261,6 +268,10 @@ class _Surface:
             chunked=self._chunked,
         )
         return Substitute(surface, surface, headers)
+
+    def timed_out(self, cause: ReadTimeoutError) -> ReadTimeoutError:
+        self.late = cause
+        return cause  # stock's loop is who makes something of it
 
     def family(self) -> dict[str, Any]:
         return {"request": self._request, "response": None}

@@ -13,7 +13,8 @@ def timeouts_of_call(plan: TimeoutPlan, timeout: Any) -> TimeoutPlan:
     """The limits of one call: *plan*, or what its explicit *timeout* puts in place of connect, read and attempt.
 
     A call that allows c for connecting and r of silence gets attempts of c + r: less
-    would cut what it asked for. Its `deadline` stays.
+    would cut what it asked for. As in urllib3, c holds for TCP and once more for the TLS
+    handshake; r is also how long sending may stall. Its `deadline` stays.
 
     Args:
         timeout: As requests and urllib3 take it: None, seconds, (connect, read), or a Timeout.
@@ -38,12 +39,16 @@ def timeouts_of_call(plan: TimeoutPlan, timeout: Any) -> TimeoutPlan:
         return plan
     connect_s = _seconds(timeout._connect, plan.connect_s)
     read_s = _seconds(timeout._read, plan.read_s)
+    handshake_s = _seconds(timeout._connect, plan.tls_handshake_s)
+    write_s = _seconds(timeout._read, plan.write_s)
     total_s = _seconds(timeout.total, connect_s + read_s)
     return TimeoutPlan(
         deadline_s=plan.deadline_s,
         attempt_s=total_s,
         connect_s=min(connect_s, total_s),
+        tls_handshake_s=min(handshake_s, total_s),
         read_s=min(read_s, total_s),
+        write_s=min(write_s, total_s),
         acquire_s=plan.acquire_s,
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import urllib3
+from urllib3.exceptions import ReadTimeoutError
 from urllib3.response import BaseHTTPResponse
 from urllib3.util.retry import Retry
 from urllib3.util.timeout import Timeout
@@ -205,6 +206,9 @@ class UrlopenSurface:
             other.state.pool, self._method, target, self._body, headers, self._body_at, self._response_kw
         )
         return Substitute(surface, surface, headers)
+
+    def timed_out(self, cause: ReadTimeoutError) -> ReadTimeoutError:
+        return cause
 
     def family(self) -> dict[str, Any]:
         return {"pool": self._pool}

@@ -86,8 +86,11 @@ def _propagate(service: Service, upstream: Upstream, base: Path, written: Writte
 def _times(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
     timeouts, retry = upstream.timeouts, upstream.retry
     attempt = _attempt(upstream, base, written)
-    deadline, connect = (*base, "timeouts", "deadline"), (*base, "timeouts", "connect")
-    pairs = [(connect, timeouts.connect, attempt, timeouts.attempt)]
+    deadline = (*base, "timeouts", "deadline")
+    pairs: list[tuple[Path, float, Path, float]] = [
+        ((*base, "timeouts", name), getattr(timeouts, name), attempt, timeouts.attempt)
+        for name in ("connect", "tls_handshake", "write")
+    ]
     if timeouts.deadline is not None:
         acquire = (*base, "timeouts", "acquire")
         pairs += [

@@ -133,7 +133,9 @@ def _timeouts(timeouts: given.Timeouts) -> TimeoutPlan:
         deadline_s=_seconds(timeouts.deadline),
         attempt_s=float(timeouts.attempt),
         connect_s=float(timeouts.connect),
+        tls_handshake_s=float(timeouts.tls_handshake),
         read_s=float(timeouts.read),
+        write_s=float(timeouts.write),
         acquire_s=float(timeouts.acquire),
     )
 

@@ -105,7 +105,11 @@ def _order(plan: UpstreamPlan, values: EffectiveValues) -> Iterator[str]:
             "lease",
             f"a connection out of {size}, waited for {text('timeouts', 'acquire')}",
         ),
-        ("attempt", f"{text('timeouts', 'attempt')}, of it connect {text('timeouts', 'connect')}"),
+        (
+            "attempt",
+            f"{text('timeouts', 'attempt')}, of it connect {text('timeouts', 'connect')}"
+            + ("" if plan.tls is None else f", TLS handshake {text('timeouts', 'tls_handshake')}"),
+        ),
         ("outcome", "an answer or a fault, noted where the transport ends"),
         ("classify", f"failure of the upstream? {text('circuit_breaker', 'failure_on')}"),
         ("decision", f"retry on {text('retry', 'retry_on')}, or finish"),

@@ -9,7 +9,7 @@ from headrace.config.problems import Path, Problem
 from headrace.config.settings import Settings, Upstream
 from headrace.config.tree import MASK
 from headrace.config.units import format_duration
-from headrace.config.written import Written
+from headrace.config.written import Rank, Written
 
 
 def lint(settings: Settings, written: Written) -> Iterator[Problem]:
@@ -78,6 +78,10 @@ def _timeouts(upstream: Upstream, base: Path, written: Written) -> Iterator[Prob
             f" {written.shown(attempt, format_duration(timeouts.attempt))}"
             f" {written.where(attempt, beside=written.mark(read))}: it applies to streamed bodies only",
         )
+
+    handshake = (*base, "timeouts", "tls_handshake")
+    if upstream.base_url.origin.scheme == "http" and written.rank(handshake) is Rank.OWN:
+        yield written.problem(handshake, "has no effect: the base_url is http", "remove it")
 
 
 def _retries(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:

@@ -164,7 +164,11 @@ class Timeouts(Section):
     connect: Duration = Field(
         duration("2s"), description="TCP connect, all addresses together; name look-up is not bounded."
     )
+    tls_handshake: Duration = Field(duration("2s"), description="TLS handshake, after TCP has connected.")
     read: Duration = Field(duration("4s"), description="Longest silence in a streamed body.")
+    write: Duration = Field(
+        duration("4s"), description="Longest stall while sending: the upstream takes no more."
+    )
     acquire: DurationOrZero = Field(duration("500ms"), description="Longest wait for a pooled connection.")
 
     @model_validator(mode="after")
@@ -174,7 +178,13 @@ class Timeouts(Section):
         A limit that was written and could not apply is a problem (`checks`).
         """
         written, values = self.model_fields_set, self.__dict__  # the model is frozen for everybody else
-        for inner, outer in (("attempt", "deadline"), ("acquire", "deadline"), ("connect", "attempt")):
+        for inner, outer in (
+            ("attempt", "deadline"),
+            ("acquire", "deadline"),
+            ("connect", "attempt"),
+            ("tls_handshake", "attempt"),
+            ("write", "attempt"),
+        ):
             limit = values[outer]
             if inner not in written and limit is not None and values[inner] > limit:
                 values[inner] = limit

@@ -50,7 +50,9 @@ class TimeoutPlan:
     deadline_s: float | None
     attempt_s: float
     connect_s: float
+    tls_handshake_s: float
     read_s: float
+    write_s: float
     acquire_s: float
 
 

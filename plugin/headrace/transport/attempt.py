@@ -7,15 +7,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import ref
 
+from headrace.policy.plan import TimeoutPlan
+
 if TYPE_CHECKING:
     from headrace.transport.lease import Lease
 
 Phase = Literal["lease", "tcp", "tls", "sent"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Attempt:
     """Limits and facts of one attempt. Per call, owned by one thread at a time; not thread-safe.
+
+    The deadline thread may set `cut`, and reads `pool` and `token`.
 
     Attributes:
         pool: The upstream's urllib3 pool, whatever pool the caller's manager would have picked.
@@ -24,23 +28,26 @@ class Attempt:
         lease: The connection slot taken for it, until the pool hands it out.
         token: Of the lease that it holds, or held last: what `LeasePool.abort` takes, from any thread.
         headers: Added on the wire unless the call has set them.
-        connect_s, read_s: Socket limits of this attempt, seconds.
+        timeouts: Limits of the call.
+        ends_at: When the time of this attempt is up, monotonic seconds.
         streamed: The caller reads the body itself, after the attempt.
         phase: How far it got; "sent" from the moment a byte may have left.
         connect_took_s: Seconds for TCP and TLS, or None on a reused connection.
         answered: The status line of an answer has arrived.
+        cut: Its time was up: whatever it still does comes to nothing.
     """
 
     pool: Any
     message: object
     lease: Lease[Any] | None
     headers: tuple[tuple[str, str], ...]
-    connect_s: float
-    read_s: float
+    timeouts: TimeoutPlan
+    ends_at: float
     streamed: bool
     phase: Phase = field(default="lease")
     connect_took_s: float | None = None
     answered: bool = False
+    cut: bool = False
     token: ref[Lease[Any]] | None = None
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import http.client
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from urllib3.exceptions import (
     ConnectTimeoutError,
@@ -25,6 +26,16 @@ from urllib3.util.ssl_match_hostname import CertificateError
 
 from headrace.policy.outcome import Fault
 from headrace.transport.attempt import Phase
+
+CUT_IN: Mapping[Phase, Fault] = MappingProxyType(
+    {
+        "lease": Fault.TIMEOUT,  # something in front of the connection took all the time
+        "tcp": Fault.CONNECT_FAILURE,
+        "tls": Fault.TLS_FAILURE,
+        "sent": Fault.TIMEOUT,
+    }
+)
+"""The fault of an attempt that was cut off, by how far it had got; what it broke with is our own doing."""
 
 _OUR_OWN_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 

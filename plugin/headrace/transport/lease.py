@@ -362,9 +362,7 @@ class LeasePool(Generic[C]):
             )
             if lease is not None and found:
                 lease.aborted = reason
-                lease.expires_at = (
-                    -_NEVER
-                )  # where it was given back just now, unseen: whoever gets it closes it
+                lease.expires_at = -_NEVER  # it may be on its way back, unseen: whoever gets it closes it
                 self._abort_lease(token)
                 if (gate := self._waiters.pop(lease, None)) is not None:
                     self._fresh.discard(lease)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import http.client
 import socket
 import sys
 import time
@@ -18,12 +19,14 @@ from urllib3.exceptions import (
     LocationParseError,
     NameResolutionError,
     NewConnectionError,
+    ReadTimeoutError,
 )
 from urllib3.response import HTTPResponse
 
 from headrace.policy.plan import KeepalivePlan
 from headrace.transport.attempt import current_attempt
 from headrace.transport.draining import drained
+from headrace.transport.sending import LOOKS, send_rest
 
 if TYPE_CHECKING:
     from headrace.transport.lease import CloseReason, Lease, LeasePool
@@ -87,6 +90,9 @@ class GovernedHTTPConnection(HTTPConnection):
     finalizer (a response dropped unread), so it never blocks on the pool's lock.
 
     Attributes:
+        ends_as: What its close is counted as.
+        handshake_s: Longest TLS handshake where no attempt says it: of a connection made ahead of need.
+        most_at_once: Bytes that one send() of its socket is given.
         answering: The socket of the last answer; http.client takes it off the connection
             before the body has been read, if the connection ends with it.
     """
@@ -94,6 +100,8 @@ class GovernedHTTPConnection(HTTPConnection):
     lease: Lease[Any] | None = None
     leases: LeasePool[Any] | None = None
     ends_as: CloseReason = "error"
+    handshake_s: float | None = None
+    most_at_once = sys.maxsize
     answering: socket.socket | None = None
     _reading_head = False
 
@@ -108,16 +116,48 @@ class GovernedHTTPConnection(HTTPConnection):
         attempt = current_attempt.get()
         if attempt is not None:
             attempt.connect_took_s = time.monotonic() - started
+            if attempt.cut:  # when there was no socket yet that could be shut
+                raise ConnectTimeoutError(self, f"Connection to {self.host} came about too late.")
             attempt.phase = "sent"
 
     def _new_conn(self) -> socket.socket:
         attempt = current_attempt.get()
-        if attempt is not None:
-            attempt.phase = "tcp"
-        sock = _open_socket(self)
-        if attempt is not None:
-            attempt.phase = "tls"
-        return sock
+        if attempt is None:
+            return _open_socket(self, self.timeout, None)
+        attempt.phase = "tcp"
+        return _open_socket(self, self.timeout, attempt.ends_at)
+
+    def send(self, data: Any) -> None:
+        """Send *data*; no stall may be longer than `timeouts.write`. Blocks.
+
+        Stock's limit, on the whole of *data*, would cut a large body over a slow line that moves all the time.
+        """
+        attempt = current_attempt.get()
+        if attempt is None or self.debuglevel or not isinstance(data, (bytes, bytearray, memoryview)):
+            super().send(data)  # a file or an iterable: it comes back here in pieces
+            return
+        if self.sock is None:
+            if not self.auto_open:
+                raise http.client.NotConnected
+            self.connect()
+        sock, most = self.sock, self.most_at_once
+        sys.audit("http.client.send", self, data)
+        sock.settimeout(
+            attempt.timeouts.write_s / LOOKS
+        )  # also where the connection had another limit before
+        sent = 0
+        try:
+            if type(data) is bytes and len(data) <= most:  # nearly every request: the socket takes it at once
+                try:
+                    sent = sock.send(data)
+                except TimeoutError:
+                    pass
+                if sent == len(data):
+                    return
+            send_rest(sock, memoryview(data).cast("B")[sent:], most=most)
+        except TimeoutError as error:
+            text = f"Write timed out. (write timeout={attempt.timeouts.write_s:g})"
+            raise ReadTimeoutError(attempt.pool, "", text) from error  # urllib3 has none for writing
 
     def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3 itself overrides it
         """The response head; for a streamed call, sets the socket to the longest silence allowed in the body."""
@@ -137,7 +177,7 @@ class GovernedHTTPConnection(HTTPConnection):
         if attempt is not None:
             attempt.answered = True
             if attempt.streamed and sock is not None:
-                sock.settimeout(attempt.read_s)
+                sock.settimeout(attempt.timeouts.read_s)
         # urllib3 makes the response itself and has no hook for its class; the layout is the same.
         response.__class__ = (
             StreamedResponse if attempt is not None and attempt.streamed else GovernedResponse
@@ -157,6 +197,23 @@ class GovernedHTTPConnection(HTTPConnection):
 
 class GovernedHTTPSConnection(GovernedHTTPConnection, HTTPSConnection):
     """The same over TLS; the context is the shared one of the TLS policy."""
+
+    most_at_once = 16 * 1024  # a TLS record: send() takes all it is given, or stalls
+
+    def _new_conn(self) -> socket.socket:
+        sock = super()._new_conn()
+        attempt = current_attempt.get()
+        if attempt is None:
+            sock.settimeout(self.handshake_s)
+        else:
+            attempt.phase = "tls"
+            left_s = attempt.ends_at - time.monotonic()
+            # A limit on the whole handshake: OpenSSL's read under Python goes on to an instant, not per byte.
+            sock.settimeout(max(min(attempt.timeouts.tls_handshake_s, left_s), _SHORTEST_S))
+        return sock
+
+
+_SHORTEST_S = 0.001  # a socket limit of 0 would mean non-blocking
 
 
 def _waited_for_status_line(trace: TracebackType | None) -> bool:
@@ -188,14 +245,13 @@ def socket_options(keepalive: KeepalivePlan | None) -> list[tuple[int, int, int]
     return options
 
 
-def _open_socket(conn: HTTPConnection) -> socket.socket:
-    """A connected TCP socket, within `conn.timeout` over all addresses together. Blocks.
+def _open_socket(conn: HTTPConnection, limit_s: float | None, attempt_ends_at: float | None) -> socket.socket:
+    """A connected TCP socket, within *limit_s* over all addresses together, and by *attempt_ends_at*. Blocks.
 
     urllib3's create_connection gives each address the whole limit; a name with
     eight dead addresses would take eight of them. Name look-up is not bounded
     (getaddrinfo cannot be interrupted). Errors are those of urllib3's `_new_conn`.
     """
-    limit_s = conn.timeout
     host = conn._dns_host
     try:
         host.encode("idna")
@@ -206,6 +262,10 @@ def _open_socket(conn: HTTPConnection) -> socket.socket:
     except socket.gaierror as error:
         raise NameResolutionError(conn.host, conn, error) from error
     ends_at = None if limit_s is None else time.monotonic() + limit_s
+    if (
+        attempt_ends_at is not None
+    ):  # less is left of it than when the limit was set: the look-up took its time
+        ends_at = attempt_ends_at if ends_at is None else min(ends_at, attempt_ends_at)
     last: OSError | None = None
     for family, kind, proto, _, address in addresses:
         left_s = None if ends_at is None else ends_at - time.monotonic()

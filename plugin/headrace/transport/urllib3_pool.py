@@ -61,12 +61,14 @@ class GovernedHTTPPool(HTTPConnectionPool):
     leases: LeasePool[GovernedHTTPConnection]
     acquire_s: float
     connect_s: float
+    handshake_s: float
 
     def _new_conn(self) -> GovernedHTTPConnection:
         # Not stock's: that one hands the pool's own TLS fields to the connection, and requests' cert_verify
         # writes to those on every call. Nothing a call passes changes the trust of a governed connection.
         conn = self.ConnectionCls(host=self.host, port=self.port, **self.conn_kw)
         conn.leases = self.leases
+        conn.handshake_s = self.handshake_s
         return conn
 
     def _get_conn(self, timeout: float | None = None) -> GovernedHTTPConnection:
@@ -74,6 +76,10 @@ class GovernedHTTPPool(HTTPConnectionPool):
         lease = None
         if attempt is not None and attempt.pool is self:
             lease, attempt.lease = attempt.lease, None
+            if lease is None and attempt.cut:
+                raise EmptyPoolError(
+                    self, "the time of this attempt is up"
+                )  # the one that nobody tries again after
         if lease is None:
             # A caller's own urllib3 retries, or urlopen() on the pool itself: they wait like everybody.
             try:
@@ -82,13 +88,13 @@ class GovernedHTTPPool(HTTPConnectionPool):
                 raise EmptyPoolError(self, str(error)) from None
             except LeaseClosed as error:
                 raise ClosedPoolError(self, str(error)) from None
+            if attempt is not None and attempt.pool is self:
+                attempt.token = lease.token
         conn = lease.conn
         if conn is None:
             conn = lease.conn = self._new_conn()
         elif attempt is not None:
             attempt.phase = "sent"
-        if attempt is not None:
-            attempt.token = lease.token
         conn.lease = lease
         return conn
 
@@ -126,7 +132,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
         return conn is not None and _is_alive(conn)
 
     def open_idle(self) -> None:
-        """Make one connection, TLS included, ahead of need. Blocks for `connect_s` at most, and for name look-up.
+        """Make one connection, TLS included, ahead of need. Blocks for name look-up, `connect_s` and `handshake_s`.
 
         Raises:
             HTTPError, OSError: It did not come about.
@@ -144,6 +150,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
         """Go by *plan*, which has the TLS rules and the `tcp_keepalive` this pool was built with."""
         self.acquire_s = plan.timeouts.acquire_s
         self.connect_s = plan.timeouts.connect_s
+        self.handshake_s = plan.timeouts.tls_handshake_s
         self.leases.follow(plan.pool)
 
     def close(self) -> None:

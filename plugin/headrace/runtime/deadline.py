@@ -1,0 +1,169 @@
+"""The deadline thread: an attempt ends in time whatever its peer does.
+
+A socket's own limit is a limit on silence: a peer that sends a byte now and then, or takes one,
+is never silent (Pitfall 27). So every attempt is written into one table with the instant at
+which its time is up, and the thread `headrace-deadline` shuts the sockets of those that are late.
+
+**Who ends an attempt.** Its owner and the thread both end it by taking it out of the table,
+which only one of them can: `dict.pop` is one atomic step. An owner who finds it gone was
+cut off, and what he holds is not an answer, however whole it looks: a body that ends with
+the connection, or a head broken off, ends the same way when we shut the socket. A thread
+that finds it gone does nothing. And between that and the shutdown the connection may have been
+given back and leased anew: that is the lease pool's to see (`LeasePool.abort`).
+
+**What it costs.** A call pays for one store, one comparison and one pop: no lock, no call of
+Python code, no wake-up. The thread sleeps until the first end that it knows of, even if
+that attempt is long over, and then looks again: with limits of four seconds, every four
+seconds. `wake_at` is when that will be, and infinite while it is looking: whoever
+registers an earlier end rouses it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from headrace.runtime import process
+from headrace.transport.attempt import Attempt
+
+SLACK_S = 0.005
+"""Seconds past its end that an attempt is cut: a silent peer is the business of the socket's own
+limit, which ends at the same instant and says so in the library's words. Also how many ends are
+taken together when many attempts hang."""
+
+AGAIN_S = 0.01
+LONGEST_AGAIN_S = 0.2
+"""Seconds between looks at attempts that were cut and have not ended: there was no connection to shut yet."""
+
+_NEVER = float("inf")
+
+_log = logging.getLogger("headrace")
+
+
+class Deadlines:
+    """The attempts under way and when the time of each is up. Thread-safe.
+
+    Attributes:
+        table: Each attempt with its end, monotonic seconds. Whoever takes an entry out has ended the attempt.
+        wake_at: When the thread looks at the table next; with an earlier end, call `rouse`.
+    """
+
+    __slots__ = ("_again_s", "_clock", "_cut", "_ending", "_gate", "_lock", "_thread", "table", "wake_at")
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.table: dict[Attempt, float] = {}
+        self.wake_at = _NEVER
+        self._cut: list[Attempt] = []  # the thread's: not over yet, as far as it knows
+        self._again_s = AGAIN_S
+        self._begin()
+
+    def _begin(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._ending = False
+        self._gate = _shut_gate()
+        self._lock = threading.RLock()  # a finalizer may make a call amid the start of the thread
+
+    def rouse(self) -> None:
+        """Have the thread look at the table; start it if there is none. Does not block."""
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._ending = False
+                self._gate = _shut_gate()
+                thread = threading.Thread(target=self._run, name="headrace-deadline", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # no thread to be had, or the interpreter is ending
+                    _log.warning("no deadline thread: only silence ends an attempt", exc_info=True)
+                    return
+                self._thread = thread
+        _open(self._gate)
+
+    def stop(self) -> None:
+        """End the thread as soon as nothing is in flight; the next attempt makes a new one. Blocks for 1 s at most."""
+        thread = self._thread
+        if thread is not None:
+            self._ending = True
+            _open(self._gate)
+            if thread is not threading.current_thread():
+                thread.join(1.0)
+
+    def forget_inherited(self) -> None:
+        """In a forked child: the thread is the parent's.
+
+        The table stays. The attempt of the thread that forked is in it, and no other can do harm: the child
+        has given up the connections.
+        """
+        self.wake_at = _NEVER
+        self._begin()
+
+    def cut_late(self, now: float) -> float:
+        """Cut the attempts whose time is up; when to look again, on the clock. Blocks for locks of lease pools only."""
+        next_at = _NEVER
+        for attempt, ends_at in self.table.copy().items():
+            cut_at = ends_at + SLACK_S
+            if cut_at > now:
+                next_at = min(next_at, cut_at)
+            elif self.table.pop(attempt, None) is not None:
+                attempt.cut = True  # before the shutdown: what it does next must not take another lease
+                self._cut.append(attempt)
+                self._again_s = AGAIN_S
+        if self._cut:
+            self._cut = [attempt for attempt in self._cut if _is_broken_off(attempt)]
+        if self._cut:
+            next_at = min(next_at, now + self._again_s)
+            self._again_s = min(2 * self._again_s, LONGEST_AGAIN_S)
+        return next_at
+
+    def _run(self) -> None:
+        gate = self._gate
+        while True:
+            self.wake_at = _NEVER  # before it looks: who registers from now on rouses it
+            next_at = self._clock() + LONGEST_AGAIN_S
+            try:
+                next_at = self.cut_late(self._clock())
+            except Exception:
+                _log.exception("the deadline thread stumbled, and goes on")
+            with self._lock:
+                if self._ending:
+                    if not self.table and not self._cut:
+                        self._thread = None
+                        return
+                    next_at = min(next_at, self._clock() + AGAIN_S)
+            self.wake_at = next_at
+            if next_at == _NEVER:
+                gate.acquire()
+            else:
+                gate.acquire(timeout=min(max(next_at - self._clock(), 0.0), threading.TIMEOUT_MAX))
+
+    def __repr__(self) -> str:
+        return f"<Deadlines: {len(self.table)} in flight, {len(self._cut)} cut and not over>"
+
+
+def _is_broken_off(attempt: Attempt) -> bool:
+    """Shut what *attempt* holds; False when it holds nothing any more."""
+    token = attempt.token
+    return token is not None and attempt.pool.leases.abort(token)
+
+
+def _shut_gate() -> threading.Lock:
+    # A lock as a flag that can be waited for. An Event would take a lock of its own to be set, in the middle of
+    # which a finalizer could want it again.
+    gate = threading.Lock()
+    gate.acquire()
+    return gate
+
+
+def _open(gate: threading.Lock) -> None:
+    try:
+        gate.release()
+    except RuntimeError:
+        pass  # open already
+
+
+deadlines = Deadlines()
+"""Those of this process."""
+
+process.after_fork(deadlines.forget_inherited)

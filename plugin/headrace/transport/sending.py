@@ -1,0 +1,53 @@
+"""Sending what a socket will not take at once, with a limit on the stall rather than on the whole."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+try:
+    import fcntl
+    import termios
+
+    _OUTQ: int | None = termios.TIOCOUTQ  # SIOCOUTQ by its other name, see tcp(7)
+except (ImportError, AttributeError):  # Windows
+    _OUTQ = None
+
+LOOKS = 4
+"""Looks at the socket within the longest stall. A kernel with megabytes of buffer says that there is room when a
+third of it is free: on a slow line that is long after the last byte moved."""
+
+
+def send_rest(sock: socket.socket, rest: memoryview, *, most: int) -> None:
+    """Send *rest* over *sock*, whose timeout is the longest stall divided by LOOKS. Blocks.
+
+    Args:
+        most: Bytes given to the socket at a time.
+
+    Raises:
+        TimeoutError: In LOOKS timeouts on end the peer has acknowledged nothing.
+        OSError: The connection broke.
+    """
+    looks, unsent = 0, 0
+    while rest:
+        try:
+            rest = rest[sock.send(rest[:most]) :]
+            looks = 0
+        except TimeoutError:
+            left = _unsent(sock)
+            # The first look has nothing to be compared with. What was sent over TLS and not taken is tried again as
+            # it was: OpenSSL wants the same bytes.
+            looks = 1 if looks and left is not None and left < unsent else looks + 1
+            unsent = left or 0
+            if looks == LOOKS:
+                raise
+
+
+def _unsent(sock: socket.socket) -> int | None:
+    """Bytes that the peer has not acknowledged yet; None where the system does not tell."""
+    if _OUTQ is None:
+        return None
+    try:
+        return int.from_bytes(fcntl.ioctl(sock.fileno(), _OUTQ, bytes(4)), sys.byteorder)
+    except OSError:
+        return None

@@ -1,0 +1,498 @@
+"""Time is up when it is up, whatever the peer does: on real sockets, on both surfaces."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import trustme
+import urllib3
+
+import headrace
+from support.faultserver import (
+    Answer,
+    Break,
+    Endless,
+    FaultServer,
+    Raw,
+    Reply,
+    server_context,
+)
+from support.governed import rules, running
+from support.waiting import wait_until
+
+ATTEMPT_S = 0.3
+LATE_S = 1.0  # the issue's bound; how punctual it really is, is measured by tests/bench/deadlines.py
+ONE_ATTEMPT = (
+    f"    timeouts: {{attempt: {ATTEMPT_S * 1000:g}ms, deadline: 5s}}\n    retry: {{max_attempts: 1}}\n"
+)
+
+Get = Callable[..., Any]
+TIMED_OUT = (requests.ReadTimeout, urllib3.exceptions.ReadTimeoutError)
+
+ENDLESS_CHUNKS = Endless(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n")
+ENDLESS_TO_THE_END_OF_THE_CONNECTION = Endless(b"HTTP/1.1 200 OK\r\n\r\n", b"x")
+ENDLESS_HEADERS = Endless(b"HTTP/1.1 200 OK\r\n", b"X-More: x\r\n", pause_s=0.05)
+ENDLESS_STATUS_LINE = Endless(b"HTTP/1.1 200 ", b"O")
+
+NEVER_SILENT = [
+    pytest.param(Answer(body=b"whole", drip_head_s=0.05), id="a head, byte by byte"),
+    pytest.param(Answer(body=b"x" * 1000, drip_body_s=0.05), id="a body of known length, byte by byte"),
+    pytest.param(ENDLESS_CHUNKS, id="chunks without end"),
+    pytest.param(ENDLESS_TO_THE_END_OF_THE_CONNECTION, id="a body that ends with the connection"),
+    pytest.param(ENDLESS_HEADERS, id="headers without end"),
+    pytest.param(ENDLESS_STATUS_LINE, id="a status line without end"),
+    pytest.param(Endless(), id="interim responses without end"),
+]
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls(authority: trustme.CA, tmp_path: Path) -> tuple[Any, str]:
+    """A context for the server, and the rules by which it is trusted."""
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    return server_context(authority), f"    tls: {{ca: '{tmp_path / 'ca.pem'}'}}\n"
+
+
+@pytest.fixture(params=["requests", "urlopen"])
+def get(request: pytest.FixtureRequest) -> Callable[[headrace.Headrace], Get]:
+    """Makes a call by the surface at hand; its keywords are those of `requests.get`."""
+
+    def choose(hr: headrace.Headrace) -> Get:
+        handle = hr.upstream("billing")
+        if request.param == "requests":
+            return lambda path="/", **kw: handle.get(path, **kw)
+
+        def urlopen(path: str = "/", *, stream: bool = False, **kw: Any) -> Any:
+            return handle.urlopen("GET", path, preload_content=not stream, **kw)
+
+        return urlopen
+
+    return choose
+
+
+@contextlib.contextmanager
+def ends_within(seconds: float, *, not_before: float = 0.0) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    took_s = time.monotonic() - began
+    assert not_before <= took_s <= seconds, f"took {took_s:.3f} s"
+
+
+@pytest.mark.parametrize("behaviour", NEVER_SILENT)
+def test_a_peer_that_is_never_silent_is_cut_off_at_the_end_of_the_attempt(
+    tmp_path: Path, get: Callable[..., Get], behaviour: Reply
+) -> None:
+    """Pitfall 27."""
+    with FaultServer() as server, running(tmp_path, rules(server.url, ONE_ATTEMPT)) as hr:
+        server.always(behaviour)
+        call = get(hr)
+        with ends_within(ATTEMPT_S + LATE_S, not_before=ATTEMPT_S), pytest.raises(TIMED_OUT) as caught:
+            call()
+
+        (attempt,) = caught.value.headrace.attempts  # type: ignore[union-attr]
+        assert attempt.outcome == "timeout"
+        assert any("cut off" in str(one) for one in (caught.value, *caught.value.args))
+        assert hr.status()["upstreams"]["billing"]["pool"]["inuse"] == 0
+        server.always(Answer())
+        assert status_of(call()) == 200
+
+
+def status_of(answer: Any) -> int:
+    return answer.status_code if isinstance(answer, requests.Response) else answer.status  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        pytest.param(Answer(body=b"x" * 1000, drip_body_s=0.05), id="a record for every byte"),
+        pytest.param(ENDLESS_TO_THE_END_OF_THE_CONNECTION, id="a body that ends with the connection"),
+        pytest.param(Answer(drip_head_s=0.05), id="a head"),
+    ],
+)
+def test_over_tls_it_is_the_same(
+    tmp_path: Path, get: Callable[..., Get], tls: tuple[Any, str], behaviour: Reply
+) -> None:
+    """Pitfall 27."""
+    context, trust = tls
+    with (
+        FaultServer(tls=context) as server,
+        running(tmp_path, rules(server.url, trust + ONE_ATTEMPT)) as hr,
+    ):
+        get(hr)()
+        server.always(behaviour)
+        with ends_within(ATTEMPT_S + LATE_S, not_before=ATTEMPT_S), pytest.raises(TIMED_OUT) as caught:
+            get(hr)()
+        assert caught.value.headrace.attempts[0].outcome == "timeout"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+def test_a_peer_that_reads_our_body_sip_by_sip_is_cut_off(
+    tmp_path: Path, tls: tuple[Any, str], secure: bool
+) -> None:
+    """Pitfall 27."""
+    context, trust = tls if secure else (None, "")
+    with (
+        FaultServer(tls=context) as server,
+        running(tmp_path, rules(server.url, trust + ONE_ATTEMPT)) as hr,
+    ):
+        server.sip_s = 0.05
+        with (
+            ends_within(ATTEMPT_S + LATE_S, not_before=ATTEMPT_S),
+            pytest.raises(requests.ReadTimeout) as caught,
+        ):
+            hr.upstream("billing").post("/", data=b"x" * 20_000_000)
+        (attempt,) = caught.value.headrace.attempts  # type: ignore[attr-defined]
+        assert (attempt.outcome, attempt.status) == ("timeout", None)
+
+
+def test_a_chain_of_retries_ends_with_the_deadline(tmp_path: Path, get: Callable[..., Get]) -> None:
+    """Pitfall 27."""
+    body = (
+        "    timeouts: {attempt: 200ms, deadline: 700ms}\n"
+        "    retry: {max_attempts: 50, backoff: {base: 20ms, max: 20ms}}\n"
+        "    circuit_breaker: {mode: disabled}\n"
+    )
+    with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
+        server.always(ENDLESS_HEADERS)
+        with ends_within(0.7 + LATE_S), pytest.raises(headrace.DeadlineExceeded) as caught:
+            get(hr)()
+        assert isinstance(caught.value, (requests.Timeout, urllib3.exceptions.TimeoutError))
+        record = caught.value.headrace  # type: ignore[attr-defined]
+        assert len(record.attempts) >= 2
+        assert {one.outcome for one in record.attempts} == {"timeout"}
+        assert sum("timeout after" in note for note in caught.value.__notes__) == len(record.attempts)
+
+
+def test_the_deadline_that_cuts_the_only_attempt_is_what_is_raised(
+    tmp_path: Path, get: Callable[..., Get]
+) -> None:
+    body = "    timeouts: {deadline: 300ms}\n    retry: {max_attempts: 1}\n"
+    with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
+        server.always(ENDLESS_CHUNKS)
+        with ends_within(0.3 + LATE_S), pytest.raises(headrace.DeadlineExceeded) as caught:
+            get(hr)()
+        assert isinstance(caught.value.__cause__, TIMED_OUT)
+
+
+@pytest.mark.parametrize("behaviour", [ENDLESS_TO_THE_END_OF_THE_CONNECTION, ENDLESS_HEADERS])
+def test_a_cut_never_passes_for_an_answer_however_often_it_falls_amid_one(
+    tmp_path: Path, get: Callable[..., Get], behaviour: Endless
+) -> None:
+    """http.client takes the end of the connection for the end of such a body, and of a head."""
+    body = (
+        "    timeouts: {attempt: 60ms}\n    retry: {max_attempts: 1}\n    circuit_breaker: {mode: disabled}\n"
+    )
+    with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
+        server.always(replace(behaviour, pause_s=0.005))
+        for _ in range(20):
+            with pytest.raises(TIMED_OUT):
+                get(hr)()
+        attempts = hr.status()["upstreams"]["billing"]["attempts"]
+        assert attempts == {"timeout": 20}
+
+
+def test_a_streamed_call_is_bounded_to_its_head(tmp_path: Path, get: Callable[..., Get]) -> None:
+    with FaultServer() as server, running(tmp_path, rules(server.url, ONE_ATTEMPT)) as hr:
+        server.always(ENDLESS_HEADERS)
+        with ends_within(ATTEMPT_S + LATE_S), pytest.raises(TIMED_OUT):
+            get(hr)(stream=True)
+
+
+def test_a_streamed_body_goes_on_for_as_long_as_it_is_not_silent(
+    tmp_path: Path, get: Callable[..., Get]
+) -> None:
+    with FaultServer() as server, running(tmp_path, rules(server.url, ONE_ATTEMPT)) as hr:
+        server.always(Answer(body=b"x" * 20, drip_body_s=0.05))
+        with ends_within(5.0, not_before=2 * ATTEMPT_S):
+            answer = get(hr)(stream=True)
+            raw = getattr(answer, "raw", answer)
+            assert raw.read() == b"x" * 20
+
+
+def test_a_failed_answer_that_drips_is_given_up_before_the_next_attempt(
+    tmp_path: Path, get: Callable[..., Get]
+) -> None:
+    body = (
+        "    timeouts: {attempt: 4s, read: 4s, deadline: 10s}\n"
+        "    retry: {max_attempts: 2, backoff: {base: 1ms, max: 1ms}}\n"
+    )
+    with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
+        head = b"HTTP/1.1 503 No\r\nContent-Length: 100\r\n\r\nx"
+        server.next(Endless(head, b"", pause_s=0.1))  # then silence: read would allow four seconds of it
+        with ends_within(2.0):
+            answer = get(hr)(stream=True)
+        assert status_of(answer) == 200
+        answer.close()
+
+
+@pytest.mark.parametrize("is_whole", [True, False], ids=["whole", "cut off"])
+def test_a_failed_answer_is_kept_only_if_all_of_it_came(
+    tmp_path: Path, get: Callable[..., Get], is_whole: bool
+) -> None:
+    """One that ends with the connection looks whole when we have ended it."""
+    body = (
+        "    retry: {max_attempts: 2, backoff: {base: 500ms, max: 500ms, jitter: none}}\n"
+        "    circuit_breaker: {consecutive_failures: 2}\n"
+    )
+    with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
+        server.at("/drips", Answer(503) if is_whole else Endless(b"HTTP/1.1 503 No\r\n\r\n", b"x"))
+        server.at("/fails", Break())
+        with ThreadPoolExecutor() as executor:
+            slow = executor.submit(get(hr), "/drips", stream=True)
+            server.wait_for(lambda: server.first_lines == 1)
+            time.sleep(0.1)  # its head has arrived, and counts as a failure
+            with pytest.raises((requests.RequestException, urllib3.exceptions.HTTPError)):
+                get(hr)("/fails")  # opens the circuit: no further attempt is made
+            if is_whole:
+                assert status_of(slow.result()) == 503
+            else:
+                with pytest.raises(headrace.HeadraceError):
+                    slow.result()
+
+
+def test_a_transparent_resend_has_what_is_left_of_the_attempt(
+    tmp_path: Path, get: Callable[..., Get]
+) -> None:
+    with FaultServer() as server, running(tmp_path, rules(server.url, ONE_ATTEMPT)) as hr:
+        get(hr)()
+        server.next(Raw(b"", then="fin"), ENDLESS_CHUNKS)
+        with ends_within(ATTEMPT_S + LATE_S), pytest.raises(TIMED_OUT) as caught:
+            get(hr)()
+        (attempt,) = caught.value.headrace.attempts  # type: ignore[union-attr]
+        assert (attempt.outcome, attempt.resent) == ("timeout", True)
+
+
+def test_each_hop_of_a_redirect_is_a_call_with_limits_of_its_own(tmp_path: Path) -> None:
+    with FaultServer() as server, running(tmp_path, rules(server.url, ONE_ATTEMPT)) as hr:
+        server.at("/from", Answer(302, headers=(("Location", "/to"),), delay_s=0.2))
+        server.at("/to", ENDLESS_CHUNKS)
+        with (
+            ends_within(0.2 + ATTEMPT_S + LATE_S, not_before=0.2 + ATTEMPT_S),
+            pytest.raises(requests.ReadTimeout),
+        ):
+            hr.upstream("billing").get("/from")
+
+
+def test_waiting_for_a_connection_counts_for_the_deadline(tmp_path: Path, get: Callable[..., Get]) -> None:
+    body = (
+        "    timeouts: {deadline: 500ms, acquire: 400ms}\n"
+        "    pool: {max_connections: 1}\n    retry: {max_attempts: 1}\n"
+    )
+    with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
+        server.next(Answer(delay_s=0.3))
+        holder = threading.Thread(target=get(hr))
+        holder.start()
+        server.wait_for(lambda: server.first_lines == 1)
+        server.always(ENDLESS_CHUNKS)
+        with ends_within(0.5 + LATE_S), pytest.raises(headrace.DeadlineExceeded):
+            get(hr)()
+        holder.join()
+
+
+def test_where_the_rules_are_only_observed_nothing_is_cut(tmp_path: Path, get: Callable[..., Get]) -> None:
+    body = "    mode: observe\n    timeouts: {attempt: 100ms, deadline: 200ms}\n"
+    with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
+        server.always(Answer(body=b"x" * 10, drip_body_s=0.05))
+        answer = get(hr)()
+        assert (answer.content if isinstance(answer, requests.Response) else answer.data) == b"x" * 10
+        assert hr.status()["upstreams"]["billing"]["observed"] == {"timed_out": 1}
+
+
+def test_the_neighbours_of_what_is_cut_go_on(tmp_path: Path, get: Callable[..., Get]) -> None:
+    """Sockets are shut while others are leased anew all the time."""
+    body = (
+        "    timeouts: {attempt: 150ms}\n    pool: {max_connections: 4}\n    retry: {max_attempts: 1}\n"
+        "    circuit_breaker: {mode: disabled}\n"
+    )
+    with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
+        server.at("/drip", ENDLESS_CHUNKS)
+        call, ends_at = get(hr), time.monotonic() + 1.0
+        failures: list[BaseException] = []
+        cuts = 0
+
+        def neighbour() -> None:
+            while time.monotonic() < ends_at:
+                try:
+                    assert status_of(call("/")) == 200
+                except BaseException as error:
+                    failures.append(error)
+
+        threads = [threading.Thread(target=neighbour) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        while time.monotonic() < ends_at:
+            with pytest.raises(TIMED_OUT):
+                call("/drip")
+            cuts += 1
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        assert cuts >= 3
+
+
+# Connecting
+
+
+def test_a_handshake_has_a_limit_of_its_own(
+    tmp_path: Path, get: Callable[..., Get], tls: tuple[Any, str]
+) -> None:
+    context, trust = tls
+    body = trust + "    timeouts: {connect: 2s, tls_handshake: 200ms}\n    retry: {max_attempts: 1}\n"
+    with FaultServer(tls=context) as server, running(tmp_path, rules(server.url, body)) as hr:
+        server.on_accept = "silence"
+        with (
+            ends_within(0.2 + LATE_S, not_before=0.2),
+            pytest.raises((requests.Timeout, urllib3.exceptions.TimeoutError)) as caught,
+        ):
+            get(hr)()
+        (attempt,) = caught.value.headrace.attempts  # type: ignore[union-attr]
+        assert attempt.outcome == "tls_failure"
+
+
+def test_a_handshake_that_drips_is_cut_off(
+    tmp_path: Path, get: Callable[..., Get], tls: tuple[Any, str]
+) -> None:
+    """Pitfall 27."""
+    context, trust = tls
+    body = trust + "    timeouts: {tls_handshake: 200ms}\n    retry: {max_attempts: 1}\n"
+    with FaultServer(tls=context) as server, running(tmp_path, rules(server.url, body)) as hr:
+        server.on_accept = "drip_tls"
+        with (
+            ends_within(0.2 + LATE_S, not_before=0.2),
+            pytest.raises((requests.Timeout, urllib3.exceptions.TimeoutError)) as caught,
+        ):
+            get(hr)()
+        assert caught.value.headrace.attempts[0].outcome == "tls_failure"  # type: ignore[union-attr]
+
+
+def test_tcp_and_handshake_together_take_no_longer_than_the_attempt(
+    tmp_path: Path, get: Callable[..., Get], tls: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, trust = tls
+    body = trust + "    timeouts: {attempt: 300ms}\n    retry: {max_attempts: 1}\n"
+    look_up = socket.getaddrinfo
+
+    def slow(*args: Any, **kw: Any) -> Any:
+        time.sleep(0.2)
+        return look_up(*args, **kw)
+
+    with FaultServer(tls=context) as server, running(tmp_path, rules(server.url, body)) as hr:
+        monkeypatch.setattr(socket, "getaddrinfo", slow)
+        server.on_accept = "silence"
+        with (
+            ends_within(0.3 + 0.2, not_before=0.25),
+            pytest.raises((requests.Timeout, urllib3.exceptions.TimeoutError)),
+        ):
+            get(hr)()
+
+
+def test_nothing_is_sent_once_the_time_is_up(
+    tmp_path: Path, get: Callable[..., Get], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name look-up cannot be cut; what comes after it is not begun."""
+    look_up = socket.getaddrinfo
+
+    def slow(*args: Any, **kw: Any) -> Any:
+        time.sleep(ATTEMPT_S + 0.1)
+        return look_up(*args, **kw)
+
+    with FaultServer() as server, running(tmp_path, rules(server.url, ONE_ATTEMPT)) as hr:
+        monkeypatch.setattr(socket, "getaddrinfo", slow)
+        with pytest.raises((requests.ConnectTimeout, urllib3.exceptions.ConnectTimeoutError)) as caught:
+            get(hr)()
+        assert caught.value.headrace.attempts[0].outcome == "connect_failure"  # type: ignore[union-attr]
+        assert server.first_lines == 0
+
+
+# Sending
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("reused", [False, True], ids=["new", "reused"])
+def test_a_stall_while_sending_has_a_limit_of_its_own(
+    tmp_path: Path, tls: tuple[Any, str], secure: bool, reused: bool
+) -> None:
+    context, trust = tls if secure else (None, "")
+    body = trust + "    timeouts: {write: 200ms}\n    retry: {max_attempts: 1}\n"
+    with FaultServer(tls=context) as server, running(tmp_path, rules(server.url, body)) as hr:
+        handle = hr.upstream("billing")
+        if reused:
+            handle.get("/")
+        server.sip_s = 60.0
+        with ends_within(0.2 + LATE_S, not_before=0.2), pytest.raises(requests.ReadTimeout) as caught:
+            handle.post("/", data=b"x" * 20_000_000)
+        assert "Write timed out. (write timeout=0.2)" in str(caught.value)
+        (attempt,) = caught.value.headrace.attempts  # type: ignore[attr-defined]
+        assert attempt.outcome == "timeout"
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+def test_a_large_body_over_a_slow_line_that_moves_is_no_stall(
+    tmp_path: Path, tls: tuple[Any, str], secure: bool
+) -> None:
+    """Stock's limit is on the whole of it."""
+    context, trust = tls if secure else (None, "")
+    body = (
+        trust
+        + "    timeouts: {write: 200ms, attempt: 20s, read: 20s, deadline: 20s}\n    retry: {max_attempts: 1}\n"
+    )
+    with FaultServer(tls=context) as server, running(tmp_path, rules(server.url, body)) as hr:
+        server.sip_s, server.sip_bytes = 0.004, 16 * 1024
+        sent = bytes(range(256)) * 32_000
+        with ends_within(20.0, not_before=0.6):
+            assert hr.upstream("billing").post("/", data=sent).status_code == 200
+        assert server.requests[-1].body == sent
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"bytes", bytearray(b"bytes"), memoryview(b"bytes"), [b"by", b"tes"], "bytes"],
+    ids=lambda one: type(one).__name__,
+)
+def test_bodies_of_every_kind_arrive_as_they_are(tmp_path: Path, body: Any) -> None:
+    with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
+        hr.upstream("billing").urlopen("POST", "/", body=body)
+        assert server.requests[-1].body == b"bytes"
+
+
+# A call that says it itself
+
+
+def test_an_explicit_timeout_bounds_connecting_handshake_and_silence_up_or_down(
+    tmp_path: Path, get: Callable[..., Get], tls: tuple[Any, str]
+) -> None:
+    context, trust = tls
+    body = trust + "    retry: {max_attempts: 1}\n"
+    with FaultServer(tls=context) as server, running(tmp_path, rules(server.url, body)) as hr:
+        server.on_accept = "silence"
+        timeout = urllib3.Timeout(connect=0.2, read=3.0)
+        with ends_within(0.2 + LATE_S), pytest.raises((requests.Timeout, urllib3.exceptions.TimeoutError)):
+            get(hr)(timeout=timeout)
+
+
+def test_the_thread_is_one_daemon_that_ends_with_the_last_instance(tmp_path: Path) -> None:
+    def threads() -> list[threading.Thread]:
+        return [one for one in threading.enumerate() if one.name == "headrace-deadline"]
+
+    with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
+        assert threads() == []
+        hr.upstream("billing").get("/")
+        (thread,) = threads()
+        assert thread.daemon
+        hr.upstream("billing").get("/")
+        assert threads() == [thread]
+    wait_until(lambda: threads() == [])
