@@ -48,7 +48,7 @@ def test_of_twenty_callers_at_a_half_open_circuit_exactly_max_probes_arrive(tmp_
     with FaultServer() as server, running(tmp_path, rules(server.url, body())) as hr:
         opened(hr, server)
         before = len(server.requests)
-        server.always(Answer(delay_s=0.5))
+        server.always(Answer(delay_s=1.5))
         start = threading.Barrier(20)
 
         def call(_: int) -> int | str:
@@ -69,29 +69,32 @@ def test_of_twenty_callers_at_a_half_open_circuit_exactly_max_probes_arrive(tmp_
 
 
 def test_a_hung_probe_frees_itself_and_the_circuit_recovers(tmp_path: Path) -> None:
-    """Streamed, so that nothing of ours cuts it: the probe's lease alone does.
+    """Its call goes on, for its own timeout allows that; the probe's lease alone is over.
 
     Pitfall 2.
     """
-    hangs = body("max_probes: 1, probe_timeout: 400ms", attempt="400ms")
+    hangs = body("max_probes: 1, probe_timeout: 500ms", attempt="500ms")
     with FaultServer() as server, running(tmp_path, rules(server.url, hangs)) as hr:
+        circuit = hr.snapshot.upstream("billing").state.circuit
         opened(hr, server)
-        server.next(Answer(delay_s=1.5))
+        server.next(Answer(delay_s=3))
         hung = threading.Thread(target=lambda: requests.get(server.url, timeout=10))
         hung.start()
         server.wait_for(lambda: len(server.requests) == 3)
+        began, answer = time.monotonic(), None
 
-        with pytest.raises(headrace.CircuitOpenError, match="no place"):
-            requests.get(server.url)
-        time.sleep(0.5)
-        with pytest.raises(headrace.CircuitOpenError, match="probe expired"):
-            requests.get(server.url)
-        time.sleep(0.35)
-        assert requests.get(server.url).status_code == 200
+        while answer is None and time.monotonic() - began < 10:
+            try:
+                answer = requests.get(server.url, timeout=10)
+            except headrace.CircuitOpenError as error:
+                time.sleep(min(error.retry_after_s + 0.01, 1.0))
 
-        assert state(hr) == "closed"
+        assert answer is not None
+        assert answer.status_code == 200
+        reasons = [transition.reason.value for transition in circuit.history]
+        assert reasons[-3:] == ["probe expired", "open_for elapsed", "probes succeeded"]
         hung.join(10)
-        assert state(hr) == "closed"
+        assert state(hr) == "closed"  # its late answer changes nothing
 
 
 class TimeLimit(BaseException):
@@ -108,7 +111,7 @@ def test_a_cancelled_probe_gives_its_place_back(tmp_path: Path) -> None:
         opened(hr, server)
         server.next(Silence())
         before = signal.signal(signal.SIGALRM, interrupt)
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
         try:
             with pytest.raises(TimeLimit):
                 hr.upstream("billing").get("/")

@@ -95,3 +95,23 @@ def test_observe_heeds_the_calls_own_timeout_and_retries(tmp_path: Path) -> None
             session.mount("http://", HTTPAdapter(max_retries=2))
             session.get(server.url)
         assert hr.status()["upstreams"]["billing"]["observed"] == {}
+
+
+@pytest.mark.parametrize(
+    ("breaker", "observed"),
+    [
+        pytest.param("{mode: observe, consecutive_failures: 1}", {"refused": 2, "retried": 3}, id="observe"),
+        pytest.param("{mode: forced_open}", {"refused": 3}, id="forced open"),
+        pytest.param("{mode: disabled, consecutive_failures: 1}", {"retried": 3}, id="disabled"),
+    ],
+)
+def test_observe_says_once_what_a_breaker_of_another_mode_would_have_done(
+    tmp_path: Path, breaker: str, observed: dict[str, int]
+) -> None:
+    body = f"    mode: observe\n    circuit_breaker: {breaker}\n"
+    with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
+        server.always(Answer(503))
+        for _ in range(3):
+            assert requests.get(server.url).status_code == 503
+
+        assert hr.status()["upstreams"]["billing"]["observed"] == observed

@@ -39,6 +39,32 @@ def test_good_file_ends_with_0_and_a_line_for_each_upstream(capsys: Captured) ->
     assert captured.err == ""
 
 
+@pytest.mark.parametrize(
+    ("breaker", "words"),
+    [
+        ("{mode: disabled}", "breaker disabled"),
+        ("{mode: forced_open}", "breaker forced open: every call refused"),
+        ("{mode: observe}", "would open at 50% of 20+ calls in 10s or 5 in a row"),
+        (
+            "{window: {type: count}, consecutive_failures: null}",
+            "opens at 50% of 20+ calls of the last 100",
+        ),
+        (
+            "{window: {type: count, size: 8192, max_age: 1s}, slow_call: {duration: 2s, rate_threshold: 0.8}}",
+            "opens at 50% of 20+ calls of the last 8192 in 1s or 80% as slow as 2s or 5 in a row",
+        ),
+    ],
+)
+def test_the_line_of_an_upstream_says_when_its_breaker_opens(
+    breaker: str, words: str, tmp_path: Path, capsys: Captured
+) -> None:
+    (tmp_path / "breaker.yaml").write_text(GOOD + f"    circuit_breaker: {breaker}\n")
+
+    assert main(["check", "breaker.yaml"]) == 0
+
+    assert capsys.readouterr().out.splitlines()[0].endswith(f", {words}")
+
+
 def test_bad_file_ends_with_1_and_the_problems_on_stderr(capsys: Captured) -> None:
     assert main(["check", "bad.yaml"]) == 1
     captured = capsys.readouterr()

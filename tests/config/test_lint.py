@@ -43,6 +43,18 @@ BASE = "upstreams:\n  billing:\n    base_url: https://billing.internal\n"
             "retry: {budget: {ratio: 0, min_per_second: 0}}", "retry.budget", "no retry at all", id="budget"
         ),
         pytest.param(
+            "circuit_breaker: {mode: forced_open}",
+            "circuit_breaker.mode",
+            "every call is refused",
+            id="forced-open",
+        ),
+        pytest.param(
+            "circuit_breaker: {slow_call: {rate_threshold: 0.5}}",
+            "circuit_breaker.slow_call.rate_threshold",
+            "no call is slow as long as duration is null",
+            id="slow-call-threshold",
+        ),
+        pytest.param(
             "retry: {backoff: {jitter: none}}", "retry.backoff.jitter", "come back at one moment", id="none"
         ),
         pytest.param(
