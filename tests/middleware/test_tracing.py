@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry import trace
+from opentelemetry import propagate, trace
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware as AsgiTelemetry
 from opentelemetry.instrumentation.requests import RequestsInstrumentor
 from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware as WsgiTelemetry
@@ -22,7 +22,7 @@ from headrace.middleware.wsgi import WSGIMiddleware
 from support.faultserver import Answer, FaultServer
 from support.gateways import asgi_scope, call_asgi, call_wsgi, wsgi_environ
 from support.governed import rules
-from support.spans import Spans, attributes, events, recorder
+from support.spans import OwnFormat, Spans, attributes, events, recorder
 
 Handler = Callable[[headrace.Headrace], Iterable[bytes]]
 """Answers the body, chunk by chunk; what it does before the first is done before the answer begins."""
@@ -170,8 +170,11 @@ def test_calls_in_the_spans_of_an_instrumentation_are_told_on_the_servers(
     assert attributes(of_server(spans))["headrace.upstreams"] == ("billing",)
 
 
-def test_a_request_that_calls_nobody_is_told_its_id(serve: Serve, server: FaultServer, spans: Spans) -> None:
-    serve(lambda hr: iter([b"done"]), two(server))()
+@pytest.mark.parametrize("telemetry", ["outside", "inside"])
+def test_a_request_that_calls_nobody_is_told_its_id(
+    telemetry: str, serve: Serve, server: FaultServer, spans: Spans
+) -> None:
+    serve(lambda hr: iter([b"done"]), two(server), telemetry=telemetry)()
 
     found = attributes(of_server(spans))
     assert len(str(found["headrace.request_id"])) == 32
@@ -244,6 +247,24 @@ def test_a_tracers_context_takes_the_place_of_the_callers(
     assert sent == [f"00-{'a' * 32}-{trace.format_span_id(parent.context.span_id)}-{TRACEPARENT[-2:]}"]
     states = [value for name, value in server.requests[0].headers if name.lower() == "tracestate"]
     assert states == ["vendor=1"]
+
+
+def test_a_tracers_context_in_another_format_takes_it_as_well(
+    serve: Serve, server: FaultServer, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two formats of two different parents would contradict each other."""
+
+    def handler(hr: headrace.Headrace) -> Iterator[bytes]:
+        hr.upstream("billing").get("/a")
+        yield b"done"
+
+    monkeypatch.setattr(propagate, "_HTTP_TEXT_FORMAT", OwnFormat())
+    serve(handler, two(server))({"traceparent": TRACEPARENT})
+
+    context = of_server(spans).context
+    assert context is not None
+    assert server.requests[0].header("x-own") == trace.format_span_id(context.span_id)
+    assert server.requests[0].header("traceparent") is None
 
 
 @pytest.mark.parametrize("mode", ["annotate", "spans"])

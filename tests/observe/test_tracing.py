@@ -30,7 +30,7 @@ import headrace
 from headrace.observe.span_facts import redacted
 from support.faultserver import Answer, Break, FaultServer, Silence, on_reuse
 from support.governed import rules, running
-from support.spans import Spans, attributes, events, is_error, recorder, traceparent
+from support.spans import OwnFormat, Spans, attributes, events, is_error, recorder, traceparent
 from support.waiting import wait_until
 
 FAST = "    retry: {backoff: {base: 1ms}}\n"
@@ -487,8 +487,7 @@ def test_a_transition_is_told_on_the_span_of_the_attempt_and_a_refusal_on_the_cu
 
 def test_an_interrupted_attempt_ends_its_span(server: FaultServer, spans: Spans, tmp_path: Path) -> None:
     class Interrupting(requests.adapters.HTTPAdapter):
-        def send(self, *args: Any, **kw: Any) -> requests.Response:
-            super().send(*args, **kw)
+        def build_response(self, *args: Any) -> requests.Response:  # amid the attempt
             raise KeyboardInterrupt
 
     with running(tmp_path, rules(server.url, FAST, more=tracing("spans"))), requests.Session() as session:
@@ -497,6 +496,30 @@ def test_an_interrupted_attempt_ends_its_span(server: FaultServer, spans: Spans,
             session.get(f"{server.url}/a")
 
     assert [span.name for span in spans.ended()] == ["GET", "op"]
+    (span,) = spans.clients()
+    assert (attributes(span)["error.type"], is_error(span)) == ("cancelled", True)
+    assert attributes(spans.one("op"))["error.type"] == "cancelled"
+
+
+def test_a_call_amid_an_attempt_is_a_span_below_it(server: FaultServer, spans: Spans, tmp_path: Path) -> None:
+    class WithToken(requests.adapters.HTTPAdapter):
+        def add_headers(self, request: Any, **kw: Any) -> None:  # amid the attempt
+            request.headers["Authorization"] = hr.upstream("billing").get("/token").text
+
+    with (
+        running(tmp_path, rules(server.url, FAST, more=tracing("spans"))) as hr,
+        requests.Session() as session,
+    ):
+        session.mount("http://", WithToken())
+        session.get(f"{server.url}/a")
+
+    token, call = spans.ended()
+    assert [attributes(span)["url.full"] for span in (token, call)] == [
+        f"{server.url}/token",
+        f"{server.url}/a",
+    ]
+    assert token.parent is not None
+    assert token.parent == call.context
 
 
 def test_a_method_that_the_conventions_do_not_know_is_no_name(
@@ -642,16 +665,7 @@ def test_a_context_that_the_call_set_itself_stays(
 def test_the_propagator_is_the_applications(
     server: FaultServer, spans: Spans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Own(propagate.textmap.TextMapPropagator):
-        fields = frozenset({"x-own"})
-
-        def extract(self, *args: Any, **kw: Any) -> Any:
-            raise NotImplementedError
-
-        def inject(self, carrier: Any, context: Any = None, setter: Any = None) -> None:
-            carrier["x-own"] = format(trace.get_current_span(context).get_span_context().span_id, "016x")
-
-    monkeypatch.setattr(propagate, "_HTTP_TEXT_FORMAT", Own())
+    monkeypatch.setattr(propagate, "_HTTP_TEXT_FORMAT", OwnFormat())
     with running(tmp_path, rules(server.url, FAST, more=tracing("spans"))) as hr, op():
         hr.upstream("billing").get("/a")
 
@@ -703,6 +717,18 @@ def test_off_tells_nothing(server: FaultServer, spans: Spans, tmp_path: Path) ->
     (span,) = spans.ended()
     assert attributes(span) == {}
     assert server.requests[0].header("traceparent") is None
+
+
+def test_an_edit_switches_it_on(server: FaultServer, spans: Spans, tmp_path: Path) -> None:
+    with running(tmp_path, rules(server.url, FAST, more=tracing("off"))) as hr:
+        handle = hr.upstream("billing")
+        handle.get("/a")
+        assert spans.ended() == []
+        (tmp_path / "upstreams.yaml").write_text(rules(server.url, FAST, more=tracing("spans")))
+        hr.reload()
+        handle.get("/a")
+
+    assert len(spans.clients()) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -20,16 +19,23 @@ _SUPPRESS_HTTP: Final[str | None] = getattr(contexts, "_SUPPRESS_HTTP_INSTRUMENT
 _SUPPRESS_ALL: Final[str | None] = getattr(contexts, "_SUPPRESS_INSTRUMENTATION_KEY", None)
 
 
+_OURS: Final = contexts.create_key("headrace-attempt")
+
+
 def is_suppressed(context: Context) -> bool:
-    """Whether somebody around us has made the span already, or wants none."""
+    """Whether somebody around us has made the span already, or wants none.
+
+    Not where it was us: a call that is made amid an attempt, for a token say, is another call.
+    """
+    if _OURS in context:
+        return False
     return any(key is not None and context.get(key) for key in (_SUPPRESS_HTTP, _SUPPRESS_ALL))
 
 
 class AttemptSpans:
     """The CLIENT spans of one call, one at a time. Owned by one thread.
 
-    A span is open until its outcome has been told to the circuit, and ends at the
-    instant at which its attempt did.
+    A span is open until its outcome has been told to the circuit.
 
     Attributes:
         span: The one that is open; the invalid one while none is.
@@ -39,7 +45,6 @@ class AttemptSpans:
     __slots__ = (
         "_address",
         "_attempt",
-        "_ended_at_ns",
         "_method",
         "_port",
         "_resent",
@@ -66,7 +71,7 @@ class AttemptSpans:
         self._port = port
         # Beyond the retries of this call: pooled connections that had died unnoticed, a caller's own tries.
         self._resent = len(earlier) + sum([outcome.resent for outcome in earlier])
-        self._attempt = self._ended_at_ns = 0
+        self._attempt = 0
         self.span: Span = trace.INVALID_SPAN
         self.last = trace.INVALID_SPAN_CONTEXT
 
@@ -80,12 +85,11 @@ class AttemptSpans:
             facts.span_name(self._method), context, SpanKind.CLIENT, attributes
         )
         self.last = span.get_span_context()
-        context = trace.set_span_in_context(span, context)
+        context = contexts.set_value(_OURS, True, trace.set_span_in_context(span, context))
         return context if _SUPPRESS_HTTP is None else contexts.set_value(_SUPPRESS_HTTP, True, context)
 
     def judge(self, outcome: Outcome | None) -> None:
         """Put *outcome* on the open span; None: it was broken off."""
-        self._ended_at_ns = time.time_ns()
         span = self.span
         if not span.is_recording():
             return
@@ -100,4 +104,4 @@ class AttemptSpans:
     def end(self) -> None:
         """End the open span."""
         span, self.span = self.span, trace.INVALID_SPAN
-        span.end(self._ended_at_ns)
+        span.end()

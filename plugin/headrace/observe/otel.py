@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from opentelemetry import context as contexts
@@ -31,6 +31,13 @@ def _reader() -> Callable[[], Mapping[str, object]]:
     return variable.get if isinstance(variable, ContextVar) else contexts.get_current
 
 
+def _version() -> str | None:
+    try:
+        return version("headrace")
+    except PackageNotFoundError:  # run from its sources
+        return None
+
+
 class Tracing:
     """The rule of one configuration. Thread-safe: it holds nothing.
 
@@ -49,7 +56,7 @@ class Tracing:
         self.has_context: Callable[[], object] = _reader()
         self.is_wanted: Callable[[], object] = partial(bool, True) if makes_spans else self.has_context
         # The API's own, which finds the application's provider whenever that is set.
-        self._tracer = trace.get_tracer("headrace", version("headrace")) if makes_spans else None
+        self._tracer = trace.get_tracer("headrace", _version()) if makes_spans else None
 
     def call(
         self,
@@ -82,7 +89,7 @@ class Tracing:
             spans = AttemptSpans(
                 self._tracer, method=method, url=url, address=address, port=port, earlier=earlier
             )
-        propagates = propagates and W3C.isdisjoint(map(str.lower, own))
+        propagates = propagates and W3C.isdisjoint([name.lower() for name in own])
         return CallTrace(
             upstream,
             circuit,
