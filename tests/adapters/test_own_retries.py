@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
+import itertools
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -281,6 +284,61 @@ def test_an_interrupt_amid_the_callers_pause_is_counted_and_leaves_nothing(
         assert billing(hr)["requests"] == {"cancelled": 1}
         assert hr.snapshot.upstream("billing").state.pool.leases.view().inuse == 0
         assert current_attempt.get() is None
+
+
+def test_a_refusal_leaves_no_cycle_behind(tmp_path: Path, server: FaultServer, caller: Caller) -> None:
+    with running(tmp_path, governed(server, "    circuit_breaker: {consecutive_failures: 1}\n")):
+        server.always(Answer(503))
+        with pytest.raises(headrace.CircuitOpenError):
+            caller.call("GET", server.url, retry())
+
+        def refuse() -> weakref.ref[BaseException]:
+            try:  # pytest.raises would be a cycle of its own
+                caller.call("GET", server.url, retry())
+            except headrace.CircuitOpenError as error:
+                return weakref.ref(error)
+            raise AssertionError("not refused")
+
+        gc.collect()
+        gc.disable()
+        try:
+            assert refuse()() is None
+        finally:
+            gc.enable()
+
+
+def test_the_books_balance_whatever_happens_on_many_threads(
+    tmp_path: Path, server: FaultServer, caller: Caller
+) -> None:
+    """Calls as the callers made them, attempts and resends as the server saw them, and no slot lost."""
+    turns = itertools.count()
+    kinds = (Answer(), Answer(503), Answer(), Break("request"), Answer(503, close=True), Break("body", "rst"))
+    body = "    pool: {max_connections: 4}\n    timeouts: {acquire: 5s, deadline: 10s}\n" + OFF
+    with running(tmp_path, governed(server, body)) as hr:
+        server.always(lambda request: kinds[next(turns) % len(kinds)])
+        ended: list[Any] = []
+
+        def work() -> None:
+            for _ in range(15):
+                try:
+                    ended.append(caller.call("GET", server.url, retry(1)))
+                except (requests.RequestException, HTTPError) as error:
+                    ended.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+
+        status = billing(hr)
+        assert len(ended) == sum(status["requests"].values()) == 90
+        attempts = sum(status["attempts"].values())
+        assert sum(len(one.headrace.attempts) for one in ended) == attempts
+        assert attempts + status["retry"]["resent"] == server.first_lines
+        assert attempts - 90 == sum(status["retry"]["retries"].values())
+        assert status["retry"]["delegated"] == attempts
+        assert status["pool"]["inuse"] == status["pool"]["waiting"] == 0
 
 
 # Bodies

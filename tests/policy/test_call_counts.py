@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 
-from headrace.policy.circuit import Circuit, Permit, Verdict
+import pytest
+
+from headrace.policy.circuit import Circuit, CircuitState, Permit, Verdict
 from headrace.policy.exchange import Exchange
 from headrace.policy.outcome import Outcome
+from headrace.policy.plan import CountWindowPlan, SlowCallPlan, TimeWindowPlan
 from headrace.policy.retry import RetryBudget
-from support.plans import circuit_plan, upstream_plan
+from support.plans import HALF_OPEN, circuit_plan, upstream_plan
 from support.virtual import seeded
 
 T0 = 1000.0
@@ -61,13 +66,55 @@ def test_a_call_that_succeeds_at_once_makes_at_most_thirteen_python_calls_in_the
     assert len(calls_of(call)) <= 13
 
 
-def test_acquire_is_one_python_call_and_record_two_while_the_circuit_is_closed() -> None:
-    circuit = Circuit(circuit_plan(), rng=seeded(), lock=threading.Lock())
+EVERYTHING = {
+    "slow_call": SlowCallPlan(duration_s=1.0, rate_threshold=0.5),
+    "half_open": replace(HALF_OPEN, ramp_s=30.0),
+}
+
+
+@pytest.mark.parametrize(
+    ("window", "add"),
+    [
+        pytest.param(TimeWindowPlan(10.0), ["TimeWindow.add"], id="time"),
+        pytest.param(CountWindowPlan(100, None), ["CountWindow.add"], id="count"),
+        pytest.param(
+            CountWindowPlan(8192, 1.0), ["CountWindow.add", "CountWindow.advance"], id="count, aged"
+        ),
+    ],
+)
+def test_with_every_feature_on_acquire_is_one_python_call_and_record_two_while_the_circuit_is_closed(
+    window: TimeWindowPlan | CountWindowPlan, add: list[str]
+) -> None:
+    circuit = Circuit(circuit_plan(window=window, **EVERYTHING), rng=seeded(), lock=threading.Lock())
     permit = circuit.acquire(T0)
     assert isinstance(permit, Permit)
 
     assert calls_of(lambda: circuit.acquire(T0)) == ["Circuit.acquire"]
-    assert calls_of(lambda: circuit.record(permit, Verdict.SUCCESS, T0)) == [
-        "Circuit.record",
-        "TimeWindow.add",
-    ]
+    assert calls_of(lambda: circuit.record(permit, Verdict.SUCCESS, T0, 0.1)) == ["Circuit.record", *add]
+
+
+def test_the_default_circuit_takes_at_most_2_kib_whatever_it_has_seen() -> None:
+    def worn() -> Circuit:
+        circuit = Circuit(plan, rng=rng, lock=threading.Lock())
+        for second in range(30):
+            for verdict in [Verdict.FAILURE] * 2 + [Verdict.SUCCESS] * 20:
+                permit = circuit.acquire(T0 + second)
+                assert isinstance(permit, Permit)
+                circuit.record(permit, verdict, T0 + second, 0.1)
+        for _ in range(5):
+            circuit.record(permit, Verdict.FAILURE, T0 + 30)
+        circuit.acquire(T0 + 100)  # half open, a probe out
+        return circuit
+
+    plan, rng = circuit_plan(), seeded()
+    worn()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        circuits = [worn() for _ in range(50)]
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert {circuit.state for circuit in circuits} == {CircuitState.HALF_OPEN}
+    assert (after - before) / len(circuits) <= 2048

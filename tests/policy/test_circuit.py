@@ -15,7 +15,7 @@ from headrace.policy.circuit import (
     Trigger,
     Verdict,
 )
-from headrace.policy.plan import CircuitPlan, CountWindowPlan, SlowCallPlan, TimeWindowPlan
+from headrace.policy.plan import CircuitMode, CircuitPlan, CountWindowPlan, SlowCallPlan, TimeWindowPlan
 from headrace.policy.transition import TRANSITIONS
 from support.plans import HALF_OPEN, OPEN_FOR, circuit_plan
 from support.virtual import constant
@@ -487,6 +487,15 @@ def test_probes_that_succeed_as_slowly_as_before_open_the_circuit_again() -> Non
     assert str(bench.refused(T0 + 5)) == "circuit open for 10.0 s more (probes slow: 2 of 2 probes)"
 
 
+def test_probes_that_are_all_slow_meet_a_slow_call_threshold_of_one() -> None:
+    bench = Bench(circuit_plan(slow_call=SlowCallPlan(1.0, 1.0))).opened()
+    for _ in range(3):
+        assert bench.circuit.state is not CLOSED
+        bench.call(SUCCESS, T0 + 5, duration_s=1.0)
+
+    assert (bench.circuit.state, bench.told[-1].reason) == (OPEN, Trigger.PROBES_SLOW)
+
+
 def test_a_half_open_window_with_only_slow_successes_keeps_them() -> None:
     bench = Bench(circuit_plan(slow_call=SlowCallPlan(1.0, 1.0))).opened()
     bench.call(SUCCESS, T0 + 5, duration_s=1.0)
@@ -670,6 +679,19 @@ def test_a_reload_that_takes_the_ramp_away_ends_it() -> None:
     assert bench.circuit.generation == 3
 
 
+@pytest.mark.parametrize("mode", ["disabled", "observe"])
+def test_nobody_is_held_up_by_a_ramp_once_the_breaker_may_refuse_nothing(mode: CircuitMode) -> None:
+    bench = closed_again(circuit_plan(half_open=RAMP))
+    bench.permit(T0 + 5)
+    bench.refused(T0 + 5)
+
+    bench.apply(circuit_plan(half_open=RAMP, mode=mode), T0 + 5)
+
+    for _ in range(10):
+        bench.permit(T0 + 5)
+    assert [refused.kind for refused in bench.waived] == ([Refusal.RAMP] * 10 if mode == "observe" else [])
+
+
 # Reload
 
 
@@ -820,14 +842,37 @@ def test_a_success_since_has_ended_the_run_that_a_turned_one_would_go_on_with() 
     assert (bench.told, bench.circuit.view(T0).consecutive_failures) == ([], 1)
 
 
+@pytest.mark.parametrize("window", [TimeWindowPlan(10.0), CountWindowPlan(100, None)], ids=["time", "count"])
+def test_an_old_success_that_turns_does_not_go_on_with_a_later_run(
+    window: TimeWindowPlan | CountWindowPlan,
+) -> None:
+    bench = Bench(circuit_plan(window=window))
+    permit = bench.permit(T0)
+    place = bench.circuit.record(permit, SUCCESS, T0)
+    for verdict in [FAILURE] * 4 + [SUCCESS]:
+        bench.call(verdict, T0 + 2)
+    assert place is not None
+
+    assert bench.circuit.turn(permit, place, T0 + 3)
+
+    assert (bench.circuit.state, bench.circuit.view(T0 + 3).consecutive_failures) == (CLOSED, 1)
+
+
 @pytest.mark.parametrize(
-    "window", [TimeWindowPlan(10.0), CountWindowPlan(3, None), CountWindowPlan(100, 10.0)], ids=repr
+    ("window", "later_calls"),
+    [
+        pytest.param(TimeWindowPlan(10.0), 0, id="by time"),
+        pytest.param(CountWindowPlan(3, None), 3, id="pushed out by later calls"),
+        pytest.param(CountWindowPlan(100, 10.0), 0, id="by its age"),
+    ],
 )
-def test_a_success_that_has_left_the_window_is_not_turned(window: TimeWindowPlan | CountWindowPlan) -> None:
+def test_a_success_that_has_left_the_window_is_not_turned(
+    window: TimeWindowPlan | CountWindowPlan, later_calls: int
+) -> None:
     bench = Bench(circuit_plan(window=window, consecutive_failures=1))
     permit = bench.permit(T0)
     place = bench.circuit.record(permit, SUCCESS, T0)
-    for _ in range(3):
+    for _ in range(later_calls):
         bench.call(SUCCESS, T0 + 10)
     assert place is not None
 

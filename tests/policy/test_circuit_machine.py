@@ -95,6 +95,7 @@ class Model:
         self.calls: list[Call] = []  # since the circuit was last closed, oldest first
         self.failures_in_a_row = 0
         self.broken_run = 0  # failures in a row that the last success ended
+        self.last_success = -1  # the place that the circuit gave it
         self.openings = 0
         self.open_until = 0.0
         self.verdicts: list[tuple[bool, bool]] = []  # failed, slow
@@ -238,12 +239,14 @@ class Model:
             self.ask_trip_rules()
         return call
 
-    def turn(self, call: Call) -> bool:
+    def turn(self, call: Call, place: int) -> bool:
         if not call.turnable or call.failed or not any(call is one for one in self.in_window()):
             return False
         call.failed = True
-        self.failures_in_a_row += 1 + self.broken_run
-        self.broken_run = 0
+        self.failures_in_a_row += 1
+        if place == self.last_success:
+            self.failures_in_a_row += self.broken_run
+            self.broken_run = 0
         self.ask_trip_rules()
         return True
 
@@ -332,6 +335,8 @@ class CircuitMachine(RuleBasedStateMachine):
             if permit.probe is None:
                 call = self.model.record_closed(failed=failed, slow=slow)
                 assert (place is None) == failed, "a success can be turned later"
+                if place is not None:
+                    self.model.last_success = place
                 return multiple() if place is None else (permit, place, generation, call)
             if self.model.probes.pop(id(permit), None) is not None:
                 self.model.verdict(failed=failed, slow=slow, trigger=Trigger.PROBE_FAILED)
@@ -350,7 +355,7 @@ class CircuitMachine(RuleBasedStateMachine):
         permit, place, generation, call = success
         if call.failed:
             return  # turned before: once is what the caller promises
-        expected = generation == len(self.model.story) and self.model.turn(call)
+        expected = generation == len(self.model.story) and self.model.turn(call, place)
 
         assert self.circuit.turn(permit, place, self.model.now) == expected
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
 
 from headrace.engine.blocking import run
 from headrace.policy.circuit import Circuit, CircuitState, Permit, Transition, Verdict
 from headrace.policy.exchange import EndReason, Exchange, Send
 from headrace.policy.outcome import Outcome
+from headrace.policy.plan import CountWindowPlan, SlowCallPlan, TimeWindowPlan
 from headrace.policy.retry import RetryBudget
-from support.plans import BUDGET, circuit_plan, upstream_plan
+from support.plans import BUDGET, HALF_OPEN, circuit_plan, upstream_plan
 from support.virtual import VirtualClock, seeded
 
 T0 = 1000.0
@@ -30,22 +35,80 @@ def together(n_threads: int, work: Callable[[int], object]) -> list[object]:
         return list(pool.map(begin, range(n_threads)))
 
 
-def test_eight_threads_lose_no_count() -> None:
-    per_thread = 4000
+@pytest.mark.parametrize(
+    "window",
+    [TimeWindowPlan(10.0), CountWindowPlan(100_000, None), CountWindowPlan(100_000, 5.0)],
+    ids=["time", "count", "count, aged"],
+)
+def test_eight_threads_lose_no_count(window: TimeWindowPlan | CountWindowPlan) -> None:
+    per_thread = 5000
     circuit = Circuit(
-        circuit_plan(consecutive_failures=None, minimum_calls=10**9), rng=seeded(), lock=threading.Lock()
+        circuit_plan(
+            window=window,
+            consecutive_failures=None,
+            minimum_calls=10**9,
+            slow_call=SlowCallPlan(1.0, 1.0),
+        ),
+        rng=seeded(),
+        lock=threading.Lock(),
     )
 
     def hammer(number: int) -> None:
         for turn in range(per_thread):
             permit = circuit.acquire(T0)
             assert isinstance(permit, Permit)
-            circuit.record(permit, Verdict.FAILURE if turn % 4 == number % 4 else Verdict.SUCCESS, T0)
+            failed, slow = turn % 4 == number % 4, turn % 8 == number
+            place = circuit.record(permit, Verdict.FAILURE if failed else Verdict.SUCCESS, T0, float(slow))
+            if place is not None and turn % 8 == (number + 2) % 8:
+                assert circuit.turn(permit, place, T0)
 
     together(8, hammer)
 
     view = circuit.view(T0)
-    assert (view.calls, view.failures) == (8 * per_thread, 2 * per_thread)
+    assert view.calls == 8 * per_thread
+    assert view.slow_calls == per_thread
+    assert view.failures == 2 * per_thread + per_thread
+
+
+def test_rules_that_change_under_eight_threads_lose_no_count() -> None:
+    per_thread = 1500
+    windows = [TimeWindowPlan(10.0), CountWindowPlan(100_000, None), TimeWindowPlan(60.0)]
+    plans = [
+        circuit_plan(window=window, consecutive_failures=None, minimum_calls=10**9) for window in windows
+    ]
+    circuit = Circuit(plans[0], rng=seeded(), lock=threading.Lock())
+    ended: list[int] = []
+
+    def work(number: int) -> None:
+        if number == 8:
+            for turn in itertools.count(1):
+                circuit.apply(plans[turn % 3], T0)
+                if len(ended) == 8:
+                    return
+        for turn in range(per_thread):
+            permit = circuit.acquire(T0)
+            assert isinstance(permit, Permit)
+            circuit.record(permit, Verdict.FAILURE if turn % 2 else Verdict.SUCCESS, T0)
+        ended.append(number)
+
+    together(9, work)
+
+    view = circuit.view(T0)
+    assert (view.calls, view.failures) == (8 * per_thread, 4 * per_thread)
+
+
+def test_a_ramp_admits_its_share_of_eight_threads_exactly() -> None:
+    plan = circuit_plan(half_open=replace(HALF_OPEN, max_probes=1, ramp_s=10.0), consecutive_failures=1)
+    circuit = Circuit(plan, rng=seeded(), lock=threading.Lock())
+    for verdict, at in ((Verdict.FAILURE, T0), (Verdict.SUCCESS, T0 + 5)):
+        permit = circuit.acquire(at)
+        assert isinstance(permit, Permit)
+        circuit.record(permit, verdict, at)
+    assert circuit.state is CircuitState.CLOSED
+
+    admitted = together(8, lambda _: sum(isinstance(circuit.acquire(T0 + 7.5), Permit) for _ in range(1000)))
+
+    assert sum(admitted) == 2000 + 1  # type: ignore[arg-type]  # a quarter, and the first
 
 
 def test_of_twenty_callers_that_meet_a_half_open_circuit_max_probes_get_through() -> None:

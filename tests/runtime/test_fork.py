@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -199,3 +200,35 @@ def test_where_the_fork_hook_was_skipped_the_next_call_renews_before_it_takes_a_
         handle.get("/after")
 
         assert [one.connection for one in server.requests] == [1, 2, 3, 1]
+
+
+def test_a_child_that_dies_with_a_probe_costs_its_parent_none(tmp_path: Path, server: FaultServer) -> None:
+    """Each process has a circuit of its own: the child's is closed, whatever the parent's was amid.
+
+    Pitfall 2.
+    """
+    body = (
+        "    retry: {max_attempts: 1}\n"
+        "    circuit_breaker:\n"
+        "      {consecutive_failures: 1, open_for: {base: 50ms, jitter: 0}, half_open: {max_probes: 2}}\n"
+    )
+    with running(tmp_path, rules(server.url, body)) as hr:
+        server.next(Answer(503))
+        requests.get(server.url)
+        circuit = hr.snapshot.upstream("billing").state.circuit
+        time.sleep(0.06)
+        requests.get(server.url)  # one verdict
+        assert circuit.state == "half_open"
+
+        def die_amid_a_call() -> None:
+            assert hr.snapshot.upstream("billing").state.circuit.state == "closed"
+            signal.setitimer(signal.ITIMER_REAL, 0.2)  # SIGALRM kills
+            requests.get(f"{server.url}/child")
+
+        server.at("/child", Answer(delay_s=5))
+        assert in_child(die_amid_a_call) == -signal.SIGALRM
+
+        view = circuit.view(time.monotonic())
+        assert (view.state, view.verdicts, view.probes_in_flight) == ("half_open", 1, 0)
+        requests.get(server.url)
+        assert circuit.state == "closed"

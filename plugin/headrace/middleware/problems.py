@@ -44,9 +44,7 @@ class _Kind(NamedTuple):
     detail: str
 
 
-_REFUSED = _Kind(
-    503, "circuit_open", "Upstream refused", 'calls to upstream "{}" are suspended: it kept failing'
-)
+_REFUSED = _Kind(503, "circuit_open", "Upstream refused", 'calls to upstream "{}" are suspended')
 _POOL_FULL = _Kind(503, "pool_full", "Upstream busy", 'no connection to upstream "{}" came free')
 _TIMEOUT = _Kind(504, "timeout", "Upstream timeout", 'upstream "{}" did not answer in time')
 _CANCELLED = _Kind(

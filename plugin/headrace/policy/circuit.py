@@ -4,6 +4,10 @@
 given (monotonic seconds) and never waited for: what time alone decides (a probe
 that hung, a half-open window that passed) is settled when the circuit is next
 touched, at the instant it happened.
+
+The file is a little long because everything that happens under the circuit's lock, and what a
+mode or a reload makes of it, is to be read in one place; the arithmetic is elsewhere (`window`,
+`trip`, `half_open`, `ramp`).
 """
 
 from __future__ import annotations
@@ -74,6 +78,7 @@ class Circuit:
         "_broken_run",
         "_consecutive_failures",
         "_half_open",
+        "_last_success",
         "_lock",
         "_on_transition",
         "_on_waived",
@@ -111,9 +116,8 @@ class Circuit:
         self.history: tuple[Transition, ...] = ()
         self._window = window_for(plan.window)
         self._consecutive_failures = 0
-        self._broken_run = (
-            0  # failures in a row that the last success ended: it may turn out to be one itself
-        )
+        self._last_success = -1  # its place: it may turn out to be a failure
+        self._broken_run = 0  # failures in a row that it ended
         self._openings = 0  # consecutive, since the circuit was last closed
         self._opened: Transition | None = None  # the last to OPEN; set whenever the circuit is not closed
         self._open_until = 0.0
@@ -169,9 +173,9 @@ class Circuit:
                 if verdict is _SUCCESS:
                     self._broken_run = self._consecutive_failures
                     self._consecutive_failures = 0
+                    self._last_success = place = self._window.add(now, 0, is_slow)
                     if not is_slow:
-                        return self._window.add(now)  # most calls end here: one call of ours, no allocation
-                    place = self._window.add(now, 0, 1)
+                        return place  # most calls end here: one call of ours, no allocation
                 elif verdict is _FAILURE:
                     self._consecutive_failures += 1
                     self._window.add(now, 1, is_slow)
@@ -201,10 +205,12 @@ class Circuit:
             self._window.advance(now)
             if not self._window.turn(place):
                 return False
-            # The run that this success had ended goes on, unless another success has ended it since. (Which one
-            # was the last is not known by its place: an older success that turns may lengthen a later run.)
-            self._consecutive_failures += 1 + self._broken_run
-            self._broken_run = 0
+            self._consecutive_failures += 1
+            if place == self._last_success:
+                # The run that this success had ended goes on. (A slice of a window over time is one place: of
+                # two successes in one slice, the older may be taken for the later.)
+                self._consecutive_failures += self._broken_run
+                self._broken_run = 0
             self._ask_trip_rules(now)
             untold = self._take_untold()
         for transition in untold:
