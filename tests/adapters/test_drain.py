@@ -13,7 +13,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
-from support.faultserver import Answer, FaultServer
+from support.faultserver import Answer, Endless, FaultServer
 from support.governed import rules, running
 
 OWN = Retry(2, status_forcelist=[503], backoff_factor=0)
@@ -96,3 +96,77 @@ def test_its_limits_are_gone_with_it(tmp_path: Path, server: FaultServer, send: 
         with send(server.url) as response:
             assert [one.outcome for one in response.headrace.attempts] == ["5xx", "2xx"]
         assert server.connections == 1
+
+
+def test_the_connection_keeps_the_limits_it_had(tmp_path: Path, server: FaultServer) -> None:
+    with running(tmp_path, rules(server.url, RULES)) as hr:
+        response = hr.upstream("billing").urlopen("GET", "/", preload_content=False)
+        sock = response._connection.sock  # type: ignore[union-attr]
+        limit_s = sock.gettimeout()
+        response.drain_conn()
+        assert (sock.gettimeout(), sock.fileno() >= 0) == (limit_s, True)
+
+
+@pytest.mark.parametrize("send", [by_requests_with_retries, by_urllib3_with_retries], indirect=True)
+def test_our_own_impatience_with_a_dropped_answer_is_not_held_against_the_upstream(
+    tmp_path: Path, server: FaultServer, send: Send
+) -> None:
+    body = RULES + "    circuit_breaker: {failure_on: [network, 500], blame_after: 100ms}\n"
+    with running(tmp_path, rules(server.url, body, more="install: {urllib3: true}\n")) as hr:
+        server.next(Answer(503, body=b"x" * 9, drip_body_s=10.0))
+        with send(server.url) as response:
+            assert [one.verdict for one in response.headrace.attempts] == ["success", "success"]
+        assert hr.status()["upstreams"]["billing"]["circuit_breaker"]["failures"] == 0
+
+
+ENDLESS = [
+    pytest.param(
+        Endless(
+            b"HTTP/1.1 503 Service Unavailable\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"1\r\nx\r\n",
+            pause_s=0.02,
+        ),
+        id="in chunks",
+    ),
+    pytest.param(
+        Endless(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 999999\r\n\r\n", b"x"),
+        id="by length",
+    ),
+    pytest.param(Endless(b"HTTP/1.1 503 Service Unavailable\r\n\r\n", b"x"), id="without an end"),
+]
+SHORT = "    retry: {backoff: {base: 1ms}}\n    timeouts: {deadline: 5s, attempt: 400ms, connect: 400ms, read: 400ms}\n"
+
+
+@pytest.mark.parametrize("answer", ENDLESS)
+@pytest.mark.parametrize(
+    "call", [requests.get, lambda url: urllib3.request("GET", url)], ids=["requests", "urllib3"]
+)
+def test_the_body_of_a_failed_answer_that_would_be_read_whole_is_cut_with_its_attempt(
+    tmp_path: Path, server: FaultServer, call: Send, answer: Endless
+) -> None:
+    """Where the caller gets the body with the answer, reading it is part of the attempt, and as short.
+
+    Pitfall 15.
+    """
+    with running(tmp_path, rules(server.url, SHORT, more="install: {urllib3: true}\n")) as hr:
+        server.next(answer)
+        began = time.monotonic()
+        response = call(server.url)
+        assert time.monotonic() - began < 2.0
+        assert [one.outcome for one in response.headrace.attempts] == ["timeout", "2xx"]
+        assert hr.snapshot.upstream("billing").state.pool.leases.view().inuse == 0
+
+
+@pytest.mark.parametrize("answer", ENDLESS)
+def test_amid_the_tries_of_a_session_it_is_cut_as_well(
+    tmp_path: Path, server: FaultServer, answer: Endless
+) -> None:
+    """By urllib3's rules a 503 that was cut is a 503: its status, not the broken body, makes the next try."""
+    with running(tmp_path, rules(server.url, SHORT)), requests.Session() as session:
+        session.mount("http://", HTTPAdapter(max_retries=OWN))
+        server.next(answer)
+        began = time.monotonic()
+        response = session.get(server.url)
+        assert time.monotonic() - began < 2.0
+        assert response.status_code == 200
+        assert [one.outcome for one in response.headrace.attempts] == ["timeout", "2xx"]

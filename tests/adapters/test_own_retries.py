@@ -26,7 +26,7 @@ from urllib3.util.retry import Retry
 import headrace
 from headrace.policy.exchange import EndReason
 from headrace.transport.attempt import current_attempt
-from support.faultserver import Answer, Break, FaultServer, Raw, Silence, server_context
+from support.faultserver import Answer, Break, FaultServer, Raw, Silence, on_reuse, server_context
 from support.governed import reason_of, rules, running
 from support.waiting import wait_until
 
@@ -551,6 +551,41 @@ def test_a_redirect_is_a_call_of_its_own_between_tries(tmp_path: Path, server: F
         assert ids[0] == ids[1] != ids[2]
         assert len(answer.headrace.attempts) == 1  # type: ignore[attr-defined]
         assert billing(hr)["requests"] == {"3xx": 1, "2xx": 1}
+
+
+def test_what_a_redirect_takes_is_not_counted_for_the_call_that_led_there(
+    tmp_path: Path, server: FaultServer
+) -> None:
+    with running(tmp_path, governed(server)) as hr, urllib3.PoolManager() as manager:
+        server.at("/1", Answer(302, headers=(("Location", "/2"),)))
+        server.at("/2", Answer(delay_s=0.6))
+        manager.connection_from_url(server.url).urlopen("GET", "/1", retries=retry(3))
+        assert 0.6 <= hr.snapshot.upstream("billing").state.counters.duration.sum < 1.1
+
+
+def test_after_silence_on_a_pooled_connection_the_next_try_takes_a_fresh_one(
+    tmp_path: Path, server: FaultServer, caller: Caller
+) -> None:
+    """What dropped one idle connection silently has dropped its neighbours."""
+    with running(tmp_path, governed(server)):
+        with requests.get(server.url, stream=True) as one, requests.get(server.url, stream=True) as two:
+            assert (one.content, two.content) == (b"ok", b"ok")
+        server.always(on_reuse(Silence()))
+        answer = caller.call("GET", server.url, retry(1), timeout=0.3)
+        assert [one.outcome for one in answer.headrace.attempts] == ["timeout", "2xx"]
+
+
+def test_a_streamed_body_that_breaks_off_later_turns_the_record_of_all_tries(
+    tmp_path: Path, server: FaultServer
+) -> None:
+    with running(tmp_path, rules(server.url)):
+        server.next(Answer(503), Break("body", "fin"))
+        answer = by_requests("GET", server.url, retry(), stream=True)
+        record = answer.headrace  # type: ignore[attr-defined]
+        assert [one.verdict for one in record.attempts] == ["failure", "success"]
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            answer.content  # noqa: B018
+        assert [one.verdict for one in record.attempts] == ["failure", "failure"]
 
 
 def test_a_refused_try_gets_the_fallback(tmp_path: Path, server: FaultServer, caller: Caller) -> None:
