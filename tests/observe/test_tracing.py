@@ -205,6 +205,27 @@ def test_the_call_that_opens_the_circuit_and_the_call_that_is_refused_say_so(
     assert len(server.requests) == 2
 
 
+@pytest.mark.parametrize(
+    "fallback", ["{status: 200, body: stale}", "{upstream: spare}"], ids=["an answer", "an upstream"]
+)
+def test_a_refusal_that_a_fallback_makes_good_is_told_and_no_error(
+    fallback: str, server: FaultServer, spans: Spans, tmp_path: Path
+) -> None:
+    server.at("/b/a", Answer(500))
+    body = TRIPS.replace("retry: {", f"fallback: {fallback}\n    retry: {{max_attempts: 1, ")
+    text = rules(f"{server.url}/b", body + f"  spare:\n    base_url: {server.url}/s\n")
+    with running(tmp_path, text) as hr:
+        for name in ("first", "opens it", "refused"):
+            with op(name):
+                answer = hr.upstream("billing").get("/a")
+
+    assert (answer.status_code, answer.headrace.fallback_for) == (200, "billing")
+    span = spans.one("refused")
+    (refused,) = events(span, "headrace.breaker.refused")
+    assert refused["headrace.upstream"] == "billing"
+    assert not is_error(span)
+
+
 def test_a_call_that_was_under_way_when_another_opened_the_circuit_met_that_transition(
     server: FaultServer, spans: Spans, tmp_path: Path
 ) -> None:

@@ -27,7 +27,7 @@ from headrace.adapters.tries import Tries
 from headrace.adapters.ungoverned import is_withheld, stands_on_event_loop
 from headrace.engine.blocking import Attempt as Performer
 from headrace.engine.blocking import run
-from headrace.errors import UpstreamError
+from headrace.errors import CircuitOpenError, UpstreamError
 from headrace.policy.exchange import EndReason, Exchange, Finish, Refuse, Send
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import FallbackPlan, TimeoutPlan
@@ -255,6 +255,8 @@ class Call(Generic[T]):
         error = self._final_error(decision, record)
         if isinstance(error, UpstreamError):
             error.attempts = record.attempts
+            if self._trace is not None and isinstance(error, CircuitOpenError):
+                self._trace.refused(str(error))
         error.headrace = record  # type: ignore[attr-defined]
         for note in record.notes():
             error.add_note(note)

@@ -165,19 +165,21 @@ class CallTrace:
             return
         self._tell_transitions(span)
         attributes = facts.breaker_attributes(self._upstream, self._circuit.view(time.monotonic()))
-        # A server's span says at which address somebody was served, and how that ended: none of it is ours.
-        is_ours = not is_served(span)
         if self._is_observed:
             attributes["headrace.mode"] = "observe"
         if exchange.refused is not None:
             span.add_event(facts.REFUSED, facts.refusal_attributes(self._upstream, exchange.refused))
-            if is_ours and not self._is_observed:
-                why = f'upstream "{self._upstream}": {exchange.refused}'
-                span.set_status(Status(StatusCode.ERROR, why))
-        if is_ours:
+        # A server's span says at which address somebody was served, and how that ended: none of it is ours.
+        if not is_served(span):
             attributes["server.address"] = self._address
             attributes |= facts.call_attributes((*self._earlier, *exchange.outcomes), label)
         span.set_attributes(attributes)
+
+    def refused(self, why: str) -> None:
+        """Tell that the caller gets an error because the circuit refused: no fallback stood in."""
+        span = self._span
+        if span.is_recording() and not is_served(span):
+            span.set_status(Status(StatusCode.ERROR, why))
 
     def body_broke(self, outcome: Outcome) -> None:
         """Tell that the body broke off as the caller read it, if his span is still open."""
