@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -879,6 +880,28 @@ def test_without_opentelemetry_nothing_of_it_is_imported_and_calls_go_on(
         assert "opentelemetry-api, which is not installed" in line
     else:
         assert warned == []
+
+
+def test_an_opentelemetry_that_cannot_be_imported_costs_the_traces_and_not_the_app(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "upstreams.yaml"
+    file.write_text(rules(server.url, FAST))
+    code = (
+        "import sys, headrace, requests\n"
+        "with headrace.install(sys.argv[1]): print(requests.get(sys.argv[2]).headrace.reason.value)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file), server.url],
+        env={**os.environ, "OTEL_PROPAGATORS": "nonsense"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.strip() == "success"
+    assert "nothing is traced: opentelemetry cannot be imported" in done.stderr
+    assert "nonsense" in done.stderr
 
 
 def test_opentelemetry_is_not_imported_where_tracing_is_off(server: FaultServer, tmp_path: Path) -> None:
