@@ -230,7 +230,8 @@ def test_a_refusal_that_a_fallback_makes_good_is_told_and_no_error(
 def test_a_call_that_was_under_way_when_another_opened_the_circuit_met_that_transition(
     server: FaultServer, spans: Spans, tmp_path: Path
 ) -> None:
-    server.at("/slow", Answer(delay_s=0.5))
+    opened = threading.Event()
+    server.at("/slow", lambda request: Answer() if opened.wait(3) else Answer(500))
     server.at("/bad", Answer(500))
     body = TRIPS.replace("retry: {", "retry: {max_attempts: 1, ")
     with running(tmp_path, rules(server.url, body, more=tracing("annotate"))) as hr:
@@ -245,6 +246,7 @@ def test_a_call_that_was_under_way_when_another_opened_the_circuit_met_that_tran
         server.wait_for(lambda: any(one.target == "/slow" for one in server.requests))
         for _ in range(2):
             handle.get("/bad")
+        opened.set()
         thread.join()
 
     (changed,) = events(spans.one("slow"), "headrace.breaker.transition")
