@@ -364,8 +364,12 @@ def test_an_error_of_the_application_passes_and_no_task_is_left() -> None:
     run(test)
 
 
-def test_a_request_that_the_server_cancels_leaves_no_task() -> None:
+def test_a_request_that_the_server_cancels_takes_its_calls_along_and_leaves_no_task() -> None:
+    """Some servers cancel the application's task when the client leaves; a thread of its would go on."""
+    cancellations: list[Cancellation] = []
+
     async def app(scope: Any, receive: Any, send: Any) -> None:
+        cancellations.append(cancellation_now())
         await asyncio.Event().wait()
 
     async def test() -> None:
@@ -378,6 +382,7 @@ def test_a_request_that_the_server_cancels_leaves_no_task() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert server.asking == 0
+        assert cancellations[0].is_cancelled
 
     run(test)
 
@@ -389,7 +394,7 @@ def test_an_abandoned_request_does_not_wait_while_it_is_collected() -> None:
     async def test() -> None:
         server = Server(WHOLE)
         middleware = ASGIMiddleware(app, headrace=headrace_with())  # type: ignore[arg-type]
-        await middleware._start() if hasattr(middleware, "_start") else None
+        await middleware._start()
         coroutine = middleware(asgi_scope(), server.receive, ignore)
         coroutine.send(None)
         await settled()

@@ -7,6 +7,7 @@ context variables (Pitfall 43).
 from __future__ import annotations
 
 import sys
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from itertools import repeat
 from os import getpid
@@ -178,9 +179,7 @@ class ASGIMiddleware:
             await self.app(scope, receive, send_with_id)
         except Exception as exc:
             if not status and service.error_responses == "map" and (found := answer(exc)) is not None:
-                if (
-                    found.status != CLIENT_CLOSED_REQUEST
-                ):  # it is nobody's trouble, and nobody gets the answer
+                if found.status != CLIENT_CLOSED_REQUEST:  # that is nobody's trouble
                     emit(
                         ErrorMapped(
                             upstream=exc.headrace.upstream,  # type: ignore[attr-defined]  # answer() saw it
@@ -202,9 +201,12 @@ class ASGIMiddleware:
                 inbound_var.reset(token)
             except ValueError:
                 pass  # an abandoned coroutine, closed by the collector in somebody else's context
-            if watch is not None:
-                # Such a one may not wait any more.
-                await watch.close(waits=sys.exc_info()[0] is not GeneratorExit)
+            if watch is not None and cancellation is not None:
+                ends_by = sys.exc_info()[0]
+                if ends_by is CancelledError and not watch.is_over:
+                    cancellation.cancel()  # some servers tell in this way that the client has left
+                # One that the collector closes may not wait any more.
+                await watch.close(waits=ends_by is not GeneratorExit)
 
     async def _start(self) -> None:
         # Off the event loop: it reads files, starts threads, patches.
