@@ -315,12 +315,12 @@ def test_where_the_rules_are_only_observed_nothing_is_cut(tmp_path: Path, get: C
 def test_the_neighbours_of_what_is_cut_go_on(tmp_path: Path, get: Callable[..., Get]) -> None:
     """Sockets are shut while others are leased anew all the time."""
     body = (
-        "    timeouts: {attempt: 150ms}\n    pool: {max_connections: 4}\n    retry: {max_attempts: 1}\n"
+        "    timeouts: {attempt: 400ms}\n    pool: {max_connections: 4}\n    retry: {max_attempts: 1}\n"
         "    circuit_breaker: {mode: disabled}\n"
     )
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         server.at("/drip", ENDLESS_CHUNKS)
-        call, ends_at = get(hr), time.monotonic() + 1.0
+        call, ends_at = get(hr), time.monotonic() + 1.3
         failures: list[BaseException] = []
         cuts = 0
 
