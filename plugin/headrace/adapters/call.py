@@ -360,7 +360,7 @@ class Call(Generic[T]):
                 current_attempt.set(attempt)
                 in_flight[attempt] = attempt.ends_at
                 if attempt.ends_at < deadlines.wake_at:
-                    deadlines.rouse()
+                    deadlines.rouse(attempt.ends_at)
                 answer = self._surface.send(
                     Timeout(total=limit_s, connect=timeouts.connect_s, read=timeouts.read_s)
                 )
@@ -480,7 +480,7 @@ class Call(Generic[T]):
         ends_at, deadline_at = time.monotonic() + KEEP_S, self._exchange.deadline_at
         in_flight[attempt] = ends_at = ends_at if deadline_at is None else min(ends_at, deadline_at)
         if ends_at < deadlines.wake_at:
-            deadlines.rouse()
+            deadlines.rouse(ends_at)
         try:
             self.answer = self._surface.set_aside(answer)
         finally:

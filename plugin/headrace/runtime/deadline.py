@@ -13,9 +13,9 @@ given back and leased anew: that is the lease pool's to see (`LeasePool.abort`).
 
 **What it costs.** A call pays for one store, one comparison and one pop: no lock, no call of
 Python code, no wake-up. The thread sleeps until the first end that it knows of, even if
-that attempt is long over, and then looks again: with limits of four seconds, every four
-seconds. `wake_at` is when that will be, and infinite while it is looking: whoever
-registers an earlier end rouses it.
+that attempt is long over (usually it is by the time the thread is awake), and then looks again:
+with limits of four seconds, every four seconds. `wake_at` is when that will be, and infinite while it is
+looking: whoever registers an earlier end rouses it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,18 @@ class Deadlines:
         wake_at: When the thread looks at the table next; with an earlier end, call `rouse`.
     """
 
-    __slots__ = ("_again_s", "_clock", "_cut", "_ending", "_gate", "_lock", "_thread", "table", "wake_at")
+    __slots__ = (
+        "_again_s",
+        "_asked_at",
+        "_clock",
+        "_cut",
+        "_ending",
+        "_gate",
+        "_lock",
+        "_thread",
+        "table",
+        "wake_at",
+    )
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -65,10 +76,12 @@ class Deadlines:
         self._ending = False
         self._gate = _shut_gate()
         self._lock = threading.RLock()  # a finalizer may make a call amid the start of the thread
+        self._asked_at = _NEVER  # the first end that the thread was roused for and that is yet to come
 
-    def rouse(self) -> None:
-        """Have the thread look at the table; start it if there is none. Does not block."""
+    def rouse(self, ends_at: float) -> None:
+        """Have the thread look at the table by *ends_at*; start it if there is none. Does not block."""
         with self._lock:
+            self._asked_at = min(self._asked_at, ends_at)
             if self._thread is None or not self._thread.is_alive():
                 self._ending = False
                 self._gate = _shut_gate()
@@ -127,6 +140,13 @@ class Deadlines:
             except Exception:
                 _log.exception("the deadline thread stumbled, and goes on")
             with self._lock:
+                # An attempt that it was roused for may be over already. To forget its end would mean to be roused
+                # by the next one, and so by every call.
+                asked_at = self._asked_at + SLACK_S
+                if asked_at > self._clock():
+                    next_at = min(next_at, asked_at)
+                else:
+                    self._asked_at = _NEVER
                 if self._ending:
                     if not self.table and not self._cut:
                         self._thread = None

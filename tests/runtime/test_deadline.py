@@ -1,0 +1,131 @@
+"""The table of attempts under way, and the thread that ends those that are late."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from headrace.runtime.deadline import AGAIN_S, LONGEST_AGAIN_S, SLACK_S, Deadlines
+from headrace.transport.attempt import Attempt
+from support.faultserver import FaultServer
+from support.governed import rules, running
+from support.plans import TIMEOUTS
+from support.waiting import wait_until
+
+NEVER = float("inf")
+
+
+class Leases:
+    """As much of a lease pool as is asked: whether a token is still in use."""
+
+    def __init__(self) -> None:
+        self.aborted: list[Any] = []
+        self.in_use: set[Any] = set()
+
+    def abort(self, token: Any) -> bool:
+        self.aborted.append(token)
+        return token in self.in_use
+
+
+def attempt_over(leases: Leases, token: Any, *, ends_at: float) -> Attempt:
+    made = Attempt(SimpleNamespace(leases=leases), None, None, (), TIMEOUTS, ends_at, False)
+    made.token = token
+    return made
+
+
+@pytest.fixture
+def leases() -> Leases:
+    return Leases()
+
+
+def test_an_attempt_whose_time_is_up_is_taken_out_and_broken_off(leases: Leases) -> None:
+    deadlines, late = Deadlines(), attempt_over(leases, "a", ends_at=10.0)
+    deadlines.table[late] = 10.0
+
+    assert deadlines.cut_late(10.0) == 10.0 + SLACK_S  # a silent peer is left to the socket's own limit
+    assert (leases.aborted, late.cut) == ([], False)
+    assert deadlines.cut_late(10.0 + SLACK_S) == NEVER
+    assert (leases.aborted, late.cut, deadlines.table) == (["a"], True, {})
+
+
+def test_what_its_owner_has_ended_is_let_alone(leases: Leases) -> None:
+    deadlines, done = Deadlines(), attempt_over(leases, "a", ends_at=10.0)
+    deadlines.table[done] = 10.0
+    assert deadlines.table.pop(done) == 10.0
+
+    assert deadlines.cut_late(20.0) == NEVER
+    assert (leases.aborted, done.cut) == ([], False)
+
+
+def test_one_that_has_no_connection_yet_is_asked_again_ever_more_rarely_until_it_has_ended(
+    leases: Leases,
+) -> None:
+    deadlines = Deadlines()
+    deadlines.table[attempt_over(leases, "a", ends_at=10.0)] = 10.0
+    leases.in_use.add("a")
+    now, pauses = 11.0, []
+    for _ in range(8):
+        next_at = deadlines.cut_late(now)
+        pauses.append(round(next_at - now, 6))
+        now = next_at
+    assert pauses[:3] == [AGAIN_S, 2 * AGAIN_S, 4 * AGAIN_S]
+    assert pauses[-1] == LONGEST_AGAIN_S
+
+    leases.in_use.clear()
+    assert deadlines.cut_late(now) == NEVER
+    assert set(leases.aborted) == {"a"}
+
+
+def test_the_next_look_is_due_at_the_first_end_of_all(leases: Leases) -> None:
+    deadlines = Deadlines()
+    for ends_at in (14.0, 12.0, 13.0):
+        deadlines.table[attempt_over(leases, ends_at, ends_at=ends_at)] = ends_at
+    assert deadlines.cut_late(11.0) == 12.0 + SLACK_S
+    assert deadlines.cut_late(13.0) == 13.0 + SLACK_S
+    assert leases.aborted == [12.0]
+
+
+def test_the_thread_sleeps_through_calls_that_end_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Roused by each call it would cost more than the calls' own bookkeeping."""
+    looks = []
+    cut_late = Deadlines.cut_late
+    monkeypatch.setattr(Deadlines, "cut_late", lambda self, now: looks.append(now) or cut_late(self, now))
+    body = "    timeouts: {attempt: 20s, deadline: 30s}\n"
+    with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
+        for _ in range(100):
+            hr.upstream("billing").urlopen("GET", "/")
+    assert 1 <= len(looks) <= 20  # the first call, what it met while it looked, and the end
+
+
+def test_an_end_before_those_known_is_met_all_the_same(leases: Leases) -> None:
+    deadlines = Deadlines()
+    try:
+        now = time.monotonic()
+        for token, in_s in (("late", 30.0), ("soon", 0.05)):
+            made = attempt_over(leases, token, ends_at=now + in_s)
+            deadlines.table[made] = made.ends_at
+            if made.ends_at < deadlines.wake_at:
+                deadlines.rouse(made.ends_at)
+        wait_until(lambda: leases.aborted == ["soon"])
+    finally:
+        deadlines.table.clear()
+        deadlines.stop()
+    assert not any(one.name == "headrace-deadline" for one in threading.enumerate())
+
+
+def test_stopped_it_starts_again_with_the_next_attempt(leases: Leases) -> None:
+    deadlines = Deadlines()
+    for token in ("first", "second"):
+        made = attempt_over(leases, token, ends_at=time.monotonic())
+        deadlines.table[made] = made.ends_at
+        deadlines.rouse(made.ends_at)
+        wait_until(lambda token=token: leases.aborted[-1:] == [token])
+        deadlines.stop()
+    assert not any(one.name == "headrace-deadline" for one in threading.enumerate())
