@@ -2,7 +2,8 @@
 
 A surface knows how to send, how to read a status, how to keep or drop an answer,
 and which exception classes its callers expect; everything else is decided by the
-exchange and done here.
+exchange and done here. Long, for whatever may happen between taking a lease and giving it
+back (a cut, a cancellation, an interrupt, a resend) is to be read in one place.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from asyncio import _get_running_loop
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from urllib3.exceptions import ReadTimeoutError
 from urllib3.util.timeout import Timeout
 
-from headrace.adapters.errors import Twins
+from headrace.adapters.endings import final_error, pool_error
 from headrace.adapters.outbound import Outbound
 from headrace.adapters.predicate import is_condemned
 from headrace.adapters.retry_after import retry_after_s
 from headrace.adapters.streamed import follow
+from headrace.adapters.surface import Surface
 from headrace.adapters.tries import Tries
 from headrace.adapters.ungoverned import is_withheld, stands_on_event_loop
 from headrace.engine.blocking import Attempt as Performer
@@ -46,53 +48,6 @@ _SHORTEST_S = 0.001  # a socket limit of 0 would mean non-blocking
 
 
 T = TypeVar("T")
-
-
-class Surface(Protocol[T]):
-    """How one library sends, for one call."""
-
-    twins: Twins
-
-    def send(self, timeout: Timeout) -> T:
-        """Send, from where the body stands. Blocks; a buffered answer has been read to its end.
-
-        Raises whatever the library raises.
-        """
-
-    def rewind(self) -> bool:
-        """Put the body back to where it began; False if it will not go there."""
-
-    def head(self, answer: T) -> tuple[int, Mapping[str, str]]:
-        """Status and headers of *answer*."""
-
-    def raw(self, answer: T) -> object:
-        """The urllib3 response of *answer*."""
-
-    def set_aside(self, answer: T) -> T | None:
-        """*answer* with its connection freed and its body kept, or None when it is too large to keep."""
-
-    def canned(self, fallback: FallbackPlan) -> T:
-        """The answer that the file has written for a refused call."""
-
-    def towards(self, other: Upstream, refused: Upstream) -> Substitute[T] | None:
-        """The same call to *other*; None where that cannot be said."""
-
-    def timed_out(self, cause: ReadTimeoutError) -> Exception:
-        """What the library makes of *cause*: the answer, or not all of it, did not come in time."""
-
-    def family(self) -> dict[str, Any]:
-        """What the library's own exception class would carry (`request`, `pool`)."""
-
-    def url(self) -> str:
-        """The URL that the caller asked for."""
-
-
-class Substitute(NamedTuple, Generic[T]):
-    """A call as it is made to a fallback: how it is sent, the object that is sent, and the headers it sets."""
-
-    surface: Surface[T]
-    message: object
-    headers: Mapping[str, Any]
 
 
 class Call(Generic[T]):
@@ -252,7 +207,14 @@ class Call(Generic[T]):
             answer = self._fall_back(record, self._upstream.plan.fallback)
             if answer is not None:
                 return answer
-        error = self._final_error(decision, record)
+        error = final_error(
+            self._upstream,
+            self._surface,
+            self._exchange,
+            decision,
+            request_id=self.outbound.request_id,
+            last=self.error,
+        )
         if isinstance(error, UpstreamError):
             error.attempts = record.attempts
             if self._trace is not None and isinstance(error, CircuitOpenError):
@@ -498,68 +460,16 @@ class Call(Generic[T]):
     def _no_lease(self, error: LeaseError, started: float) -> Outcome:
         if isinstance(error, LeaseCancelled):
             return Outcome(Fault.CANCELLED, started_s=started, wait_s=error.waited_s)
-        twins = self._surface.twins
         timed_out = isinstance(error, LeaseTimeout) and self._may_wait
         if isinstance(error, LeaseTimeout) and not self._may_wait:
             stands_on_event_loop(self._upstream, "wait for a connection")
-        twin = twins.pool_timeout if timed_out else twins.pool_rejected
-        self.error = twin(
-            f'upstream "{self._upstream.plan.name}": {error}',
-            upstream=self._upstream.plan.name,
-            request_id=self.outbound.request_id,
-            **self._surface.family(),
+        self.error = pool_error(
+            self._upstream, self._surface, error, request_id=self.outbound.request_id, timed_out=timed_out
         )
         return Outcome(
             fault=Fault.POOL_TIMEOUT if timed_out else Fault.POOL_REJECTED,
             started_s=started,
             wait_s=time.monotonic() - started,
-        )
-
-    def _final_error(self, decision: Finish | Refuse, record: Record) -> Exception:
-        name = self._upstream.plan.name
-        twins = self._surface.twins
-        exchange = self._exchange
-        family = {"upstream": name, "request_id": self.outbound.request_id, **self._surface.family()}
-        deadline_s = exchange.deadline_s
-        if decision.reason is EndReason.CANCELLED:
-            return twins.cancelled(
-                f'upstream "{name}": the client of the inbound request has left, so the call was broken off',
-                **family,
-            )
-        if decision.reason is EndReason.CIRCUIT_OPEN and (self.error is None or isinstance(decision, Refuse)):
-            refused = exchange.refused
-            return twins.circuit_open(
-                f'upstream "{name}": {refused}', retry_after_s=exchange.retry_after_s or 0.0, **family
-            )
-        if deadline_s is not None and self._ran_out_of_time(decision):
-            error = twins.deadline(
-                f'upstream "{name}": the deadline of {deadline_s:.4g} s is over',
-                deadline_s=deadline_s,
-                **family,
-            )
-            error.__cause__ = self.error
-            return error
-        if self.error is not None:
-            return self.error
-        # The last answer was dropped to free its connection (larger than what is kept), and then no further
-        # attempt was made.
-        return twins.deadline(
-            f'upstream "{name}": {decision.reason.value} before another attempt, and the failed answer was too '
-            f"large to keep",
-            deadline_s=deadline_s or 0.0,
-            **family,
-        )
-
-    def _ran_out_of_time(self, decision: Finish | Refuse) -> bool:
-        """Whether it was the deadline that ended the call, rather than the last attempt's own trouble."""
-        if isinstance(decision, Refuse):
-            return decision.reason is EndReason.DEADLINE
-        deadline_at = self._exchange.deadline_at
-        return (
-            deadline_at is not None
-            and bool(self._exchange.outcomes)
-            and self._exchange.outcomes[-1].cut
-            and time.monotonic() >= deadline_at
         )
 
     def _count(self, decision: Finish | Refuse | None, duration_s: float) -> None:

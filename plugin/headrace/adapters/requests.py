@@ -21,12 +21,13 @@ from urllib3.exceptions import ReadTimeoutError
 from urllib3.util.timeout import Timeout
 
 from headrace.adapters.body import position_of, rewind
-from headrace.adapters.call import Call, Substitute
+from headrace.adapters.call import Call
 from headrace.adapters.errors import REQUESTS
 from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.observe import observed
 from headrace.adapters.own_retries import delegated, retries_itself
 from headrace.adapters.requests_tries import send_in_tries
+from headrace.adapters.surface import Substitute
 from headrace.adapters.timeouts import timeouts_of_call
 from headrace.adapters.tries import Tries
 from headrace.adapters.ungoverned import passed_through

@@ -18,12 +18,13 @@ from urllib3.util.retry import Retry
 from urllib3.util.timeout import Timeout
 
 from headrace.adapters.body import rewind
-from headrace.adapters.call import Call, Substitute
+from headrace.adapters.call import Call
 from headrace.adapters.errors import REQUESTS
 from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.hop import Hop, Refused
 from headrace.adapters.kept import KeptResponse
 from headrace.adapters.own_retries import delegated, unsent_only
+from headrace.adapters.surface import Substitute
 from headrace.adapters.tries import Tries
 from headrace.adapters.urllib3 import NO_RETRY, url_through
 from headrace.policy.plan import FallbackPlan, TimeoutPlan, UrlPrefix

@@ -14,12 +14,13 @@ from urllib3.util.retry import Retry
 from urllib3.util.timeout import Timeout
 
 from headrace.adapters.body import position_of, rewind
-from headrace.adapters.call import Call, Substitute
+from headrace.adapters.call import Call
 from headrace.adapters.errors import URLLIB3
 from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.kept import KeptResponse
 from headrace.adapters.observe import observed
 from headrace.adapters.outbound import Outbound
+from headrace.adapters.surface import Substitute
 from headrace.adapters.timeouts import timeouts_of_call
 from headrace.policy.plan import FallbackPlan, UrlPrefix
 from headrace.policy.routes import url_of

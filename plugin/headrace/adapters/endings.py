@@ -1,0 +1,82 @@
+"""Why a call that has no answer ends in which exception."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from headrace.adapters.surface import Surface
+from headrace.policy.exchange import EndReason, Exchange, Finish, Refuse
+from headrace.runtime.upstream import Upstream
+from headrace.transport.lease import LeaseError
+
+
+def final_error(
+    upstream: Upstream,
+    surface: Surface[Any],
+    exchange: Exchange,
+    decision: Finish | Refuse,
+    *,
+    request_id: str | None,
+    last: Exception | None,
+) -> Exception:
+    """What leaves: one of ours, as the twin of the library at hand, or *last*.
+
+    Args:
+        last: What the library raised in the last attempt; None: it had an answer, or there was none.
+    """
+    name, twins = upstream.plan.name, surface.twins
+    family = {"upstream": name, "request_id": request_id, **surface.family()}
+    deadline_s = exchange.deadline_s
+    if decision.reason is EndReason.CANCELLED:
+        return twins.cancelled(
+            f'upstream "{name}": the client of the inbound request has left, so the call was broken off',
+            **family,
+        )
+    if decision.reason is EndReason.CIRCUIT_OPEN and (last is None or isinstance(decision, Refuse)):
+        return twins.circuit_open(
+            f'upstream "{name}": {exchange.refused}', retry_after_s=exchange.retry_after_s or 0.0, **family
+        )
+    if deadline_s is not None and _ran_out_of_time(exchange, decision):
+        error = twins.deadline(
+            f'upstream "{name}": the deadline of {deadline_s:.4g} s is over', deadline_s=deadline_s, **family
+        )
+        error.__cause__ = last
+        return error
+    if last is not None:
+        return last
+    # The last answer was dropped to free its connection (larger than what is kept), and then no further
+    # attempt was made.
+    return twins.deadline(
+        f'upstream "{name}": {decision.reason.value} before another attempt, and the failed answer was too '
+        f"large to keep",
+        deadline_s=deadline_s or 0.0,
+        **family,
+    )
+
+
+def pool_error(
+    upstream: Upstream,
+    surface: Surface[Any],
+    error: LeaseError,
+    *,
+    request_id: str | None,
+    timed_out: bool,
+) -> Exception:
+    """What leaves when no connection was to be had, for the reason and with the numbers of *error*."""
+    twins = surface.twins
+    twin = twins.pool_timeout if timed_out else twins.pool_rejected
+    name = upstream.plan.name
+    return twin(f'upstream "{name}": {error}', upstream=name, request_id=request_id, **surface.family())
+
+
+def _ran_out_of_time(exchange: Exchange, decision: Finish | Refuse) -> bool:
+    """Whether it was the deadline that ended the call, rather than the last attempt's own trouble."""
+    if isinstance(decision, Refuse):
+        return decision.reason is EndReason.DEADLINE
+    return (
+        exchange.deadline_at is not None
+        and bool(exchange.outcomes)
+        and exchange.outcomes[-1].cut
+        and time.monotonic() >= exchange.deadline_at
+    )

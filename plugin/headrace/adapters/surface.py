@@ -1,0 +1,62 @@
+"""How one library sends, for one call: what the governed call asks of requests and of urllib3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from urllib3.exceptions import ReadTimeoutError
+from urllib3.util.timeout import Timeout
+
+from headrace.adapters.errors import Twins
+from headrace.policy.plan import FallbackPlan
+from headrace.runtime.upstream import Upstream
+
+T = TypeVar("T")
+
+
+class Surface(Protocol[T]):
+    """How one library sends, for one call."""
+
+    twins: Twins
+
+    def send(self, timeout: Timeout) -> T:
+        """Send, from where the body stands. Blocks; a buffered answer has been read to its end.
+
+        Raises whatever the library raises.
+        """
+
+    def rewind(self) -> bool:
+        """Put the body back to where it began; False if it will not go there."""
+
+    def head(self, answer: T) -> tuple[int, Mapping[str, str]]:
+        """Status and headers of *answer*."""
+
+    def raw(self, answer: T) -> object:
+        """The urllib3 response of *answer*."""
+
+    def set_aside(self, answer: T) -> T | None:
+        """*answer* with its connection freed and its body kept, or None when it is too large to keep."""
+
+    def canned(self, fallback: FallbackPlan) -> T:
+        """The answer that the file has written for a refused call."""
+
+    def towards(self, other: Upstream, refused: Upstream) -> Substitute[T] | None:
+        """The same call to *other*; None where that cannot be said."""
+
+    def timed_out(self, cause: ReadTimeoutError) -> Exception:
+        """What the library makes of *cause*: the answer, or not all of it, did not come in time."""
+
+    def family(self) -> dict[str, Any]:
+        """What the library's own exception class would carry (`request`, `pool`)."""
+
+    def url(self) -> str:
+        """The URL that the caller asked for."""
+
+
+class Substitute(NamedTuple, Generic[T]):
+    """A call as it is made to a fallback: how it is sent, the object that is sent, and the headers it sets."""
+
+    surface: Surface[T]
+    message: object
+    headers: Mapping[str, Any]
