@@ -10,7 +10,15 @@ from dataclasses import dataclass
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
 
 from headrace.policy.circuit import (
     Circuit,
@@ -67,6 +75,10 @@ PLANS = st.builds(
         st.sampled_from([None, None, 2.0]),
     ),
 )
+
+
+VERDICTS = st.sampled_from([Verdict.SUCCESS, Verdict.SUCCESS, Verdict.FAILURE])
+DURATIONS = st.sampled_from([0.0, 0.0, SLOW_S])
 
 
 @dataclass
@@ -172,7 +184,9 @@ class Model:
             self.openings = 0
             if trigger is not Trigger.DISABLED:
                 self.calls, self.failures_in_a_row = [], 0
-                self.ramp_began_at, self.earned = self.now, 1.0
+                # A ramp that a later edit brings in is for the next recovery: this one was over at once.
+                ramps = self.plan.half_open.ramp_s is not None
+                self.ramp_began_at, self.earned = self.now if ramps else None, 1.0
 
     def weigh(self, trigger: Trigger) -> None:
         half_open, slow_call = self.plan.half_open, self.plan.slow_call
@@ -279,14 +293,17 @@ class CircuitMachine(RuleBasedStateMachine):
             plan, rng=constant(0.5), on_transition=self.told.append, on_waived=self.waived.append
         )
         self.model = Model(plan, 1000.0)
+        self.calls_since_reload = 0
 
     @rule(ticks=st.integers(1, 12))
     def time_passes(self, ticks: int) -> None:
         for _ in range(ticks):
             self.model.pass_tick()
 
+    @precondition(lambda self: self.calls_since_reload >= 8)  # else most steps are reloads of an idle circuit
     @rule(plan=PLANS)
     def reload(self, plan: CircuitPlan) -> None:
+        self.calls_since_reload = 0
         told, generation = len(self.told), self.circuit.generation
         brought_about = self.circuit.apply(plan, self.model.now)
         self.model.apply(plan)
@@ -297,6 +314,23 @@ class CircuitMachine(RuleBasedStateMachine):
 
     @rule(target=permits)
     def ask(self):  # type: ignore[no-untyped-def]
+        given = self._ask()
+        return multiple() if given is None else given
+
+    @rule(target=counted, given=permits, verdict=VERDICTS, duration_s=DURATIONS)
+    def answer(self, given: tuple[Permit, int], verdict: Verdict, duration_s: float):  # type: ignore[no-untyped-def]
+        success = self._answer(given, verdict, duration_s)
+        return multiple() if success is None else success
+
+    @rule(target=counted, times=st.integers(1, 5), verdict=VERDICTS, duration_s=DURATIONS)
+    def call_and_answer(self, times: int, verdict: Verdict, duration_s: float):  # type: ignore[no-untyped-def]
+        """Traffic: most of what a circuit sees, and what it takes to get anywhere."""
+        given = [self._ask() for _ in range(times)]
+        answered = [self._answer(one, verdict, duration_s) for one in given if one is not None]
+        return multiple(*(success for success in answered if success is not None))
+
+    def _ask(self) -> tuple[Permit, int] | None:
+        self.calls_since_reload += 1
         waived = len(self.waived)
         answer = self.circuit.acquire(self.model.now)
         expected = self.model.refusal()
@@ -312,20 +346,16 @@ class CircuitMachine(RuleBasedStateMachine):
             assert str(answer)
             if expected is Refusal.OPEN:
                 assert answer.retry_after_s == self.model.open_until - self.model.now
-            return multiple()
+            return None
         assert expected is None
         if answer.probe is not None:
             expires_at = self.model.now + self.model.plan.half_open.probe_timeout_s
             self.model.probes[id(answer)] = Lease(expires_at)
         return answer, len(self.model.story)
 
-    @rule(
-        target=counted,
-        given=permits,
-        verdict=st.sampled_from([Verdict.SUCCESS, Verdict.FAILURE, Verdict.FAILURE]),
-        duration_s=st.sampled_from([0.0, 0.0, SLOW_S]),
-    )
-    def answer(self, given: tuple[Permit, int], verdict: Verdict, duration_s: float):  # type: ignore[no-untyped-def]
+    def _answer(
+        self, given: tuple[Permit, int], verdict: Verdict, duration_s: float
+    ) -> tuple[Permit, int, int, Call] | None:
         permit, generation = given
         failed = verdict is Verdict.FAILURE
         slow = self.model.plan.slow_call.duration_s is not None and duration_s >= SLOW_S
@@ -337,11 +367,11 @@ class CircuitMachine(RuleBasedStateMachine):
                 assert (place is None) == failed, "a success can be turned later"
                 if place is not None:
                     self.model.last_success = place
-                return multiple() if place is None else (permit, place, generation, call)
+                return None if place is None else (permit, place, generation, call)
             if self.model.probes.pop(id(permit), None) is not None:
                 self.model.verdict(failed=failed, slow=slow, trigger=Trigger.PROBE_FAILED)
         assert place is None, "nothing was counted in a window"
-        return multiple()
+        return None
 
     @rule(given=permits)
     def cancel(self, given: tuple[Permit, int]) -> None:
