@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import threading
 import time
@@ -19,6 +20,7 @@ from headrace.errors import ConfigError, HeadraceError
 from headrace.observe.events import HeadraceStarted, HeadraceStopped, ModeOverridden
 from headrace.observe.logs import emit
 from headrace.observe.metrics import Metrics, Reading, ServiceReading, UpstreamReading
+from headrace.policy.counters import totals_of
 from headrace.policy.plan import Configuration
 from headrace.runtime import process
 from headrace.runtime.deadline import deadlines
@@ -68,6 +70,9 @@ class Headrace:
         self._reloader = Reloader(
             load=self._load, override=self._mode_override, files=self.files, publish=self._publish
         )
+        self._in_force = functools.partial(
+            getattr, self._reloader, "snapshot"
+        )  # in C: for each protected call
         self._metrics = Metrics(self._read, registry=registry)
         self._housekeeping = Housekeeping([self._reloader.tick, self._flush])
         self._watcher: Watcher | None = None
@@ -181,7 +186,9 @@ class Headrace:
         handle = self._handles.get(name)
         if handle is None:
             self.snapshot.upstream(name)
-            handle = self._handles.setdefault(name, Handle(name, self._resolve, self._find, self._stock))
+            handle = self._handles.setdefault(
+                name, Handle(name, self._resolve, self._in_force, self._find, self._stock)
+            )
         return handle
 
     def session(self) -> Any:
@@ -340,6 +347,7 @@ class Headrace:
             observed, refused = dict(counters.observed), counters.refused
             delegated, resent = counters.retries_delegated, counters.resent
             fallbacks, broken_bodies = counters.fallbacks, counters.broken_bodies
+            protected = totals_of(counters.protected)
         return {
             "mode": upstream.mode,
             "pool": {
@@ -376,6 +384,7 @@ class Headrace:
             },
             "requests": requests,
             "attempts": attempts,
+            "protected": protected,
             "broken_bodies": broken_bodies,
             "observed": observed,
         }

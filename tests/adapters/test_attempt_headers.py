@@ -15,6 +15,7 @@ import headrace
 from headrace.middleware.wsgi import WSGIMiddleware
 from support.faultserver import Answer, Break, FaultServer
 from support.governed import rules, running
+from support.waiting import wait_until
 
 FAST = "    retry: {backoff: {base: 1ms}%s}\n"
 KEYED = FAST % ", idempotency_key: {}"
@@ -70,10 +71,18 @@ def test_an_attempt_that_was_never_sent_does_not_raise_the_sequence(tmp_path: Pa
     slow = "    retry: {max_attempts: 8, backoff: {base: 100ms, multiplier: 1}}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, slow, more=INSTALL)) as hr:
         server.refuse()
-        timer = threading.Timer(0.03, server.listen)
-        timer.start()
+
+        def listen_in_the_end() -> None:
+            def leases() -> int:
+                return sum(hr.status()["upstreams"]["billing"]["pool"]["acquires"].values())
+
+            wait_until(lambda: leases() >= 2)  # so the first attempt has been refused
+            server.listen()
+
+        thread = threading.Thread(target=listen_in_the_end)
+        thread.start()
         response = call(hr, server.url, "GET")
-        timer.join()
+        thread.join()
 
         assert len(response.headrace.attempts) > 1
         assert seen(server, "X-Retry-Seq") == [None]

@@ -517,6 +517,24 @@ def test_a_session_with_retries_of_its_own(hr: headrace.Headrace, upstream: Faul
         assert len(session.get(upstream.url).headrace.attempts) == 3
 
 
+@shows("The circuit breaker/2")
+def test_a_function_is_protected_as_shown(folder: Path, upstream: FaultServer) -> None:
+    class Stub:
+        @staticmethod
+        def GetInvoice(number: int) -> str:
+            if number < 0:
+                raise OSError
+            return f"invoice {number}"
+
+    with headrace.install("upstreams.yaml"):
+        invoice = run("The circuit breaker/2", upstream, stub=Stub)["invoice"]
+        assert invoice(7) == "invoice 7"
+        with pytest.raises(OSError):
+            invoice(-1)
+        status = headrace.current().status()["upstreams"]["billing"]
+        assert status["protected"] == {"success": 1, "failure": 1}
+
+
 @shows("urllib3 and what is built on it/1")
 def test_urllib3_is_governed_as_shown(folder: Path, upstream: FaultServer) -> None:
     write(folder, "upstreams.yaml", "urllib3 and what is built on it/1", upstream)

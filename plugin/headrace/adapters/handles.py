@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, overload
 
 import requests
 import urllib3
@@ -14,6 +15,7 @@ from requests.models import PreparedRequest
 from urllib3.response import BaseHTTPResponse
 
 from headrace.adapters.outbound import Outbound
+from headrace.adapters.protect import Errors, protected
 from headrace.adapters.requests import GovernedAdapter
 from headrace.adapters.urllib3 import urlopen
 from headrace.adapters.urllib3_patch import PlainPoolManager
@@ -21,6 +23,9 @@ from headrace.policy.plan import TlsPlan, UrlPrefix
 from headrace.policy.routes import target_of, url_of
 from headrace.runtime.upstream import Upstream
 from headrace.transport.urllib3_pool import with_defaults
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _FORBIDDEN = re.compile(r"[\x00-\x20\\\x7f]")
@@ -33,17 +38,19 @@ class Handle:
     and .netrc are not read: a handle talks to the upstream that the file names.
     """
 
-    __slots__ = ("_find_by_url", "_resolve", "_session", "_stock", "name")
+    __slots__ = ("_find_by_url", "_in_force", "_resolve", "_session", "_stock", "name")
 
     def __init__(
         self,
         name: str,
         resolve: Callable[[str], Upstream],
+        in_force: Callable[[], object],
         find_by_url: Callable[[PreparedRequest], Upstream | None],
         stock: urllib3.PoolManager,
     ) -> None:
         self.name = name
         self._resolve = resolve
+        self._in_force = in_force
         self._find_by_url = find_by_url
         self._stock = stock
         self._session = _session_over(_HandleAdapter(self._find, self._trusts, name))
@@ -132,6 +139,57 @@ class Handle:
             preload_content=preload_content,
             decode_content=decode_content,
             **response_kw,
+        )
+
+    @overload
+    def protect(self, function: Callable[P, T], /) -> Callable[P, T]: ...
+
+    @overload
+    def protect(
+        self, function: Callable[P, T], /, *, failure_on: Errors = ..., success_on: Errors = ...
+    ) -> Callable[P, T]: ...
+
+    @overload
+    def protect(
+        self, /, *, failure_on: Errors = ..., success_on: Errors = ...
+    ) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
+
+    def protect(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        failure_on: Errors = Exception,
+        success_on: Errors = (),
+    ) -> Callable[..., Any]:
+        """*function* behind this upstream's circuit, for calls that do not go through requests or urllib3.
+
+        `billing.protect(stub.GetInvoice)(request)`, or a decorator, `@billing.protect`, with
+        arguments as well. The breaker alone: no retry, no limit, no fallback. What the function
+        returns or raises is the caller's, untouched. A return is a success. Of the
+        exceptions, those of *success_on* are answers, too, those of *failure_on* are failures,
+        and the others say nothing of the upstream; nor does what is no `Exception`
+        (KeyboardInterrupt, CancelledError), nor a `TimeoutError` before `blame_after`. How
+        long it took is held against `slow_call`. A probe that takes longer than
+        `half_open.probe_timeout` has failed.
+
+        Args:
+            function: A plain function, or anything that is called like one.
+            failure_on: Exception classes, or a function that says it of one exception.
+            success_on: Likewise, and asked first: "not found" is an answer.
+
+        Returns:
+            A function with the name, the signature and the docstring of *function*. Thread-safe if *function* is;
+            it raises `CircuitOpenError` where the circuit refuses, and `UnknownUpstream`
+            when the name has left the file.
+
+        Raises:
+            TypeError: *function* only makes a coroutine or a generator, or the others are no exceptions.
+        """
+        if function is None:
+            return functools.partial(self.protect, failure_on=failure_on, success_on=success_on)
+        return protected(
+            self.name, self._resolve, self._in_force, function, failure_on=failure_on, success_on=success_on
         )
 
     def forget_inherited(self, stock: urllib3.PoolManager) -> None:

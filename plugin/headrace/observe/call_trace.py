@@ -14,7 +14,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from headrace.observe import span_facts as facts
 from headrace.observe.attempt_spans import AttemptSpans
 from headrace.observe.request_trace import Request, told_of
-from headrace.policy.circuit import Circuit
+from headrace.policy.circuit import Circuit, Refused
 from headrace.policy.counters import Exemplar
 from headrace.policy.exchange import Exchange, Send
 from headrace.policy.outcome import Outcome
@@ -180,6 +180,17 @@ class CallTrace:
         span = self._span
         if span.is_recording() and not is_served(span):
             span.set_status(Status(StatusCode.ERROR, why))
+
+    def end_protected(self, refused: Refused | None) -> None:
+        """Tell how the call of a protected function ended; an error of its own is for its caller to tell."""
+        span = self._span
+        if not span.is_recording():
+            return
+        self._tell_transitions(span)
+        span.set_attributes(facts.breaker_attributes(self._upstream, self._circuit.view(time.monotonic())))
+        if refused is not None:
+            span.add_event(facts.REFUSED, facts.refusal_attributes(self._upstream, refused))
+            self.refused(str(refused))
 
     def body_broke(self, outcome: Outcome) -> None:
         """Tell that the body broke off as the caller read it, if his span is still open."""

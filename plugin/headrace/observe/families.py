@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 from prometheus_client.utils import floatToGoString
 
 from headrace.policy.circuit import CircuitState, CircuitView
-from headrace.policy.counters import Histogram, UpstreamCounters
+from headrace.policy.counters import Histogram, Ticker, UpstreamCounters, totals_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +321,13 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         lambda up: (((), up.counters.refused),),
     ),
     Family(
+        "headrace_protected_calls_total",
+        "counter",
+        "Calls of protected functions, by what the circuit was told (success, failure, ignored), or refused.",
+        ("outcome",),
+        lambda up: _by_one(totals_of(up.counters.protected)),
+    ),
+    Family(
         "headrace_observed_total",
         "counter",
         "Mode observe, of the upstream or of its breaker: what the rules would have done, by action.",
@@ -436,6 +443,7 @@ def _copied(counters: UpstreamCounters) -> UpstreamCounters:
         copy.transitions = dict(counters.transitions)
         copy.refused = counters.refused
         copy.observed = dict(counters.observed)
+        copy.protected = {name: Ticker(ticker.total()) for name, ticker in counters.protected.items()}
         copy.acquires = dict(counters.acquires)
         copy.closed = dict(counters.closed)
         copy.duration = counters.duration.copy()

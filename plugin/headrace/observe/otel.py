@@ -114,6 +114,10 @@ class Tracing:
             is_observed=True,
         )
 
+    def protected_call(self, upstream: str, circuit: Circuit) -> CallTrace:
+        """What one call of a protected function is going to tell: nothing of where it goes, no span."""
+        return CallTrace(upstream, circuit, address="", context=contexts.get_current(), request=None)
+
     def trace_id(self) -> str | None:
         """Id of the current trace, 32 hex digits, or None when there is none."""
         context = trace.get_current_span().get_span_context()
