@@ -14,6 +14,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Final, TypeAlias, assert_never
 
 from headrace.policy.plan import CountWindowPlan, TimeWindowPlan, WindowPlan
@@ -173,13 +174,24 @@ class CountWindow:
     Source: resilience4j FixedSizeSlidingWindowMetrics, which keeps no age.
     """
 
-    __slots__ = ("_bits", "_instants", "_max_age_s", "_newest", "_place", "calls", "marked", "slow")
+    __slots__ = (
+        "_bits",
+        "_instants",
+        "_leaves_at",
+        "_max_age_s",
+        "_newest",
+        "_place",
+        "calls",
+        "marked",
+        "slow",
+    )
 
     def __init__(self, size: int, *, max_age_s: float | None = None) -> None:
         self._bits = bytearray(size)
         self._max_age_s = max_age_s
         self._instants = None if max_age_s is None else array("d", bytes(8 * size))
         self._newest = 0.0
+        self._leaves_at = -inf  # no call leaves by its age before; may be earlier than need be
         self._place = 0  # of the next call: their number so far. The ring's index is its remainder
         self.calls = self.marked = self.slow = 0
 
@@ -197,7 +209,10 @@ class CountWindow:
         place, bits = self._place, self._bits
         at = place % len(bits)
         if self._instants is not None:
-            self.advance(now)
+            if now >= self._leaves_at:
+                self.advance(now)
+            elif now > self._newest:
+                self._newest = now
             self._instants[at] = self._newest
         if self.calls == len(bits):
             leaving = bits[at]
@@ -233,9 +248,11 @@ class CountWindow:
         if now > self._newest:
             self._newest = now
         size = len(instants)
+        self._leaves_at = -inf
         while self.calls:
             at = (self._place - self.calls) % size
             if instants[at] + max_age_s > self._newest:
+                self._leaves_at = instants[at] + max_age_s
                 return
             leaving = self._bits[at]
             self.marked -= leaving & _MARKED
