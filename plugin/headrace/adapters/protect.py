@@ -89,21 +89,21 @@ def protected(
             with state.counters.lock:
                 add(state.counters.observed, "refused")
             return function(*args, **kw)
-        verdict = _IGNORED
+        verdict, outcome = _IGNORED, "ignored"  # apart, for to look up an enum calls its hash, in Python
         try:
             result = function(*args, **kw)
-            verdict = _SUCCESS
+            verdict, outcome = _SUCCESS, "success"
             return result
         except Exception as error:
             if is_success(error):
-                verdict = _SUCCESS
+                verdict, outcome = _SUCCESS, "success"
             elif is_failure(error) and not _is_cut(error, monotonic() - began, upstream.plan.circuit_breaker):
-                verdict = _FAILURE
+                verdict, outcome = _FAILURE, "failure"
             raise
         finally:  # also of an interrupt: the permit goes back
             now = monotonic()
             circuit.record(permit, verdict, now, now - began)
-            state.counters.protected[verdict].tick()
+            state.counters.protected[outcome].tick()
             if trace is not None:
                 trace.end_protected(None)
 
