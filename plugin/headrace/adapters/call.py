@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from urllib3.exceptions import ReadTimeoutError
+from urllib3.exceptions import ProtocolError, ReadTimeoutError
 from urllib3.util.timeout import Timeout
 
 from headrace.adapters.endings import final_error, pool_error
@@ -316,7 +316,7 @@ class Call(Generic[T]):
             self._made = attempt
             fault = None
             status = asked_s = None
-            cut = condemned = False
+            cut = condemned = broken_off = False
             outer = current_attempt.get()
             try:
                 current_attempt.set(attempt)
@@ -332,14 +332,18 @@ class Call(Generic[T]):
                     raise self._timed_out(limit_s)
                 if lease.aborted is not None:  # the same, where it was not the time that was up
                     answer.close()  # type: ignore[attr-defined]
-                    raise ConnectionAbortedError("the call was broken off amid the answer")
+                    broken_off = True
+                    text = "the call was broken off amid the answer"
+                    raise self._surface.broken_off(ProtocolError(text, ConnectionAbortedError(text)))
             except Exception as error:
                 self.error = error
                 self._answered = attempt.answered
                 fault, cut = fault_of(error, attempt.phase)
                 if cancellation is not None and cancellation.is_cancelled:
                     fault, cut = Fault.CANCELLED, False  # broken off by us, not by the upstream
-                elif in_flight.pop(attempt, None) is None and not cut and fault is not Fault.CERTIFICATE:
+                elif broken_off or in_flight.pop(attempt, None) is not None:
+                    broken_off = lease.aborted is not None
+                elif not cut and fault is not Fault.CERTIFICATE:
                     fault, cut = CUT_IN[attempt.phase], True
                     self.error = self._timed_out(limit_s)
                     self.error.__cause__ = error
@@ -381,6 +385,7 @@ class Call(Generic[T]):
                 time.monotonic() - leased,
                 asked_s,
                 condemned=condemned,
+                broken_off=broken_off,
             )
         except BaseException:
             # An interrupt, and wherever it hit: the slot is free. A lease that went back already stays as it is.

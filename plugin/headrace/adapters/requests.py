@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from requests.adapters import HTTPAdapter
+from requests.exceptions import ConnectionError as RequestsConnectionError
 from requests.exceptions import ReadTimeout
 from requests.models import PreparedRequest, Response
 from requests.structures import CaseInsensitiveDict
 from requests.utils import select_proxy
-from urllib3.exceptions import ReadTimeoutError
+from urllib3.exceptions import ProtocolError, ReadTimeoutError
 from urllib3.util.timeout import Timeout
 
 from headrace.adapters.body import position_of, rewind
@@ -267,6 +268,9 @@ class _Surface:
 
     def timed_out(self, cause: ReadTimeoutError) -> ReadTimeout:
         return ReadTimeout(cause, request=self._request)
+
+    def broken_off(self, cause: ProtocolError) -> RequestsConnectionError:
+        return RequestsConnectionError(cause, request=self._request)
 
     def family(self) -> dict[str, Any]:
         return {"request": self._request, "response": None}

@@ -12,7 +12,7 @@ from typing import Any
 
 from requests.adapters import HTTPAdapter
 from requests.models import PreparedRequest, Response
-from urllib3.exceptions import ReadTimeoutError
+from urllib3.exceptions import ProtocolError, ReadTimeoutError
 from urllib3.response import BaseHTTPResponse
 from urllib3.util.retry import Retry
 from urllib3.util.timeout import Timeout
@@ -273,6 +273,9 @@ class _Surface:
     def timed_out(self, cause: ReadTimeoutError) -> ReadTimeoutError:
         self.late = cause
         return cause  # stock's loop is who makes something of it
+
+    def broken_off(self, cause: ProtocolError) -> ProtocolError:
+        return cause
 
     def family(self) -> dict[str, Any]:
         return {"request": self._request, "response": None}

@@ -33,12 +33,19 @@ def _broke(
     counters: UpstreamCounters,
     trace: CallTrace | None,
     error: HTTPError,
+    by_us: bool,
 ) -> None:
     error.headrace = record  # type: ignore[attr-defined]
     if exchange.is_cancelled:
         error.add_note(
             f'headrace: upstream "{record.upstream}": the body was broken off, for the client of the inbound request '
             f"has left (request id {record.request_id or '-'})"
+        )
+        return
+    if by_us:
+        error.add_note(
+            f'headrace: upstream "{record.upstream}": the body was broken off by headrace: its pool was stopped, or '
+            f"its connection's lifetime was over (request id {record.request_id or '-'})"
         )
         return
     now = time.monotonic()

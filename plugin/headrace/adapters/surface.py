@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from urllib3.exceptions import ReadTimeoutError
+from urllib3.exceptions import ProtocolError, ReadTimeoutError
 from urllib3.util.timeout import Timeout
 
 from headrace.adapters.errors import Twins
@@ -46,6 +46,9 @@ class Surface(Protocol[T]):
 
     def timed_out(self, cause: ReadTimeoutError) -> Exception:
         """What the library makes of *cause*: the answer, or not all of it, did not come in time."""
+
+    def broken_off(self, cause: ProtocolError) -> Exception:
+        """What the library makes of *cause*: we have shut the connection amid the answer."""
 
     def family(self) -> dict[str, Any]:
         """What the library's own exception class would carry (`request`, `pool`)."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import urllib3
-from urllib3.exceptions import ReadTimeoutError
+from urllib3.exceptions import ProtocolError, ReadTimeoutError
 from urllib3.response import BaseHTTPResponse
 from urllib3.util.retry import Retry
 from urllib3.util.timeout import Timeout
@@ -209,6 +209,9 @@ class UrlopenSurface:
         return Substitute(surface, surface, headers)
 
     def timed_out(self, cause: ReadTimeoutError) -> ReadTimeoutError:
+        return cause
+
+    def broken_off(self, cause: ProtocolError) -> ProtocolError:
         return cause
 
     def family(self) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class Outcome:
         resent: The pooled connection had died unnoticed, and the request went out a second
             time over a fresh one.
         condemned: The answer is a failure by `failure_if`, whatever its status.
+        broken_off: headrace itself has shut the connection: its pool was stopped, or its lifetime was over.
     """
 
     fault: Fault | None = None
@@ -65,6 +66,7 @@ class Outcome:
     retry_after_s: float | None = None
     resent: bool = False
     condemned: bool = False
+    broken_off: bool = False
 
     @property
     def label(self) -> str:

@@ -102,7 +102,7 @@ class Lease(Generic[C]):
         expires_at: When the life of the connection is over.
         uses: Leases that the connection has had, this one included.
         site: `file:line` where it was taken, if that is noted (`leak_detection_threshold`).
-        aborted: What its connection, broken off by `abort` or at the end of its grace, is closed as; else None.
+        aborted: What its connection, broken off by `abort` or `stop` or at the end of its grace, is closed as, or None.
         token: What the pool knows it by; None once it has ended.
     """
 
@@ -532,6 +532,9 @@ class LeasePool(Generic[C]):
             self._stopped = self._retired = self._choosy = True
             self._doom_idle()
             for token in (*self._inuse, *self._one_off):
+                lease = token()
+                if lease is not None and lease.aborted is None:
+                    lease.aborted = "retired"  # half a body that ends with its connection must not look whole
                 self._abort_lease(token)
             while self._waiters:
                 self._waiters.popitem(last=False)[1].release()

@@ -55,10 +55,11 @@ class StreamedResponse(GovernedResponse):
     """The same, where the caller reads the body.
 
     Attributes:
-        on_break: Told once, in the reading thread, of the error that a read ends with.
+        on_break: Told once, in the reading thread, of the error that a read ends with, and whether it was
+            we who shut the connection.
     """
 
-    on_break: Callable[[HTTPError], None] | None = None
+    on_break: Callable[[HTTPError, bool], None] | None = None
 
     def drain_conn(self) -> None:
         """The same; how that ends says nothing of the upstream."""
@@ -68,18 +69,18 @@ class StreamedResponse(GovernedResponse):
     @contextmanager
     def _error_catcher(self) -> Iterator[None]:
         # urllib3's one place where errors of the body are given their class.
+        conn = self._connection
+        lease = conn.lease if isinstance(conn, GovernedHTTPConnection) else None
         try:
             with super()._error_catcher():
                 yield
                 # A body that ends with its connection looks whole when it was we who shut that.
-                conn = self._connection
-                lease = conn.lease if isinstance(conn, GovernedHTTPConnection) else None
                 if lease is not None and lease.aborted is not None:
                     raise ConnectionAbortedError("the call was broken off amid the body")
         except HTTPError as error:
             tell, self.on_break = self.on_break, None
             if tell is not None:
-                tell(error)
+                tell(error, lease is not None and lease.aborted is not None)
             raise
 
 
