@@ -86,7 +86,7 @@ class DeadlineExceeded(UpstreamError):
     """The whole call ran out of time.
 
     Attributes:
-        deadline_s: The deadline in force for the call, seconds from its start.
+        deadline_s: The deadline in force for the call, seconds from its start; 0: it was over before.
     """
 
     def __init__(self, message: str, *, deadline_s: float = 0.0, **rest: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -380,3 +381,17 @@ def test_the_refusal_survives_pickling(tmp_path: Path, call: Call, server: Fault
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error)
     assert (str(again), again.request_id) == (str(error), "mine")
+
+
+def test_a_call_after_the_deadline_of_its_request_is_not_sent_and_says_since_when(
+    tmp_path: Path, call: Call, server: FaultServer
+) -> None:
+    with running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
+        request = Request(hr)
+        request.within(lambda: setattr(inbound_var.get(), "deadline_at", time.monotonic() - 3.0))
+        error = request.start(lambda: call(hr, server.url)).outcome()
+        assert isinstance(error, headrace.DeadlineExceeded)
+        assert error.deadline_s == 0.0
+        assert re.search(r"the deadline was over 3(\.\d+)? s before the call", str(error))
+        assert server.connections == 0
+        assert counted(hr) == ({"deadline": 1}, {})

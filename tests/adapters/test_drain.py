@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -170,3 +172,21 @@ def test_amid_the_tries_of_a_session_it_is_cut_as_well(
         assert time.monotonic() - began < 2.0
         assert response.status_code == 200
         assert [one.outcome for one in response.headrace.attempts] == ["timeout", "2xx"]
+
+
+def test_an_answer_of_a_stand_in_that_cannot_be_drained_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mock of `HTTPAdapter.send` need not give urllib3's responses; a retry must not fail for that."""
+
+    def send(adapter: HTTPAdapter, request: Any, **_: Any) -> requests.Response:
+        response = requests.Response()
+        response.status_code = 503 if next(turns) == 0 else 200
+        response.raw, response.request, response.url = io.BytesIO(b"abc"), request, request.url
+        return response
+
+    turns = itertools.count()
+    with running(tmp_path, rules("http://127.0.0.1:1", RULES)) as hr:
+        monkeypatch.setattr(HTTPAdapter, "send", send)
+        response = hr.upstream("billing").get("/", stream=True)
+        assert [one.status for one in response.headrace.attempts] == [503, 200]

@@ -102,6 +102,12 @@ def test_it_shares_the_circuit_with_calls_of_requests(tmp_path: Path) -> None:
         pytest.param({}, KeyboardInterrupt(), "ignored", id="an interrupt"),
         pytest.param({}, GeneratorExit(), "ignored", id="cancelled"),
         pytest.param({}, TimeoutError(), "ignored", id="cut before blame_after"),
+        pytest.param(
+            {}, headrace.DeadlineExceeded("over"), "ignored", id="cut likewise, by a deadline of ours"
+        ),
+        pytest.param({}, headrace.CircuitOpenError("open"), "ignored", id="refused by a circuit of ours"),
+        pytest.param({}, headrace.PoolRejected("full"), "ignored", id="refused by a pool of ours"),
+        pytest.param({}, headrace.CallCancelled("left"), "ignored", id="its client has left"),
     ],
 )
 def test_what_an_exception_says_of_the_upstream(
@@ -154,6 +160,22 @@ def test_a_probe_that_is_interrupted_gives_its_place_back(tmp_path: Path) -> Non
         with pytest.raises(KeyboardInterrupt):
             call()
         call()
+        assert circuit_of(hr).state is CircuitState.CLOSED
+
+
+def test_a_probe_that_is_refused_within_by_the_same_circuit_gives_its_place_back(tmp_path: Path) -> None:
+    """A protected function may call the same upstream through requests; headrace's own no is not the upstream's."""
+    more = ", open_for: {base: 10ms, max: 10ms, jitter: 0}, half_open: {max_probes: 1}"
+    with FaultServer() as server, running(tmp_path, rules(server.url, body(more))) as hr:
+        billing = hr.upstream("billing")
+        for _ in range(2):
+            with pytest.raises(OSError):
+                billing.protect(fails)()
+        time.sleep(0.02)
+        with pytest.raises(headrace.CircuitOpenError, match="half open"):
+            billing.protect(lambda: billing.get("/"))()
+        assert circuit_of(hr).state is CircuitState.HALF_OPEN
+        assert billing.get("/").ok
         assert circuit_of(hr).state is CircuitState.CLOSED
 
 

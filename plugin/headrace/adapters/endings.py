@@ -38,18 +38,19 @@ def final_error(
             f'upstream "{name}": {exchange.refused}', retry_after_s=exchange.retry_after_s or 0.0, **family
         )
     if deadline_s is not None and _ran_out_of_time(exchange, decision):
-        error = twins.deadline(
-            f'upstream "{name}": the deadline of {deadline_s:.4g} s is over', deadline_s=deadline_s, **family
-        )
+        text = f"the deadline of {deadline_s:.4g} s is over"
+        if deadline_s <= 0.0:
+            text = f"the deadline was over {-deadline_s:.4g} s before the call"
+        error = twins.deadline(f'upstream "{name}": {text}', deadline_s=max(deadline_s, 0.0), **family)
         error.__cause__ = last
         return error
     if last is not None:
         return last
-    # The last answer was dropped to free its connection (larger than what is kept), and then no further
+    # The last answer was dropped to free its connection (larger or slower than what is kept), and then no further
     # attempt was made.
     return twins.deadline(
         f'upstream "{name}": {decision.reason.value} before another attempt, and the failed answer was too '
-        f"large to keep",
+        f"large, or too slow, to keep",
         deadline_s=deadline_s or 0.0,
         **family,
     )

@@ -169,7 +169,10 @@ class Handle:
         returns or raises is the caller's, untouched. A return is a success. Of the
         exceptions, those of *success_on* are answers, too, those of *failure_on* are failures,
         and the others say nothing of the upstream; nor does what is no `Exception`
-        (KeyboardInterrupt, CancelledError), nor a `TimeoutError` before `blame_after`. How
+        (KeyboardInterrupt, CancelledError), nor a `TimeoutError` before `blame_after`, nor a
+        refusal by headrace itself, of a governed call within. A call of the same upstream through
+        requests or urllib3 is governed by itself: within a protected function it is
+        counted twice, and needs a second probe's place when the circuit is half open. How
         long it took is held against `slow_call`. A probe that takes longer than
         `half_open.probe_timeout` has failed.
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeAlias, TypeVar
 
-from headrace.errors import CircuitOpenError
+from headrace.errors import CircuitOpenError, DeadlineExceeded, UpstreamError
 from headrace.policy.circuit import Refused, Verdict
 from headrace.policy.counters import add
 from headrace.policy.exchange import EndReason
@@ -97,7 +97,9 @@ def protected(
         except Exception as error:
             if is_success(error):
                 verdict, outcome = _SUCCESS, "success"
-            elif is_failure(error) and not _is_cut(error, monotonic() - began, upstream.plan.circuit_breaker):
+            elif is_failure(error) and not _is_ours(
+                error, monotonic() - began, upstream.plan.circuit_breaker
+            ):
                 verdict, outcome = _FAILURE, "failure"
             raise
         finally:  # also of an interrupt: the permit goes back
@@ -110,9 +112,12 @@ def protected(
     return functools.update_wrapper(call, function)
 
 
-def _is_cut(error: Exception, duration_s: float, plan: CircuitPlan) -> bool:
-    """Whether a timer ended the call too early to say anything of the upstream."""
-    return isinstance(error, TimeoutError) and duration_s < plan.blame_after_s
+def _is_ours(error: Exception, duration_s: float, plan: CircuitPlan) -> bool:
+    """Whether *error* says nothing of the upstream: a refusal of ours within, or a timer that ended it too early."""
+    if isinstance(error, (TimeoutError, DeadlineExceeded)):
+        return duration_s < plan.blame_after_s
+    # A governed call within has told its own circuit what there was to tell.
+    return isinstance(error, UpstreamError)
 
 
 def _refusal(upstream: Upstream, refused: Refused, trace: CallTrace | None) -> CircuitOpenError:

@@ -36,7 +36,7 @@ class Surface(Protocol[T]):
         """The urllib3 response of *answer*."""
 
     def set_aside(self, answer: T) -> T | None:
-        """*answer* with its connection freed and its body kept, or None when it is too large to keep."""
+        """*answer* with its connection freed and its body kept, or None when it is too large, or too slow, to keep."""
 
     def canned(self, fallback: FallbackPlan) -> T:
         """The answer that the file has written for a refused call."""
