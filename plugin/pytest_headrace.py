@@ -83,6 +83,8 @@ def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str]
 
 def _arguments_of(mark: pytest.Mark | None) -> tuple[Any, dict[str, str]]:
     def arguments(file: Any = None, *, env: Any = None) -> tuple[Any, dict[str, str]]:
+        if file is None and env:
+            raise ValueError("env= is for a file, and none is named")
         return file, dict(env or {})
 
     if mark is None:

@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
     except SystemExit as stop:  # --help and --version end with 0, wrong usage with 2
         return stop.code if isinstance(stop.code, int) else USAGE
+    _import_from_here()
     try:
         code: int = options.run(options)
         sys.stdout.flush()
@@ -45,6 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return GOOD
     return code
+
+
+def _import_from_here() -> None:
+    """Let `failure_if` name a module of the project that the command is run in.
+
+    A console script has the working directory not on `sys.path`; gunicorn, uvicorn and flask put it there.
+    """
+    here = os.getcwd()
+    if not {"", here} & set(sys.path):
+        sys.path.insert(0, here)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -331,3 +331,62 @@ def test_as_a_real_process(folder: Path) -> None:
     assert (good.returncode, good.stderr) == (0, "")
     assert (bad.returncode, bad.stdout) == (1, "")
     assert wrong.returncode == 2
+
+
+def test_failure_if_may_name_a_module_of_the_working_directory(tmp_path: Path) -> None:
+    """As gunicorn, uvicorn and flask find it there; a console script alone does not."""
+    (tmp_path / "rules_of_the_shop.py").write_text("def is_error(response):\n    return False\n")
+    breaker = "    circuit_breaker: {failure_if: 'rules_of_the_shop:is_error'}\n"
+    (tmp_path / "judged.yaml").write_text(GOOD + breaker)
+    command = "import sys; sys.path.remove(''); from headrace.cli import main; sys.exit(main(['check', 'judged.yaml']))"
+
+    done = subprocess.run([sys.executable, "-c", command], cwd=tmp_path, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("text", ["a\r\nforged  value", "\0", "a\tb"])
+def test_a_value_with_control_characters_stays_on_its_line(
+    text: str, tmp_path: Path, capsys: Captured
+) -> None:
+    (tmp_path / "body.yaml").write_text(f"{GOOD}    fallback: {{body: {json.dumps(text)}}}\n")
+
+    assert main(["explain", "body.yaml", "https://billing.internal:8443/v2/x"]) == 0
+
+    shown = capsys.readouterr().out
+    assert "\r" not in shown
+    assert "\0" not in shown
+    (line,) = [line for line in shown.splitlines() if "fallback.body" in line]
+    assert json.loads(line.split("fallback.body")[1].rsplit("body.yaml", 1)[0]) == text
+
+
+@pytest.mark.parametrize("text", [r'"a\r\nforged: x"', r'"\0"'])
+def test_a_suggestion_repeats_no_control_characters(text: str, tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "methods.yaml").write_text(GOOD + f"    retry: {{methods: {text}}}\n")
+
+    assert main(["check", "methods.yaml"]) == 1
+
+    shown = capsys.readouterr().err
+    assert "write: methods: [GET" in shown
+    assert all(line.isprintable() for line in shown.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("keys", "breaker", "classify"),
+    [
+        ("fallback: {status: 204}", "; refused: the fallback, a 204", ""),
+        ("fallback: {upstream: replica}", "; refused: upstream replica is asked", ""),
+        ("circuit_breaker: {failure_if: 'operator:not_'}", "", ", or operator:not_ says so"),
+    ],
+)
+def test_explain_tells_of_fallback_and_predicate_where_they_come_in(
+    keys: str, breaker: str, classify: str, tmp_path: Path, capsys: Captured
+) -> None:
+    replica = "  replica:\n    base_url: https://replica.internal\n"
+    (tmp_path / "told.yaml").write_text(f"{GOOD}    {keys}\n{replica}")
+
+    assert main(["explain", "told.yaml", "https://billing.internal:8443/v2/x"]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert f"   5. breaker   a permit of the circuit (enforce){breaker}" in lines
+    assert f"   9. classify  failure of the upstream? [network, 5xx]{classify}" in lines

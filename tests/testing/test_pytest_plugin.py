@@ -193,6 +193,7 @@ def test_classes_of_unittest_may_be_marked(run_pytest: Pytest) -> None:
     [
         pytest.param('fle="upstreams.yaml"', "takes a file and env", id="unknown argument"),
         pytest.param('"upstreams.yaml", env=3', "takes a file and env", id="no environment"),
+        pytest.param('env={"BILLING_URL": "x"}', "env= is for a file", id="environment of no file"),
         pytest.param('"missing.yaml"', "missing.yaml", id="no such file"),
         pytest.param(
             "", 'headrace_instance needs a file: @pytest.mark.headrace("upstreams.yaml")', id="no file"

@@ -269,6 +269,24 @@ def test_the_predicate_of_the_file_judges_the_body(
     assert billing.circuit == "open"
 
 
+def test_a_predicate_that_raises_leaves_the_status_to_count_as_in_a_real_call(
+    simulate: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "strict_judges.py").write_text(
+        "def says_error(response):\n    return 'error' in response.json()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    billing = simulate("    circuit_breaker: {failure_if: 'strict_judges:says_error'}\n").upstream("billing")
+    billing.answers(503, 200, 200, body=b"no JSON")
+
+    first, second = billing.call(), billing.call()
+
+    assert [one.verdict for one in first.headrace.attempts] == ["failure", "success"]
+    assert [one.verdict for one in second.headrace.attempts] == ["success"]
+    told = [words for _, words in billing.timeline if "failure_if" in words]
+    assert told == ["failure_if raised JSONDecodeError: the answer counts by its status alone"] * 3
+
+
 def test_an_answer_kept_is_what_the_caller_gets_when_no_connection_comes_free_for_another(
     billing: SimulatedUpstream,
 ) -> None:

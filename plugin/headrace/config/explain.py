@@ -87,12 +87,24 @@ def _upstream_lines(
         yield f"  HEADRACE_MODE={override} is set here and overrides every mode"
 
 
+def _fallback(plan: UpstreamPlan, values: EffectiveValues) -> str:
+    if values.is_given("fallback", "upstream"):
+        return f"upstream {values.text('fallback', 'upstream')} is asked"
+    return f"the fallback, a {values.text('fallback', 'status')}"
+
+
 def _order(plan: UpstreamPlan, values: EffectiveValues) -> Iterator[str]:
     """ "Life of a call": the fixed order, with the limits that apply at each step."""
     text = values.text
     size = text("pool", "max_connections")
     if plan.pool.adaptive is not None:
         size = f"{text('pool', 'adaptive', 'min')} to {size}"
+    judge = (
+        ""
+        if plan.circuit_breaker.failure_if is None
+        else f", or {text('circuit_breaker', 'failure_if')} says so"
+    )
+    refused = "" if plan.fallback is None else f"; refused: {_fallback(plan, values)}"
     if plan.mode == "off":
         yield "  mode is off: the call is left alone, none of what follows applies"
     steps = [
@@ -100,7 +112,7 @@ def _order(plan: UpstreamPlan, values: EffectiveValues) -> Iterator[str]:
         ("upstream", f"by URL or by handle: {plan.name}"),
         ("deadline", f"{text('timeouts', 'deadline')} for everything below"),
         ("retry", f"up to {text('retry', 'max_attempts')} attempts, and what the budget allows"),
-        ("breaker", f"a permit of the circuit ({text('circuit_breaker', 'mode')})"),
+        ("breaker", f"a permit of the circuit ({text('circuit_breaker', 'mode')}){refused}"),
         (
             "lease",
             f"a connection out of {size}, waited for {text('timeouts', 'acquire')}",
@@ -111,7 +123,7 @@ def _order(plan: UpstreamPlan, values: EffectiveValues) -> Iterator[str]:
             + ("" if plan.tls is None else f", TLS handshake {text('timeouts', 'tls_handshake')}"),
         ),
         ("outcome", "an answer or a fault, noted where the transport ends"),
-        ("classify", f"failure of the upstream? {text('circuit_breaker', 'failure_on')}"),
+        ("classify", f"failure of the upstream? {text('circuit_breaker', 'failure_on')}{judge}"),
         ("decision", f"retry on {text('retry', 'retry_on')}, or finish"),
     ]
     for number, (name, words) in enumerate(steps, start=1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -176,6 +177,8 @@ def yaml_text(value: Any) -> str:
         value = dict(value)
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {yaml_text(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, str) and not value.isprintable():
+        return json.dumps(value)  # YAML reads JSON's escapes; a line break would forge lines of `explain`
     return f'"{value}"' if _needs_quotes(value) else str(value)
 
 

@@ -189,7 +189,7 @@ def _fix(path: Path, key: Key, node: Node | None, *, hide: bool) -> str:
         and node.value is not None
         and not secret
     ):
-        return f"write: {path[-1]}: [{node.text}]"
+        return f"write: {path[-1]}: [{node.text}]" if node.text.isprintable() else _example(path, key)
     if key.is_map and isinstance(node, Scalar) and node.value is None:
         return "write its keys below it, indented, or remove it"
     return _example(path, key)

@@ -55,14 +55,16 @@ class ScriptedAttempt:
         Raises:
             ScriptExhausted: There is none.
             CallerLeft: It says that the caller goes away.
-            Exception: What the file's `failure_if` raises; in a real call it is logged.
         """
         clock = self._clock
-        outcome = self._outcome(self._script.next(clock.now), send.timeout_s)
+        met = self._script.next(clock.now)
+        outcome = self._outcome(met, send.timeout_s)
         outcome.started_s = clock.now
         clock.advance(outcome.wait_s + outcome.duration_s)
         self.sent += outcome.sent
         self._tell(f"attempt {send.attempt}: {outcome.status or outcome.label}")
+        if outcome.status is not None:
+            outcome.condemned = self._is_condemned(outcome.status, met.body)
         if outcome.fault is Fault.CANCELLED:
             raise CallerLeft
         return outcome
@@ -95,8 +97,17 @@ class ScriptedAttempt:
             connect_s=0.0,
             duration_s=takes_s,
             retry_after_s=met.retry_after_s,
-            condemned=self._is_failure is not None and bool(self._is_failure(_response(what, met.body))),
         )
+
+    def _is_condemned(self, status: int, body: bytes) -> bool:
+        """Whether `failure_if` calls the answer a failure; False, and told, where it raises: as in a real call."""
+        if self._is_failure is None:
+            return False
+        try:
+            return bool(self._is_failure(_response(status, body)))
+        except Exception as error:
+            self._tell(f"failure_if raised {type(error).__name__}: the answer counts by its status alone")
+            return False
 
     def _patience_s(self) -> float:
         patience_s = self._timeouts.acquire_s
