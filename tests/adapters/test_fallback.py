@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ import requests
 import urllib3
 
 import headrace
-from support.faultserver import Answer, FaultServer
-from support.governed import rules, running
+from headrace.policy.circuit import Verdict
+from support.faultserver import Answer, Break, FaultServer
+from support.governed import reason_of, rules, running
 
 QUICK = "    retry: {max_attempts: 1}\n    circuit_breaker: {consecutive_failures: 1}\n"
 CANNED = QUICK + '    fallback: {status: 203, headers: {X-From: file}, body: "[1, 2]"}\n'
@@ -183,6 +186,39 @@ def test_the_deadline_of_the_refused_call_holds_for_its_fallback(tmp_path: Path)
             replica.always(Answer(200, delay_s=2.0))
             with pytest.raises(headrace.DeadlineExceeded):
                 requests.get(f"{server.url}/v2/a")
+
+
+@pytest.mark.parametrize(("method", "falls_back"), [("POST", False), ("PUT", True)])
+def test_what_only_a_key_allowed_to_repeat_does_not_go_elsewhere_once_it_may_have_arrived(
+    tmp_path: Path, call: Call, method: str, falls_back: bool
+) -> None:
+    """The upstream that has got the key can tell a repetition; another one would do the work a second time."""
+    with FaultServer() as server, FaultServer() as replica:
+        body = (
+            "    retry: {max_attempts: 2, methods: [GET, PUT], idempotency_key: {methods: [POST]}, "
+            "backoff: {base: 400ms, max: 400ms, jitter: none}}\n"
+            "    circuit_breaker: {consecutive_failures: 2}\n    fallback: {upstream: replica}\n"
+            f"  replica:\n    base_url: {replica.url}\n"
+        )
+        with running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
+            circuit = hr.snapshot.upstream("billing").state.circuit
+
+            def an_earlier_call_fails() -> None:
+                circuit.record(circuit.acquire(time.monotonic()), Verdict.FAILURE, time.monotonic())
+
+            def reset_and_opened_amid_the_pause(_: Any) -> Break:
+                threading.Timer(0.15, an_earlier_call_fails).start()
+                return Break(at="request")
+
+            server.always(reset_and_opened_amid_the_pause)
+            if falls_back:
+                assert status_of(call(hr, server.url, "/a", method=method, data=b"x")) == 200
+            else:
+                with pytest.raises((requests.ConnectionError, urllib3.exceptions.HTTPError)) as caught:
+                    call(hr, server.url, "/a", method=method, data=b"x")
+                assert reason_of(caught.value) == "circuit_open"
+            assert len(server.requests) == 1
+            assert len(replica.requests) == int(falls_back)
 
 
 def test_observed_calls_get_no_fallback(tmp_path: Path) -> None:

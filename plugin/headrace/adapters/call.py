@@ -404,6 +404,9 @@ class Call(Generic[T]):
         else:
             if self._exchange.outcomes and not self._replayable:
                 return None
+            # Only a key allowed to repeat it, and by that only the upstream that has got it can tell a repetition.
+            if self.outbound.sent and self._method not in refused.plan.retry.methods:
+                return None
             substitute = self._surface.towards(other, refused)
             if substitute is None:
                 return None
