@@ -288,6 +288,7 @@ class Call(Generic[T]):
         deadline_at = self._exchange.deadline_at
         timeouts = self._timeouts
         cancellation, token = self._cancellation, lease.token
+        outer = current_attempt.get()
         try:
             leased = time.monotonic()
             if cancellation is not None and token is not None:
@@ -317,7 +318,6 @@ class Call(Generic[T]):
             fault = None
             status = asked_s = None
             cut = condemned = broken_off = False
-            outer = current_attempt.get()
             try:
                 current_attempt.set(attempt)
                 in_flight[attempt] = attempt.ends_at
@@ -359,8 +359,8 @@ class Call(Generic[T]):
                     wanted = self._upstream.plan.retry.retry_after.headers
                     asked_s = retry_after_s(headers, wanted, wall_clock=time.time)
             finally:
-                in_flight.pop(attempt, None)  # an interrupt
                 current_attempt.set(outer)  # not reset(): an interrupt may have taken the token
+                in_flight.pop(attempt, None)  # an interrupt
                 if (
                     cancellation is not None
                     and token is not None
@@ -388,7 +388,9 @@ class Call(Generic[T]):
                 broken_off=broken_off,
             )
         except BaseException:
-            # An interrupt, and wherever it hit: the slot is free. A lease that went back already stays as it is.
+            # An interrupt, and wherever it hit, amid `finally` too: the slot is free. A lease that went back
+            # already stays as it is.
+            current_attempt.set(outer)
             leases.give_back(lease, reusable=False)
             raise
 

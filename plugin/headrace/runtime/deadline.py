@@ -84,14 +84,19 @@ class Deadlines:
             self._asked_at = min(self._asked_at, ends_at)
             if self._thread is None or not self._thread.is_alive():
                 self._ending = False
-                self._gate = _shut_gate()
-                thread = threading.Thread(target=self._run, name="headrace-deadline", daemon=True)
+                # An interrupt amid start() may leave a thread that is not known to be alive yet: it finds out that
+                # it is not the one, if its gate is opened.
+                _open(self._gate)
+                self._gate = gate = _shut_gate()
+                self._thread = threading.Thread(
+                    target=self._run, args=(gate,), name="headrace-deadline", daemon=True
+                )
                 try:
-                    thread.start()
+                    self._thread.start()
                 except RuntimeError:  # no thread to be had, or the interpreter is ending
+                    self._thread = None
                     _log.warning("no deadline thread: only silence ends an attempt", exc_info=True)
                     return
-                self._thread = thread
         _open(self._gate)
 
     def stop(self) -> None:
@@ -130,9 +135,9 @@ class Deadlines:
             self._again_s = min(2 * self._again_s, LONGEST_AGAIN_S)
         return next_at
 
-    def _run(self) -> None:
-        gate = self._gate
-        while True:
+    def _run(self, gate: threading.Lock) -> None:
+        me = threading.current_thread()
+        while self._thread is me:
             self.wake_at = _NEVER  # before it looks: who registers from now on rouses it
             next_at = self._clock() + LONGEST_AGAIN_S
             try:
@@ -147,6 +152,8 @@ class Deadlines:
                     next_at = min(next_at, asked_at)
                 else:
                     self._asked_at = _NEVER
+                if self._thread is not me:
+                    return
                 if self._ending:
                     if not self.table and not self._cut:
                         self._thread = None
