@@ -103,7 +103,7 @@ def test_the_record_of_a_call_is_the_one_that_a_real_call_carries(billing: Simul
 
 
 LIMITS = """\
-    timeouts: {deadline: 10s, attempt: 4s, connect: 2s, read: 3s, acquire: 500ms}
+    timeouts: {deadline: 10s, attempt: 4s, connect: 2s, tls_handshake: 1500ms, read: 3s, acquire: 500ms}
     retry: {max_attempts: 1}
 """
 
@@ -121,7 +121,7 @@ LIMITS = """\
         pytest.param("connect_failure", "1h", "connect_failure", 0, 2.0, "failure", id="no route"),
         pytest.param("tls_failure", "1s", "tls_failure", 0, 1.0, "failure", id="a broken handshake"),
         pytest.param("certificate", None, "certificate", 0, 0.0, "ignored", id="another certificate"),
-        pytest.param("certificate", "1h", "tls_failure", 0, 2.0, "failure", id="a handshake without an end"),
+        pytest.param("certificate", "1h", "tls_failure", 0, 1.5, "failure", id="a handshake without an end"),
         pytest.param("protocol_error", None, "protocol_error", 1, 0.0, "failure", id="no HTTP"),
         pytest.param("pool_timeout", None, "pool_timeout", 0, 0.5, "ignored", id="pool full, waited"),
         pytest.param("pool_rejected", None, "pool_rejected", 0, 0.0, "ignored", id="pool full, not waited"),
@@ -338,6 +338,21 @@ def test_a_mode_does_not_matter_but_that_of_the_breaker_does(simulate: Simulate)
 
     assert (observed.circuit, observed.arrived) == ("open", 5)
     assert (disabled.circuit, disabled.arrived) == ("closed", 9)
+
+
+def test_slow_calls_open_the_circuit_and_a_breaker_that_observes_says_what_it_would_do(
+    simulate: Simulate,
+) -> None:
+    slow = "minimum_calls: 4, slow_call: {duration: 1s, rate_threshold: 0.5}"
+    billing = simulate(f"    circuit_breaker: {{mode: observe, {slow}}}\n").upstream("billing")
+    billing.always(200, takes="1s")
+
+    for _ in range(5):
+        assert billing.call().status == 200
+
+    assert billing.transitions == [(4.0, "open")]
+    assert billing.timeline[-2].what.startswith("would be refused: circuit open for 5.0 s more")
+    assert billing.timeline[-1] == (5.0, "attempt 1: 200")
 
 
 def test_the_environment_is_what_the_test_gives_and_nothing_else(

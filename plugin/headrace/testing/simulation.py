@@ -141,7 +141,12 @@ class SimulatedUpstream:
         self._clock = clock
         self._rng = rng
         self._script = Script()
-        self._circuit = Circuit(plan.circuit_breaker, rng=rng, on_transition=self._changed)
+        self._circuit = Circuit(
+            plan.circuit_breaker,
+            rng=rng,
+            on_transition=self._changed,
+            on_waived=lambda refused: self._note(f"would be refused: {refused}"),
+        )
         self._budget = RetryBudget(plan.retry.budget)
         self.timeline = Timeline()
         self.transitions = Timeline()

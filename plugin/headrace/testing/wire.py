@@ -79,7 +79,10 @@ class ScriptedAttempt:
         if what is Fault.POOL_REJECTED or what is Fault.LOCAL_ERROR:
             return Outcome(fault=what)
         if isinstance(what, Fault) and what in _NEVER_SENT:
-            connect_s = min(self._timeouts.connect_s, limit_s)
+            timeouts = self._timeouts
+            # No time passes in TCP where it is TLS that fails.
+            step_s = timeouts.connect_s if what is Fault.CONNECT_FAILURE else timeouts.tls_handshake_s
+            connect_s = min(step_s, limit_s)
             if takes_s <= connect_s:
                 return Outcome(fault=what, connect_s=takes_s, duration_s=takes_s)
             # Who the peer is comes to light only at the end of the handshake.
