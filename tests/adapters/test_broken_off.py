@@ -110,6 +110,7 @@ def outcome_of(act: Callable[[], Any], amid: Callable[[], None]) -> Any:
 def test_it_is_no_answer_and_is_not_held_against_the_upstream(
     tmp_path: Path, server: FaultServer, call: Call, break_off: Callable[[Any], None], reply: Any
 ) -> None:
+    """Pitfall 6."""
     with running(tmp_path, rules(server.url, RULES, more=INSTALL)) as hr:
         state = hr.snapshot.upstream("billing").state
         server.always(reply)

@@ -384,6 +384,11 @@ def test_a_used_up_body_is_never_sent_again_empty_by_the_callers_retries_either(
 def test_a_file_that_will_not_go_back_is_not_sent_again(
     tmp_path: Path, server: FaultServer, caller: Caller
 ) -> None:
+    """It could go back when the call began, so the caller's retries were left as they are.
+
+    Pitfall 13.
+    """
+
     class ClosesItself(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             data = super().read(size)

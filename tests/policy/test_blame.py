@@ -53,6 +53,13 @@ def test_an_attempt_our_own_deadline_cut_short_is_not_blamed_on_the_upstream() -
     assert blame(cut_short, circuit_plan()) is IGNORED
 
 
+def test_a_connection_that_we_have_shut_ourselves_is_not_blamed_on_the_upstream() -> None:
+    """Pitfall 6."""
+    ours = Outcome(fault=Fault.RESET, sent=True, broken_off=True, duration_s=9.0)
+
+    assert blame(ours, circuit_plan()) is IGNORED
+
+
 def test_a_fault_that_failure_on_leaves_out_is_not_a_success_either() -> None:
     """Pitfall 5."""
     only_statuses = circuit_plan(failure_on=condition(["5xx"]))
