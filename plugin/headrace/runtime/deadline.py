@@ -17,8 +17,8 @@ that attempt is long over (usually it is by the time the thread is awake), and t
 with limits of four seconds, every four seconds. `wake_at` is when that will be, and infinite while it is
 looking: whoever registers an earlier end rouses it.
 
-**Without the GIL** this holds by the table's own lock, which CPython takes for a store, a pop and a copy: who stores after
-the copy of a look sees the infinite `wake_at` that was set before that copy, and who stores before it is in it.
+**Without the GIL** this holds by the table's own lock, which CPython takes for a store, a pop and a copy: who
+stores after the copy of a look sees the infinite `wake_at` that was set before that copy; who stores before is in it.
 """
 
 from __future__ import annotations
