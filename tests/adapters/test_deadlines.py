@@ -18,6 +18,7 @@ import trustme
 import urllib3
 
 import headrace
+from headrace.transport.attempt import Attempt, current_attempt
 from support.faultserver import (
     Answer,
     Break,
@@ -274,6 +275,32 @@ def test_a_transparent_resend_has_what_is_left_of_the_attempt(
             get(hr)()
         (attempt,) = caught.value.headrace.attempts  # type: ignore[union-attr]
         assert (attempt.outcome, attempt.resent) == ("timeout", True)
+
+
+def test_a_lease_taken_while_the_attempt_was_cut_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stock's own loop takes a second one within an attempt; the deadline thread knew the first, which had ended."""
+    with FaultServer() as server, running(tmp_path, rules(server.url, ONE_ATTEMPT)) as hr:
+        hr.upstream("billing").get("/")  # the idle connection: one that connects looks for itself
+        upstream = hr.snapshot.upstream("billing")
+        pool = upstream.state.pool
+        attempt = Attempt(pool, None, None, (), upstream.plan.timeouts, time.monotonic(), streamed=False)
+        acquire = pool.leases.acquire
+
+        def cut_meanwhile(*args: Any, **kw: Any) -> Any:
+            attempt.cut = True
+            return acquire(*args, **kw)
+
+        monkeypatch.setattr(pool.leases, "acquire", cut_meanwhile)
+        token = current_attempt.set(attempt)
+        try:
+            with pytest.raises(urllib3.exceptions.EmptyPoolError):
+                pool.urlopen("GET", "/", retries=False)
+        finally:
+            current_attempt.reset(token)
+        assert server.first_lines == 1
+        assert (pool.leases.view().inuse, pool.leases.view().idle) == (0, 1)
 
 
 def test_each_hop_of_a_redirect_is_a_call_with_limits_of_its_own(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import requests
 from prometheus_client import CollectorRegistry
 
 import headrace
-from support.faultserver import Answer, FaultServer, Silence
+from support.faultserver import Answer, Endless, FaultServer, Reply, Silence
 from support.governed import rules, running
 from support.waiting import wait_until
 
@@ -127,6 +127,29 @@ def test_an_upstream_that_hangs_delays_no_other(tmp_path: Path) -> None:
 
             assert hr.status()["upstreams"]["fine"]["pool"]["closed"] == {}
             assert hr.status()["upstreams"]["hung"]["pool"]["closed"] == {"dead": 1}
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        pytest.param(
+            Endless(b"HTTP/1.1 200 OK\r\n", b"X-More: x\r\n", pause_s=0.1), id="headers without end"
+        ),
+        pytest.param(Endless(b"HTTP/1.1 200 OK\r\n\r\n", b"x"), id="a body that ends with the connection"),
+    ],
+)
+def test_a_peer_that_drips_is_a_miss_and_holds_no_slot(tmp_path: Path, behaviour: Reply) -> None:
+    """Pitfall 27."""
+    with FaultServer() as server:
+        server.at("/healthz", behaviour)
+        text = rules(server.url, body("path: /healthz, interval: 300ms, timeout: 250ms, failures: 1"))
+        with running(tmp_path, text) as hr:
+            requests.get(server.url)
+
+            wait_until(lambda: hr.status()["upstreams"]["billing"]["pool"]["suspect"], timeout_s=5)
+
+            pool = hr.status()["upstreams"]["billing"]["pool"]
+            assert (pool["inuse"], pool["closed"]) == (0, {"error": 1})  # broken off
 
 
 def test_headers_of_the_rule_go_with_a_heartbeat(tmp_path: Path) -> None:

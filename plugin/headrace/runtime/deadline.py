@@ -60,6 +60,7 @@ class Deadlines:
         "_cut",
         "_ending",
         "_gate",
+        "_is_told",
         "_lock",
         "_thread",
         "table",
@@ -79,6 +80,7 @@ class Deadlines:
         self._ending = False
         self._gate = _shut_gate()
         self._lock = threading.RLock()  # a finalizer may make a call amid the start of the thread
+        self._is_told = False  # of a thread that was not to be had
         self._asked_at = _NEVER  # the first end that the thread was roused for and that is yet to come
 
     def rouse(self, ends_at: float) -> None:
@@ -98,7 +100,9 @@ class Deadlines:
                     self._thread.start()
                 except RuntimeError:  # no thread to be had, or the interpreter is ending
                     self._thread = None
-                    _log.warning("no deadline thread: only silence ends an attempt", exc_info=True)
+                    if not self._is_told:
+                        self._is_told = True
+                        _log.warning("no deadline thread: only silence ends an attempt", exc_info=True)
                     return
         _open(self._gate)
 

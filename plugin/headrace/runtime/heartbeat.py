@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from headrace.observe.events import PoolSuspect
 from headrace.observe.logs import emit
 from headrace.policy.plan import HeartbeatPlan
+from headrace.runtime.deadline import deadlines
 from headrace.runtime.upstream import Upstream
+from headrace.transport.attempt import Attempt
 from headrace.transport.heartbeat import Beat, beat
 from headrace.transport.lease import Lease
 
 MOST_PER_ROUND = 8
 """Idle connections of one upstream that are lent at a time; `lend_idle` leaves a slot to calls."""
+
+Asked = tuple[Upstream, HeartbeatPlan, Lease[Any], Beat]
 
 
 class Heartbeats:
@@ -59,7 +63,7 @@ class Heartbeats:
 
     def _round(self, due: list[tuple[Upstream, HeartbeatPlan, Lease[Any]]]) -> None:
         now = self._clock()
-        asked: list[tuple[Upstream, HeartbeatPlan, Lease[Any], Beat]] = []
+        asked: list[Asked] = []
         for upstream, plan, lease in due:
             leases, conn = upstream.state.pool.leases, lease.conn
             if conn is None or not upstream.state.pool.is_alive(conn):
@@ -70,7 +74,7 @@ class Heartbeats:
             else:
                 ends_at = now + plan.timeout_s
                 asked.append((upstream, plan, lease, Beat(conn, plan.path, upstream.plan.headers, ends_at)))
-        beat([one for _, _, _, one in asked])
+        _beat_in_time(asked)
         for upstream, plan, lease, one in asked:
             leases = upstream.state.pool.leases
             if one.answered:
@@ -88,3 +92,22 @@ class Heartbeats:
             state.suspect = True
             closed = state.pool.leases.close_idle("dead")
             emit(PoolSuspect(upstream=upstream.plan.name, misses=state.misses, closed=closed))
+
+
+def _beat_in_time(asked: Sequence[Asked]) -> None:
+    """Ask, and have the deadline thread cut off whoever drips: a socket's limit is one on silence only. Blocks."""
+    under_way = []
+    for upstream, _, lease, one in asked:
+        pool, timeouts = upstream.state.pool, upstream.plan.timeouts
+        attempt = Attempt(pool, one, None, (), timeouts, one.ends_at, streamed=False)
+        attempt.token = lease.token
+        deadlines.table[attempt] = one.ends_at
+        under_way.append(attempt)
+    if under_way and (first_at := min(one.ends_at for one in under_way)) < deadlines.wake_at:
+        deadlines.rouse(first_at)
+    try:
+        beat([one for _, _, _, one in asked])
+    finally:
+        for attempt, (_, _, _, one) in zip(under_way, asked, strict=True):
+            if deadlines.table.pop(attempt, None) is None:
+                one.answered = False  # an answer that ends with the connection looks whole when it was cut

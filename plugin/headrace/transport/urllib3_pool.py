@@ -90,6 +90,9 @@ class GovernedHTTPPool(HTTPConnectionPool):
                 raise ClosedPoolError(self, str(error)) from None
             if attempt is not None and attempt.pool is self:
                 attempt.token = lease.token
+                if attempt.cut:  # while it was waited for: the token that the deadline thread knows had ended
+                    self.leases.give_back(lease, reusable=True)
+                    raise EmptyPoolError(self, "the time of this attempt is up")
         conn = lease.conn
         if conn is None:
             conn = lease.conn = self._new_conn()
