@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 import time
@@ -325,9 +326,13 @@ def test_waiting_for_a_connection_counts_for_the_deadline(tmp_path: Path, get: C
         holder.start()
         server.wait_for(lambda: server.first_lines == 1)
         server.always(ENDLESS_CHUNKS)
-        with ends_within(0.5 + LATE_S), pytest.raises(headrace.DeadlineExceeded):
+        with ends_within(0.5 + LATE_S), pytest.raises(headrace.DeadlineExceeded) as caught:
             get(hr)()
         holder.join()
+        (attempt,) = caught.value.attempts
+        (limit_s,) = re.findall(r"attempt=([0-9.]+)", str(caught.value.__cause__))
+        assert float(limit_s) == pytest.approx(0.5 - attempt.wait_s, abs=0.1)
+        assert attempt.wait_s > 0.1
 
 
 def test_where_the_rules_are_only_observed_nothing_is_cut(tmp_path: Path, get: Callable[..., Get]) -> None:

@@ -38,6 +38,15 @@ def test_an_outcome_is_blamed_by_failure_on_and_blame_after(outcome: Outcome, ve
     assert blame(outcome, circuit_plan()) is verdict
 
 
+@pytest.mark.parametrize("status", [400, 401, 404, 409, 422, 429, 499])
+def test_a_4xx_is_never_blamed_on_the_upstream_unless_the_rules_name_it(status: int) -> None:
+    """Pitfall 6."""
+    answer = Outcome(status=status, sent=True)
+
+    assert blame(answer, circuit_plan()) is SUCCESS
+    assert blame(answer, circuit_plan(failure_on=condition([status]))) is FAILURE
+
+
 @pytest.mark.parametrize(
     "fault", [Fault.POOL_TIMEOUT, Fault.POOL_REJECTED, Fault.CANCELLED, Fault.LOCAL_ERROR]
 )

@@ -179,6 +179,37 @@ def test_a_late_success_of_an_earlier_generation_does_not_close_an_open_circuit(
     assert (view.state, view.verdicts, view.probes_in_flight) == (HALF, 0, 1)
 
 
+def test_a_late_success_of_a_probe_says_nothing_once_the_circuit_has_opened_again() -> None:
+    """Its number is that of a probe of the later phase.
+
+    Pitfall 4.
+    """
+    one_probe = replace(HALF_OPEN, max_probes=2, success_rate_threshold=1.0)
+    bench = Bench(circuit_plan(half_open=one_probe)).opened()
+    late = bench.permit(T0 + 5)
+    bench.call(FAILURE, T0 + 5)
+    assert bench.circuit.state is OPEN
+
+    now = T0 + 5 + bench.circuit.view(T0 + 5).retry_after_s
+    bench.permit(now)
+    bench.circuit.record(late, SUCCESS, now)
+    view = bench.circuit.view(now)
+    assert (view.state, view.verdicts, view.probes_in_flight) == (HALF, 0, 1)
+
+
+def test_a_late_failure_of_before_an_opening_does_not_count_once_the_circuit_is_closed_again() -> None:
+    """Pitfall 4."""
+    bench = Bench()
+    late = bench.permit(T0)
+    bench.opened()
+    for _ in range(HALF_OPEN.max_probes):
+        bench.call(SUCCESS, T0 + 5)
+    assert bench.circuit.state is CLOSED
+
+    bench.circuit.record(late, FAILURE, T0 + 5)
+    assert bench.circuit.view(T0 + 5).failures == 0
+
+
 # Open
 
 
