@@ -695,3 +695,13 @@ def test_every_attribute_and_event_of_spans_is_explained_and_no_other() -> None:
 def test_commands_of_the_development_section_exist() -> None:
     for line in blocks()["Development/1"].text.splitlines():
         assert os.access(README.parent / line, os.X_OK), line
+
+
+def test_every_link_within_the_readme_leads_to_a_heading() -> None:
+    text = README.read_text("utf-8")
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    links = re.findall(r"\]\(#([^)]+)\)", text)
+
+    assert links
+    assert [link for link in links if link not in anchors] == []

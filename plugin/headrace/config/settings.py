@@ -356,7 +356,7 @@ class Backoff(Section):
 class RetryAfterHeader(Section):
     """A response header that says when to come back."""
 
-    name: HeaderName = Field(description="The header.", examples=["X-RateLimit-Reset"])
+    name: HeaderName = Field(description="The header.", examples=["Retry-After"])
     format: Literal["auto", "unix_timestamp"] = Field(
         "auto", description="auto: seconds or an HTTP date; unix_timestamp: seconds since 1970."
     )
@@ -368,7 +368,7 @@ class RetryAfter(Section):
     headers: list[RetryAfterHeader] = Field(
         [RetryAfterHeader(name="Retry-After", format="auto")],
         description="Headers that say it; the first with a usable value counts. []: none does.",
-        examples=[[{"name": "Retry-After"}, {"name": "X-RateLimit-Reset", "format": "unix_timestamp"}]],
+        examples=[[{"name": "Retry-After"}]],
     )
     max: DurationOrZero = Field(
         duration("30s"), description="Longest wait that is made; asked for more, the call ends at once."
