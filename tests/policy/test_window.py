@@ -52,6 +52,8 @@ def test_a_clock_step_backwards_neither_empties_nor_freezes_the_window() -> None
     window.add(400.0, 1)
     window.advance(400.0)
     assert (window.calls, window.marked) == (2, 2)
+    window.add(1000.5)
+    assert (window.calls, window.marked) == (3, 2)
 
     window.advance(1010.0)
     assert (window.calls, window.marked) == (0, 0)
