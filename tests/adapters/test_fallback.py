@@ -188,6 +188,21 @@ def test_the_deadline_of_the_refused_call_holds_for_its_fallback(tmp_path: Path)
                 requests.get(f"{server.url}/v2/a")
 
 
+def test_credentials_do_not_follow_a_redirect_of_the_fallback_either(tmp_path: Path) -> None:
+    """requests keeps them where a redirect stays with the host that gave it: that was not the one they are for."""
+    with FaultServer() as server, FaultServer() as replica:
+        body = QUICK + f"    fallback: {{upstream: replica}}\n  replica:\n    base_url: {replica.url}\n"
+        with running(tmp_path, rules(server.url, body)) as hr:
+            open_up(by_requests, hr, server, "/a")
+            replica.next(Answer(302, headers=(("Location", "/there"),)), Answer(200))
+            answer = requests.get(f"{server.url}/a", headers={"Authorization": "secret", "X-Mine": "1"})
+            assert answer.status_code == 200
+            assert [one.target for one in replica.requests] == ["/a", "/there"]
+            for one in replica.requests:
+                assert "authorization" not in {name.lower() for name, _ in one.headers}
+                assert ("X-Mine", "1") in one.headers
+
+
 @pytest.mark.parametrize(("method", "falls_back"), [("POST", False), ("PUT", True)])
 def test_what_only_a_key_allowed_to_repeat_does_not_go_elsewhere_once_it_may_have_arrived(
     tmp_path: Path, call: Call, method: str, falls_back: bool

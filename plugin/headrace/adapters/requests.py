@@ -204,7 +204,7 @@ class GovernedAdapter(HTTPAdapter):
 class _Surface:
     """One call through requests."""
 
-    __slots__ = ("_adapter", "_arguments", "_body_at", "_original", "_request")
+    __slots__ = ("_adapter", "_arguments", "_asked", "_body_at", "_original", "_request")
 
     twins = REQUESTS
 
@@ -214,18 +214,24 @@ class _Surface:
         adapter: HTTPAdapter,
         request: PreparedRequest,
         body_at: int | None,
+        asked: PreparedRequest | None = None,
         **arguments: Any,
     ) -> None:
         self._original = original
         self._adapter = adapter
         self._request = request
         self._body_at = body_at
+        self._asked = asked  # of a fallback: the request in whose place this one is made
         self._arguments = arguments
 
     def send(self, timeout: Timeout) -> Response:
         response = self._original(self._adapter, self._request, timeout=timeout, **self._arguments)
         if not self._arguments["stream"]:
             response.content  # noqa: B018 - read inside the attempt, so that its limits and the verdict cover the body
+        if self._asked is not None:
+            # A Session that follows a redirect strips credentials where it leaves the host of this request, and it
+            # takes them from the caller's, which they are meant for.
+            response.request = self._asked
         return response
 
     def rewind(self) -> bool:
@@ -263,7 +269,8 @@ class _Surface:
         request.headers = CaseInsensitiveDict(headers_for(other, refused, request.headers))
         # Its trust is its own and no proxy is asked, as for every governed call.
         arguments = {**self._arguments, "verify": True, "cert": None, "proxies": None}
-        surface = _Surface(self._original, self._adapter, request, self._body_at, **arguments)
+        asked = self._asked or self._request
+        surface = _Surface(self._original, self._adapter, request, self._body_at, asked, **arguments)
         return Substitute(surface, request, request.headers)
 
     def timed_out(self, cause: ReadTimeoutError) -> ReadTimeout:
