@@ -203,6 +203,21 @@ def test_credentials_do_not_follow_a_redirect_of_the_fallback_either(tmp_path: P
                 assert ("X-Mine", "1") in one.headers
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["buffered", "streamed"])
+def test_a_cookie_of_the_fallback_is_not_taken_for_one_of_the_refused_upstream(
+    tmp_path: Path, stream: bool
+) -> None:
+    with FaultServer() as server, FaultServer() as replica:
+        elsewhere = replica.url.replace("127.0.0.1", "localhost")
+        body = QUICK + f"    fallback: {{upstream: replica}}\n  replica:\n    base_url: {elsewhere}\n"
+        with running(tmp_path, rules(server.url, body)) as hr, requests.Session() as session:
+            open_up(by_requests, hr, server, "/a")
+            replica.always(Answer(200, headers=(("Set-Cookie", "of=replica; Path=/"),)))
+            answer = session.get(f"{server.url}/a", stream=stream)
+            assert (answer.content, answer.cookies["of"]) == (b"ok", "replica")
+            assert dict(session.cookies) == {}
+
+
 @pytest.mark.parametrize(("method", "falls_back"), [("POST", False), ("PUT", True)])
 def test_what_only_a_key_allowed_to_repeat_does_not_go_elsewhere_once_it_may_have_arrived(
     tmp_path: Path, call: Call, method: str, falls_back: bool

@@ -221,7 +221,7 @@ class _Surface:
         self._adapter = adapter
         self._request = request
         self._body_at = body_at
-        self._asked = asked  # of a fallback: the request in whose place this one is made
+        self._asked = asked  # of a fallback elsewhere: the request in whose place this one is made
         self._arguments = arguments
 
     def send(self, timeout: Timeout) -> Response:
@@ -229,9 +229,7 @@ class _Surface:
         if not self._arguments["stream"]:
             response.content  # noqa: B018 - read inside the attempt, so that its limits and the verdict cover the body
         if self._asked is not None:
-            # A Session that follows a redirect strips credentials where it leaves the host of this request, and it
-            # takes them from the caller's, which they are meant for.
-            response.request = self._asked
+            _as_if_for(self._asked, response)
         return response
 
     def rewind(self) -> bool:
@@ -269,7 +267,9 @@ class _Surface:
         request.headers = CaseInsensitiveDict(headers_for(other, refused, request.headers))
         # Its trust is its own and no proxy is asked, as for every governed call.
         arguments = {**self._arguments, "verify": True, "cert": None, "proxies": None}
-        asked = self._asked or self._request
+        asked = self._asked
+        if asked is None and other.plan.base.origin != refused.plan.base.origin:
+            asked = self._request
         surface = _Surface(self._original, self._adapter, request, self._body_at, asked, **arguments)
         return Substitute(surface, request, request.headers)
 
@@ -284,6 +284,19 @@ class _Surface:
 
     def url(self) -> str:
         return self._request.url or ""
+
+
+def _as_if_for(asked: PreparedRequest, response: Response) -> None:
+    """Keep a Session from taking credentials of *asked* to its fallback, and the fallback's cookies for its host's.
+
+    Mutates *response*. Its own `cookies` have been read.
+    """
+    # A Session that follows a redirect strips credentials where it leaves the host of this request, and it takes
+    # them from the caller's, which they are meant for.
+    response.request = asked
+    headers = getattr(getattr(response.raw, "_original_response", None), "msg", None)
+    if headers is not None:  # requests looks for cookies there
+        del headers["Set-Cookie"]
 
 
 _status: Callable[[Response], int] = operator.attrgetter("status_code")
