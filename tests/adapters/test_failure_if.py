@@ -108,3 +108,12 @@ def test_observed_calls_are_judged_too(tmp_path: Path) -> None:
         for _ in range(3):
             assert requests.get(server.url).json() == {"error": "no stock"}
         assert hr.snapshot.upstream("billing").state.circuit.state == "open"
+
+
+def test_it_is_not_asked_where_the_status_says_it_already(tmp_path: Path) -> None:
+    with FaultServer() as server, running(tmp_path, rules(server.url, body())) as hr:
+        server.next(Answer(503), Answer(404))
+        assert requests.post(server.url).headrace.attempts[0].verdict == "failure"
+        assert asked == []
+        assert hr.upstream("billing").get("/").status_code == 404
+        assert asked == ["Response"]

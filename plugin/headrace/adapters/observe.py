@@ -69,7 +69,7 @@ def observed(
         response = go()
         outcome.status = status_of(response)
         if not streamed:
-            outcome.condemned = is_condemned(upstream, response)
+            outcome.condemned = is_condemned(upstream, response, outcome.status)
         outcome.sent = True
         return response
     except BaseException as error:

@@ -9,10 +9,15 @@ from headrace.observe.logs import emit
 from headrace.runtime.upstream import Upstream
 
 
-def is_condemned(upstream: Upstream, answer: Any) -> bool:
-    """Whether `failure_if` calls *answer* a failure; False, and said once, where it raises."""
-    judge = upstream.plan.circuit_breaker.failure_if
-    if judge is None:
+def is_condemned(upstream: Upstream, answer: Any, status: int) -> bool:
+    """Whether `failure_if` calls *answer* a failure; False, and said once, where it raises.
+
+    Not asked about a *status* that `failure_on` names: that is a failure, and its body often not
+    what the function expects.
+    """
+    plan = upstream.plan.circuit_breaker
+    judge = plan.failure_if
+    if judge is None or status in plan.failure_on.statuses:
         return False
     try:
         return bool(judge(answer))

@@ -30,7 +30,16 @@ class ScriptedAttempt:
         sent: Attempts of which at least a byte may have arrived; count.
     """
 
-    __slots__ = ("_clock", "_deadline_at", "_is_failure", "_script", "_tell", "_timeouts", "sent")
+    __slots__ = (
+        "_clock",
+        "_deadline_at",
+        "_failures",
+        "_is_failure",
+        "_script",
+        "_tell",
+        "_timeouts",
+        "sent",
+    )
 
     def __init__(
         self,
@@ -43,6 +52,7 @@ class ScriptedAttempt:
     ) -> None:
         self._timeouts = plan.timeouts
         self._is_failure = plan.circuit_breaker.failure_if
+        self._failures = plan.circuit_breaker.failure_on.statuses
         self._script = script
         self._clock = clock
         self._tell = tell
@@ -104,7 +114,7 @@ class ScriptedAttempt:
 
     def _is_condemned(self, status: int, body: bytes) -> bool:
         """Whether `failure_if` calls the answer a failure; False, and told, where it raises: as in a real call."""
-        if self._is_failure is None:
+        if self._is_failure is None or status in self._failures:
             return False
         try:
             return bool(self._is_failure(_response(status, body)))
