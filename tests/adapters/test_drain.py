@@ -174,9 +174,7 @@ def test_amid_the_tries_of_a_session_it_is_cut_as_well(
         assert [one.outcome for one in response.headrace.attempts] == ["timeout", "2xx"]
 
 
-def test_an_answer_of_a_stand_in_that_cannot_be_drained_is_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_of_a_stand_in_that_cannot_be_drained_is_closed(tmp_path: Path) -> None:
     """A mock of `HTTPAdapter.send` need not give urllib3's responses; a retry must not fail for that."""
 
     def send(adapter: HTTPAdapter, request: Any, **_: Any) -> requests.Response:
@@ -186,7 +184,8 @@ def test_an_answer_of_a_stand_in_that_cannot_be_drained_is_closed(
         return response
 
     turns = itertools.count()
-    with running(tmp_path, rules("http://127.0.0.1:1", RULES)) as hr:
-        monkeypatch.setattr(HTTPAdapter, "send", send)
+    # Undone before the instance is closed, which would otherwise find its patch gone and the undoing bring it back.
+    with running(tmp_path, rules("http://127.0.0.1:1", RULES)) as hr, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HTTPAdapter, "send", send)
         response = hr.upstream("billing").get("/", stream=True)
         assert [one.status for one in response.headrace.attempts] == [503, 200]
