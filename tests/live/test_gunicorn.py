@@ -32,6 +32,10 @@ CALLS = """
 
     app = flask.Flask(__name__)
 
+    @app.get("/-/pid")
+    def pid():
+        return str(os.getpid())
+
     @app.get("/<path:target>")
     def call(target):
         try:
@@ -81,13 +85,22 @@ def test_what_two_workers_count_is_what_the_upstream_counts(tmp_path: Path, upst
             paths = ["ok"] * 5 + ["close", "busy", "missing", "reset", "stale"]
             return {requests.get(f"{url}/{rng.choice(paths)}", timeout=20).text for _ in range(40)}
 
+        up: set[str] = set()
+        wait_until(lambda: up.add(requests.get(f"{url}/-/pid", timeout=20).text) or len(up) == 2)
         with ThreadPoolExecutor(8) as crowd:
             assert len(set().union(*crowd.map(call, range(8)))) == 2  # both workers took part
         # While they run: the gauges are live sums.
         wait_until(lambda: sum(metric("headrace_requests_total").values()) == 320, what="the last flush")
-        connections = metric("headrace_pool_connections", "state")
-        assert connections["inuse"] == metric("headrace_pool_waiting")[""] == 0
-        upstream.wait_for(lambda: upstream.open_connections == connections["idle"])
+        wait_until(  # the last call may have ended between the look at the gauges and that at the counters
+            lambda: (
+                metric("headrace_pool_connections", "state")["inuse"]
+                == metric("headrace_pool_waiting")[""]
+                == 0
+            ),
+            what="a flush at rest",
+        )
+        idle = metric("headrace_pool_connections", "state")["idle"]
+        upstream.wait_for(lambda: upstream.open_connections == idle)
 
     seen = upstream.requests
     by_path = Counter(request.target for request in seen)
