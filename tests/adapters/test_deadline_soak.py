@@ -40,7 +40,7 @@ def test_whatever_the_server_does_no_call_outlives_its_deadline_by_a_second(
         running(tmp_path, rules(server.url, BODY + trust, more=INSTALL)) as hr,
     ):
         prepare(server)
-        ended = suffer(hr, server.url, calls=200, threads=12, seed=27)
+        ended = suffer(hr, server.url, calls=200, threads=6, seed=27)
 
         late = [one for one in ended if one.took_s > DEADLINE_S + BOUND_S]
         assert late == []

@@ -195,16 +195,14 @@ def test_a_cut_never_passes_for_an_answer_however_often_it_falls_amid_one(
     tmp_path: Path, get: Callable[..., Get], behaviour: Endless
 ) -> None:
     """http.client takes the end of the connection for the end of such a body, and of a head."""
-    body = (
-        "    timeouts: {attempt: 60ms}\n    retry: {max_attempts: 1}\n    circuit_breaker: {mode: disabled}\n"
-    )
+    body = "    timeouts: {attempt: 150ms}\n    retry: {max_attempts: 1}\n    circuit_breaker: {mode: disabled}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         server.always(replace(behaviour, pause_s=0.005))
-        for _ in range(20):
+        for _ in range(12):
             with pytest.raises(TIMED_OUT):
                 get(hr)()
         attempts = hr.status()["upstreams"]["billing"]["attempts"]
-        assert attempts == {"timeout": 20}
+        assert attempts == {"timeout": 12}
 
 
 def test_a_streamed_call_is_bounded_to_its_head(tmp_path: Path, get: Callable[..., Get]) -> None:
