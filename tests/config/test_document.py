@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from headrace.config import document
-from headrace.config.document import DocumentError, read_document, resolve
+from headrace.config.document import MAX_DOCUMENT_BYTES, DocumentError, read_document, read_flow, resolve
 from headrace.config.tree import Table, leaves, node_at, plain
 
 
@@ -107,11 +107,77 @@ def test_a_few_aliases_are_welcome(loader: str) -> None:
     assert tree.key_marks["b"] == ("u.yaml", 2, 1)
 
 
-@pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "? "], ids=["lists", "maps", "dashes", "keys"])
-def test_deep_nesting_is_refused_before_it_can_hurt(loader: str, opening: str) -> None:
-    """The C composer recurses in C: this many brackets end the process there."""
-    with pytest.raises(DocumentError, match="nested more than 32 levels deep"):
-        read("a:\n " + opening * 20_000)
+@pytest.mark.parametrize("opening", ["[", "{a: ", "{", "- ", "? ", "[{a: ", "&x ["])
+@pytest.mark.parametrize(
+    "closing",
+    ["", "]" * 20_000, "@", "\nb: 1"],
+    ids=["torn", "closed", "garbage-behind-it", "more-behind-it"],
+)
+def test_deep_nesting_is_refused_before_it_can_hurt(loader: str, opening: str, closing: str) -> None:
+    """The C composer recurses in C: this many brackets end the process there.
+
+    Pitfall 74: libyaml 0.2.6 (PyYAML 6.0.4) refuses a thousand brackets itself, in words of its own, and as it looks
+    ahead for a key's colon it does so before it has told of the first. Garbage behind the brackets comes as early.
+    """
+    with pytest.raises(DocumentError) as caught:
+        read("a:\n " + opening * 20_000 + closing)
+    (problem,) = caught.value.problems
+    assert problem.message == "is nested more than 32 levels deep; no key is"
+    assert problem.fix == "remove the brackets, braces or dashes too many from here on"
+    assert problem.path.startswith("a")
+    assert (problem.file, problem.line) == ("u.yaml", 2)
+    levels_before = (problem.column - 2) // len(opening) * sum(map(opening.count, "[{-?"))
+    assert 30 <= levels_before <= 32, "the place is that of the first bracket too many"
+
+
+def test_nesting_as_deep_as_allowed_is_read(loader: str) -> None:
+    assert read("a: " + "[" * 31 + "]" * 31)
+    with pytest.raises(DocumentError, match="nested more than 32 levels"):
+        read("a: " + "[" * 32 + "]" * 32)
+
+
+def test_brackets_of_a_text_are_no_nesting(loader: str) -> None:
+    brackets = "[" * 2000
+    assert plain(read(f"a: '{brackets}'\nb: x{brackets}\n# {brackets}\n")) == {
+        "a": brackets,
+        "b": "x" + brackets,
+    }
+
+
+def test_what_is_wrong_before_the_deep_part_is_told_too(loader: str) -> None:
+    with pytest.raises(DocumentError) as caught:
+        read("a: 1\na: 2\nb: " + "[" * 20_000)
+    assert [(p.line, p.path) for p in caught.value.problems[:1]] == [(2, "a")]
+    assert [p.line for p in caught.value.problems] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "line", ["- - - -\n", "- [a, b, c]\n", "a{}: b\n", "- {a: b}\n"], ids=["dashes", "lists", "keys", "maps"]
+)
+def test_a_file_of_too_many_keys_and_values_is_refused(
+    loader: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3 MB of dashes under the limit of 4 MiB took the reloading thread eight seconds."""
+    monkeypatch.setattr(document, "MAX_NODES", 200)
+    with pytest.raises(DocumentError) as caught:
+        read("".join(line.replace("{}", str(number)) for number in range(1000)))
+    (problem,) = caught.value.problems
+    assert "after 600,000 keys and values" in problem.message
+    assert problem.fix == "check that this is the file you mean, or split it"
+    assert 40 <= problem.line <= 101
+
+
+def test_dashes_as_long_as_a_file_may_be_end_at_the_limit_of_values() -> None:
+    with pytest.raises(DocumentError, match="where reading stopped, after 600,000 keys and values"):
+        read("- - - -\n" * (MAX_DOCUMENT_BYTES // 8))
+
+
+def test_what_an_environment_variable_holds_is_told_by_its_limit(loader: str) -> None:
+    with pytest.raises(DocumentError, match="nested more than 32 levels deep") as caught:
+        read_flow("[" * 2000, "u.yaml")
+    assert caught.value.problems[0].line == 0
+    with pytest.raises(DocumentError, match="begins like a YAML list or map but is not one"):
+        read_flow("[secret: }", "u.yaml")
 
 
 def test_every_key_and_value_knows_where_it_is_written(loader: str) -> None:

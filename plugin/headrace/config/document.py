@@ -17,11 +17,15 @@ from headrace.config.problems import MAX_PROBLEMS, Path, Problem
 from headrace.config.tree import Listing, Mark, Node, Scalar, ScalarValue, Table, found, problem_at
 
 MAX_DOCUMENT_BYTES = 4 << 20
-"""4 MiB: a thousand upstreams with every key spelt out take 1.1."""
+"""4 MiB: a thousand upstreams with every key spelt out take 2.2."""
 MAX_DEPTH = 32
 """Nesting; the deepest key there is has a depth of 6."""
 MAX_ALIASED_NODES = 20_000
 """Nodes that all aliases of a file may stand for, in sum."""
+MAX_NODES = 600_000
+"""Keys and values of one file: a thousand upstreams with every key spelt out have 238,000, 4 MiB of dashes two
+million. Each takes 4 µs to read (the Python loader 20).
+"""
 
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -34,6 +38,10 @@ _INF_NAN = {
     **{sign + word: float(sign + "inf") for sign in ("", "+", "-") for word in (".inf", ".Inf", ".INF")},
     **{word: float("nan") for word in (".nan", ".NaN", ".NAN")},
 }
+_TOO_DEEP = f"is nested more than {MAX_DEPTH} levels deep; no key is"
+_TOO_MANY = (
+    f"is where reading stopped, after {MAX_NODES:,} keys and values; a configuration has not that many"
+)
 _NOT_YAML = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _MAX_DIGITS = 300  # beyond it int() gets slow, and refuses at 4300
 
@@ -85,16 +93,17 @@ def read_flow(text: str, file: str) -> Node:
     What environment variables and secret files hold.
 
     Raises:
-        DocumentError: A list or map that is not YAML.
+        DocumentError: A list or map that is not YAML, too deep or too large.
     """
     mark = Mark(file)
     if text[:1] not in ("[", "{"):
         return Scalar(resolve(text), text, mark, secret=True, reread=True)
     try:
         node = _Builder(file, _decode(text.encode(errors="surrogateescape"), file)).build()
-    except DocumentError:
-        # The positions inside mean nothing, and the parser may quote a secret.
-        raise _refused(mark, "begins like a YAML list or map but is not one") from None
+    except DocumentError as error:
+        # The positions inside mean nothing, and the parser may quote a secret; the limits' words do not.
+        limits = [problem.message for problem in error.problems if problem.message in (_TOO_DEEP, _TOO_MANY)]
+        raise _refused(mark, *limits or ["begins like a YAML list or map but is not one"]) from None
     return _outside(node, mark) if node is not None else Scalar(None, "", mark)
 
 
@@ -159,6 +168,20 @@ class _Builder:
         self.node_count = 0
 
     def build(self) -> Node | None:
+        root: Node | None = None
+        try:
+            root = self._read()
+        except _Stop as stop:
+            self.problems.append(stop.problem)
+        except yaml.YAMLError as error:
+            self.problems.append(self._limit_before(error) or self._syntax_problem(error))
+        if self.problems:
+            raise DocumentError(self.problems)
+        if isinstance(root, Scalar) and root.value is None and root.plain:
+            return None
+        return root
+
+    def _read(self) -> Node | None:
         loader = LOADER(self.text)
         root: Node | None = None
         documents = 0
@@ -181,19 +204,17 @@ class _Builder:
                         break
                 elif kind not in (yaml.StreamStartEvent, yaml.DocumentEndEvent):
                     root = self._node(event, next_event, (), 0)
-        except yaml.YAMLError as error:
-            self.problems.append(self._syntax_problem(error))
         finally:
             loader.dispose()
-        if self.problems:
-            raise DocumentError(self.problems)
-        if isinstance(root, Scalar) and root.value is None and root.plain:
-            return None
         return root
 
     # One function for all kinds, and recursion only to MAX_DEPTH: this is where the time of a long file goes.
     def _node(self, event: Any, next_event: Any, path: Path, depth: int) -> Node:
         self.node_count += 1
+        if self.node_count > MAX_NODES:
+            raise _Stop(
+                self._mark(event), path[:2], _TOO_MANY, "check that this is the file you mean, or split it"
+            )
         kind = type(event)
         if kind is yaml.AliasEvent:
             return self._alias(event, path)
@@ -213,7 +234,9 @@ class _Builder:
                 self.anchors[event.anchor] = (node, 1)
             return node
         if depth >= MAX_DEPTH:
-            raise _Stop(mark, path[:2], f"is nested more than {MAX_DEPTH} levels deep; no key is")
+            raise _Stop(
+                mark, path[:2], _TOO_DEEP, "remove the brackets, braces or dashes too many from here on"
+            )
         anchor = event.anchor
         before = self.node_count
         if anchor is not None:
@@ -299,9 +322,25 @@ class _Builder:
             raise _Stop(mark, path, f"is where reading stopped, after {MAX_PROBLEMS} problems")
         self.problems.append(problem_at(mark, path, message, fix))
 
+    def _limit_before(self, error: Any) -> Problem | None:
+        """The limit of ours that the text has run into where the parser stopped with *error*, or None.
+
+        A scanner reads up to 1,024 characters ahead of its events, for the colon that would make them a key.
+        What it meets there comes before our limits, the nesting that libyaml refuses itself since 0.2.6 too.
+        Without what is behind the place the events come.
+        """
+        mark = getattr(error, "problem_mark", None)
+        if mark is None:
+            return None
+        try:
+            _Builder(self.file, self.text[: mark.index])._read()
+        except _Stop as stop:
+            return stop.problem
+        except yaml.YAMLError:
+            pass
+        return None
+
     def _syntax_problem(self, error: Any) -> Problem:
-        if isinstance(error, _Stop):
-            return error.problem
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         if mark is None:
             return problem_at(Mark(self.file, 1, 1), (), "is not YAML")
