@@ -81,6 +81,30 @@ def test_one_that_has_no_connection_yet_is_asked_again_ever_more_rarely_until_it
     assert set(leases.aborted) == {"a"}
 
 
+def test_one_whose_connection_cannot_be_shut_keeps_no_other_from_being_cut(
+    leases: Leases, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pitfall 59."""
+
+    class Unhashable(Exception):
+        pass
+
+    class BrokenLeases:
+        def abort(self, token: Any) -> bool:
+            raise Unhashable("weak object has gone away")
+
+    deadlines = Deadlines()
+    broken = [attempt_over(BrokenLeases(), token, ends_at=10.0) for token in "bc"]  # type: ignore[arg-type]
+    sound = [attempt_over(leases, token, ends_at=10.0) for token in "ad"]
+    for one in (broken[0], *sound, broken[1]):
+        deadlines.table[one] = 10.0
+
+    for now in (20.0, 20.1):
+        assert deadlines.cut_late(now) == NEVER
+    assert (leases.aborted, [one.cut for one in sound]) == (["a", "d"], [True, True])
+    assert caplog.text.count("could not cut off an attempt") == 1
+
+
 def test_the_next_look_is_due_at_the_first_end_of_all(leases: Leases) -> None:
     deadlines = Deadlines()
     for ends_at in (14.0, 12.0, 13.0):

@@ -28,6 +28,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from headrace.observe.isolation import stumbled
 from headrace.runtime import process
 from headrace.transport.attempt import Attempt
 
@@ -51,6 +52,7 @@ class Deadlines:
     Attributes:
         table: Each attempt with its end, monotonic seconds. Whoever takes an entry out has ended the attempt.
         wake_at: When the thread looks at the table next; with an earlier end, call `rouse`.
+        looked_at: When it last looked, on the clock; None: never.
     """
 
     __slots__ = (
@@ -63,6 +65,7 @@ class Deadlines:
         "_is_told",
         "_lock",
         "_thread",
+        "looked_at",
         "table",
         "wake_at",
     )
@@ -77,6 +80,7 @@ class Deadlines:
 
     def _begin(self) -> None:
         self._thread: threading.Thread | None = None
+        self.looked_at: float | None = None
         self._ending = False
         self._gate = _shut_gate()
         self._lock = threading.RLock()  # a finalizer may make a call amid the start of the thread
@@ -105,6 +109,12 @@ class Deadlines:
                         _log.warning("no deadline thread: only silence ends an attempt", exc_info=True)
                     return
         _open(self._gate)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs; it does from the first attempt on."""
+        thread = self._thread
+        return thread is not None and thread.is_alive()
 
     def stop(self) -> None:
         """End the thread as soon as nothing is in flight; the next attempt makes a new one. Blocks for 1 s at most."""
@@ -146,11 +156,12 @@ class Deadlines:
         me = threading.current_thread()
         while self._thread is me:
             self.wake_at = _NEVER  # before it looks: who registers from now on rouses it
-            next_at = self._clock() + LONGEST_AGAIN_S
+            self.looked_at = now = self._clock()
+            next_at = now + LONGEST_AGAIN_S
             try:
-                next_at = self.cut_late(self._clock())
-            except Exception:
-                _log.exception("the deadline thread stumbled, and goes on")
+                next_at = self.cut_late(now)
+            except Exception as error:
+                stumbled("look for attempts whose time is up", error)
             with self._lock:
                 # An attempt that it was roused for may be over already. To forget its end would mean to be roused
                 # by the next one, and so by every call.
@@ -177,9 +188,13 @@ class Deadlines:
 
 
 def _is_broken_off(attempt: Attempt) -> bool:
-    """Shut what *attempt* holds; False when it holds nothing any more."""
+    """Shut what *attempt* holds; False when it holds nothing any more, or cannot be shut. Never raises."""
     token = attempt.token
-    return token is not None and attempt.pool.leases.abort(token)
+    try:
+        return token is not None and attempt.pool.leases.abort(token)
+    except Exception as error:
+        stumbled("cut off an attempt whose time is up", error)
+        return False
 
 
 def _shut_gate() -> threading.Lock:

@@ -1,0 +1,52 @@
+"""Loops that serve many: one element that raises is skipped and said once, and costs the others nothing (Pitfall 59).
+
+Everything that goes over upstreams, leases, attempts, states, instances or listeners goes by `each` or `answers`:
+a broken element would else end the loop for whoever comes after it, on every round.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+E = TypeVar("E")
+R = TypeVar("R")
+
+_MOST_KINDS = 1000
+"""A bound, should the names of elements be generated."""
+
+_log = logging.getLogger("headrace")
+_told: dict[tuple[str, type[BaseException]], object] = {}
+
+
+def each(elements: Iterable[E], act: Callable[[E], object], *, doing: str) -> None:
+    """Have *act* done to each of *elements*; where it raises, go on with the next.
+
+    Args:
+        doing: What is done, for the log: "could not …".
+    """
+    for _ in answers(elements, act, doing=doing):
+        pass
+
+
+def answers(elements: Iterable[E], act: Callable[[E], R], *, doing: str) -> Iterator[tuple[E, R]]:
+    """Each of *elements* with what *act* answers to it; those it raises for are left out. Lazy."""
+    for element in elements:
+        try:
+            answer = act(element)
+        except Exception as error:
+            stumbled(doing, error)
+        else:
+            yield element, answer
+
+
+def stumbled(doing: str, error: BaseException) -> None:
+    """Log *error* with its trace, the first time that its type comes up in *doing*. Never raises; takes no lock."""
+    me = object()
+    try:
+        # setdefault() is one atomic step, with and without the GIL: of many threads one logs.
+        if len(_told) < _MOST_KINDS and _told.setdefault((doing, type(error)), me) is me:
+            _log.error("could not %s; the rest goes on, and this is said once", doing, exc_info=error)
+    except Exception:
+        pass  # a filter or handler of the application's; nobody is left to tell
