@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 import pytest
 import requests
@@ -16,32 +14,8 @@ from headrace.runtime.deadline import deadlines
 from headrace.transport.attempt import current_attempt
 from support.faultserver import FaultServer
 from support.governed import rules, running
+from support.interrupts import interrupt_storm, interrupted_at
 from support.waiting import wait_until
-
-
-def interrupted_at(point: int, act: Callable[[], object]) -> bool:
-    """Run *act*, raising KeyboardInterrupt at its *point*-th; whether it got that far.
-
-    The points are those where CPython looks for signals: the beginning of a Python
-    function, and the return from a C function. After a plain store it does not look.
-    """
-    left = point
-
-    def note(frame: FrameType, event: str, _: object) -> None:
-        nonlocal left
-        if event in ("call", "c_return"):
-            left -= 1
-            if left == 0:
-                raise KeyboardInterrupt
-
-    sys.setprofile(note)
-    try:
-        act()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.setprofile(None)
-    return left <= 0
 
 
 def streamed(hr: headrace.Headrace, url: str) -> None:
@@ -90,3 +64,14 @@ def test_an_interrupt_anywhere_in_a_call_costs_no_slot(
         assert point > 200
         assert requests.get(server.url).status_code == 200
     gc.collect()  # here, where its warnings are expected
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("seed", range(5))
+def test_two_hundred_interrupts_at_random_points_of_all_kinds_of_calls_leave_the_pools_right(
+    tmp_path: Path, seed: int
+) -> None:
+    """Pitfall 59. `tests/bench/interrupts.py` does it for as many seeds as one likes."""
+    assert interrupt_storm(tmp_path, seed, interrupts=200) == []
+    gc.collect()

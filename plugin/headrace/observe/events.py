@@ -416,6 +416,29 @@ class LeaseHeld:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolFault:
+    """The bookkeeping failed for one lease, waiter or connection, which was given up; the others went on.
+
+    Attributes:
+        error: Type and text of what was raised.
+        raised_at: `file:line`; said once for each.
+    """
+
+    name: ClassVar[str] = "pool.fault"
+    level: ClassVar[int] = logging.ERROR
+    upstream: str
+    error: str
+    raised_at: str
+
+    @property
+    def line(self) -> str:
+        return (
+            f'upstream "{self.upstream}": a connection was given up because of {self.error}, raised at '
+            f"{self.raised_at}; the pool goes on; said once per place"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class PoolSuspect:
     """Heartbeats were missed in a row: the idle connections were closed.
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from headrace.observe.events import CircuitChanged, LeaseHeld, LeaseLeaked, PoolResized
+from headrace.observe.events import CircuitChanged, LeaseHeld, LeaseLeaked, PoolFault, PoolResized
 from headrace.observe.logs import emit
 from headrace.policy.circuit import Circuit, Refused, Transition
 from headrace.policy.counters import UpstreamCounters, add
@@ -17,7 +17,7 @@ from headrace.policy.plan import Mode, Origin, PoolPlan, UpstreamPlan
 from headrace.policy.retry import RetryBudget
 from headrace.policy.sizing import Resize
 from headrace.runtime.service import ServiceCounters
-from headrace.transport.lease import LeasePool
+from headrace.transport.lease import LeaseFault, LeasePool
 from headrace.transport.pool_sizer import PoolSizer
 from headrace.transport.urllib3_pool import GovernedHTTPPool, build_pool
 
@@ -284,9 +284,11 @@ def _budget(plan: UpstreamPlan) -> RetryBudget:
 
 
 def report_leases(name: str, leases: LeasePool[Any]) -> None:
-    """Log which leases of upstream *name* were dropped, or are held for too long."""
+    """Log which leases of upstream *name* were dropped, are held for too long, or could not be kept account of."""
     for report in leases.reports():
-        if report.held_s is None:
+        if isinstance(report, LeaseFault):
+            emit(PoolFault(upstream=name, error=report.error, raised_at=report.site))
+        elif report.held_s is None:
             site = report.site or "unknown; set pool.leak_detection_threshold to see where"
             emit(LeaseLeaked(upstream=name, call_site=site))
         else:

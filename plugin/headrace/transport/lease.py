@@ -59,6 +59,7 @@ from headrace.transport.call_site import call_site
 from headrace.transport.lease_errors import LeaseCancelled as LeaseCancelled
 from headrace.transport.lease_errors import LeaseClosed as LeaseClosed
 from headrace.transport.lease_errors import LeaseError as LeaseError
+from headrace.transport.lease_errors import LeaseFault as LeaseFault
 from headrace.transport.lease_errors import LeaseRejected as LeaseRejected
 from headrace.transport.lease_errors import LeaseReport as LeaseReport
 from headrace.transport.lease_errors import LeaseTimeout as LeaseTimeout
@@ -66,6 +67,7 @@ from headrace.transport.lease_errors import PoolView as PoolView
 from headrace.transport.lease_tally import LeaseTally
 
 C = TypeVar("C")
+E = TypeVar("E")
 
 CloseReason = Literal["idle", "lifetime", "dead", "surplus", "retired", "error", "leaked"]
 """Why a connection was closed.
@@ -194,6 +196,7 @@ class LeasePool(Generic[C]):
         self._fresh: set[Lease[C]] = set()  # of the waiters, those that want no idle connection
         self._reported: set[ref[Lease[C]]] = set()  # in use, said to be held for too long
         self._leaky_sites: set[str | None] = set()
+        self._faulty_sites: set[str] = set()
         self._retired = False
         self._stopped = False
         self._choosy = False  # retired, or shrunk below what is in use: what comes back is not simply kept
@@ -203,7 +206,7 @@ class LeasePool(Generic[C]):
         self._returns: deque[tuple[Lease[C], CloseReason | None]] = deque()  # given back otherwise
         self._dropped: deque[ref[Lease[C]]] = deque()  # collected
         self._doomed: deque[C] = deque()  # counted, to be closed
-        self._reports: deque[LeaseReport] = deque()
+        self._reports: deque[LeaseReport | LeaseFault] = deque()
         self._on_drop = _drop_callback(ref(self), self._dropped)
 
     def acquire(
@@ -247,6 +250,7 @@ class LeasePool(Generic[C]):
         lease.site = call_site() if self._notes_site else None
         lease.aborted = None
         lease.token = token = ref(lease, self._on_drop)
+        hash(token)  # while there is something to hash; `on_drop` says why
         gate: threading.Lock | None = None
         last: Lease[C] | None = None
         kept = self._kept
@@ -380,6 +384,7 @@ class LeasePool(Generic[C]):
         self._leave_parent()
         now = self._clock() if now is None else now
         with self._lock:
+            self._miss_no_drop()
             self._take_back()
             closed = self._purge(now)
             self._look_after(now)
@@ -537,7 +542,7 @@ class LeasePool(Generic[C]):
                     lease.aborted = "retired"  # half a body that ends with its connection must not look whole
                 self._abort_lease(token)
             while self._waiters:
-                self._waiters.popitem(last=False)[1].release()
+                self._isolated(self._dismiss, next(iter(self._waiters.items())))
             self._fresh.clear()
             self._tally.tell(self._counters)
         self._settle()
@@ -580,7 +585,10 @@ class LeasePool(Generic[C]):
         for collection in collections:
             collection.clear()
         for conn in conns.values():
-            self._discard(conn)
+            try:
+                self._discard(conn)
+            except Exception as error:
+                self._fault(error)  # the others are the parent's as well
         self._weigh()
         self._pid = pid
         del self._reset_by[pid]
@@ -613,8 +621,8 @@ class LeasePool(Generic[C]):
         self._settle()
         return rate
 
-    def reports(self) -> list[LeaseReport]:
-        """What has come up since the last time: leases leaked (each site once) or held for too long."""
+    def reports(self) -> list[LeaseReport | LeaseFault]:
+        """What has come up since the last time: leases leaked (each site once) or held for too long, faults."""
         found = []
         while self._reports:
             found.append(self._reports.popleft())
@@ -672,43 +680,97 @@ class LeasePool(Generic[C]):
 
     def _take_back(self) -> None:
         """Process what was given back or dropped; serve waiters with what came free."""
-        # The claim: only the first return of a lease finds it in use. An entry stays until it is done, so an
-        # interrupt in between repeats it instead of losing it.
+        # An entry stays until it is done, so an interrupt in between repeats it instead of losing it.
         while self._kept:
-            lease = self._kept[0]
-            token = lease.token
-            if token in self._inuse:
-                del self._inuse[token]  # None is never in there
-                lease.token = None
-                if self._reported:
-                    self._reported.discard(token)
-                if lease.aborted or self._retired:
-                    self._doom(lease.conn, lease.aborted or "retired")
-                elif len(self._inuse) + len(self._idle) >= self._size:
-                    self._doom(lease.conn, "surplus")
-                    self._weigh()
-                else:
-                    self._idle.append(lease)
+            self._isolated(self._keep, self._kept[0])
             self._kept.popleft()
             if self._waiters:
                 self._serve()
         while self._returns:
-            lease, reason = self._returns[0]
-            token = lease.token
-            if token in self._inuse or token in self._one_off:
-                self._ended(token, lease.conn, lease.aborted or reason)
-                lease.token = None
+            self._isolated(self._end_returned, self._returns[0])
             self._returns.popleft()
             if self._waiters:
                 self._serve()
         while self._dropped:
-            token = self._dropped[0]
-            if token in self._inuse or token in self._one_off:
-                self._ended(token, None, "leaked")
-                add(self._tally.closed, "leaked")
+            self._isolated(self._end_dropped, self._dropped[0])
             self._dropped.popleft()
             if self._waiters:
                 self._serve()
+
+    def _isolated(self, act: Callable[[E], object], element: E) -> None:
+        """Do *act* for *element*: if that cannot be done, the element is cast out, and nobody else hears of it.
+
+        Tried twice. An Exception may also come from outside, of a signal's handler (Celery's soft time limit):
+        that one does not come again, and is raised like any other interrupt.
+        """
+        try:
+            act(element)
+        except Exception:
+            try:
+                act(element)
+            except Exception as error:
+                self._cast_out(element)
+                self._fault(error)
+            else:
+                raise
+
+    def _cast_out(self, element: object) -> None:
+        """Free whatever *element*, in one of the forms that the loops have, still holds."""
+        if isinstance(element, tuple):
+            element = element[0]
+        token, lease = (element, element()) if isinstance(element, ref) else (None, element)
+        if isinstance(lease, Lease):
+            token = lease.token or token
+            conn, lease.conn, lease.token = lease.conn, None, None
+            if lease in self._idle:
+                self._idle.remove(lease)
+            self._fresh.discard(lease)
+            gate = self._waiters.pop(lease, None)
+            if gate is not None:
+                gate.release()  # and finds that it was not served
+            self._doom(conn, "error")
+        if token is not None:
+            for home in (self._inuse, self._one_off):
+                try:
+                    home.pop(token, None)
+                except TypeError:  # it cannot be hashed: then it is in neither
+                    pass
+
+    def _fault(self, error: Exception) -> None:
+        """Have *error* told, once for the place that it comes from."""
+        fault = LeaseFault.of(error)
+        if fault.site not in self._faulty_sites and len(self._faulty_sites) < 1000:
+            self._faulty_sites.add(fault.site)
+            self._reports.append(fault)
+
+    # The claim in these three: only the first return of a lease finds it in use.
+
+    def _keep(self, lease: Lease[C]) -> None:
+        token = lease.token
+        if token in self._inuse:
+            del self._inuse[token]  # None is never in there
+            lease.token = None
+            if self._reported:
+                self._reported.discard(token)
+            if lease.aborted or self._retired:
+                self._doom(lease.conn, lease.aborted or "retired")
+            elif len(self._inuse) + len(self._idle) >= self._size:
+                self._doom(lease.conn, "surplus")
+                self._weigh()
+            else:
+                self._idle.append(lease)
+
+    def _end_returned(self, returned: tuple[Lease[C], CloseReason | None]) -> None:
+        lease, reason = returned
+        token = lease.token
+        if token in self._inuse or token in self._one_off:
+            self._ended(token, lease.conn, lease.aborted or reason)
+            lease.token = None
+
+    def _end_dropped(self, token: ref[Lease[C]]) -> None:
+        if token in self._inuse or token in self._one_off:
+            self._ended(token, None, "leaked")
+            add(self._tally.closed, "leaked")
 
     def _ended(self, token: ref[Lease[C]], conn: C | None, reason: CloseReason | None) -> None:
         """Free the slot of *token*, whose connection is not kept."""
@@ -726,11 +788,16 @@ class LeasePool(Generic[C]):
     def _serve(self) -> None:
         """Hand what is free to those who have waited longest."""
         while self._waiters and (self._idle or len(self._inuse) < self._size):
-            lease, gate = next(iter(self._waiters.items()))
-            token = lease.token
-            assert token is not None
+            self._isolated(self._serve_one, next(iter(self._waiters.items())))
+
+    def _serve_one(self, waiter: tuple[Lease[C], threading.Lock]) -> None:
+        lease, gate = waiter
+        token = lease.token
+        assert token is not None
+        if lease not in self._waiters:
+            return  # it was interrupted after its last step
+        if token not in self._inuse:  # or after that one
             if lease in self._fresh:
-                self._fresh.discard(lease)
                 if len(self._inuse) + len(self._idle) >= self._size:
                     self._doom(self._idle.popleft().conn, "surplus")
                 self._begin_life(lease)
@@ -744,7 +811,14 @@ class LeasePool(Generic[C]):
                 self._tally.misses += 1
             self._tally.waited += 1
             self._inuse[token] = lease.site
-            del self._waiters[lease]
+        self._fresh.discard(lease)
+        del self._waiters[lease]
+        gate.release()
+
+    def _dismiss(self, waiter: tuple[Lease[C], threading.Lock]) -> None:
+        """Let him go without a lease."""
+        lease, gate = waiter
+        if self._waiters.pop(lease, None) is not None:
             gate.release()
 
     def _begin_life(self, lease: Lease[C]) -> None:
@@ -760,14 +834,14 @@ class LeasePool(Generic[C]):
     def _purge(self, now: float) -> int:
         """Doom idle connections that are over, and half of what is above `max_idle`; how many."""
         before = len(self._idle)
-        for _ in range(before):
-            lease = self._idle.popleft()
-            if now >= lease.expires_at:
-                self._doom(lease.conn, "lifetime")
-            elif now - lease.idle_since >= self._idle_timeout_s:
-                self._doom(lease.conn, "idle")
-            else:
-                self._idle.append(lease)
+
+        def weigh(lease: Lease[C]) -> None:
+            if now >= lease.expires_at or now - lease.idle_since >= self._idle_timeout_s:
+                self._idle.remove(lease)
+                self._doom(lease.conn, "lifetime" if now >= lease.expires_at else "idle")
+
+        for lease in tuple(self._idle):
+            self._isolated(weigh, lease)
         # By halves: after a burst most of it goes at once, and the rest while it is still not needed.
         for _ in range((len(self._idle) - self.plan.max_idle + 1) // 2):
             self._doom(self._idle.popleft().conn, "surplus")
@@ -778,26 +852,36 @@ class LeasePool(Generic[C]):
         grace_s, threshold_s = self.plan.max_lifetime_grace_s, self.plan.leak_detection_threshold_s
         if grace_s is None and threshold_s is None:
             return
-        for home in (self._inuse, self._one_off):
-            for token, site in home.items():
-                lease = token()
-                if lease is None:
-                    continue
-                if grace_s is not None and now >= lease.expires_at + grace_s and lease.aborted is None:
-                    lease.aborted = "lifetime"
-                    self._abort_lease(token)
-                held_s = now - lease.taken_at
-                if threshold_s is not None and held_s >= threshold_s and token not in self._reported:
-                    self._reported.add(token)
-                    self._reports.append(LeaseReport(site, held_s))
+
+        def look(held: tuple[ref[Lease[C]], str | None]) -> None:
+            token, site = held
+            lease = token()
+            if lease is None:
+                return
+            if grace_s is not None and now >= lease.expires_at + grace_s and lease.aborted is None:
+                lease.aborted = "lifetime"
+                self._abort_lease(token)
+            held_s = now - lease.taken_at
+            if threshold_s is not None and held_s >= threshold_s and token not in self._reported:
+                self._reported.add(token)
+                self._reports.append(LeaseReport(site, held_s))
+
+        for held in (*self._inuse.items(), *self._one_off.items()):
+            self._isolated(look, held)
+
+    def _miss_no_drop(self) -> None:
+        """Find what was collected without `on_drop` having got as far as to say so: an interrupt in it is swallowed."""
+        for token in (*self._inuse, *self._one_off):
+            if token() is None:
+                self._dropped.append(token)  # a second time does nothing
 
     def _abort_lease(self, token: ref[Lease[C]]) -> None:
         lease = token()
         if lease is not None and lease.conn is not None:
             try:
                 self._abort(lease.conn)
-            except Exception:
-                pass  # as good as aborted: the holder has closed it, or is about to
+            except Exception as error:
+                self._fault(error)  # as good as aborted: the holder has closed it, or is about to
 
     def _doom(self, conn: C | None, reason: CloseReason) -> None:
         """Count the close of *conn*, and leave it to whoever releases the lock."""
@@ -847,8 +931,10 @@ class LeasePool(Generic[C]):
                 return
             try:
                 self._close(conn)
-            except Exception:
-                pass  # it is given up either way, and the call at hand has nothing to do with it
+            except Exception as error:
+                self._fault(
+                    error
+                )  # it is given up either way, and the call at hand has nothing to do with it
 
     def _wait(
         self,
@@ -880,6 +966,8 @@ class LeasePool(Generic[C]):
         if view is not None:
             if lease.aborted is not None:
                 raise LeaseCancelled("whoever waited has gone", view, waited_s=waited_s)
+            if not gave_up and not self._stopped:
+                raise LeaseRejected("the pool could not serve this waiter", view, waited_s=waited_s)
             if not gave_up:
                 raise LeaseClosed("the pool was stopped", view, waited_s=waited_s)
             raise LeaseTimeout("no connection came free in time", view, waited_s=waited_s)
@@ -942,6 +1030,12 @@ def _drop_callback(pool: ref[LeasePool[C]], dropped: deque[ref[Lease[C]]]) -> Ca
     """What is called when a lease in use is collected. Takes no lock: it may run inside the pool's own code."""
 
     def on_drop(token: ref[Lease[C]]) -> None:
+        try:
+            hash(token)
+        except TypeError:
+            # Interrupted between its making and its first hash, the only one that can still be taken: such a token
+            # is in no collection, and in this queue nobody could look for it.
+            return
         dropped.append(token)
         owner = pool()
         if owner is not None:

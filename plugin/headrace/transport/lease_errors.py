@@ -31,6 +31,28 @@ class LeaseReport:
     held_s: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class LeaseFault:
+    """A step of the bookkeeping failed for one lease, waiter or connection, which was given up for it.
+
+    Attributes:
+        error: Type and text of what was raised.
+        site: `file:line` that raised it.
+    """
+
+    error: str
+    site: str
+
+    @classmethod
+    def of(cls, error: Exception) -> LeaseFault:
+        """The fault that *error*, just caught, stands for."""
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        site = "unknown" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+        return cls(f"{type(error).__name__}: {error}", site)
+
+
 class LeaseError(Exception):
     """No lease; the text holds the numbers.
 
