@@ -6,8 +6,7 @@ import atexit
 import functools
 import os
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,12 +18,12 @@ from headrace.config import load, mode_override
 from headrace.errors import ConfigError, HeadraceError
 from headrace.observe.events import HeadraceStarted, HeadraceStopped, ModeOverridden
 from headrace.observe.logs import emit
-from headrace.observe.metrics import Metrics, Reading, ServiceReading, UpstreamReading
-from headrace.policy.counters import totals_of
+from headrace.observe.metrics import Metrics
 from headrace.policy.plan import Configuration
 from headrace.runtime import process
 from headrace.runtime.deadline import deadlines
 from headrace.runtime.inbound import inbound_var
+from headrace.runtime.readings import Readings
 from headrace.runtime.reload import Reloader, ReloadResult
 from headrace.runtime.service import ServiceCounters
 from headrace.runtime.snapshot import Snapshot
@@ -73,7 +72,8 @@ class Headrace:
         self._in_force = functools.partial(
             getattr, self._reloader, "snapshot"
         )  # in C: for each protected call
-        self._metrics = Metrics(self._read, registry=registry)
+        self._readings = Readings(self._reloader)
+        self._metrics = Metrics(self._readings.read, registry=registry)
         self._housekeeping = Housekeeping([self._reloader.tick, self._flush])
         self._watcher: Watcher | None = None
         self._handles: dict[str, Handle] = {}
@@ -212,9 +212,7 @@ class Headrace:
             "unknown_hosts": [
                 {"host": host, "calls": calls} for host, calls in install.busiest_unknown_hosts()
             ],
-            "upstreams": {
-                name: self._status_of(upstream) for name, upstream in self.snapshot.upstreams.items()
-            },
+            "upstreams": self._readings.status(),
         }
 
     def __enter__(self) -> Self:
@@ -300,94 +298,6 @@ class Headrace:
         if inbound is not None and inbound.headrace is self:
             return inbound.snapshot
         return self._reloader.snapshot
-
-    def _read(self) -> Reading:
-        service = self.service.copy()
-        snapshot = self.snapshot
-        return Reading(
-            upstreams=[self._reading_of(name) for name in list(self._reloader.counters)],
-            service=ServiceReading(
-                reloads=service.reloads,
-                digest=snapshot.digest,
-                last_success_timestamp_s=snapshot.loaded_at,
-                ungoverned=service.ungoverned,
-                inbound_deadlines=service.inbound_deadlines,
-                served=service.served_by_class,
-                served_duration=service.served_duration,
-            ),
-        )
-
-    def _reading_of(self, name: str) -> UpstreamReading:
-        upstream = self.snapshot.upstreams.get(name)
-        states = self._reloader.states(name)
-        views = [state.pool.leases.view() for state in states]
-        now = time.monotonic()
-        return UpstreamReading(
-            name=name,
-            counters=self._reloader.counters[name],
-            inuse=sum(view.inuse + state.in_flight for view, state in zip(views, states, strict=True)),
-            idle=sum(view.idle for view in views),
-            waiting=sum(view.waiting for view in views),
-            hit_rate=None if upstream is None else upstream.state.pool.leases.hit_rate(now),
-            max_connections=0 if upstream is None else upstream.plan.pool.max_connections,
-            target_size=0 if upstream is None else views[0].max_connections,
-            circuit=None if upstream is None else upstream.state.circuit.view(now),
-            suspect=any(state.suspect for state in states),
-            budget_tokens=None if upstream is None else upstream.state.budget.balance(now),
-        )
-
-    def _status_of(self, upstream: Upstream) -> Mapping[str, Any]:
-        reading = self._reading_of(upstream.plan.name)
-        circuit = upstream.state.circuit.view(time.monotonic())
-        counters = reading.counters
-        with counters.lock:
-            requests, attempts = dict(counters.requests), dict(counters.attempts)
-            retries, denied = dict(counters.retries), dict(counters.retries_denied)
-            acquires, closed = dict(counters.acquires), dict(counters.closed)
-            observed, refused = dict(counters.observed), counters.refused
-            delegated, resent = counters.retries_delegated, counters.resent
-            fallbacks, broken_bodies = counters.fallbacks, counters.broken_bodies
-            protected = totals_of(counters.protected)
-        return {
-            "mode": upstream.mode,
-            "pool": {
-                "inuse": reading.inuse,
-                "idle": reading.idle,
-                "waiting": reading.waiting,
-                "max_connections": reading.max_connections,
-                "target_size": reading.target_size,
-                "hit_rate": reading.hit_rate,
-                "suspect": reading.suspect,
-                "acquires": acquires,
-                "closed": closed,
-            },
-            "circuit_breaker": {
-                "mode": circuit.mode,
-                "state": circuit.state.value,
-                "failure_rate": circuit.failure_rate,
-                "calls": circuit.calls,
-                "failures": circuit.failures,
-                "slow_calls": circuit.slow_calls,
-                "slow_call_rate": circuit.slow_call_rate,
-                "consecutive_failures": circuit.consecutive_failures,
-                "retry_after": circuit.retry_after_s,
-                "ramp_share": circuit.ramp_share,
-                "refused": refused,
-                "fallbacks": fallbacks,
-            },
-            "retry": {
-                "budget_tokens": reading.budget_tokens,
-                "retries": retries,
-                "denied": denied,
-                "delegated": delegated,
-                "resent": resent,
-            },
-            "requests": requests,
-            "attempts": attempts,
-            "protected": protected,
-            "broken_bodies": broken_bodies,
-            "observed": observed,
-        }
 
 
 def _end_deadlines() -> None:

@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from prometheus_client.utils import floatToGoString
 
+from headrace.observe.isolation import answers
 from headrace.policy.circuit import CircuitState, CircuitView
 from headrace.policy.counters import Histogram, Ticker, UpstreamCounters, totals_of
 
@@ -413,19 +414,27 @@ Samples = Mapping[str, Mapping[Labels, Value]]
 
 
 def samples_of(reading: Reading) -> Samples:
-    """All samples of *reading*, its counters copied: the caller's own."""
-    upstreams = [replace(upstream, counters=_copied(upstream.counters)) for upstream in reading.upstreams]
+    """All samples of *reading*, its counters copied: the caller's own. An upstream that cannot be read is left out."""
     service = replace(reading.service, served_duration=reading.service.served_duration.copy())
-    found: dict[str, dict[Labels, Value]] = {}
-    for family in UPSTREAM_FAMILIES:
-        found[family.name] = {
-            (upstream.name, *labels): value
-            for upstream in upstreams
-            for labels, value in family.read(upstream)
-        }
+    found: dict[str, dict[Labels, Value]] = {family.name: {} for family in UPSTREAM_FAMILIES}
+    for _, rows in answers(
+        reading.upstreams, _rows_of, doing="fold the metrics of an upstream", of=lambda one: one.name
+    ):
+        for name, labels, value in rows:
+            found[name][labels] = value
     for service_family in SERVICE_FAMILIES:
         found[service_family.name] = dict(service_family.read(service))
     return found
+
+
+def _rows_of(upstream: UpstreamReading) -> list[tuple[str, Labels, Value]]:
+    """All of an upstream or, where that raises, nothing: half of it would lie."""
+    copied = replace(upstream, counters=_copied(upstream.counters))
+    return [
+        (family.name, (copied.name, *labels), value)
+        for family in UPSTREAM_FAMILIES
+        for labels, value in family.read(copied)
+    ]
 
 
 def _copied(counters: UpstreamCounters) -> UpstreamCounters:

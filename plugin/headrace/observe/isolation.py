@@ -20,23 +20,36 @@ _log = logging.getLogger("headrace")
 _told: dict[tuple[str, type[BaseException]], object] = {}
 
 
-def each(elements: Iterable[E], act: Callable[[E], object], *, doing: str) -> None:
+def each(
+    elements: Iterable[E],
+    act: Callable[[E], object],
+    *,
+    doing: str,
+    of: Callable[[E], str] | None = None,
+) -> None:
     """Have *act* done to each of *elements*; where it raises, go on with the next.
 
     Args:
         doing: What is done, for the log: "could not …".
+        of: The name of an element, for the log. A kind of error is logged once for each name.
     """
-    for _ in answers(elements, act, doing=doing):
+    for _ in answers(elements, act, doing=doing, of=of):
         pass
 
 
-def answers(elements: Iterable[E], act: Callable[[E], R], *, doing: str) -> Iterator[tuple[E, R]]:
-    """Each of *elements* with what *act* answers to it; those it raises for are left out. Lazy."""
+def answers(
+    elements: Iterable[E],
+    act: Callable[[E], R],
+    *,
+    doing: str,
+    of: Callable[[E], str] | None = None,
+) -> Iterator[tuple[E, R]]:
+    """Each of *elements* with what *act* answers to it; those it raises for are left out. Lazy; arguments as `each`."""
     for element in elements:
         try:
             answer = act(element)
         except Exception as error:
-            stumbled(doing, error)
+            stumbled(doing if of is None else f"{doing} ({of(element)})", error)
         else:
             yield element, answer
 

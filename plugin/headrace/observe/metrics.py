@@ -37,6 +37,7 @@ from headrace.observe.families import (
     merged,
     samples_of,
 )
+from headrace.observe.isolation import answers
 from headrace.observe.logs import emit
 from headrace.observe.multiprocess import WRITER, is_multiprocess
 from headrace.policy.counters import Histogram
@@ -120,7 +121,9 @@ class _Collector:
 
     def collect(self) -> Iterator[Metric]:
         # Not under _lock: a reading may take its time, and installing must not wait for it.
-        for name, samples in merged([instance.samples() for instance in tuple(self._instances)]).items():
+        instances = tuple(self._instances)
+        readings = [found for _, found in answers(instances, Metrics.samples, doing="read an instance")]
+        for name, samples in merged(readings).items():
             family, label_names = FAMILIES[name]
             metric = _family_of(family, label_names)
             for labels, value in samples.items():
@@ -161,7 +164,7 @@ def _forget_inherited() -> None:
     """In a forked child: whoever held these locks does not exist here."""
     global _collectors_lock
     _collectors_lock = threading.Lock()
-    for collector in _collectors.values():
+    for collector in list(_collectors.values()):
         collector._lock = threading.Lock()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from prometheus_client import values
 
 from headrace.observe.families import FAMILIES, Family, Labels, Samples, Value, le_labels, merged
+from headrace.observe.isolation import each
 from headrace.policy.counters import Histogram
 
 Read = Callable[[], Samples]
@@ -45,7 +46,7 @@ class Writer:
             self._written.setdefault(read, {})
 
     def remove(self, read: Read) -> None:
-        self.flush(read)
+        each((read,), self.flush, doing="write the last metrics of an instance")
         with self._lock:
             self._written.pop(read, None)
             self._write_gauges()
@@ -61,8 +62,7 @@ class Writer:
                 self._write_gauges()
 
     def flush_all(self) -> None:
-        for read in tuple(self._written):
-            self.flush(read)
+        each(tuple(self._written), self.flush, doing="write the metrics of an instance")
 
     def after_fork_in_child(self) -> None:
         self._lock = threading.Lock()  # a thread that does not exist here may have held it
