@@ -198,6 +198,18 @@ def test_what_the_upstream_asks_is_waited_before_the_first_retry(
     assert 0.3 <= pauses_of(answer)[0] < 2.0
 
 
+def test_blanks_behind_what_the_upstream_asks_are_no_part_of_it(
+    tmp_path: Path, server: FaultServer, get: Get
+) -> None:
+    """Pitfall 58. http.client leaves them in."""
+    server.next(unavailable(("Retry-After", "0.3 \t")))
+    with running(tmp_path, governed(server.url, "{backoff: {base: 1ms}}")):
+        answer = get(server.url)
+
+    assert (answer.headrace.reason, len(answer.headrace.attempts)) == ("success", 2)
+    assert 0.3 <= pauses_of(answer)[0] < 3.0
+
+
 @pytest.mark.parametrize("jitter", ["full", "equal", "additive", "decorrelated", "none"])
 def test_without_a_word_of_the_upstream_the_first_retry_waits_for_our_own_pause(
     tmp_path: Path, server: FaultServer, get: Get, jitter: str, monkeypatch: pytest.MonkeyPatch

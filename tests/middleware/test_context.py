@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
+import threading
 import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 from headrace.middleware.asgi import ASGIMiddleware
+from headrace.middleware.wsgi import WSGIMiddleware
 from headrace.policy.plan import InboundDeadlinePlan, PropagatePlan
 from headrace.runtime.inbound import Inbound, inbound_var
 from support.gateways import CONFIGURATION, FakeHeadrace, Headers, Seen, asgi_scope, call_asgi
@@ -42,6 +46,12 @@ def deadline(
     header: str | None = "X-Request-Timeout", *, default_s: float | None = None, max_s: float = 60.0
 ) -> InboundDeadlinePlan:
     return InboundDeadlinePlan(header=header, default_s=default_s, max_s=max_s)
+
+
+class Quiet(WSGIRequestHandler):
+    """werkzeug's, without a word."""
+
+    def log(self, *_: Any) -> None: ...
 
 
 class Handler:
@@ -293,3 +303,81 @@ def test_an_id_of_10_kb_is_replaced(serve: Serve) -> None:
     """Pitfall 45."""
     (made,) = serve(Handler(), headrace_with()).request({"X-Request-ID": "x" * 10_240}).all("X-Request-ID")
     assert len(made) == 32
+
+
+# --- blanks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", ["", " ", "\t "])
+@pytest.mark.parametrize("behind", ["", " ", "\t", " \t \t "])
+def test_blanks_around_a_header_are_no_part_of_its_value(before: str, behind: str, serve: Serve) -> None:
+    """Pitfall 58. uvicorn with httptools and werkzeug leave in what comes behind."""
+    sent = {"X-Request-ID": "abc", "traceparent": PARENT, "tracestate": "a=1", "X-Request-Timeout": "2.5"}
+    handler, headrace = Handler(), headrace_with(deadline())
+    padded = {name: f"{before}{value}{behind}" for name, value in sent.items()}
+    assert serve(handler, headrace).request(padded).all("X-Request-ID") == ["abc"]
+    (inbound,) = handler.seen
+    assert inbound.request_id == "abc"
+    assert inbound.trace == (("traceparent", PARENT), ("tracestate", "a=1"))
+    assert 0.0 < (left_s(inbound) or 0.0) <= 2.5
+    assert headrace.service.inbound_deadlines == {}
+
+
+def test_blanks_behind_grpcs_deadline_and_a_trace_that_is_the_id(serve: Serve) -> None:
+    """Pitfall 58."""
+    handler = Handler()
+    gateway = serve(handler, headrace_with(deadline("grpc-timeout"), is_trace_id=True))
+    answer = gateway.request({"grpc-timeout": "3S ", "traceparent": PARENT + "\t"})
+    assert answer.all("X-Request-ID") == [TRACE_ID]
+    assert 0.0 < (left_s(handler.seen[0]) or 0.0) <= 3.0
+
+
+@pytest.mark.parametrize("value", ["", " ", " \t "])
+def test_a_value_of_nothing_but_blanks_is_empty(value: str, serve: Serve) -> None:
+    """Pitfall 58."""
+    names = ("X-Request-ID", "traceparent", "tracestate", "X-Request-Timeout")
+    handler, headrace = Handler(), headrace_with(deadline())
+    (made,) = serve(handler, headrace).request(dict.fromkeys(names, value)).all("X-Request-ID")
+    (inbound,) = handler.seen
+    assert inbound.request_id == made
+    assert len(made) == 32
+    assert (inbound.trace, inbound.deadline_at) == ((), None)
+    assert headrace.service.inbound_deadlines == {"unreadable": 1}
+
+
+@pytest.mark.parametrize("within", ["a b", "a\tb", " a b "])
+def test_a_blank_within_an_id_still_makes_it_unfit(within: str, serve: Serve) -> None:
+    (made,) = serve(Handler(), headrace_with()).request({"X-Request-ID": within}).all("X-Request-ID")
+    assert len(made) == 32
+
+
+def test_a_server_that_leaves_blanks_in_loses_nothing() -> None:
+    """Pitfall 58. werkzeug's, over a real socket."""
+    handler, headrace = Handler(), headrace_with(deadline())
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        assert environ["HTTP_X_REQUEST_ID"] == "abc \t"
+        handler(Seen(None, "GET"))
+        start_response("200 OK", [("Content-Length", "4")])
+        return [b"fine"]
+
+    middleware = WSGIMiddleware(app, headrace=headrace)  # type: ignore[arg-type]
+    server = make_server("127.0.0.1", 0, middleware, request_handler=Quiet)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as client:
+            lines = ["GET / HTTP/1.1", "Host: x", "X-Request-ID: abc \t", f"traceparent: {PARENT} "]
+            lines += ["X-Request-Timeout: 2.5\t", "Connection: close", "", ""]
+            client.sendall("\r\n".join(lines).encode())
+            answer = b""
+            while piece := client.recv(65536):
+                answer += piece
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert b"X-Request-ID: abc\r\n" in answer
+    (inbound,) = handler.seen
+    assert (inbound.request_id, inbound.trace) == ("abc", (("traceparent", PARENT),))
+    assert 0.0 < (left_s(inbound) or 0.0) <= 2.5

@@ -269,7 +269,7 @@ def flask_app(healthy: str, dead: str) -> flask.Flask:
     def ok() -> Any:
         bound = inbound_var.get()
         assert bound is not None
-        assert flask.request.environ["headrace"] is headrace.current()
+        assert flask.request.environ["headrace.instance"] is headrace.current()
         return {"sent": requests.get(f"{healthy}/", timeout=5).text, "bound": bound.request_id}
 
     @app.get("/streaming")
@@ -355,7 +355,7 @@ DJANGO = """
     )
 
     def ok(request):
-        assert request.META["headrace"] is headrace.current()
+        assert request.META["headrace.instance"] is headrace.current()
         return JsonResponse({"sent": requests.get(healthy, timeout=5).text, "bound": inbound_var.get().request_id})
 
     async def async_ok(request):

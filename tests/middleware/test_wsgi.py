@@ -388,9 +388,9 @@ def test_a_real_server_that_validates_serves_through_it(served: Callable[[Any], 
 
     def app(environ: Any, start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", [("Content-Type", "text/plain")])
-        yield environ["headrace"].snapshot.configuration.digest.encode()
+        yield environ["headrace.instance"].snapshot.configuration.digest.encode()
 
-    port = served(validator(wrapped(app, headrace)))
+    port = served(validator(wrapped(validator(app), headrace)))
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request("GET", "/", headers={"X-Request-ID": "over the wire".replace(" ", "-")})

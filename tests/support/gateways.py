@@ -147,18 +147,11 @@ class WsgiGateway:
 
     def __init__(self, handler: Handler, headrace: Any) -> None:
         def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-            status, headers, chunks = handler(Seen(environ["support.headrace"], environ["REQUEST_METHOD"]))
+            status, headers, chunks = handler(Seen(environ["headrace.instance"], environ["REQUEST_METHOD"]))
             start_response(f"{status} Status", [("Content-Type", "text/plain"), *headers])
             return iter(chunks)
 
-        valid = validator(app)
-
-        def undotted(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-            # PEP 3333 lets a middleware's key have no dot; the validator wants a string for each that has none.
-            environ["support.headrace"] = environ.pop("headrace")
-            return valid(environ, start_response)
-
-        self.app = validator(WSGIMiddleware(undotted, headrace=headrace))
+        self.app = validator(WSGIMiddleware(validator(app), headrace=headrace))
 
     def request(self, headers: Mapping[str, str] | None = None, *, method: str = "GET") -> Answer:
         """One request."""

@@ -17,7 +17,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from headrace.app import File, Headrace
-from headrace.middleware.context import HeaderNames, Trace, deadline_at, is_sane_bytes
+from headrace.middleware.context import BLANK_BYTES, HeaderNames, Trace, deadline_at, is_sane_bytes
 from headrace.middleware.disconnect import DisconnectWatch
 from headrace.middleware.problems import CLIENT_CLOSED_REQUEST, ProblemAnswer, answer, too_late
 from headrace.observe.events import ErrorMapped
@@ -99,6 +99,7 @@ class ASGIMiddleware:
         more: list[tuple[bytes, bytes]] | None = None
         for name, value in scope["headers"]:
             if name in wanted:
+                value = value.strip(BLANK_BYTES)
                 if name == header:
                     if not request_id and is_sane_bytes(value):
                         request_id = value.decode("ascii")

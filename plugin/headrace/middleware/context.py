@@ -2,12 +2,17 @@
 
 An id is passed on and logged unchanged, whatever its format (Pitfall 45: peers throw
 away what is not a UUID), so it must not be able to end a header line or a log line.
+
+White space around a value is no part of it (RFC 9110 §5.5), and not every server takes it off: uvicorn with
+httptools and werkzeug leave what comes behind. Both middlewares do, where they take a value, with
+`BLANKS`; in place, for a function would be called for every request.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Final
 
 from headrace.observe.events import DeadlineRefused, DeadlinesDistrusted
 from headrace.observe.logs import emit
@@ -28,6 +33,11 @@ is_sane_text = re.compile(rf"[\x21-\x7e]{{1,{MAX_ID_BYTES}}}").fullmatch
 """`is_sane_bytes` for WSGI's native strings."""
 
 TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
+
+BLANKS: Final = " \t"
+"""What may stand around a field value (OWS of RFC 9110 §5.6.3)."""
+
+BLANK_BYTES: Final = BLANKS.encode("ascii")
 
 Trace = tuple[tuple[str, str], ...]
 """Headers to pass on, valid: `traceparent`, and perhaps `tracestate`; or none."""
@@ -76,7 +86,8 @@ class HeaderNames:
         self.wanted = frozenset(name.encode("ascii") for name in names)
 
     def read(self, headers: Sequence[tuple[bytes, bytes]]) -> tuple[Trace, list[str]]:
-        """Of *headers*, which are wanted: the trace to pass on, and what the deadline headers say."""
+        """Of *headers*, wanted ones without blanks around their values: the trace to pass on, and what the
+        deadline headers say."""
         values: dict[str, list[str]] = {TRACEPARENT: [], TRACESTATE: [], self.deadline or "": []}
         for name, value in headers:
             values[name.decode("latin-1")].append(value.decode("latin-1"))

@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from headrace.middleware.context import BLANK_BYTES
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
@@ -45,7 +47,7 @@ class DisconnectWatch:
         if asyncio._get_running_loop() is None:
             return
         for name, value in headers:
-            if name == b"expect" and value.lower() == b"100-continue":
+            if name == b"expect" and value.strip(BLANK_BYTES).lower() == b"100-continue":
                 return
         self._read_ahead()
 

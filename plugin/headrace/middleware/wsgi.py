@@ -16,7 +16,7 @@ from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
 from headrace.app import File, Headrace
-from headrace.middleware.context import HeaderNames, Trace, deadline_at, is_sane_text, trace_of
+from headrace.middleware.context import BLANKS, HeaderNames, Trace, deadline_at, is_sane_text, trace_of
 from headrace.middleware.problems import CLIENT_CLOSED_REQUEST, ProblemAnswer, answer, too_late
 from headrace.observe.events import ConfigWarning, ErrorMapped
 from headrace.observe.logs import emit
@@ -44,7 +44,7 @@ class WSGIMiddleware:
     The constructor reads, validates and compiles, so a bad file stops the boot; the
     first request in a process starts. Each request keeps the snapshot it began with,
     gets an id, is counted and timed; the application finds the Headrace at
-    `environ["headrace"]`. WSGI has no shutdown: a Headrace made here is closed at exit.
+    `environ["headrace.instance"]`. WSGI has no shutdown: a Headrace made here is closed at exit.
 
     A list or tuple is returned as it is, since no code of the application runs in its
     iteration and the server may want its length; the server's own `wsgi.file_wrapper`
@@ -86,11 +86,13 @@ class WSGIMiddleware:
             names = self._keys_of(configuration)
 
         request_id = environ.get(names.request_id) if names.takes_id else None
+        if request_id is not None:
+            request_id = request_id.strip(BLANKS)
         trace: Trace = ()
         if names.takes_trace and (traceparent := environ.get("HTTP_TRACEPARENT")) is not None:
             # The server has joined what came in several headers by commas.
             state = environ.get("HTTP_TRACESTATE")
-            trace = trace_of([traceparent], [] if state is None else [state])
+            trace = trace_of([traceparent.strip(BLANKS)], [] if state is None else [state])
             if trace and names.id_is_trace:
                 request_id = trace[0][1][3:35]
         tracing = snapshot.tracing
@@ -100,7 +102,7 @@ class WSGIMiddleware:
             request_id = outer.trace_id() or request_id
         if request_id is None or not is_sane_text(request_id):
             request_id = new_request_id()
-        environ["headrace"] = headrace
+        environ["headrace.instance"] = headrace
 
         exchange = _Exchange(headrace, configuration, request_id, began, environ, start_response)
         run = exchange.run
@@ -108,7 +110,9 @@ class WSGIMiddleware:
         if service.deadline is not None:
             value = None if names.deadline is None else environ.get(names.deadline)
             now = monotonic() - (perf_counter() - began)  # starting took some of the caller's time, too
-            due_at = deadline_at(service.deadline, [] if value is None else [value], headrace.service, now)
+            due_at = deadline_at(
+                service.deadline, [] if value is None else [value.strip(BLANKS)], headrace.service, now
+            )
             if due_at is not None and due_at <= now:
                 return exchange.answered(too_late(request_id))
         allowance = RetryAllowance(repeat(None, service.max_retries_per_request))
