@@ -1,4 +1,4 @@
-# Sourced by tests/run, sample_app/run and .ci/run: finding interpreters and making virtual environments.
+# Sourced by tests/run, sample_app/run, .ci/run and .ci/renew-constraints: finding interpreters and making virtual environments.
 # bash 4 or newer; nothing else than a Python >= 3.11 is taken for granted.
 
 say() { printf '%s\n' "$*" >&2; }
@@ -56,24 +56,57 @@ default_python() {
     die "No Python 3.11 or newer found on PATH." "Install one, or name it: PYTHON=/path/to/python $0"
 }
 
-# make_venv PYTHON DIRECTORY EXTRAS: a virtual environment with the project, editable, and its EXTRAS in it.
-# Left alone while it was made from the same interpreter, place and pyproject.toml.
-make_venv() {
-    local python=$1 venv=$2 extras=$3 version stamp
+# need_venv PYTHON: ends with advice unless it can make one.
+need_venv() {
+    local python=$1 version
+    has_venv "$python" && return
     version=$(python_version "$python")
-    stamp="$("$python" -V) $root [$extras] $(cksum <"$root/pyproject.toml")"
+    apt_install "python$version-venv" && has_venv "$python" || die \
+        "$python cannot make a virtual environment: its modules venv and ensurepip are missing." \
+        "On Debian and Ubuntu: apt-get install python$version-venv (as root this script does it by itself)." \
+        "Elsewhere name a complete interpreter: PYTHON=/path/to/python $0"
+}
+
+# constraints: the file of pins by which everything is installed; LOWEST=1 takes the lowest versions.
+constraints() { printf '%s\n' "$root/.ci/constraints${LOWEST:+-lowest}.txt"; }
+
+# new_venv PYTHON DIRECTORY: an empty virtual environment with the pinned pip in it (older ones know no groups).
+new_venv() {
+    local python=$1 venv=$2
+    need_venv "$python"
+    rm -rf "$venv"
+    "$python" -m venv "$venv"
+    install_into "$venv" --upgrade pip
+    # Python 3.11 puts it in, of a version that nobody has pinned.
+    "$venv/bin/python" -m pip --disable-pip-version-check uninstall --quiet --yes setuptools 2>/dev/null
+}
+
+# by_the_pins VENV COMMAND…: runs a command of the environment; what it has pip install, isolated builds too, is pinned.
+by_the_pins() {
+    local venv=$1 command=$2 pins
+    shift 2
+    # As a URL: pip splits the variables at blanks, which the folder's name may have.
+    pins=$("$venv/bin/python" -c 'import pathlib, sys; print(pathlib.Path(sys.argv[1]).as_uri())' "$(constraints)")
+    PIP_CONSTRAINT=$pins PIP_BUILD_CONSTRAINT=$pins "$venv/bin/$command" "$@"
+}
+
+# install_into VENV ARGUMENT…: pip install by the pins.
+install_into() {
+    local venv=$1
+    shift
+    by_the_pins "$venv" python -m pip install --quiet --disable-pip-version-check "$@"
+}
+
+# make_venv PYTHON DIRECTORY GROUP: a virtual environment with the project, editable, and that dependency group in it.
+# Left alone while it was made from the same interpreter, place, pyproject.toml and pins.
+make_venv() {
+    local python=$1 venv=$2 group=$3 stamp
+    stamp="$("$python" -V) $root [$group] $(cat "$root/pyproject.toml" "$(constraints)" | cksum)"
     if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/.stamp" 2>/dev/null)" = "$stamp" ]; then
         return
     fi
-    if ! has_venv "$python"; then
-        apt_install "python$version-venv" && has_venv "$python" || die \
-            "$python cannot make a virtual environment: its modules venv and ensurepip are missing." \
-            "On Debian and Ubuntu: apt-get install python$version-venv (as root this script does it by itself)." \
-            "Elsewhere name a complete interpreter: PYTHON=/path/to/python $0"
-    fi
-    say "setting up ${venv##*/} (Python $version, [$extras]) …"
-    rm -rf "$venv"
-    "$python" -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root[$extras]"
+    say "setting up ${venv##*/} ($("$python" -V), group $group) …"
+    new_venv "$python" "$venv"
+    install_into "$venv" --editable "$root" --group "$root/pyproject.toml:$group"
     printf '%s\n' "$stamp" >"$venv/.stamp"
 }

@@ -41,7 +41,7 @@ from support.readme import README, SHOWN, assert_same, blocks, run_line, serving
 from support.waiting import wait_until
 
 NOT_RUN = {
-    "headrace/2": "installing needs a package index; `.ci/run` installs the wheel. Its second line is headrace/5.",
+    "headrace/2": "installing needs a package index; the scripts and `.ci/run` do it. Its second line is headrace/5.",
     "Development/1": "`.ci/run` runs the first with --check, and the second runs this; only that they exist is checked",
 }
 """Blocks that cannot run, each with its reason."""
