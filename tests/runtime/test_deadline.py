@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from headrace.runtime.deadline import AGAIN_S, LONGEST_AGAIN_S, SLACK_S, Deadlines
+from headrace.runtime.deadline import AGAIN_S, LONGEST_AGAIN_S, MOST_GRACES, SLACK_S, Deadlines
 from headrace.transport.attempt import Attempt
+from headrace.transport.standstill import GRACE_S
 from support.faultserver import FaultServer
 from support.governed import rules, running
 from support.plans import TIMEOUTS
@@ -26,6 +27,7 @@ class Leases:
     def __init__(self) -> None:
         self.aborted: list[Any] = []
         self.in_use: set[Any] = set()
+        self.readable: set[Any] = set()
 
     def abort(self, token: Any) -> bool:
         self.aborted.append(token)
@@ -33,7 +35,8 @@ class Leases:
 
 
 def attempt_over(leases: Leases, token: Any, *, ends_at: float) -> Attempt:
-    made = Attempt(SimpleNamespace(leases=leases), None, None, (), TIMEOUTS, ends_at, False)
+    pool = SimpleNamespace(leases=leases, has_arrived=leases.readable.__contains__)
+    made = Attempt(pool, None, None, (), TIMEOUTS, ends_at, False)
     made.token = token
     return made
 
@@ -120,12 +123,60 @@ def test_the_thread_sleeps_through_calls_that_end_in_time(
     """Roused by each call it would cost more than the calls' own bookkeeping."""
     looks = []
     cut_late = Deadlines.cut_late
-    monkeypatch.setattr(Deadlines, "cut_late", lambda self, now: looks.append(now) or cut_late(self, now))
+    monkeypatch.setattr(Deadlines, "cut_late", lambda self, *at: looks.append(at) or cut_late(self, *at))
     body = "    timeouts: {attempt: 20s, deadline: 30s}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         for _ in range(100):
             hr.upstream("billing").urlopen("GET", "/")
     assert 1 <= len(looks) <= 20  # the first call, what it met while it looked, and the end
+
+
+def test_a_late_look_gives_everybody_overdue_a_grace_whatever_the_sockets_say(leases: Leases) -> None:
+    """Pitfall 67. The owner may have read the answer and not yet settled: the socket is silent then."""
+    deadlines = Deadlines()
+    silent, young = attempt_over(leases, "a", ends_at=10.0), attempt_over(leases, "b", ends_at=11.79)
+    deadlines.table |= {silent: 10.0, young: 11.79}
+    assert deadlines.cut_late(11.8, late_s=1.795) == pytest.approx(11.8 + GRACE_S)
+    assert leases.aborted == []
+
+    deadlines.table.pop(young)  # its owner had come to the end
+    assert deadlines.cut_late(11.8 + GRACE_S, late_s=0.0) == NEVER
+    assert (leases.aborted, silent.cut, silent.excused) == (["a"], True, True)
+    assert (young.cut, young.excused) == (False, False)
+
+
+def test_a_look_in_time_gives_a_grace_once_where_something_has_arrived(leases: Leases) -> None:
+    """Pitfall 67."""
+    deadlines = Deadlines()
+    said, silent = attempt_over(leases, "said", ends_at=10.0), attempt_over(leases, "silent", ends_at=10.0)
+    deadlines.table |= {said: 10.0, silent: 10.0}
+    leases.readable.add("said")
+    now = 10.0 + SLACK_S
+    assert deadlines.cut_late(now) == now + GRACE_S
+    assert (leases.aborted, silent.excused) == (["silent"], False)
+    assert deadlines.cut_late(now + GRACE_S) == NEVER
+    assert (leases.aborted, said.excused) == (["silent", "said"], True)
+
+
+def test_a_limit_holds_even_where_every_look_is_late(leases: Leases) -> None:
+    """Pitfall 67."""
+    deadlines, attempt = Deadlines(), attempt_over(leases, "a", ends_at=10.0)
+    deadlines.table[attempt] = 10.0
+    now, looks = 11.0, 0
+    while not attempt.cut:
+        now = deadlines.cut_late(now, late_s=1.0) + 1.0
+        looks += 1
+    assert looks == MOST_GRACES + 1
+
+
+def test_a_grace_is_forgotten_with_the_end_that_it_was_given_for(leases: Leases) -> None:
+    """The same attempt comes back into the table while its failed answer is set aside."""
+    deadlines, attempt = Deadlines(), attempt_over(leases, "a", ends_at=10.0)
+    deadlines.table[attempt] = 10.0
+    deadlines.cut_late(11.0, late_s=1.0)
+    deadlines.table[attempt] = 11.5
+    assert deadlines.cut_late(11.0 + GRACE_S) == 11.5 + SLACK_S
+    assert not attempt.cut
 
 
 def test_an_end_before_those_known_is_met_all_the_same(leases: Leases) -> None:

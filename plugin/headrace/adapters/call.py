@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
-from urllib3.util.timeout import Timeout
 
 from headrace.adapters.endings import final_error, pool_error
 from headrace.adapters.outbound import Outbound
@@ -38,6 +37,7 @@ from headrace.runtime.deadline import deadlines
 from headrace.runtime.record import Record, tally
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt, current_attempt
+from headrace.transport.attempt_timeout import AttemptTimeout
 from headrace.transport.draining import KEEP_S
 from headrace.transport.faults import CUT_IN, fault_of
 from headrace.transport.lease import Lease, LeaseCancelled, LeaseError, LeaseTimeout
@@ -324,7 +324,7 @@ class Call(Generic[T]):
                 if attempt.ends_at < deadlines.wake_at:
                     deadlines.rouse(attempt.ends_at)
                 answer = self._surface.send(
-                    Timeout(total=limit_s, connect=timeouts.connect_s, read=timeouts.read_s)
+                    AttemptTimeout(total=limit_s, connect=timeouts.connect_s, read=timeouts.read_s)
                 )
                 if in_flight.pop(attempt, None) is None:
                     # Cut off, and it looks whole all the same: a body, or a head, that ended with the connection.
@@ -386,6 +386,7 @@ class Call(Generic[T]):
                 asked_s,
                 condemned=condemned,
                 broken_off=broken_off,
+                excused=attempt.excused,
             )
         except BaseException:
             # An interrupt, and wherever it hit, amid `finally` too: the slot is free. A lease that went back

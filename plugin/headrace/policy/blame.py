@@ -14,7 +14,8 @@ def blame(outcome: Outcome, plan: CircuitPlan) -> Verdict:
     attempt without an answer is a failure when `failure_on` names its fault and it
     was not cut (by anybody's timer) before `blame_after`. Whatever is left says
     nothing and is ignored: local trouble (no connection free, cancelled, a request
-    that could not be made), a connection that we have shut ourselves, a certificate that does not fit (no
+    that could not be made), a connection that we have shut ourselves, a cut that came because this process
+    had stood still, a certificate that does not fit (no
     answer, but in none of `failure_on`'s words), faults that the rules exclude (counted as successes,
     they would hold a failing upstream's circuit closed).
     """
@@ -24,6 +25,6 @@ def blame(outcome: Outcome, plan: CircuitPlan) -> Verdict:
         return Verdict.FAILURE if is_failure else Verdict.SUCCESS
     if fault not in plan.failure_on.faults:  # local faults and certificates are in no word of failure_on
         return Verdict.IGNORED
-    if outcome.broken_off or (outcome.cut and outcome.duration_s < plan.blame_after_s):
+    if outcome.broken_off or outcome.excused or (outcome.cut and outcome.duration_s < plan.blame_after_s):
         return Verdict.IGNORED
     return Verdict.FAILURE

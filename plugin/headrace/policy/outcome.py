@@ -52,6 +52,7 @@ class Outcome:
         resent: The pooled connection had died unnoticed, and the request went out a second
             time over a fresh one.
         condemned: The answer is a failure by `failure_if`, whatever its status.
+        excused: It was cut by us after this process had stood still: that the peer was silent is not known.
         broken_off: headrace itself has shut the connection: its pool was stopped, or its lifetime was over.
     """
 
@@ -67,6 +68,7 @@ class Outcome:
     resent: bool = False
     condemned: bool = False
     broken_off: bool = False
+    excused: bool = False
 
     @property
     def label(self) -> str:

@@ -17,6 +17,12 @@ that attempt is long over (usually it is by the time the thread is awake), and t
 with limits of four seconds, every four seconds. `wake_at` is when that will be, and infinite while it is
 looking: whoever registers an earlier end rouses it.
 
+**Whose time it was.** A thread that wakes late (the process was stopped or throttled, somebody's C code held the
+GIL) has not watched, and the owners have slept as long: what has arrived may not be read yet, or be read and not
+yet taken out of the table. So a late look cuts nobody who is overdue: it gives each `GRACE_S`. A look in
+time gives it once, where something has arrived that nobody has read. Who is cut after a grace is `excused`: that
+end is held against nobody (Pitfall 67).
+
 **Without the GIL** this holds by the table's own lock, which CPython takes for a store, a pop and a copy: who
 stores after the copy of a look sees the infinite `wake_at` that was set before that copy; who stores before is in it.
 """
@@ -27,10 +33,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from headrace.observe.isolation import stumbled
 from headrace.runtime import process
 from headrace.transport.attempt import Attempt
+from headrace.transport.standstill import GRACE_S, LATE_S
 
 SLACK_S = 0.005
 """Seconds past its end that an attempt is cut: a silent peer is the business of the socket's own
@@ -41,9 +49,22 @@ AGAIN_S = 0.01
 LONGEST_AGAIN_S = 0.2
 """Seconds between looks at attempts that were cut and have not ended: there was no connection to shut yet."""
 
+MOST_GRACES = 5
+"""Graces that one attempt is given on end: where every look is late, a container throttled all the time,
+a limit must hold all the same."""
+
 _NEVER = float("inf")
 
 _log = logging.getLogger("headrace")
+
+
+@dataclass(slots=True)
+class _Grace:
+    """What an overdue attempt was given: the *nth* on end, until *ends_at*, where *instead_of* was its end."""
+
+    instead_of: float
+    ends_at: float
+    nth: int
 
 
 class Deadlines:
@@ -62,6 +83,7 @@ class Deadlines:
         "_cut",
         "_ending",
         "_gate",
+        "_graces",
         "_is_told",
         "_lock",
         "_thread",
@@ -76,6 +98,7 @@ class Deadlines:
         self.wake_at = _NEVER
         self._cut: list[Attempt] = []  # the thread's: not over yet, as far as it knows
         self._again_s = AGAIN_S
+        self._graces: dict[Attempt, _Grace] = {}  # the thread's
         self._begin()
 
     def _begin(self) -> None:
@@ -134,17 +157,29 @@ class Deadlines:
         self.wake_at = _NEVER
         self._begin()
 
-    def cut_late(self, now: float) -> float:
-        """Cut the attempts whose time is up; when to look again, on the clock. Blocks for locks of lease pools only."""
+    def cut_late(self, now: float, late_s: float = 0.0) -> float:
+        """Cut the attempts whose time is up; when to look again, on the clock. Blocks for locks of lease pools only.
+
+        Args:
+            late_s: How long after its time this look comes; negative where it was roused before.
+        """
         next_at = _NEVER
-        for attempt, ends_at in self.table.copy().items():
-            cut_at = ends_at + SLACK_S
+        table = self.table.copy()
+        if self._graces:
+            self._graces = {
+                one: grace for one, grace in self._graces.items() if table.get(one) == grace.instead_of
+            }
+        for attempt, ends_at in table.items():
+            grace = self._graces.get(attempt)
+            cut_at = ends_at + SLACK_S if grace is None else grace.ends_at
+            if cut_at <= now and self._is_let_go_on(attempt, grace, late_s):
+                cut_at = now + GRACE_S
+                given = 1 if grace is None else grace.nth + 1
+                self._graces[attempt] = _Grace(ends_at, cut_at, given)
             if cut_at > now:
                 next_at = min(next_at, cut_at)
-            elif self.table.pop(attempt, None) is not None:
-                attempt.cut = True  # before the shutdown: what it does next must not take another lease
-                self._cut.append(attempt)
-                self._again_s = AGAIN_S
+            else:
+                self._end(attempt)
         if self._cut:
             self._cut = [attempt for attempt in self._cut if _is_broken_off(attempt)]
         if self._cut:
@@ -152,14 +187,31 @@ class Deadlines:
             self._again_s = min(2 * self._again_s, LONGEST_AGAIN_S)
         return next_at
 
+    def _is_let_go_on(self, attempt: Attempt, grace: _Grace | None, late_s: float) -> bool:
+        """Whether *attempt*, which is overdue, gets a grace, or another one."""
+        if late_s > LATE_S:  # whatever the socket says: its owner may have read it and not come any further
+            return grace is None or grace.nth < MOST_GRACES
+        return grace is None and _has_arrived(attempt)
+
+    def _end(self, attempt: Attempt) -> None:
+        """Take *attempt* out, unless its owner was faster."""
+        # Before the pop: an owner who finds that he was cut off looks at it.
+        attempt.excused = attempt in self._graces
+        if self.table.pop(attempt, None) is not None:
+            attempt.cut = True  # before the shutdown: what it does next must not take another lease
+            self._cut.append(attempt)
+            self._again_s = AGAIN_S
+
     def _run(self, gate: threading.Lock) -> None:
         me = threading.current_thread()
+        planned_at = _NEVER
         while self._thread is me:
             self.wake_at = _NEVER  # before it looks: who registers from now on rouses it
             self.looked_at = now = self._clock()
             next_at = now + LONGEST_AGAIN_S
             try:
-                next_at = self.cut_late(now)
+                # Or it was roused for an end, and stopped before it got here: that is late, too.
+                next_at = self.cut_late(now, now - min(planned_at, self._asked_at + SLACK_S))
             except Exception as error:
                 stumbled("look for attempts whose time is up", error)
             with self._lock:
@@ -177,7 +229,7 @@ class Deadlines:
                         self._thread = None
                         return
                     next_at = min(next_at, self._clock() + AGAIN_S)
-            self.wake_at = next_at
+            self.wake_at = planned_at = next_at
             if next_at == _NEVER:
                 gate.acquire()
             else:
@@ -185,6 +237,15 @@ class Deadlines:
 
     def __repr__(self) -> str:
         return f"<Deadlines: {len(self.table)} in flight, {len(self._cut)} cut and not over>"
+
+
+def _has_arrived(attempt: Attempt) -> bool:
+    """Whether something has come for *attempt* that its owner has not read yet. Never raises."""
+    try:
+        return bool(attempt.pool.has_arrived(attempt.token))
+    except Exception as error:
+        stumbled("look whether an attempt whose time is up has an answer", error)
+        return False
 
 
 def _is_broken_off(attempt: Attempt) -> bool:

@@ -19,7 +19,7 @@ Phase = Literal["lease", "tcp", "tls", "sent"]
 class Attempt:
     """Limits and facts of one attempt. Per call, owned by one thread at a time; not thread-safe.
 
-    The deadline thread may set `cut`, and reads `pool` and `token`.
+    The deadline thread may set `cut` and `excused`, and reads `pool` and `token`.
 
     Attributes:
         pool: The upstream's urllib3 pool, whatever pool the caller's manager would have picked.
@@ -35,6 +35,7 @@ class Attempt:
         connect_took_s: Seconds for TCP and TLS, or None on a reused connection.
         answered: The status line of an answer has arrived.
         cut: Its time was up: whatever it still does comes to nothing.
+        excused: It was cut after a grace: this process had stood still, and whose fault it was nobody knows.
     """
 
     pool: Any
@@ -48,6 +49,7 @@ class Attempt:
     connect_took_s: float | None = None
     answered: bool = False
     cut: bool = False
+    excused: bool = False
     token: ref[Lease[Any]] | None = None
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from headrace.transport.standstill import GRACE_S
 from headrace.transport.urllib3_connection import GovernedHTTPConnection
 from headrace.transport.urllib3_pool import is_between_answers
 
@@ -43,7 +44,7 @@ def beat(round_: Sequence[Beat]) -> None:
                 selector.register(one.conn.sock, selectors.EVENT_READ, one)
         while selector.get_map():
             left_s = max(key.data.ends_at for key in selector.get_map().values()) - time.monotonic()
-            ready = selector.select(left_s) if left_s > 0 else []
+            ready = selector.select(max(left_s, 0.0))  # also when it is late: what has come is an answer
             if not ready and left_s <= 0:
                 return
             for key, _ in ready:
@@ -63,10 +64,7 @@ def _asked(one: Beat) -> bool:
 
 def _read(one: Beat) -> bool:
     conn = one.conn
-    left_s = one.ends_at - time.monotonic()
-    if left_s <= 0:
-        return False
-    conn.timeout = max(_SHORTEST_S, left_s)
+    conn.timeout = max(GRACE_S, one.ends_at - time.monotonic())
     try:
         response = conn.getresponse()
         body = response.read(MOST_BYTES + 1, decode_content=False)

@@ -65,6 +65,7 @@ from headrace.transport.lease_errors import LeaseReport as LeaseReport
 from headrace.transport.lease_errors import LeaseTimeout as LeaseTimeout
 from headrace.transport.lease_errors import PoolView as PoolView
 from headrace.transport.lease_tally import LeaseTally
+from headrace.transport.standstill import opened_in_time
 
 C = TypeVar("C")
 E = TypeVar("E")
@@ -950,7 +951,7 @@ class LeasePool(Generic[C]):
         if self.on_enqueue is not None:
             self.on_enqueue()
         left_s = started + timeout_s - self._clock()
-        opened = gate.acquire(timeout=min(max(left_s, 0.0), threading.TIMEOUT_MAX))
+        opened = opened_in_time(gate, min(max(left_s, 0.0), threading.TIMEOUT_MAX))
         view = None
         gave_up = False
         if not opened or lease.token not in self._inuse:

@@ -18,6 +18,7 @@ from typing import Any, Self
 from weakref import WeakValueDictionary
 
 from headrace.policy.plan import TlsPlan
+from headrace.transport.standstill import PatientSSLSocket
 
 _MINIMUM = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _HASHED_NAME = re.compile(r"[0-9a-f]{8}\.\d+")  # what OpenSSL looks for in a CA directory
@@ -150,6 +151,7 @@ def trust_of(plan: TlsPlan) -> dict[str, Any]:
 
 def _build(plan: TlsPlan) -> SealedContext:
     context = SealedContext()
+    context.sslsocket_class = PatientSSLSocket
     context.minimum_version = _MINIMUM[plan.min_version]
     context.options |= ssl.OP_NO_COMPRESSION  # CRIME
     context.hostname_checks_common_name = False

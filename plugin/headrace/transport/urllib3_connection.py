@@ -24,9 +24,10 @@ from urllib3.exceptions import (
 from urllib3.response import HTTPResponse
 
 from headrace.policy.plan import KeepalivePlan
-from headrace.transport.attempt import current_attempt
+from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.draining import drained
 from headrace.transport.sending import LOOKS, send_rest
+from headrace.transport.standstill import GRACE_S
 
 if TYPE_CHECKING:
     from headrace.transport.lease import CloseReason, Lease, LeasePool
@@ -126,7 +127,7 @@ class GovernedHTTPConnection(HTTPConnection):
         if attempt is None:
             return _open_socket(self, self.timeout, None)
         attempt.phase = "tcp"
-        return _open_socket(self, self.timeout, attempt.ends_at)
+        return _open_socket(self, self.timeout, attempt)
 
     def send(self, data: Any) -> None:
         """Send *data*; no stall may be longer than `timeouts.write`. Blocks.
@@ -210,11 +211,9 @@ class GovernedHTTPSConnection(GovernedHTTPConnection, HTTPSConnection):
             attempt.phase = "tls"
             left_s = attempt.ends_at - time.monotonic()
             # A limit on the whole handshake: OpenSSL's read under Python goes on to an instant, not per byte.
-            sock.settimeout(max(min(attempt.timeouts.tls_handshake_s, left_s), _SHORTEST_S))
+            # Where this process has stood still nothing is left of it, and the deadline thread gives a grace.
+            sock.settimeout(min(attempt.timeouts.tls_handshake_s, max(left_s, GRACE_S)))
         return sock
-
-
-_SHORTEST_S = 0.001  # a socket limit of 0 would mean non-blocking
 
 
 def _waited_for_status_line(trace: TracebackType | None) -> bool:
@@ -246,8 +245,8 @@ def socket_options(keepalive: KeepalivePlan | None) -> list[tuple[int, int, int]
     return options
 
 
-def _open_socket(conn: HTTPConnection, limit_s: float | None, attempt_ends_at: float | None) -> socket.socket:
-    """A connected TCP socket, within *limit_s* over all addresses together, and by *attempt_ends_at*. Blocks.
+def _open_socket(conn: HTTPConnection, limit_s: float | None, attempt: Attempt | None) -> socket.socket:
+    """A connected TCP socket, within *limit_s* over all addresses together, and by the end of *attempt*. Blocks.
 
     urllib3's create_connection gives each address the whole limit; a name with
     eight dead addresses would take eight of them. Name look-up is not bounded
@@ -263,16 +262,16 @@ def _open_socket(conn: HTTPConnection, limit_s: float | None, attempt_ends_at: f
     except socket.gaierror as error:
         raise NameResolutionError(conn.host, conn, error) from error
     ends_at = None if limit_s is None else time.monotonic() + limit_s
-    if (
-        attempt_ends_at is not None
-    ):  # less is left of it than when the limit was set: the look-up took its time
-        ends_at = attempt_ends_at if ends_at is None else min(ends_at, attempt_ends_at)
+    if attempt is not None:  # less is left of it than when the limit was set: the look-up took its time
+        ends_at = attempt.ends_at if ends_at is None else min(ends_at, attempt.ends_at)
     last: OSError | None = None
     for family, kind, proto, _, address in addresses:
         left_s = None if ends_at is None else ends_at - time.monotonic()
         if left_s is not None and left_s <= 0:
-            last = last or TimeoutError()
-            break
+            if last is not None or attempt is None or attempt.cut:
+                last = last or TimeoutError()
+                break
+            left_s = GRACE_S  # this process has stood still, says the deadline thread, which has not cut it
         sock = socket.socket(family, kind, proto)
         try:
             for option in conn.socket_options or ():

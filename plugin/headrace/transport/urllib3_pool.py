@@ -23,6 +23,7 @@ from headrace.policy.plan import Origin, UpstreamPlan
 from headrace.transport.attempt import current_attempt
 from headrace.transport.lease import LeaseClosed, LeasePool, LeaseRejected, LeaseTimeout
 from headrace.transport.liveness import is_alive
+from headrace.transport.standstill import is_readable
 from headrace.transport.tls import context_for
 from headrace.transport.urllib3_connection import (
     GovernedHTTPConnection,
@@ -133,6 +134,13 @@ class GovernedHTTPPool(HTTPConnectionPool):
     def is_alive(self, conn: GovernedHTTPConnection | None) -> bool:
         """Whether the peer of an idle connection has neither closed it nor said anything. Does not block."""
         return conn is not None and _is_alive(conn)
+
+    def has_arrived(self, token: Any) -> bool:
+        """Whether something has arrived for the lease with *token* that nobody has read. Does not block."""
+        # Without the lock: a look at a connection that was leased anew by now does no harm.
+        lease = None if token is None else token()
+        conn = None if lease is None else lease.conn
+        return conn is not None and is_readable(conn.sock or conn.answering)
 
     def open_idle(self) -> None:
         """Make one connection, TLS included, ahead of need. Blocks for name look-up, `connect_s` and `handshake_s`.

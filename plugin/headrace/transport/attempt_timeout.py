@@ -1,0 +1,38 @@
+"""urllib3's `Timeout` for one attempt of ours."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from urllib3.util.timeout import Timeout
+
+from headrace.transport.standstill import GRACE_S
+
+
+class AttemptTimeout(Timeout):
+    """What urllib3 is told of an attempt's limits. The end of the attempt itself is the deadline thread's.
+
+    Stock gives up before it has looked at the socket when the time was over by the end of sending: a process
+    that stood still there would lose an answer that has arrived (Pitfall 67).
+    """
+
+    def clone(self) -> AttemptTimeout:
+        """A fresh one with the same limits."""
+        # Not through __init__, which looks at each limit again: twice a call, at 11 calls of Python code.
+        fresh = AttemptTimeout.__new__(AttemptTimeout)
+        fresh._connect = self._connect
+        fresh._read = self._read
+        fresh.total = self.total
+        fresh._start_connect = None
+        return fresh
+
+    @property
+    def read_timeout(self) -> float | None:
+        """Longest silence that is left, never 0: the least is a grace."""
+        total, read, started = self.total, self._read, self._start_connect
+        if total is None or started is None:
+            return read  # type: ignore[return-value]  # never the stand-in for the default: an attempt's limits are given
+        left_s = total - (monotonic() - started)  # type: ignore[operator]  # likewise
+        if left_s <= 0.0:
+            left_s = GRACE_S
+        return left_s if read is None else min(left_s, read)  # type: ignore[type-var,return-value]  # likewise
