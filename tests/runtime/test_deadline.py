@@ -35,7 +35,7 @@ class Leases:
 
 
 def attempt_over(leases: Leases, token: Any, *, ends_at: float) -> Attempt:
-    pool = SimpleNamespace(leases=leases, has_arrived=leases.readable.__contains__)
+    pool = SimpleNamespace(leases=leases, has_arrived=lambda one: one in getattr(leases, "readable", ()))
     made = Attempt(pool, None, None, (), TIMEOUTS, ends_at, False)
     made.token = token
     return made
