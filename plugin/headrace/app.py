@@ -6,7 +6,7 @@ import atexit
 import functools
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +17,7 @@ from headrace.adapters.handles import Handle, governed_session, stock_pools
 from headrace.config import load, mode_override
 from headrace.errors import ConfigError, HeadraceError
 from headrace.observe.events import HeadraceStarted, HeadraceStopped, ModeOverridden
+from headrace.observe.isolation import carry_out, each
 from headrace.observe.logs import emit
 from headrace.observe.metrics import Metrics
 from headrace.policy.plan import Configuration
@@ -29,7 +30,7 @@ from headrace.runtime.service import ServiceCounters
 from headrace.runtime.snapshot import Snapshot
 from headrace.runtime.threads import Housekeeping
 from headrace.runtime.upstream import Upstream
-from headrace.runtime.watch import Watcher
+from headrace.runtime.watch import NO_LIFE, Watcher
 
 DEFAULT_FILE = "upstreams.yaml"
 
@@ -93,7 +94,8 @@ class Headrace:
     def start(self) -> None:
         """Take the rules into force: URLs, metrics, watching. Blocks shortly; thread-safe; idempotent.
 
-        After a `close()` it starts over from the files.
+        After a `close()` it starts over from the files. Whatever it raises, an interrupt included, everything
+        is as it was before.
 
         Raises:
             ConfigError: Another instance in this process claims one of the URLs, or (after a
@@ -101,20 +103,90 @@ class Headrace:
         """
         if self._running_in == os.getpid():
             return
+        if os.getpid() != process.pid:
+            process.renew()
+        undo: tuple[Callable[[], object], ...] = ()
+        try:
+            with self._lock:
+                if self._running_in == os.getpid():
+                    return
+                undo = self._undoing_start()
+                try:
+                    self._take_force()
+                except BaseException:
+                    carry_out(undo, doing="undo a start that failed")
+                    raise
+            self._announce()
+        except Exception:
+            raise
+        except BaseException:  # an interrupt, perhaps when all was done: the caller never learns that it was
+            with self._lock:
+                carry_out(undo, doing="undo a start that was interrupted")
+            raise
+
+    def close(self) -> None:
+        """Govern nothing any more; end threads, close connections. Blocks shortly; idempotent.
+
+        Undoes whatever is there, after an interrupted start or close, too. What one step raises is logged and keeps
+        no other from being done; an interrupt is raised when all are done.
+        """
+        if os.getpid() != process.pid:
+            process.renew()
         with self._lock:
-            if self._running_in == os.getpid():
-                return
-            if self._closed:
-                self._reloader.replace()
-            install.publish(self, self.snapshot)
-            self._metrics.install()
-            self._housekeeping.start()
-            self._closed = False
-            self._running_in = self.started_in = os.getpid()
-            atexit.register(self.close)
-            # Last: it looks at once, and what it reloads is published only where this runs.
-            self._watcher = Watcher(self._watched(), self._poked, self.snapshot.configuration.reload)
-            self._watcher.start()
+            was_running = self._running_in is not None
+            self._closed = True
+            self._running_in = None
+            carry_out(
+                (
+                    functools.partial(atexit.unregister, self.close),
+                    functools.partial(install.withdraw, self),
+                    self._end_watching,
+                    self._housekeeping.stop,
+                    self._reloader.close,
+                    # Again: a reload that was under way may have published in between.
+                    functools.partial(install.withdraw, self),
+                    self._stock.clear,
+                    self._metrics.uninstall,
+                    _end_deadlines,
+                ),
+                doing="close",
+            )
+        if was_running:
+            emit(HeadraceStopped(files=self.files))
+
+    def _take_force(self) -> None:
+        """All that a start does. Under `_lock`."""
+        if self._closed:
+            self._reloader.replace()
+        install.publish(self, self.snapshot)
+        self._metrics.install()
+        self._housekeeping.start()
+        atexit.register(self.close)
+        # Last: it looks at once, and what it reloads is published only where this has published.
+        self._watcher = Watcher(self._watched(), self._poked, self.snapshot.configuration.reload)
+        self._watcher.start()
+        self._closed = False
+        self._running_in = self.started_in = os.getpid()
+
+    def _undoing_start(self) -> tuple[Callable[[], object], ...]:
+        """What makes everything as it is now, wherever `_take_force` will have got to."""
+        running_in, started_in, was_closed = self._running_in, self.started_in, self._closed
+
+        def forget() -> None:
+            self._running_in, self.started_in, self._closed = running_in, started_in, was_closed
+
+        steps = (forget, self._end_watching, self._housekeeping.stop, self._reloader.rest)
+        if running_in is not None:  # a forked child, governed already by what its parent has published
+            return steps
+        return (
+            *steps,
+            functools.partial(atexit.unregister, self.close),
+            self._metrics.uninstall,
+            functools.partial(install.withdraw, self),
+            *((self._reloader.close,) if was_closed else ()),
+        )
+
+    def _announce(self) -> None:
         emit(
             HeadraceStarted(
                 files=self.files,
@@ -125,35 +197,11 @@ class Headrace:
         )
         if self._mode_override is not None:
             emit(ModeOverridden(mode=self._mode_override))
-        for event in self._reloader.announcements():
-            emit(event)
+        each(self._reloader.announcements(), emit, doing="say what should make somebody look twice")
 
-    def close(self) -> None:
-        """Govern nothing any more; end threads, close connections. Blocks shortly; idempotent."""
-        with self._lock:
-            if self._running_in is None:
-                if not self._closed:  # never started, but a handle may have been used
-                    self._closed = True
-                    self._reloader.close()
-                    self._stock.clear()
-                    _end_deadlines()
-                return
-            mine = self._running_in == os.getpid()
-            self._running_in = None
-            self._closed = True
-            atexit.unregister(self.close)
-            install.withdraw(self)
-            if mine:
-                if self._watcher is not None:
-                    self._watcher.stop()
-                self._housekeeping.stop()
-            self._reloader.close()
-            install.withdraw(self)  # again: a reload that was under way may have published in between
-            self._stock.clear()
-            self._metrics.flush()
-            self._metrics.uninstall()
-            _end_deadlines()
-        emit(HeadraceStopped(files=self.files))
+    def _end_watching(self) -> None:
+        if self._watcher is not None:
+            self._watcher.stop()
 
     def forget(self) -> None:
         """Fresh circuits and budgets; connections and counts stay. Thread-safe. Calls under way end with the old ones.
@@ -209,6 +257,7 @@ class Headrace:
             "reloads": dict(self.service.reloads),
             "ungoverned": dict(self.service.ungoverned),
             "inbound_deadlines": dict(self.service.inbound_deadlines),
+            "threads": self._lives(),
             "unknown_hosts": [
                 {"host": host, "calls": calls} for host, calls in install.busiest_unknown_hosts()
             ],
@@ -216,7 +265,7 @@ class Headrace:
         }
 
     def __enter__(self) -> Self:
-        self.start()
+        _started(self)
         return self
 
     def __exit__(
@@ -240,8 +289,21 @@ class Headrace:
         self._housekeeping = Housekeeping([self._reloader.tick, self._flush])
         self._reloader.forget_inherited()
         self._stock = stock_pools()
-        for handle in self._handles.values():
-            handle.forget_inherited(self._stock)
+        each(
+            list(self._handles.values()),
+            lambda handle: handle.forget_inherited(self._stock),
+            doing="renew a handle in a forked child",
+        )
+
+    def _lives(self) -> dict[str, Mapping[str, Any]]:
+        """The signs of life of every thread that may serve this instance, by name."""
+        watcher = self._watcher
+        return {
+            "headrace-watch": NO_LIFE if watcher is None else watcher.life(),
+            "headrace-housekeeping": self._housekeeping.life(),
+            "headrace-deadline": deadlines.life(),
+            **self._reloader.lives(),
+        }
 
     def _load(self) -> Configuration:
         return load(self.files, env=os.environ, cwd=self._cwd)
@@ -310,8 +372,7 @@ _instances: WeakSet[Headrace] = WeakSet()
 
 
 def _forget_inherited() -> None:
-    for instance in list(_instances):
-        instance._forget_inherited()
+    each(list(_instances), Headrace._forget_inherited, doing="renew an instance in a forked child")
 
 
 process.after_fork(_forget_inherited)
@@ -346,9 +407,19 @@ def start_from(file: File | Sequence[File] | None = None, *, registry: Any = Non
     Raises:
         ConfigError: The files have problems.
     """
-    instance = Headrace(file, registry=registry)
-    instance.start()
-    return instance
+    return _started(Headrace(file, registry=registry))
+
+
+def _started(instance: Headrace) -> Headrace:
+    """*instance*, started; closed where an interrupt keeps the caller from ever getting hold of it."""
+    try:
+        instance.start()
+        return instance
+    except Exception:
+        raise
+    except BaseException:
+        instance.close()
+        raise
 
 
 def _absolute(file: File | Sequence[File] | None) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from headrace.adapters.requests_patch import RequestsPatch
 from headrace.adapters.routing import Routing, busiest_unknown_hosts
 from headrace.adapters.urllib3_patch import Urllib3Patch
 from headrace.errors import ConfigError
+from headrace.observe.isolation import each
 from headrace.policy.plan import UrlPrefix
 from headrace.policy.routes import RouteTable, url_of
 from headrace.runtime import process
@@ -67,23 +68,35 @@ _LIBRARIES = (
 def publish(owner: object, snapshot: Snapshot) -> None:
     """Make the URLs of *snapshot* lead to it, in place of what *owner* published before. Thread-safe.
 
+    Whatever it raises, an interrupt included: nothing has changed then.
+
     Raises:
-        ConfigError: Another instance claims one of them; nothing has changed then.
+        ConfigError: Another instance claims one of them.
     """
     with _lock:
         _refuse_double_claims(owner, snapshot)
-        is_start = owner not in _published
-        _published[owner] = snapshot
-        _follow(is_start=is_start)
+        before = _published.get(owner)
+        try:
+            _published[owner] = snapshot
+            published = list(_published.values())
+            for library in _LIBRARIES:
+                library.follow(published, is_start=before is None)
+        except BaseException:
+            if before is not None:
+                _published[owner] = before
+            else:
+                _published.pop(owner, None)
+            _follow()
+            raise
 
 
 def withdraw(owner: object) -> None:
     """Take the URLs of *owner* out; with the last go the patches, and what they counted. Thread-safe; idempotent."""
     with _lock:
-        if _published.pop(owner, None) is not None:
-            _follow()
-            if not _published:
-                routing.forget_unknown()
+        _published.pop(owner, None)
+        _follow()  # even if it was not in there: an earlier withdrawal may have been interrupted here
+        if not _published:
+            routing.forget_unknown()
 
 
 def repair() -> None:
@@ -99,9 +112,13 @@ def owners() -> list[object]:
 
 
 def _follow(*, is_start: bool = False) -> None:
+    """Have every library go by what is published now; one that cannot keeps no other from it."""
     published = list(_published.values())
-    for library in _LIBRARIES:
-        library.follow(published, is_start=is_start)
+    each(
+        _LIBRARIES,
+        lambda library: library.follow(published, is_start=is_start),
+        doing="have a library's calls go by what is published",
+    )
 
 
 def _refuse_double_claims(owner: object, snapshot: Snapshot) -> None:

@@ -16,7 +16,7 @@ from headrace.policy.plan import TlsPlan
 BUNDLE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 """In the order of requests, which knows the first two; OpenSSL knows the third."""
 MAX_TRUST_FILE_BYTES = 8 << 20
-_MAX_DIRECTORY_FILES = 2000
+MAX_DIRECTORY_FILES = 2000
 
 
 class Trust:
@@ -91,8 +91,8 @@ class Trust:
             names = sorted(os.listdir(folder))
         except OSError as error:
             raise ReadingError(f"cannot be read ({os.strerror(error.errno or 0)})") from None
-        if len(names) > _MAX_DIRECTORY_FILES:
-            raise ReadingError(f"has more than {_MAX_DIRECTORY_FILES} files")
+        if len(names) > MAX_DIRECTORY_FILES:
+            raise ReadingError(f"has more than {MAX_DIRECTORY_FILES} files")
         total = hashlib.sha256()
         for name in names:
             full = os.path.join(folder, name)

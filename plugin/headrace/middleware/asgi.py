@@ -14,6 +14,7 @@ from os import getpid
 from time import monotonic, perf_counter
 from typing import Any
 
+from anyio import CancelScope
 from starlette.concurrency import run_in_threadpool
 
 from headrace.app import File, Headrace
@@ -72,6 +73,7 @@ class ASGIMiddleware:
         self.app = app
         self.headrace = headrace if headrace is not None else Headrace(file, registry=registry)
         self._is_ours = headrace is None
+        self._given_up = False  # while starting
         self._names: HeaderNames | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -211,7 +213,16 @@ class ASGIMiddleware:
 
     async def _start(self) -> None:
         # Off the event loop: it reads files, starts threads, patches.
-        await run_in_threadpool(self.headrace.start)
+        self._given_up = False
+        await run_in_threadpool(self._start_unless_given_up)
+
+    def _start_unless_given_up(self) -> None:
+        self.headrace.start()
+        if (
+            self._given_up and self._is_ours
+        ):  # by whoever waited for this; if it comes later than here, it finds all
+            self.headrace.close()
+            self.headrace.started_in = 0
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start before the application's startup, close after its shutdown.
@@ -226,6 +237,9 @@ class ASGIMiddleware:
             except Exception as error:
                 await send({"type": "lifespan.startup.failed", "message": f"headrace did not start: {error}"})
                 return
+            except BaseException:  # cancelled; the thread that starts goes on
+                await self._give_up()
+                raise
         if scope.get("state") is not None:
             scope["state"]["headrace"] = self.headrace  # the server hands it to every scope, WebSockets too
 
@@ -241,7 +255,24 @@ class ASGIMiddleware:
                 await self._close()
             await send(message)
 
-        await self.app(scope, receive_first, send_and_close)
+        try:
+            await self.app(scope, receive_first, send_and_close)
+        except Exception:
+            raise  # most likely an application without a lifespan: the server goes on without one
+        except GeneratorExit:  # closed by the collector: nothing may be awaited any more
+            self._given_up = self._is_ours
+            if self._is_ours:
+                self.headrace.close()
+            raise
+        except BaseException:  # cancelled amid it: no shutdown will come
+            await self._give_up()
+            raise
+
+    async def _give_up(self) -> None:
+        """Close once a start that is under way is over, whoever else is cancelling."""
+        self._given_up = True
+        with CancelScope(shield=True):
+            await self._close()
 
     async def _close(self) -> None:
         if self._is_ours:

@@ -54,6 +54,30 @@ def answers(
             yield element, answer
 
 
+def carry_out(steps: Iterable[Callable[[], object]], *, doing: str) -> None:
+    """Do all of *steps*, in order, whatever befalls one of them. Each may be done more than once.
+
+    One that raises is skipped and said once. One that is interrupted (KeyboardInterrupt, SystemExit) is done
+    again, and the interrupt raised when all are done; a second interrupt is raised at once.
+    """
+    left = list(steps)
+    interrupt: BaseException | None = None
+    while left:
+        try:
+            while left:
+                left[0]()
+                del left[0]
+        except Exception as error:
+            stumbled(doing, error)
+            del left[0]
+        except BaseException as error:
+            if interrupt is not None:
+                raise
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
+
+
 def stumbled(doing: str, error: BaseException) -> None:
     """Log *error* with its trace, the first time that its type comes up in *doing*. Never raises; takes no lock."""
     me = object()

@@ -18,6 +18,7 @@ import structlog
 from structlog.typing import EventDict
 
 from headrace.observe.events import Event
+from headrace.observe.isolation import stumbled
 
 _LOGGER = logging.getLogger("headrace")
 
@@ -84,6 +85,10 @@ def emit(event: Event) -> None:
     """Log *event* with its name, its line and its fields (`record.event`, `record.upstream`, …).
 
     Cheap when the level is disabled: nothing is rendered. Never call it with a lock held.
+    Never raises: what a filter of the application's makes of it is no concern of the call at hand.
     """
     if _LOGGER.isEnabledFor(event.level):
-        _bound.log(event)
+        try:
+            _bound.log(event)
+        except Exception as error:
+            stumbled(f"log the event {event.name}", error)

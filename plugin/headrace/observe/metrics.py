@@ -98,22 +98,35 @@ class _Collector:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._lock = threading.Lock()  # guards _instances; the registry's own lock is taken under it
+        self._lock = threading.Lock()  # guards all below; the registry's own lock is taken under it
         self._instances: list[Metrics] = []
+        self._is_shown = False  # by the registry, as far as we know
+
+    # Each step is noted before it is taken, and undone whether or not it was: an interrupt may come in between.
 
     def add(self, metrics: Metrics) -> None:
         with self._lock:
-            if not self._instances:
-                self._registry.register(self)
             if metrics not in self._instances:
                 self._instances.append(metrics)
+            if not self._is_shown:
+                self._is_shown = True
+                try:
+                    self._registry.register(self)
+                except Exception:
+                    self._is_shown = False
+                    self._instances.remove(metrics)
+                    raise
 
     def remove(self, metrics: Metrics) -> None:
         with self._lock:
             if metrics in self._instances:
                 self._instances.remove(metrics)
-                if not self._instances:
+            if self._is_shown and not self._instances:
+                try:
                     self._registry.unregister(self)
+                except KeyError:
+                    pass
+                self._is_shown = False
 
     def describe(self) -> Iterable[Metric]:
         """Names and types without reading: with auto_describe a registry would collect at registration."""
@@ -165,7 +178,7 @@ def _forget_inherited() -> None:
     global _collectors_lock
     _collectors_lock = threading.Lock()
     for collector in list(_collectors.values()):
-        collector._lock = threading.Lock()
+        collector._lock = threading.Lock()  # cannot raise
 
 
 if hasattr(os, "register_at_fork"):

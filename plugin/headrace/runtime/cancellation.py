@@ -6,6 +6,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+from headrace.observe.isolation import each
+
 if TYPE_CHECKING:
     from headrace.transport.lease import Lease, LeasePool
 
@@ -41,8 +43,7 @@ class Cancellation:
             leases = list(self._leases.items())
             self._leases.clear()
         self._woken.set()
-        for token, pool in leases:
-            pool.abort(token)
+        each(leases, lambda one: one[1].abort(one[0]), doing="abort a call whose client has left")
 
     def covers(self, token: Token, pool: LeasePool[Any]) -> None:
         """From now on *token*, which waits or is in use, is aborted; at once if it is too late for later."""

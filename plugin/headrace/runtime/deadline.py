@@ -37,6 +37,7 @@ from dataclasses import dataclass
 
 from headrace.observe.isolation import stumbled
 from headrace.runtime import process
+from headrace.runtime.threads import Life, life
 from headrace.transport.attempt import Attempt
 from headrace.transport.standstill import GRACE_S, LATE_S
 
@@ -133,11 +134,11 @@ class Deadlines:
                     return
         _open(self._gate)
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether the thread runs; it does from the first attempt on."""
+    def life(self) -> Life:
+        """The sign of life of the thread, which runs from the first attempt on and sleeps until one may be late."""
         thread = self._thread
-        return thread is not None and thread.is_alive()
+        is_alive = thread is not None and thread.is_alive()
+        return life(is_alive=is_alive, looked_at=self.looked_at, now=self._clock())
 
     def stop(self) -> None:
         """End the thread as soon as nothing is in flight; the next attempt makes a new one. Blocks for 1 s at most."""

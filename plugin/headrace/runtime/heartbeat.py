@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from headrace.observe.events import PoolSuspect
+from headrace.observe.isolation import answers, each, stumbled
 from headrace.observe.logs import emit
 from headrace.policy.plan import HeartbeatPlan
 from headrace.runtime.deadline import deadlines
-from headrace.runtime.upstream import Upstream
+from headrace.runtime.threads import Life, ServiceThread
+from headrace.runtime.upstream import Upstream, name_of
 from headrace.transport.attempt import Attempt
 from headrace.transport.heartbeat import Beat, beat
 from headrace.transport.lease import Lease
@@ -19,6 +20,7 @@ from headrace.transport.lease import Lease
 MOST_PER_ROUND = 8
 """Idle connections of one upstream that are lent at a time; `lend_idle` leaves a slot to calls."""
 
+Due = tuple[Upstream, HeartbeatPlan, Lease[Any]]
 Asked = tuple[Upstream, HeartbeatPlan, Lease[Any], Beat]
 
 
@@ -34,56 +36,64 @@ class Heartbeats:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._thread: threading.Thread | None = None
+        self._thread = ServiceThread("headrace-heartbeat", clock=clock)
 
     def look(self, now: float, upstreams: Iterable[Upstream]) -> None:
         """Begin a round with what is due, unless one is under way. Does not block."""
-        if self._thread is not None and self._thread.is_alive():
+        if self._thread.is_alive:
             return
-        due: list[tuple[Upstream, HeartbeatPlan, Lease[Any]]] = []
-        for upstream in upstreams:
-            plan = upstream.plan.pool.heartbeat
-            if plan is not None and upstream.mode == "enforce":
-                leases = upstream.state.pool.leases
-                due += [
-                    (upstream, plan, lease)
-                    for lease in leases.lend_idle(now, idle_s=plan.interval_s, most=MOST_PER_ROUND)
-                ]
-        if due:
-            self._thread = threading.Thread(
-                target=self._round, args=(due,), name="headrace-heartbeat", daemon=True
+        due = [
+            one
+            for _, lent in answers(
+                upstreams,
+                lambda upstream: _lend(upstream, now),
+                doing="lend idle connections to a heartbeat",
+                of=name_of,
             )
-            self._thread.start()
+            for one in lent
+        ]
+        if due:
+            try:
+                self._thread.start(lambda _: self._round(due))
+            except RuntimeError as error:  # no thread to be had
+                stumbled("start a round of heartbeats", error)
+                each(due, _return_unused, doing="take back a connection lent to a heartbeat")
 
     def stop(self) -> None:
-        """Wait for the round under way. Blocks for a second at most: its connections are closed anyway."""
-        if self._thread is not None:
-            self._thread.join(1.0)
-        self._thread = None
+        """Wait for the round under way. Blocks for a second at most: its connections are closed anyway. Idempotent."""
+        self._thread.stop(timeout_s=1.0)
 
-    def _round(self, due: list[tuple[Upstream, HeartbeatPlan, Lease[Any]]]) -> None:
+    def life(self) -> Life:
+        """The sign of life of the thread."""
+        return self._thread.life()
+
+    def _round(self, due: list[Due]) -> None:
         now = self._clock()
-        asked: list[Asked] = []
-        for upstream, plan, lease in due:
-            leases, conn = upstream.state.pool.leases, lease.conn
-            if conn is None or not upstream.state.pool.is_alive(conn):
-                # Closed by the peer, as servers do after their own idle limit: dead, but no sign of trouble.
-                leases.give_back(lease, reusable=False, reason="dead")
-            elif plan.path is None:
-                leases.return_unused(lease)  # nothing more is known: idle since when it was
-            else:
-                ends_at = now + plan.timeout_s
-                asked.append((upstream, plan, lease, Beat(conn, plan.path, upstream.plan.headers, ends_at)))
-        _beat_in_time(asked)
-        for upstream, plan, lease, one in asked:
-            leases = upstream.state.pool.leases
-            if one.answered:
-                leases.give_back(lease, reusable=True)
-                upstream.state.misses = 0
-                upstream.state.suspect = False
-            else:
-                leases.give_back(lease, reusable=False, reason="dead")
-                self._missed(upstream, plan)
+        looked = answers(
+            due,
+            lambda one: _looked_at(one, now),
+            doing="look at an idle connection",
+            of=lambda one: one[0].plan.name,
+        )
+        asked = [one for _, one in looked if one is not None]
+        try:
+            _beat_in_time(asked)
+        except (
+            Exception
+        ) as error:  # no descriptor left for a selector: unanswered, and given back all the same
+            stumbled("ask for a sign of life on idle connections", error)
+        each(asked, self._settle, doing="settle a heartbeat", of=lambda one: one[0].plan.name)
+
+    def _settle(self, asked: Asked) -> None:
+        upstream, plan, lease, one = asked
+        leases = upstream.state.pool.leases
+        if one.answered:
+            leases.give_back(lease, reusable=True)
+            upstream.state.misses = 0
+            upstream.state.suspect = False
+        else:
+            leases.give_back(lease, reusable=False, reason="dead")
+            self._missed(upstream, plan)
 
     def _missed(self, upstream: Upstream, plan: HeartbeatPlan) -> None:
         state = upstream.state
@@ -92,6 +102,39 @@ class Heartbeats:
             state.suspect = True
             closed = state.pool.leases.close_idle("dead")
             emit(PoolSuspect(upstream=upstream.plan.name, misses=state.misses, closed=closed))
+
+
+def _lend(upstream: Upstream, now: float) -> list[Due]:
+    """Idle connections of *upstream* that a heartbeat is due on."""
+    plan = upstream.plan.pool.heartbeat
+    if plan is None or upstream.mode != "enforce":
+        return []
+    lent = upstream.state.pool.leases.lend_idle(now, idle_s=plan.interval_s, most=MOST_PER_ROUND)
+    return [(upstream, plan, lease) for lease in lent]
+
+
+def _return_unused(due: Due) -> None:
+    upstream, _, lease = due
+    upstream.state.pool.leases.return_unused(lease)
+
+
+def _looked_at(due: Due, now: float) -> Asked | None:
+    """*due* with what is to be asked on it; None when a look was all."""
+    upstream, plan, lease = due
+    leases, conn = upstream.state.pool.leases, lease.conn
+    try:
+        is_alive = conn is not None and upstream.state.pool.is_alive(conn)
+    except Exception as error:
+        stumbled(f"look at an idle connection ({upstream.plan.name})", error)
+        is_alive = False
+    if conn is None or not is_alive:
+        # Closed by the peer, as servers do after their own idle limit: dead, but no sign of trouble.
+        leases.give_back(lease, reusable=False, reason="dead")
+    elif plan.path is None:
+        leases.return_unused(lease)  # nothing more is known: idle since when it was
+    else:
+        return upstream, plan, lease, Beat(conn, plan.path, upstream.plan.headers, now + plan.timeout_s)
+    return None
 
 
 def _beat_in_time(asked: Sequence[Asked]) -> None:

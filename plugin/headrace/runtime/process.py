@@ -10,6 +10,8 @@ import os
 import threading
 from collections.abc import Callable
 
+from headrace.observe.isolation import each
+
 pid = os.getpid()
 """The process whose locks and connections are in memory."""
 
@@ -27,8 +29,7 @@ def renew() -> None:
     global pid
     with _lock:
         if pid != os.getpid():
-            for renewal in _renewals:
-                renewal()
+            each(_renewals, lambda renewal: renewal(), doing="renew in a forked child what was the parent's")
             pid = os.getpid()
 
 

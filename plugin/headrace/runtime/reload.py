@@ -7,6 +7,7 @@ the files contain.
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -22,13 +23,15 @@ from headrace.observe.events import (
     Event,
     TlsVerificationDisabled,
 )
+from headrace.observe.isolation import carry_out, each
 from headrace.observe.logs import emit
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import Configuration
 from headrace.runtime.heartbeat import Heartbeats
 from headrace.runtime.service import ServiceCounters
 from headrace.runtime.snapshot import Snapshot, build_snapshot, changed_upstreams, retired_states
-from headrace.runtime.upstream import UpstreamState, report_leases
+from headrace.runtime.threads import Life
+from headrace.runtime.upstream import Upstream, UpstreamState, name_of, report_leases
 from headrace.runtime.warmup import Warmer
 from headrace.transport.tls import TlsError
 
@@ -114,14 +117,17 @@ class Reloader:
             with self._lock:
                 return self._reload(patient, events)
         finally:
-            for event in events:
-                emit(event)
+            each(events, emit, doing="log an event")
 
     def forget(self) -> None:
         """What the upstreams have learned is forgotten. Thread-safe."""
         with self._lock:
-            for upstream in self.snapshot.upstreams.values():
-                upstream.forget_learned()
+            each(
+                self.snapshot.upstreams.values(),
+                Upstream.forget_learned,
+                doing="forget what an upstream has learned",
+                of=name_of,
+            )
 
     def replace(self) -> None:
         """Start over from the files, with fresh upstreams: the instance was closed and is started again.
@@ -140,28 +146,36 @@ class Reloader:
     def tick(self, now: float) -> None:
         """Housekeeping: idle connections, drained pools, a held file. Blocks shortly."""
         upstreams = [one for upstream in self.snapshot.upstreams.values() for one in upstream.everywhere()]
-        for upstream in upstreams:
-            upstream.state.pool.leases.tend(now)
-            if upstream.state.sizer is not None:
-                upstream.state.sizer.looked(now)
-            report_leases(upstream.plan.name, upstream.state.pool.leases)
-        self._warmer.look(now, upstreams)
-        self._heartbeats.look(now, upstreams)
-        with self._lock:
-            names = {id(counters): name for name, counters in self.counters.items()}
-            for _, state in self._draining:
-                state.pool.leases.tend(now)
-                report_leases(names[id(state.counters)], state.pool.leases)
-            over = [state for stop_at, state in self._draining if now >= stop_at]
-            self._draining = [one for one in self._draining if now < one[0]]
-        for state in over:
-            state.pool.leases.stop()
+        each(
+            upstreams,
+            lambda one: _look_after(one.plan.name, one.state, now),
+            doing="look after the connections of an upstream",
+            of=name_of,
+        )
+        each(
+            (self._warmer.look, self._heartbeats.look),
+            lambda look: look(now, upstreams),
+            doing="begin a round of warm-up or heartbeats",
+        )
+        self._tend_draining(now)
         held = self._held
         if held is not None and now - held.since >= HOLD_S:
             try:
                 self.reload(patient=True)
             except ConfigError:
                 pass  # reported by reload()
+
+    def _tend_draining(self, now: float) -> None:
+        names = {id(counters): name for name, counters in list(self.counters.items())}
+        each(
+            self._draining,  # replaced as a whole, never changed in place
+            lambda one: _look_after(names[id(one[1].counters)], one[1], now),
+            doing="look after a pool that drains",
+        )
+        with self._lock:
+            over = [state for stop_at, state in self._draining if now >= stop_at]
+            self._draining = [one for one in self._draining if now < one[0]]
+        each(over, lambda state: state.pool.leases.stop(), doing="stop a pool that has drained")
 
     def states(self, name: str) -> list[UpstreamState]:
         """The state in force under *name* and those that still drain: gauges are sums over both."""
@@ -172,16 +186,26 @@ class Reloader:
         return [*(found.states() if found is not None else ()), *states]
 
     def close(self) -> None:
-        """Stop every pool, in force or draining. Blocks shortly."""
+        """Stop every pool, in force or draining. Blocks shortly. Idempotent; never stops half way for an error."""
         with self._lock:
+            draining = self._draining
             states = [state for upstream in self.snapshot.upstreams.values() for state in upstream.states()]
-            states += [state for _, state in self._draining]
-            self._draining = []
-        for state in states:
-            state.pool.close()
-            state.pool.leases.stop()  # ends a heartbeat under way, too
-        self._warmer.stop()
-        self._heartbeats.stop()
+        states += [state for _, state in draining]
+        each(states, lambda state: state.pool.close(), doing="close the idle connections of a pool")
+        # Ends a heartbeat under way, too.
+        each(states, lambda state: state.pool.leases.stop(), doing="stop a pool")
+        self.rest()
+        with self._lock:
+            # Only now: whoever is interrupted above finds them here again.
+            self._draining = [one for one in self._draining if one not in draining]
+
+    def rest(self) -> None:
+        """End the threads of warm-up and heartbeats. Blocks for two seconds at most. Idempotent."""
+        each((self._warmer.stop, self._heartbeats.stop), lambda stop: stop(), doing="end a thread")
+
+    def lives(self) -> dict[str, Life]:
+        """The signs of life of its threads, by name."""
+        return {"headrace-warmup": self._warmer.life(), "headrace-heartbeat": self._heartbeats.life()}
 
     def forget_inherited(self) -> None:
         """In a forked child, where no other thread runs: new locks, and nothing that speaks on the parent's sockets.
@@ -192,14 +216,18 @@ class Reloader:
         self.service.lock = threading.Lock()
         for counters in self.counters.values():
             counters.lock = threading.Lock()
-        for upstream in self.snapshot.upstreams.values():
-            upstream.forget_inherited()
+        each(
+            self.snapshot.upstreams.values(),
+            Upstream.forget_inherited,
+            doing="forget what the parent's upstream held",
+            of=name_of,
+        )
         self._warmer = Warmer()
         self._heartbeats = Heartbeats()
         draining, self._draining = self._draining, []
-        for _, state in draining:
-            state.pool.forget_inherited()
-            state.pool.leases.stop()  # calls bound to an old snapshot go on with the one in force
+        each(draining, lambda one: one[1].pool.forget_inherited(), doing="give up a pool that drains")
+        # Calls bound to an old snapshot go on with the one in force.
+        each(draining, lambda one: one[1].pool.leases.stop(), doing="stop a pool that drains")
 
     def _reload(self, patient: bool, events: list[Event]) -> ReloadResult:
         began = self._clock()
@@ -212,21 +240,53 @@ class Reloader:
                 return "unchanged"
             if patient and self._is_held(configuration, before, began, events):
                 return "held"
-            after = self._build(configuration, before)
-            self._publish(after)
+            self._put_in_force(self._build(configuration, before), began, events)
         except ConfigError as error:
             self._held = None
             self._reject(error, events)
             raise
-        self.snapshot = after
-        for upstream in changed_upstreams(before, after):
-            events.extend(upstream.take_force(self._clock()))
-        self._held = self.refused = None
-        self._drain(retired_states(before, after), began + configuration.reload.drain_s)
-        self.service.reloaded("applied")
-        events.append(_applied(before, after, files=self._files, duration_s=self._clock() - began))
-        events.extend(self.announcements())
         return "applied"
+
+    def _put_in_force(self, after: Snapshot, began: float, events: list[Event]) -> None:
+        """URLs lead to *after*, it is the snapshot, and all that comes of it is done; or none of that.
+
+        Raises ConfigError when its URLs are claimed by another instance.
+        """
+        before = self.snapshot
+
+        def swap() -> None:
+            self.snapshot = after
+            self._held = self.refused = None
+
+        def take_force(upstream: Upstream) -> None:
+            events.extend(upstream.take_force(self._clock()))
+
+        def tell() -> None:
+            self.service.reloaded("applied")
+            events.append(_applied(before, after, files=self._files, duration_s=self._clock() - began))
+            events.extend(self.announcements())
+
+        drain_at = began + after.configuration.reload.drain_s
+        try:
+            self._publish(after)
+            carry_out(
+                (
+                    swap,
+                    *(
+                        functools.partial(take_force, upstream)
+                        for upstream in changed_upstreams(before, after)
+                    ),
+                    lambda: self._drain(retired_states(before, after), drain_at),
+                    tell,
+                ),
+                doing="put a new configuration in force",
+            )
+        except BaseException:
+            if (
+                self.snapshot is before
+            ):  # an interrupt in between: calls by URL would go by rules that nobody owns
+                carry_out((lambda: self._publish(before),), doing="put the old configuration back")
+            raise
 
     def _build(self, configuration: Configuration, previous: Snapshot | None) -> Snapshot:
         try:
@@ -242,9 +302,9 @@ class Reloader:
             raise ConfigError(str(error), problems=(error,), watched=configuration.watched) from error
 
     def _drain(self, states: list[UpstreamState], stop_at: float) -> None:
-        for state in states:
-            state.pool.leases.retire()
-        self._draining = [*self._draining, *((stop_at, state) for state in states)]
+        known = {id(state) for _, state in self._draining}  # an interrupted one is done again
+        self._draining = [*self._draining, *((stop_at, state) for state in states if id(state) not in known)]
+        each(states, lambda state: state.pool.leases.retire(), doing="retire a pool")
 
     def _is_held(
         self, configuration: Configuration, before: Snapshot, now: float, events: list[Event]
@@ -278,6 +338,14 @@ class Reloader:
                 loaded_at=time.strftime("%H:%M:%S", time.localtime(self.snapshot.loaded_at)),
             )
         )
+
+
+def _look_after(name: str, state: UpstreamState, now: float) -> None:
+    """Idle connections that are over, the size of the pool, what its leases report. Blocks shortly."""
+    state.pool.leases.tend(now)
+    if state.sizer is not None:
+        state.sizer.looked(now)
+    report_leases(name, state.pool.leases)
 
 
 def _applied(

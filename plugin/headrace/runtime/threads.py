@@ -1,50 +1,117 @@
-"""The housekeeping thread: what has to happen without a call to happen in."""
+"""The threads of one instance: how each is started, guarded and ended, and the one that keeps house.
+
+headrace-housekeeping   here
+headrace-watch          `watch`: has its own way to end, from within what it calls, too
+headrace-warmup         `warmup`: lives while there are connections to make
+headrace-heartbeat      `heartbeat`: lives for one round
+headrace-deadline       `deadline`: the process's, not an instance's
+"""
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 
+from headrace.observe.isolation import each, stumbled
+
 TICK_S = 0.5
 """Seconds between rounds: half the smallest idle timeout that makes sense, and the lag of multiprocess metrics."""
 
-_log = logging.getLogger("headrace")
+Life = dict[str, bool | float | None]
+"""Whether a thread is alive, and how many seconds ago it last looked; fit for JSON."""
+
+
+def life(*, is_alive: bool, looked_at: float | None, now: float) -> Life:
+    """The sign of life of one thread: `alive`, and `looked_ago` in seconds, None before its first look."""
+    return {"alive": is_alive, "looked_ago": None if looked_at is None else max(0.0, now - looked_at)}
+
+
+class ServiceThread:
+    """One daemon thread called *name*, which may be ended and started again. What its body raises is logged once.
+
+    Each start has an end of its own: a thread that an interrupt amid its start has left behind never takes the
+    next start for its own. `start` and `stop` are called by one thread at a time.
+    """
+
+    def __init__(self, name: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.name = name
+        self._clock = clock
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._looked_at: float | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self, body: Callable[[threading.Event], object]) -> None:
+        """Run *body* with the event that ends it. RuntimeError when there is no thread to be had; none is left then."""
+        self._ended = ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(body, ended), name=self.name, daemon=True)
+        try:
+            self._thread.start()
+        except BaseException:
+            ended.set()  # an interrupt may come when it runs already
+            raise
+
+    def stop(self, *, timeout_s: float | None = None) -> None:
+        """End it. Blocks until it has ended, or for *timeout_s*. Idempotent."""
+        self._ended.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            try:
+                thread.join(timeout_s)
+            except RuntimeError:
+                pass  # it was never started, or that was interrupted: it ends by itself
+        self._thread = None
+
+    def looked(self) -> None:
+        """It begins a round: for its sign of life."""
+        self._looked_at = self._clock()
+
+    def life(self) -> Life:
+        """Its sign of life."""
+        return life(is_alive=self.is_alive, looked_at=self._looked_at, now=self._clock())
+
+    def _run(self, body: Callable[[threading.Event], object], ended: threading.Event) -> None:
+        if ended.is_set():
+            return
+        self.looked()
+        try:
+            body(ended)
+        except Exception as error:
+            stumbled(f"go on with the thread {self.name}", error)
 
 
 class Housekeeping:
     """Runs *tasks* every TICK_S on the daemon thread `headrace-housekeeping`.
 
-    A task that raises is logged and runs again next time. `start` and `stop` are
+    A task that raises is logged once and runs again next time. `start` and `stop` are
     called by one thread at a time (the owner's lifecycle lock).
     """
 
     def __init__(self, tasks: Sequence[Callable[[float], None]]) -> None:
         self._tasks = tuple(tasks)
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = ServiceThread("headrace-housekeeping")
 
     def start(self) -> None:
         """Start the thread."""
-        self._ended.clear()
-        self._thread = threading.Thread(target=self._run, name="headrace-housekeeping", daemon=True)
-        self._thread.start()
+        self._thread.start(self._run)
 
     def stop(self) -> None:
-        """End the thread. Blocks until the round under way is over."""
-        self._ended.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
-        self._thread = None
+        """End the thread. Blocks until the round under way is over. Idempotent."""
+        self._thread.stop()
 
-    def _run(self) -> None:
+    def life(self) -> Life:
+        """The sign of life of the thread."""
+        return self._thread.life()
+
+    def _run(self, ended: threading.Event) -> None:
         while True:  # the first round at once: connections to be kept warm
+            self._thread.looked()
             now = time.monotonic()
-            for task in self._tasks:
-                try:
-                    task(now)
-                except Exception:
-                    _log.exception("housekeeping task failed")
-            if self._ended.wait(TICK_S):
+            each(self._tasks, lambda task: task(now), doing="keep house")  # noqa: B023 - done with at once
+            if ended.wait(TICK_S):
                 return

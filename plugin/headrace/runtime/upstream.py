@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from headrace.observe.events import CircuitChanged, LeaseHeld, LeaseLeaked, PoolFault, PoolResized
+from headrace.observe.isolation import each
 from headrace.observe.logs import emit
 from headrace.policy.circuit import Circuit, Refused, Transition
 from headrace.policy.counters import UpstreamCounters, add
@@ -155,7 +156,9 @@ class Upstream:
         return (self.state, *self.elsewhere.values())
 
     def take_force(self, now: float) -> list[CircuitChanged]:
-        """Make what earlier rules have left behind go by these rules. Mutates the states; never fails half way.
+        """Make what earlier rules have left behind go by these rules. Mutates the states; idempotent.
+
+        A pool that cannot follow keeps none of the others from it.
 
         Returns:
             What came of it, counted and to be logged.
@@ -163,8 +166,11 @@ class Upstream:
         state, plan = self.state, self.plan
         state.reporter.is_observed = self.mode == "observe"
         state.budget.apply(plan.retry.budget, now)
-        for one in self.states():
-            one.pool.follow(plan)
+        each(
+            self.states(),
+            lambda one: one.pool.follow(plan),
+            doing=f"have the pool of {plan.name} go by new rules",
+        )
         return [state.reporter.count(one) for one in state.circuit.apply(plan.circuit_breaker, now)]
 
     def forget_inherited(self) -> None:
@@ -173,9 +179,7 @@ class Upstream:
         Not the parent's with new locks: a thread that does not exist here may have been amid an update.
         """
         self.state.counters.lock = threading.Lock()
-        for state in self.states():
-            state.in_flight = 0
-            state.pool.forget_inherited()
+        each(self.states(), _give_up, doing=f"give up the parent's connections to {self.plan.name}")
         self.forget_learned()
 
     def forget_learned(self) -> None:
@@ -189,6 +193,16 @@ class Upstream:
     def __repr__(self) -> str:
         circuit = self.state.circuit.state.value
         return f"<Upstream {self.plan.name} {self.mode} circuit={circuit} {self.state.pool!r}>"
+
+
+def name_of(upstream: Upstream) -> str:
+    """What the file calls it."""
+    return upstream.plan.name
+
+
+def _give_up(state: UpstreamState) -> None:
+    state.in_flight = 0
+    state.pool.forget_inherited()
 
 
 def build_states(

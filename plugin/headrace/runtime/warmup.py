@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
 from weakref import WeakKeyDictionary
 
-from headrace.runtime.upstream import Upstream
+from headrace.observe.isolation import answers
+from headrace.runtime.threads import Life, ServiceThread
+from headrace.runtime.upstream import Upstream, name_of
 from headrace.transport.urllib3_pool import GovernedHTTPPool
 
 PAUSE_S = 1.0
@@ -34,52 +37,52 @@ class Warmer:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = ServiceThread("headrace-warmup", clock=clock)
         self._pauses: WeakKeyDictionary[GovernedHTTPPool, tuple[float, float]] = WeakKeyDictionary()
 
     def look(self, now: float, upstreams: Iterable[Upstream]) -> None:
         """Start making what *upstreams* want, unless that is under way. Does not block."""
-        if self._thread is not None and self._thread.is_alive():
+        if self._thread.is_alive:
             return
-        wanting = [
-            upstream.state.pool
-            for upstream in upstreams
-            if upstream.mode == "enforce"
-            and upstream.plan.pool.min_idle
-            and now >= self._pauses.get(upstream.state.pool, (0.0, 0.0))[1]
-            and upstream.state.pool.leases.want_idle()
-        ]
-        if wanting:
-            self._ended.clear()
-            self._thread = threading.Thread(
-                target=self._make, args=(wanting,), name="headrace-warmup", daemon=True
+
+        def wants(upstream: Upstream) -> bool:
+            pool = upstream.state.pool
+            return (
+                upstream.mode == "enforce"
+                and upstream.plan.pool.min_idle > 0
+                and now >= self._pauses.get(pool, (0.0, 0.0))[1]
+                and bool(pool.leases.want_idle())
             )
-            self._thread.start()
+
+        asked = answers(upstreams, wants, doing="tell whether an upstream wants idle connections", of=name_of)
+        wanting = [upstream.state.pool for upstream, is_wanting in asked if is_wanting]
+        if wanting:
+            self._thread.start(functools.partial(self._make, wanting))
 
     def stop(self) -> None:
-        """Make no more. Blocks until the connection under way is made, a second at most."""
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join(1.0)
-        self._thread = None
+        """Make no more. Blocks until the connection under way is made, a second at most. Idempotent."""
+        self._thread.stop(timeout_s=1.0)
 
-    def _make(self, wanting: list[GovernedHTTPPool]) -> None:
+    def life(self) -> Life:
+        """The sign of life of the thread."""
+        return self._thread.life()
+
+    def _make(self, wanting: list[GovernedHTTPPool], ended: threading.Event) -> None:
         left = MOST_PER_ROUND
         while wanting:
             for pool in tuple(wanting):
-                if self._ended.is_set() or left == 0:
+                if ended.is_set() or left == 0:
                     return
-                if not pool.leases.want_idle():
-                    wanting.remove(pool)
-                    continue
+                self._thread.looked()
                 left -= 1
                 try:
-                    pool.open_idle()
+                    if pool.leases.want_idle():
+                        pool.open_idle()
+                        self._pauses.pop(pool, None)
+                    else:
+                        wanting.remove(pool)
                 except Exception as error:
                     pause_s = min(2 * self._pauses.get(pool, (PAUSE_S / 2, 0.0))[0], LONGEST_PAUSE_S)
                     self._pauses[pool] = pause_s, self._clock() + pause_s
                     wanting.remove(pool)
                     _log.debug("no idle connection to %s, again in %g s: %s", pool.host, pause_s, error)
-                else:
-                    self._pauses.pop(pool, None)

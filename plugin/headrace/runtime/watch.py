@@ -28,8 +28,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from watchdog.utils import UnsupportedLibcError
 
 from headrace.observe import events, logs
-from headrace.runtime.fingerprint import Prints, fingerprints, lookups
+from headrace.observe.isolation import each, stumbled
+from headrace.runtime.fingerprint import Prints, fingerprint, lookups
 from headrace.runtime.settling import Settling
+from headrace.runtime.threads import Life, life
 
 if TYPE_CHECKING:
     from watchdog.events import FileSystemEvent
@@ -39,6 +41,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("headrace")
 
 ARM_ROUNDS = 5  # look-ups that change while they are being armed are walked again
+STUMBLE_PAUSE_S = 1.0
+"""Seconds until the next look after one that raised: half of `reload.poll`. It may raise for ever."""
+
+NO_LIFE: Life = {**life(is_alive=False, looked_at=None, now=0.0), "polling": False}
+"""The sign of life of a watcher that is not there."""
 
 
 class Eyes(Protocol):
@@ -87,7 +94,13 @@ class InotifyEyes:
     def __init__(self, on_event: OnEvent) -> None:
         self._on_event = on_event
         self._descriptor = InotifyFD()
-        self._descriptor.start()
+        try:
+            self._descriptor.start()
+        except BaseException:  # no thread to be had
+            # By stop() alone the descriptors would be left for the thread to close, as the last thing it does.
+            self._descriptor._is_reading = False
+            self._descriptor.stop()
+            raise
 
     def arm(self, directory: str) -> object:
         callback = _DirectoryCallback(directory, self._on_event)
@@ -140,7 +153,7 @@ class ObserverEyes:
 
         self._on_event = on_event
         self._observer = Observer()
-        self._observer.start()
+        self._observer.start()  # where that raises, it holds nothing yet
 
     def arm(self, directory: str) -> object:
         from watchdog.events import FileSystemEventHandler
@@ -233,6 +246,7 @@ class Watcher:
         self._is_polling = False
         self._armed: dict[str, _Armed] = {}
         self._lost: set[str] = set()
+        self._looked_at: float | None = None
 
     def __repr__(self) -> str:
         how = "stopped" if self._thread is None else "polling" if self._is_polling else "watching"
@@ -242,6 +256,13 @@ class Watcher:
     def is_polling(self) -> bool:
         """Whether events are not to be had and only the poll is left."""
         return self._is_polling
+
+    def life(self) -> Life:
+        """The sign of life of the thread, and whether it is `polling` because events are not to be had."""
+        thread = self._thread
+        is_alive = thread is not None and self._pid == os.getpid() and thread.is_alive()
+        found = life(is_alive=is_alive, looked_at=self._looked_at, now=self._clock())
+        return {**found, "polling": self._is_polling}
 
     def start(self) -> None:
         """Start the thread. Idempotent while it runs; returns at once, the arming is done over there.
@@ -276,7 +297,10 @@ class Watcher:
         self._stopping = True
         self._wake.set()
         if thread is not threading.current_thread():
-            thread.join(timeout_s)
+            try:
+                thread.join(timeout_s)
+            except RuntimeError:
+                pass  # it was never started, or that was interrupted: it ends by itself
             if not thread.is_alive():
                 self._thread = None
 
@@ -322,27 +346,38 @@ class Watcher:
     # -- our thread
 
     def _run(self) -> None:
+        # All of it inside one guard: a thread that ends by itself would leave the edits unheard, and nobody told.
         try:
             while not self._stopping:
-                with self._lock:
-                    wait_s = self._settling.due_at() - self._clock()
-                if wait_s > 0:
-                    self._wake.wait(wait_s)
-                    self._wake.clear()
-                    continue
-                self._look()
+                try:
+                    self._wait_and_look()
+                except Exception as error:
+                    stumbled("look at the watched files", error)
+                    self._fall_back(error)
+                    self._wake.wait(STUMBLE_PAUSE_S)
         finally:
-            eyes, self._eyes = self._eyes, None
-            self._armed = {}
-            if eyes is not None:
-                eyes.close()
+            self._close_eyes()
+
+    def _wait_and_look(self) -> None:
+        with self._lock:
+            wait_s = self._settling.due_at() - self._clock()
+        if wait_s > 0:
+            self._wake.wait(wait_s)
+            self._wake.clear()
+        else:
+            self._look()
 
     def _look(self) -> None:
+        self._looked_at = self._clock()
         with self._lock:
             first_poke_at = self._settling.take(self._clock())
             files = self._files
         self._arm(files)
-        prints = fingerprints(files)
+        prints = {}
+        for file in files:
+            prints[file] = fingerprint(file)
+            if self._stopping:
+                return
         with self._lock:
             if files is not self._files:
                 self._settling.look_at(self._clock())
@@ -366,7 +401,9 @@ class Watcher:
                     wanted.setdefault(directory, set()).add(name)
             try:
                 is_settled = self._arm_directories(wanted)
-            except OSError as error:
+            except (
+                Exception
+            ) as error:  # no inotify, no descriptor, no thread to be had; whatever watchdog says
                 self._fall_back(error)
                 return
             if is_settled:
@@ -397,29 +434,34 @@ class Watcher:
                 except (FileNotFoundError, NotADirectoryError):
                     is_settled = False
                     continue
-                except PermissionError:
-                    continue  # readable but not watchable, or not even that: the poll has it
+                except (PermissionError, ValueError):
+                    continue  # readable but not watchable, or no path at all: the poll has it
                 is_settled = False
             with self._lock:
                 known.names = frozenset(names)
                 self._armed[directory] = known
         return is_settled
 
-    def _fall_back(self, error: OSError) -> None:
+    def _fall_back(self, error: Exception) -> None:
         """ENOSPC: max_user_watches; EMFILE: max_user_instances or our own descriptors. Until the next start."""
+        if self._is_polling:
+            return
         self._is_polling = True
+        self._close_eyes()
+        each((f"no file system events ({error})",), self._degraded, doing="tell that only the poll is left")
+
+    def _close_eyes(self) -> None:
         eyes, self._eyes = self._eyes, None
         with self._lock:
             self._armed = {}
         if eyes is not None:
-            eyes.close()
-        self._degraded(f"no file system events ({error})")
+            each((eyes,), lambda one: one.close(), doing="end the file system events")
 
 
 def _identity(directory: str) -> tuple[int, int] | None:
     try:
         status = os.stat(directory)
-    except OSError:
+    except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino
 

@@ -41,7 +41,10 @@ def beat(round_: Sequence[Beat]) -> None:
     with selectors.DefaultSelector() as selector:
         for one in round_:
             if _asked(one) and one.conn.sock is not None:
-                selector.register(one.conn.sock, selectors.EVENT_READ, one)
+                try:
+                    selector.register(one.conn.sock, selectors.EVENT_READ, one)
+                except (OSError, ValueError, KeyError):
+                    pass  # closed meanwhile: a miss of this one, and of no other
         while selector.get_map():
             left_s = max(key.data.ends_at for key in selector.get_map().values()) - time.monotonic()
             ready = selector.select(max(left_s, 0.0))  # also when it is late: what has come is an answer
