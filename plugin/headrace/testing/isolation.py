@@ -10,6 +10,7 @@ from typing import Any
 from headrace import app
 from headrace.adapters import install
 from headrace.adapters.urllib3_patch import settled
+from headrace.observe.isolation import each
 from headrace.runtime.inbound import inbound_var
 from headrace.transport.attempt import current_attempt
 
@@ -44,14 +45,16 @@ def isolated() -> Iterator[None]:
         for variable, value in outside:
             variable.set(value)
         owners = install.owners()
-        for instance in app.instances():
-            if instance in owners and instance not in before:
-                instance.close()
-                instance.started_in = 0
+        started_inside = [one for one in app.instances() if one in owners and one not in before]
+        each(started_inside, _end, doing="close an instance that a test has started")
         install.repair()
         _forget()
 
 
+def _end(instance: app.Headrace) -> None:
+    instance.close()
+    instance.started_in = 0
+
+
 def _forget() -> None:
-    for instance in app.instances():
-        instance.forget()
+    each(app.instances(), app.Headrace.forget, doing="forget what an instance has learned")
