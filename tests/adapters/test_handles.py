@@ -239,3 +239,24 @@ def test_a_handle_of_an_instance_that_was_never_started_ends_with_close(tmp_path
         for act in (lambda: hr.upstream("billing").get("/"), hr.reload):
             with pytest.raises(headrace.HeadraceError, match="closed"):
                 act()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/..;/admin",
+        "/a/..;x/..;/admin",
+        "/%252e%252e/admin",
+        "/..%252fadmin",
+        "/..%5cadmin",
+        "/a//../../admin",
+    ],
+)
+def test_what_a_server_may_read_as_a_step_out_of_the_base_is_refused(tmp_path: Path, path: str) -> None:
+    """Pitfall 57: the headers of the upstream would go along."""
+    with FaultServer() as server, running(tmp_path, rules(f"{server.url}/v2")) as hr:
+        for call in (hr.upstream("billing").get, lambda path: hr.upstream("billing").urlopen("GET", path)):
+            with pytest.raises(ValueError, match="leaves"):
+                call(path)
+        hr.upstream("billing").get("/a;x=1/..;/b%2fc")  # stays below, by every reading
+        assert [request.target for request in server.requests] == ["/v2/a;x=1/..;/b%2Fc"]

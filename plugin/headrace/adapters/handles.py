@@ -15,10 +15,11 @@ from requests.models import PreparedRequest
 from urllib3.response import BaseHTTPResponse
 
 from headrace.adapters.outbound import Outbound
+from headrace.adapters.own_connections import PlainPoolManager
 from headrace.adapters.protect import Errors, protected
 from headrace.adapters.requests import GovernedAdapter
 from headrace.adapters.urllib3 import urlopen
-from headrace.adapters.urllib3_patch import PlainPoolManager
+from headrace.policy.paths import may_leave
 from headrace.policy.plan import TlsPlan, UrlPrefix
 from headrace.policy.routes import target_of, url_of
 from headrace.runtime.upstream import Upstream
@@ -284,10 +285,6 @@ def checked_path(base: UrlPrefix, path: str) -> str:
         raise requests.exceptions.InvalidURL(
             f"{path[:80]!r} is a whole URL; pass the path below {url_of(base)}"
         )
-    if "." in bare or "%" in bare:
-        depth = 0
-        for segment in bare.lower().replace("%2e", ".").replace("%2f", "/").replace("%5c", "/").split("/"):
-            depth += 0 if segment in ("", ".") else -1 if segment == ".." else 1
-            if depth < 0:
-                raise requests.exceptions.InvalidURL(f"{path[:80]!r} leaves {url_of(base)}")
+    if may_leave(bare):
+        raise requests.exceptions.InvalidURL(f"{path[:80]!r} leaves {url_of(base)}")
     return path if path[0] in "/?" else f"/{path}"

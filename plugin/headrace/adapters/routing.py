@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 
 from headrace.policy.plan import InstallPlan
+from headrace.policy.printable import printable
 from headrace.policy.routes import RouteTable
 from headrace.runtime import process
 from headrace.runtime.inbound import inbound_var
@@ -17,6 +18,7 @@ from headrace.runtime.snapshot import Snapshot
 from headrace.runtime.upstream import Upstream
 
 _MOST_HOSTS = 1000
+_LONGEST_HOST = 255  # octets of a name in DNS, RFC 1035 §2.3.4
 
 _unknown: dict[str, int] = {}
 _unknown_lock = threading.Lock()
@@ -55,6 +57,15 @@ class Routing:
         found = self.routes.match_url(url)
         return None if found is None else found[1]
 
+    def of_origin(self, scheme: str, host: str, port: int) -> Upstream | None:
+        """An upstream of this origin, that of its root if there is one; *host* lower-case. For what is counted only."""
+        inbound = inbound_var.get()
+        if inbound is not None and self._wants(inbound.snapshot.configuration.install):
+            found = inbound.snapshot.routes.of_origin(scheme, host, port)
+            if found is not None:
+                return found
+        return self.routes.of_origin(scheme, host, port)
+
     def names_origin(self, scheme: str, host: str, port: int) -> bool:
         """Whether any URL of this origin may belong to an upstream; *host* lower-case."""
         if self.routes.names_origin(scheme, host, port):
@@ -69,7 +80,8 @@ class Routing:
 
 def count_unknown(url: str) -> None:
     """Count a call to a host, or a path, that no file names. Thread-safe."""
-    host = url.split("/", 3)[2].rpartition("@")[2] if url.count("/") >= 2 else url[:64]
+    host = url.split("/", 3)[2].rpartition("@")[2] if url.count("/") >= 2 else url
+    host = printable(host[:_LONGEST_HOST])
     with _unknown_lock:
         if host in _unknown or len(_unknown) < _MOST_HOSTS:
             _unknown[host] = _unknown.get(host, 0) + 1

@@ -15,7 +15,8 @@ from headrace.config.interpolate import MAX_SECRET_BYTES
 from headrace.config.keys import Key, root_key
 from headrace.config.problems import Path, Problem, did_you_mean, refusal
 from headrace.config.reading import Reader, ReadingError
-from headrace.config.tree import Mark, Node, Table, merge, node_at, printable, problem_at
+from headrace.config.tree import Mark, Node, Table, merge, node_at, problem_at
+from headrace.policy.printable import printable
 
 PREFIX = "HEADRACE_"
 FILE_VARIABLE = "HEADRACE_FILE"

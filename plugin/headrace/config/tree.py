@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, TypeAlias
 
 from headrace.config.problems import Path, Problem, dotted
+from headrace.policy.printable import printable
 
 ScalarValue: TypeAlias = str | int | float | bool | None
 Plain: TypeAlias = "ScalarValue | list[Plain] | dict[str, Plain]"
@@ -169,11 +170,6 @@ def found(node: Node | None, *, hide: bool = False) -> str:
         return f"the number {node.text if len(node.text) <= 40 else node.text[:37] + '...'}"
     shown = value if len(value) <= 60 else value[:57] + "..."
     return f'the text "{printable(shown)}"'
-
-
-def printable(text: str) -> str:
-    """*text* with control characters escaped, so that no message can be forged with them."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def without_user(words: str) -> str:

@@ -21,13 +21,13 @@ from headrace.config.tree import (
     key_mark_of,
     mark_of,
     node_at,
-    printable,
     problem_at,
     without_user,
 )
 from headrace.config.units import nearest_duration, parse_duration
 from headrace.config.values import WORDS
 from headrace.config.written import Written
+from headrace.policy.printable import printable
 
 PLACEHOLDER_URL = "http://invalid.invalid"
 _BOOLEANS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from ipaddress import IPv6Address
 from typing import Generic, Literal, TypeVar
 from urllib.parse import urlsplit
 
+from headrace.policy.paths import BAD_PERCENT, is_one_segment, normalised, segments_of
 from headrace.policy.plan import Origin, UrlPrefix
 
 V = TypeVar("V")
@@ -19,14 +21,11 @@ DEFAULT_PORT: dict[str, int] = {"http": 80, "https": 443}
 
 # Characters that a URL on its way out never has raw; urlsplit and urllib3 disagree on what they mean.
 _FORBIDDEN = re.compile(r"[\x00-\x20\\\x7f]")
+_UP_TO_PATH = re.compile(r"[^/?#]*//[^/?#]*")
 # An authority that needs more than lower-casing before it is looked up (port, user, IPv6, final dot, IDNA, …).
 _ODD_AUTHORITY = re.compile(r"[^a-z0-9._-]|\.$", re.ASCII)
-_ODD_PATH = re.compile(r"%|/\.|[^\x00-\x7f]")
 _HOST = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.(?!-)[a-z0-9_-]{1,63})*", re.ASCII)
-_IPV6 = re.compile(r"[0-9a-f:.]+(?:%25[0-9a-z._~-]+)?", re.ASCII)
-_PERCENT = re.compile(r"%([0-9A-Fa-f]{2})")
-_BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_IPV6 = re.compile(r"([0-9a-f:.]+)(%25[0-9a-z._~-]+)?", re.ASCII)
 # IDNA 2003 (the standard library) and 2008 (what requests does) map these differently.
 _IDNA_DEVIATIONS = frozenset("ßς\u200c\u200d")
 
@@ -58,37 +57,34 @@ def parse_prefix(url: str) -> UrlPrefix:
         raise UrlError("must not hold a user or password; send them with headers")
     if "?" in url or "#" in url:
         raise UrlError("must not hold a query or fragment")
-    if _BAD_PERCENT.search(parts.path):
+    if BAD_PERCENT.search(parts.path):
         raise UrlError("has a % that is not followed by two hex digits")
     origin = _origin(parts.scheme, parts.netloc)
-    segments = tuple(_normalised(segment) for segment in parts.path.split("/")[1:])
+    segments = tuple(normalised(segment) for segment in parts.path.split("/")[1:])
     while segments and not segments[-1]:
         segments = segments[:-1]
     if "" in segments:
         raise UrlError("must not hold an empty path segment (//)")
     if "." in segments or ".." in segments:
         raise UrlError("must not hold the path segments . or ..")
+    if not all(map(is_one_segment, segments)):
+        raise UrlError("has a path segment that some servers take for ..")
     return UrlPrefix(origin, segments)
 
 
 def target_of(url: str) -> UrlPrefix | None:
-    """Origin and path segments that a request for *url* goes to, or None when that is not certain.
+    """Origin and path segments that a request for *url* is certain to go to, or None when the origin is not certain.
 
-    Lenient, for what programs send: a user, query or fragment is passed over,
-    dot segments are resolved (as the server will). None for anything but http(s) and
-    for spellings that URL parsers disagree about; such a call is not ours.
+    Lenient, for what programs send: a user, query or fragment is passed over, what HTTP libraries encode
+    themselves is encoded, dot segments are resolved (as the server will). Of a path that servers read
+    differently (`..%2f`, `..;`, `\\`) the segments are those that all of them begin with. None for anything
+    but http(s) and for origins that URL parsers disagree about; such a call is not ours.
     """
-    if _FORBIDDEN.search(url):
+    found = _read(url)
+    if found is None:
         return None
-    try:
-        parts = urlsplit(url)
-        scheme = parts.scheme
-        if scheme not in DEFAULT_PORT or parts.netloc.count("@") > 1:
-            return None
-        origin = _origin(scheme, parts.netloc.rpartition("@")[2])
-    except ValueError:
-        return None
-    return UrlPrefix(origin, _resolved(parts.path))
+    origin, segments, certain = found
+    return UrlPrefix(origin, segments[:certain])
 
 
 def url_of(prefix: UrlPrefix) -> str:
@@ -99,19 +95,20 @@ def url_of(prefix: UrlPrefix) -> str:
 def moved(url: str, prefixes: Iterable[UrlPrefix], *, to: UrlPrefix) -> str | None:
     """*url* with the longest of *prefixes* that it lies below replaced by *to*, its query kept.
 
-    None where the path of *url* is not certain, or none of *prefixes* leads there.
+    None where none of *prefixes* is certain to lead there.
     """
-    target = target_of(url)
-    if target is None:
+    found = _read(url)
+    if found is None:
         return None
+    origin, segments, certain = found
     depths = [
         len(prefix.segments)
         for prefix in prefixes
-        if prefix.origin == target.origin and target.segments[: len(prefix.segments)] == prefix.segments
+        if prefix.origin == origin and segments[:certain][: len(prefix.segments)] == prefix.segments
     ]
     if not depths:
         return None
-    rest = "".join(f"/{segment}" for segment in target.segments[max(depths) :])
+    rest = "".join(f"/{segment}" for segment in segments[max(depths) :])
     query = urlsplit(url).query
     return url_of(to) + rest + (f"?{query}" if query else "")
 
@@ -151,7 +148,7 @@ class RouteTable(Generic[V]):
         A host that no route names costs one urlsplit and one dict look-up.
         """
         # urlsplit removes tabs and newlines, so this has to come first.
-        if _FORBIDDEN.search(url):
+        if _FORBIDDEN.search(url) and not _is_origin_certain(url):
             return None
         try:
             scheme, authority, path, _, _ = urlsplit(url)
@@ -167,7 +164,8 @@ class RouteTable(Generic[V]):
                 paths = None if target is None else self._by_origin.get(target.origin)
             if paths is None:
                 return None
-        return paths.longest(_resolved(path))
+        segments, certain = segments_of(path)
+        return paths.longest(segments if certain == len(segments) else segments[:certain])
 
     def names_origin(self, scheme: str, host: str, port: int) -> bool:
         """Whether any prefix is of this origin. One dict look-up for nearly every host.
@@ -178,10 +176,13 @@ class RouteTable(Generic[V]):
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         if (scheme, authority) in self._by_authority:
             return True
-        if not _ODD_AUTHORITY.search(host):
-            return False
-        target = target_of(f"{scheme}://{authority}")
-        return target is not None and target.origin in self._by_origin
+        return _ODD_AUTHORITY.search(host) is not None and self.of_origin(scheme, host, port) is not None
+
+    def of_origin(self, scheme: str, host: str, port: int) -> V | None:
+        """The value of this origin's shortest prefix, or None; arguments as for `names_origin`."""
+        target = target_of(f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}")
+        paths = None if target is None else self._by_origin.get(target.origin)
+        return None if paths is None else paths.values[min(paths.values, key=len)][1]
 
     def __len__(self) -> int:
         return sum(len(paths.values) for paths in self._by_origin.values())
@@ -214,11 +215,33 @@ class _Paths(Generic[V]):
         return None
 
 
+def _read(url: str) -> tuple[Origin, tuple[str, ...], int] | None:
+    """Origin of *url*, its path's segments and how many of them are certain; None: the origin is not."""
+    if _FORBIDDEN.search(url) and not _is_origin_certain(url):
+        return None
+    try:
+        parts = urlsplit(url)
+        scheme = parts.scheme
+        if scheme not in DEFAULT_PORT or parts.netloc.count("@") > 1:
+            return None
+        origin = _origin(scheme, parts.netloc.rpartition("@")[2])
+    except ValueError:
+        return None
+    return origin, *segments_of(parts.path)
+
+
+def _is_origin_certain(url: str) -> bool:
+    """Whether what is odd in *url* comes after its authority, and does not move the end of that."""
+    found = _UP_TO_PATH.match(url)
+    return found is not None and not _FORBIDDEN.search(found.group())
+
+
 def _origin(scheme: str, authority: str) -> Origin:
     if authority.startswith("["):
         host, closing, rest = authority[1:].partition("]")
         host = host.lower()
-        if not closing or ":" not in host or not _IPV6.fullmatch(host):
+        host = _ipv6(host) if closing else ""
+        if not host:
             raise UrlError("has an IPv6 address that is none")
     else:
         host, colon, port_text = authority.partition(":")
@@ -253,37 +276,15 @@ def _ascii_host(host: str) -> str:
     return host
 
 
-def _resolved(path: str) -> tuple[str, ...]:
-    """Segments of a request's path, dot segments resolved (RFC 3986 §5.2.4)."""
-    if path in ("", "/"):
-        return ()
-    segments = path.split("/")[1:]
-    if not _ODD_PATH.search(path):
-        return tuple(segments)
-    resolved: list[str] = []
-    for segment in map(_normalised, segments):
-        if segment == "..":
-            if resolved:
-                resolved.pop()
-        elif segment != ".":
-            resolved.append(segment)
-    return tuple(resolved)
-
-
-def _normalised(segment: str) -> str:
-    if not segment.isascii():
-        segment = "".join(
-            char
-            if char.isascii()
-            else "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
-            for char in segment
-        )
-    return _PERCENT.sub(_decoded, segment) if "%" in segment else segment
-
-
-def _decoded(match: re.Match[str]) -> str:
-    char = chr(int(match.group(1), 16))
-    return char if char in _UNRESERVED else match.group().upper()
+def _ipv6(text: str) -> str:
+    """The one spelling of an address, lower-case (RFC 5952); empty when it is none."""
+    found = _IPV6.fullmatch(text)
+    if found is None:
+        return ""
+    try:
+        return IPv6Address(found[1]).compressed + (found[2] or "")
+    except ValueError:
+        return ""
 
 
 def _origin_url(origin: Origin) -> str:

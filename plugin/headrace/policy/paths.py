@@ -1,0 +1,179 @@
+"""Where a request's path leads, by every reading that a server may have of it. Pure.
+
+Servers disagree: whether `%2f` and `\\` part segments, whether `..;x` is `..`, whether `//` is one slash, how
+often they decode. What is certain is what all of them agree on; only that decides whose headers a request gets.
+
+Sources: RFC 3986 §5.2.4 and §6.2.2; Orange Tsai, "Breaking Parser Logic" (Black Hat 2018) for `..;/`, `%2f`, `%5c`,
+`%252e` and `//`; CVE-2021-41773 (`.%2e`), CVE-2000-0884 (overlong UTF-8, `%u002e`).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from functools import partial
+from urllib.parse import unquote_to_bytes
+
+BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+_ODD_PATH = re.compile(r"[^!$&'()*+,./0-9:=@A-Z_a-z~-]|/[./]")
+_PLAIN = re.compile(r"(?!\.+\Z)[!$&'()*+,.0-9:=@A-Z_a-z~-]+")
+# Of a segment's characters (RFC 3986 §3.3), all that urllib3 and requests do not encode themselves.
+_UNENCODED = re.compile(r"[^!$%&'()*+,.0-9:;=@A-Z_a-z~-]")
+_PERCENT = re.compile(r"%([0-9A-Fa-f]{2})")
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+
+_SEPARATOR = re.compile(r"[/\\]")
+_CUT = re.compile(r"[;?#\x00]")  # parameters; a query after decoding; the end of a string in C
+_IIS = re.compile(r"%u([0-9A-Fa-f]{4})")
+_OVERLONG = re.compile(rb"\xc0[\xae\xaf]|\xc1\x9c|\xe0\x80[\xae\xaf]")
+_OVERLONG_MEANS = {
+    b"\xc0\xae": b".",
+    b"\xc0\xaf": b"/",
+    b"\xc1\x9c": b"\\",
+    b"\xe0\x80\xae": b".",
+    b"\xe0\x80\xaf": b"/",
+}
+_MOST_ROUNDS = 8  # of decoding; nobody's server has more than two, and each costs the length of the segment
+
+_SOLID, _SOFT, _VOID = range(3)
+"""A segment is one in every reading; or one or more; or may not be there."""
+
+
+def segments_of(path: str) -> tuple[tuple[str, ...], int]:
+    """Segments of *path*, dot segments resolved (RFC 3986 §5.2.4), and how many of the first are certain.
+
+    Certain is what every reading begins with: whatever else the path holds, no server takes it out of there.
+    """
+    if path in ("", "/"):
+        return (), 0
+    if not _ODD_PATH.search(path):
+        plain = tuple(path.split("/")[1:])
+        return plain, len(plain)
+    walk = _Walk()
+    literal: list[str] = []
+    for segment in _literal(path):
+        if segment == "..":
+            if literal:
+                literal.pop()
+            walk.up()
+        elif segment != ".":
+            literal.append(segment)
+            walk.step(segment)
+    return tuple(literal), len(walk.certain)
+
+
+def may_leave(path: str) -> bool:
+    """Whether *path*, appended to another, leads out of that in any reading."""
+    walk = _Walk()
+    for segment in _literal(path if path.startswith("/") else f"/{path}"):
+        if segment == "..":
+            walk.up()
+        elif segment != ".":
+            walk.step(segment)
+    return walk.has_left
+
+
+def is_one_segment(segment: str) -> bool:
+    """Whether no server takes *segment*, normalised, for a step up."""
+    return _PLAIN.fullmatch(segment) is not None or not _reading(segment)[1]
+
+
+def normalised(segment: str) -> str:
+    """*segment* encoded as it is on its way out, and unreserved characters decoded (RFC 3986 §6.2.2.2)."""
+    segment = _UNENCODED.sub(_encoded, segment)
+    return _PERCENT.sub(_decoded, segment) if "%" in segment else segment
+
+
+class _Walk:
+    """What all readings of the segments walked so far have in common. Mutable, owned by one call.
+
+    Attributes:
+        certain: Kinds of the segments that every reading begins with.
+        has_left: A reading went above where it began.
+    """
+
+    __slots__ = ("_further", "_is_aligned", "certain", "has_left")
+
+    def __init__(self) -> None:
+        self.certain: list[int] = []
+        self.has_left = False
+        self._is_aligned = True  # the next segment comes right after the certain ones, in every reading
+        self._further = 0  # segments after the certain ones, in the reading that has the fewest
+
+    def up(self) -> None:
+        """`..`: the last segment goes."""
+        if self._further:
+            self._further -= 1
+            return
+        while self.certain:
+            kind = self.certain.pop()
+            if kind != _SOLID:
+                self._is_aligned = False  # of some readings a part of it stays
+            if kind != _VOID:
+                return
+        self.has_left = True
+
+    def step(self, segment: str) -> None:
+        """Any segment but `.` and `..`, normalised."""
+        kind, ups = (_SOLID, 0) if _PLAIN.fullmatch(segment) else _reading(segment)
+        if ups:
+            self._is_aligned = False
+            for _ in range(min(ups, len(self.certain) + self._further + 1)):
+                self.up()
+        elif self._is_aligned:
+            self.certain.append(kind)
+        elif kind != _VOID:
+            self._further += 1
+
+
+def _literal(path: str) -> Iterator[str]:
+    if BAD_PERCENT.search(path):
+        path = path.replace("%", "%25")  # as urllib3 and requests do: none of them is taken for an encoding
+    return map(normalised, path.split("/")[1:])
+
+
+def _reading(segment: str) -> tuple[int, int]:
+    """What *segment* may be to a server: its kind, and the steps up that it may hold."""
+    text = _fully_decoded(segment)
+    if text is None:
+        return _VOID, len(segment)
+    pieces = [_bare(piece) for piece in _SEPARATOR.split(text)]
+    ups = sum(max(len(piece) - 1, 0) for piece in pieces if not piece.strip("."))
+    if ups or not pieces[0].strip("."):
+        return _VOID, ups
+    is_one = len(pieces) == 1 and not any(char in text for char in "?#\x00")
+    return (_SOLID if is_one else _SOFT), 0
+
+
+def _fully_decoded(segment: str) -> str | None:
+    """*segment* after all decoding and folding that servers are known for; None where there is no end to it."""
+    data = segment.encode("ascii")
+    for _ in range(_MOST_ROUNDS):
+        before, data = data, unquote_to_bytes(data)
+        if data == before:
+            break
+    else:
+        return None
+    data = _OVERLONG.sub(lambda match: _OVERLONG_MEANS[match.group()], data)
+    text = _IIS.sub(lambda match: chr(int(match.group(1), 16)), data.decode("utf-8", "replace"))
+    return text if text.isascii() else unicodedata.normalize("NFKC", text)
+
+
+def _bare(piece: str) -> str:
+    """*piece* without parameters, and without what some servers pass over."""
+    return "".join(char for char in _CUT.split(piece, maxsplit=1)[0] if char.isprintable() and char != " ")
+
+
+def _encoded(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match.group().encode("utf-8", "surrogatepass"))
+
+
+def _decoded(match: re.Match[str]) -> str:
+    char = chr(int(match.group(1), 16))
+    return char if char in _UNRESERVED else match.group().upper()
+
+
+quoted: Callable[[str], str] = partial(re.compile(r"[\x00-\x20\\\x7f]").sub, _encoded)
+"""A target without raw characters that HTTP libraries encode themselves and URL parsers take out. No Python call."""
