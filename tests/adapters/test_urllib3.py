@@ -797,7 +797,11 @@ def test_a_host_unknown_to_both_surfaces_is_counted_once(tmp_path: Path, server:
         assert {"host": other.url.removeprefix("http://"), "calls": 1} in hr.status()["unknown_hosts"]
 
 
-def test_an_adapter_that_picks_its_pool_itself_is_governed_once(tmp_path: Path, server: FaultServer) -> None:
+def test_an_adapter_that_picks_its_pool_itself_passes_through_both_surfaces(
+    tmp_path: Path, server: FaultServer
+) -> None:
+    """Pitfall 55: and is counted once."""
+
     class Own(HTTPAdapter):
         def get_connection_with_tls_context(self, request, verify, proxies=None, cert=None):  # type: ignore[no-untyped-def]
             return self.poolmanager.connection_from_url(request.url)
@@ -805,8 +809,9 @@ def test_an_adapter_that_picks_its_pool_itself_is_governed_once(tmp_path: Path, 
     with running(tmp_path, governed(server.url, FAST)) as hr, requests.Session() as session:
         session.mount("http://", Own())
         server.next(Answer(503))
-        assert session.get(server.url).headrace.upstream == "billing"
-        assert hr.status()["upstreams"]["billing"]["attempts"] == {"5xx": 1, "2xx": 1}
+        assert session.get(server.url).status_code == 503
+        assert hr.status()["upstreams"]["billing"]["attempts"] == {}
+        assert hr.status()["ungoverned"] == {"adapter": 1}
 
 
 def test_a_token_fetched_through_urllib3_amid_a_requests_attempt_is_a_call_of_its_own(

@@ -26,13 +26,13 @@ from headrace.adapters.call import Call
 from headrace.adapters.errors import REQUESTS
 from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.observe import observed
+from headrace.adapters.own_connections import PlainPoolManager, settled_by_adapter
 from headrace.adapters.own_retries import delegated, retries_itself
 from headrace.adapters.requests_tries import send_in_tries
 from headrace.adapters.surface import Substitute
 from headrace.adapters.timeouts import timeouts_of_call
 from headrace.adapters.tries import Tries
-from headrace.adapters.ungoverned import passed_through
-from headrace.adapters.urllib3_patch import PlainPoolManager
+from headrace.adapters.ungoverned import let_through, passed_through
 from headrace.adapters.urllib3_trust import bundles_of_environment
 from headrace.policy.plan import FallbackPlan, TlsPlan, UpstreamPlan
 from headrace.runtime.upstream import Upstream
@@ -70,7 +70,7 @@ def send(
     reason = _not_ours(upstream.plan, adapter, request, verify, cert, proxies)
     if reason is not None:
         passed_through(upstream, reason)
-        return go()
+        return let_through(request, go)
     is_delegated = retries_itself(adapter.max_retries)
     timeouts = timeouts_of_call(upstream.plan.timeouts, timeout)
     body = request.body
@@ -96,7 +96,7 @@ def send(
         )
     tries = None
     if is_delegated:
-        if _asks_for_a_pool(original, adapter):
+        if _asks_for_a_pool(original):
             return send_in_tries(
                 go,
                 upstream,
@@ -129,11 +129,9 @@ def send(
             tries.settle()
 
 
-def _asks_for_a_pool(original: Send, adapter: HTTPAdapter) -> bool:
-    """Whether *original* will send through the pool that we answer with: mocks do not, nor do some subclasses."""
-    choose = type(adapter).get_connection_with_tls_context
-    ours = (HTTPAdapter.get_connection_with_tls_context, GovernedAdapter.get_connection_with_tls_context)
-    return getattr(original, "__module__", None) == HTTPAdapter.__module__ and choose in ours
+def _asks_for_a_pool(original: Send) -> bool:
+    """Whether *original* will send through the pool that we answer with: mocks do not."""
+    return getattr(original, "__module__", None) == HTTPAdapter.__module__
 
 
 class GovernedAdapter(HTTPAdapter):
@@ -306,24 +304,6 @@ def _method(request: PreparedRequest) -> str:
     return (request.method or "GET").upper()
 
 
-_OWN_TRUST = (
-    "assert_fingerprint",
-    "assert_hostname",
-    "ca_cert_data",
-    "ca_cert_dir",
-    "ca_certs",
-    "cert_file",
-    "cert_reqs",
-    "key_file",
-    "server_hostname",
-    "ssl_context",
-    "ssl_maximum_version",
-    "ssl_minimum_version",
-    "ssl_version",
-)
-"""What an adapter gives its pools in `init_poolmanager` when it has a trust of its own (a pinned fingerprint, say)."""
-
-
 def _not_ours(
     plan: UpstreamPlan,
     adapter: HTTPAdapter,
@@ -336,12 +316,10 @@ def _not_ours(
     if proxies and select_proxy(request.url or "", dict(proxies)):
         return "proxy"
     tls = plan.tls
-    if tls is None:
-        return None
+    settled = settled_by_adapter(adapter, "http" if tls is None else "https")
+    if settled is not None or tls is None:
+        return settled
     if cert:
-        return "tls"
-    own = adapter.poolmanager.connection_pool_kw
-    if any(own.get(name) is not None for name in _OWN_TRUST):
         return "tls"
     if verify is None or verify is True or verify is tls.verify:
         return None

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TypeVar
+
 from headrace.observe.events import CallOnEventLoop, CallUngoverned, RetriesWithheld
 from headrace.observe.logs import emit
 from headrace.runtime.record import Record
 from headrace.runtime.upstream import Upstream
 from headrace.transport.call_site import call_site
+
+T = TypeVar("T")
+
+passing: ContextVar[object] = ContextVar("headrace_passing", default=None)
+"""The message whose call passes through: the surface below, whose pools it may go over, does not ask again."""
+
+
+def let_through(message: object, go: Callable[[], T]) -> T:
+    """What *go* returns, which sends *message* as it is. Blocks."""
+    token = passing.set(message)
+    try:
+        return go()
+    finally:
+        passing.reset(token)
 
 
 def passed_through(upstream: Upstream, reason: str) -> None:

@@ -16,6 +16,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.poolmanager import PoolKey
 
 from headrace.adapters.routing import Routing, count_unknown
+from headrace.adapters.ungoverned import passed_through, passing
 from headrace.adapters.urllib3_routed import is_stock, routed
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,7 +36,14 @@ class Urllib3Patch:
             self: PoolManager, pool_key: PoolKey, request_context: dict[str, Any]
         ) -> HTTPConnectionPool:
             pool = original(self, pool_key, request_context)
-            if settled.get() or not is_stock(pool):
+            if settled.get():
+                return pool
+            if not is_stock(pool):
+                # Its calls are not seen, by which path they go is not known: what asks for it is counted.
+                if passing.get() is None:
+                    upstream = routing.of_origin(pool.scheme, pool.host, pool.port or 0)
+                    if upstream is not None and upstream.mode != "off":
+                        passed_through(upstream, "manager")
                 return pool
             # Behind a forward proxy the pool's origin is the proxy's: only the URL of a call tells.
             if self.proxy is None and not routing.names_origin(pool.scheme, pool.host, pool.port or 0):
@@ -55,12 +63,6 @@ class Urllib3Patch:
     def undo() -> None:
         """Put back what a layer of ours on top has found. One that somebody has covered stays: it is still called."""
         _replace(_without_ours(PoolManager.connection_from_pool_key))
-
-
-class PlainPoolManager(PoolManager):
-    """A manager whose pools are stock's, whatever is installed: for calls about which headrace has decided."""
-
-    connection_from_pool_key = PoolManager.connection_from_pool_key
 
 
 def _without_ours(function: F) -> F:

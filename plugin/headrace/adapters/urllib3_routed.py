@@ -16,7 +16,7 @@ from typing import Any
 import urllib3
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ClosedPoolError
-from urllib3.poolmanager import PoolKey
+from urllib3.poolmanager import PoolKey, PoolManager
 from urllib3.response import BaseHTTPResponse
 from urllib3.util.retry import Retry
 from urllib3.util.timeout import _DEFAULT_TIMEOUT
@@ -25,18 +25,21 @@ from headrace.adapters.body import position_of
 from headrace.adapters.call import Call
 from headrace.adapters.hop import Hop, Refused
 from headrace.adapters.observe import observed
+from headrace.adapters.own_connections import STOCK, is_settled_by_manager
 from headrace.adapters.own_retries import delegated, is_default, redirects_only, retries_itself, unsent_only
 from headrace.adapters.routing import Routing, count_unknown
 from headrace.adapters.timeouts import timeouts_of_call
 from headrace.adapters.tries import Tries
-from headrace.adapters.ungoverned import passed_through
+from headrace.adapters.ungoverned import passed_through, passing
 from headrace.adapters.urllib3 import UrlopenSurface, status_of
 from headrace.adapters.urllib3_trust import brings_own_tls
+from headrace.policy.paths import quoted
 from headrace.policy.plan import TimeoutPlan
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import current_attempt
 
 _FRONT = "_headrace_front"
+_MADE = "_headrace_made"
 # `urllib3.request()` always passes a timeout; its own default is nobody's wish, and would undo the rule's limits.
 _TIMEOUT_OF_REQUEST = inspect.signature(urllib3.request).parameters["timeout"].default
 _DEFAULT_MANAGER: object = getattr(urllib3, "_DEFAULT_POOL", None)
@@ -52,11 +55,13 @@ class RoutedHTTPPool(HTTPConnectionPool):
         stock: The manager's own pool; it makes every call that is not ours.
     """
 
-    __slots__ = ("_base", "_key", "_of_default_manager", "_routing", "stock")
+    __slots__ = ("_base", "_is_settled", "_key", "_made_with", "_of_default_manager", "_routing", "stock")
 
     stock: HTTPConnectionPool
     _base: str
+    _is_settled: bool
     _key: PoolKey
+    _made_with: dict[str, Any]
     _of_default_manager: bool
     _routing: Routing
 
@@ -174,8 +179,11 @@ class RoutedHTTPPool(HTTPConnectionPool):
             and headers is getattr(attempt.message, "headers", None)
         ):
             return None  # an attempt of the requests surface, by an adapter that picked a pool of its own
+        message = passing.get()
+        if message is not None and headers is not None and headers is getattr(message, "headers", None):
+            return None  # the requests surface has decided that it passes through
         if url.startswith("/"):
-            url = self._base + url
+            url = self._base + quoted(url)  # as stock will; a parser of URLs would take out tabs and newlines
         elif self.proxy is None and not self.is_same_host(url):
             return None
         upstream = self._routing.find(url)
@@ -187,8 +195,11 @@ class RoutedHTTPPool(HTTPConnectionPool):
         if self.proxy is not None:
             passed_through(upstream, "proxy")
             return None
+        if self._is_settled or self.conn_kw != self._made_with or self.ConnectionCls.__module__ != STOCK:
+            passed_through(upstream, "manager")
+            return None
         tls = upstream.plan.tls
-        if tls is not None and self.scheme == "https" and brings_own_tls(self._key, tls, self.host):
+        if tls is not None and self.scheme == "https" and brings_own_tls(self._key, tls, self):
             passed_through(upstream, "tls")
             return None
         return upstream
@@ -223,7 +234,9 @@ def is_stock(pool: HTTPConnectionPool) -> bool:
     return type(pool) in _FRONTS
 
 
-def routed(stock: HTTPConnectionPool, key: PoolKey, routing: Routing, *, manager: object) -> RoutedHTTPPool:
+def routed(
+    stock: HTTPConnectionPool, key: PoolKey, routing: Routing, *, manager: PoolManager
+) -> RoutedHTTPPool:
     """The front of *stock*: the very same as long as somebody holds it.
 
     *stock* refers to it weakly. A cycle would keep the sockets of an evicted pool
@@ -241,6 +254,10 @@ def routed(stock: HTTPConnectionPool, key: PoolKey, routing: Routing, *, manager
         front.stock = stock
         front._base = f"{stock.scheme}://{host}:{stock.port}"
         front._key = key
+        made = stock.__dict__.get(_MADE)
+        if made is None:
+            made = stock.__dict__[_MADE] = is_settled_by_manager(manager, key), stock.conn_kw.copy()
+        front._is_settled, front._made_with = made
         front._of_default_manager = manager is _DEFAULT_MANAGER
         front._routing = routing
         front.__dict__ = stock.__dict__

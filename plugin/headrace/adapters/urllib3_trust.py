@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import os
 import ssl
+from typing import Any
 
 import certifi
-from urllib3.poolmanager import PoolKey
+from urllib3.poolmanager import SSL_KEYWORDS, PoolKey
 from urllib3.util.ssl_ import resolve_cert_reqs
 
 from headrace.policy.plan import TlsPlan
 
 _MINIMUM = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
-_WITHOUT_EQUAL = ("key_ssl_context", "key_ca_cert_data", "key_assert_fingerprint", "key_ssl_maximum_version")
+# What a rule has, too. Anything else that a key says about TLS differs from the rule: an SSL context, a fingerprint, …
+_COMPARED = frozenset(
+    {"cert_file", "key_file", "key_password", "cert_reqs", "ca_certs", "ca_cert_dir", "assert_hostname"}
+    | {"server_hostname", "ssl_minimum_version", "ssl_version"}
+)
+_WITHOUT_EQUAL = tuple(f"key_{name}" for name in SSL_KEYWORDS if name not in _COMPARED)
 
 
-def brings_own_tls(key: PoolKey, tls: TlsPlan, host: str) -> bool:
+def brings_own_tls(key: PoolKey, tls: TlsPlan, pool: Any) -> bool:
     """Whether what *key* says about TLS differs from the rule: another CA, a client certificate, no check, …
 
     A context always does: what it trusts and presents cannot be read from it.
 
     Args:
-        host: Of the origin, whose certificate is checked where the rule has no `server_name`.
+        pool: Made by that key; what somebody has written on it since then counts as well, but for the fields that
+            requests' own `cert_verify` writes on every pool. Its host's certificate is checked where the rule has
+            no `server_name`.
     """
+    if (pool.assert_hostname, pool.assert_fingerprint) != (
+        key.key_assert_hostname,
+        key.key_assert_fingerprint,
+    ):
+        return True
     if any(getattr(key, field, None) is not None for field in _WITHOUT_EQUAL):
         return True
     if (key.key_cert_file, key.key_key_file) not in ((None, None), (tls.cert, tls.key)):
@@ -34,7 +47,7 @@ def brings_own_tls(key: PoolKey, tls: TlsPlan, host: str) -> bool:
     for ca in (key.key_ca_certs, key.key_ca_cert_dir):
         if ca is not None and not is_bundle_of(tls, ca):
             return True
-    name = tls.server_name or host
+    name = tls.server_name or pool.host
     if key.key_assert_hostname not in (None, name) or key.key_server_hostname not in (None, name):
         return True
     if key.key_ssl_minimum_version not in (None, _MINIMUM[tls.min_version]):

@@ -261,7 +261,7 @@ class CallUngoverned:
     """A call that a rule names by URL but that passes through untouched; once per call site.
 
     Attributes:
-        reason: `tls`, `proxy`, …: the label of `headrace_ungoverned_calls_total`.
+        reason: `tls`, `proxy`, `adapter`, `manager`: the label of `headrace_ungoverned_calls_total`.
         call_site: `file:line` of the caller.
     """
 

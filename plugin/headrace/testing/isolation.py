@@ -9,6 +9,7 @@ from typing import Any
 
 from headrace import app
 from headrace.adapters import install
+from headrace.adapters.ungoverned import passing
 from headrace.adapters.urllib3_patch import settled
 from headrace.observe.isolation import each
 from headrace.runtime.inbound import inbound_var
@@ -18,6 +19,7 @@ _BOUND: tuple[tuple[ContextVar[Any], Any], ...] = (
     (inbound_var, None),
     (current_attempt, None),
     (settled, False),
+    (passing, None),
 )
 """Each context variable of ours, with what it holds outside of everything."""
 

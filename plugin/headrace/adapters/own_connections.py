@@ -1,0 +1,133 @@
+"""What an adapter of requests, or a manager of urllib3, has settled about its connections itself.
+
+A pin, a source address, pool classes of its own: a governed call goes over the upstream's connections, so
+none of it would hold. Such a call passes through untouched instead. What differs from stock is found by comparing
+with stock, not by a list of what others may think of.
+
+Nothing is remembered about an adapter: some change their pools' settings from call to call (requests_toolbelt's
+HostHeaderSSLAdapter), and comparing costs a microsecond, one Python call.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, Literal
+
+import requests.adapters
+import urllib3.poolmanager
+from requests.adapters import BaseAdapter, HTTPAdapter
+from urllib3.connection import HTTPConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.poolmanager import SSL_KEYWORDS, PoolKey, PoolManager
+
+Scheme = Literal["http", "https"]
+Reason = Literal["adapter", "manager", "tls"]
+
+# Of an adapter: what it does before and after a connection is chosen, which governed calls do as well; proxies, whose
+# calls pass through anyway; and `init_poolmanager`, which is judged by the manager that it has made.
+_NOT_ABOUT_CONNECTIONS = {"send", "close", "add_headers", "request_url", "build_response"} | {
+    "proxy_manager_for",
+    "proxy_headers",
+    "init_poolmanager",
+}
+_CHOICES = frozenset(
+    name
+    for kind in (BaseAdapter, HTTPAdapter)
+    for name, value in vars(kind).items()
+    if callable(value) and not name.startswith("__")
+).difference(_NOT_ABOUT_CONNECTIONS)
+_choices_of: Callable[[object], Any] = operator.attrgetter(*sorted(_CHOICES))
+_NAME_OF_OLD = "_get_connection"  # of the same hook in requests 2.32.0 and 2.32.1; whoever has it has a wish
+
+_METHODS_OF_MANAGER = frozenset(name for name, value in vars(PoolManager).items() if callable(value))
+# Nothing about whom a connection is made to, from where, and who is trusted: the rule has limits of its own.
+_SIZES_AND_LIMITS = frozenset({"block", "blocksize", "headers", "maxsize", "retries", "timeout"})
+_KEYS_OF_EVERY_POOL = frozenset(
+    {"key_" + name for name in (*_SIZES_AND_LIMITS, "scheme", "host", "port")}
+    | {
+        "key__proxy",
+        "key__proxy_headers",
+        "key__proxy_config",
+    }  # a call through a proxy passes through by itself
+    | {"key_" + name for name in SSL_KEYWORDS}  # compared with the rule (urllib3_trust)
+)
+_POOL_OF: dict[str, type[HTTPConnectionPool]] = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
+
+STOCK = HTTPConnection.__module__
+"""Where urllib3's own connection classes are from: recorders and HTTP/2 put in others, for all pools at once."""
+
+_seen_to_be_stocks: tuple[Any, ...] = ()
+"""Choices of classes that were compared already; a handful, for `HTTPAdapter` itself may be patched and put back."""
+
+
+class PlainPoolManager(PoolManager):
+    """A manager whose pools are stock's, whatever is installed: for calls about which headrace has decided."""
+
+    connection_from_pool_key = PoolManager.connection_from_pool_key
+
+
+def settled_by_adapter(adapter: HTTPAdapter, scheme: Scheme) -> Reason | None:
+    """What *adapter* has settled for its connections to an upstream of *scheme*, or None: it is as stock's are."""
+    kind = type(adapter)
+    choices = _choices_of(kind)
+    if choices not in _seen_to_be_stocks and not _are_stocks(choices):
+        return "adapter"
+    if not _CHOICES.isdisjoint(adapter.__dict__) or hasattr(adapter, _NAME_OF_OLD):
+        return "adapter"
+    manager = adapter.__dict__.get("poolmanager")
+    if type(manager) is not PoolManager and type(manager) is not PlainPoolManager:
+        return "adapter"
+    pool_class = manager.pool_classes_by_scheme.get(scheme)
+    if (
+        pool_class is not _POOL_OF[scheme]
+        or pool_class.ConnectionCls.__module__ != STOCK
+        or manager.key_fn_by_scheme.get(scheme) is not urllib3.poolmanager.key_fn_by_scheme[scheme]
+        or not _METHODS_OF_MANAGER.isdisjoint(manager.__dict__)
+    ):
+        return "adapter"
+    if _SIZES_AND_LIMITS.issuperset(manager.connection_pool_kw):
+        return None
+    return _settled_by_settings(manager.connection_pool_kw, scheme)
+
+
+def is_settled_by_manager(manager: PoolManager, key: PoolKey) -> bool:
+    """Whether *manager* has settled, TLS apart, how the connections of its pool *key* are made."""
+    make: Any = type(manager)._new_pool
+    if "_new_pool" in vars(manager) or getattr(make, "__globals__", None) is not vars(urllib3.poolmanager):
+        return True
+    return any(
+        value is not None and field not in _KEYS_OF_EVERY_POOL and not _is_default(field[4:], value)
+        for field, value in zip(key._fields, key, strict=True)
+    )
+
+
+def _are_stocks(choices: tuple[Any, ...]) -> bool:
+    """Whether all of *choices* are requests' functions, or ours in their place. What wraps one is not."""
+    global _seen_to_be_stocks
+    for choice in choices:
+        where = getattr(choice, "__globals__", None)
+        if where is not vars(requests.adapters) and not _is_ours(where):
+            return False
+    _seen_to_be_stocks = (choices, *_seen_to_be_stocks[:3])
+    return True
+
+
+def _is_ours(where: dict[str, Any] | None) -> bool:
+    return where is not None and str(where.get("__name__")).startswith("headrace.adapters.")
+
+
+def _settled_by_settings(settings: dict[str, Any], scheme: Scheme) -> Reason | None:
+    found: Reason | None = None
+    for name, value in settings.items():
+        if value is None or name in _SIZES_AND_LIMITS or _is_default(name, value):
+            continue
+        if name not in SSL_KEYWORDS:
+            return "adapter"
+        if scheme == "https":  # else urllib3 takes no notice of it
+            found = "tls"
+    return found
+
+
+def _is_default(name: str, value: Any) -> bool:
+    return name == "socket_options" and list(value) == HTTPConnection.default_socket_options
