@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from headrace.policy import paths
 from headrace.policy.paths import may_leave, quoted
 from headrace.policy.plan import Origin, UrlPrefix
 from headrace.policy.routes import RouteTable, UrlError, moved, parse_prefix, target_of
@@ -175,10 +176,12 @@ def test_quoted_encodes_what_url_parsers_would_take_out() -> None:
     assert quoted("/a%20b?é") == "/a%20b?é"
 
 
-_PIECES = st.sampled_from(
-    "a b .. . ... / // \\ ;x ; %2e %2E %2f %5c %3b %3f %00 %09 %20 %252e %252f %255c %25252e %c0%ae %c0%af %u002e "
-    "a/b /../ /..;/".split()
-) | st.sampled_from([" ", "\t"])
+_STEPS = st.sampled_from([".", "..", "...", "/", "//", "\\", "/../", "/..;/", ";", ";x", "%3b"])
+_CODED = st.sampled_from(
+    ["%2e", "%2E", "%2f", "%5c", "%252e", "%252f", "%255c", "%25252e", "%c0%ae", "%c0%af", "%u002e"]
+)
+_ENDS = st.sampled_from(["%00", "%3f", "%09", "%20", " ", "\t"])
+_PIECES = _STEPS | _CODED | _ENDS | st.sampled_from(["a", "b", "a/b"])
 _PATHS = st.lists(_PIECES, max_size=12).map(lambda pieces: "/" + "".join(pieces))
 _DEEP = _PATHS.map(lambda path: f"/a{path}") | _PATHS.map(lambda path: f"/a/b{path}")
 
@@ -247,6 +250,15 @@ def test_what_may_not_leave_stays_below_any_base(path: str) -> None:
         for base in ("/v2", "/v2/w"):
             for reading in readings(base + quoted(path)):
                 assert reading[: base.count("/")] == tuple(base.split("/")[1:]), (path, reading)
+
+
+def test_what_is_taken_for_plain_at_a_glance_is_so_on_reading() -> None:
+    """Every percent-encoded character of one or two bytes, and what folding makes of it."""
+    characters = [chr(code) for code in range(0x800)]
+    for segment in ("a" + quote(char, safe="") for char in characters):
+        if paths._PLAIN.fullmatch(segment):
+            assert paths._reading(segment) == (paths._SOLID, 0)
+    assert sum(paths._PLAIN.fullmatch("a" + quote(char, safe="")) is not None for char in characters) > 2000
 
 
 @given(st.lists(st.text("abc", min_size=1, max_size=2), max_size=5), st.booleans())
