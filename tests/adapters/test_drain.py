@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from urllib3.util.retry import Retry
 
 from support.faultserver import Answer, Endless, FaultServer
 from support.governed import rules, running
+from support.waiting import ends_within
 
 OWN = Retry(2, status_forcelist=[503], backoff_factor=0)
 RULES = "    retry: {backoff: {base: 1ms}}\n    timeouts: {deadline: 30s, attempt: 20s, read: 20s}\n"
@@ -25,10 +25,10 @@ Send = Callable[[str], Any]
 UNKIND = [
     pytest.param(Answer(503, body=b"x" * 20_000_000), id="large"),
     pytest.param(Answer(503, body=b"x" * 20_000_000, chunked=True), id="large, in chunks"),
-    pytest.param(Answer(503, body=b"x" * 1000, drip_body_s=0.1), id="dripping"),
-    pytest.param(Answer(503, body=b"x" * 1000, drip_body_s=0.1, chunked=True), id="dripping chunks"),
-    pytest.param(Answer(503, body=b"x" * 9, drip_body_s=10.0), id="stalled"),
-    pytest.param(Answer(503, body=b"x" * 9, drip_body_s=10.0, framed=False), id="stalled, without an end"),
+    pytest.param(Answer(503, body=b"x" * 1000, drip_body_s=1.0), id="dripping"),
+    pytest.param(Answer(503, body=b"x" * 1000, drip_body_s=1.0, chunked=True), id="dripping chunks"),
+    pytest.param(Answer(503, body=b"x" * 9, drip_body_s=20.0), id="stalled"),
+    pytest.param(Answer(503, body=b"x" * 9, drip_body_s=20.0, framed=False), id="stalled, without an end"),
 ]
 
 
@@ -71,13 +71,12 @@ def test_a_failed_answer_that_is_large_or_slow_is_closed_and_does_not_hold_up_th
     """
     with running(tmp_path, rules(server.url, RULES, more="install: {urllib3: true}\n")) as hr:
         server.next(answer)
-        began = time.monotonic()
-        with send(server.url) as response:
-            took_s = time.monotonic() - began
+        with ends_within(0.5):  # not 20, and not 1000
+            response = send(server.url)
+        with response:
             assert response.headrace.reason.value == "success"
             assert [one.outcome for one in response.headrace.attempts] == ["5xx", "2xx"]
             assert (getattr(response, "raw", None) or response).read() == b"ok"
-        assert took_s < 3.0  # not 10, and not 100
         assert server.connections == 2
         assert hr.snapshot.upstream("billing").state.pool.leases.view().inuse == 0
 
@@ -115,7 +114,7 @@ def test_our_own_impatience_with_a_dropped_answer_is_not_held_against_the_upstre
 ) -> None:
     body = RULES + "    circuit_breaker: {failure_on: [network, 500], blame_after: 100ms}\n"
     with running(tmp_path, rules(server.url, body, more="install: {urllib3: true}\n")) as hr:
-        server.next(Answer(503, body=b"x" * 9, drip_body_s=10.0))
+        server.next(Answer(503, body=b"x" * 9, drip_body_s=20.0))
         with send(server.url) as response:
             assert [one.verdict for one in response.headrace.attempts] == ["success", "success"]
         assert hr.status()["upstreams"]["billing"]["circuit_breaker"]["failures"] == 0
@@ -136,7 +135,7 @@ ENDLESS = [
     ),
     pytest.param(Endless(b"HTTP/1.1 503 Service Unavailable\r\n\r\n", b"x"), id="without an end"),
 ]
-SHORT = "    retry: {backoff: {base: 1ms}}\n    timeouts: {deadline: 5s, attempt: 400ms, connect: 400ms, read: 400ms}\n"
+SHORT = "    retry: {backoff: {base: 1ms}}\n    timeouts: {deadline: 30s, attempt: 1s, read: 1s}\n"
 
 
 @pytest.mark.parametrize("answer", ENDLESS)
@@ -152,9 +151,8 @@ def test_the_body_of_a_failed_answer_that_would_be_read_whole_is_cut_with_its_at
     """
     with running(tmp_path, rules(server.url, SHORT, more="install: {urllib3: true}\n")) as hr:
         server.next(answer)
-        began = time.monotonic()
-        response = call(server.url)
-        assert time.monotonic() - began < 2.0
+        with ends_within(1.0):
+            response = call(server.url)
         assert [one.outcome for one in response.headrace.attempts] == ["timeout", "2xx"]
         assert hr.snapshot.upstream("billing").state.pool.leases.view().inuse == 0
 
@@ -167,9 +165,8 @@ def test_amid_the_tries_of_a_session_it_is_cut_as_well(
     with running(tmp_path, rules(server.url, SHORT)), requests.Session() as session:
         session.mount("http://", HTTPAdapter(max_retries=OWN))
         server.next(answer)
-        began = time.monotonic()
-        response = session.get(server.url)
-        assert time.monotonic() - began < 2.0
+        with ends_within(1.0):
+            response = session.get(server.url)
         assert response.status_code == 200
         assert [one.outcome for one in response.headrace.attempts] == ["timeout", "2xx"]
 

@@ -13,7 +13,7 @@ from support.faultserver import Answer, Break, FaultServer, Raw, Silence
 from support.governed import rules, running
 
 RULES = """\
-    timeouts: {attempt: 200ms}
+    timeouts: {attempt: 500ms}
     retry:
       max_attempts: 2
       methods: [GET, PUT]

@@ -178,12 +178,12 @@ def test_fallbacks_chain_to_an_answer_from_the_file(tmp_path: Path, call: Call) 
 
 def test_the_deadline_of_the_refused_call_holds_for_its_fallback(tmp_path: Path) -> None:
     """Its time is one: an upstream asked in place of another gets what is left, not a deadline of its own."""
-    body = QUICK + "    timeouts: {deadline: 300ms}\n    fallback: {upstream: replica}\n"
+    body = QUICK + "    timeouts: {deadline: 1s}\n    fallback: {upstream: replica}\n"
     with FaultServer() as server, FaultServer() as replica:
         text = rules(f"{server.url}/v2", body) + f"  replica:\n    base_url: {replica.url}\n"
         with running(tmp_path, text) as hr:
             open_up(by_requests, hr, server)
-            replica.always(Answer(200, delay_s=2.0))
+            replica.always(Answer(200, delay_s=20.0))
             with pytest.raises(headrace.DeadlineExceeded):
                 requests.get(f"{server.url}/v2/a")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ import headrace
 from support.faultserver import Answer, Break, FaultServer, Silence
 from support.gateways import AsgiGateway, Gateway, Seen, WsgiGateway
 from support.governed import rules, running
+from support.waiting import ends_within
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
@@ -94,14 +94,12 @@ def test_what_is_left_of_the_inbound_deadline_bounds_every_call(
     with running(tmp_path, rules(server.url, FAST, more=MORE)) as hr:
         server.always(Silence())
         gateway, (kept) = calling(serve, hr, lambda: call(hr, server.url))
-        began = time.monotonic()
-        gateway.request({"X-Request-Timeout": "300ms"})
-        took_s = time.monotonic() - began
+        with ends_within(0.3):  # not the 15 s of the rule
+            gateway.request({"X-Request-Timeout": "300ms"})
 
         assert isinstance(kept[0], headrace.DeadlineExceeded)
         assert 0.0 < kept[0].deadline_s <= 0.3
         assert kept[0].headrace.reason.value in ("deadline", "attempts")  # type: ignore[attr-defined]
-        assert took_s < 2.0
 
 
 def test_the_calls_own_deadline_stays_where_it_is_the_earlier_one(
@@ -129,24 +127,24 @@ def test_each_attempt_tells_what_is_left_then(
     with running(tmp_path, rules(server.url, slow, more=MORE)) as hr:
         server.next(Answer(503), Break(at="head"), Answer(200))
         gateway, kept = calling(serve, hr, lambda: call(hr, server.url))
-        gateway.request({"X-Request-Timeout": "9.5"})
+        gateway.request({"X-Request-Timeout": "50"})
 
         assert len(kept[0].headrace.attempts) == 3
         told = [text or "" for text in seen(server, "X-Request-Timeout")]
         assert [len(text.partition(".")[2]) for text in told] == [3, 3, 3]
         first, second, third = map(float, told)
-        assert 5.0 < third <= second - 0.045 < first - 0.045 <= 9.5
+        assert 5.0 < third <= second - 0.045 < first - 0.045 <= 50
 
 
 def test_grpc_timeout_is_told_in_its_own_format(tmp_path: Path, serve: Any, server: FaultServer) -> None:
     more = MORE.replace("X-Request-Timeout", "grpc-timeout")
     with running(tmp_path, rules(server.url, TELLING, more=more)) as hr:
         gateway, _ = calling(serve, hr, lambda: by_requests(hr, server.url))
-        gateway.request({"grpc-timeout": "8S"})
+        gateway.request({"grpc-timeout": "80S"})
         (told,) = seen(server, "grpc-timeout")
         assert told is not None
         assert told.endswith("m")
-        assert 4000 < int(told[:-1]) <= 8000
+        assert 8000 < int(told[:-1]) <= 80_000
 
 
 def test_outside_of_a_request_the_calls_own_deadline_is_told(tmp_path: Path, server: FaultServer) -> None:

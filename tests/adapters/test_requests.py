@@ -7,7 +7,6 @@ import io
 import pickle
 import sys
 import threading
-import time
 import weakref
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from urllib3.util.retry import Retry
 import headrace
 from support.faultserver import Answer, Break, FaultServer, Silence
 from support.governed import reason_of, rules, running
-from support.waiting import wait_until
+from support.waiting import ends_within, is_about, wait_until
 
 FAST = "    retry: {backoff: {base: 1ms}}\n"
 
@@ -224,8 +223,8 @@ def test_the_slot_is_free_while_a_failed_call_waits_for_its_next_attempt(tmp_pat
     Pitfall 14.
     """
     body = (
-        "    pool: {max_connections: 1}\n    retry: {backoff: {base: 600ms, max: 600ms}}\n"
-        "    timeouts: {acquire: 50ms}\n"
+        "    pool: {max_connections: 1}\n    retry: {max_attempts: 9, backoff: {base: 600ms, max: 600ms}}\n"
+        "    timeouts: {acquire: 500ms, deadline: 60s}\n"
     )
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         leases = hr.snapshot.upstream("billing").state.pool.leases
@@ -260,13 +259,9 @@ def test_a_streamed_failure_too_large_to_keep_is_closed_and_retried(tmp_path: Pa
 
 def test_a_streamed_failure_that_drips_is_closed_and_not_waited_for(tmp_path: Path) -> None:
     with FaultServer() as server, running(tmp_path, rules(server.url, FAST)):
-        server.next(Answer(503, body=b"x" * 100, drip_body_s=0.2))
-        began = time.monotonic()
-
-        with requests.get(server.url, stream=True) as response:
+        server.next(Answer(503, body=b"x" * 1000, drip_body_s=0.1))
+        with ends_within(0.5), requests.get(server.url, stream=True) as response:  # not 100
             assert response.content == b"ok"
-
-        assert time.monotonic() - began < 3  # not 20
 
 
 def test_a_kept_streamed_failure_is_what_the_caller_gets(tmp_path: Path) -> None:
@@ -282,17 +277,17 @@ def test_a_kept_streamed_failure_is_what_the_caller_gets(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("timeout", "limit_s"),
+    ("timeout", "rule", "limit_s"),
     [
-        pytest.param(0.1, 0.2, id="one number"),
-        pytest.param((5, 0.1), 0.2, id="a pair"),
-        pytest.param(None, 0.3, id="the rule's"),
+        pytest.param(0.1, "20s", 0.1, id="one number"),
+        pytest.param((5, 0.1), "20s", 0.1, id="a pair"),
+        pytest.param(None, "200ms", 0.2, id="the rule's"),
     ],
 )
 def test_the_timeout_of_the_call_replaces_the_rules_up_or_down(
-    tmp_path: Path, timeout: object, limit_s: float
+    tmp_path: Path, timeout: object, rule: str, limit_s: float
 ) -> None:
-    body = "    timeouts: {attempt: 300ms, read: 300ms, connect: 200ms}\n    retry: {max_attempts: 1}\n"
+    body = f"    timeouts: {{attempt: {rule}, read: {rule}, deadline: 60s}}\n    retry: {{max_attempts: 1}}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)):
         server.always(Silence())
 
@@ -301,7 +296,7 @@ def test_the_timeout_of_the_call_replaces_the_rules_up_or_down(
 
         (attempt,) = caught.value.headrace.attempts  # type: ignore[attr-defined]
         assert attempt.outcome == "timeout"
-        assert attempt.duration_s == pytest.approx(limit_s, abs=0.15)
+        assert is_about(attempt.duration_s, limit_s)
 
 
 def test_a_longer_timeout_of_the_call_is_honoured(tmp_path: Path) -> None:
@@ -313,23 +308,20 @@ def test_a_longer_timeout_of_the_call_is_honoured(tmp_path: Path) -> None:
     with FaultServer() as server, running(tmp_path, rules(server.url, body)):
         server.always(Answer(delay_s=0.3))
 
-        assert requests.get(server.url, timeout=5).status_code == 200
+        assert requests.get(server.url, timeout=20).status_code == 200
         with pytest.raises(requests.Timeout):
             requests.get(server.url)
 
 
 def test_the_deadline_ends_the_whole_call(tmp_path: Path) -> None:
-    body = FAST + "    timeouts: {deadline: 400ms, acquire: 100ms, attempt: 250ms, connect: 200ms}\n"
+    body = FAST + "    timeouts: {deadline: 1500ms, attempt: 1s}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)):
         server.always(Silence())
-        began = time.monotonic()
-
-        with pytest.raises(requests.Timeout) as caught:
+        with ends_within(1.5, not_before=1.4), pytest.raises(requests.Timeout) as caught:
             requests.get(server.url)
 
-        assert time.monotonic() - began < 1.0
         assert isinstance(caught.value, headrace.DeadlineExceeded)
-        assert caught.value.deadline_s == 0.4
+        assert caught.value.deadline_s == 1.5
         assert len(caught.value.attempts) == 2
 
 
@@ -493,14 +485,14 @@ def test_with_install_requests_off_only_sessions_and_handles_are_governed(tmp_pa
 
 
 def test_thirty_threads_open_no_more_connections_than_the_rule_allows(tmp_path: Path) -> None:
-    body = "    pool: {max_connections: 2}\n    timeouts: {acquire: 4s}\n"
+    body = "    pool: {max_connections: 2}\n    timeouts: {acquire: 20s, deadline: 60s}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         server.always(Answer(delay_s=0.01))
         threads = [threading.Thread(target=requests.get, args=(server.url,)) for _ in range(30)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10)
+            thread.join(30)
 
         assert len(server.requests) == 30
         assert server.connections <= 2

@@ -207,7 +207,7 @@ class FaultServer:
         """Accepted and not closed yet, by either side as far as noticed."""
         return len(self._open)
 
-    def wait_for(self, is_true: Callable[[], object], *, timeout_s: float = 5.0) -> None:
+    def wait_for(self, is_true: Callable[[], object], *, timeout_s: float = 30.0) -> None:
         """Return once *is_true()* holds; it is asked again whenever the server has seen something. Blocks."""
         with self._changed:
             if not self._changed.wait_for(is_true, timeout_s):

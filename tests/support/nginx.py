@@ -128,7 +128,7 @@ class Nginx:
         self._asked += 1
         return int(counts[1]) - self._asked
 
-    def wait_for(self, is_true: Callable[[], object], *, timeout_s: float = 5.0) -> None:
+    def wait_for(self, is_true: Callable[[], object], *, timeout_s: float = 30.0) -> None:
         """Return once *is_true()* holds. Blocks."""
         wait_until(is_true, timeout_s=timeout_s, what=f"what was expected of nginx ({self.errors[-500:]!r})")
 
