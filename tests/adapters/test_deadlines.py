@@ -42,15 +42,19 @@ Get = Callable[..., Any]
 TIMED_OUT = (requests.ReadTimeout, urllib3.exceptions.ReadTimeoutError)
 
 ENDLESS_CHUNKS = Endless(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n")
+FAILING_CHUNKS = replace(ENDLESS_CHUNKS, first=ENDLESS_CHUNKS.first.replace(b"200 OK", b"503 No"))
 ENDLESS_TO_THE_END_OF_THE_CONNECTION = Endless(b"HTTP/1.1 200 OK\r\n\r\n", b"x")
+FAILING_TO_THE_END_OF_THE_CONNECTION = Endless(b"HTTP/1.1 503 No\r\n\r\n", b"x")
 ENDLESS_HEADERS = Endless(b"HTTP/1.1 200 OK\r\n", b"X-More: x\r\n", pause_s=0.05)
 ENDLESS_STATUS_LINE = Endless(b"HTTP/1.1 200 ", b"O")
 
 NEVER_SILENT = [
     pytest.param(Answer(body=b"whole", drip_head_s=0.05), id="a head, byte by byte"),
-    pytest.param(Answer(body=b"x" * 1000, drip_body_s=0.05), id="a body of known length, byte by byte"),
-    pytest.param(ENDLESS_CHUNKS, id="chunks without end"),
-    pytest.param(ENDLESS_TO_THE_END_OF_THE_CONNECTION, id="a body that ends with the connection"),
+    pytest.param(
+        Answer(503, body=b"x" * 1000, drip_body_s=0.05), id="a failed body of known length, byte by byte"
+    ),
+    pytest.param(FAILING_CHUNKS, id="failed chunks without end"),
+    pytest.param(FAILING_TO_THE_END_OF_THE_CONNECTION, id="a failed body that ends with the connection"),
     pytest.param(ENDLESS_HEADERS, id="headers without end"),
     pytest.param(ENDLESS_STATUS_LINE, id="a status line without end"),
     pytest.param(Endless(), id="interim responses without end"),
@@ -120,8 +124,8 @@ def status_of(answer: Any) -> int:
 @pytest.mark.parametrize(
     "behaviour",
     [
-        pytest.param(Answer(body=b"x" * 1000, drip_body_s=0.05), id="a record for every byte"),
-        pytest.param(ENDLESS_TO_THE_END_OF_THE_CONNECTION, id="a body that ends with the connection"),
+        pytest.param(Answer(503, body=b"x" * 1000, drip_body_s=0.05), id="a record for every byte"),
+        pytest.param(FAILING_TO_THE_END_OF_THE_CONNECTION, id="a failed body that ends with the connection"),
         pytest.param(Answer(drip_head_s=0.05), id="a head"),
     ],
 )
@@ -190,7 +194,7 @@ def test_the_deadline_that_cuts_the_only_attempt_is_what_is_raised(
         assert isinstance(caught.value.__cause__, TIMED_OUT)
 
 
-@pytest.mark.parametrize("behaviour", [ENDLESS_TO_THE_END_OF_THE_CONNECTION, ENDLESS_HEADERS])
+@pytest.mark.parametrize("behaviour", [FAILING_TO_THE_END_OF_THE_CONNECTION, ENDLESS_HEADERS])
 def test_a_cut_never_passes_for_an_answer_however_often_it_falls_amid_one(
     tmp_path: Path, get: Callable[..., Get], behaviour: Endless
 ) -> None:
@@ -269,7 +273,7 @@ def test_a_transparent_resend_has_what_is_left_of_the_attempt(
 ) -> None:
     with FaultServer() as server, running(tmp_path, rules(server.url, ONE_ATTEMPT)) as hr:
         get(hr)()
-        server.next(Raw(b"", then="fin"), ENDLESS_CHUNKS)
+        server.next(Raw(b"", then="fin"), ENDLESS_HEADERS)
         with ends_within(ATTEMPT_S + LATE_S), pytest.raises(TIMED_OUT) as caught:
             get(hr)()
         (attempt,) = caught.value.headrace.attempts  # type: ignore[union-attr]
@@ -305,7 +309,7 @@ def test_a_lease_taken_while_the_attempt_was_cut_is_not_used(
 def test_each_hop_of_a_redirect_is_a_call_with_limits_of_its_own(tmp_path: Path) -> None:
     with FaultServer() as server, running(tmp_path, rules(server.url, ONE_ATTEMPT)) as hr:
         server.at("/from", Answer(302, headers=(("Location", "/to"),), delay_s=0.2))
-        server.at("/to", ENDLESS_CHUNKS)
+        server.at("/to", ENDLESS_HEADERS)
         with (
             ends_within(0.2 + ATTEMPT_S + LATE_S, not_before=0.2 + ATTEMPT_S),
             pytest.raises(requests.ReadTimeout),
@@ -349,7 +353,7 @@ def test_the_neighbours_of_what_is_cut_go_on(tmp_path: Path, get: Callable[..., 
         "    circuit_breaker: {mode: disabled}\n"
     )
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
-        server.at("/drip", ENDLESS_CHUNKS)
+        server.at("/drip", FAILING_CHUNKS)
         call, ends_at = get(hr), time.monotonic() + 1.3
         failures: list[BaseException] = []
         cuts = 0

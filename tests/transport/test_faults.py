@@ -16,7 +16,7 @@ from headrace.transport.faults import fault_of, phase_of
 from support.faultserver import Answer, Break, FaultServer, Raw, Silence, server_context
 from support.governed import rules, running
 
-ONE = "    retry: {max_attempts: 1}\n    timeouts: {attempt: 300ms, connect: 200ms}\n"
+ONE = "    retry: {max_attempts: 1}\n    timeouts: {attempt: 300ms, read: 300ms, connect: 200ms}\n"
 URLLIB3 = "install: {urllib3: true}\n"
 
 

@@ -45,6 +45,7 @@ from headrace.transport.lease import Lease, LeaseCancelled, LeaseError, LeaseTim
 in_flight = deadlines.table
 
 _SHORTEST_S = 0.001  # a socket limit of 0 would mean non-blocking
+_NEVER = float("inf")
 
 
 T = TypeVar("T")
@@ -287,6 +288,7 @@ class Call(Generic[T]):
         leases = state.pool.leases
         deadline_at = self._exchange.deadline_at
         timeouts = self._timeouts
+        retried = self._upstream.plan.retry.retry_on.statuses
         cancellation, token = self._cancellation, lease.token
         outer = current_attempt.get()
         try:
@@ -326,6 +328,20 @@ class Call(Generic[T]):
                 answer = self._surface.send(
                     AttemptTimeout(total=limit_s, connect=timeouts.connect_s, read=timeouts.read_s)
                 )
+                status, headers = self._surface.head(answer)
+                if not self._streamed:
+                    # Only an answer that the rules retry is bounded by `attempt` to its end, the last one too; any
+                    # other by silence and by the deadline (Pitfall 89). What was cut off already stays so.
+                    is_retried = status in retried and (self._repeatable or self._tries is not None)
+                    if not is_retried and in_flight.pop(attempt, None) is not None:
+                        ends_at = _NEVER if deadline_at is None else deadline_at
+                        in_flight[attempt] = attempt.ends_at = ends_at
+                        if ends_at < deadlines.wake_at:
+                            deadlines.rouse(ends_at)
+                        limit_s = ends_at - leased
+                        if attempt.sock is not None:
+                            attempt.sock.settimeout(timeouts.read_s)
+                    self._surface.read(answer, attempt)
                 if in_flight.pop(attempt, None) is None:
                     # Cut off, and it looks whole all the same: a body, or a head, that ended with the connection.
                     answer.close()  # type: ignore[attr-defined]
@@ -337,6 +353,7 @@ class Call(Generic[T]):
                     raise self._surface.broken_off(ProtocolError(text, ConnectionAbortedError(text)))
             except Exception as error:
                 self.error = error
+                status = None  # there may be one of an answer that broke off
                 self._answered = attempt.answered
                 fault, cut = fault_of(error, attempt.phase)
                 if cancellation is not None and cancellation.is_cancelled:
@@ -352,7 +369,6 @@ class Call(Generic[T]):
                 if state.misses:  # it has answered
                     state.misses = 0
                     state.suspect = False
-                status, headers = self._surface.head(answer)
                 if not self._streamed and self._upstream.plan.circuit_breaker.failure_if is not None:
                     condemned = is_condemned(self._upstream, answer, status)
                 if status >= 300:  # Retry-After has a meaning with 3xx, 429 and 503 (RFC 9110 §10.2.3)
@@ -369,7 +385,7 @@ class Call(Generic[T]):
                     cancellation.releases(token)
                 if attempt.lease is not None:  # urllib3 never asked for it: a mocked or subclassed adapter
                     leases.give_back(attempt.lease, reusable=True)
-            is_failed = fault is not None or status in self._upstream.plan.retry.retry_on.statuses
+            is_failed = fault is not None or status in retried
             # Now, not when it is sent again: a file that will not go back must not cost the caller this answer.
             if is_failed and not self._surface.rewind():
                 self._repeatable = self._replayable = False

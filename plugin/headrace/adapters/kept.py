@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import socket
+from types import SimpleNamespace
 from typing import Any
 
 from urllib3.response import BaseHTTPResponse, HTTPResponse
@@ -13,6 +15,8 @@ class KeptResponse(HTTPResponse):
 
     Args:
         body: As it came over the wire, or the error that reading it ended with.
+        sock: What it came over. Hooks that authenticate a connection look for its certificate, by
+            `raw._fp.fp.raw._sock` (requests-ntlm, requests-kerberos).
     """
 
     def __init__(
@@ -23,9 +27,13 @@ class KeptResponse(HTTPResponse):
         decode_content: bool,
         method: str,
         url: str,
+        sock: socket.socket | None = None,
     ) -> None:
+        self._is_short = is_short = bool(getattr(answer, "_is_short", answer.length_remaining))
+        wire = _Whole(body) if isinstance(body, bytes) else _Broken(body, is_short=is_short)
+        wire.fp = SimpleNamespace(raw=SimpleNamespace(_sock=sock))
         super().__init__(
-            body=io.BytesIO(body) if isinstance(body, bytes) else _Broken(body),
+            body=wire,
             headers=answer.headers,
             status=answer.status,
             version=answer.version,
@@ -38,22 +46,51 @@ class KeptResponse(HTTPResponse):
             request_url=url,
         )
         self.version_string = getattr(answer, "version_string", "HTTP/?")
-        self._kept = (body, decode_content, method, url)
+        self._kept = (body, decode_content, method, url, sock)
 
     def again(self) -> KeptResponse:
         """The same, unread."""
-        body, decode_content, method, url = self._kept
-        return KeptResponse(self, body, decode_content=decode_content, method=method, url=url)
+        body, decode_content, method, url, sock = self._kept
+        return KeptResponse(self, body, decode_content=decode_content, method=method, url=url, sock=sock)
+
+    def supports_chunked_reads(self) -> bool:
+        """Whether the chunks are there as they came: they are not, whatever the headers say."""
+        return False
+
+
+class _Whole(io.BytesIO):
+    """A body that is here."""
+
+    fp: object
 
 
 class _Broken(io.RawIOBase):
-    """A body that ends as it did when it was read first."""
+    """A body that ends as it did when it was read first.
 
-    def __init__(self, error: Exception) -> None:
+    With the error, once: as in urllib3, what is closed then reads as empty. Short of its Content-Length it
+    has the error for each read by pieces.
+    """
+
+    fp: object
+
+    def __init__(self, error: Exception, *, is_short: bool) -> None:
         self._error = error
+        self._is_short = is_short
+        self._is_told = False
 
     def readable(self) -> bool:
         return True
 
+    def isclosed(self) -> bool:
+        """Whether there is nothing more to be read; urllib3 asks this before each piece."""
+        return self.closed
+
+    def close(self) -> None:
+        if not self._is_short:
+            super().close()
+
     def read(self, size: int = -1, /) -> Any:
+        if self._is_told and not (self._is_short and size > 0):
+            return b""
+        self._is_told = True
         raise self._error

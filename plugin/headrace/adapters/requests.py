@@ -25,9 +25,11 @@ from headrace.adapters.body import position_of, rewind
 from headrace.adapters.call import Call
 from headrace.adapters.errors import REQUESTS
 from headrace.adapters.fallback import canned, headers_for, url_at
+from headrace.adapters.kept import KeptResponse
 from headrace.adapters.observe import observed
 from headrace.adapters.own_connections import PlainPoolManager, settled_by_adapter
 from headrace.adapters.own_retries import delegated, retries_itself
+from headrace.adapters.requests_body import read_body
 from headrace.adapters.requests_tries import send_in_tries
 from headrace.adapters.surface import Substitute
 from headrace.adapters.timeouts import timeouts_of_call
@@ -36,7 +38,7 @@ from headrace.adapters.ungoverned import let_through, passed_through
 from headrace.adapters.urllib3_trust import bundles_of_environment
 from headrace.policy.plan import FallbackPlan, TlsPlan, UpstreamPlan
 from headrace.runtime.upstream import Upstream
-from headrace.transport.attempt import current_attempt
+from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.draining import drained
 from headrace.transport.tls import trust_of
 
@@ -76,11 +78,16 @@ def send(
     body = request.body
     # Not requests' own `_body_position`: a request prepared once and sent twice begins elsewhere the second time.
     replayable, body_at = (True, None) if body is None or type(body) is bytes else position_of(body)
+    # By response hooks, or by a `send` around ours, before the Session reads the content.
+    is_seen = not stream and (
+        bool(request.hooks["response"])
+        or not (type(adapter).send is HTTPAdapter.send or isinstance(adapter, GovernedAdapter))
+    )
     if upstream.mode == "observe":
 
         def go_and_read() -> Response:
             response = go()
-            if not stream:
+            if not stream and not is_seen and not response.is_redirect:
                 response.content  # noqa: B018 - as the Session is about to: the body is part of what is judged
             return response
 
@@ -92,7 +99,7 @@ def send(
             replayable=replayable,
             timeouts=timeouts,
             nth_try=int(is_delegated),
-            streamed=stream,
+            streamed=stream or is_seen,
         )
     tries = None
     if is_delegated:
@@ -103,6 +110,7 @@ def send(
                 adapter,
                 request,
                 stream=stream,
+                is_seen=is_seen,
                 timeouts=timeouts,
                 replayable=replayable,
                 body_at=body_at,
@@ -110,7 +118,7 @@ def send(
         tries = Tries(upstream)  # one, as far as we can see
         delegated(upstream)
     surface = _Surface(
-        original, adapter, request, body_at, stream=stream, verify=verify, cert=cert, proxies=proxies
+        original, adapter, request, body_at, is_seen, stream=stream, verify=verify, cert=cert, proxies=proxies
     )
     try:
         return Call(
@@ -202,7 +210,7 @@ class GovernedAdapter(HTTPAdapter):
 class _Surface:
     """One call through requests."""
 
-    __slots__ = ("_adapter", "_arguments", "_asked", "_body_at", "_original", "_request")
+    __slots__ = ("_adapter", "_arguments", "_asked", "_body_at", "_is_seen", "_original", "_request")
 
     twins = REQUESTS
 
@@ -212,6 +220,7 @@ class _Surface:
         adapter: HTTPAdapter,
         request: PreparedRequest,
         body_at: int | None,
+        is_seen: bool,
         asked: PreparedRequest | None = None,
         **arguments: Any,
     ) -> None:
@@ -219,16 +228,18 @@ class _Surface:
         self._adapter = adapter
         self._request = request
         self._body_at = body_at
+        self._is_seen = is_seen
         self._asked = asked  # of a fallback elsewhere: the request in whose place this one is made
         self._arguments = arguments
 
     def send(self, timeout: Timeout) -> Response:
         response = self._original(self._adapter, self._request, timeout=timeout, **self._arguments)
-        if not self._arguments["stream"]:
-            response.content  # noqa: B018 - read inside the attempt, so that its limits and the verdict cover the body
         if self._asked is not None:
             _as_if_for(self._asked, response)
         return response
+
+    def read(self, answer: Response, attempt: Attempt) -> None:
+        read_body(answer, attempt, is_seen=self._is_seen)
 
     def rewind(self) -> bool:
         return rewind(self._request.body, self._body_at)
@@ -242,13 +253,19 @@ class _Surface:
     def set_aside(self, answer: Response) -> Response | None:
         if not self._arguments["stream"]:
             return answer
-        body = drained(answer.raw, decode=True)
+        wire = answer.raw
+        body = drained(wire, decode=False)
+        wire.close()
         if body is None:
-            answer.close()
             return None
-        answer._content = body
-        answer._content_consumed = True
-        answer.close()
+        request = self._request
+        answer.raw = KeptResponse(
+            wire,
+            body,
+            decode_content=wire.decode_content,
+            method=request.method or "GET",
+            url=wire.url or "",
+        )
         return answer
 
     def canned(self, fallback: FallbackPlan) -> Response:
@@ -268,7 +285,9 @@ class _Surface:
         asked = self._asked
         if asked is None and other.plan.base.origin != refused.plan.base.origin:
             asked = self._request
-        surface = _Surface(self._original, self._adapter, request, self._body_at, asked, **arguments)
+        surface = _Surface(
+            self._original, self._adapter, request, self._body_at, self._is_seen, asked, **arguments
+        )
         return Substitute(surface, request, request.headers)
 
     def timed_out(self, cause: ReadTimeoutError) -> ReadTimeout:

@@ -24,9 +24,11 @@ from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.hop import Hop, Refused
 from headrace.adapters.kept import KeptResponse
 from headrace.adapters.own_retries import delegated, unsent_only
+from headrace.adapters.requests_body import read_body
 from headrace.adapters.surface import Substitute
 from headrace.adapters.tries import Tries
 from headrace.adapters.urllib3 import NO_RETRY, url_through
+from headrace.errors import UpstreamError
 from headrace.policy.plan import FallbackPlan, TimeoutPlan, UrlPrefix
 from headrace.policy.routes import url_of
 from headrace.runtime.upstream import Upstream
@@ -41,6 +43,7 @@ def send_in_tries(
     request: PreparedRequest,
     *,
     stream: bool,
+    is_seen: bool,
     timeouts: TimeoutPlan,
     replayable: bool,
     body_at: int | None,
@@ -49,6 +52,7 @@ def send_in_tries(
 
     Args:
         go: Stock's `send` of *request* by *adapter*.
+        is_seen: The raw answer is looked at before its content is read.
         replayable, body_at: As `body.position_of` says.
 
     Raises:
@@ -73,7 +77,7 @@ def send_in_tries(
         # A stand-in for the whole call, by which the adapter finds its pool; each try has its own.
         current_attempt.set(Attempt(hop, request, None, (), timeouts, math.inf, stream))
         response = go()
-        if not stream:
+        if not stream and not is_seen and not response.is_redirect:
             response.content  # noqa: B018 - as the Session is about to: an error of it gets the record, too
         response.headrace = hop.record  # type: ignore[attr-defined]
         return response
@@ -150,7 +154,7 @@ class _Hop(Hop):
         except Exception as error:
             # An answer whose body broke off is an answer to stock's loop: requests reads it after that.
             broken = surface.broken
-            if broken is None:
+            if broken is None or isinstance(error, UpstreamError):
                 raise
             if surface.late is not None:
                 broken = KeptResponse(broken, surface.late, decode_content=False, method=method, url=url)
@@ -223,18 +227,15 @@ class _Surface:
             preload_content=False,
             decode_content=False,
         )
-        if self._stream:
-            return self._adapter.build_response(request, raw)
-        body: bytes | Exception
+        return self._adapter.build_response(request, raw)
+
+    def read(self, answer: Response, attempt: Attempt) -> None:
         try:
-            body = raw.read(decode_content=False)
-        except Exception as error:
-            body = error
-        self.broken = kept = KeptResponse(raw, body, decode_content=False, method=method, url=self._target)
-        response = self._adapter.build_response(request, kept.again())
-        response.content  # noqa: B018 - decoded as requests does it, and with its errors: they are part of what is judged
-        self.broken = None
-        return response
+            read_body(answer, attempt, is_seen=True)  # stock's loop is who looks at it
+        except Exception:
+            kept = answer.raw
+            self.broken = kept.again() if isinstance(kept, KeptResponse) else None
+            raise
 
     def rewind(self) -> bool:
         return rewind(self._request.body, self._body_at)

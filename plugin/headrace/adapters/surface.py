@@ -11,6 +11,7 @@ from urllib3.util.timeout import Timeout
 from headrace.adapters.errors import Twins
 from headrace.policy.plan import FallbackPlan
 from headrace.runtime.upstream import Upstream
+from headrace.transport.attempt import Attempt
 
 T = TypeVar("T")
 
@@ -21,9 +22,15 @@ class Surface(Protocol[T]):
     twins: Twins
 
     def send(self, timeout: Timeout) -> T:
-        """Send, from where the body stands. Blocks; a buffered answer has been read to its end.
+        """Send, from where the body stands, and wait for the head of the answer. Blocks.
 
         Raises whatever the library raises.
+        """
+
+    def read(self, answer: T, attempt: Attempt) -> None:
+        """Read the body of *answer*, that of a buffered call, to its end. Blocks; the limits are those of *attempt*.
+
+        Raises whatever the library raises where it insists on the body; *answer* is closed then.
         """
 
     def rewind(self) -> bool:

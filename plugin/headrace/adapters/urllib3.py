@@ -25,6 +25,7 @@ from headrace.adapters.timeouts import timeouts_of_call
 from headrace.policy.plan import FallbackPlan, UrlPrefix
 from headrace.policy.routes import url_of
 from headrace.runtime.upstream import Upstream
+from headrace.transport.attempt import Attempt
 from headrace.transport.draining import drained
 from headrace.transport.tls import trust_of
 from headrace.transport.urllib3_pool import GovernedHTTPPool, with_defaults
@@ -147,6 +148,10 @@ class UrlopenSurface:
         self._response_kw = response_kw
 
     def send(self, timeout: Timeout) -> BaseHTTPResponse:
+        response_kw = self._response_kw
+        if response_kw["preload_content"]:
+            # Its head first: by that it is decided how long the body may take.
+            response_kw = {**response_kw, "preload_content": False, "release_conn": None}
         return self._pool.urlopen(
             self._method,
             self._target,
@@ -156,8 +161,16 @@ class UrlopenSurface:
             False,  # redirect
             False,  # assert_same_host: the target is a path
             timeout,
-            **self._response_kw,
+            **response_kw,
         )
+
+    def read(self, answer: BaseHTTPResponse, attempt: Attempt) -> None:
+        try:
+            # Where urllib3 itself puts what it preloads: `data` finds it there.
+            answer._body = answer.read(decode_content=self._response_kw["decode_content"])  # type: ignore[attr-defined]
+        except Exception:
+            answer.close()
+            raise
 
     def rewind(self) -> bool:
         return rewind(self._body, self._body_at)

@@ -160,12 +160,16 @@ class Timeouts(Section):
         duration("15s"),
         description="The whole call: waiting, connecting, attempts and back-offs; null: not bounded.",
     )
-    attempt: Duration = Field(duration("4s"), description="One attempt, cut to what is left of the deadline.")
+    attempt: Duration = Field(
+        duration("4s"),
+        description="One attempt, to the head of its answer, and to the end of one that is retried; cut to what "
+        "is left of the deadline.",
+    )
     connect: Duration = Field(
         duration("2s"), description="TCP connect, all addresses together; name look-up is not bounded."
     )
     tls_handshake: Duration = Field(duration("2s"), description="TLS handshake, after TCP has connected.")
-    read: Duration = Field(duration("4s"), description="Longest silence in a streamed body.")
+    read: Duration = Field(duration("4s"), description="Longest silence in a body.")
     write: Duration = Field(
         duration("4s"), description="Longest stall while sending: the upstream takes no more."
     )

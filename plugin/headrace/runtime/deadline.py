@@ -11,7 +11,11 @@ the connection, or a head broken off, ends the same way when we shut the socket.
 that finds it gone does nothing. And between that and the shutdown the connection may have been
 given back and leased anew: that is the lease pool's to see (`LeasePool.abort`).
 
-**What it costs.** A call pays for one store, one comparison and one pop: no lock, no call of
+**When it is put off.** Once a head has come that is not retried, its owner takes his attempt out and writes
+it in again with the end of the call: the body is bounded by that. Out first: to write over an entry that the thread has
+just taken would make an answer of what was cut off.
+
+**What it costs.** A call pays for two stores, two comparisons and two pops: no lock, no call of
 Python code, no wake-up. The thread sleeps until the first end that it knows of, even if
 that attempt is long over (usually it is by the time the thread is awake), and then looks again:
 with limits of four seconds, every four seconds. `wake_at` is when that will be, and infinite while it is

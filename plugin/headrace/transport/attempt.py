@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,11 +30,12 @@ class Attempt:
         token: Of the lease that it holds, or held last: what `LeasePool.abort` takes, from any thread.
         headers: Added on the wire unless the call has set them.
         timeouts: Limits of the call.
-        ends_at: When the time of this attempt is up, monotonic seconds.
+        ends_at: When the time of this attempt is up, monotonic seconds; later once a good head has come.
         streamed: The caller reads the body itself, after the attempt.
         phase: How far it got; "sent" from the moment a byte may have left.
         connect_took_s: Seconds for TCP and TLS, or None on a reused connection.
         answered: The status line of an answer has arrived.
+        sock: The socket that the answer comes over, from its head on.
         cut: Its time was up: whatever it still does comes to nothing.
         excused: It was cut after a grace: this process had stood still, and whose fault it was nobody knows.
     """
@@ -48,6 +50,7 @@ class Attempt:
     phase: Phase = field(default="lease")
     connect_took_s: float | None = None
     answered: bool = False
+    sock: socket.socket | None = None
     cut: bool = False
     excused: bool = False
     token: ref[Lease[Any]] | None = None

@@ -178,6 +178,7 @@ class GovernedHTTPConnection(HTTPConnection):
             self._reading_head = False
         if attempt is not None:
             attempt.answered = True
+            attempt.sock = sock
             if attempt.streamed and sock is not None:
                 sock.settimeout(attempt.timeouts.read_s)
         # urllib3 makes the response itself and has no hook for its class; the layout is the same.
