@@ -6,8 +6,8 @@ A turn is what a pool does around one request over a warm connection: hand it ou
 connections are real sockets to a listener in this process; no request is sent.
 
 Uncontended (one thread, CPU time per turn):
-  lease            acquire + give_back at the default rules: used a moment ago, so not probed again
-  lease, checked   the same for a request that may not be sent twice: probed each time
+  lease            acquire + give_back at the default rules, the look at the connection included
+  lease, blind     the same without the look
   urllib3 best     HTTPConnectionPool(maxsize=4, block=True)._get_conn + _put_conn, is_connection_dropped included
   urllib3 default  the same at maxsize=1, block=False
   LifoQueue        get + put of the bare queue inside it: no probe, no counters, no limits of any kind
@@ -39,6 +39,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 from headrace.policy.counters import UpstreamCounters
 from headrace.transport.lease import LeasePool
 from headrace.transport.liveness import is_alive
+from support.leases import End
 from support.plans import pool_plan
 
 SLOTS, THREADS = 4, 32
@@ -74,21 +75,21 @@ class Side:
         self.put(self.take())
 
 
-def lease_side(listener: Listener, *, must_check: bool = False) -> Side:
+def lease_side(listener: Listener, *, looks: bool = True) -> Side:
     """Ours, warm."""
     pool: LeasePool[Any] = LeasePool(
         pool_plan(max_connections=SLOTS, max_idle=SLOTS),
         UpstreamCounters(lock=threading.Lock()),
-        is_alive=is_alive,
-        close=socket.socket.close,
-        abort=socket.socket.close,
-        discard=socket.socket.close,
+        is_alive=is_alive if looks else bool,
+        close=End.close,
+        abort=End.close,
+        discard=End.close,
     )
     for _ in range(SLOTS):
-        pool.offer(socket.create_connection(("127.0.0.1", listener.port)))
+        pool.offer(End(socket.create_connection(("127.0.0.1", listener.port))))
     pool.view()
     return Side(
-        lambda: pool.acquire(60.0, must_check=must_check),
+        lambda: pool.acquire(60.0),
         lambda lease: pool.give_back(lease, reusable=True),
         lambda: SLOTS,
     )
@@ -162,7 +163,7 @@ def uncontended(listener: Listener, rounds: int) -> None:
     """Print CPU time per turn, and the ratios."""
     sides = {
         "lease": lease_side(listener),
-        "lease, checked": lease_side(listener, must_check=True),
+        "lease, blind": lease_side(listener, looks=False),
         "urllib3 best": stock_side(listener, maxsize=SLOTS, block=True),
         "urllib3 default": stock_side(listener, maxsize=1, block=False),
         "LifoQueue": queue_side(listener),
@@ -174,7 +175,7 @@ def uncontended(listener: Listener, rounds: int) -> None:
     print("uncontended, CPU per turn")
     for name, values in measured.items():
         print(f"  {name:16} {statistics.median(values) * 1e6:6.2f} µs")
-    for ours in ("lease", "lease, checked"):
+    for ours in ("lease", "lease, blind"):
         against = ", ".join(
             f"{ratio(measured[ours], measured[theirs]):.2f} of {theirs}" for theirs in list(sides)[2:]
         )

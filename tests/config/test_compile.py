@@ -66,7 +66,6 @@ def test_file_with_only_a_base_url_gets_the_defaults_of_the_design_and_no_findin
             max_lifetime_s=300.0,
             max_lifetime_grace_s=None,
             max_requests_per_connection=None,
-            validation_bypass_s=0.5,
             leak_detection_threshold_s=None,
             tcp_keepalive=None,
             heartbeat=None,

@@ -162,6 +162,18 @@ def test_unset_reference_in_a_file_is_reported_even_beside_a_variable(load_text:
         load_text(BASE + "    mode: ${env:NOPE}\n", env={"HEADRACE_UPSTREAMS__BILLING__MODE": "off"})
 
 
+def test_a_key_that_has_left_the_format_is_refused_with_the_reason_wherever_it_comes_from(
+    tmp_path: Path,
+) -> None:
+    """Pitfall 50: nobody may believe that it still does something."""
+    (tmp_path / "u.yaml").write_text(BASE)
+    env = {"HEADRACE_UPSTREAMS__BILLING__POOL__VALIDATION_BYPASS": "0s"}
+    with pytest.raises(
+        ConfigError, match=r"validation_bypass\n.*each idle connection is looked at before use"
+    ):
+        load("u.yaml", env=env, cwd=tmp_path)
+
+
 def test_other_files_of_a_secrets_directory_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "u.yaml").write_text(BASE)
     secrets = tmp_path / "secrets"

@@ -66,7 +66,7 @@ def test_connections_that_nginx_has_closed_are_all_skipped(
 ) -> None:
     """Pitfall 18: not only one of them. A POST is sent once although it met twenty dead connections."""
     server = nginx(FINE + "keepalive_timeout 100ms;")
-    with running(tmp_path, rules(server.url, FAST + "    pool: {validation_bypass: 0s}\n")) as hr:
+    with running(tmp_path, rules(server.url, FAST)) as hr:
         answers = [requests.get(server.url, stream=True) for _ in range(20)]
         for answer in answers:
             assert answer.content == b"fine"
@@ -158,7 +158,7 @@ def test_warmed_tls_connections_with_a_ticket_to_read_do_not_look_dropped(
     ca = trustme.CA()
     ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     server = nginx(FINE, ca=ca)
-    body = f"    tls: {{ca: '{tmp_path}/ca.pem'}}\n    pool: {{min_idle: 4, validation_bypass: 0s}}\n"
+    body = f"    tls: {{ca: '{tmp_path}/ca.pem'}}\n    pool: {{min_idle: 4}}\n"
     with running(tmp_path, rules(server.url, body)) as hr:
         wait_until(lambda: pool_of(hr)["idle"] == 4, what="four warm connections")
         sockets = [lease.conn.sock for lease in _idle(hr)]

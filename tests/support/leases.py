@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,18 @@ class Conn:
     name: str = "conn"
     alive: bool = True
     probes: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class End:
+    """A connection that is nothing but its socket."""
+
+    sock: socket.socket | None
+
+    def close(self) -> None:
+        """Close it."""
+        assert self.sock is not None
+        self.sock.close()
 
 
 @dataclass
@@ -105,9 +118,4 @@ class Waiter:
 
 
 def rig(**changes: Any) -> Rig:
-    settings: dict[str, Any] = {
-        "max_connections": 2,
-        "validation_bypass_s": 0.0,  # every idle connection is probed
-        "max_waiting": 8,
-    }
-    return Rig(pool_plan(**settings | changes))
+    return Rig(pool_plan(**{"max_connections": 2, "max_waiting": 8} | changes))

@@ -42,7 +42,6 @@ POOL = PoolPlan(
     max_lifetime_s=300.0,
     max_lifetime_grace_s=None,
     max_requests_per_connection=None,
-    validation_bypass_s=0.5,
     leak_detection_threshold_s=None,
     tcp_keepalive=None,
     heartbeat=None,

@@ -345,8 +345,9 @@ def test_a_pool_is_true_even_when_it_is_empty() -> None:
     assert bool(rig().pool) is True
 
 
-def test_a_hit_and_its_return_are_two_python_calls() -> None:
-    r = rig(validation_bypass_s=0.5)
+def test_a_hit_and_its_return_are_two_python_calls_beside_the_look() -> None:
+    r = rig()
+    r.pool._is_alive = bool
     r.fill_idle("warm")
     r.pool._clock = repeat(1000.25).__next__
     r.pool.give_back(r.pool.acquire(1.0), reusable=True)

@@ -37,7 +37,7 @@ def wired_pool() -> LeasePool[Wire]:
     return LeasePool(
         pool_plan(max_connections=4),
         UpstreamCounters(lock=threading.Lock()),
-        is_alive=lambda wire: is_alive(wire.sock),
+        is_alive=is_alive,
         close=Wire.close,
         abort=Wire.close,
         discard=Wire.discard,

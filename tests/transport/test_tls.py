@@ -19,6 +19,7 @@ from headrace.policy.plan import TlsPlan
 from headrace.transport.liveness import is_alive
 from headrace.transport.tls import SealedContextError, TlsError, context_for
 from support.faultserver import FaultServer, server_context
+from support.leases import End
 
 PLAN = TlsPlan(
     verify=True, ca=None, cert=None, key=None, server_name=None, min_version="1.2", fingerprint="none"
@@ -255,13 +256,13 @@ def test_a_session_ticket_does_not_make_an_idle_connection_look_dead(
         with context_for(plan).wrap_socket(plain, server_hostname="127.0.0.1") as sock:
             server.wait_for(lambda: server.open_connections == 1)
             for _ in range(3):
-                assert is_alive(sock)  # TLS 1.3: two tickets are readable
+                assert is_alive(End(sock))  # TLS 1.3: two tickets are readable
             sock.settimeout(5.0)
             sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
             assert sock.recv(1000).startswith(b"HTTP/1.1 200 OK")
             server.drop_all()
             server.wait_for(lambda: server.open_connections == 0)
-            assert not is_alive(sock)
+            assert not is_alive(End(sock))
 
 
 @pytest.mark.parametrize(
@@ -281,11 +282,11 @@ def test_an_idle_socket_is_alive_while_its_peer_is_there_and_silent(
     with sock, peer:
         sock.settimeout(timeout_s)
         act(peer)
-        assert is_alive(sock) is alive
+        assert is_alive(End(sock)) is alive
 
 
 def test_a_closed_socket_is_not_alive() -> None:
     sock, peer = socket.socketpair()
     peer.close()
     sock.close()
-    assert not is_alive(sock)
+    assert not is_alive(End(sock))

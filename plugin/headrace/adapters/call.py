@@ -245,7 +245,6 @@ class Call(Generic[T]):
             lease = leases.acquire(
                 patience_s,
                 by_deadline=by_deadline,
-                must_check=not self._repeatable,
                 fresh=self._suspects_idle,
                 on_wait=None if cancellation is None else partial(cancellation.covers, pool=leases),
             )

@@ -203,16 +203,6 @@ def _pool(pool: Pool, base: Path, written: Written) -> Iterator[Problem]:
             "so it could never apply",
             show=str,
         )
-    bypass = (*base, "validation_bypass")
-    if pool.validation_bypass > pool.idle_timeout and written.is_given(bypass):
-        yield from _ordered(
-            written,
-            bypass,
-            pool.validation_bypass,
-            (*base, "idle_timeout"),
-            pool.idle_timeout,
-            "so it could never apply",
-        )
     lifetime, grace = (*base, "max_lifetime"), (*base, "max_lifetime_grace")
     if (
         pool.max_lifetime is None

@@ -152,7 +152,6 @@ def _pool(pool: given.Pool) -> PoolPlan:
         max_lifetime_s=_seconds(pool.max_lifetime),
         max_lifetime_grace_s=_seconds(pool.max_lifetime_grace),
         max_requests_per_connection=pool.max_requests_per_connection,
-        validation_bypass_s=float(pool.validation_bypass),
         leak_detection_threshold_s=_seconds(pool.leak_detection_threshold),
         tcp_keepalive=None
         if keepalive is None

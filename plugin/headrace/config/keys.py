@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import types
+from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
@@ -143,6 +145,16 @@ class Key:
             self.kind, (self.must, self.range) = "number", _bounds("a number", metadata)
         else:
             self.must, self.kind, self.is_text = "text", "text", True
+
+
+_ALWAYS_LOOKED_AT: Final = (
+    "is no setting any more: each idle connection is looked at before use, for what its peer has sent unasked "
+    "would be the next call's answer"
+)
+GONE: Final[Mapping[Path, tuple[str, str]]] = MappingProxyType(
+    {("pool", "validation_bypass"): (_ALWAYS_LOOKED_AT, "remove it")}
+)
+"""Keys that the format once had, by their section and name: why they have gone, and what to do."""
 
 
 @cache

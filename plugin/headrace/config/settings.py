@@ -269,10 +269,6 @@ class Pool(Section):
     max_requests_per_connection: Count | None = Field(
         None, description="Requests after which a connection is replaced; null: no limit.", examples=[1000]
     )
-    validation_bypass: DurationOrZero = Field(
-        duration("500ms"),
-        description="Idle for less: no liveness check, unless the request may not be sent twice.",
-    )
     tcp_keepalive: TcpKeepalive | None = Field(
         None,
         description="Probes of the kernel on silent connections; null: none.",
@@ -311,10 +307,8 @@ class Pool(Section):
     @model_validator(mode="after")
     def _cut_defaults(self) -> Self:
         """As `Timeouts._cut_defaults`."""
-        written, values = self.model_fields_set, self.__dict__
-        for inner, outer in (("max_idle", "max_connections"), ("validation_bypass", "idle_timeout")):
-            if inner not in written and values[inner] > values[outer]:
-                values[inner] = values[outer]
+        if "max_idle" not in self.model_fields_set:
+            self.__dict__["max_idle"] = min(self.max_idle, self.max_connections)
         return self
 
 

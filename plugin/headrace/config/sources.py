@@ -12,7 +12,7 @@ from typing import Literal
 
 from headrace.config.document import MAX_DOCUMENT_BYTES, DocumentError, read_document, read_flow
 from headrace.config.interpolate import MAX_SECRET_BYTES
-from headrace.config.keys import Key, root_key
+from headrace.config.keys import GONE, Key, root_key
 from headrace.config.problems import Path, Problem, did_you_mean, refusal
 from headrace.config.reading import Reader, ReadingError
 from headrace.config.tree import Mark, Node, Table, merge, node_at, problem_at
@@ -168,7 +168,7 @@ def _path_of(name: str, below: Table, prefix: str) -> tuple[Path | None, str | N
             return None, prefix + "__".join(spelt) if spelt else None
         if key.children:
             word = part.lower()
-            if word not in key.children:
+            if word not in key.children and (key.name, word) not in GONE:  # which is refused with its reason
                 near = did_you_mean(word, list(key.children))
                 return None, prefix + "__".join(
                     [*spelt, near.upper(), *parts[position + 1 :]]

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from headrace.config.keys import Key, key_at, root_key, yaml_text
+from headrace.config.keys import GONE, Key, key_at, root_key, yaml_text
 from headrace.config.problems import MAX_PROBLEMS, Path, Problem, did_you_mean
 from headrace.config.settings import Settings
 from headrace.config.tree import (
@@ -169,6 +169,8 @@ def _bad_key(written: Written, kind: str, path: Path) -> Problem:
 def _unknown_key(written: Written, path: Path) -> Problem:
     mark = key_mark_of(written.tree, path)
     path = written.origin(path)
+    if path[-2:] in GONE:
+        return problem_at(mark, path, *GONE[path[-2:]])
     parent = key_at(path[:-1])
     known = list(parent.children) if parent else []
     near = did_you_mean(str(path[-1]), known)

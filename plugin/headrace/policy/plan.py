@@ -107,7 +107,6 @@ class PoolPlan:
         min_idle: Kept warm; <= max_idle <= max_connections.
         max_lifetime_s: None: for ever.
         max_lifetime_grace_s: How long beyond it a busy connection may go on; None: until it is given back.
-        validation_bypass_s: Idle for less is believed to be alive.
         leak_detection_threshold_s: Where a lease was taken is noted unless this is None.
         tcp_keepalive: None: the system's habit, which is none.
         adaptive: None: always max_connections.
@@ -122,7 +121,6 @@ class PoolPlan:
     max_lifetime_s: float | None
     max_lifetime_grace_s: float | None
     max_requests_per_connection: int | None
-    validation_bypass_s: float
     leak_detection_threshold_s: float | None
     tcp_keepalive: KeepalivePlan | None
     heartbeat: HeartbeatPlan | None

@@ -74,7 +74,8 @@ CloseReason = Literal["idle", "lifetime", "dead", "surplus", "retired", "error",
 """Why a connection was closed.
 
 idle: unused for `idle_timeout`. lifetime: `max_lifetime` or `max_requests_per_connection` is
-over. dead: the peer has closed it, or said in its last answer that it will (`Connection: close`).
+over. dead: the peer has closed it, or said in its last answer that it will (`Connection: close`),
+or has sent what nobody asked for, or an answer whose end can be read in two ways.
 surplus: one-off, above `max_idle`, beyond a lowered size, or it made room for
 a fresh one. retired: of a pool that a reload has replaced. error: broken off or
 closed amid an answer. leaked: dropped by its holder without being given back.
@@ -215,7 +216,6 @@ class LeasePool(Generic[C]):
         timeout_s: float,
         *,
         by_deadline: bool = False,
-        must_check: bool = False,
         fresh: bool = False,
         on_wait: Callable[[ref[Lease[C]]], object] | None = None,
     ) -> Lease[C]:
@@ -226,8 +226,6 @@ class LeasePool(Generic[C]):
         Args:
             timeout_s: Longest wait; 0 or less: not at all.
             by_deadline: The wait was cut by the deadline of the call; a timeout is then counted as `deadline`.
-            must_check: Look whether the connection is alive however recently it was used: for a
-                request that may not be sent twice.
             fresh: A slot without a connection, even if idle ones are there; one of them makes room if need be.
             on_wait: Called without the lock before a wait, with what `abort` takes to end it.
 
@@ -238,7 +236,7 @@ class LeasePool(Generic[C]):
             LeaseClosed: The pool is stopped, or was while waiting.
         """
         # One flat body: with `give_back` it is on every call's way, and a Python-level call costs a microsecond in
-        # situ. These two are all there is of it unless the liveness check is due.
+        # situ. These two and the look at the connection are all there is of it.
         if _getpid() != self._pid:
             self.forget_inherited()
         now = self._clock()
@@ -294,10 +292,11 @@ class LeasePool(Generic[C]):
             if gate is not None:
                 self._wait(lease, gate, timeout_s, on_wait)
             if lease.conn is not None:
-                idle_s = now - lease.idle_since
-                if now < lease.expires_at and (
-                    (idle_s < self._bypass_s and not must_check)
-                    or (idle_s < self._idle_timeout_s and self._is_alive(lease.conn))
+                # However recently it was used: what its peer has sent since then is nobody's answer (Pitfall 53).
+                if (
+                    now < lease.expires_at
+                    and now - lease.idle_since < self._idle_timeout_s
+                    and self._is_alive(lease.conn)
                 ):
                     lease.reused = True
                 else:
@@ -484,7 +483,6 @@ class LeasePool(Generic[C]):
     def _go_by(self, plan: PoolPlan) -> None:
         self.plan = plan
         self._idle_timeout_s = plan.idle_timeout_s
-        self._bypass_s = min(plan.validation_bypass_s, plan.idle_timeout_s)
         self._max_uses = plan.max_requests_per_connection or sys.maxsize
         self._notes_site = plan.leak_detection_threshold_s is not None
 

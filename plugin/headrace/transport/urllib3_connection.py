@@ -26,6 +26,7 @@ from urllib3.response import HTTPResponse
 from headrace.policy.plan import KeepalivePlan
 from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.draining import drained
+from headrace.transport.framing import FramedAnswer, is_framed_twice
 from headrace.transport.sending import LOOKS, send_rest
 from headrace.transport.standstill import GRACE_S
 
@@ -99,6 +100,7 @@ class GovernedHTTPConnection(HTTPConnection):
             before the body has been read, if the connection ends with it.
     """
 
+    response_class = FramedAnswer
     lease: Lease[Any] | None = None
     leases: LeasePool[Any] | None = None
     ends_as: CloseReason = "error"
@@ -176,6 +178,13 @@ class GovernedHTTPConnection(HTTPConnection):
             raise
         finally:
             self._reading_head = False
+        answer = self._HTTPConnection__response  # type: ignore[attr-defined]  # None: it ends with the connection
+        if (
+            answer is not None
+            and ("transfer-encoding" in response.headers or response.length_remaining is None)
+            and is_framed_twice(answer, response)
+        ):
+            answer.is_last = True
         if attempt is not None:
             attempt.answered = True
             attempt.sock = sock

@@ -109,11 +109,10 @@ class GovernedHTTPPool(HTTPConnectionPool):
         # The connection keeps the lease that is over: giving it back again does nothing, whereas an interrupt after
         # it was taken off the connection would lose the slot.
         if conn.lease is not None:
-            # No socket: the answer is read, and the peer had said that it would be the last one.
             self.leases.give_back(
                 conn.lease,
                 reusable=is_between_answers(conn),
-                reason="dead" if conn.sock is None else "error",
+                reason="dead" if _had_its_last_answer(conn) else "error",
             )
 
     def urlopen(
@@ -133,7 +132,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
 
     def is_alive(self, conn: GovernedHTTPConnection | None) -> bool:
         """Whether the peer of an idle connection has neither closed it nor said anything. Does not block."""
-        return conn is not None and _is_alive(conn)
+        return conn is not None and is_alive(conn)
 
     def has_arrived(self, token: Any) -> bool:
         """Whether something has arrived for the lease with *token* that nobody has read. Does not block."""
@@ -216,7 +215,7 @@ def build_pool(plan: UpstreamPlan, origin: Origin, counters: UpstreamCounters) -
         plan.pool,
         counters,
         clock=time.monotonic,
-        is_alive=_is_alive,
+        is_alive=is_alive,
         close=_close,
         abort=_abort,
         discard=_discard,
@@ -245,11 +244,15 @@ def is_between_answers(conn: GovernedHTTPConnection) -> bool:
     the next call must not get it.
     """
     answer = conn._HTTPConnection__response  # type: ignore[attr-defined]  # http.client keeps it there
-    return conn.sock is not None and (answer is None or (answer.isclosed() and answer.status >= 200))
+    return conn.sock is not None and (
+        answer is None or (answer.isclosed() and answer.status >= 200 and not answer.is_last)
+    )
 
 
-def _is_alive(conn: GovernedHTTPConnection) -> bool:
-    return conn.sock is not None and is_alive(conn.sock)
+def _had_its_last_answer(conn: GovernedHTTPConnection) -> bool:
+    """Whether an answer was read whole, and the peer has said, or done, what makes it the last one."""
+    answer = conn._HTTPConnection__response  # type: ignore[attr-defined]
+    return conn.sock is None or (answer is not None and answer.isclosed() and answer.is_last)
 
 
 def _close(conn: GovernedHTTPConnection) -> None:
