@@ -17,8 +17,10 @@ from headrace.middleware.asgi import ASGIMiddleware
 from headrace.middleware.problems import asgi_problem, problem
 from headrace.middleware.wsgi import WSGIMiddleware
 from headrace.observe.logs import RequestIdFilter
+from headrace.runtime.carrying import record_of
 from headrace.runtime.executor import PropagatingExecutor
 from headrace.runtime.inbound import propagate, request_id
+from headrace.runtime.record import Record
 
 __all__ = [
     "ASGIMiddleware",
@@ -31,6 +33,7 @@ __all__ = [
     "PoolRejected",
     "PoolTimeout",
     "PropagatingExecutor",
+    "Record",
     "RequestIdFilter",
     "UnknownUpstream",
     "UpstreamError",
@@ -40,5 +43,6 @@ __all__ = [
     "install",
     "problem",
     "propagate",
+    "record_of",
     "request_id",
 ]

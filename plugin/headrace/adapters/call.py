@@ -33,13 +33,14 @@ from headrace.policy.exchange import EndReason, Exchange, Finish, Refuse, Send
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import FallbackPlan, TimeoutPlan
 from headrace.policy.retry import is_resendable
+from headrace.runtime.carrying import add_notes, carry, record_of
 from headrace.runtime.deadline import deadlines
 from headrace.runtime.record import Record, tally
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.attempt_timeout import AttemptTimeout
 from headrace.transport.draining import KEEP_S
-from headrace.transport.faults import CUT_IN, fault_of
+from headrace.transport.faults import CUT_IN, callers_own, fault_of
 from headrace.transport.lease import Lease, LeaseCancelled, LeaseError, LeaseTimeout
 
 in_flight = deadlines.table
@@ -176,24 +177,17 @@ class Call(Generic[T]):
         try:
             sleep = time.sleep if self._cancellation is None else self._cancellation.sleep
             decision = run(self._exchange, performer, clock=time.monotonic, sleep=sleep)
+        except Exception as raised:  # a signal handler's amid a wait or a pause, a bug of ours
+            carry(self._record(EndReason.CANCELLED), on=raised)
+            raise
         finally:
             self._count(decision, time.monotonic() - began)
-        made = self._exchange if self._tries is None else self._tries
-        record = Record(
-            self._upstream.plan.name,
-            self._method,
-            self.outbound.request_id,
-            decision.reason,
-            self._exchange.retry_after_s,
-            self._upstream.digest,
-            made.outcomes,
-            made.verdicts,
-        )
+        record = self._record(decision.reason)
         if decision.reason is not EndReason.SUCCESS:
             self._say(record)
         if self.answer is not None:
             if decision.reason is not EndReason.CANCELLED:
-                self.answer.headrace = record  # type: ignore[attr-defined]  # both libraries' responses take attributes
+                carry(record, on=self.answer)
                 if self._streamed:
                     follow(
                         self._surface.raw(self.answer),
@@ -220,15 +214,27 @@ class Call(Generic[T]):
             error.attempts = record.attempts
             if self._trace is not None and isinstance(error, CircuitOpenError):
                 self._trace.refused(str(error))
-        error.headrace = record  # type: ignore[attr-defined]
-        for note in record.notes():
-            error.add_note(note)
+        carry(record, on=error)
+        add_notes(error, record.notes())
         try:
             raise error
         finally:
             # An exception that refers to its own frame is a cycle, kept until the next collection.
             self.error = None
             del error
+
+    def _record(self, reason: EndReason) -> Record:
+        made = self._exchange if self._tries is None else self._tries
+        return Record(
+            self._upstream.plan.name,
+            self._method,
+            self.outbound.request_id,
+            reason,
+            self._exchange.retry_after_s,
+            self._upstream.digest,
+            made.outcomes,
+            made.verdicts,
+        )
 
     def perform(self, send: Send) -> Outcome:
         """Make one attempt: lease, send, read. Blocks."""
@@ -355,7 +361,14 @@ class Call(Generic[T]):
                 status = None  # there may be one of an answer that broke off
                 self._answered = attempt.answered
                 fault, cut = fault_of(error, attempt.phase)
-                if cancellation is not None and cancellation.is_cancelled:
+                own = attempt.own_error
+                if own is None and fault is Fault.LOCAL_ERROR:
+                    own = callers_own(error)
+                if (
+                    own is not None
+                ):  # it leaves as it is, even if our time was up: the caller's code has ended the call
+                    fault, cut, self.error = Fault.LOCAL_ERROR, False, own
+                elif cancellation is not None and cancellation.is_cancelled:
                     fault, cut = Fault.CANCELLED, False  # broken off by us, not by the upstream
                 elif broken_off or in_flight.pop(attempt, None) is not None:
                     broken_off = lease.aborted is not None
@@ -418,7 +431,7 @@ class Call(Generic[T]):
         refused, other = self._upstream, self._upstream.fallback
         if other is None:
             answer = self._surface.canned(fallback)
-            answer.headrace = record  # type: ignore[attr-defined]
+            carry(record, on=answer)
         else:
             if self._exchange.outcomes and not self._replayable:
                 return None
@@ -444,13 +457,15 @@ class Call(Generic[T]):
                     deadline_at=self._exchange.deadline_at,
                 ).run()
             except Exception as error:
-                if isinstance(told := getattr(error, "headrace", None), Record):
+                if (told := record_of(error)) is not None:
                     told.fallback_for = refused.plan.name
-                error.add_note(
-                    f'headrace: this was the fallback for upstream "{refused.plan.name}", which refused'
+                add_notes(
+                    error,
+                    [f'headrace: this was the fallback for upstream "{refused.plan.name}", which refused'],
                 )
                 raise
-        answer.headrace.fallback_for = refused.plan.name  # type: ignore[attr-defined]
+        if (told := record_of(answer)) is not None:
+            told.fallback_for = refused.plan.name
         counters = refused.state.counters
         with counters.lock:
             counters.fallbacks += 1

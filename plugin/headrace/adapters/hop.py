@@ -13,12 +13,14 @@ from urllib3.util.retry import Retry
 from headrace.adapters.tries import Tries
 from headrace.errors import UpstreamError
 from headrace.policy.plan import TimeoutPlan
+from headrace.runtime.carrying import add_notes, carry, record_of
 from headrace.runtime.record import Record
 from headrace.runtime.upstream import Upstream
 
 
 class Refused(Exception):
-    """Takes one of our refusals past stock's handlers, which would wrap some of them."""
+    """Takes one of our refusals past stock's handlers, which would wrap some of them, or an error of the caller's own
+    code, which they would take for the network's and try again after."""
 
 
 class _NoConnection:
@@ -51,7 +53,7 @@ class Hop(HTTPConnectionPool):
     Attributes:
         tries: What the tries of a caller who retries himself share; None: headrace decides about attempts.
         record: What became of the last governed call, or None before its end.
-        refusal: Our own error that ended it, on its way out.
+        refusal: Our own error that ended it, or one of the caller's own code, on its way out.
     """
 
     __slots__ = ("record", "refusal", "scheme", "timeouts", "tries", "upstream")
@@ -60,7 +62,7 @@ class Hop(HTTPConnectionPool):
     timeouts: TimeoutPlan
     tries: Tries | None
     record: Record | None
-    refusal: UpstreamError | None
+    refusal: Exception | None
 
     def govern(
         self,
@@ -119,16 +121,19 @@ class Hop(HTTPConnectionPool):
             self.refusal = error
             why = str(error)
         except Exception as error:
-            self.record = getattr(error, "headrace", None)
-            raise
+            self.record = record_of(error)
+            if not is_callers_own(error):
+                raise
+            self.refusal = error
+            why = str(error)
         else:
-            self.record = response.headrace  # type: ignore[attr-defined]
+            self.record = record_of(response)
             response.retries = retries  # PoolManager counts redirects by it
             return response
         raise Refused(why)  # with the words: instrumentation around stock's urlopen writes them down
 
-    def take_refusal(self) -> UpstreamError:
-        """Our own error that ended the call; this hop forgets it. Mutates."""
+    def take_refusal(self) -> Exception:
+        """The error that ended the call and is not stock's to handle; this hop forgets it. Mutates."""
         refusal, self.refusal = self.refusal, None
         assert refusal is not None
         return refusal
@@ -137,21 +142,28 @@ class Hop(HTTPConnectionPool):
         """Put the record on what stock made of the end of this call, and the story with it. Mutates *error*."""
         if self.tries is not None and not isinstance(error, Exception):
             self.tries.interrupted()
-        if self.record is None or hasattr(error, "headrace") or not isinstance(error, Exception):
+        if self.record is None or not isinstance(error, Exception) or record_of(error) is not None:
             return
-        error.headrace = self.record  # type: ignore[attr-defined]
+        carry(self.record, on=error)
         for nested in _within(error):
             if hasattr(nested, "__notes__"):
                 del nested.__notes__  # told once, on what leaves
-        for note in self.record.notes():
-            error.add_note(note)
+        add_notes(error, self.record.notes())
+
+
+def is_callers_own(error: Exception) -> bool:
+    """Whether *error*, out of a governed call, is of the caller's own code: the network's have a library's class."""
+    return isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in (
+        "requests",
+        "urllib3",
+    )
 
 
 def _within(error: BaseException) -> Iterator[BaseException]:
     """The governed calls' errors that stock has wrapped in *error*."""
     for nested in (*error.args, getattr(error, "reason", None)):
         if isinstance(nested, BaseException):
-            if hasattr(nested, "headrace"):
+            if record_of(nested) is not None:
                 yield nested
             else:
                 yield from _within(nested)

@@ -18,6 +18,7 @@ from headrace.policy.circuit import Refused, Verdict
 from headrace.policy.counters import add
 from headrace.policy.exchange import EndReason
 from headrace.policy.plan import CircuitPlan
+from headrace.runtime.carrying import carry
 from headrace.runtime.inbound import inbound_var
 from headrace.runtime.record import Record
 from headrace.runtime.upstream import Upstream
@@ -135,9 +136,8 @@ def _refusal(upstream: Upstream, refused: Refused, trace: CallTrace | None) -> C
         upstream=name,
         request_id=request_id,
     )
-    error.headrace = Record(  # type: ignore[attr-defined]
-        name, "", request_id, EndReason.CIRCUIT_OPEN, refused.retry_after_s, upstream.digest, [], []
-    )
+    reason, digest = EndReason.CIRCUIT_OPEN, upstream.digest
+    carry(Record(name, "", request_id, reason, refused.retry_after_s, digest, [], []), on=error)
     if trace is not None:
         trace.end_protected(refused)
     return error

@@ -13,6 +13,7 @@ from urllib3.response import HTTPResponse
 
 from headrace.adapters.kept import KeptResponse
 from headrace.transport.attempt import Attempt
+from headrace.transport.faults import callers_own
 
 _TOLERATED = (ChunkedEncodingError, ContentDecodingError, RuntimeError)
 """What `Session.resolve_redirects` goes on after, when the body of a redirect will not be read."""
@@ -39,7 +40,8 @@ def read_body(response: Response, attempt: Attempt, *, is_seen: bool) -> None:
     except Exception as error:
         if wire is not None:
             wire.close()
-        if not isinstance(error, _TOLERATED) or not response.is_redirect:
+        is_tolerated = isinstance(error, _TOLERATED) and response.is_redirect
+        if not is_tolerated or callers_own(error) is not None:
             raise
         if kept is None:
             kept = _with_body(response, wire, _cause_of(error), attempt)

@@ -21,7 +21,7 @@ from headrace.adapters.body import rewind
 from headrace.adapters.call import Call
 from headrace.adapters.errors import REQUESTS
 from headrace.adapters.fallback import canned, headers_for, url_at
-from headrace.adapters.hop import Hop, Refused
+from headrace.adapters.hop import Hop, Refused, is_callers_own
 from headrace.adapters.kept import KeptResponse
 from headrace.adapters.own_retries import delegated, unsent_only
 from headrace.adapters.requests_body import read_body
@@ -31,6 +31,7 @@ from headrace.adapters.urllib3 import NO_RETRY, url_through
 from headrace.errors import UpstreamError
 from headrace.policy.plan import FallbackPlan, TimeoutPlan, UrlPrefix
 from headrace.policy.routes import url_of
+from headrace.runtime.carrying import carry, record_of
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.urllib3_pool import GovernedHTTPPool
@@ -79,7 +80,8 @@ def send_in_tries(
         response = go()
         if not stream and not is_seen and not response.is_redirect:
             response.content  # noqa: B018 - as the Session is about to: an error of it gets the record, too
-        response.headrace = hop.record  # type: ignore[attr-defined]
+        if hop.record is not None:
+            carry(hop.record, on=response)
         return response
     except Refused:
         pass  # raised below, outside: as the context of itself it would be a cycle
@@ -154,16 +156,18 @@ class _Hop(Hop):
         except Exception as error:
             # An answer whose body broke off is an answer to stock's loop: requests reads it after that.
             broken = surface.broken
-            if broken is None or isinstance(error, UpstreamError):
+            if broken is None or isinstance(error, UpstreamError) or is_callers_own(error):
                 raise
             if surface.late is not None:
                 broken = KeptResponse(broken, surface.late, decode_content=False, method=method, url=url)
-            broken.headrace = error.headrace  # type: ignore[attr-defined]
+            if (record := record_of(error)) is not None:
+                carry(record, on=broken)
             return broken
         wire: BaseHTTPResponse = answer.raw
         if isinstance(wire, KeptResponse):
             wire = wire.again()
-        wire.headrace = answer.headrace  # type: ignore[attr-defined]
+        if (record := record_of(answer)) is not None:
+            carry(record, on=wire)
         return wire
 
     def __str__(self) -> str:

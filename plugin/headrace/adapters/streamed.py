@@ -11,6 +11,7 @@ from urllib3.exceptions import HTTPError
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.exchange import Exchange
 from headrace.policy.outcome import Outcome
+from headrace.runtime.carrying import carry
 from headrace.runtime.record import Record
 from headrace.transport.faults import fault_of
 from headrace.transport.urllib3_connection import StreamedResponse
@@ -35,7 +36,7 @@ def _broke(
     error: HTTPError,
     by_us: bool,
 ) -> None:
-    error.headrace = record  # type: ignore[attr-defined]
+    carry(record, on=error)
     if exchange.is_cancelled:
         error.add_note(
             f'headrace: upstream "{record.upstream}": the body was broken off, for the client of the inbound request '

@@ -25,6 +25,7 @@ from headrace.observe.events import ErrorMapped
 from headrace.observe.logs import emit
 from headrace.policy.retry import RetryAllowance
 from headrace.runtime.cancellation import Cancellation
+from headrace.runtime.carrying import record_of
 from headrace.runtime.inbound import Inbound, inbound_var, new_request_id
 
 Scope = MutableMapping[str, Any]
@@ -185,7 +186,7 @@ class ASGIMiddleware:
                 if found.status != CLIENT_CLOSED_REQUEST:  # that is nobody's trouble
                     emit(
                         ErrorMapped(
-                            upstream=exc.headrace.upstream,  # type: ignore[attr-defined]  # answer() saw it
+                            upstream="" if (record := record_of(exc)) is None else record.upstream,
                             status=found.status,
                             error=type(exc).__name__,
                             request_id=request_id,

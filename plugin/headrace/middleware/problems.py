@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from headrace.errors import CallCancelled, CircuitOpenError, DeadlineExceeded, PoolRejected, PoolTimeout
+from headrace.runtime.carrying import record_of
 from headrace.runtime.inbound import inbound_var
 
 MEDIA_TYPE = "application/problem+json"
@@ -67,7 +68,7 @@ def answer(exc: BaseException) -> ProblemAnswer | None:
     Refused or pool full 503 with `Retry-After`, timeout or deadline 504, cancelled because the client
     has left 499, anything else 502.
     """
-    record = getattr(exc, "headrace", None)
+    record = record_of(exc)
     if record is None:
         return None
     kind = _kind(exc)

@@ -22,6 +22,7 @@ from headrace.observe.events import ConfigWarning, ErrorMapped
 from headrace.observe.logs import emit
 from headrace.policy.plan import Configuration
 from headrace.policy.retry import RetryAllowance
+from headrace.runtime.carrying import record_of
 from headrace.runtime.inbound import Inbound, inbound_var, new_request_id
 
 if TYPE_CHECKING:
@@ -299,7 +300,7 @@ class _Exchange:
         body = self._start_answer(found, *((sys.exc_info(),) if self._status else ()))
         emit(
             ErrorMapped(
-                upstream=exc.headrace.upstream,  # type: ignore[attr-defined]  # answer() saw it
+                upstream="" if (record := record_of(exc)) is None else record.upstream,
                 status=found.status,
                 error=type(exc).__name__,
                 request_id=self._request_id,

@@ -40,7 +40,7 @@ class EndReason(StrEnum):
     POOL_TIMEOUT = "pool_timeout"
     POOL_REJECTED = "pool_rejected"
     CANCELLED = "cancelled"  # the caller, or the client he serves, went away; also a call abandoned half way
-    LOCAL_ERROR = "local_error"  # the request could not be made
+    LOCAL_ERROR = "local_error"  # the request could not be made, or the caller's own code ended it
     # Another attempt was wanted and something forbade it (`Exchange.denied`).
     METHOD = "method"  # it may have been sent, and `methods` does not name the method
     NOT_REPLAYABLE = "not_replayable"  # the body can be sent only once

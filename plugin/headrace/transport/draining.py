@@ -7,6 +7,8 @@ from typing import Final
 
 from urllib3.response import BaseHTTPResponse
 
+from headrace.transport.faults import callers_own
+
 KEEP_BYTES: Final = 64 * 1024
 """How much of a failed answer is read to keep it and its connection; a larger one is closed (DESIGN §4.1)."""
 
@@ -35,5 +37,7 @@ def drained(answer: BaseHTTPResponse, *, decode: bool) -> bytes | None:
             if len(body) > KEEP_BYTES:
                 return None
         return None
-    except Exception:  # it broke off; or a mock's, which reads otherwise: no reason to lose the next attempt
-        return None
+    except Exception as error:
+        if callers_own(error) is not None:
+            raise
+        return None  # it broke off; or a mock's, which reads otherwise: no reason to lose the next attempt

@@ -26,6 +26,7 @@ from urllib3.util.ssl_match_hostname import CertificateError
 
 from headrace.policy.outcome import Fault
 from headrace.transport.attempt import Phase
+from headrace.transport.foreign import is_foreign
 
 CUT_IN: Mapping[Phase, Fault] = MappingProxyType(
     {
@@ -49,13 +50,21 @@ def fault_of(error: BaseException, phase: Phase) -> tuple[Fault, bool]:
     """
     if not isinstance(error, Exception):
         return Fault.CANCELLED, False
-    if phase == "lease":
+    if phase == "lease" or callers_own(error) is not None:
         return Fault.LOCAL_ERROR, False  # nothing was attempted yet: bad URL, bad CA path, bad body …
     for cause in _innermost_first(error):
         found = _known(cause, phase)
         if found is not None:
             return found
     return Fault.LOCAL_ERROR, False
+
+
+def callers_own(error: BaseException) -> OSError | None:
+    """The error of the caller's own code that *error* is, or wraps: a signal handler's, a body's. Else None."""
+    for cause in _innermost_first(error):
+        if isinstance(cause, OSError) and is_foreign(cause):
+            return cause
+    return None
 
 
 def phase_of(error: BaseException) -> Phase:

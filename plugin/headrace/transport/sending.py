@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import sys
 
+from headrace.transport.foreign import is_foreign
+
 try:
     import fcntl
     import termios
@@ -33,7 +35,9 @@ def send_rest(sock: socket.socket, rest: memoryview, *, most: int) -> None:
         try:
             rest = rest[sock.send(rest[:most]) :]
             looks = 0
-        except TimeoutError:
+        except TimeoutError as error:
+            if is_foreign(error):
+                raise
             left = _unsent(sock)
             # The first look has nothing to be compared with. What was sent over TLS and not taken is tried again as
             # it was: OpenSSL wants the same bytes.

@@ -14,6 +14,8 @@ import threading
 from time import monotonic
 from typing import Any
 
+from headrace.transport.foreign import is_foreign
+
 LATE_S = 0.05
 """Seconds past its limit from which on a wait ended too late to mean anything.
 
@@ -64,8 +66,8 @@ class PatientSSLSocket(ssl.SSLSocket):
         began = monotonic()
         try:
             return super().read(len, buffer)
-        except TimeoutError:
-            if not _is_too_late(self, began):
+        except TimeoutError as error:
+            if not _is_too_late(self, began, error):
                 raise
         return super().read(len, buffer)
 
@@ -74,15 +76,17 @@ class PatientSSLSocket(ssl.SSLSocket):
         began = monotonic()
         try:
             super().do_handshake(block)
-        except TimeoutError:
-            if not _is_too_late(self, began):
+        except TimeoutError as error:
+            if not _is_too_late(self, began, error):
                 raise
         else:
             return
         super().do_handshake(block)
 
 
-def _is_too_late(sock: ssl.SSLSocket, began: float) -> bool:
-    """Whether the TimeoutError of a wait since *began* came well after its limit, and there is something to read."""
+def _is_too_late(sock: ssl.SSLSocket, began: float, error: TimeoutError) -> bool:
+    """Whether *error*, of a wait since *began*, came well after its limit, and there is something to read."""
+    if is_foreign(error):
+        return False
     limit_s = sock.gettimeout()
     return limit_s is not None and monotonic() - began >= limit_s + LATE_S and is_readable(sock)

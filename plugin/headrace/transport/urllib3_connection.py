@@ -27,6 +27,8 @@ from headrace.policy.plan import KeepalivePlan
 from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.draining import drained
 from headrace.transport.framing import FramedAnswer, is_framed_twice
+from headrace.transport.faults import callers_own
+from headrace.transport.foreign import is_foreign
 from headrace.transport.sending import LOOKS, send_rest
 from headrace.transport.standstill import GRACE_S
 
@@ -80,6 +82,9 @@ class StreamedResponse(GovernedResponse):
                 if lease is not None and lease.aborted is not None:
                     raise ConnectionAbortedError("the call was broken off amid the body")
         except HTTPError as error:
+            own = callers_own(error)
+            if own is not None:
+                raise own  # noqa: B904 - nothing of urllib3's is to be told of it
             tell, self.on_break = self.on_break, None
             if tell is not None:
                 tell(error, lease is not None and lease.aborted is not None)
@@ -154,8 +159,9 @@ class GovernedHTTPConnection(HTTPConnection):
             if type(data) is bytes and len(data) <= most:  # nearly every request: the socket takes it at once
                 try:
                     sent = sock.send(data)
-                except TimeoutError:
-                    pass
+                except TimeoutError as error:
+                    if is_foreign(error):
+                        raise
                 if sent == len(data):
                     return
             send_rest(sock, memoryview(data).cast("B")[sent:], most=most)
@@ -165,11 +171,13 @@ class GovernedHTTPConnection(HTTPConnection):
 
     def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3 itself overrides it
         """The response head; for a streamed call, sets the socket to the longest silence allowed in the body."""
+        attempt = current_attempt.get()
+        if attempt is not None and attempt.own_error is not None:
+            raise attempt.own_error  # urllib3 has taken it for the peer's, which may have answered before it left
         self.answering = sock = self.sock
         # http.client closes a connection that will not be kept alive as soon as the head is read, while the
         # body is still to come over the same socket: the slot stays taken until the body has ended.
         self._reading_head = True
-        attempt = current_attempt.get()
         try:
             response = super().getresponse()
         except Exception as error:
@@ -291,8 +299,10 @@ def _open_socket(conn: HTTPConnection, limit_s: float | None, attempt: Attempt |
                 sock.bind(conn.source_address)
             sock.connect(address)
         except OSError as error:
-            last = error
             sock.close()
+            if is_foreign(error):
+                raise
+            last = error
         except BaseException:
             sock.close()
             raise

@@ -21,6 +21,7 @@ from urllib3.response import BaseHTTPResponse
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import Origin, UpstreamPlan
 from headrace.transport.attempt import current_attempt
+from headrace.transport.foreign import noting
 from headrace.transport.lease import LeaseClosed, LeasePool, LeaseRejected, LeaseTimeout
 from headrace.transport.liveness import is_alive
 from headrace.transport.standstill import is_readable
@@ -30,6 +31,9 @@ from headrace.transport.urllib3_connection import (
     GovernedHTTPSConnection,
     socket_options,
 )
+
+BLOCKSIZE = 16 * 1024
+"""Bytes of a file that are read at a time: urllib3's own default."""
 
 
 class _Flag:
@@ -128,6 +132,8 @@ class GovernedHTTPPool(HTTPConnectionPool):
         attempt = current_attempt.get()
         if attempt is not None and attempt.headers:
             headers = with_defaults(self.headers if headers is None else headers, attempt.headers)
+        if attempt is not None and body is not None and type(body) is not bytes:
+            body = noting(body, attempt, blocksize=self.conn_kw.get("blocksize", BLOCKSIZE))
         return super().urlopen(method, url, body, headers, *args, **kw)
 
     def is_alive(self, conn: GovernedHTTPConnection | None) -> bool:
