@@ -366,7 +366,7 @@ class Call(Generic[T]):
                     own = callers_own(error)
                 if (
                     own is not None
-                ):  # it leaves as it is, even if our time was up: the caller's code has ended the call
+                ):  # the caller's code has ended the call, even if our time was up: it leaves as it is
                     fault, cut, self.error = Fault.LOCAL_ERROR, False, own
                 elif cancellation is not None and cancellation.is_cancelled:
                     fault, cut = Fault.CANCELLED, False  # broken off by us, not by the upstream
