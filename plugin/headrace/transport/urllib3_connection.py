@@ -26,9 +26,9 @@ from urllib3.response import HTTPResponse
 from headrace.policy.plan import KeepalivePlan
 from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.draining import drained
-from headrace.transport.framing import FramedAnswer, is_framed_twice
 from headrace.transport.faults import callers_own
 from headrace.transport.foreign import is_foreign
+from headrace.transport.framing import FramedAnswer, is_framed_twice
 from headrace.transport.sending import LOOKS, send_rest
 from headrace.transport.standstill import GRACE_S
 
