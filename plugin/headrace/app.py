@@ -197,7 +197,8 @@ class Headrace:
         )
         if self._mode_override is not None:
             emit(ModeOverridden(mode=self._mode_override))
-        each(self._reloader.announcements(), emit, doing="say what should make somebody look twice")
+        for event in self._reloader.announcements():
+            emit(event)
 
     def _end_watching(self) -> None:
         if self._watcher is not None:

@@ -31,8 +31,15 @@ class Reader:
         self._noted: dict[str, bytes] = {}
 
     def absolute(self, name: str) -> str:
-        """*name* against the working directory, symlinks kept: a ConfigMap swaps them."""
-        return os.path.normpath(self.cwd / FilePath(name).expanduser())
+        """*name* against the working directory, symlinks kept: a ConfigMap swaps them. Never raises."""
+        try:
+            path = FilePath(name).expanduser()
+        except (
+            RuntimeError,
+            ValueError,
+        ):  # nobody has that home: then it is a name like any other, of no file
+            path = FilePath(name)
+        return os.path.normpath(self.cwd / path)
 
     def read(self, name: str, *, limit_bytes: int) -> bytes:
         """The content of the regular file *name*, at most *limit_bytes*; no more than that is read.

@@ -117,7 +117,8 @@ class Reloader:
             with self._lock:
                 return self._reload(patient, events)
         finally:
-            each(events, emit, doing="log an event")
+            for event in events:
+                emit(event)
 
     def forget(self) -> None:
         """What the upstreams have learned is forgotten. Thread-safe."""
