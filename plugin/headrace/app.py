@@ -114,14 +114,14 @@ class Headrace:
                 try:
                     self._take_force()
                 except BaseException:
-                    carry_out(undo, doing="undo a start that failed")
+                    steps, undo = undo, ()
+                    carry_out(steps, doing="undo a start that failed")
                     raise
             self._announce()
-        except Exception:
-            raise
         except BaseException:  # an interrupt, perhaps when all was done: the caller never learns that it was
-            with self._lock:
-                carry_out(undo, doing="undo a start that was interrupted")
+            if undo:
+                with self._lock:
+                    carry_out(undo, doing="undo a start that was interrupted")
             raise
 
     def close(self) -> None:

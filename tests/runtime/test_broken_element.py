@@ -21,7 +21,7 @@ from headrace.adapters import install
 from headrace.observe.multiprocess import Writer
 from headrace.runtime import process
 from headrace.runtime.cancellation import Cancellation
-from headrace.runtime.threads import TICK_S, Housekeeping
+from headrace.runtime.threads import TICK_S, Housekeeping, ServiceThread
 from headrace.runtime.upstream import Upstream
 from support.faultserver import Answer, FaultServer
 from support.governed import rules, running
@@ -184,6 +184,49 @@ def test_a_task_of_housekeeping_that_raises_costs_the_others_no_round() -> None:
     assert not housekeeping.life()["alive"]
 
 
+def test_a_thread_whose_start_was_interrupted_when_it_ran_already_ends_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pitfall 62."""
+    start, ends = threading.Thread.start, []
+
+    def interrupted(self: threading.Thread) -> None:
+        start(self)
+        raise KeyboardInterrupt
+
+    def body(ended: threading.Event) -> None:
+        ends.append(ended.wait(10))
+
+    thread = ServiceThread("headrace-of-a-test")
+    with monkeypatch.context() as broken:
+        broken.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            thread.start(body)
+    wait_until(lambda: not thread.is_alive)
+    assert ends in ([], [True])  # it had not begun, or it was told
+    thread.start(body)
+    assert thread.is_alive
+    thread.stop()
+    assert ends[-1:] == [True]
+
+
+def test_a_body_that_raises_is_logged_once_and_the_next_start_works(caplog: pytest.LogCaptureFixture) -> None:
+    """Pitfall 60."""
+
+    class OfThisTest(Exception):
+        pass
+
+    def body(ended: threading.Event) -> None:
+        raise OfThisTest
+
+    thread = ServiceThread("headrace-of-a-test")
+    for _ in range(3):
+        thread.start(body)
+        wait_until(lambda: not thread.is_alive)
+    thread.stop()
+    assert caplog.text.count("could not go on with the thread headrace-of-a-test") == 1
+
+
 def test_an_instance_that_cannot_be_read_leaves_the_metrics_of_the_others(tmp_path: Path) -> None:
     """Pitfall 59."""
     registry = CollectorRegistry()
@@ -257,6 +300,34 @@ def test_a_library_that_cannot_be_taken_keeps_none_half_taken(
     assert not any(library._patch.is_on_top() for library in install._LIBRARIES)
     with hr:
         assert install.owners() == [hr]
+
+
+def test_a_library_that_cannot_follow_a_reload_leaves_the_others_at_the_old_rules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pitfall 62."""
+    file = tmp_path / "upstreams.yaml"
+    file.write_text(rules("http://u.invalid"))
+    hr = headrace.Headrace(file, registry=CollectorRegistry())
+    install.publish(hr, hr.snapshot)  # started, but for the threads: a watcher would reload on its own
+    before = hr.snapshot
+
+    class Stuck:
+        follow = staticmethod(lambda *_, **__: Broken().follow)
+
+    try:
+        file.write_text(rules("http://u.invalid", "    timeouts: {attempt: 1s}\n"))
+        with monkeypatch.context() as broken:
+            broken.setattr(install, "_LIBRARIES", (*install._LIBRARIES, Stuck))
+            with pytest.raises(TypeError, match="weak object"):
+                hr.reload()
+        routed = install._LIBRARIES[0]._routing.routes.match_url("http://u.invalid/")
+        assert routed is not None
+        assert routed[1] is before.upstream("billing")
+        assert hr.snapshot is before
+        assert hr.reload() == "applied"
+    finally:
+        hr.close()
 
 
 def test_a_renewal_that_raises_in_a_forked_child_costs_the_others_none(

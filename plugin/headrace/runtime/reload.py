@@ -283,9 +283,8 @@ class Reloader:
                 doing="put a new configuration in force",
             )
         except BaseException:
-            if (
-                self.snapshot is before
-            ):  # an interrupt in between: calls by URL would go by rules that nobody owns
+            # An interrupt in between: calls by URL would go by rules that nobody owns.
+            if self.snapshot is before:
                 carry_out((lambda: self._publish(before),), doing="put the old configuration back")
             raise
 
