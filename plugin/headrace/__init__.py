@@ -1,5 +1,6 @@
 """headrace: one validated upstreams.yaml governs every outbound call of an ASGI or WSGI app."""
 
+from headrace.adapters.streamed import detach
 from headrace.app import Headrace, current
 from headrace.app import start_from as install
 from headrace.errors import (
@@ -40,6 +41,7 @@ __all__ = [
     "WSGIMiddleware",
     "asgi_problem",
     "current",
+    "detach",
     "install",
     "problem",
     "propagate",

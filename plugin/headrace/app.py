@@ -345,7 +345,7 @@ class Headrace:
         if os.getpid() != process.pid:
             process.renew()
         inbound = inbound_var.get()
-        ours = inbound is not None and inbound.headrace is self
+        ours = inbound is not None and inbound.headrace is self and not inbound.is_over
         snapshot = inbound.snapshot if ours else self._reloader.snapshot  # type: ignore[union-attr]
         upstream = snapshot.upstreams.get(name) or snapshot.upstream(name)
         if upstream.state.pool.leases.stopped:
@@ -358,7 +358,7 @@ class Headrace:
         if os.getpid() != process.pid:
             process.renew()
         inbound = inbound_var.get()
-        if inbound is not None and inbound.headrace is self:
+        if inbound is not None and inbound.headrace is self and not inbound.is_over:
             return inbound.snapshot
         return self._reloader.snapshot
 

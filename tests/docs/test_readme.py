@@ -386,6 +386,34 @@ def test_work_on_other_threads_belongs_to_the_request(folder: Path, upstream: Fa
     assert ids == ["mine"] * 3
 
 
+@shows("Streamed answers/1")
+def test_an_answer_that_is_handed_on_is_read_after_its_request(folder: Path, upstream: FaultServer) -> None:
+    stored: list[bytes] = []
+    over = threading.Event()
+
+    def store(download: requests.Response) -> None:
+        assert over.wait(20)
+        with download:
+            stored.append(download.content)
+
+    def handler(_: Any) -> tuple[int, list[tuple[str, str]], list[bytes]]:
+        run(
+            "Streamed answers/1",
+            upstream,
+            headrace=headrace,
+            requests=requests,
+            threading=threading,
+            store=store,
+        )
+        return 200, [], [b""]
+
+    with headrace.Headrace() as hr:
+        WsgiGateway(handler, hr).request()
+        over.set()
+        wait_until(lambda: stored, timeout_s=20)
+    assert stored == [b'{"invoice": 7}']
+
+
 @shows("Ids and traces/1")
 def test_the_applications_own_log_lines_get_the_id(
     folder: Path, upstream: FaultServer, capsys: pytest.CaptureFixture[str]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import json
 import socket
 import textwrap
 import threading
@@ -13,6 +16,7 @@ from typing import Any
 
 import pytest
 import requests
+import yaml
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
@@ -23,7 +27,7 @@ from starlette.routing import Route
 
 import headrace
 from support.asgiserver import Server
-from support.faultserver import Answer, FaultServer, Silence
+from support.faultserver import Answer, Break, Endless, FaultServer, Silence
 from support.waiting import wait_until
 
 
@@ -272,3 +276,182 @@ def test_nothing_is_cut_unless_the_file_says_so(
         client.leave()
         wait_until(lambda: outcomes, timeout_s=20)
     assert outcomes[0].status_code == 200
+
+
+# --- and leaves no trace of it -------------------------------------------------------------------------
+
+
+def reading(hr: headrace.Headrace, tmp_path: Path, **service: Any) -> None:
+    """Have *service* in force."""
+    file = Path(hr.files[0])
+    document = yaml.safe_load(file.read_text())
+    document["service"] |= service
+    document["upstreams"]["billing"]["pool"] = {"max_connections": 8}
+    file.write_text(json.dumps(document))
+    hr.reload()
+
+
+BYTES = Endless(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n", b"x" * 1000, pause_s=0.002)
+
+
+def relay(url: str, **app: Any) -> Any:
+    def handler(request: Request) -> StreamingResponse:
+        return StreamingResponse(requests.get(url, stream=True).iter_content(100))
+
+    return Starlette(routes=[Route("/", handler, methods=["POST"])], **app)
+
+
+@contextlib.contextmanager
+def without_the_collector() -> Iterator[None]:
+    """It would find answers before their requests have ended, and warn of sockets of theirs."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def leave_amid(server: Server, clients: int) -> None:
+    """Each gets the beginning of an answer, and is not refused."""
+
+    def one(_: int) -> bytes:
+        client = Client(server.url, "/")
+        head = client.socket.recv(100)
+        client.socket.recv(1000)
+        client.leave()
+        return head
+
+    with ThreadPoolExecutor(8) as pool:
+        heads = list(pool.map(one, range(clients)))
+    assert {head.partition(b"\r\n")[0] for head in heads} == {b"HTTP/1.1 200 OK"}
+
+
+@pytest.mark.parametrize("cancels", [False, True])
+def test_two_hundred_clients_that_leave_amid_a_relayed_stream_hold_no_slot(
+    cancels: bool, hr: headrace.Headrace, upstream: FaultServer, tmp_path: Path
+) -> None:
+    """Pitfall 61. The answer is part of a cycle then, and nobody collects."""
+    reading(hr, tmp_path, cancel_on_disconnect=cancels)
+    upstream.always(BYTES)
+    with (
+        without_the_collector(),
+        Server(headrace.ASGIMiddleware(relay(upstream.url), headrace=hr), lifespan="off") as server,
+    ):
+        leave_amid(server, 200)
+        leases = hr.snapshot.upstream("billing").state.pool.leases
+        wait_until(lambda: leases.view().inuse == 0, timeout_s=20)
+        upstream.wait_for(lambda: upstream.open_connections == 0, timeout_s=20)
+        requests.get(upstream.url, stream=True).close()
+        assert leases.view().inuse == 0
+    counters = hr.snapshot.upstream("billing").state.counters
+    assert sum(counters.closed.values()) == 201
+    assert counters.closed.get("leaked", 0) == 0
+    assert counters.broken_bodies == 0
+    assert server.alarms == []
+
+
+@pytest.mark.parametrize("error_responses", ["propagate", "map"])
+@pytest.mark.parametrize("handlers", [{}, {requests.RequestException: headrace.asgi_problem}])
+@pytest.mark.parametrize("make", [*APPS, pytest.param(None, id="relayed")])
+def test_no_error_is_logged_for_a_client_that_has_left(
+    make: Callable[[Callable[[], Any]], Any] | None,
+    handlers: Any,
+    error_responses: str,
+    hr: headrace.Headrace,
+    upstream: FaultServer,
+    tmp_path: Path,
+) -> None:
+    reading(hr, tmp_path, error_responses=error_responses)
+    upstream.always(Silence() if make else BYTES)
+    outcomes: list[Any] = []
+    if make is None:
+        app = relay(upstream.url, exception_handlers=handlers)
+    else:
+        app = make(noting(outcomes, lambda: requests.get(f"{upstream.url}/a")))
+        for kind, handler in handlers.items():
+            app.add_exception_handler(kind, handler)
+    with (
+        without_the_collector(),
+        Server(headrace.ASGIMiddleware(app, headrace=hr), lifespan="off") as server,
+    ):
+        if make is None:
+            leave_amid(server, 30)
+            leases = hr.snapshot.upstream("billing").state.pool.leases
+            wait_until(lambda: leases.view().inuse == 0, timeout_s=20)
+        else:
+            client = Client(server.url, "/", body=b"all of it")
+            upstream.wait_for(lambda: len(upstream.requests) == 1, timeout_s=20)
+            client.leave()
+            assert_cancelled(outcomes, hr)
+    assert server.alarms == []
+    assert hr.service.copy().served_by_class.get("5xx", 0) == 0
+
+
+def test_a_bug_that_comes_up_when_a_client_has_left_is_logged_all_the_same(
+    hr: headrace.Headrace, upstream: FaultServer
+) -> None:
+    upstream.always(Silence())
+    outcomes: list[Any] = []
+    call = noting(outcomes, lambda: requests.get(f"{upstream.url}/a"))
+
+    def handler(request: Request) -> PlainTextResponse:
+        try:
+            call()
+        except requests.RequestException:
+            raise LookupError("a bug in what handles it")  # noqa: B904 - it does not say that it comes of it
+        return PlainTextResponse("fine")
+
+    app = Starlette(routes=[Route("/", handler, methods=["POST"])])
+    with Server(headrace.ASGIMiddleware(app, headrace=hr), lifespan="off") as server:
+        client = Client(server.url, "/")
+        upstream.wait_for(lambda: len(upstream.requests) == 1, timeout_s=20)
+        client.leave()
+        assert_cancelled(outcomes, hr)
+    (alarm,) = server.alarms
+    assert "a bug in what handles it" in alarm
+
+
+def test_an_upstream_that_fails_while_the_client_waits_is_logged_as_ever(
+    hr: headrace.Headrace, upstream: FaultServer, tmp_path: Path
+) -> None:
+    reading(hr, tmp_path, error_responses="propagate")
+    upstream.always(Break())
+    app = starlette_def(lambda: requests.post(f"{upstream.url}/a"))
+    with Server(headrace.ASGIMiddleware(app, headrace=hr), lifespan="off") as server:
+        assert requests.post(server.url, timeout=20).status_code == 500
+    (alarm,) = server.alarms
+    assert "ConnectionError" in alarm
+
+
+@pytest.mark.parametrize("reads_body", [False, True])
+@pytest.mark.parametrize("when", ["after the response", "after the call that was cut"])
+def test_whether_the_client_has_left_is_answered_as_without_headrace(
+    when: str, reads_body: bool, hr: headrace.Headrace, upstream: FaultServer
+) -> None:
+    """Starlette's `is_disconnected` looks without a wait."""
+    upstream.always(Silence() if when == "after the call that was cut" else Answer())
+    seen: list[Any] = []
+
+    class Endpoint:
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            request = Request(scope, receive)
+            if reads_body:
+                await request.body()
+            try:
+                await asyncio.to_thread(requests.get, f"{upstream.url}/a")
+            except headrace.CallCancelled:
+                pass
+            else:
+                await PlainTextResponse("fine")(scope, receive, send)
+            seen.append(await request.is_disconnected())
+
+    with Server(headrace.ASGIMiddleware(Endpoint(), headrace=hr), lifespan="off") as server:
+        client = Client(server.url, "/", body=b"all of it")
+        if when == "after the response":
+            assert client.answer().endswith(b"fine")
+        else:
+            upstream.wait_for(lambda: len(upstream.requests) == 1, timeout_s=20)
+            client.leave()
+        wait_until(lambda: seen, timeout_s=20)
+    assert seen == [True]

@@ -74,6 +74,7 @@ class Call(Generic[T]):
         "_may_wait",
         "_message",
         "_method",
+        "_opened_in",
         "_repeatable",
         "_replayable",
         "_streamed",
@@ -125,8 +126,11 @@ class Call(Generic[T]):
         self.error: Exception | None = None
         self._replayable = replayable
         inbound = outbound.inbound
-        if deadline_at is None and inbound is not None:
-            deadline_at = inbound.deadline_at
+        # What a request has left running behind keeps its id and its trace.
+        served = None if inbound is None or inbound.is_over else inbound
+        self._opened_in = served if streamed else None
+        if deadline_at is None and served is not None:
+            deadline_at = served.deadline_at
         self._cancellation = None if inbound is None else inbound.cancellation
         tracing = upstream.tracing
         self._trace = None
@@ -155,7 +159,7 @@ class Call(Generic[T]):
             max_attempts=plan.retry.max_attempts,
             may_sleep=self._may_wait,
             deadline_at=deadline_at,
-            allowance=None if inbound is None else inbound.allowance,
+            allowance=None if served is None else served.allowance,
             keyed=outbound.keyed,
             cancellation=self._cancellation,
             nth_try=0 if tries is None else tries.made,
@@ -195,6 +199,8 @@ class Call(Generic[T]):
                         record,
                         self._upstream.state.counters,
                         self._trace,
+                        opened_in=self._opened_in,
+                        pool=self._upstream.state.pool.leases,
                     )
                 return self.answer
             self.answer.close()  # type: ignore[attr-defined]  # a failed one, and nobody waits for it

@@ -49,7 +49,11 @@ class Routing:
         if os.getpid() != process.pid:
             process.renew()
         inbound = inbound_var.get()
-        if inbound is not None and self._wants(inbound.snapshot.configuration.install):
+        if (
+            inbound is not None
+            and not inbound.is_over
+            and self._wants(inbound.snapshot.configuration.install)
+        ):
             bound = inbound.snapshot.routes.match_url(url)
             # A request that outlived `reload.drain` finds its pool stopped, and goes on with what is in force.
             if bound is not None and not bound[1].state.pool.leases.stopped:
@@ -73,6 +77,7 @@ class Routing:
         inbound = inbound_var.get()
         return (
             inbound is not None
+            and not inbound.is_over
             and self._wants(inbound.snapshot.configuration.install)
             and inbound.snapshot.routes.names_origin(scheme, host, port)
         )

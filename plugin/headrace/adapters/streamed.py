@@ -1,31 +1,80 @@
-"""A streamed answer whose body breaks off: judged a success at its head, it is a failure after all."""
+"""A streamed answer after its head: whom it ends with, and what becomes of it if its body breaks off.
+
+Judged a success at its head, it is a failure after all.
+"""
 
 from __future__ import annotations
 
 import functools
 import time
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import requests
 from urllib3.exceptions import HTTPError
+from urllib3.response import BaseHTTPResponse
 
 from headrace.policy.counters import UpstreamCounters
-from headrace.policy.exchange import Exchange
+from headrace.policy.exchange import EndReason, Exchange
 from headrace.policy.outcome import Outcome
 from headrace.runtime.carrying import carry
+from headrace.runtime.inbound import Inbound
 from headrace.runtime.record import Record
 from headrace.transport.faults import fault_of
 from headrace.transport.urllib3_connection import StreamedResponse
 
 if TYPE_CHECKING:
     from headrace.observe.call_trace import CallTrace
+    from headrace.transport.lease import CloseReason, LeasePool
+
+A = TypeVar("A", bound=requests.Response | BaseHTTPResponse)
+
+
+def detach(answer: A) -> A:
+    """*answer*, which from now on outlives the inbound request that it was opened in, and is its holder's to close.
+
+    For a streamed one (`stream=True`, `preload_content=False`) that is read on after that request, by a thread
+    of its own, say, or for another request: else its connection is closed with the request. For any other
+    answer, outside of a request, or a second time, nothing is to be done. Too late once the request has ended.
+
+    Raises:
+        TypeError: *answer* is no response of requests or urllib3.
+    """
+    if isinstance(answer, requests.Response):
+        raw: object = answer.raw
+    elif isinstance(answer, BaseHTTPResponse):
+        raw = answer
+    else:
+        raise TypeError(
+            f"detach() takes a response of requests or urllib3 and returns it, not {type(answer).__name__!r}"
+        )
+    if isinstance(raw, StreamedResponse) and raw.let_go is not None:
+        let_go, raw.let_go = raw.let_go, None
+        let_go()
+    return answer
 
 
 def follow(
-    raw: object, exchange: Exchange, record: Record, counters: UpstreamCounters, trace: CallTrace | None
+    raw: object,
+    exchange: Exchange,
+    record: Record,
+    counters: UpstreamCounters,
+    trace: CallTrace | None,
+    *,
+    opened_in: Inbound | None,
+    pool: LeasePool[Any],
 ) -> None:
-    """Hear of it when the body of *raw* breaks off as its caller reads it. Keeps nothing that refers to *raw*."""
-    if isinstance(raw, StreamedResponse):
-        raw.on_break = functools.partial(_broke, exchange, record, counters, trace)
+    """Have *raw* end with the request *opened_in*, and hear of it when its body breaks off as its caller reads it.
+
+    Keeps nothing that refers to *raw*.
+    """
+    if not isinstance(raw, StreamedResponse):
+        return
+    raw.on_break = functools.partial(_broke, exchange, record, counters, trace)
+    token = None if raw.lease is None else raw.lease.token
+    if opened_in is not None and token is not None:
+        raw.let_go = functools.partial(opened_in.releases, token)
+        opened_in.covers(token, pool)
 
 
 def _broke(
@@ -34,8 +83,10 @@ def _broke(
     counters: UpstreamCounters,
     trace: CallTrace | None,
     error: HTTPError,
-    by_us: bool,
+    by_us: CloseReason | None,
 ) -> None:
+    if exchange.is_cancelled:
+        record = replace(record, reason=EndReason.CANCELLED)
     carry(record, on=error)
     if exchange.is_cancelled:
         error.add_note(
@@ -43,7 +94,9 @@ def _broke(
             f"has left (request id {record.request_id or '-'})"
         )
         return
-    if by_us:
+    if by_us == "abandoned":
+        return  # which it says itself
+    if by_us is not None:
         error.add_note(
             f'headrace: upstream "{record.upstream}": the body was broken off by headrace: its pool was stopped, or '
             f"its connection's lifetime was over (request id {record.request_id or '-'})"

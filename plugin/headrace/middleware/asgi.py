@@ -20,7 +20,13 @@ from starlette.concurrency import run_in_threadpool
 from headrace.app import File, Headrace
 from headrace.middleware.context import BLANK_BYTES, HeaderNames, Trace, deadline_at, is_sane_bytes
 from headrace.middleware.disconnect import DisconnectWatch
-from headrace.middleware.problems import CLIENT_CLOSED_REQUEST, ProblemAnswer, answer, too_late
+from headrace.middleware.problems import (
+    CLIENT_CLOSED_REQUEST,
+    ProblemAnswer,
+    answer,
+    comes_of_a_cancelled_call,
+    too_late,
+)
 from headrace.observe.events import ErrorMapped
 from headrace.observe.logs import emit
 from headrace.policy.retry import RetryAllowance
@@ -139,7 +145,9 @@ class ASGIMiddleware:
             nonlocal status, is_over
             kind = message["type"]
             if kind == "http.response.start":
-                status = message["status"]
+                # Nobody gets an answer that begins after its client has left.
+                has_left = cancellation is not None and cancellation.is_cancelled
+                status = CLIENT_CLOSED_REQUEST if has_left else message["status"]
                 headers = list(message.get("headers", ()))
                 for name, _ in headers:
                     if name == header or name.lower() == header:
@@ -193,6 +201,8 @@ class ASGIMiddleware:
                         )
                     )
                 await _send_answer(found, send_with_id, is_head=scope.get("method") == "HEAD")
+            elif cancellation is not None and cancellation.is_cancelled and comes_of_a_cancelled_call(exc):
+                pass  # our own doing, and there is nobody to answer: the server would make an alarm of it
             else:
                 status = status or 500  # what the server is going to answer
                 raise
@@ -205,6 +215,11 @@ class ASGIMiddleware:
                 inbound_var.reset(token)
             except ValueError:
                 pass  # an abandoned coroutine, closed by the collector in somebody else's context
+            inbound.is_over = (
+                True  # not end(), which is a Python-level call, unless there is something to end
+            )
+            if inbound.streams:
+                inbound.end()
             if watch is not None and cancellation is not None:
                 ends_by = sys.exc_info()[0]
                 if ends_by is CancelledError and not watch.is_over:

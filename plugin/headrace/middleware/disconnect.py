@@ -33,12 +33,15 @@ class DisconnectWatch:
         is_over: The response is; a disconnect from now on is how the server ends the request.
     """
 
-    __slots__ = ("_ahead", "_is_closed", "_on_disconnect", "_receive", "is_over")
+    __slots__ = ("_ahead", "_has_body", "_has_left", "_is_closed", "_on_disconnect", "_receive", "is_over")
 
     def __init__(self, receive: Receive, on_disconnect: Callable[[], None]) -> None:
         self._receive = receive
         self._on_disconnect = on_disconnect
         self._ahead: deque[asyncio.Future[Message]] = deque()  # not delivered; only the last may be pending
+        self._has_body = self._has_left = (
+            False  # all of it has been read from the server; that the client has
+        )
         self._is_closed = False
         self.is_over = False
 
@@ -53,6 +56,17 @@ class DisconnectWatch:
 
     async def receive(self) -> Message:
         """The next message, as the server's own `receive` gives it."""
+        if self._ahead and (self.is_over or self._has_left or (self._has_body and not self._ahead[0].done())):
+            # Who looks for the disconnect with no time to wait (Starlette's `is_disconnected`) is told by some
+            # servers at once, whatever is left of the body.
+            message = self._at_once()
+            if message is not None:
+                self._look_at(message)
+                if message["type"] == "http.disconnect":
+                    while self._ahead and self._ahead[0].done():  # nothing comes behind it
+                        self._ahead.popleft()
+                    return message
+                self._put_behind(message)
         while self._ahead:
             first = self._ahead[0]
             # Not `await first`, which would cancel it, and lose the message, when the application stops waiting.
@@ -83,8 +97,31 @@ class DisconnectWatch:
         if pending and waits:
             await asyncio.wait(pending)
 
+    def _at_once(self) -> Message | None:
+        """What the server's own `receive` has to say without a wait, or None."""
+        # By hand: a task would begin with the next turn of the loop, and then it is too late.
+        asked = self._receive().__await__()
+        try:
+            next(asked)
+        except StopIteration as said:
+            message: Message = said.value
+            return message
+        try:
+            asked.close()  # of a coroutine
+        except (AttributeError, RuntimeError):
+            pass  # of something else, which nobody waits for either
+        return None
+
+    def _put_behind(self, message: Message) -> None:
+        """Have *message* delivered behind what has arrived."""
+        held: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        held.set_result(message)
+        is_waiting = not self._ahead[-1].done()
+        self._ahead.insert(len(self._ahead) - is_waiting, held)
+
     def _read_ahead(self) -> None:
-        if not self._is_closed:
+        is_waiting = self._ahead and not self._ahead[-1].done()
+        if not self._is_closed and not is_waiting:
             task = asyncio.ensure_future(self._receive())
             self._ahead.append(task)
             task.add_done_callback(self._arrived)
@@ -99,5 +136,9 @@ class DisconnectWatch:
             self._read_ahead()
 
     def _look_at(self, message: Message) -> None:
-        if message["type"] == "http.disconnect" and not self.is_over:
-            self._on_disconnect()
+        if message["type"] == "http.request":
+            self._has_body = self._has_body or not message.get("more_body")
+        elif message["type"] == "http.disconnect":
+            self._has_left = True
+            if not self.is_over:
+                self._on_disconnect()

@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from headrace.errors import CallCancelled, CircuitOpenError, DeadlineExceeded, PoolRejected, PoolTimeout
+from headrace.policy.exchange import EndReason
 from headrace.runtime.carrying import record_of
 from headrace.runtime.inbound import inbound_var
 
@@ -106,6 +107,28 @@ def too_late(request_id: str) -> ProblemAnswer:
     }
     headers = {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"}
     return ProblemAnswer(json.dumps(body).encode(), 504, headers)
+
+
+def comes_of_a_cancelled_call(exc: BaseException) -> bool:
+    """Whether *exc* is what a call, or the body of an answer, was cancelled with, or wraps it and says so.
+
+    One that merely came up while such an error was handled is another's.
+    """
+    seen: list[BaseException] = []
+    todo = [exc]
+    while todo and len(seen) < 64:  # a cycle of causes is legal Python
+        one = todo.pop()
+        if any(one is other for other in seen):
+            continue
+        seen.append(one)
+        record = record_of(one)
+        if record is not None and record.reason is EndReason.CANCELLED:
+            return True
+        nested = (*one.args, one.__dict__.get("reason"), one.__cause__)  # requests, urllib3, the application
+        if isinstance(one, BaseExceptionGroup):
+            nested = (*nested, *one.exceptions)
+        todo += [cause for cause in nested if isinstance(cause, BaseException)]
+    return False
 
 
 def problem(exc: Exception) -> ProblemAnswer:

@@ -3,6 +3,10 @@
 The call of the application, each step of its iteration and its `close()` run in one
 copied context: a generator that starts a `requests` call in its body sees the request
 it belongs to, and nothing it sets leaks into the next request of the thread.
+
+A caller that wants what leaks says so: werkzeug's debugger and the `with` of Flask's test client
+go on with the contexts that the application has entered (`werkzeug.debug.preserve_context`), and leave
+them where they were entered. Then each step runs in the caller's own context.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import copy_context
+from functools import partial
 from itertools import repeat
 from os import getpid
 from time import monotonic, perf_counter
@@ -37,6 +42,8 @@ _PHRASES = {
     504: "Gateway Timeout",
 }
 WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+_KEEPS_CONTEXT = "werkzeug.debug.preserve_context"
 
 
 class WSGIMiddleware:
@@ -106,7 +113,6 @@ class WSGIMiddleware:
         environ["headrace.instance"] = headrace
 
         exchange = _Exchange(headrace, configuration, request_id, began, environ, start_response)
-        run = exchange.run
         due_at = None
         if service.deadline is not None:
             value = None if names.deadline is None else environ.get(names.deadline)
@@ -118,16 +124,30 @@ class WSGIMiddleware:
                 return exchange.answered(too_late(request_id))
         allowance = RetryAllowance(repeat(None, service.max_retries_per_request))
         inbound = Inbound(headrace, snapshot, request_id, allowance, due_at, trace)
+        exchange.inbound = inbound
         if tracing is not None:
-            exchange.tracing, exchange.inbound = tracing, inbound
+            exchange.tracing = tracing
             if outer is not None:
                 outer.meet(inbound)
-        run(inbound_var.set, inbound)
+        run: Callable[..., Any]
+        if _KEEPS_CONTEXT in environ:
+            exchange.run = run = partial(_within, inbound)
+        else:
+            run = exchange.run
+            run(inbound_var.set, inbound)
         try:
-            body = run(self.app, environ, exchange.start_response)
-        except Exception as exc:
-            return exchange.failed(exc)
+            body: Iterable[bytes] = run(self.app, environ, exchange.start_response)
+        except BaseException as exc:
+            inbound.end()
+            if isinstance(exc, Exception):
+                return exchange.failed(exc)
+            raise
         if type(body) is list or type(body) is tuple:
+            inbound.is_over = (
+                True  # not end(), which is a Python-level call, unless there is something to end
+            )
+            if inbound.streams:
+                inbound.end()
             exchange.count()
             return body
         file_wrapper = environ.get("wsgi.file_wrapper")
@@ -160,6 +180,15 @@ class _Keys:
         self.id_is_trace = names.id_is_trace
         self.takes_trace = names.takes_trace
         self.deadline = None if names.deadline is None else _key_of(names.deadline)
+
+
+def _within(inbound: Inbound, function: Callable[..., Any], *args: Any) -> Any:
+    """What *function* answers; while it runs, the caller's own context belongs to *inbound*."""
+    token = inbound_var.set(inbound)
+    try:
+        return function(*args)
+    finally:
+        inbound_var.reset(token)
 
 
 def _key_of(header: str) -> str:
@@ -197,7 +226,7 @@ class _Exchange:
         environ: Environ,
         start_response: StartResponse,
     ) -> None:
-        self.run = copy_context().run
+        self.run: Callable[..., Any] = copy_context().run
         self.body: Any = ()  # whatever the application returned
         self._headrace = headrace
         self._configuration = configuration
@@ -257,7 +286,7 @@ class _Exchange:
         return chunk
 
     def close(self) -> None:
-        """The application's `close()`, once (Pitfall 47), and the count."""
+        """The application's `close()`, once (Pitfall 47), the end of the request, and the count."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -266,6 +295,8 @@ class _Exchange:
             if close is not None:
                 self.run(close)
         finally:
+            if self.inbound is not None:
+                self.inbound.end()
             self.count()
 
     def count(self) -> None:
@@ -324,7 +355,8 @@ class _Exchange:
     def _mapped(self, exc: Exception) -> ProblemAnswer | None:
         if self._is_sending or self._configuration.service.error_responses != "map":
             return None
-        return self.run(answer, exc)
+        found: ProblemAnswer | None = self.run(answer, exc)
+        return found
 
 
 class _Closing:

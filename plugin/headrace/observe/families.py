@@ -181,7 +181,7 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
     Family(
         "headrace_pool_connections_closed_total",
         "counter",
-        "Connections closed, by reason: idle, lifetime, dead, surplus, retired, error, leaked.",
+        "Connections closed, by reason: idle, lifetime, dead, surplus, retired, error, leaked, abandoned.",
         ("reason",),
         lambda up: _by_one(up.counters.closed),
     ),

@@ -9,17 +9,22 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import urandom
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from headrace.observe.isolation import each
 from headrace.observe.logs import bound_request
 from headrace.policy.retry import RetryAllowance
 from headrace.runtime.cancellation import Cancellation
 
 if TYPE_CHECKING:
     from headrace.observe.request_trace import RequestTrace
+    from headrace.runtime.cancellation import Token
     from headrace.runtime.snapshot import Snapshot
+    from headrace.transport.lease import LeasePool
+
+_MANY = 64
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,7 +32,10 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Inbound:
-    """One inbound request.
+    """One inbound request. Thread-safe in `covers`, `releases` and `end`.
+
+    It may be referred to for longer than it lasts, by a task or thread that it has left behind: then it is
+    `is_over`, and only its id and its trace still count.
 
     Attributes:
         headrace: The instance whose middleware took the request in (typed loosely: it lives a layer above).
@@ -38,6 +46,9 @@ class Inbound:
         trace: Its `traceparent` and `tracestate`, for upstreams when no tracer is there.
         cancellation: Aborts its outbound calls; None unless `cancel_on_disconnect` is on.
         told: What its span is to be told, or None while there is nothing.
+        streams: The streamed answers that it has opened, by what their pools know their leases by. Weak: one that
+            has ended does nothing here. A single operation on it is atomic, with and without the GIL.
+        is_over: It has ended. Never becomes False again.
     """
 
     headrace: Any
@@ -48,6 +59,42 @@ class Inbound:
     trace: tuple[tuple[str, str], ...] = ()
     cancellation: Cancellation | None = None
     told: RequestTrace | None = None
+    streams: dict[Token, LeasePool[Any]] = field(default_factory=dict, repr=False)
+    is_over: bool = False
+
+    def covers(self, token: Token, pool: LeasePool[Any]) -> None:
+        """From now on the answer over *token* ends with this request; at once, if that is over."""
+        streams = self.streams
+        streams[token] = pool
+        # By powers of two: who opens many, one after the other, pays for each about once.
+        if (n := len(streams)) >= _MANY and not n & (n - 1):
+            for held in list(streams.copy()):
+                if (lease := held()) is None or lease.token is not held:
+                    streams.pop(held, None)
+        if self.is_over:  # looked at after the store: `end` copies after its own
+            pool.end(token, "abandoned")
+
+    def releases(self, token: Token) -> None:
+        """The answer over *token* may outlive this request, and its client."""
+        self.streams.pop(token, None)
+        if self.cancellation is not None:
+            self.cancellation.releases(token)
+
+    def end(self) -> None:
+        """The request is over, and the answers with it that it has left unread. Idempotent.
+
+        Called on the event loop too: it blocks for locks of lease pools, and until a thread that is
+        reading one of them has let go of it, which it is made to.
+        """
+        self.is_over = True
+        streams = self.streams.copy()
+        self.streams.clear()
+        each(streams.items(), _end, doing="end a streamed answer with its inbound request")
+
+
+def _end(stream: tuple[Token, LeasePool[Any]]) -> None:
+    token, pool = stream
+    pool.end(token, "abandoned")
 
 
 inbound_var: ContextVar[Inbound | None] = bound_request

@@ -70,7 +70,7 @@ from headrace.transport.standstill import opened_in_time
 C = TypeVar("C")
 E = TypeVar("E")
 
-CloseReason = Literal["idle", "lifetime", "dead", "surplus", "retired", "error", "leaked"]
+CloseReason = Literal["idle", "lifetime", "dead", "surplus", "retired", "error", "leaked", "abandoned"]
 """Why a connection was closed.
 
 idle: unused for `idle_timeout`. lifetime: `max_lifetime` or `max_requests_per_connection` is
@@ -78,7 +78,8 @@ over. dead: the peer has closed it, or said in its last answer that it will (`Co
 or has sent what nobody asked for, or an answer whose end can be read in two ways.
 surplus: one-off, above `max_idle`, beyond a lowered size, or it made room for
 a fresh one. retired: of a pool that a reload has replaced. error: broken off or
-closed amid an answer. leaked: dropped by its holder without being given back.
+closed amid an answer. leaked: dropped by its holder without being given back. abandoned: the
+inbound request that its answer was opened in ended before its body did.
 """
 
 LIFETIME_JITTER = 0.025
@@ -371,6 +372,34 @@ class LeasePool(Generic[C]):
                 if (gate := self._waiters.pop(lease, None)) is not None:
                     self._fresh.discard(lease)
                     gate.release()
+        self._settle()
+        return found
+
+    def end(self, token: ref[Lease[C]], reason: CloseReason) -> bool:
+        """End the lease with *token* in place of its holder; False, and nothing done, if it has ended.
+
+        The holder may be gone for good although he is still referred to. Whoever waits for bytes on another
+        thread is broken off first, as by `abort`; then the slot is free and the connection closed. Blocks
+        for the lock, and until that other thread has let go of the connection.
+
+        Args:
+            reason: What the close of the connection is counted as.
+        """
+        self._leave_parent()
+        with self._lock:
+            self._take_back()
+            lease = token()
+            found = (
+                lease is not None
+                and lease.token is token
+                and (token in self._inuse or token in self._one_off)
+            )
+            if lease is not None and found:
+                lease.aborted = lease.aborted or reason
+                lease.expires_at = -_NEVER  # it may be on its way back, unseen
+                self._abort_lease(token)
+                self._returns.append((lease, reason))
+                self._take_back()
         self._settle()
         return found
 

@@ -7,7 +7,7 @@ import http.client
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -59,36 +59,69 @@ class StreamedResponse(GovernedResponse):
     """The same, where the caller reads the body.
 
     Attributes:
-        on_break: Told once, in the reading thread, of the error that a read ends with, and whether it was
-            we who shut the connection.
+        lease: What the body is read over; also once the connection was closed under its reader's hands.
+        let_go: Has it outlive the inbound request that it was opened in; None: it ends with none.
+        on_break: Told once, in the reading thread, of the error that a read ends with, and, if it was
+            we who shut the connection, as what.
     """
 
-    on_break: Callable[[HTTPError, bool], None] | None = None
+    lease: Lease[Any] | None = None
+    let_go: Callable[[], object] | None = None
+    on_break: Callable[[HTTPError, CloseReason | None], None] | None = None
 
     def drain_conn(self) -> None:
         """The same; how that ends says nothing of the upstream."""
         self.on_break = None
         super().drain_conn()
 
+    def stream(
+        self, amt: int | None = 2**16, decode_content: bool | None = None
+    ) -> Generator[bytes, None, None]:
+        """The body in pieces, as urllib3's. Blocks."""
+        yield from super().stream(amt, decode_content)
+        # Stock takes a body whose connection was closed under its hands for one that is whole.
+        if self.lease is not None and self.lease.aborted is not None:
+            with self._error_catcher():
+                pass
+
     @contextmanager
     def _error_catcher(self) -> Iterator[None]:
         # urllib3's one place where errors of the body are given their class.
-        conn = self._connection
-        lease = conn.lease if isinstance(conn, GovernedHTTPConnection) else None
+        lease = self.lease
         try:
             with super()._error_catcher():
-                yield
+                if lease is not None and lease.aborted is not None:
+                    raise _broken_off(lease)
+                try:
+                    yield
+                except Exception as error:
+                    # What http.client stumbles over when its file is closed meanwhile may be anything.
+                    if lease is None or lease.aborted is None:
+                        raise
+                    raise _broken_off(lease) from error
                 # A body that ends with its connection looks whole when it was we who shut that.
                 if lease is not None and lease.aborted is not None:
-                    raise ConnectionAbortedError("the call was broken off amid the body")
+                    raise _broken_off(lease)
         except HTTPError as error:
             own = callers_own(error)
             if own is not None:
                 raise own  # noqa: B904 - nothing of urllib3's is to be told of it
             tell, self.on_break = self.on_break, None
             if tell is not None:
-                tell(error, lease is not None and lease.aborted is not None)
+                tell(error, None if lease is None else lease.aborted)
             raise
+
+
+_ABANDONED = (
+    "the inbound request that this answer was opened in has ended, and so did the answer; "
+    "headrace.detach(answer) has one outlive its request"
+)
+
+
+def _broken_off(lease: Lease[Any]) -> ConnectionAbortedError:
+    return ConnectionAbortedError(
+        _ABANDONED if lease.aborted == "abandoned" else "the call was broken off amid the body"
+    )
 
 
 class GovernedHTTPConnection(HTTPConnection):
@@ -103,6 +136,7 @@ class GovernedHTTPConnection(HTTPConnection):
         most_at_once: Bytes that one send() of its socket is given.
         answering: The socket of the last answer; http.client takes it off the connection
             before the body has been read, if the connection ends with it.
+        last_answer: Then what reads from it, which http.client does not close with the connection.
     """
 
     response_class = FramedAnswer
@@ -112,6 +146,7 @@ class GovernedHTTPConnection(HTTPConnection):
     handshake_s: float | None = None
     most_at_once = sys.maxsize
     answering: socket.socket | None = None
+    last_answer: http.client.HTTPResponse | None = None
     _reading_head = False
 
     def connect(self) -> None:
@@ -199,9 +234,13 @@ class GovernedHTTPConnection(HTTPConnection):
             if attempt.streamed and sock is not None:
                 sock.settimeout(attempt.timeouts.read_s)
         # urllib3 makes the response itself and has no hook for its class; the layout is the same.
-        response.__class__ = (
-            StreamedResponse if attempt is not None and attempt.streamed else GovernedResponse
-        )
+        if attempt is not None and attempt.streamed:
+            response.__class__ = StreamedResponse
+            response.lease = self.lease  # type: ignore[attr-defined]
+            if self.sock is None:
+                self.last_answer = response._original_response
+        else:
+            response.__class__ = GovernedResponse
         return response
 
     def close(self) -> None:
@@ -209,6 +248,9 @@ class GovernedHTTPConnection(HTTPConnection):
         super().close()
         if self._reading_head:
             return
+        answer, self.last_answer = self.last_answer, None
+        if answer is not None:
+            answer.close()
         lease, leases = self.lease, self.leases
         if lease is not None and leases is not None:
             leases.give_back_quietly(lease, self.ends_as)
