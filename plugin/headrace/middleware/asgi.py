@@ -215,9 +215,8 @@ class ASGIMiddleware:
                 inbound_var.reset(token)
             except ValueError:
                 pass  # an abandoned coroutine, closed by the collector in somebody else's context
-            inbound.is_over = (
-                True  # not end(), which is a Python-level call, unless there is something to end
-            )
+            # Not end(), a Python-level call, unless there is something to end.
+            inbound.is_over = True
             if inbound.streams:
                 inbound.end()
             if watch is not None and cancellation is not None:

@@ -143,9 +143,8 @@ class WSGIMiddleware:
                 return exchange.failed(exc)
             raise
         if type(body) is list or type(body) is tuple:
-            inbound.is_over = (
-                True  # not end(), which is a Python-level call, unless there is something to end
-            )
+            # Not end(), a Python-level call, unless there is something to end.
+            inbound.is_over = True
             if inbound.streams:
                 inbound.end()
             exchange.count()
