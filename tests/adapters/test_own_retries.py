@@ -476,7 +476,7 @@ def test_a_session_with_retries_is_served_as_without_headrace(
             session.mount("http://", HTTPAdapter(max_retries=own))
             try:
                 answer = session.request(method, server.url, stream=stream, timeout=timeout_s)
-                seen += [answer.status_code, answer.url, dict(answer.headers), answer.raw.version_string]
+                seen += [answer.status_code, answer.url, dict(answer.headers), answer.raw.version]
                 seen += [[one.status for one in answer.raw.retries.history], dict(session.cookies)]
                 seen += [answer.reason, answer.content]
                 answer.close()

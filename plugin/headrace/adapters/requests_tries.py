@@ -119,7 +119,9 @@ class _Hop(Hop):
         self.try_again(url)
         if not self.replayable and isinstance(retries, Retry) and not retries.history:
             retries = unsent_only(retries)
-        return super().urlopen(method, url, body, headers, retries, *args, **kw)
+        if args:  # stock's loop, calling itself
+            return super().urlopen(method, url, body, headers, retries, *args, **kw)
+        return super().urlopen(method, url, body, headers=headers, retries=retries, **kw)
 
     def govern(
         self,
@@ -222,11 +224,11 @@ class _Surface:
             method,
             self._target,
             request.body,
-            self._headers,
-            NO_RETRY,
-            False,  # redirect
-            False,  # assert_same_host: the target is a path
-            timeout,
+            headers=self._headers,
+            retries=NO_RETRY,
+            redirect=False,
+            assert_same_host=False,  # the target is a path
+            timeout=timeout,
             chunked=self._chunked,
             preload_content=False,
             decode_content=False,

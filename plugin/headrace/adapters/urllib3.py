@@ -156,11 +156,11 @@ class UrlopenSurface:
             self._method,
             self._target,
             self._body,
-            self._headers,
-            NO_RETRY,
-            False,  # redirect
-            False,  # assert_same_host: the target is a path
-            timeout,
+            headers=self._headers,
+            retries=NO_RETRY,
+            redirect=False,
+            assert_same_host=False,  # the target is a path
+            timeout=timeout,
             **response_kw,
         )
 

@@ -67,15 +67,20 @@ def _with_references(schema: dict[str, Any]) -> dict[str, Any]:
         elif word == "default":
             # A section's default is its keys' defaults once more; an editor would paste it whole.
             if not isinstance(value, dict) or not value:
-                changed[word] = int(value) if isinstance(value, float) and value == int(value) else value
+                changed[word] = _as_whole(value)
         else:
-            changed[word] = value
+            changed[word] = _as_whole(value)
     if "patternProperties" in changed:
         changed["additionalProperties"] = False
     if _wants_particular_value(schema):
         kept = {word: changed.pop(word) for word in _TYPE_WORDS if word in changed}
         changed["anyOf"] = [kept, {"$ref": "#/$defs/Reference"}]
     return changed
+
+
+def _as_whole(value: Any) -> Any:
+    """*value*, as an integer if it is a float without a fraction: which of them bounds are differs by pydantic."""
+    return int(value) if isinstance(value, float) and value == int(value) else value
 
 
 def _wants_particular_value(schema: dict[str, Any]) -> bool:

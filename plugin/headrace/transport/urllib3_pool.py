@@ -134,7 +134,11 @@ class GovernedHTTPPool(HTTPConnectionPool):
             headers = with_defaults(self.headers if headers is None else headers, attempt.headers)
         if attempt is not None and body is not None and type(body) is not bytes:
             body = noting(body, attempt, blocksize=self.conn_kw.get("blocksize", BLOCKSIZE))
-        return super().urlopen(method, url, body, headers, *args, **kw)
+        if args:  # stock's loop, calling itself
+            return super().urlopen(method, url, body, headers, *args, **kw)
+        # By keyword, as callers do: what wraps stock's urlopen (OpenTelemetry's first instrumentations) may add
+        # headers of its own, and looks for ours there alone.
+        return super().urlopen(method, url, body, headers=headers, **kw)
 
     def is_alive(self, conn: GovernedHTTPConnection | None) -> bool:
         """Whether the peer of an idle connection has neither closed it nor said anything. Does not block."""
