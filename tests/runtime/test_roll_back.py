@@ -21,7 +21,7 @@ from headrace.runtime.threads import Housekeeping
 from headrace.runtime.watch import Watcher
 from support.faultserver import FaultServer
 from support.governed import rules
-from support.interrupts import interrupted_at
+from support.interrupts import interrupted_within
 from support.waiting import wait_until
 
 LIFECYCLE = (
@@ -222,7 +222,7 @@ def test_an_interrupt_anywhere_in_a_start_undoes_it(process: Process) -> None:
 
     def start(point: int) -> tuple[bool, bool]:
         hr = process.make()
-        found = interrupted_at(point, hr.start, within=LIFECYCLE)
+        found = interrupted_within(LIFECYCLE, point, hr.start)
         if found[0]:
             assert (point, hr.status()["running"], hr.started_in) == (point, False, 0)
             process.assert_clean(point)
@@ -240,7 +240,7 @@ def test_an_interrupt_anywhere_in_a_with_statement_leaves_nothing(process: Proce
             with headrace.install(process.file, registry=process.registry):
                 pass
 
-        found = interrupted_at(point, block, within=("headrace/app.py",))
+        found = interrupted_within(("headrace/app.py",), point, block)
         for one in app.instances():
             one.close()  # an interrupt before or amid the close itself: a second one finds what is left
         process.assert_clean(point)
@@ -257,7 +257,7 @@ def test_an_interrupt_anywhere_in_a_close_leaves_the_rest_to_the_next_one(proces
         nonlocal left_to_the_next
         hr = process.make()
         hr.start()
-        found = interrupted_at(point, hr.close, within=LIFECYCLE)
+        found = interrupted_within(LIFECYCLE, point, hr.close)
         left_to_the_next += bool(process.left_behind())
         hr.close()
         process.assert_clean(point)
@@ -284,7 +284,7 @@ def test_an_interrupt_anywhere_in_the_undoing_of_a_failed_start_leaves_the_rest_
                 with pytest.raises(RuntimeError):
                     hr.start()
 
-            found = interrupted_at(point, failing, within=LIFECYCLE)
+            found = interrupted_within(LIFECYCLE, point, failing)
         hr.close()
         process.assert_clean(point)
         return found
@@ -306,7 +306,7 @@ def test_an_interrupt_anywhere_in_a_reload_leaves_the_old_rules_or_the_new_ones(
         before = hr.snapshot
         process.file.write_text(new)
         try:
-            found = interrupted_at(point, hr.reload, within=(*LIFECYCLE, "runtime/upstream.py"))
+            found = interrupted_within((*LIFECYCLE, "runtime/upstream.py"), point, hr.reload)
             snapshot = hr.snapshot
             results.add(snapshot is before)
             upstream = snapshot.upstream("billing")

@@ -1,26 +1,63 @@
-"""KeyboardInterrupt at a chosen point of a piece of code, on the thread that runs it."""
+"""KeyboardInterrupt at a chosen point: Ctrl-C, Celery's soft time limit, a greenlet that is killed."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import random
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
+
+import requests
+
+from headrace.errors import PoolRejected, PoolTimeout
+from headrace.transport.attempt import current_attempt
+from support.faultserver import FaultServer
+from support.governed import running
+
+STORM = """version: 1
+upstreams:
+  refused: {{base_url: '{0}/refused', pool: {{max_connections: 1, when_full: reject}}}}
+  waiting: {{base_url: '{0}/waiting', pool: {{max_connections: 1}}, timeouts: {{acquire: 2ms}}}}
+  going:   {{base_url: '{0}/going', pool: {{max_connections: 2}}}}
+"""
 
 _FINALIZERS = ("weakref.py", "_weakrefset.py")
 """What these raise, CPython swallows: their callbacks run as part of whatever is under way."""
 
 
-def interrupted_at(
-    point: int, act: Callable[[], object], *, within: tuple[str, ...] | None = None
-) -> tuple[bool, bool]:
-    """Run *act*, raising KeyboardInterrupt at its *point*-th; whether it got that far, and whether it came out.
+def interrupted_at(point: int, act: Callable[[], object]) -> bool:
+    """Run *act*, raising KeyboardInterrupt at its *point*-th; whether it got that far.
 
     The points are those where CPython looks for signals: the beginning of a Python
-    function, and the return from a C function. After a plain store it does not look, nor between the last
-    call of a `with` block and the end of it: so a line is no point.
+    function, and the return from a C function. After a plain store it does not look.
+    """
+    left = point
 
-    Args:
-        within: Count only what files that end so call, or are called by; None: everything.
+    def note(frame: FrameType, event: str, _: object) -> None:
+        nonlocal left
+        if event in ("call", "c_return"):
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+
+    sys.setprofile(note)
+    try:
+        act()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.setprofile(None)
+    return left <= 0
+
+
+def interrupted_within(files: tuple[str, ...], point: int, act: Callable[[], object]) -> tuple[bool, bool]:
+    """As `interrupted_at`, of the points in *files* (by how their names end) and of what they call.
+
+    Returns:
+        Whether it got that far, and whether the interrupt came out of *act*.
     """
     left = point
 
@@ -28,9 +65,9 @@ def interrupted_at(
         nonlocal left
         if event not in ("call", "c_return") or frame.f_code.co_filename.endswith(_FINALIZERS):
             return
-        if within is not None and not frame.f_code.co_filename.endswith(within):
+        if not frame.f_code.co_filename.endswith(files):
             caller = frame.f_back if event == "call" else None
-            if caller is None or not caller.f_code.co_filename.endswith(within):
+            if caller is None or not caller.f_code.co_filename.endswith(files):
                 return
         left -= 1
         if left == 0:
@@ -45,3 +82,58 @@ def interrupted_at(
     finally:
         sys.setprofile(None)
     return left <= 0, came_out
+
+
+def points_of(act: Callable[[], object]) -> int:
+    """How many points *act* has."""
+    count = 0
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_return")
+
+    sys.setprofile(note)
+    try:
+        act()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def interrupt_storm(folder: Path, seed: int, *, interrupts: int) -> list[str]:
+    """*interrupts* at random points of calls that are refused, that wait in vain, and that run; what is wrong then."""
+    dice = random.Random(seed)
+    with FaultServer() as server, running(folder, STORM.format(server.url)) as hr:
+
+        def call(name: str) -> Callable[[], object]:
+            def one() -> None:
+                with contextlib.suppress(PoolRejected, PoolTimeout):
+                    requests.get(f"{server.url}/{name}")
+
+            return one
+
+        calls = {name: call(name) for name in ("refused", "waiting", "going")}
+        pools = {name: hr.snapshot.upstream(name).state.pool.leases for name in calls}
+        held = [requests.get(f"{server.url}/{name}", stream=True) for name in ("refused", "waiting")]
+        points = {name: points_of(act) for name, act in calls.items()}
+        for _ in range(interrupts):
+            name = dice.choice(tuple(calls))
+            interrupted_at(dice.randint(1, points[name]), calls[name])
+            current_attempt.set(None)
+        wrong = []
+        for answer in held:
+            answer.close()
+        gc.collect()
+        for name, pool in pools.items():
+            view = pool.view()
+            if view.inuse or view.waiting or view.one_off or pool._lock.locked():
+                wrong.append(f"seed {seed}: {name} is {pool!r}")
+            if faults := [repr(report) for report in pool.reports() if not hasattr(report, "held_s")]:
+                wrong.append(f"seed {seed}: {name} told {faults}")
+        hr.status()
+        hr.reload()
+        for name in calls:
+            status = requests.get(f"{server.url}/{name}").status_code
+            if status != 200:
+                wrong.append(f"seed {seed}: {name} answered {status}")
+    return wrong
