@@ -19,10 +19,10 @@ import trustme
 import urllib3
 
 import headrace
+from headrace.policy.permit import Permit, Verdict
 from headrace.transport.attempt import Attempt, current_attempt
 from support.faultserver import (
     Answer,
-    Break,
     Endless,
     FaultServer,
     Raw,
@@ -250,17 +250,18 @@ def test_a_failed_answer_is_kept_only_if_all_of_it_came(
     """One that ends with the connection looks whole when we have ended it."""
     body = (
         "    retry: {max_attempts: 2, backoff: {base: 500ms, max: 500ms, jitter: none}}\n"
-        "    circuit_breaker: {consecutive_failures: 2}\n"
+        "    circuit_breaker: {consecutive_failures: 1}\n"
     )
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         server.at("/drips", Answer(503) if is_whole else Endless(b"HTTP/1.1 503 No\r\n\r\n", b"x"))
-        server.at("/fails", Break())
         with ThreadPoolExecutor() as executor:
             slow = executor.submit(get(hr), "/drips", stream=True)
             server.wait_for(lambda: server.first_lines == 1)
-            time.sleep(0.1)  # its head has arrived, and counts as a failure
-            with pytest.raises((requests.RequestException, urllib3.exceptions.HTTPError)):
-                get(hr)("/fails")  # opens the circuit: no further attempt is made
+            time.sleep(0.1)  # its head has arrived
+            circuit = hr.snapshot.upstream("billing").state.circuit
+            another_call = circuit.acquire(time.monotonic())
+            assert isinstance(another_call, Permit)
+            circuit.record(another_call, Verdict.FAILURE, time.monotonic())  # opens it: no further attempt
             if is_whole:
                 assert status_of(slow.result()) == 503
             else:

@@ -227,17 +227,17 @@ def test_what_only_a_key_allowed_to_repeat_does_not_go_elsewhere_once_it_may_hav
         body = (
             "    retry: {max_attempts: 2, methods: [GET, PUT], idempotency_key: {methods: [POST]}, "
             "backoff: {base: 400ms, max: 400ms, jitter: none}}\n"
-            "    circuit_breaker: {consecutive_failures: 2}\n    fallback: {upstream: replica}\n"
+            "    circuit_breaker: {consecutive_failures: 1}\n    fallback: {upstream: replica}\n"
             f"  replica:\n    base_url: {replica.url}\n"
         )
         with running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
             circuit = hr.snapshot.upstream("billing").state.circuit
 
-            def an_earlier_call_fails() -> None:
+            def another_call_fails() -> None:
                 circuit.record(circuit.acquire(time.monotonic()), Verdict.FAILURE, time.monotonic())
 
             def reset_and_opened_amid_the_pause(_: Any) -> Break:
-                threading.Timer(0.15, an_earlier_call_fails).start()
+                threading.Timer(0.15, another_call_fails).start()
                 return Break(at="request")
 
             server.always(reset_and_opened_amid_the_pause)

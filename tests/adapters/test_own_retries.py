@@ -25,6 +25,7 @@ from urllib3.util.retry import Retry
 
 import headrace
 from headrace.policy.exchange import EndReason
+from headrace.policy.permit import Permit, Verdict
 from headrace.transport.attempt import current_attempt
 from support.faultserver import Answer, Break, FaultServer, Raw, Silence, on_reuse, server_context
 from support.governed import reason_of, rules, running
@@ -190,6 +191,32 @@ def test_it_is_said_once_per_call_site(
 # What may end them
 
 
+def opened_meanwhile(hr: headrace.Headrace) -> Answer:
+    """A failed answer, while another call's failure opens the circuit."""
+    circuit = hr.snapshot.upstream("billing").state.circuit
+    another_call = circuit.acquire(time.monotonic())
+    assert isinstance(another_call, Permit)
+    circuit.record(another_call, Verdict.FAILURE, time.monotonic())
+    return Answer(503)
+
+
+def test_the_tries_of_a_caller_are_one_call_to_the_circuit(
+    tmp_path: Path, server: FaultServer, caller: Caller
+) -> None:
+    """Pitfall 87."""
+    with running(tmp_path, governed(server, "    circuit_breaker: {consecutive_failures: 2}\n")) as hr:
+        server.next(Answer(503), Answer(503))
+        caller.call("GET", server.url, retry(5))
+        circuit = hr.snapshot.upstream("billing").state.circuit
+        assert (circuit.view(time.monotonic()).calls, circuit.view(time.monotonic()).failures) == (1, 0)
+
+        server.always(Answer(503))
+        for opened in (False, True):
+            with pytest.raises((requests.RequestException, HTTPError)):
+                caller.call("GET", server.url, retry(3))
+            assert (circuit.state == "open") is opened
+
+
 def test_the_circuit_is_asked_before_each_try_and_its_refusal_ends_them_all(
     tmp_path: Path, server: FaultServer, caller: Caller
 ) -> None:
@@ -197,7 +224,8 @@ def test_the_circuit_is_asked_before_each_try_and_its_refusal_ends_them_all(
 
     Pitfall 17.
     """
-    with running(tmp_path, governed(server, "    circuit_breaker: {consecutive_failures: 2}\n")) as hr:
+    with running(tmp_path, governed(server, "    circuit_breaker: {consecutive_failures: 1}\n")) as hr:
+        server.next(Answer(503), lambda _: opened_meanwhile(hr))
         server.always(Answer(503))
         with pytest.raises(headrace.CircuitOpenError) as caught:
             caller.call("GET", server.url, retry(9))
@@ -287,10 +315,9 @@ def test_an_interrupt_amid_the_callers_pause_is_counted_and_leaves_nothing(
 
 
 def test_a_refusal_leaves_no_cycle_behind(tmp_path: Path, server: FaultServer, caller: Caller) -> None:
-    with running(tmp_path, governed(server, "    circuit_breaker: {consecutive_failures: 1}\n")):
+    with running(tmp_path, governed(server, "    circuit_breaker: {consecutive_failures: 1}\n")) as hr:
         server.always(Answer(503))
-        with pytest.raises(headrace.CircuitOpenError):
-            caller.call("GET", server.url, retry())
+        opened_meanwhile(hr)
 
         def refuse() -> weakref.ref[BaseException]:
             try:  # pytest.raises would be a cycle of its own
@@ -600,8 +627,8 @@ def test_a_refused_try_gets_the_fallback(tmp_path: Path, server: FaultServer, ca
         "    circuit_breaker: {consecutive_failures: 1}\n"
         "    fallback: {status: 200, headers: {Content-Type: text/plain}, body: later}\n"
     )
-    with running(tmp_path, governed(server, body)):
-        server.always(Answer(503))
+    with running(tmp_path, governed(server, body)) as hr:
+        server.always(lambda _: opened_meanwhile(hr))
         answer = caller.call("GET", server.url, retry())
         assert (caller.status(answer), caller.content(answer)) == (200, b"later")
         assert answer.headrace.fallback_for == "billing"

@@ -192,7 +192,7 @@ def test_a_refusal_has_the_story_of_what_was_tried_before(tmp_path: Path, server
         with pytest.raises(requests.ConnectionError) as caught:
             requests.get(server.url)
         assert told(caught.value)[-1].startswith(
-            'headrace: upstream "billing" not retried: the circuit is open after this failure (circuit_opened'
+            'headrace: upstream "billing" not retried: retry.max_attempts are used up (attempts'
         )
         with pytest.raises(headrace.CircuitOpenError) as refused:
             requests.get(server.url)

@@ -306,7 +306,7 @@ def test_refusals_leave_raw_and_in_urllib3s_family(
             assert reason_of(full.value) == "pool_rejected"
         held.close()
         server.always(Answer(503))
-        for _ in range(2):
+        for _ in range(5):
             manager.request("GET", server.url)
         before = len(server.requests)
         for retries in (None, 5):
@@ -333,7 +333,7 @@ def test_the_deadline_ends_the_call_raw(tmp_path: Path, server: FaultServer, man
 def test_a_refusal_leaves_no_cycle_behind(tmp_path: Path, server: FaultServer, manager: PoolManager) -> None:
     with running(tmp_path, governed(server.url, FAST)):
         server.always(Answer(503))
-        for _ in range(2):
+        for _ in range(5):
             manager.request("GET", server.url)
 
         def refuse() -> weakref.ref[BaseException]:
@@ -727,8 +727,10 @@ def test_a_match_on_another_origin_goes_there_under_the_same_rules(
             assert (status["requests"], status["pool"]["idle"]) == ({"2xx": 4}, 2)
 
             other.always(Answer(503))
-            for _ in range(2):
+            for _ in range(20):
                 requests.get(f"{other.url}/a")
+                if hr.status()["upstreams"]["billing"]["circuit_breaker"]["state"] == "open":
+                    break
             with pytest.raises(headrace.CircuitOpenError):  # one circuit for all of the upstream
                 requests.get(f"{server.url}/v2")
 

@@ -88,7 +88,7 @@ def test_file_with_only_a_base_url_gets_the_defaults_of_the_design_and_no_findin
             slow_call=SlowCallPlan(duration_s=None, rate_threshold=1.0),
             failure_on=condition(["network", "5xx"]),
             blame_after_s=0.5,
-            open_for=OpenForPlan(base_s=5.0, multiplier=2.0, max_s=60.0, jitter=0.1),
+            open_for=OpenForPlan(base_s=2.0, multiplier=2.0, max_s=60.0, jitter=0.1),
             half_open=HalfOpenPlan(
                 max_probes=3, success_rate_threshold=0.9, window_s=60.0, probe_timeout_s=8.0, ramp_s=None
             ),

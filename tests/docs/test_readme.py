@@ -645,7 +645,7 @@ def test_switching_off_by_an_edit_letting_through_and_undoing(
         return hr.status()["upstreams"]["billing"]
 
     upstream.always(Break())
-    for _ in range(2):
+    for _ in range(5):
         with pytest.raises(requests.ConnectionError):
             requests.get(upstream.url)
     with pytest.raises(headrace.CircuitOpenError):

@@ -53,7 +53,7 @@ class History:
 
     Attributes:
         state: Of the circuit in the end.
-        counted: Calls and failures in the circuit's window in the end.
+        counted: Calls and failures in the circuit's window in the end; a call counts once.
         probes_in_flight: In the end: permits of half-open probes that nobody gave back.
     """
 
@@ -87,13 +87,13 @@ HISTORIES: Sequence[History] = (
             )
         ],
         state=CircuitState.CLOSED,
-        counted=(3, 2),
+        counted=(1, 0),
     ),
     History(
         name="attempts run out and the last answer is not set aside",
         calls=[Call([(0.1, UNAVAILABLE)] * 3, EndReason.ATTEMPTS, sleeps=[0.1, 0.2], set_aside=2)],
         state=CircuitState.CLOSED,
-        counted=(3, 3),
+        counted=(1, 1),
     ),
     History(
         name="no pause: set aside before the next send",
@@ -106,14 +106,14 @@ HISTORIES: Sequence[History] = (
             )
         ],
         state=CircuitState.CLOSED,
-        counted=(2, 1),
+        counted=(1, 0),
         plan=upstream_plan(retry=retry_plan(backoff=replace(BACKOFF, base_s=0.0))),
     ),
     History(
         name="Retry-After is waited",
         calls=[Call([(0.1, TOO_MANY), (0.1, OK)], EndReason.SUCCESS, sleeps=[1.5], set_aside=1)],
         state=CircuitState.CLOSED,
-        counted=(2, 0),
+        counted=(1, 0),
     ),
     History(
         name="Retry-After beyond its maximum ends the call",
@@ -125,7 +125,7 @@ HISTORIES: Sequence[History] = (
         name="time-outs until the pause no longer fits the deadline",
         calls=[Call([(4.0, TIMEOUT), (3.85, TIMEOUT)], EndReason.DEADLINE, sleeps=[0.1], set_aside=1)],
         state=CircuitState.CLOSED,
-        counted=(2, 2),
+        counted=(1, 1),
         plan=upstream_plan(
             retry=retry_plan(backoff=replace(BACKOFF, base_s=0.2)), timeouts=replace(TIMEOUTS, deadline_s=8.0)
         ),
@@ -138,7 +138,7 @@ HISTORIES: Sequence[History] = (
             )
         ],
         state=CircuitState.CLOSED,
-        counted=(2, 2),
+        counted=(1, 1),
     ),
     History(
         name="own refusals are neither retried nor blamed",
@@ -153,7 +153,7 @@ HISTORIES: Sequence[History] = (
             Call([(0.1, UNAVAILABLE)], EndReason.BUDGET),
         ],
         state=CircuitState.CLOSED,
-        counted=(3, 2),
+        counted=(2, 1),
         plan=upstream_plan(
             retry=retry_plan(
                 backoff=replace(BACKOFF, base_s=0.2), budget=replace(BUDGET, ratio=0.0, min_per_second=0.1)
@@ -161,9 +161,10 @@ HISTORIES: Sequence[History] = (
         ),
     ),
     History(
-        name="the failure that opens the circuit ends its call, the next is refused",
+        name="an attempt that hangs and opens the circuit ends its call, the next is refused",
         calls=[
-            Call([(0.1, UNAVAILABLE)] * 2, EndReason.CIRCUIT_OPENED, sleeps=[0.1], set_aside=1),
+            Call([(0.1, UNAVAILABLE)] * 3, EndReason.ATTEMPTS, sleeps=[0.1, 0.2], set_aside=2),
+            Call([(4.0, TIMEOUT)], EndReason.CIRCUIT_OPENED),
             Call([], EndReason.CIRCUIT_OPEN),
         ],
         state=CircuitState.OPEN,
@@ -188,7 +189,10 @@ HISTORIES: Sequence[History] = (
     ),
     History(
         name="a failed probe opens the circuit again",
-        calls=[*_OPENS, Call([(0.1, UNAVAILABLE)], EndReason.CIRCUIT_OPENED, after_s=5.0)],
+        calls=[
+            *_OPENS,
+            Call([(0.1, UNAVAILABLE)] * 3, EndReason.ATTEMPTS, sleeps=[0.1, 0.2], set_aside=2, after_s=5.0),
+        ],
         state=CircuitState.OPEN,
         counted=(5, 5),
     ),

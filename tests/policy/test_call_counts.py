@@ -101,7 +101,7 @@ def test_the_default_circuit_takes_at_most_2_kib_whatever_it_has_seen() -> None:
                 permit = circuit.acquire(T0 + second)
                 assert isinstance(permit, Permit)
                 circuit.record(permit, verdict, T0 + second, 0.1)
-        for _ in range(5):
+        while circuit.state is CircuitState.CLOSED:
             circuit.record(permit, Verdict.FAILURE, T0 + 30)
         circuit.acquire(T0 + 100)  # half open, a probe out
         return circuit

@@ -218,7 +218,7 @@ def test_an_open_circuit_refuses_and_says_how_long_and_why() -> None:
 
     assert (refused.state, refused.calls, refused.failure_rate, refused.threshold) == (OPEN, 5, None, 5)
     assert refused.retry_after_s == pytest.approx(2.3)
-    assert str(refused) == "circuit open for 2.3 s more (5 consecutive failures)"
+    assert str(refused) == "circuit open for 2.3 s more (5 failed calls in a row)"
 
 
 def test_the_refusal_text_of_a_failure_rate_holds_rate_calls_and_threshold() -> None:
@@ -291,7 +291,7 @@ def test_half_open_with_no_place_says_when_at_the_latest_something_changes() -> 
 
     assert (refused.state, refused.retry_after_s) == (HALF, 5.0)
     assert str(refused) == (
-        "circuit half open with no place for another probe: 3 under way (5 consecutive failures)"
+        "circuit half open with no place for another probe: 3 under way (5 failed calls in a row)"
     )
 
 
@@ -318,7 +318,9 @@ def test_the_circuit_opens_as_soon_as_the_threshold_cannot_be_met() -> None:
     told = bench.told[-1]
     assert (told.to_state, told.reason, told.calls, told.failures) == (OPEN, Trigger.PROBE_FAILED, 1, 1)
     assert (told.threshold, told.open_for_s) == (0.9, 10.0)
-    assert str(bench.refused(T0 + 6)) == "circuit open for 10.0 s more (probe failed: 1 of 1 probes failed)"
+    assert str(bench.refused(T0 + 6)) == (
+        "circuit open for 10.0 s more (probe failed: 1 of 1 probes failed, 90% of them must succeed)"
+    )
     bench.circuit.record(still_out, SUCCESS, T0 + 7)
     assert bench.circuit.state is OPEN
 
@@ -681,7 +683,7 @@ def test_a_refusal_of_the_ramp_says_which_share_goes_through() -> None:
     bench.permit(T0 + 7.5)
 
     assert str(bench.refused(T0 + 7.5)) == (
-        "circuit closed again and letting through 25% of calls, all of them in 7.5 s (5 consecutive failures)"
+        "circuit closed again and letting through 25% of calls, all of them in 7.5 s (5 failed calls in a row)"
     )
     assert bench.circuit.view(T0 + 7.5).ramp_share == 0.25
 
@@ -946,7 +948,7 @@ def test_the_view_counts_an_expired_probe_as_a_verdict_and_changes_no_state() ->
     ("steps", "text"),
     [
         pytest.param([], "<Circuit closed, generation 0: 0 of 0 calls failed>", id="closed"),
-        pytest.param([0], "<Circuit open, generation 1: 5 consecutive failures>", id="open"),
+        pytest.param([0], "<Circuit open, generation 1: 5 failed calls in a row>", id="open"),
         pytest.param(
             [0, 5], "<Circuit half_open, generation 2: 0 verdicts and 1 probes of 3>", id="half open"
         ),

@@ -239,7 +239,11 @@ class Model:
             and slow / len(counted) >= plan.slow_call.rate_threshold
         ):
             self.go(OPEN, Trigger.SLOW_CALL_RATE)
-        elif plan.consecutive_failures is not None and self.failures_in_a_row >= plan.consecutive_failures:
+        elif (
+            not enough
+            and plan.consecutive_failures is not None
+            and self.failures_in_a_row >= plan.consecutive_failures
+        ):
             self.go(OPEN, Trigger.CONSECUTIVE_FAILURES)
 
     def record_closed(self, *, failed: bool, slow: bool) -> Call:
@@ -264,6 +268,14 @@ class Model:
         self.ask_trip_rules()
         return True
 
+    def mend(self, call: Call, place: int) -> bool:
+        if not call.turnable or not any(call is one for one in self.in_window()):
+            return False
+        call.failed = False
+        self.broken_run, self.failures_in_a_row = max(0, self.failures_in_a_row - 1), 0
+        self.last_success = place
+        return True
+
     def apply(self, plan: CircuitPlan) -> None:
         before, kept = self.plan, self.in_window()
         if plan.window != before.window:
@@ -283,7 +295,7 @@ class Model:
 
 class CircuitMachine(RuleBasedStateMachine):
     permits = Bundle("permits")  # (permit, model's count of transitions when it was given)
-    counted = Bundle("counted")  # (permit, place, generation, the model's call): successes that may be turned
+    counted = Bundle("counted")  # (permit, place, generation, the model's call): may be turned or mended
 
     @initialize(plan=PLANS)
     def build(self, plan: CircuitPlan) -> None:
@@ -364,10 +376,10 @@ class CircuitMachine(RuleBasedStateMachine):
         if generation == len(self.model.story):
             if permit.probe is None:
                 call = self.model.record_closed(failed=failed, slow=slow)
-                assert (place is None) == failed, "a success can be turned later"
-                if place is not None:
+                assert place is not None, "what was counted can be turned, or mended, later"
+                if not failed:
                     self.model.last_success = place
-                return None if place is None else (permit, place, generation, call)
+                return permit, place, generation, call
             if self.model.probes.pop(id(permit), None) is not None:
                 self.model.verdict(failed=failed, slow=slow, trigger=Trigger.PROBE_FAILED)
         assert place is None, "nothing was counted in a window"
@@ -384,10 +396,19 @@ class CircuitMachine(RuleBasedStateMachine):
     def body_breaks(self, success: tuple[Permit, int, int, Call]) -> None:
         permit, place, generation, call = success
         if call.failed:
-            return  # turned before: once is what the caller promises
+            return  # a failure, or turned before: once is what the caller promises
         expected = generation == len(self.model.story) and self.model.turn(call, place)
 
         assert self.circuit.turn(permit, place, self.model.now) == expected
+
+    @rule(failure=counted)
+    def a_later_attempt_succeeds(self, failure: tuple[Permit, int, int, Call]) -> None:
+        permit, place, generation, call = failure
+        if not call.failed:
+            return
+        expected = generation == len(self.model.story) and self.model.mend(call, place)
+
+        assert self.circuit.mend(permit, place, self.model.now) == expected
 
     @invariant()
     def tells_the_same_story(self) -> None:

@@ -233,31 +233,183 @@ def test_the_decision_after_the_end_is_the_same_again() -> None:
 # Circumstances
 
 
+def hang(bench: Bench) -> Decision:
+    return bench.after(Outcome(fault=Fault.TIMEOUT, sent=True, cut=True, duration_s=4.0), takes_s=4.0)
+
+
 def test_a_failure_that_opened_the_circuit_ends_the_call_without_sleeping_towards_a_shut_door() -> None:
     """Pitfall 17."""
-    bench = Bench(upstream_plan(circuit=circuit_plan(consecutive_failures=2)))
+    bench = Bench(upstream_plan(circuit=circuit_plan(consecutive_failures=1)))
     bench.decide()
-    bench.wake(bench.after(UNAVAILABLE))
 
-    assert bench.after(UNAVAILABLE) == Finish(EndReason.CIRCUIT_OPENED)
+    assert hang(bench) == Finish(EndReason.CIRCUIT_OPENED)
     assert bench.exchange.denied is EndReason.CIRCUIT_OPENED
-    assert bench.budget.balance(bench.clock.now) == pytest.approx(29.2)  # only the first retry was paid for
+    assert bench.budget.balance(bench.clock.now) == pytest.approx(30.2)
 
 
 def test_a_circuit_that_opened_during_the_pause_ends_the_call_with_the_answer_it_has() -> None:
     bench = Bench()
     bench.decide()
     sleep = bench.after(UNAVAILABLE)
-    for _ in range(4):
-        permit = bench.circuit.acquire(T0)
-        assert isinstance(permit, Permit)
-        bench.circuit.record(permit, Verdict.FAILURE, T0)
+    open_up(bench.circuit)
 
     assert bench.wake(sleep) == Finish(EndReason.CIRCUIT_OPEN)
     exchange = bench.exchange
     assert exchange.denied is EndReason.CIRCUIT_OPEN
     assert exchange.retry_after_s == pytest.approx(5.0 - FAST_BACKOFF_S[0])
     assert exchange.refused is not None
+
+
+# What the circuit is told
+
+
+def counted(bench: Bench) -> tuple[int, int, int]:
+    view = bench.circuit.view(bench.clock.now)
+    return view.calls, view.failures, view.consecutive_failures
+
+
+def test_a_call_counts_once_for_the_circuit_however_many_attempts_it_makes() -> None:
+    """Pitfall 87."""
+    circuit = Circuit(circuit_plan(consecutive_failures=2), rng=constant(0.5))
+    for failed in (1, 2):
+        bench = Bench(circuit=circuit)
+        decision = bench.decide()
+        while not isinstance(decision, Finish):
+            decision = bench.after(UNAVAILABLE) if isinstance(decision, Send) else bench.wake(decision)
+            if not isinstance(decision, Finish):
+                assert counted(bench) == (failed - 1, failed - 1, failed - 1)
+        assert decision.reason is EndReason.ATTEMPTS
+        assert counted(bench)[:2] == (failed, failed)
+
+    assert circuit.state is CircuitState.OPEN
+
+
+def test_a_call_that_a_retry_saved_is_a_success_and_ends_the_run() -> None:
+    """Pitfall 87."""
+    bench = Bench()
+    bench.circuit.record(Permit(0), Verdict.FAILURE, T0)
+    bench.decide()
+    bench.wake(bench.after(UNAVAILABLE))
+    bench.after(OK)
+
+    assert bench.exchange.verdicts == ["failure", "success"]
+    assert counted(bench) == (2, 1, 0)
+
+
+def test_a_run_is_asked_only_while_the_window_holds_fewer_calls_than_a_rate_needs() -> None:
+    """Pitfall 87."""
+    circuit = Circuit(circuit_plan(), rng=constant(0.5))
+    for verdict in [Verdict.SUCCESS] * 15 + [Verdict.FAILURE] * 14:
+        circuit.record(Permit(0), verdict, T0)
+    assert circuit.state is CircuitState.CLOSED  # 14 in a row among 29
+    circuit.record(Permit(0), Verdict.FAILURE, T0)
+    assert [one.reason.value for one in circuit.history] == ["failure_rate"]
+
+
+@pytest.mark.parametrize(
+    ("then", "expected"),
+    [
+        pytest.param([Outcome(fault=Fault.POOL_TIMEOUT)], (1, 1, 1), id="no connection for the retry"),
+        pytest.param([Outcome(status=429, sent=True), OK], (1, 0, 0), id="asked to slow down, then answered"),
+        pytest.param([Outcome(status=429, sent=True), RESET], (1, 1, 1), id="asked to slow down, then reset"),
+    ],
+)
+def test_a_call_is_judged_by_the_last_of_its_attempts_that_says_anything(
+    then: list[Outcome], expected: tuple[int, int, int]
+) -> None:
+    bench = Bench()
+    decision = bench.decide()
+    for outcome in [UNAVAILABLE, *then]:
+        if isinstance(decision, Sleep):
+            decision = bench.wake(decision)
+        assert isinstance(decision, Send)
+        decision = bench.after(outcome)
+
+    assert isinstance(decision, Finish)
+    assert counted(bench) == expected
+
+
+def test_an_attempt_that_hangs_is_known_before_its_call_has_ended_and_a_later_success_corrects_it() -> None:
+    bench = Bench()
+    bench.decide()
+    sleep = hang(bench)
+    assert counted(bench) == (1, 1, 1)
+
+    bench.wake(sleep)
+    bench.after(OK)
+
+    assert counted(bench) == (1, 0, 0)
+
+
+def test_an_attempt_that_hangs_twice_counts_once() -> None:
+    bench = Bench()
+    bench.decide()
+    for _ in range(2):
+        bench.wake(hang(bench))
+    hang(bench)
+
+    assert bench.exchange.reason is EndReason.ATTEMPTS
+    assert counted(bench) == (1, 1, 1)
+
+
+def test_a_call_keeps_its_probe_over_its_retries_and_is_one_verdict() -> None:
+    bench = Bench()
+    open_up(bench.circuit, T0 - 5)
+    bench.decide()
+    sleep = bench.after(UNAVAILABLE)
+    assert isinstance(sleep, Sleep)
+    view = bench.circuit.view(bench.clock.now)
+    assert (view.state, view.probes_in_flight, view.verdicts) == (CircuitState.HALF_OPEN, 1, 0)
+
+    bench.wake(sleep)
+    bench.after(OK)
+
+    view = bench.circuit.view(bench.clock.now)
+    assert (view.state, view.probes_in_flight, view.verdicts) == (CircuitState.HALF_OPEN, 0, 1)
+
+
+def test_a_probe_that_hangs_is_a_verdict_at_its_first_attempt() -> None:
+    bench = Bench()
+    open_up(bench.circuit, T0 - 5)
+    bench.decide()
+
+    assert hang(bench) == Finish(EndReason.CIRCUIT_OPENED)
+    assert bench.circuit.state is CircuitState.OPEN
+
+
+def test_the_tries_of_a_caller_who_retries_himself_are_one_call() -> None:
+    """Pitfall 87."""
+    first = Bench(nth_try=1)
+    first.decide()
+    assert first.after(UNAVAILABLE) == Finish(EndReason.DELEGATED)
+    first.exchange.abandon(T0)
+    assert counted(first) == (0, 0, 0)
+
+    second = Bench(circuit=first.circuit, nth_try=2, after=first.exchange)
+    second.decide()
+    second.after(UNAVAILABLE)
+    second.exchange.abandon(T0)
+    assert counted(second) == (0, 0, 0)
+
+    second.exchange.settle(T0)
+    first.exchange.settle(T0)
+    assert counted(second) == (1, 1, 1)
+
+
+def test_a_further_try_that_fails_after_an_answer_that_no_rule_of_ours_names_is_what_counts() -> None:
+    first = Bench(nth_try=1)
+    first.decide()
+    first.after(Outcome(status=404, sent=True))
+    assert counted(first) == (1, 0, 0)
+
+    second = Bench(circuit=first.circuit, nth_try=2, after=first.exchange)
+    second.decide()
+    second.after(UNAVAILABLE)
+    second.exchange.settle(T0)
+    assert counted(second) == (1, 1, 1)
+
+
+# What the upstream asks for, and what there is
 
 
 def test_retry_after_is_waited_where_it_is_longer_than_the_pause() -> None:
@@ -467,7 +619,9 @@ def test_whatever_the_upstream_does_a_call_keeps_its_bounds(
 
     assert sends <= max_attempts
     assert sleeps <= sends
-    assert circuit.given == circuit.returned == sends
+    # A call has one permit from its first attempt to its end; a probe that hung is over before that.
+    assert circuit.given == circuit.returned <= max(sends, 0)
+    assert (circuit.given == 0) == (sends == 0)
     assert exchange.reason is not None
     assert (exchange.denied is None) or exchange.denied is exchange.reason
     if deadline_s is not None and not overslept_s:

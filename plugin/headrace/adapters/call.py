@@ -163,6 +163,7 @@ class Call(Generic[T]):
             keyed=outbound.keyed,
             cancellation=self._cancellation,
             nth_try=0 if tries is None else tries.made,
+            after=None if tries is None else tries.last,
         )
 
     def run(self) -> T:

@@ -25,6 +25,7 @@ class Tries:
         made: Tries so far, the one under way included.
         outcomes, verdicts: Of the attempts of all tries, oldest first; records share them.
         deadline_at, denied, refused: As the last try's exchange has them.
+        last: The last try's exchange, or None before its end: what it has not told the circuit is the next one's to say.
         suspects_idle: The last try met silence on a pooled connection: its idle neighbours may be as dead.
     """
 
@@ -36,6 +37,7 @@ class Tries:
         "began",
         "deadline_at",
         "denied",
+        "last",
         "made",
         "outcomes",
         "refused",
@@ -50,6 +52,7 @@ class Tries:
         self._trace: CallTrace | None = None
         self.began = time.monotonic()
         self.made = 0
+        self.last: Exchange | None = None
         self.suspects_idle = False
         self.outcomes: list[Outcome] = []
         self.verdicts: list[Verdict] = []
@@ -72,6 +75,7 @@ class Tries:
         Args:
             trace: What the try told OpenTelemetry, or None.
         """
+        self.last = exchange
         self.outcomes += exchange.outcomes
         self.verdicts += exchange.verdicts
         self.deadline_at = exchange.deadline_at
@@ -91,8 +95,15 @@ class Tries:
         self._label = Fault.CANCELLED.value
 
     def settle(self) -> None:
-        """Count the call, once; nothing where no try was made. Mutates the counters of its upstream."""
+        """Count the call, once, and tell the circuit how it ended. Mutates the counters of its upstream.
+
+        Nothing where no try was made.
+        """
         upstream, self._upstream = self._upstream, None
+        if upstream is not None and self.last is not None:
+            self.last.settle(time.monotonic())
+            if self._trace is not None:
+                self._trace.settled()
         if upstream is not None and (self.outcomes or self._label is not None):
             duration_s = time.monotonic() - self.began
             tally(

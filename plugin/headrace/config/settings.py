@@ -451,7 +451,7 @@ class SlowCall(Section):
 class OpenFor(Section):
     """How long the circuit stays open."""
 
-    base: Duration = Field(duration("5s"), description="The first time.")
+    base: Duration = Field(duration("2s"), description="The first time.")
     multiplier: Multiplier = Field(2.0, description="Growth with each consecutive opening.")
     max: Duration = Field(duration("60s"), description="Longest time.")
     jitter: Jitter = Field(0.1, description="Random share added or taken away.")
@@ -460,7 +460,7 @@ class OpenFor(Section):
 class HalfOpen(Section):
     """How recovery is verified."""
 
-    max_probes: Count = Field(3, description="Calls let through to find out.")
+    max_probes: Count = Field(3, description="Calls let through to find out, each with its retries.")
     success_rate_threshold: Threshold = Field(0.9, description="Share of probes that must succeed to close.")
     window: Duration = Field(duration("60s"), description="How long probing may take before it is judged.")
     probe_timeout: Duration | None = Field(
@@ -482,11 +482,12 @@ class CircuitBreaker(Section):
     )
     window: Window = Field(Window(), description="What the failure rate is taken over.")
     minimum_calls: Count = Field(
-        20, description="Calls in the window before the failure rate means anything."
+        20, description="Calls in the window before the failure rate means anything; attempts do not count."
     )
-    failure_rate_threshold: Threshold = Field(0.5, description="Opens at this share of failures.")
+    failure_rate_threshold: Threshold = Field(0.5, description="Opens at this share of failed calls.")
     consecutive_failures: Count | None = Field(
-        5, description="Opens after so many failures in a row, however low the traffic; null: off."
+        5,
+        description="Opens after so many failed calls in a row while fewer than minimum_calls are known; null: off.",
     )
     slow_call: SlowCall = Field(
         SlowCall(), description="Calls that take long, as a reason of its own to open."

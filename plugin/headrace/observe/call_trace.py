@@ -192,6 +192,13 @@ class CallTrace:
             span.add_event(facts.REFUSED, facts.refusal_attributes(self._upstream, refused))
             self.refused(str(refused))
 
+    def settled(self) -> None:
+        """Tell what the end of the whole call did to the circuit, where its caller retried himself."""
+        if self._span.is_recording():
+            self._tell_transitions(self._span)
+            view = self._circuit.view(time.monotonic())
+            self._span.set_attributes(facts.breaker_attributes(self._upstream, view))
+
     def body_broke(self, outcome: Outcome) -> None:
         """Tell that the body broke off as the caller read it, if his span is still open."""
         span = self._span

@@ -179,9 +179,12 @@ class CircuitChanged:
     Attributes:
         reason: Why, in the words of `policy.circuit`.
         failure_rate: Share of failures in the window, 0..1, or None below `minimum_calls`.
-        calls: Successes and failures in the window, or verdicts of the probes; count.
+        calls: Successes and failures in the window, or verdicts of the probes; count. A call counts once,
+            however many attempts it made.
+        consecutive_failures: Calls failed in a row; count.
         slow_calls: How many of them took `slow_call.duration` or longer.
-        threshold: What the rule compared with: a rate or a count; None when time decided.
+        threshold: What the rule compared with: a rate or a count; None when time decided. That of probes is the
+            share that must succeed, `half_open.success_rate_threshold`.
         open_for_s: How long it stays, or was, open; None when it closed.
         is_observed: `mode: observe`: no call is refused because of it.
     """
@@ -212,14 +215,24 @@ class CircuitChanged:
         state = self.to_state.replace("_", " ")
         opens = self.to_state == "open" and self.open_for_s is not None
         duration = f" for {self.open_for_s:.1f} s" if opens else ""
-        rate = f"failure rate {self.failure_rate:.2f} over " if self.failure_rate is not None else ""
-        slow = f", {self.slow_calls} slow" if self.slow_calls else ""
-        threshold = f", threshold {self.threshold:g}" if self.threshold is not None else ""
         return (
             f'upstream "{self.upstream}": circuit {"would be " if self.is_observed else ""}{state}{duration}, '
-            f"was {self.from_state.replace('_', ' ')}: {self.reason} "
-            f"({rate}{_count(self.calls, 'call')}, {self.consecutive_failures} failed in a row{slow}{threshold})"
+            f"was {self.from_state.replace('_', ' ')}: {self.reason} ({self._numbers})"
         )
+
+    @property
+    def _numbers(self) -> str:
+        slow = f", {self.slow_calls} slow" if self.slow_calls else ""
+        threshold = "" if self.threshold is None else f", threshold {self.threshold:g}"
+        if self.from_state != "half_open":
+            rate = "" if self.failure_rate is None else f"failure rate {self.failure_rate:.2f} over "
+            run = f"{self.consecutive_failures} failed in a row"
+            return f"{rate}{_count(self.calls, 'call')}, {run}{slow}{threshold}"
+        # The threshold of probes is of what succeeded (that of slow ones apart): beside a failure rate it misleads.
+        if self.failure_rate is None:
+            return f"{_count(self.calls, 'probe')}{slow}{threshold}"
+        succeeded = f"success rate {1 - self.failure_rate:.2f} over {_count(self.calls, 'probe')}"
+        return f"{succeeded}{slow}{threshold}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ class Circuit:
         self._follow(plan)
 
     def acquire(self, now: float) -> Permit | Refused:
-        """Leave to make one attempt at *now*, or why not. Mutates; may transition.
+        """Leave to make one call at *now*, or why not. Mutates; may transition.
 
         A permit goes back by `record`, exactly once.
         """
@@ -159,15 +159,15 @@ class Circuit:
         return answer
 
     def record(self, permit: Permit, verdict: Verdict, now: float, duration_s: float = 0.0) -> int | None:
-        """Give *permit* back with what came of it. Mutates; may transition.
+        """Give *permit* back with what came of the call. Mutates; may transition.
 
         A permit of an earlier generation, and a probe whose lease has expired, change nothing.
 
         Args:
-            duration_s: How long the attempt took; what makes it slow is the circuit's to say.
+            duration_s: How long its longest attempt took; what makes it slow is the circuit's to say.
 
         Returns:
-            For a success that was counted: its place, for `turn`. Else None.
+            Where it was counted in the window, for `turn` and `mend`; None: nowhere.
         """
         place = None
         with self._lock:
@@ -183,7 +183,7 @@ class Circuit:
                         return place  # most calls end here: one call of ours, no allocation
                 elif verdict is _FAILURE:
                     self._consecutive_failures += 1
-                    self._window.add(now, 1, is_slow)
+                    place = self._window.add(now, 1, is_slow)
                 else:
                     return None
                 self._ask_trip_rules(now)
@@ -221,6 +221,29 @@ class Circuit:
         for transition in untold:
             self._on_transition(transition)
         return True
+
+    def mend(self, permit: Permit, place: int, now: float) -> bool:
+        """Make a success of the failure that `record(permit, …)` counted at *place*: a later attempt has an answer.
+
+        Mutates. Changes nothing when its generation or its bucket is gone.
+
+        Returns:
+            Whether it was there to be mended.
+        """
+        with self._lock:
+            if permit.generation != self.generation:
+                return False
+            self._window.advance(now)
+            if not self._window.turn(place, -1):
+                return False
+            self._broken_run = max(0, self._consecutive_failures - 1)
+            self._consecutive_failures = 0
+            self._last_success = place
+            return True
+
+    def still_holds(self, permit: Permit) -> bool:
+        """Whether *permit* is good for another attempt of its call. Without the lock, as a hint."""
+        return permit is _WAIVED or (permit.generation == self.generation and not self.is_shut)
 
     def apply(self, plan: CircuitPlan, now: float) -> list[Transition]:
         """Go by *plan* from now on; what was learned stays, the window as far as it fits. Mutates.

@@ -10,6 +10,9 @@ rules (`retry_on`, certificate, own refusals), method, replayable, cancelled, at
 opened, Retry-After, deadline, event loop, allowance of the inbound request, budget; then
 the pause, and deadline and circuit again.
 Static reasons come before circumstances, and the budget last because asking spends.
+
+The circuit is told of calls, not of attempts: once, by the last attempt that says anything. A success
+is told at once; a failure is held back until it is known that no attempt follows (`HOLD_S`).
 """
 
 from __future__ import annotations
@@ -100,8 +103,19 @@ class Refuse:
 
 Decision: TypeAlias = Send | Sleep | Finish | Refuse
 
+HOLD_S: Final = 1.0
+"""How long a failed attempt may wait for the one after it to say better, seconds.
+
+Back-offs of the default rules are mostly shorter, and timeouts longer: an upstream that hangs must not be
+known for it only when the last of its attempts has ended.
+"""
+
 _FINISH: Mapping[EndReason, Finish] = MappingProxyType({reason: Finish(reason) for reason in EndReason})
 _FINISH_SUCCESS: Final = _FINISH[EndReason.SUCCESS]
+# A global is one look-up; a member of an enum class goes through its metaclass.
+_SUCCESS: Final = Verdict.SUCCESS
+_FAILURE: Final = Verdict.FAILURE
+_IGNORED: Final = Verdict.IGNORED
 
 _LOCAL_REASONS: Mapping[Fault, EndReason] = MappingProxyType(
     {
@@ -140,10 +154,11 @@ class Exchange:
         nth_try: Which try this is of a caller who retries himself, from 1: one attempt is made. Further tries
             earn the budget nothing and take what it and the allowance have, without being denied for the lack
             of it: they are not ours to deny, but ours give way to them. 0: headrace alone retries.
+        after: The try before this one, or None: the circuit is told of all of them as of one call.
 
     Attributes:
         outcomes: One per attempt made, oldest first.
-        verdicts: What the circuit was told about each of *outcomes*.
+        verdicts: What each of *outcomes* says about the upstream; the circuit is told the last that says anything.
         deadline_at: When the time is up, or None for no deadline.
         deadline_s: How long that was from the start of the call, or None.
         reason: Why the call ended, or None while it runs.
@@ -159,7 +174,8 @@ class Exchange:
         "_cancellation",
         "_circuit",
         "_ended",
-        "_judged",
+        "_held",
+        "_is_out",
         "_keyed",
         "_max_attempts",
         "_may_sleep",
@@ -171,6 +187,8 @@ class Exchange:
         "_replayable",
         "_rng",
         "_timeouts",
+        "_told",
+        "_took_s",
         "_undecided",
         "deadline_at",
         "deadline_s",
@@ -200,6 +218,7 @@ class Exchange:
         keyed: bool = False,
         cancellation: Cancellable | None = None,
         nth_try: int = 0,
+        after: Exchange | None = None,
     ) -> None:
         self._plan = plan
         self._circuit = circuit
@@ -215,9 +234,12 @@ class Exchange:
         self._cancellation = cancellation
         self._nth_try = nth_try
         self._backoff_s: float | None = None  # our own last pause, whatever the upstream asked for
-        self._permit: Permit | None = None  # outstanding: a Send was decided and not yet recorded
-        self._judged: Permit | None = None  # that of the last attempt recorded
-        self._place: int | None = None  # where the circuit counts its success
+        self._permit: Permit | None = None  # the call's, from its first attempt to its end
+        self._is_out = False  # a Send was decided and not yet recorded
+        self._held: Verdict = _IGNORED  # the last that says anything
+        self._told: Verdict | None = None  # what the circuit has heard of this call
+        self._took_s = 0.0  # the longest attempt
+        self._place: int | None = None  # where the circuit counts what it was told
         self._undecided: Outcome | None = None  # recorded, and decide() has not looked at it yet
         self._ended: Finish | Refuse | None = None
         self.outcomes: list[Outcome] = []
@@ -232,6 +254,8 @@ class Exchange:
         self.denied: EndReason | None = None
         self.refused: Refused | None = None
         self.retry_after_s: float | None = None
+        if after is not None:
+            self._follow(after)
 
     @property
     def is_cancelled(self) -> bool:
@@ -248,7 +272,7 @@ class Exchange:
         """
         if self._ended is not None:
             return self._ended
-        if self._permit is not None:
+        if self._is_out:
             raise RuntimeError("decide() while an attempt is out: record its outcome first")
         outcome = self._undecided
         if outcome is not None:
@@ -257,45 +281,79 @@ class Exchange:
             if outcome.fault is None and outcome.status not in self._plan.retry.retry_on.statuses:
                 self.reason = _FINISH_SUCCESS.reason
                 self._ended = _FINISH_SUCCESS
+                if self._told is not _SUCCESS:
+                    self.settle(now)
                 return _FINISH_SUCCESS
             wait = self._wait_or_end(outcome, now)
-            if not isinstance(wait, Sleep) or wait.delay_s > 0.0:
+            if isinstance(wait, Finish):
+                # Where the caller retries himself, his next try, or his end, says how the call ended.
+                if wait.reason is not EndReason.DELEGATED or self._is_long(outcome.duration_s):
+                    self.settle(now)
                 return wait
-        return self._send_or_end(now)
+            if wait.delay_s > 0.0:
+                return wait
+        decision = self._send_or_end(now)
+        if self._ended is not None:
+            self.settle(now)
+        return decision
 
     def record(self, outcome: Outcome, now: float) -> None:
-        """Tell what became of the attempt last sent. Mutates; gives the permit back with a verdict.
+        """Tell what became of the attempt last sent. Mutates; a success is told the circuit.
 
         Raises:
             RuntimeError: No attempt is out.
         """
         permit = self._permit
-        if permit is None:
+        if permit is None or not self._is_out:
             raise RuntimeError("record() without an attempt that is out")
         verdict = blame(outcome, self._plan.circuit_breaker)
-        self._permit = None
+        self._is_out = False
         self._undecided = outcome
         self.outcomes.append(outcome)
         self.verdicts.append(verdict)
         self.retry_after_s = outcome.retry_after_s
-        self._judged = permit
-        self._place = self._circuit.record(permit, verdict, now, outcome.duration_s)
+        if outcome.duration_s > self._took_s:
+            self._took_s = outcome.duration_s
+        if verdict is not _IGNORED:
+            self._held = verdict
+            if (
+                verdict is _SUCCESS
+                and self._told is None
+                and outcome.status not in self._plan.retry.retry_on.statuses
+            ):
+                self._told = verdict
+                self._place = self._circuit.record(permit, verdict, now, self._took_s)
+
+    def settle(self, now: float) -> None:
+        """Tell the circuit how the call ended, if it has not heard: no attempt follows. Mutates; idempotent."""
+        permit, place, told, held = self._permit, self._place, self._told, self._held
+        if permit is None or told is held:
+            return
+        self._told = held
+        if told is None:
+            self._place = self._circuit.record(permit, held, now, self._took_s)
+        elif place is not None:
+            if held is _FAILURE:
+                self._circuit.turn(permit, place, now)
+            elif not self._circuit.mend(permit, place, now):
+                self._place = self._circuit.record(permit, held, now, self._took_s)
 
     def body_broke(self, outcome: Outcome, now: float) -> None:
         """Tell that the streamed answer which ended the call broke off as it was read. Mutates; may transition.
 
         Its success becomes a failure, if *outcome* is one and the circuit still counts it.
         """
-        judged, place = self._judged, self._place
+        permit, place = self._permit, self._place
         if (
-            judged is None
+            permit is None
             or place is None
-            or blame(outcome, self._plan.circuit_breaker) is not Verdict.FAILURE
+            or self._held is not _SUCCESS
+            or blame(outcome, self._plan.circuit_breaker) is not _FAILURE
         ):
             return
-        self._place = None
-        if self._circuit.turn(judged, place, now):
-            self.verdicts[-1] = Verdict.FAILURE
+        self._held = self._told = _FAILURE
+        if self._circuit.turn(permit, place, now):
+            self.verdicts[-1] = _FAILURE
 
     def body_is_spent(self) -> None:
         """Tell that the body cannot be sent again after all. Mutates."""
@@ -305,10 +363,35 @@ class Exchange:
         """Give back what is outstanding: the caller is gone, or the call is over. Mutates; idempotent."""
         if self._ended is None:
             self._end(EndReason.CANCELLED)
-        permit = self._permit
-        if permit is not None:
-            self._permit = None
-            self._circuit.record(permit, Verdict.IGNORED, now)
+        if self._is_out:
+            self._is_out = False
+            self.settle(now)
+        elif self._told is None and self.reason is not EndReason.DELEGATED:
+            self.settle(now)
+
+    def _follow(self, before: Exchange) -> None:
+        """Take over what the circuit has to be told of the try *before*. Mutates both."""
+        self._permit, before._permit = before._permit, None
+        self._held, self._told = before._held, before._told
+        self._took_s, self._place = before._took_s, before._place
+
+    def _is_long(self, wait_s: float) -> bool:
+        """Whether the next attempt cannot be waited for: the circuit should hear of this failure now."""
+        return wait_s > HOLD_S and self._held is _FAILURE
+
+    def _permit_again(self, now: float) -> Refused | None:
+        """Leave for another attempt of this call, or why there is none. Mutates."""
+        circuit, permit = self._circuit, self._permit
+        is_good = self._told is None or self._place is not None  # a probe that was judged is over
+        if permit is not None and is_good and circuit.still_holds(permit):
+            return None
+        self.settle(now)  # it says nothing to a circuit that has moved on; a probe's place is given back
+        answer = circuit.acquire(now)
+        if isinstance(answer, Refused):
+            return answer
+        self._permit, self._place = answer, None
+        self._held, self._told = _IGNORED, None
+        return None
 
     def _send_or_end(self, now: float) -> Send | Finish | Refuse:
         if self._cancellation is not None and self._cancellation.is_cancelled:
@@ -320,12 +403,17 @@ class Exchange:
                 return self._deny_send(EndReason.DEADLINE)
             if left_s < timeout_s:
                 timeout_s = left_s
-        answer = self._circuit.acquire(now)
-        if isinstance(answer, Refused):
-            self.refused = answer
-            self.retry_after_s = answer.retry_after_s
+        if self._permit is None:
+            answer = self._circuit.acquire(now)
+            refused = answer if isinstance(answer, Refused) else None
+            self._permit = None if isinstance(answer, Refused) else answer
+        else:
+            refused = self._permit_again(now)
+        if refused is not None:
+            self.refused = refused
+            self.retry_after_s = refused.retry_after_s
             return self._deny_send(EndReason.CIRCUIT_OPEN)
-        self._permit = answer
+        self._is_out = True
         n_made = len(self.outcomes)
         if n_made == 0:
             if self._nth_try <= 1:
@@ -377,9 +465,11 @@ class Exchange:
         n_made = len(self.outcomes)
         if n_made >= self._max_attempts:
             return self._deny(EndReason.ATTEMPTS)
+        asked_s = outcome.retry_after_s or 0.0
+        if self._is_long(outcome.duration_s + asked_s):
+            self.settle(now)
         if self._circuit.is_shut:
             return self._deny(EndReason.CIRCUIT_OPENED)
-        asked_s = outcome.retry_after_s or 0.0
         if asked_s > retry.retry_after.max_s:
             return self._deny(EndReason.RETRY_AFTER)
         # Retry-After is the least the upstream wants (RFC 9110 §10.2.3); where our own pause is longer it

@@ -10,7 +10,7 @@ from headrace.policy.transition import CircuitState, Transition
 
 
 class Verdict(StrEnum):
-    """What one attempt says about the upstream's health."""
+    """What an attempt, or a call by the last that says anything, says about the upstream's health."""
 
     SUCCESS = "success"
     FAILURE = "failure"
@@ -19,7 +19,7 @@ class Verdict(StrEnum):
 
 @dataclass(slots=True)
 class Permit:
-    """Leave to make one attempt; goes back by `Circuit.record`.
+    """Leave to make one call, its retries included; goes back by `Circuit.record`.
 
     Attributes:
         generation: The circuit's when it was given; void after the next transition.

@@ -278,9 +278,10 @@ class SlowCallPlan:
 
 @dataclass(frozen=True, slots=True)
 class CircuitPlan:
-    """When the circuit of one upstream trips, and how it recovers.
+    """When the circuit of one upstream trips, and how it recovers. It counts calls: one, with all its attempts, is one.
 
     Attributes:
+        consecutive_failures: Failed calls in a row, asked only below `minimum_calls`; None: never.
         failure_if: Says of a response of the library at hand whether it is a failure whatever its status.
     """
 

@@ -62,7 +62,8 @@ class Transition:
         reason: The trigger.
         failure_rate: Share of failures among *calls* in [0, 1], or None where no rate was
             asked (too few calls).
-        calls: Calls in the window, or verdicts of the half-open phase (expired probes included).
+        calls: Calls in the window, or verdicts of the half-open phase (expired probes included). A call
+            counts once, however many attempts it made.
         failures: How many of *calls* failed.
         slow_calls: How many of *calls* took `slow_call.duration` or longer.
         threshold: What the rule compared with: failure_rate_threshold, slow_call.rate_threshold,
@@ -91,11 +92,15 @@ class Transition:
         if self.reason is Trigger.PROBES_SLOW:
             return f"{self.reason}: {self.slow_calls} of {self.calls} probes"
         if self.from_state is _HALF_OPEN:
-            return f"{self.reason}: {self.failures} of {self.calls} probes failed"
+            failed = f"{self.reason}: {self.failures} of {self.calls} probes failed"
+            return (
+                failed if self.threshold is None else f"{failed}, {self.threshold:.0%} of them must succeed"
+            )
         if self.reason is Trigger.FAILURE_RATE:
             rate = f"{self.failure_rate:.2f} over {self.calls} calls"
             return f"failure rate {rate}, threshold {self.threshold:g}"
         if self.reason is Trigger.SLOW_CALL_RATE:
             rate = f"{self.slow_calls / self.calls:.2f} over {self.calls} calls"
             return f"slow-call rate {rate}, threshold {self.threshold:g}"
-        return f"{self.consecutive_failures} consecutive failures"
+        calls = "call" if self.consecutive_failures == 1 else "calls"
+        return f"{self.consecutive_failures} failed {calls} in a row"

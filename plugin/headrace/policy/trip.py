@@ -51,7 +51,13 @@ def _slow_trips(plan: CircuitPlan, tally: Tally) -> bool:
 
 
 def _consecutive_trips(plan: CircuitPlan, tally: Tally) -> bool:
-    return plan.consecutive_failures is not None and tally.consecutive_failures >= plan.consecutive_failures
+    """The rule for low traffic: below `minimum_calls` a rate means nothing.
+
+    Where it means something, it is asked alone: a run of any length comes sooner or later at any failure
+    rate, and the sooner the more calls there are (Pitfall 87).
+    """
+    run = plan.consecutive_failures
+    return run is not None and tally.consecutive_failures >= run and tally.calls < plan.minimum_calls
 
 
 TRIP_RULES: Mapping[Trigger, Callable[[CircuitPlan, Tally], bool]] = MappingProxyType(

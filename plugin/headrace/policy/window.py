@@ -1,7 +1,7 @@
 """Sliding windows of calls: over time, or over the last so many. What a record costs does not depend on traffic.
 
 Two verbs and three totals: `add` counts a call and says at which *place*; `turn` marks a
-call counted at a place afterwards, as long as that place is in the window. The
+call counted at a place afterwards, or takes its mark off, as long as that place is in the window. The
 circuit marks failures; the retry budget counts first attempts and marks retries.
 
 Not thread-safe: the owner's lock guards a window. Instants are monotonic seconds. One
@@ -94,17 +94,20 @@ class TimeWindow:
             self.slow += slow
         return self._place
 
-    def turn(self, place: int) -> bool:
+    def turn(self, place: int, by: int = 1) -> bool:
         """Mark an unmarked call counted at *place*; False when the place has left. Mutates.
 
         A slice knows sums only: who turns one call twice has marked two.
+
+        Args:
+            by: 1; -1 takes the mark off a marked one.
         """
         age = self._place - place
         if not 0 <= age < len(self._calls):
             return False
         at = (self._epoch - age) % len(self._calls)
-        self._marked[at] += 1
-        self.marked += 1
+        self._marked[at] += by
+        self.marked += by
         return True
 
     @property
@@ -229,15 +232,19 @@ class CountWindow:
         self._place = place + 1
         return place
 
-    def turn(self, place: int) -> bool:
-        """Mark the call counted at *place*; False when it has left, or is marked. Mutates."""
+    def turn(self, place: int, by: int = 1) -> bool:
+        """Mark the call counted at *place*; False when it has left, or is marked. Mutates.
+
+        Args:
+            by: 1; -1 takes the mark off; False then when it has none.
+        """
         if not self._place - self.calls <= place < self._place:
             return False
         at = place % len(self._bits)
-        if self._bits[at] & _MARKED:
+        if (self._bits[at] & _MARKED == _MARKED) is (by > 0):
             return False
-        self._bits[at] |= _MARKED
-        self.marked += 1
+        self._bits[at] ^= _MARKED
+        self.marked += by
         return True
 
     def advance(self, now: float) -> None:

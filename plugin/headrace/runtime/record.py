@@ -26,7 +26,8 @@ class AttemptRecord:
         connect_s: TCP and TLS, or None on a reused connection.
         duration_s: The attempt itself, after the wait.
         outcome: `2xx` … `5xx`, or the fault.
-        verdict: What the circuit was told: success, failure or ignored.
+        verdict: What it says about the upstream: success, failure or ignored. The circuit is told of the call,
+            by the last that is not ignored.
         sent: The request, or a part of it, may have reached the upstream.
         retry_seq: How many attempts before it may have: its `X-Retry-Seq`, absent at 0.
         resent: It was sent twice: the pooled connection had died unnoticed.

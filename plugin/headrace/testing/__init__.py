@@ -5,6 +5,7 @@ from headrace.testing.isolation import isolated
 from headrace.testing.script import ScriptExhausted
 from headrace.testing.simulation import CallResult, SimulatedUpstream, Simulation
 from headrace.testing.timeline import Moment, Timeline
+from headrace.testing.traffic import Traffic
 
 __all__ = [
     "CallResult",
@@ -13,6 +14,7 @@ __all__ = [
     "SimulatedUpstream",
     "Simulation",
     "Timeline",
+    "Traffic",
     "VirtualClock",
     "isolated",
 ]

@@ -28,6 +28,7 @@ from headrace.runtime.record import Record
 from headrace.testing.clock import VirtualClock
 from headrace.testing.script import Script, ScriptExhausted, What, reply, seconds
 from headrace.testing.timeline import Timeline
+from headrace.testing.traffic import Traffic, play
 from headrace.testing.wire import CallerLeft, ScriptedAttempt
 
 
@@ -35,7 +36,7 @@ class Simulation:
     """One file's upstreams, all on one clock that begins at 0.
 
     Every rule is played as if `mode: enforce` were written: what a rule will do is the
-    question here, not whether it is in force. One call is made at a time.
+    question here, not whether it is in force. `call` makes one call at a time, `traffic` many that overlap.
 
     Args:
         file: The YAML file, or several (later wins).
@@ -215,23 +216,9 @@ class SimulatedUpstream:
         return self._call(method.upper(), replayable=replayable, keyed=keyed, deadline_at=deadline_at)
 
     def _call(self, method: str, *, replayable: bool, keyed: bool, deadline_at: float | None) -> CallResult:
-        plan, clock, inbound = self._plan, self._clock, self._simulation.inbound
-        key = plan.retry.idempotency_key
+        plan, clock = self._plan, self._clock
         began = clock.now
-        exchange = Exchange(
-            plan,
-            self._circuit,
-            self._budget,
-            now=began,
-            rng=self._rng,
-            method=method,
-            replayable=replayable,
-            timeouts=plan.timeouts,
-            max_attempts=plan.retry.max_attempts,
-            deadline_at=deadline_at,
-            allowance=None if inbound is None else inbound.allowance,
-            keyed=keyed or (key is not None and method in key.methods),
-        )
+        exchange = self._exchange(method, replayable=replayable, keyed=keyed, deadline_at=deadline_at)
         pauses: list[float] = []
 
         def sleep(delay_s: float) -> None:
@@ -277,6 +264,54 @@ class SimulatedUpstream:
         if reason is EndReason.CIRCUIT_OPEN and result.status is None and plan.fallback is not None:
             return self._fall_back(result, plan.fallback, replayable, exchange.deadline_at)
         return result
+
+    def traffic(self, *, every: str, times: int, method: str = "GET") -> Traffic:
+        """Make *times* calls, one *every* so often, which overlap: none waits for another. Advances the clock.
+
+        The timeline tells of the circuit only; no pool is in the way, and a refused call gets no fallback.
+
+        Args:
+            every: Written as in the file (`10ms`): 100 calls a second.
+
+        Raises:
+            ScriptExhausted: An attempt was made and nothing says what it meets.
+        """
+        if times < 1:
+            raise ValueError("nothing to call: give times= of at least 1")
+
+        def begin() -> tuple[Exchange, ScriptedAttempt]:
+            inbound = self._simulation.inbound
+            deadline_at = None if inbound is None else inbound.deadline_at
+            exchange = self._exchange(method.upper(), replayable=True, keyed=False, deadline_at=deadline_at)
+            attempt = ScriptedAttempt(
+                self._plan, self._script, self._clock, _untold, deadline_at=exchange.deadline_at
+            )
+            made.append(attempt)
+            return exchange, attempt
+
+        made: list[ScriptedAttempt] = []
+        try:
+            return play(begin, self._clock, every_s=seconds(every), times=times)
+        finally:
+            self.arrived += sum(attempt.sent for attempt in made)
+
+    def _exchange(self, method: str, *, replayable: bool, keyed: bool, deadline_at: float | None) -> Exchange:
+        plan, inbound = self._plan, self._simulation.inbound
+        key = plan.retry.idempotency_key
+        return Exchange(
+            plan,
+            self._circuit,
+            self._budget,
+            now=self._clock.now,
+            rng=self._rng,
+            method=method,
+            replayable=replayable,
+            timeouts=plan.timeouts,
+            max_attempts=plan.retry.max_attempts,
+            deadline_at=deadline_at,
+            allowance=None if inbound is None else inbound.allowance,
+            keyed=keyed or (key is not None and method in key.methods),
+        )
 
     def _fall_back(
         self, refused: CallResult, fallback: FallbackPlan, replayable: bool, deadline_at: float | None
@@ -374,6 +409,10 @@ def _status_kept(outcomes: Sequence[Outcome]) -> int | None:
         if outcome.fault is not Fault.POOL_TIMEOUT and outcome.fault is not Fault.POOL_REJECTED:
             return outcome.status
     return None
+
+
+def _untold(what: str) -> None:
+    """Thousands of attempts are no story."""
 
 
 def _duration(value_s: float) -> str:

@@ -66,18 +66,32 @@ class ScriptedAttempt:
             ScriptExhausted: There is none.
             CallerLeft: It says that the caller goes away.
         """
-        clock = self._clock
-        met = self._script.next(clock.now)
-        outcome = self._outcome(met, send.timeout_s)
-        outcome.started_s = clock.now
-        clock.advance(outcome.wait_s + outcome.duration_s)
-        self.sent += outcome.sent
+        outcome, body = self._meet(send)
+        self._clock.advance(outcome.wait_s + outcome.duration_s)
         self._tell(f"attempt {send.attempt}: {outcome.status or outcome.label}")
         if outcome.status is not None:
-            outcome.condemned = self._is_condemned(outcome.status, met.body)
+            outcome.condemned = self._is_condemned(outcome.status, body)
         if outcome.fault is Fault.CANCELLED:
             raise CallerLeft
         return outcome
+
+    def meet(self, send: Send) -> Outcome:
+        """What becomes of the attempt, as it will be known after its time. The clock stays, and nothing is told.
+
+        Raises:
+            ScriptExhausted: There is no reply.
+        """
+        outcome, body = self._meet(send)
+        if outcome.status is not None:
+            outcome.condemned = self._is_condemned(outcome.status, body)
+        return outcome
+
+    def _meet(self, send: Send) -> tuple[Outcome, bytes]:
+        met = self._script.next(self._clock.now)
+        outcome = self._outcome(met, send.timeout_s)
+        outcome.started_s = self._clock.now
+        self.sent += outcome.sent
+        return outcome, met.body
 
     def set_aside(self) -> None:
         """Nothing is held: there is no connection."""
