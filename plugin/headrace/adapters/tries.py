@@ -25,7 +25,7 @@ class Tries:
         made: Tries so far, the one under way included.
         outcomes, verdicts: Of the attempts of all tries, oldest first; records share them.
         deadline_at, denied, refused: As the last try's exchange has them.
-        last: The last try's exchange, or None before its end: what it has not told the circuit is the next one's to say.
+        last: The last try's exchange, or None: what it has not told the circuit is the next one's to say.
         suspects_idle: The last try met silence on a pooled connection: its idle neighbours may be as dead.
     """
 

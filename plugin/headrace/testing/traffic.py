@@ -46,7 +46,7 @@ class Meets(Protocol):
 
 
 def steps(exchange: Exchange, attempt: Meets, clock: Callable[[], float]) -> Steps:
-    """Drive *exchange* to its end, as `engine.blocking.run` does, with the waiting left to who asks for the next step."""
+    """Drive *exchange* to its end, as `engine.blocking.run` does, with the waiting left to whoever steps."""
     try:
         while True:
             decision = exchange.decide(clock())
