@@ -7,11 +7,14 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
+import anyio
 import pytest
+import requests
 
 from headrace.errors import CallCancelled
 from headrace.middleware.asgi import ASGIMiddleware
 from headrace.middleware.disconnect import DisconnectWatch
+from headrace.policy.exchange import EndReason
 from headrace.runtime.cancellation import Cancellation
 from headrace.runtime.inbound import inbound_var
 from support.gateways import CONFIGURATION, FakeHeadrace, asgi_scope
@@ -256,6 +259,153 @@ def test_without_a_loop_of_asyncio_it_notices_what_the_application_asks_for() ->
     assert reported == [1]
 
 
+# --- told at once, as without headrace ------------------------------------------------------------------
+
+
+class StateServer:
+    """A server's side as uvicorn has it: no queue, but what is the case when it is asked."""
+
+    def __init__(self, *, body: bytes = b"") -> None:
+        self.body: bytes | None = body
+        self.has_left = self.is_over = False
+        self.changed = asyncio.Event()
+        self.changed.set()
+
+    async def receive(self) -> Any:
+        if not (self.has_left or self.is_over):
+            await self.changed.wait()
+            self.changed.clear()
+        if self.has_left or self.is_over:
+            return LEFT
+        body, self.body = self.body, b""
+        return part(body or b"", more=False)
+
+    def leave(self) -> None:
+        self.has_left = True
+        self.changed.set()
+
+    def end(self) -> None:
+        self.is_over = True
+        self.changed.set()
+
+
+async def looked_at(receive: Any) -> bool:
+    """Whether the client has left, asked without a wait: the look of Starlette's `is_disconnected`."""
+    message: dict[str, Any] = {}
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        message = await receive()
+    return bool(message.get("type") == "http.disconnect")
+
+
+@pytest.mark.parametrize("reads_body", [True, False])
+@pytest.mark.parametrize("settles", [True, False])
+@pytest.mark.parametrize("how", ["leave", "end"])
+def test_a_look_without_a_wait_is_answered_as_the_server_would(
+    how: str, settles: bool, reads_body: bool
+) -> None:
+    async def test() -> None:
+        server = StateServer(body=b"all of it")
+        watch = DisconnectWatch(server.receive, lambda: None)
+        watch.start(())
+        await settled()
+        if reads_body:
+            assert await watch.receive() == part(b"all of it", more=False)
+            assert not await looked_at(watch.receive)
+        watch.is_over = how == "end"
+        getattr(server, how)()
+        if settles or (how == "leave" and not reads_body):  # the server has its say first
+            await settled()
+        for _ in range(2):
+            assert await looked_at(watch.receive)
+        await watch.close()
+
+    run(test)
+
+
+def test_a_look_without_a_wait_is_answered_out_of_a_queue_as_well() -> None:
+    """As hypercorn has it: each message comes once."""
+
+    async def test() -> None:
+        rig = Rig(WHOLE)
+        await settled()
+        assert await rig.watch.receive() == WHOLE
+        assert not await looked_at(rig.watch.receive)
+        rig.server.messages.put_nowait(LEFT)  # and nobody has run since
+        assert await looked_at(rig.watch.receive)
+        assert rig.reported == 1
+        assert not await looked_at(rig.watch.receive)  # it says so once, as it would without us
+        await rig.watch.close()
+
+    run(test)
+
+
+def test_a_look_in_vain_loses_nothing_and_the_client_is_noticed_all_the_same() -> None:
+    async def test() -> None:
+        for server in (Server(WHOLE), StateServer()):
+            reported: list[int] = []
+            watch = DisconnectWatch(server.receive, lambda reported=reported: reported.append(1))  # type: ignore[misc]
+            watch.start(())
+            assert (await watch.receive())["type"] == "http.request"
+            for _ in range(5):
+                assert not await looked_at(watch.receive)
+            if isinstance(server, Server):
+                server.messages.put_nowait(LEFT)
+            else:
+                server.leave()
+            await settled()
+            assert reported == [1]
+            assert await watch.receive() == LEFT
+            await watch.close()
+
+    run(test)
+
+
+def test_the_rest_of_a_body_comes_in_order_after_the_response_too() -> None:
+    """A queue has not forgotten it, and somebody may still read."""
+
+    async def test() -> None:
+        rig = Rig(part(b"a"), part(b"b"), part(b"c", more=False))
+        await settled()
+        rig.watch.is_over = True
+        assert [(await rig.watch.receive())["body"] for _ in range(3)] == [b"a", b"b", b"c"]
+        rig.server.messages.put_nowait(LEFT)
+        assert await rig.watch.receive() == LEFT
+        assert rig.reported == 0
+        await rig.watch.close()
+
+    run(test)
+
+
+def test_a_receive_that_is_no_coroutine_is_looked_at_too() -> None:
+    """A server may answer with a future, which cannot be closed."""
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        answers: list[asyncio.Future[Any]] = []
+
+        def receive() -> asyncio.Future[Any]:
+            answers.append(loop.create_future())
+            return answers[-1]
+
+        watch = DisconnectWatch(receive, lambda: None)
+        watch.start(())
+        answers[0].set_result(WHOLE)
+        await settled()
+        assert await watch.receive() == WHOLE
+        assert not await looked_at(watch.receive)
+        watch.is_over = True
+        assert not await looked_at(watch.receive)
+        for answer in answers:
+            if not answer.done():
+                answer.set_result(LEFT)
+        await settled()
+        assert await watch.receive() == LEFT
+        await watch.close()
+
+    run(test)
+
+
 # --- in the middleware --------------------------------------------------------------------------------
 
 
@@ -404,6 +554,93 @@ def test_an_abandoned_request_does_not_wait_while_it_is_collected() -> None:
         assert server.asking == 0
 
     run(test)
+
+
+def cancelled_call() -> Exception:
+    error = with_record(CallCancelled("x", upstream="billing"))
+    error.headrace = replace(error.headrace, reason=EndReason.CANCELLED)  # type: ignore[attr-defined]
+    return error
+
+
+def raised(error: BaseException, *, frm: BaseException | None = None) -> BaseException:
+    error.__cause__ = frm
+    return error
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+@pytest.mark.parametrize("has_left", [True, False])
+@pytest.mark.parametrize(
+    ("make", "is_ours"),
+    [
+        pytest.param(cancelled_call, True, id="a call"),
+        pytest.param(lambda: requests.ConnectionError(cancelled_call()), True, id="wrapped by a library"),
+        pytest.param(lambda: raised(RuntimeError("begun"), frm=cancelled_call()), True, id="raised from it"),
+        pytest.param(lambda: ExceptionGroup("x", [cancelled_call()]), True, id="in a group"),
+        pytest.param(lambda: LookupError("bug"), False, id="a bug"),
+        pytest.param(lambda: with_record(requests.ReadTimeout("x")), False, id="a call that failed"),
+    ],
+)
+def test_what_a_client_that_left_has_made_fail_is_no_error_of_the_application(
+    make: Callable[[], Exception], is_ours: bool, has_left: bool, has_begun: bool
+) -> None:
+    headrace = headrace_with()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if has_begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        if has_left:
+            server.messages.put_nowait(LEFT)
+            await settled()
+        raise make()
+
+    async def test() -> None:
+        middleware = ASGIMiddleware(app, headrace=headrace)  # type: ignore[arg-type]
+        if is_ours and has_left:
+            await middleware(asgi_scope(), server.receive, ignore)
+        else:
+            with pytest.raises(type(make())):
+                await middleware(asgi_scope(), server.receive, ignore)
+
+    server = Server(WHOLE)
+    run(test)
+    expected = [200] if has_begun else [] if is_ours and has_left else [500]
+    assert headrace.service.statuses == expected
+
+
+def test_a_bug_amid_the_handling_of_a_cancelled_call_is_the_applications() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        server.messages.put_nowait(LEFT)
+        await settled()
+        try:
+            raise cancelled_call()
+        except CallCancelled:
+            raise LookupError("bug")  # noqa: B904 - which is the point
+
+    async def test() -> None:
+        with pytest.raises(LookupError, match="bug"):
+            await ASGIMiddleware(app, headrace=headrace_with())(asgi_scope(), server.receive, ignore)  # type: ignore[arg-type]
+
+    server = Server(WHOLE)
+    run(test)
+
+
+def test_an_answer_that_begins_after_its_client_has_left_is_counted_as_499() -> None:
+    """Starlette makes a 500 of a cancelled call; nobody gets it, and it is nobody's fault."""
+    headrace = headrace_with()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        server.messages.put_nowait(LEFT)
+        await settled()
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": b"sorry"})
+        raise cancelled_call()
+
+    async def test() -> None:
+        await ASGIMiddleware(app, headrace=headrace)(asgi_scope(), server.receive, ignore)  # type: ignore[arg-type]
+
+    server = Server(WHOLE)
+    run(test)
+    assert headrace.service.statuses == [499]
 
 
 def test_a_call_cut_short_by_its_client_is_answered_without_an_alarm(
