@@ -46,12 +46,6 @@ def test_extends_makes_chains_in_any_order(load_text: LoadText) -> None:
     assert (c.pool.max_connections, c.pool.max_waiting, c.retry.methods) == (3, 2, frozenset({"PUT"}))
 
 
-def test_chain_as_long_as_the_file_is_no_matter_of_recursion(load_text: LoadText) -> None:
-    lines = [f"  u{n}: {{base_url: http://u{n}, extends: u{n + 1}}}" for n in range(1500)]
-    text = "\n".join(["upstreams:", *lines, "  u1500: {base_url: http://u1500, pool: {max_waiting: 7}}"])
-    assert load_text(text).upstreams["u0"].pool.max_waiting == 7
-
-
 def test_null_replaces_what_is_inherited(load_text: LoadText) -> None:
     text = "defaults: {timeouts: {deadline: 9s}}\nupstreams: {a: {base_url: http://a, timeouts: {deadline: null}}}"
     assert load_text(text).upstreams["a"].timeouts.deadline_s is None

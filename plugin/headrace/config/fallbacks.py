@@ -1,9 +1,10 @@
-"""Cross-checks of `fallback`: an answer of our own or another upstream, never both, and never in a circle."""
+"""Cross-checks of `fallback`: an answer of our own or another upstream, never both, nor in a circle or without end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from headrace.config.chains import MAX_LINKS, arrows, in_a_row, links_of
 from headrace.config.problems import Path, Problem, did_you_mean
 from headrace.config.settings import Settings
 from headrace.config.written import Written
@@ -11,6 +12,7 @@ from headrace.config.written import Written
 
 def check_fallbacks(settings: Settings, written: Written) -> Iterator[Problem]:
     """What in the `fallback` of any upstream could not be done."""
+    named: dict[str, str] = {}
     for name, upstream in settings.upstreams.items():
         fallback = upstream.fallback
         base: Path = ("upstreams", name, "fallback")
@@ -39,31 +41,39 @@ def check_fallbacks(settings: Settings, written: Written) -> Iterator[Problem]:
                 f"did you mean {near}?" if near else "name an upstream of this file",
             )
         else:
-            yield from _chain(settings, written, name)
+            named[name] = fallback.upstream
+    yield from _chains(settings, written, named)
 
 
-def _chain(settings: Settings, written: Written, name: str) -> Iterator[Problem]:
-    """What is wrong with where the fallbacks of *name* lead in the end."""
-    path: Path = ("upstreams", name, "fallback", "upstream")
-    chain = [name]
-    target: str | None = name
-    while target is not None:
-        fallback = settings.upstreams[target].fallback
-        target = None if fallback is None else fallback.upstream
-        if target is None or target not in settings.upstreams:
-            break
-        if target in chain:
-            if target == name:  # said for each that is on the circle, not for those that lead to it
-                circle = " -> ".join([*chain, target])
-                yield written.problem(
-                    path, f"runs in a circle: {circle}", "let one of them answer by itself, or fail"
-                )
-            return
-        chain.append(target)
-    other = settings.upstreams[chain[1]]
-    if other.mode != "enforce" and settings.upstreams[name].mode == "enforce":
-        yield written.problem(
-            path,
-            f'names "{chain[1]}", which has mode: {other.mode}: it would not be governed there',
-            "give it mode: enforce",
-        )
+def _chains(settings: Settings, written: Written, named: Mapping[str, str]) -> Iterator[Problem]:
+    """What is wrong with where fallbacks lead: in a circle, through too many, or to one that is not governed."""
+    links, circles = links_of(named)
+    for circle in circles:
+        # Said for each that is on it. Of a long one once: as many lines as links, each with all of them, help nobody.
+        for place in range(len(circle) if len(circle) <= MAX_LINKS else 1):
+            names = [*circle[place:], *circle[:place], circle[place]]
+            yield written.problem(
+                _path(circle[place]),
+                f"runs in a circle: {arrows(names)}",
+                "let one of them answer by itself, or fail",
+            )
+    for name, following in links.items():
+        if following == 0:
+            continue
+        if following == MAX_LINKS + 1:  # said where it becomes too long, not for those that lead to it
+            yield written.problem(
+                _path(name),
+                f"is the first of more than {MAX_LINKS} fallbacks in a row: {arrows(in_a_row(name, named))}",
+                "let one of them answer by itself, or fail",
+            )
+        other = settings.upstreams[named[name]]
+        if other.mode != "enforce" and settings.upstreams[name].mode == "enforce":
+            yield written.problem(
+                _path(name),
+                f'names "{named[name]}", which has mode: {other.mode}: it would not be governed there',
+                "give it mode: enforce",
+            )
+
+
+def _path(name: str) -> Path:
+    return ("upstreams", name, "fallback", "upstream")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from headrace.config.chains import MAX_LINKS, arrows, in_a_row
 from headrace.config.problems import Problem, did_you_mean
 from headrace.config.tree import Node, Scalar, Table, merge, problem_at
 
@@ -35,24 +36,34 @@ class _Chains:
         self.upstreams = upstreams
         self.done: dict[str, Node] = {}
         self.problems: list[Problem] = []
+        self._links: dict[str, int] = {}  # how many follow one another from each on
+        self._named: dict[str, str] = {}
+        self._circular: set[str] = set()  # said already, so not also that it is too long
 
     def complete(self, name: str) -> Node:
-        """Upstream *name* with all that it extends. A loop, so that a chain may be as long as the file."""
-        chain: list[str] = []
+        """Upstream *name* with all that it extends. A loop: a chain that is too long has to be told, too."""
+        chain: dict[str, None] = {}  # in order
         current: str | None = name
         while current is not None and current not in self.done:
-            chain.append(current)
+            chain[current] = None
             current = self._extended_by(current, chain)
+        following = -1 if current is None else self._links[current]
+        is_circular = current in self._circular or not self._circular.isdisjoint(chain)
         for link in reversed(chain):
             own = self.upstreams.entries[link]
             under = None if current is None else self.done[current]
-            if isinstance(under, Table):
+            self._links[link] = following = following + 1
+            if following <= MAX_LINKS and isinstance(under, Table):
                 own = merge(_without(under, NOT_INHERITED), own)
+            if is_circular:
+                self._circular.add(link)
+            elif following == MAX_LINKS + 1:  # said where it becomes too long, not for those that lead to it
+                self.problems.append(self._too_long(link))
             self.done[link] = own
             current = link
         return self.done[name]
 
-    def _extended_by(self, name: str, chain: list[str]) -> str | None:
+    def _extended_by(self, name: str, chain: dict[str, None]) -> str | None:
         table = self.upstreams.entries[name]
         node = table.entries.get("extends") if isinstance(table, Table) else None
         if not isinstance(node, Scalar) or not isinstance(node.value, str) or node.secret:
@@ -60,7 +71,9 @@ class _Chains:
         target = node.value
         path = ("upstreams", name, "extends")
         if target in chain:
-            circle = " -> ".join([*chain[chain.index(target) :], target])
+            names = list(chain)
+            circle = arrows([*names[names.index(target) :], target])
+            self._circular.add(name)
             self.problems.append(
                 problem_at(node.mark, path, f"runs in a circle: {circle}", "let one of them stand on its own")
             )
@@ -70,7 +83,18 @@ class _Chains:
             fix = f"did you mean {near}?" if near and near != name else "name an upstream of this file"
             self.problems.append(problem_at(node.mark, path, f'names "{target}", which is no upstream', fix))
             return None
+        self._named[name] = target
         return target
+
+    def _too_long(self, name: str) -> Problem:
+        table = self.upstreams.entries[name]
+        assert isinstance(table, Table)
+        return problem_at(
+            table.entries["extends"].mark,
+            ("upstreams", name, "extends"),
+            f"is the first of more than {MAX_LINKS} in a row: {arrows(in_a_row(name, self._named))}",
+            "let one of them stand on its own",
+        )
 
 
 def _without(table: Table, names: frozenset[str]) -> Table:

@@ -535,7 +535,7 @@ class Fallback(Section):
     )
     upstream: UpstreamName | None = Field(
         None,
-        description="Upstream that is asked instead, by its own rules, for the same path below its base_url.",
+        description="Upstream that is asked instead, by its own rules, for the same path below its base_url; at most 8 in a row.",
         examples=["billing_replica"],
     )
 
@@ -581,7 +581,7 @@ class Upstream(Rules):
     )
     extends: UpstreamName | None = Field(
         None,
-        description="Upstream whose keys this one takes over, all but base_url, match and headers.",
+        description="Upstream whose keys this one takes over, all but base_url, match and headers; at most 8 in a row.",
         examples=["billing"],
     )
 

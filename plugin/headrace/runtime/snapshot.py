@@ -111,7 +111,10 @@ def build_snapshot(
 
 
 def _find_fallback(name: str, upstreams: dict[str, Upstream]) -> Upstream:
-    """Upstream *name* with the upstream that its fallback names, and that with its own. Mutates *upstreams*."""
+    """Upstream *name* with the upstream that its fallback names, and that with its own. Mutates *upstreams*.
+
+    Recursion, here and where a call goes from one to the next: a checked file has no more than MAX_LINKS in a row.
+    """
     found = upstreams[name]
     fallback = found.plan.fallback
     if fallback is not None and fallback.upstream is not None and found.fallback is None:
