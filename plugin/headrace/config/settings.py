@@ -535,7 +535,8 @@ class Fallback(Section):
     )
     upstream: UpstreamName | None = Field(
         None,
-        description="Upstream that is asked instead, by its own rules, for the same path below its base_url; at most 8 in a row.",
+        description="Upstream that is asked instead, by its own rules, for the same path below its base_url; "
+        "at most 8 in a row.",
         examples=["billing_replica"],
     )
 
