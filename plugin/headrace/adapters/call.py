@@ -26,6 +26,7 @@ from headrace.adapters.streamed import follow
 from headrace.adapters.surface import Surface
 from headrace.adapters.tries import Tries
 from headrace.adapters.ungoverned import is_withheld, stands_on_event_loop
+from headrace.clock import monotonic
 from headrace.engine.blocking import Attempt as Performer
 from headrace.engine.blocking import run
 from headrace.errors import CircuitOpenError, UpstreamError
@@ -151,7 +152,7 @@ class Call(Generic[T]):
             plan,
             state.circuit,
             state.budget,
-            now=time.monotonic() if tries is None else tries.began,
+            now=monotonic() if tries is None else tries.began,
             rng=random.random,
             method=method,
             replayable=replayable,
@@ -173,7 +174,7 @@ class Call(Generic[T]):
             UpstreamError: Refused by the circuit, the pool or the deadline (the surface's twin).
             Exception: What the library raised in the last attempt, with the record and notes on it.
         """
-        began = time.monotonic()
+        began = monotonic()
         decision: Finish | Refuse | None = None
         performer: Performer = self
         if self._trace is not None:
@@ -181,12 +182,12 @@ class Call(Generic[T]):
             performer = self._trace
         try:
             sleep = time.sleep if self._cancellation is None else self._cancellation.sleep
-            decision = run(self._exchange, performer, clock=time.monotonic, sleep=sleep)
+            decision = run(self._exchange, performer, clock=monotonic, sleep=sleep)
         except Exception as raised:  # a signal handler's amid a wait or a pause, a bug of ours
             carry(self._record(EndReason.CANCELLED), on=raised)
             raise
         finally:
-            self._count(decision, time.monotonic() - began)
+            self._count(decision, monotonic() - began)
         record = self._record(decision.reason)
         if decision.reason is not EndReason.SUCCESS:
             self._say(record)
@@ -249,7 +250,7 @@ class Call(Generic[T]):
         deadline_at = self._exchange.deadline_at
         timeouts = self._timeouts
         cancellation = self._cancellation
-        started = time.monotonic()
+        started = monotonic()
         patience_s = timeouts.acquire_s if self._may_wait else 0.0
         by_deadline = deadline_at is not None and deadline_at - started < patience_s
         if deadline_at is not None and by_deadline:
@@ -265,7 +266,7 @@ class Call(Generic[T]):
             return self._no_lease(error, started)
         if cancellation is not None and cancellation.is_cancelled:
             leases.give_back(lease, reusable=True)
-            return Outcome(Fault.CANCELLED, started_s=started, wait_s=time.monotonic() - started)
+            return Outcome(Fault.CANCELLED, started_s=started, wait_s=monotonic() - started)
         outcome = self._attempt(send, lease, started)
         if outcome.fault is not None:
             if is_resendable(
@@ -282,7 +283,7 @@ class Call(Generic[T]):
 
     def _resend(self, send: Send, failed: Outcome) -> Outcome:
         """The attempt once more over a fresh connection, within what it has left; *failed* if there is none."""
-        now = time.monotonic()
+        now = monotonic()
         left_s = failed.started_s + failed.wait_s + send.timeout_s - now
         if left_s <= _SHORTEST_S:
             return failed
@@ -304,7 +305,7 @@ class Call(Generic[T]):
         cancellation, token = self._cancellation, lease.token
         outer = current_attempt.get()
         try:
-            leased = time.monotonic()
+            leased = monotonic()
             if cancellation is not None and token is not None:
                 cancellation.covers(token, leases)
             # Only now: without a lease the answer kept from before is the caller's.
@@ -417,7 +418,7 @@ class Call(Generic[T]):
                 started,
                 leased - started,
                 attempt.connect_took_s,
-                time.monotonic() - leased,
+                monotonic() - leased,
                 asked_s,
                 condemned=condemned,
                 broken_off=broken_off,
@@ -487,7 +488,7 @@ class Call(Generic[T]):
         answer, attempt = self.answer, self._made
         if answer is None or attempt is None or not self._streamed:
             return  # a buffered one has been read, and its slot is free
-        ends_at, deadline_at = time.monotonic() + KEEP_S, self._exchange.deadline_at
+        ends_at, deadline_at = monotonic() + KEEP_S, self._exchange.deadline_at
         in_flight[attempt] = ends_at = ends_at if deadline_at is None else min(ends_at, deadline_at)
         if ends_at < deadlines.wake_at:
             deadlines.rouse(ends_at)
@@ -517,7 +518,7 @@ class Call(Generic[T]):
         return Outcome(
             fault=Fault.POOL_TIMEOUT if timed_out else Fault.POOL_REJECTED,
             started_s=started,
-            wait_s=time.monotonic() - started,
+            wait_s=monotonic() - started,
         )
 
     def _count(self, decision: Finish | Refuse | None, duration_s: float) -> None:

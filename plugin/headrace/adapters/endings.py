@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from headrace.adapters.surface import Surface
+from headrace.clock import monotonic
 from headrace.policy.exchange import EndReason, Exchange, Finish, Refuse
 from headrace.runtime.upstream import Upstream
 from headrace.transport.lease import LeaseError
@@ -79,5 +79,5 @@ def _ran_out_of_time(exchange: Exchange, decision: Finish | Refuse) -> bool:
         exchange.deadline_at is not None
         and bool(exchange.outcomes)
         and exchange.outcomes[-1].cut
-        and time.monotonic() >= exchange.deadline_at
+        and monotonic() >= exchange.deadline_at
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from headrace.adapters.predicate import is_condemned
+from headrace.clock import monotonic
 from headrace.policy.circuit import Verdict
 from headrace.policy.counters import add
 from headrace.policy.exchange import Exchange, Finish, Refuse
@@ -44,7 +44,7 @@ def observed(
         state.in_flight += 1
         if state.in_flight > plan.pool.max_connections:
             add(counters.observed, "waited" if plan.pool.when_full == "wait" else "rejected")
-    began = time.monotonic()
+    began = monotonic()
     exchange = Exchange(
         plan,
         state.circuit,
@@ -78,7 +78,7 @@ def observed(
         outcome.sent = phase == "sent"
         raise
     finally:
-        now = time.monotonic()
+        now = monotonic()
         outcome.duration_s = now - began
         if refused:
             # Made all the same, unknown to the circuit.

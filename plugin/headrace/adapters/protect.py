@@ -10,9 +10,9 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from time import monotonic
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeAlias, TypeVar
 
+from headrace.clock import monotonic
 from headrace.errors import CircuitOpenError, DeadlineExceeded, UpstreamError
 from headrace.policy.circuit import Refused, Verdict
 from headrace.policy.counters import add

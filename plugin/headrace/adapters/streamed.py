@@ -6,7 +6,6 @@ Judged a success at its head, it is a failure after all.
 from __future__ import annotations
 
 import functools
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +13,7 @@ import requests
 from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
 
+from headrace.clock import monotonic
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.exchange import EndReason, Exchange
 from headrace.policy.outcome import Outcome
@@ -102,7 +102,7 @@ def _broke(
             f"its connection's lifetime was over (request id {record.request_id or '-'})"
         )
         return
-    now = time.monotonic()
+    now = monotonic()
     answered = exchange.outcomes[-1]
     fault, cut = fault_of(error, "sent")
     duration_s = now - answered.started_s - answered.wait_s

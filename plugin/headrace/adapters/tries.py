@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from headrace.adapters.outbound import Outbound
+from headrace.clock import monotonic
 from headrace.policy.circuit import Refused, Verdict
 from headrace.policy.exchange import EndReason, Exchange
 from headrace.policy.outcome import Fault, Outcome
@@ -50,7 +50,7 @@ class Tries:
         self._outbound: Outbound | None = None
         self._label: str | None = None
         self._trace: CallTrace | None = None
-        self.began = time.monotonic()
+        self.began = monotonic()
         self.made = 0
         self.last: Exchange | None = None
         self.suspects_idle = False
@@ -101,11 +101,11 @@ class Tries:
         """
         upstream, self._upstream = self._upstream, None
         if upstream is not None and self.last is not None:
-            self.last.settle(time.monotonic())
+            self.last.settle(monotonic())
             if self._trace is not None:
                 self._trace.settled()
         if upstream is not None and (self.outcomes or self._label is not None):
-            duration_s = time.monotonic() - self.began
+            duration_s = monotonic() - self.began
             tally(
                 upstream.state.counters,
                 self,

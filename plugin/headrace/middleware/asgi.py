@@ -11,13 +11,13 @@ from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from itertools import repeat
 from os import getpid
-from time import monotonic, perf_counter
 from typing import Any
 
 from anyio import CancelScope
 from starlette.concurrency import run_in_threadpool
 
 from headrace.app import File, Headrace
+from headrace.clock import monotonic
 from headrace.middleware.context import BLANK_BYTES, HeaderNames, Trace, deadline_at, is_sane_bytes
 from headrace.middleware.disconnect import DisconnectWatch
 from headrace.middleware.problems import (
@@ -92,7 +92,7 @@ class ASGIMiddleware:
             else:
                 await self.app(scope, receive, send)
             return
-        began = perf_counter()
+        began = monotonic()
         headrace = self.headrace
         if headrace.started_in != getpid():
             await self._start()
@@ -167,12 +167,12 @@ class ASGIMiddleware:
             await send(message)
             if is_last:
                 if not is_over and configuration.telemetry.served_requests:
-                    headrace.service.served(status, perf_counter() - began)
+                    headrace.service.served(status, monotonic() - began)
                 is_over = True
 
         due_at = watch = cancellation = None
         if service.deadline is not None:
-            now = monotonic() - (perf_counter() - began)  # starting took some of the caller's time, too
+            now = began  # starting took some of the caller's time, too
             due_at = deadline_at(service.deadline, deadlines, headrace.service, now)
             if due_at is not None and due_at <= now:
                 await _send_answer(too_late(request_id), send_with_id, is_head=scope.get("method") == "HEAD")
@@ -208,7 +208,7 @@ class ASGIMiddleware:
                 raise
         finally:
             if status and not is_over and configuration.telemetry.served_requests:  # broken off
-                headrace.service.served(status, perf_counter() - began)
+                headrace.service.served(status, monotonic() - began)
             if tracing is not None and inbound.told is not None:
                 tracing.tell(inbound)
             try:  # suppress() is three Python-level calls

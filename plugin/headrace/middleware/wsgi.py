@@ -17,10 +17,10 @@ from contextvars import copy_context
 from functools import partial
 from itertools import repeat
 from os import getpid
-from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
 from headrace.app import File, Headrace
+from headrace.clock import monotonic
 from headrace.middleware.context import BLANKS, HeaderNames, Trace, deadline_at, is_sane_text, trace_of
 from headrace.middleware.problems import CLIENT_CLOSED_REQUEST, ProblemAnswer, answer, too_late
 from headrace.observe.events import ConfigWarning, ErrorMapped
@@ -82,7 +82,7 @@ class WSGIMiddleware:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
-        began = perf_counter()
+        began = monotonic()
         headrace = self.headrace
         if headrace.started_in != getpid():
             headrace.start()
@@ -116,7 +116,7 @@ class WSGIMiddleware:
         due_at = None
         if service.deadline is not None:
             value = None if names.deadline is None else environ.get(names.deadline)
-            now = monotonic() - (perf_counter() - began)  # starting took some of the caller's time, too
+            now = began  # starting took some of the caller's time, too
             due_at = deadline_at(
                 service.deadline, [] if value is None else [value.strip(BLANKS)], headrace.service, now
             )
@@ -306,7 +306,7 @@ class _Exchange:
         if self.tracing is not None and self.inbound is not None and self.inbound.told is not None:
             self.tracing.tell(self.inbound)
         if self._configuration.telemetry.served_requests:
-            self._headrace.service.served(self._status, perf_counter() - self._began)
+            self._headrace.service.served(self._status, monotonic() - self._began)
 
     def count_at_close_of(self, body: Any) -> None:
         """Put our `close` in place of that of a file wrapper, whose class the server recognises."""

@@ -11,6 +11,7 @@ from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
+from headrace.clock import monotonic
 from headrace.observe import span_facts as facts
 from headrace.observe.attempt_spans import AttemptSpans
 from headrace.observe.request_trace import Request, told_of
@@ -164,7 +165,7 @@ class CallTrace:
         if not span.is_recording():
             return
         self._tell_transitions(span)
-        attributes = facts.breaker_attributes(self._upstream, self._circuit.view(time.monotonic()))
+        attributes = facts.breaker_attributes(self._upstream, self._circuit.view(monotonic()))
         if self._is_observed:
             attributes["headrace.mode"] = "observe"
         if exchange.refused is not None:
@@ -187,7 +188,7 @@ class CallTrace:
         if not span.is_recording():
             return
         self._tell_transitions(span)
-        span.set_attributes(facts.breaker_attributes(self._upstream, self._circuit.view(time.monotonic())))
+        span.set_attributes(facts.breaker_attributes(self._upstream, self._circuit.view(monotonic())))
         if refused is not None:
             span.add_event(facts.REFUSED, facts.refusal_attributes(self._upstream, refused))
             self.refused(str(refused))
@@ -196,7 +197,7 @@ class CallTrace:
         """Tell what the end of the whole call did to the circuit, where its caller retried himself."""
         if self._span.is_recording():
             self._tell_transitions(self._span)
-            view = self._circuit.view(time.monotonic())
+            view = self._circuit.view(monotonic())
             self._span.set_attributes(facts.breaker_attributes(self._upstream, view))
 
     def body_broke(self, outcome: Outcome) -> None:
@@ -204,7 +205,7 @@ class CallTrace:
         span = self._span
         if span.is_recording():
             self._tell_transitions(span)
-            attributes = facts.breaker_attributes(self._upstream, self._circuit.view(time.monotonic()))
+            attributes = facts.breaker_attributes(self._upstream, self._circuit.view(monotonic()))
             if not is_served(span):
                 attributes["error.type"] = facts.cause_of(outcome)
             span.set_attributes(attributes)
@@ -225,7 +226,7 @@ class CallTrace:
 
     def _tell_retry(self, span: Span, attempt: int, failed: Outcome) -> None:
         if span.is_recording():
-            delay_s = time.monotonic() - (failed.started_s + failed.wait_s + failed.duration_s)
+            delay_s = monotonic() - (failed.started_s + failed.wait_s + failed.duration_s)
             number = len(self._earlier) + attempt
             span.add_event(facts.RETRY, facts.retry_attributes(self._upstream, number, delay_s, failed))
 
@@ -233,7 +234,7 @@ class CallTrace:
         span = spans.span
         if span.is_recording():
             self._tell_transitions(span)
-            view = self._circuit.view(time.monotonic())
+            view = self._circuit.view(monotonic())
             span.set_attributes(facts.breaker_attributes(self._upstream, view))
         spans.end()
 
@@ -242,7 +243,7 @@ class CallTrace:
         for transition in self._circuit.history:
             if transition.generation > self._generation:
                 self._generation = transition.generation
-                ago_s = time.monotonic() - transition.at_s
+                ago_s = monotonic() - transition.at_s
                 span.add_event(
                     facts.TRANSITION,
                     facts.transition_attributes(self._upstream, transition),

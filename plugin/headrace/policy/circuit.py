@@ -3,7 +3,8 @@
 `CLOSED -> OPEN -> HALF_OPEN -> CLOSED | OPEN`, from one table (`transition`). Time is
 given (monotonic seconds) and never waited for: what time alone decides (a probe
 that hung, a half-open window that passed) is settled when the circuit is next
-touched, at the instant it happened.
+touched, at the instant it happened. Should the clock step back, what runs has at most its
+whole length to go from there: an end is never further off than that (Pitfall 69).
 
 The file is a little long because everything that happens under the circuit's lock, and what a
 mode or a reload makes of it, is to be read in one place; the arithmetic is elsewhere (`window`,
@@ -82,6 +83,7 @@ class Circuit:
         "_lock",
         "_on_transition",
         "_on_waived",
+        "_open_s",
         "_open_until",
         "_opened",
         "_openings",
@@ -120,7 +122,7 @@ class Circuit:
         self._broken_run = 0  # failures in a row that it ended
         self._openings = 0  # consecutive, since the circuit was last closed
         self._opened: Transition | None = None  # the last to OPEN; set whenever the circuit is not closed
-        self._open_until = 0.0
+        self._open_until = self._open_s = 0.0
         self._half_open: HalfOpen | None = None  # while HALF_OPEN
         self._ramp: Ramp | None = None  # while CLOSED, for a time after it was closed
         self._untold: list[Transition] = []
@@ -286,7 +288,9 @@ class Circuit:
                 failure_rate=failure_rate(tally, minimum_calls=self._plan.minimum_calls),
                 slow_call_rate=slow_call_rate(tally, self._plan),
                 consecutive_failures=tally.consecutive_failures,
-                retry_after_s=max(0.0, self._open_until - now) if self.state is _OPEN else 0.0,
+                retry_after_s=min(max(0.0, self._open_until - now), self._open_s)
+                if self.state is _OPEN
+                else 0.0,
                 probes_in_flight=in_flight,
                 verdicts=0 if half_open is None else half_open.verdicts + half_open.probes - in_flight,
                 ramp_share=self._ramp_share(now),
@@ -350,6 +354,7 @@ class Circuit:
         if self.state is _CLOSED:
             return self._admit_closed(now)
         if self.state is _OPEN:
+            self._open_until = min(self._open_until, now + self._open_s)
             if now < self._open_until:
                 return Refused(Refusal.OPEN, self._open_until - now, _OPEN, self._opened)
             self._transition(Trigger.OPEN_FOR_ELAPSED, now)
@@ -411,7 +416,7 @@ class Circuit:
         open_for_s = None
         if after is _OPEN:
             self._openings += 1
-            open_for_s = self._open_for_s()
+            open_for_s = self._open_s = self._open_for_s()
             self._open_until = at_s + open_for_s
         self.generation += 1
         transition = Transition(

@@ -23,12 +23,23 @@ class HalfOpen:
         slow: How many of the verdicts took long.
     """
 
-    __slots__ = ("_last_probe", "_probes", "_window_ends_at", "failed", "slow", "succeeded")
+    __slots__ = (
+        "_last_probe",
+        "_lengths",
+        "_probes",
+        "_window_ends_at",
+        "_window_s",
+        "failed",
+        "slow",
+        "succeeded",
+    )
 
     def __init__(self, plan: CircuitPlan, now: float) -> None:
         self._probes: dict[int, float] = {}  # number of the lease -> when it expires
+        self._lengths: dict[int, float] = {}  # number of the lease -> how long it may take
         self._last_probe = 0
-        self._window_ends_at = now + plan.half_open.window_s
+        self._window_s = plan.half_open.window_s
+        self._window_ends_at = now + self._window_s
         self.succeeded = self.failed = self.slow = 0
 
     @property
@@ -48,6 +59,7 @@ class HalfOpen:
             return None
         self._last_probe += 1
         self._probes[self._last_probe] = now + half_open.probe_timeout_s
+        self._lengths[self._last_probe] = half_open.probe_timeout_s
         return self._last_probe
 
     def oldest_expires_at(self) -> float:
@@ -60,7 +72,10 @@ class HalfOpen:
 
     def give_back(self, probe: int | None) -> bool:
         """End the lease of *probe*; False when it had expired, or was given back before. Mutates."""
-        return probe is not None and self._probes.pop(probe, None) is not None
+        if probe is None or self._probes.pop(probe, None) is None:
+            return False
+        del self._lengths[probe]
+        return True
 
     def judge(self, *, failed: bool, slow: bool) -> None:
         """Count the verdict on a probe that was given back. Mutates."""
@@ -88,10 +103,11 @@ class HalfOpen:
         In the order in which it happened: expired leases, windows that passed.
         """
         window_s = plan.half_open.window_s
+        self._clip(now)
         while True:
             expires_at = self.oldest_expires_at()
             if expires_at <= now and expires_at <= self._window_ends_at:
-                del self._probes[min(self._probes, key=self._probes.__getitem__)]
+                self.give_back(min(self._probes, key=self._probes.__getitem__))
                 self.failed += 1
                 trigger = self.weigh(plan, Trigger.PROBE_EXPIRED)
                 if trigger is not None:
@@ -108,3 +124,10 @@ class HalfOpen:
                 else:
                     passed = 1 + floor((now - self._window_ends_at) / window_s)
                 self._window_ends_at += window_s * passed
+                self._window_s = window_s
+
+    def _clip(self, now: float) -> None:
+        """Nothing ends later than its whole length from now: the clock may have stepped back."""
+        self._window_ends_at = min(self._window_ends_at, now + self._window_s)
+        for probe, length_s in self._lengths.items():
+            self._probes[probe] = min(self._probes[probe], now + length_s)

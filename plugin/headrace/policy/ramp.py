@@ -18,7 +18,8 @@ class Ramp:
         self._earned = 1.0
 
     def left_s(self, ramp_s: float, now: float) -> float:
-        """Seconds until every call is let through; 0 or less: by now."""
+        """Seconds until every call is let through; 0 or less: by now. Mutates where the clock has stepped back."""
+        self._began_at = min(self._began_at, now)
         return self._began_at + ramp_s - now
 
     def share(self, ramp_s: float, now: float) -> float:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from headrace.policy.plan import AdaptivePlan
+from headrace.policy.window import LATEST_S
 
 EVALUATE_EVERY_S = 0.1
 """Growth is considered at most this often: a step must have served somebody before the next one is judged."""
@@ -78,7 +79,8 @@ class Resize:
 class Sizing:
     """The size rule of one pool, with what it remembers. Not thread-safe: the owner's lock guards it.
 
-    Instants are monotonic seconds; one before the last is taken as the last.
+    Instants are monotonic seconds; one before the last is taken as the last. After one that lies more than
+    `LATEST_S` before it, a clock that was stepped back, time goes on from there (Pitfall 69).
 
     Args:
         plan: The thresholds and the smallest size.
@@ -96,6 +98,7 @@ class Sizing:
         "_plan",
         "_quiet_since",
         "_samples",
+        "_stepped_s",
         "next_at",
     )
 
@@ -103,6 +106,9 @@ class Sizing:
         self._plan = plan
         self._max_connections = max_connections
         self._now = float("-inf")
+        self._stepped_s = (
+            0.0  # how far the clock was stepped back so far: what is remembered is by the clock before
+        )
         self._samples: deque[tuple[float, int]] = deque()  # at, arrivals; the oldest is a rate_window old
         self._peaks: deque[tuple[float, int]] = deque()  # at, inuse; falling, so the first is the peak
         self._quiet_since = 0.0  # nobody has waited, and the size stood, since
@@ -114,16 +120,20 @@ class Sizing:
         """Calls per second that are usual, or None before the first full `rate_window`."""
         return self._baseline_rps
 
+    def is_due(self, now: float) -> bool:
+        """Whether `enqueued` would look at all."""
+        return now >= self.next_at or now < self.next_at - EVALUATE_EVERY_S - LATEST_S
+
     def enqueued(self, now: float, load: PoolLoad) -> Resize | None:
         """A call has to wait: the larger size that is called for, or None. Mutates.
 
         Grows when waiting > grow_when_waiting · size and rate > grow_when_rate · baseline, by
         max(1, int(rate · connections_per_rps)), up to max_connections.
         """
-        if now < self.next_at:
+        if not self.is_due(now):
             return None
         rate_rps = self._saw(now, load)
-        self.next_at = self._now + EVALUATE_EVERY_S
+        self.next_at = self._now - self._stepped_s + EVALUATE_EVERY_S
         plan = self._plan
         if load.waiting <= plan.grow_when_waiting * load.size:
             return None
@@ -156,6 +166,10 @@ class Sizing:
         if not samples:
             self._quiet_since = self._now = now
             samples.append((now, load.arrivals))
+        now += self._stepped_s
+        if now < self._now - LATEST_S:
+            self._stepped_s += self._now - now
+            now = self._now
         passed_s = max(now - self._now, 0.0)
         self._now = now = self._now + passed_s
 

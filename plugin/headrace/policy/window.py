@@ -6,7 +6,8 @@ circuit marks failures; the retry budget counts first attempts and marks retries
 
 Not thread-safe: the owner's lock guards a window. Instants are monotonic seconds. One
 that lies before the newest (threads read the clock before they get the lock) is
-taken for the newest, so time never runs backwards here.
+taken for the newest, so time never runs backwards here. One that lies further before it than any thread
+can be late is a clock that was stepped back: what is in the window stays, and ages from there (Pitfall 69).
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from math import inf
 from typing import Final, TypeAlias, assert_never
 
 from headrace.policy.plan import CountWindowPlan, TimeWindowPlan, WindowPlan
+
+LATEST_S = 900.0
+"""Seconds back, plus ten windows, that an instant is taken for a thread's that came late, and no step of the clock.
+
+As long as that a window may stand still after a smaller step; a process that was suspended amid a call is as late.
+"""
 
 
 @dataclass(slots=True)
@@ -56,6 +63,7 @@ class TimeWindow:
         "_marked",
         "_place",
         "_slow",
+        "_steps_at",
         "calls",
         "marked",
         "slice_s",
@@ -67,6 +75,7 @@ class TimeWindow:
         self._epoch = 0  # number of the current slice since the clock's zero
         self._at = 0  # where the current slice is in the ring
         self._ends_at = self.slice_s
+        self._steps_at = -inf  # an instant before is no thread's that came late
         self._place = 0  # of the current slice; runs beside the epoch
         self._calls = [0] * n_slices
         self._marked = [0] * n_slices
@@ -81,7 +90,7 @@ class TimeWindow:
     def add(self, now: float, marked: int = 0, slow: int = 0, calls: int = 1) -> int:
         """Count *calls* in the slice of *now*; their place. Mutates."""
         # Flat, and advance() not called in the common case: a Python call costs about a microsecond in situ.
-        if now >= self._ends_at:
+        if now >= self._ends_at or now < self._steps_at:
             self.advance(now)
         at = self._at
         self._calls[at] += calls
@@ -118,9 +127,12 @@ class TimeWindow:
     def advance(self, now: float) -> None:
         """Forget what *now* has pushed out of the window. Mutates."""
         epoch = int(now // self.slice_s)
+        n_slices = len(self._calls)
+        if now < self._steps_at:
+            self._take_a_step_back(epoch)
+            return
         if epoch <= self._epoch:
             return
-        n_slices = len(self._calls)
         for passed in range(max(self._epoch + 1, epoch - n_slices + 1), epoch + 1):
             at = passed % n_slices
             self.calls -= self._calls[at]
@@ -128,10 +140,22 @@ class TimeWindow:
             self.slow -= self._slow[at]
             self._calls[at] = self._marked[at] = self._slow[at] = 0
         self._place += epoch - self._epoch
+        self._stand_at(epoch)
+
+    def _stand_at(self, epoch: int) -> None:
+        n_slices = len(self._calls)
         self._epoch = epoch
         self._at = epoch % n_slices
         # No double lies between the exact product and this one, so `now >= _ends_at` and the floor division agree.
         self._ends_at = (epoch + 1) * self.slice_s
+        self._steps_at = (epoch - 10 * n_slices) * self.slice_s - LATEST_S
+
+    def _take_a_step_back(self, epoch: int) -> None:
+        """The clock was stepped back into slice *epoch*, which is the current one as it is."""
+        by = (epoch - self._epoch) % len(self._calls)
+        for ring in (self._calls, self._marked, self._slow):
+            ring[:] = ring[-by:] + ring[:-by]
+        self._stand_at(epoch)
 
     def clear(self) -> None:
         """Forget every call. Mutates."""
@@ -184,6 +208,7 @@ class CountWindow:
         "_max_age_s",
         "_newest",
         "_place",
+        "_steps_at",
         "calls",
         "marked",
         "slow",
@@ -194,6 +219,7 @@ class CountWindow:
         self._max_age_s = max_age_s
         self._instants = None if max_age_s is None else array("d", bytes(8 * size))
         self._newest = 0.0
+        self._steps_at = -inf  # an instant before is no thread's that came late
         self._leaves_at = -inf  # no call leaves by its age before; may be earlier than need be
         self._place = 0  # of the next call: their number so far. The ring's index is its remainder
         self.calls = self.marked = self.slow = 0
@@ -212,7 +238,7 @@ class CountWindow:
         place, bits = self._place, self._bits
         at = place % len(bits)
         if self._instants is not None:
-            if now >= self._leaves_at:
+            if now >= self._leaves_at or now < self._steps_at:
                 self.advance(now)
             elif now > self._newest:
                 self._newest = now
@@ -254,7 +280,13 @@ class CountWindow:
             return
         if now > self._newest:
             self._newest = now
+        elif now < self._newest - 10 * max_age_s - LATEST_S:  # the clock was stepped back
+            by = self._newest - now
+            for at, instant in enumerate(instants):
+                instants[at] = instant - by
+            self._newest = now
         size = len(instants)
+        self._steps_at = self._newest - 10 * max_age_s - LATEST_S
         self._leaves_at = -inf
         while self.calls:
             at = (self._place - self.calls) % size

@@ -35,10 +35,10 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from headrace.clock import monotonic
 from headrace.observe.isolation import stumbled
 from headrace.runtime import process
 from headrace.runtime.threads import Life, life
@@ -97,7 +97,7 @@ class Deadlines:
         "wake_at",
     )
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self.table: dict[Attempt, float] = {}
         self.wake_at = _NEVER

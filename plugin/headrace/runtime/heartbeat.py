@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from headrace.clock import monotonic
 from headrace.observe.events import PoolSuspect
 from headrace.observe.isolation import answers, each, stumbled
 from headrace.observe.logs import emit
@@ -34,7 +34,7 @@ class Heartbeats:
     `look` and `stop` are called by one thread at a time.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._thread = ServiceThread("headrace-heartbeat", clock=clock)
 

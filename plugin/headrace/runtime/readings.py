@@ -5,10 +5,10 @@ An upstream that cannot be read costs the others nothing: metrics leave it out, 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
+from headrace.clock import monotonic
 from headrace.observe.isolation import answers, stumbled
 from headrace.observe.metrics import Reading, ServiceReading, UpstreamReading
 from headrace.policy.counters import totals_of
@@ -62,7 +62,7 @@ class Readings:
         upstream = self._reloader.snapshot.upstreams.get(name)
         states = self._reloader.states(name)
         views = [state.pool.leases.view() for state in states]
-        now = time.monotonic()
+        now = monotonic()
         return UpstreamReading(
             name=name,
             counters=self._reloader.counters[name],
@@ -79,7 +79,7 @@ class Readings:
 
     def _status_of(self, upstream: Upstream) -> Mapping[str, Any]:
         reading = self._reading_of(upstream.plan.name)
-        circuit = upstream.state.circuit.view(time.monotonic())
+        circuit = upstream.state.circuit.view(monotonic())
         counters = reading.counters
         with counters.lock:
             requests, attempts = dict(counters.requests), dict(counters.attempts)

@@ -12,8 +12,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
+from headrace.clock import monotonic
 from headrace.errors import ConfigError
 from headrace.observe.events import (
     ConfigApplied,
@@ -27,6 +29,7 @@ from headrace.observe.isolation import carry_out, each
 from headrace.observe.logs import emit
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import Configuration
+from headrace.policy.window import LATEST_S
 from headrace.runtime.heartbeat import Heartbeats
 from headrace.runtime.service import ServiceCounters
 from headrace.runtime.snapshot import Snapshot, build_snapshot, changed_upstreams, retired_states
@@ -76,7 +79,7 @@ class Reloader:
         override: Literal["observe", "off"] | None,
         files: tuple[str, ...],
         publish: Callable[[Snapshot], None],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._load = load
         self._override = override
@@ -86,6 +89,7 @@ class Reloader:
         self._lock = threading.Lock()
         self._held: _Held | None = None
         self._draining: list[tuple[float, UpstreamState]] = []
+        self._ticked_at = -inf
         self._warmer = Warmer()
         self._heartbeats = Heartbeats()
         self.service = ServiceCounters()
@@ -158,6 +162,9 @@ class Reloader:
             lambda look: look(now, upstreams),
             doing="begin a round of warm-up or heartbeats",
         )
+        if (step_s := now - self._ticked_at) < -LATEST_S:
+            self._take_a_step_back(step_s)
+        self._ticked_at = now
         self._tend_draining(now)
         held = self._held
         if held is not None and now - held.since >= HOLD_S:
@@ -165,6 +172,13 @@ class Reloader:
                 self.reload(patient=True)
             except ConfigError:
                 pass  # reported by reload()
+
+    def _take_a_step_back(self, step_s: float) -> None:
+        """The clock was stepped by *step_s*, which is negative: what runs has as long to go as before (Pitfall 69)."""
+        with self._lock:
+            self._draining = [(stop_at + step_s, state) for stop_at, state in self._draining]
+            if self._held is not None:
+                self._held = _Held(self._held.digest, self._held.since + step_s)
 
     def _tend_draining(self, now: float) -> None:
         names = {id(counters): name for name, counters in list(self.counters.items())}

@@ -50,6 +50,13 @@ class Settling:
         """Take the rules of a reloaded file."""
         self._plan = plan
 
+    def clip(self, now: float) -> None:
+        """Let nothing be due later than its whole delay from *now*: the clock may have stepped back. Mutates."""
+        self._read_at = min(self._read_at, now + self._plan.poll_s)
+        self._last_poke_at = min(self._last_poke_at, now)
+        if self._first_poke_at is not None:
+            self._first_poke_at = min(self._first_poke_at, now)
+
     def due_at(self) -> float:
         """The instant of the next reading."""
         due = self._read_at

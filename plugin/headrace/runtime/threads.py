@@ -10,9 +10,9 @@ headrace-deadline       `deadline`: the process's, not an instance's
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 
+from headrace.clock import monotonic
 from headrace.observe.isolation import each, stumbled
 
 TICK_S = 0.5
@@ -34,7 +34,7 @@ class ServiceThread:
     next start for its own. `start` and `stop` are called by one thread at a time.
     """
 
-    def __init__(self, name: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, name: str, *, clock: Callable[[], float] = monotonic) -> None:
         self.name = name
         self._clock = clock
         self._ended = threading.Event()
@@ -111,7 +111,7 @@ class Housekeeping:
     def _run(self, ended: threading.Event) -> None:
         while True:  # the first round at once: connections to be kept warm
             self._thread.looked()
-            now = time.monotonic()
+            now = monotonic()
             each(self._tasks, lambda task: task(now), doing="keep house")  # noqa: B023 - done with at once
             if ended.wait(TICK_S):
                 return

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from headrace.clock import monotonic
 from headrace.observe.events import CircuitChanged, LeaseHeld, LeaseLeaked, PoolFault, PoolResized
 from headrace.observe.isolation import each
 from headrace.observe.logs import emit
@@ -290,7 +290,7 @@ def _sizer(plan: UpstreamPlan, pool: GovernedHTTPPool, counters: UpstreamCounter
             )
         )
 
-    return PoolSizer(plan.pool.adaptive, pool.leases, counters, clock=time.monotonic, on_resize=report)
+    return PoolSizer(plan.pool.adaptive, pool.leases, counters, clock=monotonic, on_resize=report)
 
 
 def _budget(plan: UpstreamPlan) -> RetryBudget:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable
 from weakref import WeakKeyDictionary
 
+from headrace.clock import monotonic
 from headrace.observe.isolation import answers
 from headrace.runtime.threads import Life, ServiceThread
 from headrace.runtime.upstream import Upstream, name_of
@@ -35,7 +35,7 @@ class Warmer:
     thread is only touched while it is not alive.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._thread = ServiceThread("headrace-warmup", clock=clock)
         self._pauses: WeakKeyDictionary[GovernedHTTPPool, tuple[float, float]] = WeakKeyDictionary()
@@ -50,7 +50,7 @@ class Warmer:
             return (
                 upstream.mode == "enforce"
                 and upstream.plan.pool.min_idle > 0
-                and now >= self._pauses.get(pool, (0.0, 0.0))[1]
+                and not 0.0 < self._pauses.get(pool, (0.0, 0.0))[1] - now <= LONGEST_PAUSE_S
                 and bool(pool.leases.want_idle())
             )
 

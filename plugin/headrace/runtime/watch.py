@@ -21,12 +21,12 @@ import contextlib
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from watchdog.utils import UnsupportedLibcError
 
+from headrace.clock import monotonic
 from headrace.observe import events, logs
 from headrace.observe.isolation import each, stumbled
 from headrace.runtime.fingerprint import Prints, fingerprint, lookups
@@ -223,7 +223,7 @@ class Watcher:
         plan: ReloadPlan,
         *,
         known: Prints | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
         eyes: Callable[[OnEvent], Eyes] = open_eyes,
         degraded: Callable[[str], None] | None = None,
     ) -> None:
@@ -360,7 +360,8 @@ class Watcher:
 
     def _wait_and_look(self) -> None:
         with self._lock:
-            wait_s = self._settling.due_at() - self._clock()
+            self._settling.clip(now := self._clock())
+            wait_s = self._settling.due_at() - now
         if wait_s > 0:
             self._wake.wait(wait_s)
             self._wake.clear()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from time import monotonic
-
 from urllib3.util.timeout import Timeout
 
+from headrace.clock import monotonic
 from headrace.transport.standstill import GRACE_S
 
 
@@ -25,6 +24,15 @@ class AttemptTimeout(Timeout):
         fresh.total = self.total
         fresh._start_connect = None
         return fresh
+
+    def start_connect(self) -> float:
+        """Begin to count, by our clock."""
+        self._start_connect = now = monotonic()
+        return now
+
+    def get_connect_duration(self) -> float:
+        """Seconds since then."""
+        return monotonic() - (self._start_connect or monotonic())
 
     @property
     def read_timeout(self) -> float | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Final
 
 from urllib3.response import BaseHTTPResponse
 
+from headrace.clock import monotonic
 from headrace.transport.faults import callers_own
 
 KEEP_BYTES: Final = 64 * 1024
@@ -22,10 +22,10 @@ def drained(answer: BaseHTTPResponse, *, decode: bool) -> bytes | None:
     """The body of a streamed *answer*, or None when it is larger, or slower, than what is kept. Blocks."""
     sock = getattr(getattr(answer, "_connection", None), "answering", None)
     limit_s = None if sock is None else sock.gettimeout()
-    ends_at = time.monotonic() + KEEP_S
+    ends_at = monotonic() + KEEP_S
     body = b""
     try:
-        while (left_s := ends_at - time.monotonic()) > 0.0:
+        while (left_s := ends_at - monotonic()) > 0.0:
             if sock is not None:
                 sock.settimeout(max(_SHORTEST_S, left_s))
             piece = answer.read1(KEEP_BYTES, decode_content=decode)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import selectors
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from headrace.clock import monotonic
 from headrace.transport.standstill import GRACE_S
 from headrace.transport.urllib3_connection import GovernedHTTPConnection
 from headrace.transport.urllib3_pool import is_between_answers
@@ -46,7 +46,7 @@ def beat(round_: Sequence[Beat]) -> None:
                 except (OSError, ValueError, KeyError):
                     pass  # closed meanwhile: a miss of this one, and of no other
         while selector.get_map():
-            left_s = max(key.data.ends_at for key in selector.get_map().values()) - time.monotonic()
+            left_s = max(key.data.ends_at for key in selector.get_map().values()) - monotonic()
             ready = selector.select(max(left_s, 0.0))  # also when it is late: what has come is an answer
             if not ready and left_s <= 0:
                 return
@@ -57,7 +57,7 @@ def beat(round_: Sequence[Beat]) -> None:
 
 def _asked(one: Beat) -> bool:
     conn = one.conn
-    conn.timeout = max(_SHORTEST_S, one.ends_at - time.monotonic())
+    conn.timeout = max(_SHORTEST_S, one.ends_at - monotonic())
     try:
         conn.request("GET", one.target, headers=dict(one.headers), preload_content=False)
     except Exception:  # whatever a broken connection or its peer makes of it is a miss
@@ -67,7 +67,7 @@ def _asked(one: Beat) -> bool:
 
 def _read(one: Beat) -> bool:
     conn = one.conn
-    conn.timeout = max(GRACE_S, one.ends_at - time.monotonic())
+    conn.timeout = max(GRACE_S, one.ends_at - monotonic())
     try:
         response = conn.getresponse()
         body = response.read(MOST_BYTES + 1, decode_content=False)

@@ -53,6 +53,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Generic, Literal, TypeVar
 from weakref import ref
 
+from headrace.clock import monotonic
 from headrace.policy.counters import UpstreamCounters, add
 from headrace.policy.plan import PoolPlan
 from headrace.transport.call_site import call_site
@@ -88,6 +89,9 @@ together. HikariCP's figure."""
 
 _DO_NOT_WAIT = (False,)
 _NEVER = float("inf")
+
+_STEP_S = 15.0
+"""Seconds by which an instant may lie ahead of the clock unless the clock was stepped back."""
 _MANY_WAITS = 4096
 
 _getpid = os.getpid
@@ -168,7 +172,7 @@ class LeasePool(Generic[C]):
         plan: PoolPlan,
         counters: UpstreamCounters,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
         rng: Callable[[], float] = random.random,
         is_alive: Callable[[C], bool],
         close: Callable[[C], None],
@@ -257,7 +261,7 @@ class LeasePool(Generic[C]):
         try:
             with self._lock:
                 tally = self._tally
-                if now >= tally.turn_at:
+                if now >= tally.turn_at or now < tally.turn_at - _STEP_S:
                     tally.turn(now)
                 is_newest = False
                 if kept and not (fresh or self._waiters or self._choosy):
@@ -864,6 +868,8 @@ class LeasePool(Generic[C]):
         before = len(self._idle)
 
         def weigh(lease: Lease[C]) -> None:
+            if lease.idle_since > now + _STEP_S:
+                self._take_a_step_back(lease, now)
             if now >= lease.expires_at or now - lease.idle_since >= self._idle_timeout_s:
                 self._idle.remove(lease)
                 self._doom(lease.conn, "lifetime" if now >= lease.expires_at else "idle")
@@ -874,6 +880,12 @@ class LeasePool(Generic[C]):
         for _ in range((len(self._idle) - self.plan.max_idle + 1) // 2):
             self._doom(self._idle.popleft().conn, "surplus")
         return before - len(self._idle)
+
+    def _take_a_step_back(self, lease: Lease[C], now: float) -> None:
+        """The clock was stepped back since *lease* became idle: it is as if that had been just now (Pitfall 69)."""
+        lease.idle_since = lease.taken_at = now
+        if self.plan.max_lifetime_s is not None:
+            lease.expires_at = min(lease.expires_at, now + self.plan.max_lifetime_s)
 
     def _look_after(self, now: float) -> None:
         """Abort what is in use beyond its lifetime and grace; note what is held for too long."""

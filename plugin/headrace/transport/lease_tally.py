@@ -53,6 +53,8 @@ class LeaseTally:
     def turn(self, now: float) -> None:
         """Remember where the counts stand at the first acquire of a second."""
         second = int(now)
+        if self._marks and second < self._marks[-1][0]:  # the clock was stepped back
+            self._marks.clear()
         self.turn_at = second + 1.0
         self._marks.append((second, self.hits, self._acquires()))
         self._forget(second)
@@ -60,6 +62,8 @@ class LeaseTally:
     def hit_rate(self, now: float) -> float | None:
         """Share of acquires in the last 10 s that got an idle connection; None when there were none."""
         self._forget(int(now))
+        if self._marks and self._marks[-1][0] > now + HIT_RATE_WINDOW_S:
+            self._marks.clear()
         if not self._marks:
             return None
         _, hits, acquires = self._marks[0]

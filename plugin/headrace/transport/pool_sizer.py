@@ -56,7 +56,7 @@ class PoolSizer:
     def enqueued(self) -> None:
         """A call has got into the queue. Costs one clock call, ten times a second more."""
         now = self._clock()
-        if now >= self._sizing.next_at:
+        if self._sizing.is_due(now):
             self._judge(Sizing.enqueued, now)
 
     def looked(self, now: float) -> None:
@@ -87,7 +87,7 @@ class PoolSizer:
             self._on_resize(answer)
 
     def _load(self, now: float) -> PoolLoad:
-        busiest = self._leases.busiest(self._seen_at)
+        busiest = self._leases.busiest(min(self._seen_at, now))
         self._seen_at = now
         view = self._leases.view()  # brings the counters up to date
         with self._counters.lock:

@@ -11,9 +11,9 @@ import select
 import socket
 import ssl
 import threading
-from time import monotonic
 from typing import Any
 
+from headrace.clock import monotonic
 from headrace.transport.foreign import is_foreign
 
 LATE_S = 0.05

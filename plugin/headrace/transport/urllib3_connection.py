@@ -6,7 +6,6 @@ import errno
 import http.client
 import socket
 import sys
-import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -23,6 +22,7 @@ from urllib3.exceptions import (
 )
 from urllib3.response import HTTPResponse
 
+from headrace.clock import monotonic
 from headrace.policy.plan import KeepalivePlan
 from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.draining import drained
@@ -151,7 +151,7 @@ class GovernedHTTPConnection(HTTPConnection):
 
     def connect(self) -> None:
         """Connect, and say how long it took. Blocks."""
-        started = time.monotonic()
+        started = monotonic()
         super().connect()
         lease = self.lease
         if lease is not None and lease.aborted is not None:
@@ -159,7 +159,7 @@ class GovernedHTTPConnection(HTTPConnection):
             raise ConnectionAbortedError("the call was broken off while it was connecting")
         attempt = current_attempt.get()
         if attempt is not None:
-            attempt.connect_took_s = time.monotonic() - started
+            attempt.connect_took_s = monotonic() - started
             if attempt.cut:  # when there was no socket yet that could be shut
                 raise ConnectTimeoutError(self, f"Connection to {self.host} came about too late.")
             attempt.phase = "sent"
@@ -269,7 +269,7 @@ class GovernedHTTPSConnection(GovernedHTTPConnection, HTTPSConnection):
             sock.settimeout(self.handshake_s)
         else:
             attempt.phase = "tls"
-            left_s = attempt.ends_at - time.monotonic()
+            left_s = attempt.ends_at - monotonic()
             # A limit on the whole handshake: OpenSSL's read under Python goes on to an instant, not per byte.
             # Where this process has stood still nothing is left of it, and the deadline thread gives a grace.
             sock.settimeout(min(attempt.timeouts.tls_handshake_s, max(left_s, GRACE_S)))
@@ -321,12 +321,12 @@ def _open_socket(conn: HTTPConnection, limit_s: float | None, attempt: Attempt |
         addresses = socket.getaddrinfo(host, conn.port, 0, socket.SOCK_STREAM)
     except socket.gaierror as error:
         raise NameResolutionError(conn.host, conn, error) from error
-    ends_at = None if limit_s is None else time.monotonic() + limit_s
+    ends_at = None if limit_s is None else monotonic() + limit_s
     if attempt is not None:  # less is left of it than when the limit was set: the look-up took its time
         ends_at = attempt.ends_at if ends_at is None else min(ends_at, attempt.ends_at)
     last: OSError | None = None
     for family, kind, proto, _, address in addresses:
-        left_s = None if ends_at is None else ends_at - time.monotonic()
+        left_s = None if ends_at is None else ends_at - monotonic()
         if left_s is not None and left_s <= 0:
             if last is not None or attempt is None or attempt.cut:
                 last = last or TimeoutError()

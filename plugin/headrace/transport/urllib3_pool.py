@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import queue
 import socket
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ClosedPoolError, EmptyPoolError
 from urllib3.response import BaseHTTPResponse
 
+from headrace.clock import monotonic
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import Origin, UpstreamPlan
 from headrace.transport.attempt import current_attempt
@@ -224,7 +224,7 @@ def build_pool(plan: UpstreamPlan, origin: Origin, counters: UpstreamCounters) -
     leases: LeasePool[GovernedHTTPConnection] = LeasePool(
         plan.pool,
         counters,
-        clock=time.monotonic,
+        clock=monotonic,
         is_alive=is_alive,
         close=_close,
         abort=_abort,
