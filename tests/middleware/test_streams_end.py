@@ -485,6 +485,31 @@ def test_one_that_cannot_be_ended_keeps_no_other_open(
     assert "could not end a streamed answer" in caplog.text
 
 
+def test_a_close_that_stumbles_over_its_answer_costs_no_slot(
+    hr: headrace.Headrace, upstream: FaultServer
+) -> None:
+    """As where greenlets share a thread: the file of another that reads cannot be closed."""
+
+    class Busy:
+        def close(self) -> None:
+            raise RuntimeError("reentrant call")
+
+    for body in (BODIES[0].values[0], BODIES[3].values[0]):  # the answer is http.client's, or ours, to close
+        upstream.always(body)  # type: ignore[arg-type]
+        answer = requests.get(upstream.url, stream=True)
+        conn = answer.raw._connection
+        assert in_use(hr) == 1
+        own = conn.last_answer or conn._HTTPConnection__response
+        if conn.last_answer is None:
+            conn._HTTPConnection__response = Busy()
+        else:
+            conn.last_answer = Busy()
+        with contextlib.suppress(RuntimeError):
+            conn.close()
+        assert in_use(hr) == 0
+        own.close()
+
+
 # --- threads -------------------------------------------------------------------------------------------
 
 

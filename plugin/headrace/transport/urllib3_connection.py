@@ -245,16 +245,20 @@ class GovernedHTTPConnection(HTTPConnection):
 
     def close(self) -> None:
         """Close the socket and give the slot back, if this connection holds one."""
-        super().close()
-        if self._reading_head:
-            return
-        answer, self.last_answer = self.last_answer, None
-        if answer is not None:
-            answer.close()
+        try:
+            super().close()
+        finally:  # whatever it stumbles over, the slot is free
+            if not self._reading_head:
+                self._let_go()
+
+    def _let_go(self) -> None:
         lease, leases = self.lease, self.leases
         if lease is not None and leases is not None:
             leases.give_back_quietly(lease, self.ends_as)
             self.lease = None  # only now: an interrupt in between may repeat this, and must not lose the slot
+        answer, self.last_answer = self.last_answer, None
+        if answer is not None:
+            answer.close()
 
 
 class GovernedHTTPSConnection(GovernedHTTPConnection, HTTPSConnection):
