@@ -28,7 +28,7 @@ def gunicorn(
     with (
         log.open("w") as stream,
         subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "--graceful-timeout", "10", "service:app"],
+            [sys.executable, "-m", "gunicorn", "--graceful-timeout", "60", "service:app"],
             cwd=folder,
             env={**os.environ, **env},
             stderr=stream,
@@ -42,7 +42,7 @@ def gunicorn(
                     raise AssertionError(log.read_text())
                 return re.findall(r"http://127\.0\.0\.1:\d+", log.read_text())
 
-            wait_until(address, timeout_s=30, what="gunicorn listening")
+            wait_until(address, timeout_s=60, what="gunicorn listening")
             yield address()[0], master
         except BaseException:
             print(log.read_text())
@@ -51,7 +51,7 @@ def gunicorn(
             if master.poll() is None:
                 master.terminate()
             try:
-                master.wait(20)
+                master.wait(90)
             except subprocess.TimeoutExpired:
                 master.kill()
                 raise

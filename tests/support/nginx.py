@@ -122,7 +122,7 @@ class Nginx:
     @property
     def accepted(self) -> int:
         """Connections accepted since it was started, over reloads, without those of this question. Not with TLS."""
-        with urllib.request.urlopen(f"{self.url}/nginx-status", timeout=5) as answer:
+        with urllib.request.urlopen(f"{self.url}/nginx-status", timeout=30) as answer:
             counts = re.search(r"(\d+) (\d+) (\d+)", answer.read().decode())
         assert counts is not None
         self._asked += 1
@@ -170,7 +170,7 @@ class Nginx:
         """Orderly (SIGQUIT): requests under way are answered, idle connections closed. Blocks."""
         assert self._process is not None
         self._process.send_signal(signal.SIGQUIT)
-        self._process.wait(10)
+        self._process.wait(60)
 
     def close(self) -> None:
         """End it at once. Idempotent."""
