@@ -132,27 +132,31 @@ class Headrace:
         """
         if os.getpid() != process.pid:
             process.renew()
-        with self._lock:
-            was_running = self._running_in is not None
-            self._closed = True
-            self._running_in = None
-            carry_out(
-                (
-                    functools.partial(atexit.unregister, self.close),
-                    functools.partial(install.withdraw, self),
-                    self._end_watching,
-                    self._housekeeping.stop,
-                    self._reloader.close,
-                    # Again: a reload that was under way may have published in between.
-                    functools.partial(install.withdraw, self),
-                    self._stock.clear,
-                    self._metrics.uninstall,
-                    _end_deadlines,
-                ),
-                doing="close",
-            )
-        if was_running:
-            emit(HeadraceStopped(files=self.files))
+        was_running = False
+        try:
+            with self._lock:
+                was_running = self._running_in is not None
+                self._closed = True
+                self._running_in = None
+                carry_out(self._undoing_all(), doing="close")
+        finally:
+            if was_running:
+                emit(HeadraceStopped(files=self.files))
+
+    def _undoing_all(self) -> tuple[Callable[[], object], ...]:
+        """What makes everything as it was before the first start, but for the files that have been read."""
+        return (
+            functools.partial(atexit.unregister, self.close),
+            functools.partial(install.withdraw, self),
+            self._end_watching,
+            self._housekeeping.stop,
+            self._reloader.close,
+            # Again: a reload that was under way may have published in between.
+            functools.partial(install.withdraw, self),
+            self._stock.clear,
+            self._metrics.uninstall,
+            _end_deadlines,
+        )
 
     def _take_force(self) -> None:
         """All that a start does. Under `_lock`."""
