@@ -197,6 +197,35 @@ def test_an_end_before_those_known_is_met_all_the_same(leases: Leases) -> None:
     assert not any(one.name == "headrace-deadline" for one in threading.enumerate())
 
 
+def test_a_thread_that_ends_by_itself_is_replaced_by_the_next_attempt(
+    leases: Leases, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pitfall 60."""
+
+    class OfThisTest(Exception):
+        pass
+
+    broken = True
+
+    def clock() -> float:
+        if broken:
+            raise OfThisTest
+        return time.monotonic()
+
+    deadlines = Deadlines(clock=clock)
+    for token in "ab":
+        late = attempt_over(leases, token, ends_at=time.monotonic())
+        deadlines.table[late] = late.ends_at
+        assert late.ends_at < deadlines.wake_at
+        deadlines.rouse(late.ends_at)
+        if broken:
+            wait_until(lambda: "could not go on with the deadline thread" in caplog.text)
+            wait_until(lambda: not deadlines._thread or not deadlines._thread.is_alive())
+        broken = False
+    wait_until(lambda: sorted(leases.aborted) == ["a", "b"])
+    deadlines.stop()
+
+
 def test_stopped_it_starts_again_with_the_next_attempt(leases: Leases) -> None:
     deadlines = Deadlines()
     for token in ("first", "second"):

@@ -208,6 +208,15 @@ class Deadlines:
             self._again_s = AGAIN_S
 
     def _run(self, gate: threading.Lock) -> None:
+        try:
+            self._look_on(gate)
+        except Exception as error:
+            stumbled("go on with the deadline thread, so that the next attempt starts another", error)
+        finally:
+            if self._thread is threading.current_thread():
+                self.wake_at = _NEVER  # whoever registers from now on rouses, and so starts, one
+
+    def _look_on(self, gate: threading.Lock) -> None:
         me = threading.current_thread()
         planned_at = _NEVER
         while self._thread is me:
