@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 from headrace.config import Inspection, Problem, inspect, render_problems
 from headrace.config.explain import explain
@@ -23,6 +23,7 @@ from headrace.config.tree import MASK
 from headrace.config.units import format_duration
 from headrace.policy.outcome import Fault
 from headrace.policy.plan import CircuitPlan, TimeWindowPlan, UpstreamPlan
+from headrace.policy.printable import printable_lines
 from headrace.policy.routes import url_of
 
 GOOD, PROBLEMS, USAGE = 0, 1, 2
@@ -58,8 +59,19 @@ def _import_from_here() -> None:
         sys.path.insert(0, here)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the arguments, which may hold anything."""
+        super().error(printable_lines(message))
+
+
+def _say(text: object, *, to: TextIO | None = None) -> None:
+    """Print *text*: whatever came from a file or the command line, without what a terminal obeys."""
+    print(printable_lines(str(text)), file=to or sys.stdout)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="headrace",
         description="Look at an upstreams.yaml before it is taken into force.",
         epilog="Exit codes: 0 good, 1 problems in the configuration, 2 wrong usage.",
@@ -147,7 +159,7 @@ def _schema(options: argparse.Namespace) -> int:
 def _explain(options: argparse.Namespace) -> int:
     inspection = inspect(options.file)
     if inspection.problems:
-        print(render_problems(inspection.problems), file=sys.stderr)
+        _say(render_problems(inspection.problems), to=sys.stderr)
         return PROBLEMS
     text = explain(
         inspection,
@@ -157,7 +169,7 @@ def _explain(options: argparse.Namespace) -> int:
         fault=options.error,
         env=os.environ,
     )
-    sys.stdout.write(text)
+    _say(text.removesuffix("\n"))
     return GOOD
 
 
@@ -165,7 +177,10 @@ def _check(options: argparse.Namespace) -> int:
     inspection = inspect(options.files)
     is_good = not inspection.problems and not inspection.misspelt
     if options.format == "json":
-        print(json.dumps(_check_object(inspection, options.workers), indent=2, ensure_ascii=False))
+        text = json.dumps(_check_object(inspection, options.workers), indent=2, ensure_ascii=False)
+        print(
+            "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
+        )
     else:
         _print_check(inspection, options.workers)
     return GOOD if is_good else PROBLEMS
@@ -173,16 +188,16 @@ def _check(options: argparse.Namespace) -> int:
 
 def _print_check(inspection: Inspection, workers: int | None) -> None:
     if inspection.problems:
-        print(render_problems(inspection.problems), file=sys.stderr)
+        _say(render_problems(inspection.problems), to=sys.stderr)
     noted = (("warning", inspection.misspelt), ("lint", inspection.findings), ("hint", _hints(inspection)))
     for kind, notes in noted:
         for note in notes:
-            print(f"{kind}: {note}", file=sys.stderr)
+            _say(f"{kind}: {note}", to=sys.stderr)
     configuration = inspection.configuration
     if configuration is None:
         return
     for plan in configuration.upstreams.values():
-        print(_summary(inspection, plan))
+        _say(_summary(inspection, plan))
         if workers is not None:
             print(f"    {workers} workers: {_totals_text(plan, workers)}")
     count = len(configuration.upstreams)

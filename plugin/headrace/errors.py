@@ -67,7 +67,10 @@ class UpstreamError(HeadraceError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The default asks the class for (*args), which loses the keywords; urllib3's own reduces differ again.
-        return _rebuild, (type(self), self.args, self.__dict__)
+        state = self.__dict__
+        if "pool" in state:
+            state = {**state, "pool": None}  # it holds locks; stock leaves it out as well
+        return _rebuild, (type(self), self.args, state)
 
 
 class CircuitOpenError(UpstreamError):

@@ -66,6 +66,28 @@ class PlainPoolManager(PoolManager):
 
     connection_from_pool_key = PoolManager.connection_from_pool_key
 
+    def __init__(self, *args: Any, **kw: Any) -> None:
+        super().__init__(*args, **kw)
+        self.pool_classes_by_scheme = _PLAIN_POOL_OF
+
+
+class PlainHTTPPool(HTTPConnectionPool):
+    """Stock's, but that it connects before there is a request.
+
+    Stock connects while it sends: what fails then has the whole request, headers of the file among it, in the
+    frames of http.client that crash reporters ship.
+    """
+
+    def _validate_conn(self, conn: Any) -> None:
+        if conn.sock is None:
+            conn.connect()
+
+    def __str__(self) -> str:
+        return f"HTTPConnectionPool(host={self.host!r}, port={self.port!r})"
+
+
+_PLAIN_POOL_OF: dict[str, type[HTTPConnectionPool]] = {"http": PlainHTTPPool, "https": HTTPSConnectionPool}
+
 
 def settled_by_adapter(adapter: HTTPAdapter, scheme: Scheme) -> Reason | None:
     """What *adapter* has settled for its connections to an upstream of *scheme*, or None: it is as stock's are."""
@@ -80,7 +102,7 @@ def settled_by_adapter(adapter: HTTPAdapter, scheme: Scheme) -> Reason | None:
         return "adapter"
     pool_class = manager.pool_classes_by_scheme.get(scheme)
     if (
-        pool_class is not _POOL_OF[scheme]
+        (pool_class is not _POOL_OF[scheme] and pool_class is not _PLAIN_POOL_OF[scheme])
         or pool_class.ConnectionCls.__module__ != STOCK
         or manager.key_fn_by_scheme.get(scheme) is not urllib3.poolmanager.key_fn_by_scheme[scheme]
         or not _METHODS_OF_MANAGER.isdisjoint(manager.__dict__)

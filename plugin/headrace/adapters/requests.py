@@ -6,7 +6,6 @@ instrumentation keep working; only the pool it sends through is the upstream's.
 
 from __future__ import annotations
 
-import functools
 import operator
 import os
 from collections.abc import Callable, Mapping
@@ -64,9 +63,12 @@ def send(
         UpstreamError: The twin that is also a requests exception.
         requests.RequestException: What the last attempt raised.
     """
-    go = functools.partial(
-        original, adapter, request, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
-    )
+
+    def go() -> Response:  # no partial, whose repr has the arguments, passwords of proxies among them
+        return original(
+            adapter, request, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
+        )
+
     if upstream.mode == "off":
         return go()
     reason = _not_ours(upstream.plan, adapter, request, verify, cert, proxies)

@@ -70,3 +70,6 @@ class Substitute(NamedTuple, Generic[T]):
     surface: Surface[T]
     message: object
     headers: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Substitute({self.surface!r})"  # the headers have credentials of the call

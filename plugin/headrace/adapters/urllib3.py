@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -68,19 +67,22 @@ def urlopen(
         origin = upstream.plan.base.origin
         trust = {} if upstream.plan.tls is None else trust_of(upstream.plan.tls)
         pool = stock.connection_from_host(origin.host, origin.port, origin.scheme, pool_kwargs=trust)
-        go = functools.partial(
-            pool.urlopen,
-            method,
-            target,
-            body=body,
-            headers=with_defaults(headers or {}, Outbound(upstream, "", headers).headers),
-            retries=False,
-            redirect=False,
-            preload_content=preload_content,
-            decode_content=decode_content,
-            **({} if timeout is None else {"timeout": timeout}),
-            **response_kw,
-        )
+        if timeout is not None:
+            response_kw["timeout"] = timeout
+
+        def go() -> BaseHTTPResponse:  # no partial, whose repr has the arguments, credentials among them
+            return pool.urlopen(
+                method,
+                target,
+                body=body,
+                headers=with_defaults(headers or {}, Outbound(upstream, "", headers).headers),
+                retries=False,
+                redirect=False,
+                preload_content=preload_content,
+                decode_content=decode_content,
+                **response_kw,
+            )
+
         if upstream.mode == "off":
             return go()
         return observed(

@@ -6,7 +6,6 @@ per call, by path.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import weakref
 from collections.abc import Mapping
@@ -92,24 +91,27 @@ class RoutedHTTPPool(HTTPConnectionPool):
         """
         upstream = self._upstream_of(url, headers)
         if upstream is None or upstream.mode != "enforce":
-            go = functools.partial(
-                self.stock.urlopen,
-                method,
-                url,
-                body,
-                headers=headers,
-                retries=retries,
-                redirect=redirect,
-                assert_same_host=assert_same_host,
-                timeout=timeout,
-                pool_timeout=pool_timeout,
-                release_conn=release_conn,
-                chunked=chunked,
-                body_pos=body_pos,
-                preload_content=preload_content,
-                decode_content=decode_content,
-                **response_kw,
-            )
+
+            def go() -> BaseHTTPResponse:  # no partial, whose repr has the arguments, credentials among them
+                return self.stock.urlopen(
+                    method,
+                    url,
+                    body,
+                    headers=headers,
+                    retries=asked,
+                    redirect=redirect,
+                    assert_same_host=assert_same_host,
+                    timeout=timeout,
+                    pool_timeout=pool_timeout,
+                    release_conn=release_conn,
+                    chunked=chunked,
+                    body_pos=body_pos,
+                    preload_content=preload_content,
+                    decode_content=decode_content,
+                    **response_kw,
+                )
+
+            asked = retries
             if upstream is None or upstream.mode == "off":
                 return go()
             replayable, _ = position_of(body)

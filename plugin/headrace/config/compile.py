@@ -39,6 +39,7 @@ from headrace.policy.plan import (
     UpstreamPlan,
     WindowPlan,
 )
+from headrace.policy.secret import Secret
 
 
 def compile_settings(
@@ -109,7 +110,7 @@ def _upstream(
         base=upstream.base_url,
         match=tuple(upstream.match),
         mode=upstream.mode,
-        headers=tuple(upstream.headers.items()),
+        headers=tuple((name, Secret(value)) for name, value in upstream.headers.items()),
         propagate=PropagatePlan(
             request_id=upstream.propagate.request_id,
             retry_sequence=upstream.propagate.retry_sequence,

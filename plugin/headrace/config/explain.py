@@ -12,6 +12,7 @@ from headrace.config.tree import MASK, without_user
 from headrace.config.verdict import explain_method, explain_outcome
 from headrace.policy.outcome import Fault
 from headrace.policy.plan import Configuration, UpstreamPlan, UrlPrefix
+from headrace.policy.printable import printable
 from headrace.policy.routes import RouteTable, url_of
 
 
@@ -44,7 +45,7 @@ def explain(
     assert configuration is not None
     assert settings is not None
     assert written is not None
-    shown_url = without_user(url)
+    shown_url = printable(without_user(url))
     found = route_table(configuration).match_url(url)
     if found is None:
         return f"{shown_url}\n  no upstream claims it: the call passes through ungoverned\n"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from headrace.errors import ConfigError
+from headrace.policy.printable import printable
 
 Path = tuple[str | int, ...]
 
@@ -37,7 +38,7 @@ class Problem:
     def __str__(self) -> str:
         position = f":{self.line}:{self.column}" if self.line else ""
         head = f"{self.file}{position}: {self.path}" if self.path else f"{self.file}{position}"
-        return "\n    ".join([head, self.message, *([self.fix] if self.fix else [])])
+        return "\n    ".join(map(printable, [head, self.message, *([self.fix] if self.fix else [])]))
 
 
 def render_problems(problems: Sequence[Problem], *, consequence: str = "") -> str:

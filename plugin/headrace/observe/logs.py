@@ -19,6 +19,7 @@ from structlog.typing import EventDict
 
 from headrace.observe.events import Event
 from headrace.observe.isolation import stumbled
+from headrace.policy.printable import printable, printable_lines
 
 _LOGGER = logging.getLogger("headrace")
 
@@ -35,13 +36,20 @@ def _as_record(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """One line as the message, every field beside it on the record. No args: a `%` in a text stays one."""
     fact: Event = event_dict["event"]
-    values = {field.name: getattr(fact, field.name) for field in fields(fact)}  # type: ignore[arg-type]  # a dataclass
-    line = f"{fact.name}: {fact.line}"
+    values = {field.name: _fit(getattr(fact, field.name)) for field in fields(fact)}  # type: ignore[arg-type]  # a dataclass
+    line = printable(f"{fact.name}: {fact.line}")
     bound = bound_request.get()
     if bound is not None and "request_id" not in values:
         values["request_id"] = bound.request_id
         line += f" [request {bound.request_id}]"
     return (fact.level, line), {"extra": {"event": fact.name, **values}, "stacklevel": _STACK_DEPTH}
+
+
+def _fit(value: object) -> object:
+    """*value* fit to be printed by whatever formats the record; the line breaks of our own texts stay."""
+    if isinstance(value, str):
+        return printable_lines(value)
+    return tuple(map(_fit, value)) if type(value) is tuple else value
 
 
 class _EventLogger(structlog.BoundLoggerBase):

@@ -11,6 +11,7 @@ from headrace.errors import UnknownUpstream
 from headrace.observe.tracing import tracing_of
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import Configuration, UrlPrefix
+from headrace.policy.printable import printable
 from headrace.policy.routes import RouteTable
 from headrace.runtime.service import ServiceCounters
 from headrace.runtime.upstream import Upstream, UpstreamState, build_states
@@ -48,7 +49,9 @@ class Snapshot:
         found = self.upstreams.get(name)
         if found is None:
             known = ", ".join(self.upstreams) or "none"
-            raise UnknownUpstream(f'upstream "{name}" is not in the configuration in force; it has: {known}')
+            raise UnknownUpstream(
+                f'upstream "{printable(name)}" is not in the configuration in force; it has: {known}'
+            )
         return found
 
     def __repr__(self) -> str:

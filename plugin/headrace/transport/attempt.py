@@ -44,7 +44,7 @@ class Attempt:
     pool: Any
     message: object
     lease: Lease[Any] | None
-    headers: tuple[tuple[str, str], ...]
+    headers: tuple[tuple[str, str], ...] = field(repr=False)
     timeouts: TimeoutPlan
     ends_at: float
     streamed: bool

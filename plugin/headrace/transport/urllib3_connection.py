@@ -203,6 +203,8 @@ class GovernedHTTPConnection(HTTPConnection):
         except TimeoutError as error:
             text = f"Write timed out. (write timeout={attempt.timeouts.write_s:g})"
             raise ReadTimeoutError(attempt.pool, "", text) from error  # urllib3 has none for writing
+        finally:
+            data = b""  # the call's credentials are in it, and crash reporters ship the locals of a frame
 
     def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3 itself overrides it
         """The response head; for a streamed call, sets the socket to the longest silence allowed in the body."""

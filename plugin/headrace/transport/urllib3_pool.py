@@ -140,6 +140,12 @@ class GovernedHTTPPool(HTTPConnectionPool):
         # headers of its own, and looks for ours there alone.
         return super().urlopen(method, url, body, headers=headers, **kw)
 
+    def _validate_conn(self, conn: Any) -> None:
+        # Before there is a request: stock connects while it sends, and what fails then has the whole request, secrets
+        # and all, in the frames of http.client that crash reporters ship.
+        if conn.sock is None:
+            conn.connect()
+
     def is_alive(self, conn: GovernedHTTPConnection | None) -> bool:
         """Whether the peer of an idle connection has neither closed it nor said anything. Does not block."""
         return conn is not None and is_alive(conn)
@@ -191,11 +197,6 @@ class GovernedHTTPSPool(GovernedHTTPPool, HTTPSConnectionPool):  # type: ignore[
 
     ConnectionCls = GovernedHTTPSConnection
 
-    def _validate_conn(self, conn: Any) -> None:
-        # Stock also warns on every unverified request; `insecure_skip_verify` says so once, at load.
-        if conn.is_closed:
-            conn.connect()
-
 
 def with_defaults(headers: Mapping[str, str], extra: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
     """A copy of *headers* with those of *extra* that it does not have (names without regard to case)."""
@@ -208,11 +209,21 @@ def with_defaults(headers: Mapping[str, str], extra: tuple[tuple[str, str], ...]
             if name.lower() not in present:
                 merged[name] = value
         return merged  # type: ignore[no-any-return]
-    merged = headers.copy() if hasattr(headers, "copy") else HTTPHeaderDict(headers)
+    if isinstance(headers, HTTPHeaderDict) or not hasattr(headers, "copy"):
+        merged = _Headers(headers)
+    else:
+        merged = headers.copy()
     for name, value in extra:
         if name not in merged:
             merged[name] = value
     return merged  # type: ignore[no-any-return]
+
+
+class _Headers(HTTPHeaderDict):
+    """urllib3's, whose repr joins the values, and with that uncovers secret ones."""
+
+    def __repr__(self) -> str:
+        return f"HTTPHeaderDict({list(self)})"
 
 
 def build_pool(plan: UpstreamPlan, origin: Origin, counters: UpstreamCounters) -> GovernedHTTPPool:
