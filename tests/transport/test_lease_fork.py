@@ -147,3 +147,25 @@ def test_counts_go_on_in_a_child() -> None:
         assert pool._counters.acquires == {"miss": 2}
 
     assert in_child(bare_fork, child) == 0
+
+
+@pytest.mark.parametrize("fork", [pytest.param(os.fork, id="os.fork"), pytest.param(bare_fork, id="fork(2)")])
+def test_a_request_that_ends_in_a_child_does_not_end_the_parents_answers(fork: Callable[[], int]) -> None:
+    """Pitfall 26."""
+    pool = wired_pool()
+    lease = pool.acquire(1.0)
+    lease.conn = wire = Wire()
+    token = lease.token
+    assert token is not None
+
+    def child() -> None:
+        assert not pool.end(token, "abandoned")
+        assert pool.view().inuse == 0
+
+    assert in_child(fork, child) == 0
+    wire.peer.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        wire.peer.recv(10)  # neither a word nor an end
+    assert pool.view().inuse == 1
+    wire.sock.close()
+    wire.peer.close()

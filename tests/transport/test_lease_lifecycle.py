@@ -98,6 +98,71 @@ def test_a_lease_that_has_ended_cannot_be_broken_off() -> None:
     assert r.aborted == []
 
 
+def test_a_lease_is_ended_in_place_of_its_holder() -> None:
+    """Pitfall 61."""
+    r = rig(max_connections=1)
+    lease = r.lease()
+    conn, token = lease.conn, lease.token
+    assert token is not None
+    waiter = r.waiter()
+    assert r.pool.end(token, "abandoned")
+    waiter.thread.join(20)
+    assert waiter.result.conn is None  # the slot went to who waited; the connection is nobody's
+    assert (r.aborted, r.closed) == ([conn], [conn])
+    assert r.counters.closed == {"abandoned": 1}
+    assert not r.pool.end(token, "abandoned")
+    r.pool.give_back(lease, reusable=True)
+    r.pool.give_back_quietly(lease)
+    assert r.pool.view().inuse == 1
+    assert r.counters.closed == {"abandoned": 1}
+
+
+def test_one_ended_amid_its_return_is_not_used_again() -> None:
+    r = rig(max_connections=1)
+    lease = r.lease()
+    conn, token = lease.conn, lease.token
+    assert token is not None
+    assert r.pool.end(token, "abandoned")
+    r.pool._kept.append(lease)  # give_back() had looked at its end a moment before that
+    assert r.lease("another").conn is not conn
+    assert r.closed == [conn]
+
+
+def test_one_given_back_and_one_dropped_before_it_is_ended_are_left_alone() -> None:
+    r = rig(max_connections=2)
+    kept, dropped = r.lease(), r.lease()
+    tokens = (kept.token, dropped.token)
+    r.pool.give_back(kept, reusable=True)
+    r.held.clear()
+    del dropped
+    for token in tokens:
+        assert token is not None
+        assert not r.pool.end(token, "abandoned")
+    assert r.aborted == []
+    assert r.counters.closed == {"leaked": 1}
+    assert r.lease("another").conn is kept.conn
+
+
+def test_why_a_connection_was_broken_off_before_its_lease_was_ended_stays_the_reason() -> None:
+    r = rig()
+    lease = r.lease()
+    assert lease.token is not None
+    assert r.pool.abort(lease.token, "lifetime")
+    assert r.pool.end(lease.token, "abandoned")
+    assert r.counters.closed == {"lifetime": 1}
+
+
+def test_a_one_off_connection_is_ended_too() -> None:
+    r = rig(max_connections=1, when_full="new")
+    lease, beyond = r.lease(), r.lease()
+    assert beyond.one_off
+    assert beyond.token is not None
+    assert r.pool.end(beyond.token, "abandoned")
+    view = r.pool.view()
+    assert (view.inuse, view.one_off) == (1, 0)
+    r.pool.give_back(lease, reusable=True)
+
+
 def test_a_connection_is_replaced_after_so_many_requests() -> None:
     r = rig(max_connections=1, max_requests_per_connection=3)
     conns = []

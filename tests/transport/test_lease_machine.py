@@ -202,6 +202,25 @@ class LeaseMachine(RuleBasedStateMachine):
             self.held.remove(holder)
             self.give_back_one(holder, reusable=True, lock_held=True)
 
+    @rule(pick=picks, give_back=st.booleans())
+    @precondition(lambda self: self.tokens)
+    def end(self, pick: int, give_back: bool) -> None:
+        """A request is over, and with it a lease of its: one in use, or too late; its holder may still be there."""
+        token = self.tokens[pick % len(self.tokens)]
+        holder = next((one for one in (*self.held, *self.one_off) if one.token is token), None)
+        closed = len(self.rig.closed)
+        conn = None if holder is None else holder.conn
+        assert self.rig.pool.end(token, "abandoned") is (holder is not None)
+        assert self.rig.closed[closed:] == ([] if conn is None else [conn])
+        if holder is None:
+            return
+        assert conn in self.rig.aborted
+        (self.held if holder in self.held else self.one_off).remove(holder)
+        self.ended.append(holder)
+        if give_back:
+            self.rig.pool.give_back(holder, reusable=True)  # nothing happens
+        self.serve()
+
     @rule(pick=picks)
     @precondition(lambda self: self.held)
     def abort_what_was_given_back_and_not_looked_at_yet(self, pick: int) -> None:
@@ -232,6 +251,7 @@ class LeaseMachine(RuleBasedStateMachine):
         for token in self.tokens:
             if not any(one.token is token for one in (*self.held, *self.one_off)):
                 assert not self.rig.pool.abort(token)
+                assert not self.rig.pool.end(token, "abandoned")
         assert len(self.rig.aborted) == aborted
         self.rig.pool.give_back(lent[0], reusable=True)
         conn, since = next(one for one in self.idle if one[0] is lent[0].conn)
