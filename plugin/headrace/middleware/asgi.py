@@ -50,8 +50,9 @@ class ASGIMiddleware:
     The constructor reads, validates and compiles, so a bad file stops the boot; the
     lifespan's startup, or the first request in a process, starts. Each request keeps
     the snapshot it began with, gets an id, is counted and timed; handlers find the
-    Headrace at `request.state.headrace`. WebSockets and unknown scope types pass
-    straight through.
+    Headrace at `request.state.headrace`. Streamed answers that a request has left open end when
+    the application has returned, unless `headrace.detach` has handed them on. WebSockets and
+    unknown scope types pass straight through.
 
     Wrap the application from outside, `app = ASGIMiddleware(app, "upstreams.yaml")`:
     Starlette's `add_middleware` builds the stack only during the lifespan, where

@@ -52,7 +52,9 @@ class WSGIMiddleware:
     The constructor reads, validates and compiles, so a bad file stops the boot; the
     first request in a process starts. Each request keeps the snapshot it began with,
     gets an id, is counted and timed; the application finds the Headrace at
-    `environ["headrace.instance"]`. WSGI has no shutdown: a Headrace made here is closed at exit.
+    `environ["headrace.instance"]`. Streamed answers that a request has left open end after the
+    `close()` of its iterable, unless `headrace.detach` has handed them on. WSGI has no shutdown: a
+    Headrace made here is closed at exit.
 
     A list or tuple is returned as it is, since no code of the application runs in its
     iteration and the server may want its length; the server's own `wsgi.file_wrapper`
