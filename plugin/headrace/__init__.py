@@ -11,6 +11,7 @@ from headrace.errors import (
     HeadraceError,
     PoolRejected,
     PoolTimeout,
+    ResponseTooLarge,
     UnknownUpstream,
     UpstreamError,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "PropagatingExecutor",
     "Record",
     "RequestIdFilter",
+    "ResponseTooLarge",
     "UnknownUpstream",
     "UpstreamError",
     "WSGIMiddleware",

@@ -101,6 +101,18 @@ class CallCancelled(UpstreamError):
     """Broken off, or not begun: the client of the inbound request has left (`service.cancel_on_disconnect`)."""
 
 
+class ResponseTooLarge(UpstreamError):
+    """The body of the answer is larger than `pool.max_response_body`; what there is of it is dropped.
+
+    Attributes:
+        max_bytes: The limit, in decoded bytes.
+    """
+
+    def __init__(self, message: str, *, max_bytes: int = 0, **rest: Any) -> None:
+        super().__init__(message, **rest)
+        self.max_bytes = max_bytes
+
+
 class PoolTimeout(UpstreamError):
     """No connection came free within `timeouts.acquire`."""
 

@@ -1,12 +1,23 @@
-"""Durations: what is read, what is refused, what is written back."""
+"""Durations and sizes: what is read, what is refused, what is written back."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.config.units import DURATION_PATTERN, format_duration, nearest_duration, parse_duration
+from headrace.config.units import (
+    DURATION_PATTERN,
+    SIZE_PATTERN,
+    format_duration,
+    format_size,
+    nearest_duration,
+    nearest_size,
+    parse_duration,
+    parse_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -113,3 +124,34 @@ def test_near_miss_is_understood(found: object, meant: str) -> None:
 @pytest.mark.parametrize("found", [True, None, "soon", "1:30", "-1s", "5 days", [1]])
 def test_far_miss_is_not_guessed_at(found: object) -> None:
     assert nearest_duration(found) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1B", 1), ("1500B", 1500), ("64KiB", 65536), ("10MiB", 10 << 20), ("2GiB", 2 << 30), ("0B", 0)],
+)
+def test_size_is_a_number_and_a_unit_and_is_written_as_it_was(text: str, size: int) -> None:
+    assert parse_size(text) == size
+    assert format_size(size) == text
+    assert re.search(SIZE_PATTERN, text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "64", "KiB", "64 KiB", "64KB", "64kib", "1.5MiB", "-1B", "64KiB\n", "٣B"]
+)
+def test_another_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a size"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("found", "meant"),
+    [(65536, "64KiB"), ("64 KiB", "64KiB"), ("64kib", "64KiB"), ("64kB", "64000B"), ("1 MB", "1000000B")],
+)
+def test_a_near_miss_of_a_size_is_understood_and_keeps_its_meaning(found: object, meant: str) -> None:
+    assert nearest_size(found) == meant
+
+
+@pytest.mark.parametrize("found", [True, None, 1.5, "large", "64K", "1.5MiB", []])
+def test_a_far_miss_of_a_size_is_not_guessed_at(found: object) -> None:
+    assert nearest_size(found) is None

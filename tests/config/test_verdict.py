@@ -151,7 +151,13 @@ def test_an_attempt_without_an_answer(
 
 @pytest.mark.parametrize("fault", list(Fault))
 def test_every_error_says_whether_anything_was_sent(file: str, capsys: Captured, fault: Fault) -> None:
-    sent = {Fault.RESET, Fault.TIMEOUT, Fault.PROTOCOL_ERROR, Fault.CANCELLED}
+    sent = {
+        Fault.RESET,
+        Fault.TIMEOUT,
+        Fault.PROTOCOL_ERROR,
+        Fault.CANCELLED,
+        Fault.RESPONSE_TOO_LARGE,
+    }
     head, *_ = explained(file, capsys, PLAIN, "--error", fault.value.upper())
 
     assert head == f"GET ended by {fault.value}: it {'may have been' if fault in sent else 'was never'} sent"

@@ -523,6 +523,7 @@ def test_error_table_has_every_class_with_its_family() -> None:
         REQUESTS.pool_timeout,
         REQUESTS.pool_rejected,
         REQUESTS.cancelled,
+        REQUESTS.too_large,
     ]
     assert set(rows) == {twin.__mro__[1].__name__ for twin in twins}
     for twin in twins:

@@ -48,7 +48,14 @@ def test_a_4xx_is_never_blamed_on_the_upstream_unless_the_rules_name_it(status: 
 
 
 @pytest.mark.parametrize(
-    "fault", [Fault.POOL_TIMEOUT, Fault.POOL_REJECTED, Fault.CANCELLED, Fault.LOCAL_ERROR]
+    "fault",
+    [
+        Fault.POOL_TIMEOUT,
+        Fault.POOL_REJECTED,
+        Fault.CANCELLED,
+        Fault.RESPONSE_TOO_LARGE,
+        Fault.LOCAL_ERROR,
+    ],
 )
 def test_local_trouble_is_never_blamed_on_the_upstream(fault: Fault) -> None:
     """Pitfall 6."""

@@ -149,6 +149,12 @@ def test_an_answer_that_no_rule_wants_retried_is_a_success(status: int) -> None:
         ),
         pytest.param(Outcome(fault=Fault.CANCELLED), EndReason.CANCELLED, "ignored", id="cancelled"),
         pytest.param(Outcome(fault=Fault.LOCAL_ERROR), EndReason.LOCAL_ERROR, "ignored", id="local error"),
+        pytest.param(
+            Outcome(fault=Fault.RESPONSE_TOO_LARGE, sent=True),
+            EndReason.RESPONSE_TOO_LARGE,
+            "ignored",
+            id="too large",
+        ),
     ],
 )
 def test_own_refusals_and_certificates_end_the_call_at_once(

@@ -65,7 +65,14 @@ def test_method_and_body_decide_whether_a_wanted_attempt_is_allowed(
 
 
 @pytest.mark.parametrize(
-    "fault", [Fault.POOL_TIMEOUT, Fault.POOL_REJECTED, Fault.CANCELLED, Fault.LOCAL_ERROR]
+    "fault",
+    [
+        Fault.POOL_TIMEOUT,
+        Fault.POOL_REJECTED,
+        Fault.CANCELLED,
+        Fault.RESPONSE_TOO_LARGE,
+        Fault.LOCAL_ERROR,
+    ],
 )
 def test_own_refusals_and_trouble_are_never_retried(fault: Fault) -> None:
     """Pitfall 17."""

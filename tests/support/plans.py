@@ -42,6 +42,7 @@ POOL = PoolPlan(
     max_lifetime_s=300.0,
     max_lifetime_grace_s=None,
     max_requests_per_connection=None,
+    max_response_body_bytes=None,
     leak_detection_threshold_s=None,
     tcp_keepalive=None,
     heartbeat=None,

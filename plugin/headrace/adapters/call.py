@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
-from headrace.adapters.endings import final_error, pool_error
+from headrace.adapters.endings import final_error, pool_error, too_large
 from headrace.adapters.outbound import Outbound
 from headrace.adapters.predicate import is_condemned
 from headrace.adapters.retry_after import retry_after_s
@@ -29,7 +29,7 @@ from headrace.adapters.ungoverned import is_withheld, stands_on_event_loop
 from headrace.clock import monotonic
 from headrace.engine.blocking import Attempt as Performer
 from headrace.engine.blocking import run
-from headrace.errors import CircuitOpenError, UpstreamError
+from headrace.errors import CircuitOpenError, ResponseTooLarge, UpstreamError
 from headrace.policy.exchange import EndReason, Exchange, Finish, Refuse, Send
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import FallbackPlan, TimeoutPlan
@@ -199,7 +199,8 @@ class Call(Generic[T]):
                         self._surface.raw(self.answer),
                         self._exchange,
                         record,
-                        self._upstream.state.counters,
+                        self._upstream,
+                        self._surface,
                         self._trace,
                         opened_in=self._opened_in,
                         pool=self._upstream.state.pool.leases,
@@ -329,6 +330,7 @@ class Call(Generic[T]):
                 self._streamed,
             )
             attempt.token = lease.token
+            attempt.max_body_bytes = max_body = self._upstream.plan.pool.max_response_body_bytes
             self._made = attempt
             fault = None
             status = asked_s = None
@@ -380,6 +382,8 @@ class Call(Generic[T]):
                     fault, cut = Fault.CANCELLED, False  # broken off by us, not by the upstream
                 elif broken_off or in_flight.pop(attempt, None) is not None:
                     broken_off = lease.aborted is not None
+                    if fault is Fault.RESPONSE_TOO_LARGE and max_body is not None:
+                        self.error = self._too_large(max_body)
                 elif not cut and fault is not Fault.CERTIFICATE:
                     fault, cut = CUT_IN[attempt.phase], True
                     self.error = self._timed_out(limit_s)
@@ -482,6 +486,9 @@ class Call(Generic[T]):
     def _timed_out(self, limit_s: float) -> Exception:
         text = f"Read timed out. (attempt={limit_s:g}: the peer went on too slowly, and was cut off)"
         return self._surface.timed_out(ReadTimeoutError(self._upstream.state.pool, "", text))
+
+    def _too_large(self, max_bytes: int) -> ResponseTooLarge:
+        return too_large(self._upstream, self._surface, max_bytes, request_id=self.outbound.request_id)
 
     def set_aside(self) -> None:
         """Free the slot of the failed answer before the pause; keep the answer if it can be kept. Blocks for KEEP_S."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from headrace.adapters.surface import Surface
 from headrace.clock import monotonic
+from headrace.errors import ResponseTooLarge
 from headrace.policy.exchange import EndReason, Exchange, Finish, Refuse
 from headrace.runtime.upstream import Upstream
 from headrace.transport.lease import LeaseError
@@ -69,6 +70,20 @@ def pool_error(
     twin = twins.pool_timeout if timed_out else twins.pool_rejected
     name = upstream.plan.name
     return twin(f'upstream "{name}": {error}', upstream=name, request_id=request_id, **surface.family())
+
+
+def too_large(
+    upstream: Upstream, surface: Surface[Any], max_bytes: int, *, request_id: str | None
+) -> ResponseTooLarge:
+    """What a body of more than *max_bytes* ends in."""
+    name = upstream.plan.name
+    return surface.twins.too_large(
+        f'upstream "{name}": the body of the answer is larger than pool.max_response_body, {max_bytes} bytes',
+        max_bytes=max_bytes,
+        upstream=name,
+        request_id=request_id,
+        **surface.family(),
+    )
 
 
 def _ran_out_of_time(exchange: Exchange, decision: Finish | Refuse) -> bool:

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 import requests
 import urllib3.exceptions
 
-from headrace.errors import CallCancelled, CircuitOpenError, DeadlineExceeded, PoolRejected, PoolTimeout
+from headrace.errors import (
+    CallCancelled,
+    CircuitOpenError,
+    DeadlineExceeded,
+    PoolRejected,
+    PoolTimeout,
+    ResponseTooLarge,
+)
 
 
 class RequestsCircuitOpenError(CircuitOpenError, requests.ConnectionError):
@@ -34,6 +41,10 @@ class RequestsCallCancelled(CallCancelled, requests.ConnectionError):
     """CallCancelled for callers of requests."""
 
 
+class RequestsResponseTooLarge(ResponseTooLarge, requests.RequestException):
+    """ResponseTooLarge for callers of requests."""
+
+
 class Urllib3CircuitOpenError(CircuitOpenError, urllib3.exceptions.HTTPError):
     """CircuitOpenError for callers of urllib3."""
 
@@ -54,6 +65,10 @@ class Urllib3CallCancelled(CallCancelled, urllib3.exceptions.HTTPError):
     """CallCancelled for callers of urllib3."""
 
 
+class Urllib3ResponseTooLarge(ResponseTooLarge, urllib3.exceptions.HTTPError):
+    """ResponseTooLarge for callers of urllib3."""
+
+
 @dataclass(frozen=True, slots=True)
 class Twins:
     """The classes that one surface raises."""
@@ -63,6 +78,7 @@ class Twins:
     pool_timeout: type[PoolTimeout]
     pool_rejected: type[PoolRejected]
     cancelled: type[CallCancelled]
+    too_large: type[ResponseTooLarge]
 
 
 REQUESTS = Twins(
@@ -71,6 +87,7 @@ REQUESTS = Twins(
     pool_timeout=RequestsPoolTimeout,
     pool_rejected=RequestsPoolRejected,
     cancelled=RequestsCallCancelled,
+    too_large=RequestsResponseTooLarge,
 )
 URLLIB3 = Twins(
     circuit_open=Urllib3CircuitOpenError,
@@ -78,4 +95,5 @@ URLLIB3 = Twins(
     pool_timeout=Urllib3PoolTimeout,
     pool_rejected=Urllib3PoolRejected,
     cancelled=Urllib3CallCancelled,
+    too_large=Urllib3ResponseTooLarge,
 )

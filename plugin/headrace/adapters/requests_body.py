@@ -14,6 +14,7 @@ from urllib3.response import HTTPResponse
 from headrace.adapters.kept import KeptResponse
 from headrace.transport.attempt import Attempt
 from headrace.transport.faults import callers_own
+from headrace.transport.reading import BodyTooLarge, body_of, is_read_whole, joined, piece_bytes
 
 _TOLERATED = (ChunkedEncodingError, ContentDecodingError, RuntimeError)
 """What `Session.resolve_redirects` goes on after, when the body of a redirect will not be read."""
@@ -29,6 +30,7 @@ def read_body(response: Response, attempt: Attempt, *, is_seen: bool) -> None:
         is_seen: Its `raw` will be looked at: it has the body still.
 
     Raises:
+        BodyTooLarge: It is more than the limit of the call.
         requests.RequestException: What `response.content` raises.
     """
     wire = response.raw
@@ -36,7 +38,10 @@ def read_body(response: Response, attempt: Attempt, *, is_seen: bool) -> None:
     try:
         if is_seen and isinstance(wire, HTTPResponse):
             response.raw = kept = _kept(response, wire, attempt)
-        response.content  # noqa: B018
+        if not isinstance(wire, HTTPResponse) or is_read_whole(wire, attempt):
+            response.content  # noqa: B018
+        elif response._content is False:
+            response._content = joined(response.iter_content(piece_bytes(attempt.max_body_bytes)), attempt)
     except Exception as error:
         if wire is not None:
             wire.close()
@@ -54,7 +59,9 @@ def _kept(response: Response, wire: HTTPResponse, attempt: Attempt) -> KeptRespo
     """*wire* with its body at hand, or with the error that this ends with. Blocks."""
     body: bytes | Exception
     try:
-        body = wire.read(decode_content=False)
+        body = body_of(wire, attempt, decode=False)
+    except BodyTooLarge:
+        raise
     except Exception as error:
         body = error.with_traceback(None)  # its frames hold what it will be held by
     kept = _with_body(response, wire, body, attempt)

@@ -1,6 +1,6 @@
-"""A streamed answer after its head: whom it ends with, and what becomes of it if its body breaks off.
+"""A streamed answer after its head: whom it ends with, and what becomes of it if its body breaks off or is too large.
 
-Judged a success at its head, it is a failure after all.
+Judged a success at its head, a body that breaks off makes it a failure after all.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import requests
 from urllib3.exceptions import HTTPError
 from urllib3.response import BaseHTTPResponse
 
+from headrace.adapters.endings import too_large
+from headrace.adapters.surface import Surface
 from headrace.clock import monotonic
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.exchange import EndReason, Exchange
@@ -20,8 +22,9 @@ from headrace.policy.outcome import Outcome
 from headrace.runtime.carrying import carry
 from headrace.runtime.inbound import Inbound
 from headrace.runtime.record import Record
+from headrace.runtime.upstream import Upstream
 from headrace.transport.faults import fault_of
-from headrace.transport.urllib3_connection import StreamedResponse
+from headrace.transport.urllib3_connection import LimitedResponse, StreamedResponse
 
 if TYPE_CHECKING:
     from headrace.observe.call_trace import CallTrace
@@ -58,23 +61,36 @@ def follow(
     raw: object,
     exchange: Exchange,
     record: Record,
-    counters: UpstreamCounters,
+    upstream: Upstream,
+    surface: Surface[Any],
     trace: CallTrace | None,
     *,
     opened_in: Inbound | None,
     pool: LeasePool[Any],
 ) -> None:
-    """Have *raw* end with the request *opened_in*, and hear of it when its body breaks off as its caller reads it.
+    """Have *raw* end with the request *opened_in*, and hear of it when its body breaks off, or is too large.
 
     Keeps nothing that refers to *raw*.
     """
     if not isinstance(raw, StreamedResponse):
         return
-    raw.on_break = functools.partial(_broke, exchange, record, counters, trace)
+    raw.on_break = functools.partial(_broke, exchange, record, upstream.state.counters, trace)
+    if isinstance(raw, LimitedResponse):
+        raw.on_excess = functools.partial(_exceeded, record, upstream, surface, raw.max_bytes)
     token = None if raw.lease is None else raw.lease.token
     if opened_in is not None and token is not None:
         raw.let_go = functools.partial(opened_in.releases, token)
         opened_in.covers(token, pool)
+
+
+def _exceeded(record: Record, upstream: Upstream, surface: Surface[Any], max_bytes: int) -> Exception:
+    record.reason = EndReason.RESPONSE_TOO_LARGE
+    error = too_large(upstream, surface, max_bytes, request_id=record.request_id)
+    error.attempts = record.attempts
+    carry(record, on=error)
+    for note in record.notes():
+        error.add_note(note)
+    return error
 
 
 def _broke(

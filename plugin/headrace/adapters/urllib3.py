@@ -26,6 +26,7 @@ from headrace.policy.routes import url_of
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt
 from headrace.transport.draining import drained
+from headrace.transport.reading import body_of
 from headrace.transport.tls import trust_of
 from headrace.transport.urllib3_pool import GovernedHTTPPool, with_defaults
 
@@ -168,8 +169,12 @@ class UrlopenSurface:
 
     def read(self, answer: BaseHTTPResponse, attempt: Attempt) -> None:
         try:
-            # Where urllib3 itself puts what it preloads: `data` finds it there.
-            answer._body = answer.read(decode_content=self._response_kw["decode_content"])  # type: ignore[attr-defined]
+            decode = self._response_kw["decode_content"]
+            if attempt.max_body_bytes is None and "content-encoding" not in answer.headers:
+                body = answer.read(decode_content=decode)
+            else:
+                body = body_of(answer, attempt, decode=decode)
+            answer._body = body  # type: ignore[attr-defined]  # where urllib3 puts what it preloads: `data` finds it
         except Exception:
             answer.close()
             raise

@@ -153,6 +153,7 @@ def _pool(pool: given.Pool) -> PoolPlan:
         max_lifetime_s=_seconds(pool.max_lifetime),
         max_lifetime_grace_s=_seconds(pool.max_lifetime_grace),
         max_requests_per_connection=pool.max_requests_per_connection,
+        max_response_body_bytes=None if pool.max_response_body is None else int(pool.max_response_body),
         leak_detection_threshold_s=_seconds(pool.leak_detection_threshold),
         tcp_keepalive=None
         if keepalive is None

@@ -17,8 +17,8 @@ from pydantic_core import PydanticUndefined
 from headrace.config.document import resolve
 from headrace.config.problems import Path
 from headrace.config.settings import Settings
-from headrace.config.units import format_duration
-from headrace.config.values import Duration, Expects, Note
+from headrace.config.units import format_duration, format_size
+from headrace.config.values import Duration, Expects, Note, Size
 
 
 class Key:
@@ -30,7 +30,8 @@ class Key:
         kind: Its type in a word or two.
         note: Said in brackets behind `must`, or "".
         is_text: Digits stay text here.
-        is_duration: Wants a number and a unit.
+        is_duration: Wants a number and a unit of time.
+        is_size: Wants a number and a unit of bytes.
         at_most: Upper bound of an integer, as text, or "".
         choices: The only texts allowed, when it is an enumeration.
         children: Known keys below it, when it is a section.
@@ -52,6 +53,7 @@ class Key:
         "is_duration",
         "is_map",
         "is_nullable",
+        "is_size",
         "is_text",
         "item",
         "kind",
@@ -71,7 +73,7 @@ class Key:
         self.at_most = ""
         self.is_map = False
         self.is_text = False
-        self.is_duration = False
+        self.is_duration = self.is_size = False
         self.is_nullable = False
         self.example = ""
         self.default: str | None = None
@@ -135,6 +137,10 @@ class Key:
             self.is_duration = True
             self.kind, self.range = "duration", annotation.range_words()
             self.must = f"a duration with a unit (250ms, 2s, 5m, 1h) from {self.range}"
+        elif issubclass(annotation, Size):
+            self.is_size = True
+            self.kind, self.range = "size", annotation.range_words()
+            self.must = f"a size with a unit (512B, 64KiB, 10MiB, 1GiB) from {self.range}"
         elif annotation is bool:
             self.must = self.kind = "true or false"
         elif annotation is int:
@@ -181,6 +187,8 @@ def yaml_text(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, Duration):
         return format_duration(value)
+    if isinstance(value, Size):
+        return format_size(value)
     if isinstance(value, float) and value == int(value):
         return str(int(value))
     if isinstance(value, list):

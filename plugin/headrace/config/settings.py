@@ -33,6 +33,7 @@ from headrace.config.values import (
     PathOnly,
     PerSecond,
     Rate,
+    Size,
     StatusCode,
     Text,
     Threshold,
@@ -278,6 +279,11 @@ class Pool(Section):
         None,
         description="A look at idle connections; null: none.",
         examples=[{"path": "/healthz", "interval": "15s"}],
+    )
+    max_response_body: Size | None = Field(
+        None,
+        description="A body with more bytes than this, decoded, ends its call with ResponseTooLarge; null: no limit.",
+        examples=["10MiB"],
     )
     leak_detection_threshold: Duration | None = Field(
         None,

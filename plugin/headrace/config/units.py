@@ -1,4 +1,4 @@
-"""Durations as the file writes them: text with a unit."""
+"""Durations and sizes as the file writes them: text with a unit."""
 
 from __future__ import annotations
 
@@ -74,6 +74,56 @@ def nearest_duration(found: object) -> str | None:
     number, unit = match.group(1), match.group(2).lower()
     unit = _OTHER_SPELLINGS.get(unit, unit)
     return f"{number}{unit}" if unit in UNIT_S else None
+
+
+SIZE_PATTERN = r"^[0-9]+(B|KiB|MiB|GiB)$"
+"""What an editor checks; bounds are the loader's."""
+
+_SIZE = re.compile(r"([0-9]{1,15})(B|KiB|MiB|GiB)", re.ASCII)
+_UNIT_BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_NEAR_SIZE = re.compile(r"([0-9]{1,12})\s*([A-Za-z]*)")
+_OTHER_SIZES = {  # what it is in bytes, by IEC 80000-13: a kB is 1000 of them
+    "": 1,
+    "b": 1,
+    "byte": 1,
+    "bytes": 1,
+    "kb": 1000,
+    "mb": 1000**2,
+    "gb": 1000**3,
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of *text* such as `512B`, `64KiB`, `10MiB`, `1GiB`.
+
+    Raises:
+        ValueError: *text* is not a size. The message does not hold it.
+    """
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise ValueError("not a size")
+    return int(found.group(1)) * _UNIT_BYTES[found.group(2)]
+
+
+def format_size(value_bytes: int) -> str:
+    """*value_bytes* in the largest unit that leaves no fraction: `64KiB`, `1500B`."""
+    for unit in ("GiB", "MiB", "KiB"):
+        if value_bytes and value_bytes % _UNIT_BYTES[unit] == 0:
+            return f"{value_bytes // _UNIT_BYTES[unit]}{unit}"
+    return f"{value_bytes}B"
+
+
+def nearest_size(found: object) -> str | None:
+    """The size that somebody who wrote *found* has said, or None: `65536` is `64KiB`, `64 kB` is `64000B`."""
+    if isinstance(found, bool) or not isinstance(found, int | str):
+        return None
+    match = _NEAR_SIZE.fullmatch(str(found).strip())
+    if match is None or match.group(2).lower() not in _OTHER_SIZES:
+        return None
+    return format_size(int(match.group(1)) * _OTHER_SIZES[match.group(2).lower()])
 
 
 def _plain_decimal(value: float) -> str:

@@ -24,8 +24,8 @@ from headrace.config.tree import (
     problem_at,
     without_user,
 )
-from headrace.config.units import nearest_duration, parse_duration
-from headrace.config.values import WORDS
+from headrace.config.units import nearest_duration, nearest_size, parse_duration, parse_size
+from headrace.config.values import WORDS, Size
 from headrace.config.written import Written
 from headrace.policy.printable import printable
 
@@ -203,6 +203,9 @@ def _better(key: Key, node: Scalar) -> str | None:
     if key.is_duration:
         near = nearest_duration(node.value)
         return near if near and _fits(key, near) else None
+    if key.is_size:
+        near = nearest_size(node.value)
+        return near if near and Size.minimum <= parse_size(near) <= Size.maximum else None
     if key.choices:
         if text in key.choices or text[:1].isdigit():
             near = text if text in key.choices else None  # "1.1" is as near to 1.2 as to 1.3

@@ -13,7 +13,14 @@ from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainSer
 from pydantic.json_schema import JsonSchemaValue, WithJsonSchema
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from headrace.config.units import DURATION_PATTERN, format_duration, parse_duration
+from headrace.config.units import (
+    DURATION_PATTERN,
+    SIZE_PATTERN,
+    format_duration,
+    format_size,
+    parse_duration,
+    parse_size,
+)
 from headrace.policy.outcome import FAULT_WORDS, STATUS_WORDS
 from headrace.policy.plan import UrlPrefix
 from headrace.policy.routes import UrlError, parse_prefix
@@ -100,6 +107,44 @@ class WindowSize(Duration):
 
     minimum_s = 0.1
     maximum_s = 3600.0
+
+
+class Size(int):
+    """Bytes, written with a unit."""
+
+    minimum: ClassVar[int] = 1
+    maximum: ClassVar[int] = 1 << 40
+
+    @classmethod
+    def range_words(cls) -> str:
+        return f"{format_size(cls.minimum)} to {format_size(cls.maximum)}"
+
+    @classmethod
+    def read(cls, value: object) -> Size:
+        """A given text, or the value itself when it is one already."""
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, str):
+            raise PydanticCustomError("size", "not text")
+        try:
+            size = parse_size(value)
+        except ValueError:
+            raise PydanticCustomError("size", "not a size") from None
+        if not cls.minimum <= size <= cls.maximum:
+            raise PydanticCustomError("size_range", "out of range")
+        return cls(size)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.read, serialization=core_schema.plain_serializer_function_ser_schema(format_size)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"type": "string", "pattern": SIZE_PATTERN, "examples": ["64KiB", "10MiB"]}
 
 
 def duration(text: str) -> Any:

@@ -19,7 +19,9 @@ from headrace.policy.outcome import UPSTREAM_FAULTS, Condition, Fault, Outcome, 
 from headrace.policy.plan import UpstreamPlan
 from headrace.policy.retry import Retriability, classify
 
-_MAY_HAVE_BEEN_SENT = frozenset({Fault.RESET, Fault.TIMEOUT, Fault.PROTOCOL_ERROR, Fault.CANCELLED})
+_MAY_HAVE_BEEN_SENT = frozenset(
+    {Fault.RESET, Fault.TIMEOUT, Fault.PROTOCOL_ERROR, Fault.CANCELLED, Fault.RESPONSE_TOO_LARGE}
+)
 _SHOWN_PAUSES = 3
 _WHILE = "while attempts, budget, deadline and circuit allow"
 _DEFAULT_KEY = "Idempotency-Key"

@@ -43,6 +43,7 @@ class EndReason(StrEnum):
     POOL_TIMEOUT = "pool_timeout"
     POOL_REJECTED = "pool_rejected"
     CANCELLED = "cancelled"  # the caller, or the client he serves, went away; also a call abandoned half way
+    RESPONSE_TOO_LARGE = "response_too_large"  # a body above `pool.max_response_body`
     LOCAL_ERROR = "local_error"  # the request could not be made, or the caller's own code ended it
     # Another attempt was wanted and something forbade it (`Exchange.denied`).
     METHOD = "method"  # it may have been sent, and `methods` does not name the method
@@ -122,6 +123,7 @@ _LOCAL_REASONS: Mapping[Fault, EndReason] = MappingProxyType(
         Fault.POOL_TIMEOUT: EndReason.POOL_TIMEOUT,
         Fault.POOL_REJECTED: EndReason.POOL_REJECTED,
         Fault.CANCELLED: EndReason.CANCELLED,
+        Fault.RESPONSE_TOO_LARGE: EndReason.RESPONSE_TOO_LARGE,
         Fault.LOCAL_ERROR: EndReason.LOCAL_ERROR,
     }
 )

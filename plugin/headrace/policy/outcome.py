@@ -20,6 +20,7 @@ class Fault(StrEnum):
     POOL_TIMEOUT = "pool_timeout"  # local: no connection came free in time
     POOL_REJECTED = "pool_rejected"  # local: the pool was full
     CANCELLED = "cancelled"  # local: the caller went away (KeyboardInterrupt, GreenletExit, …)
+    RESPONSE_TOO_LARGE = "response_too_large"  # local: more of a body than we take
     LOCAL_ERROR = (
         "local_error"  # local: the request could not be made (bad header), or the caller's own code ended it
     )

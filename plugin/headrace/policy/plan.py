@@ -107,6 +107,7 @@ class PoolPlan:
         min_idle: Kept warm; <= max_idle <= max_connections.
         max_lifetime_s: None: for ever.
         max_lifetime_grace_s: How long beyond it a busy connection may go on; None: until it is given back.
+        max_response_body_bytes: Of a body, decoded; None: no limit.
         leak_detection_threshold_s: Where a lease was taken is noted unless this is None.
         tcp_keepalive: None: the system's habit, which is none.
         adaptive: None: always max_connections.
@@ -121,6 +122,7 @@ class PoolPlan:
     max_lifetime_s: float | None
     max_lifetime_grace_s: float | None
     max_requests_per_connection: int | None
+    max_response_body_bytes: int | None
     leak_detection_threshold_s: float | None
     tcp_keepalive: KeepalivePlan | None
     heartbeat: HeartbeatPlan | None

@@ -158,6 +158,7 @@ _WHY: Mapping[EndReason, str] = MappingProxyType(
         EndReason.POOL_TIMEOUT: "no connection came free within timeouts.acquire",
         EndReason.POOL_REJECTED: "no connection was to be had, and none was waited for",
         EndReason.CANCELLED: "the caller went away",
+        EndReason.RESPONSE_TOO_LARGE: "the body is larger than pool.max_response_body",
         EndReason.LOCAL_ERROR: "the request could not be made, or the caller's own code ended it",
         EndReason.DELEGATED: "further tries were up to the caller, who brings retries of his own",
         **_DENIALS,

@@ -38,6 +38,7 @@ class Attempt:
         sock: The socket that the answer comes over, from its head on.
         cut: Its time was up: whatever it still does comes to nothing.
         own_error: What the body of the request has raised as it was read: the caller's, not the peer's.
+        max_body_bytes: Most bytes of a body, decoded; None: no limit.
         excused: It was cut after a grace: this process had stood still, and whose fault it was nobody knows.
     """
 
@@ -56,6 +57,7 @@ class Attempt:
     own_error: Exception | None = None
     excused: bool = False
     token: ref[Lease[Any]] | None = None
+    max_body_bytes: int | None = None
 
 
 current_attempt: ContextVar[Attempt | None] = ContextVar("headrace_attempt", default=None)

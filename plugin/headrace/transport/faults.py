@@ -27,6 +27,7 @@ from urllib3.util.ssl_match_hostname import CertificateError
 from headrace.policy.outcome import Fault
 from headrace.transport.attempt import Phase
 from headrace.transport.foreign import is_foreign
+from headrace.transport.reading import BodyTooLarge
 
 CUT_IN: Mapping[Phase, Fault] = MappingProxyType(
     {
@@ -50,6 +51,8 @@ def fault_of(error: BaseException, phase: Phase) -> tuple[Fault, bool]:
     """
     if not isinstance(error, Exception):
         return Fault.CANCELLED, False
+    if isinstance(error, BodyTooLarge):
+        return Fault.RESPONSE_TOO_LARGE, False
     if phase == "lease" or callers_own(error) is not None:
         return Fault.LOCAL_ERROR, False  # nothing was attempted yet: bad URL, bad CA path, bad body …
     for cause in _innermost_first(error):

@@ -29,6 +29,7 @@ from headrace.transport.draining import drained
 from headrace.transport.faults import callers_own
 from headrace.transport.foreign import is_foreign
 from headrace.transport.framing import FramedAnswer, is_framed_twice
+from headrace.transport.reading import BodyTooLarge, piece_bytes
 from headrace.transport.sending import LOOKS, send_rest
 from headrace.transport.standstill import GRACE_S
 
@@ -110,6 +111,53 @@ class StreamedResponse(GovernedResponse):
             if tell is not None:
                 tell(error, None if lease is None else lease.aborted)
             raise
+
+
+class LimitedResponse(StreamedResponse):
+    """The same, with a limit on what comes out of the body, however it is read.
+
+    Attributes:
+        max_bytes: That limit, decoded where the reader has it decoded.
+        on_excess: Makes the error of a body that is more, for whom reads it.
+    """
+
+    max_bytes: int
+    on_excess: Callable[[], Exception] | None = None
+    _n_taken = 0
+
+    def read(
+        self, amt: int | None = None, decode_content: bool | None = None, cache_content: bool = False
+    ) -> bytes:
+        """As urllib3's; the whole of it is read by pieces."""
+        if amt is not None and amt >= 0:
+            return self._counted(super().read(amt, decode_content, cache_content))
+        size, pieces = piece_bytes(self.max_bytes), []
+        while piece := super().read(size, decode_content):
+            pieces.append(self._counted(piece))
+        whole = b"".join(pieces)
+        if cache_content:
+            self._body = whole
+        return whole
+
+    def read1(self, amt: int | None = None, decode_content: bool | None = None) -> bytes:
+        """As urllib3's."""
+        if amt is None or amt < 0:
+            amt = piece_bytes(self.max_bytes)
+        return self._counted(super().read1(amt, decode_content))
+
+    def read_chunked(self, amt: int | None = None, decode_content: bool | None = None) -> Iterator[bytes]:  # type: ignore[override]
+        """As urllib3's; a chunk that is too long for a piece comes in several."""
+        for piece in super().read_chunked(amt or piece_bytes(self.max_bytes), decode_content):
+            yield self._counted(piece)
+
+    def _counted(self, piece: bytes) -> bytes:
+        self._n_taken += len(piece or b"")
+        if self._n_taken <= self.max_bytes:
+            return piece
+        self.on_break = None  # nothing broke
+        error = BodyTooLarge(self.max_bytes) if self.on_excess is None else self.on_excess()
+        self.close()
+        raise error
 
 
 _ABANDONED = (
@@ -237,7 +285,11 @@ class GovernedHTTPConnection(HTTPConnection):
                 sock.settimeout(attempt.timeouts.read_s)
         # urllib3 makes the response itself and has no hook for its class; the layout is the same.
         if attempt is not None and attempt.streamed:
-            response.__class__ = StreamedResponse
+            if attempt.max_body_bytes is None:
+                response.__class__ = StreamedResponse
+            else:
+                response.__class__ = LimitedResponse
+                response.max_bytes = attempt.max_body_bytes  # type: ignore[attr-defined]
             response.lease = self.lease  # type: ignore[attr-defined]
             if self.sock is None:
                 self.last_answer = response._original_response

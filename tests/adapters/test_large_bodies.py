@@ -1,0 +1,222 @@
+"""What comes out of a body is bounded in time and in bytes: on real sockets, however it is read."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+import time
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.util.retry import Retry
+
+import headrace
+from support.faultserver import Answer, Endless, FaultServer, Raw, Reply
+from support.governed import reason_of, rules, running
+
+GIGABYTE = gzip.compress(bytes(10_000_000)) * 100
+"""1 MB over the wire. A gzip body may have many members, and this many are quickly made."""
+
+CODED = (("Content-Encoding", "gzip"),)
+BOMB = Answer(body=GIGABYTE, headers=CODED)
+
+
+def endless(head: bytes, again: bytes) -> Endless:
+    return Endless(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n", again, pause_s=0.001)
+
+
+TOO_LARGE = [
+    pytest.param(BOMB, id="gzip"),
+    pytest.param(Answer(body=GIGABYTE, headers=CODED, chunked=True), id="gzip in chunks"),
+    pytest.param(
+        Answer(body=zlib.compress(bytes(50_000_000)), headers=(("Content-Encoding", "deflate"),)),
+        id="deflate",
+    ),
+    pytest.param(endless(b"Content-Length: 1000000000\r\n", bytes(100_000)), id="plain"),
+    pytest.param(
+        endless(b"Transfer-Encoding: chunked\r\n", b"20000\r\n" + bytes(0x20000) + b"\r\n"),
+        id="plain in chunks",
+    ),
+    pytest.param(endless(b"", bytes(100_000)), id="plain to the end"),
+]
+
+Read = Callable[[headrace.Headrace, str], Any]
+
+
+def by_own_retries(hr: headrace.Headrace, base: str) -> bytes:
+    with requests.Session() as session:
+        session.mount("http://", HTTPAdapter(max_retries=Retry(2, backoff_factor=0.0)))
+        return session.get(base).content
+
+
+def by_hooked_call(hr: headrace.Headrace, base: str) -> bytes:
+    return requests.get(base, hooks={"response": lambda response, *args, **kw: None}).content
+
+
+def by_manager(hr: headrace.Headrace, base: str) -> bytes:
+    with urllib3.PoolManager() as manager:
+        return manager.request("GET", base).data
+
+
+BUFFERED = [
+    pytest.param(lambda hr, base: requests.get(base).content, id="requests"),
+    pytest.param(lambda hr, base: hr.upstream("billing").get("/").content, id="handle"),
+    pytest.param(by_own_retries, id="own retries"),
+    pytest.param(by_hooked_call, id="hook"),
+    pytest.param(lambda hr, base: hr.upstream("billing").urlopen("GET", "/").data, id="urlopen"),
+    pytest.param(by_manager, id="manager"),
+]
+
+
+def streamed(read: Callable[[Any], Any]) -> Read:
+    """Through requests, unless *read* is of urllib3."""
+    return lambda hr, base: read(requests.get(base, stream=True))
+
+
+def opened(read: Callable[[Any], Any]) -> Read:
+    return lambda hr, base: read(hr.upstream("billing").urlopen("GET", "/", preload_content=False))
+
+
+STREAMED = [
+    pytest.param(streamed(lambda answer: answer.content), id="content"),
+    pytest.param(streamed(lambda answer: b"".join(answer.iter_content(1000))), id="iter_content"),
+    pytest.param(streamed(lambda answer: answer.raw.read(decode_content=True)), id="raw.read"),
+    pytest.param(opened(lambda answer: answer.data), id="data"),
+    pytest.param(opened(lambda answer: answer.read()), id="read"),
+    pytest.param(opened(lambda answer: b"".join(iter(lambda: answer.read(1000), b""))), id="read(1000)"),
+    pytest.param(opened(lambda answer: b"".join(iter(lambda: answer.read1(), b""))), id="read1"),
+    pytest.param(opened(lambda answer: b"".join(answer.stream(1000, decode_content=True))), id="stream"),
+]
+
+
+def installed(tmp_path: Path, base: str, body: str) -> Any:
+    return running(tmp_path, rules(base, body, more="install: {urllib3: true}\n"))
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+@pytest.mark.parametrize("read", BUFFERED)
+def test_decoding_ends_with_the_deadline(tmp_path: Path, read: Read, chunked: bool) -> None:
+    """Pitfall 70. In one go it takes seconds, and no shutdown of a socket ends it."""
+    body = "    timeouts: {deadline: 150ms}\n    retry: {max_attempts: 1}\n"
+    with FaultServer() as server, installed(tmp_path, server.url, body) as hr:
+        server.always(Answer(body=GIGABYTE, headers=CODED, chunked=chunked))
+        began = time.monotonic()
+        with pytest.raises(headrace.DeadlineExceeded) as caught:
+            read(hr, server.url)
+        assert time.monotonic() - began < 1.5
+        assert [one.outcome for one in caught.value.attempts] == ["timeout"]
+        pool = hr.status()["upstreams"]["billing"]["pool"]
+        assert pool["inuse"] == 0
+
+
+@pytest.mark.parametrize("reply", TOO_LARGE)
+@pytest.mark.parametrize("read", [*BUFFERED, *STREAMED])
+def test_a_body_above_the_limit_ends_the_call_with_little_memory(
+    tmp_path: Path, read: Read, reply: Reply
+) -> None:
+    """Pitfall 70."""
+    body = "    pool: {max_response_body: 1MiB}\n    circuit_breaker: {consecutive_failures: 1}\n"
+    with FaultServer() as server, installed(tmp_path, server.url, body) as hr:
+        server.always(reply)
+        tracemalloc.start()
+        try:
+            with pytest.raises(headrace.ResponseTooLarge) as caught:
+                read(hr, server.url)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 16 * 1024 * 1024
+        error = caught.value
+        assert isinstance(error, (requests.RequestException, urllib3.exceptions.HTTPError))
+        assert (error.max_bytes, error.upstream, reason_of(error)) == (
+            1 << 20,
+            "billing",
+            "response_too_large",
+        )
+        assert server.first_lines == 1  # never retried
+        status = hr.status()["upstreams"]["billing"]
+        assert status["circuit_breaker"]["state"] == "closed"  # nor blamed
+        assert status["pool"]["inuse"] == 0
+
+
+@pytest.mark.parametrize("read", [*BUFFERED, *STREAMED])
+@pytest.mark.parametrize("reply", [Answer(body=bytes(1000)), Answer(body=bytes(1000), chunked=True)])
+@pytest.mark.parametrize("coded", [False, True])
+def test_a_body_that_reaches_the_limit_is_whole(
+    tmp_path: Path, read: Read, reply: Answer, coded: bool
+) -> None:
+    with (
+        FaultServer() as server,
+        installed(tmp_path, server.url, "    pool: {max_response_body: 1000B}\n") as hr,
+    ):
+        if coded:
+            reply = Answer(body=gzip.compress(reply.body), headers=CODED, chunked=reply.chunked)
+        server.always(reply)
+        assert read(hr, server.url) == bytes(1000)
+        assert hr.status()["upstreams"]["billing"]["pool"]["inuse"] == 0
+
+
+def test_what_was_too_large_is_counted_in_its_own_word(tmp_path: Path) -> None:
+    with (
+        FaultServer() as server,
+        running(tmp_path, rules(server.url, "    pool: {max_response_body: 1B}\n")) as hr,
+    ):
+        for _ in range(2):
+            with pytest.raises(headrace.ResponseTooLarge):
+                hr.upstream("billing").get("/")
+        status = hr.status()["upstreams"]["billing"]
+        assert status["attempts"] == {"response_too_large": 2}
+
+
+@pytest.mark.parametrize("way", ["requests", "urlopen"])
+def test_it_is_a_502_and_pickles(tmp_path: Path, way: str) -> None:
+    with (
+        FaultServer() as server,
+        running(tmp_path, rules(server.url, "    pool: {max_response_body: 1B}\n")) as hr,
+    ):
+        handle = hr.upstream("billing")
+        with pytest.raises(headrace.ResponseTooLarge) as caught:
+            handle.get("/") if way == "requests" else handle.urlopen("GET", "/")
+        error = caught.value
+        assert headrace.problem(error).status == 502
+        assert error.attempts[0].verdict == "ignored"
+        error.pool = None  # type: ignore[attr-defined]
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again), again.max_bytes) == (type(error), str(error), 1)
+
+
+def test_the_limit_is_taken_into_force_by_a_reload(tmp_path: Path) -> None:
+    with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
+        handle = hr.upstream("billing")
+        assert handle.get("/").content == b"ok"
+        (tmp_path / "upstreams.yaml").write_text(rules(server.url, "    pool: {max_response_body: 1B}\n"))
+        hr.reload()
+        with pytest.raises(headrace.ResponseTooLarge):
+            handle.get("/")
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize("way", ["requests", "urlopen"])
+def test_where_the_rules_are_only_observed_a_body_may_be_as_large_as_it_is(tmp_path: Path, way: str) -> None:
+    body = "    mode: observe\n    pool: {max_response_body: 1B}\n"
+    with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
+        handle = hr.upstream("billing")
+        assert (handle.get("/").content if way == "requests" else handle.urlopen("GET", "/").data) == b"ok"
+
+
+def test_a_head_promises_what_it_does_not_send(tmp_path: Path) -> None:
+    with (
+        FaultServer() as server,
+        running(tmp_path, rules(server.url, "    pool: {max_response_body: 1B}\n")) as hr,
+    ):
+        server.always(Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", then="keep"))
+        assert hr.upstream("billing").head("/").status_code == 200
+        assert hr.upstream("billing").urlopen("HEAD", "/").status == 200
+        assert hr.upstream("billing").head("/", stream=True).content == b""
