@@ -513,12 +513,16 @@ def test_a_happy_governed_call_makes_at_most_forty_python_calls_more_than_stock_
             nonlocal made
             made += event == "call"
 
-        sys.setprofile(count)
-        try:
-            work()
-        finally:
-            sys.setprofile(None)
-        return made
+        least = sys.maxsize
+        for _ in range(5):  # now and then one finds the deadline thread awake, or begins a second of the tallies
+            made = 0
+            sys.setprofile(count)
+            try:
+                work()
+            finally:
+                sys.setprofile(None)
+            least = min(least, made)
+        return least
 
     with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
         host, port = server.url.removeprefix("http://").split(":")
