@@ -515,7 +515,9 @@ def test_a_happy_governed_call_makes_at_most_forty_python_calls_more_than_stock_
             made += event == "call"
 
         least = sys.maxsize
-        for _ in range(5):  # now and then one finds the deadline thread awake, or begins a second of the tallies
+        for _ in range(
+            5
+        ):  # now and then one finds the deadline thread awake, or begins a second of the tallies
             time.sleep(0.02)
             made = 0
             sys.setprofile(count)
