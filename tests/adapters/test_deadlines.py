@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import urllib3
 import headrace
 from headrace.policy.permit import Permit, Verdict
 from headrace.transport.attempt import Attempt, current_attempt
+from headrace.transport.urllib3_connection import GovernedHTTPSConnection
 from support.faultserver import (
     Answer,
     Endless,
@@ -30,12 +30,11 @@ from support.faultserver import (
     server_context,
 )
 from support.governed import rules, running
-from support.waiting import wait_until
+from support.waiting import ends_within, wait_until
 
-ATTEMPT_S = 0.3
-LATE_S = 1.0  # the issue's bound; how punctual it really is, is measured by tests/bench/deadlines.py
+ATTEMPT_S = 0.3  # how punctual its end really is, is measured by tests/bench/deadlines.py
 ONE_ATTEMPT = (
-    f"    timeouts: {{attempt: {ATTEMPT_S * 1000:g}ms, deadline: 5s}}\n    retry: {{max_attempts: 1}}\n"
+    f"    timeouts: {{attempt: {ATTEMPT_S * 1000:g}ms, deadline: 60s}}\n    retry: {{max_attempts: 1}}\n"
 )
 
 Get = Callable[..., Any]
@@ -90,14 +89,6 @@ def get(request: pytest.FixtureRequest) -> Callable[[headrace.Headrace], Get]:
     return choose
 
 
-@contextlib.contextmanager
-def ends_within(seconds: float, *, not_before: float = 0.0) -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    took_s = time.monotonic() - began
-    assert not_before <= took_s <= seconds, f"took {took_s:.3f} s"
-
-
 @pytest.mark.parametrize("behaviour", NEVER_SILENT)
 def test_a_peer_that_is_never_silent_is_cut_off_at_the_end_of_the_attempt(
     tmp_path: Path, get: Callable[..., Get], behaviour: Reply
@@ -106,7 +97,7 @@ def test_a_peer_that_is_never_silent_is_cut_off_at_the_end_of_the_attempt(
     with FaultServer() as server, running(tmp_path, rules(server.url, ONE_ATTEMPT)) as hr:
         server.always(behaviour)
         call = get(hr)
-        with ends_within(ATTEMPT_S + LATE_S, not_before=ATTEMPT_S), pytest.raises(TIMED_OUT) as caught:
+        with ends_within(ATTEMPT_S, not_before=ATTEMPT_S), pytest.raises(TIMED_OUT) as caught:
             call()
 
         (attempt,) = caught.value.headrace.attempts  # type: ignore[union-attr]
@@ -114,7 +105,19 @@ def test_a_peer_that_is_never_silent_is_cut_off_at_the_end_of_the_attempt(
         assert any("cut off" in str(one) for one in (caught.value, *caught.value.args))
         assert hr.status()["upstreams"]["billing"]["pool"]["inuse"] == 0
         server.always(Answer())
-        assert status_of(call()) == 200
+        warm_up(call)
+
+
+def warm_up(call: Get) -> None:
+    """Have it answered: the time of one attempt is short, and a busy machine may need several. Blocks."""
+
+    def is_answered() -> bool:
+        try:
+            return status_of(call()) == 200
+        except (requests.RequestException, urllib3.exceptions.HTTPError):
+            return False
+
+    wait_until(is_answered)
 
 
 def status_of(answer: Any) -> int:
@@ -138,9 +141,9 @@ def test_over_tls_it_is_the_same(
         FaultServer(tls=context) as server,
         running(tmp_path, rules(server.url, trust + ONE_ATTEMPT)) as hr,
     ):
-        get(hr)()
+        warm_up(get(hr))
         server.always(behaviour)
-        with ends_within(ATTEMPT_S + LATE_S, not_before=ATTEMPT_S), pytest.raises(TIMED_OUT) as caught:
+        with ends_within(ATTEMPT_S, not_before=ATTEMPT_S), pytest.raises(TIMED_OUT) as caught:
             get(hr)()
         assert caught.value.headrace.attempts[0].outcome == "timeout"  # type: ignore[union-attr]
 
@@ -157,7 +160,7 @@ def test_a_peer_that_reads_our_body_sip_by_sip_is_cut_off(
     ):
         server.sip_s = 0.05
         with (
-            ends_within(ATTEMPT_S + LATE_S, not_before=ATTEMPT_S),
+            ends_within(ATTEMPT_S, not_before=ATTEMPT_S),
             pytest.raises(requests.ReadTimeout) as caught,
         ):
             hr.upstream("billing").post("/", data=b"x" * 20_000_000)
@@ -168,13 +171,13 @@ def test_a_peer_that_reads_our_body_sip_by_sip_is_cut_off(
 def test_a_chain_of_retries_ends_with_the_deadline(tmp_path: Path, get: Callable[..., Get]) -> None:
     """Pitfall 27."""
     body = (
-        "    timeouts: {attempt: 200ms, deadline: 700ms}\n"
+        "    timeouts: {attempt: 200ms, deadline: 1500ms}\n"
         "    retry: {max_attempts: 50, backoff: {base: 20ms, max: 20ms}}\n"
         "    circuit_breaker: {mode: disabled}\n"
     )
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         server.always(ENDLESS_HEADERS)
-        with ends_within(0.7 + LATE_S), pytest.raises(headrace.DeadlineExceeded) as caught:
+        with ends_within(1.5, not_before=1.2), pytest.raises(headrace.DeadlineExceeded) as caught:
             get(hr)()
         assert isinstance(caught.value, (requests.Timeout, urllib3.exceptions.TimeoutError))
         record = caught.value.headrace  # type: ignore[attr-defined]
@@ -189,7 +192,7 @@ def test_the_deadline_that_cuts_the_only_attempt_is_what_is_raised(
     body = "    timeouts: {deadline: 300ms}\n    retry: {max_attempts: 1}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         server.always(ENDLESS_CHUNKS)
-        with ends_within(0.3 + LATE_S), pytest.raises(headrace.DeadlineExceeded) as caught:
+        with ends_within(0.3), pytest.raises(headrace.DeadlineExceeded) as caught:
             get(hr)()
         assert isinstance(caught.value.__cause__, TIMED_OUT)
 
@@ -212,7 +215,7 @@ def test_a_cut_never_passes_for_an_answer_however_often_it_falls_amid_one(
 def test_a_streamed_call_is_bounded_to_its_head(tmp_path: Path, get: Callable[..., Get]) -> None:
     with FaultServer() as server, running(tmp_path, rules(server.url, ONE_ATTEMPT)) as hr:
         server.always(ENDLESS_HEADERS)
-        with ends_within(ATTEMPT_S + LATE_S), pytest.raises(TIMED_OUT):
+        with ends_within(ATTEMPT_S), pytest.raises(TIMED_OUT):
             get(hr)(stream=True)
 
 
@@ -221,7 +224,7 @@ def test_a_streamed_body_goes_on_for_as_long_as_it_is_not_silent(
 ) -> None:
     with FaultServer() as server, running(tmp_path, rules(server.url, ONE_ATTEMPT)) as hr:
         server.always(Answer(body=b"x" * 20, drip_body_s=0.05))
-        with ends_within(5.0, not_before=2 * ATTEMPT_S):
+        with ends_within(1.0, not_before=2 * ATTEMPT_S):
             answer = get(hr)(stream=True)
             raw = getattr(answer, "raw", answer)
             assert raw.read() == b"x" * 20
@@ -231,13 +234,13 @@ def test_a_failed_answer_that_drips_is_given_up_before_the_next_attempt(
     tmp_path: Path, get: Callable[..., Get]
 ) -> None:
     body = (
-        "    timeouts: {attempt: 4s, read: 4s, deadline: 10s}\n"
+        "    timeouts: {attempt: 30s, read: 30s, deadline: 60s}\n"
         "    retry: {max_attempts: 2, backoff: {base: 1ms, max: 1ms}}\n"
     )
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         head = b"HTTP/1.1 503 No\r\nContent-Length: 100\r\n\r\nx"
-        server.next(Endless(head, b"", pause_s=0.1))  # then silence: read would allow four seconds of it
-        with ends_within(2.0):
+        server.next(Endless(head, b"", pause_s=0.1))  # then silence: read would allow half a minute of it
+        with ends_within(0.5):
             answer = get(hr)(stream=True)
         assert status_of(answer) == 200
         answer.close()
@@ -249,7 +252,7 @@ def test_a_failed_answer_is_kept_only_if_all_of_it_came(
 ) -> None:
     """One that ends with the connection looks whole when we have ended it."""
     body = (
-        "    retry: {max_attempts: 2, backoff: {base: 500ms, max: 500ms, jitter: none}}\n"
+        "    retry: {max_attempts: 2, backoff: {base: 1s, max: 1s, jitter: none}}\n"
         "    circuit_breaker: {consecutive_failures: 1}\n"
     )
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
@@ -273,9 +276,9 @@ def test_a_transparent_resend_has_what_is_left_of_the_attempt(
     tmp_path: Path, get: Callable[..., Get]
 ) -> None:
     with FaultServer() as server, running(tmp_path, rules(server.url, ONE_ATTEMPT)) as hr:
-        get(hr)()
+        warm_up(get(hr))
         server.next(Raw(b"", then="fin"), ENDLESS_HEADERS)
-        with ends_within(ATTEMPT_S + LATE_S), pytest.raises(TIMED_OUT) as caught:
+        with ends_within(ATTEMPT_S), pytest.raises(TIMED_OUT) as caught:
             get(hr)()
         (attempt,) = caught.value.headrace.attempts  # type: ignore[union-attr]
         assert (attempt.outcome, attempt.resent) == ("timeout", True)
@@ -308,11 +311,12 @@ def test_a_lease_taken_while_the_attempt_was_cut_is_not_used(
 
 
 def test_each_hop_of_a_redirect_is_a_call_with_limits_of_its_own(tmp_path: Path) -> None:
-    with FaultServer() as server, running(tmp_path, rules(server.url, ONE_ATTEMPT)) as hr:
-        server.at("/from", Answer(302, headers=(("Location", "/to"),), delay_s=0.2))
+    body = "    timeouts: {attempt: 1s, deadline: 60s}\n    retry: {max_attempts: 1}\n"
+    with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
+        server.at("/from", Answer(302, headers=(("Location", "/to"),), delay_s=0.3))
         server.at("/to", ENDLESS_HEADERS)
         with (
-            ends_within(0.2 + ATTEMPT_S + LATE_S, not_before=0.2 + ATTEMPT_S),
+            ends_within(1.3, not_before=1.3),
             pytest.raises(requests.ReadTimeout),
         ):
             hr.upstream("billing").get("/from")
@@ -320,22 +324,22 @@ def test_each_hop_of_a_redirect_is_a_call_with_limits_of_its_own(tmp_path: Path)
 
 def test_waiting_for_a_connection_counts_for_the_deadline(tmp_path: Path, get: Callable[..., Get]) -> None:
     body = (
-        "    timeouts: {deadline: 500ms, acquire: 400ms}\n"
+        "    timeouts: {deadline: 3s, acquire: 2500ms}\n"
         "    pool: {max_connections: 1}\n    retry: {max_attempts: 1}\n"
     )
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
-        server.next(Answer(delay_s=0.3))
+        server.next(Answer(delay_s=1.0))
         holder = threading.Thread(target=get(hr))
         holder.start()
         server.wait_for(lambda: server.first_lines == 1)
         server.always(ENDLESS_CHUNKS)
-        with ends_within(0.5 + LATE_S), pytest.raises(headrace.DeadlineExceeded) as caught:
+        with ends_within(3.0, not_before=2.9), pytest.raises(headrace.DeadlineExceeded) as caught:
             get(hr)()
         holder.join()
         (attempt,) = caught.value.attempts
         (limit_s,) = re.findall(r"attempt=([0-9.]+)", str(caught.value.__cause__))
-        assert float(limit_s) == pytest.approx(0.5 - attempt.wait_s, abs=0.1)
         assert attempt.wait_s > 0.1
+        assert 0.0 < float(limit_s) <= 3.0 - attempt.wait_s + 0.01
 
 
 def test_where_the_rules_are_only_observed_nothing_is_cut(tmp_path: Path, get: Callable[..., Get]) -> None:
@@ -350,17 +354,16 @@ def test_where_the_rules_are_only_observed_nothing_is_cut(tmp_path: Path, get: C
 def test_the_neighbours_of_what_is_cut_go_on(tmp_path: Path, get: Callable[..., Get]) -> None:
     """Sockets are shut while others are leased anew all the time."""
     body = (
-        "    timeouts: {attempt: 400ms}\n    pool: {max_connections: 4}\n    retry: {max_attempts: 1}\n"
+        "    timeouts: {attempt: 14s}\n    pool: {max_connections: 4}\n    retry: {max_attempts: 1}\n"
         "    circuit_breaker: {mode: disabled}\n"
     )
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         server.at("/drip", FAILING_CHUNKS)
-        call, ends_at = get(hr), time.monotonic() + 1.3
+        call, enough = get(hr), threading.Event()
         failures: list[BaseException] = []
-        cuts = 0
 
         def neighbour() -> None:
-            while time.monotonic() < ends_at:
+            while not enough.is_set():
                 try:
                     assert status_of(call("/")) == 200
                 except BaseException as error:
@@ -369,14 +372,13 @@ def test_the_neighbours_of_what_is_cut_go_on(tmp_path: Path, get: Callable[..., 
         threads = [threading.Thread(target=neighbour) for _ in range(2)]
         for thread in threads:
             thread.start()
-        while time.monotonic() < ends_at:
+        for _ in range(4):
             with pytest.raises(TIMED_OUT):
-                call("/drip")
-            cuts += 1
+                call("/drip", timeout=0.3)  # the neighbours have the rule's time
+        enough.set()
         for thread in threads:
             thread.join()
         assert failures == []
-        assert cuts >= 3
 
 
 # Connecting
@@ -390,7 +392,7 @@ def test_a_handshake_has_a_limit_of_its_own(
     with FaultServer(tls=context) as server, running(tmp_path, rules(server.url, body)) as hr:
         server.on_accept = "silence"
         with (
-            ends_within(0.2 + LATE_S, not_before=0.2),
+            ends_within(0.2, not_before=0.2),
             pytest.raises((requests.Timeout, urllib3.exceptions.TimeoutError)) as caught,
         ):
             get(hr)()
@@ -407,7 +409,7 @@ def test_a_handshake_that_drips_is_cut_off(
     with FaultServer(tls=context) as server, running(tmp_path, rules(server.url, body)) as hr:
         server.on_accept = "drip_tls"
         with (
-            ends_within(0.2 + LATE_S, not_before=0.2),
+            ends_within(0.2, not_before=0.2),
             pytest.raises((requests.Timeout, urllib3.exceptions.TimeoutError)) as caught,
         ):
             get(hr)()
@@ -418,21 +420,30 @@ def test_tcp_and_handshake_together_take_no_longer_than_the_attempt(
     tmp_path: Path, get: Callable[..., Get], tls: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context, trust = tls
-    body = trust + "    timeouts: {attempt: 300ms}\n    retry: {max_attempts: 1}\n"
+    body = trust + "    timeouts: {attempt: 1s}\n    retry: {max_attempts: 1}\n"
     look_up = socket.getaddrinfo
+    connect, handshakes_s = GovernedHTTPSConnection._new_conn, []
+
+    def connected(conn: GovernedHTTPSConnection) -> socket.socket:
+        sock = connect(conn)
+        handshakes_s.append(sock.gettimeout())
+        return sock
 
     def slow(*args: Any, **kw: Any) -> Any:
-        time.sleep(0.2)
+        time.sleep(0.5)
         return look_up(*args, **kw)
 
     with FaultServer(tls=context) as server, running(tmp_path, rules(server.url, body)) as hr:
         monkeypatch.setattr(socket, "getaddrinfo", slow)
+        monkeypatch.setattr(GovernedHTTPSConnection, "_new_conn", connected)
         server.on_accept = "silence"
         with (
-            ends_within(0.3 + 0.2, not_before=0.25),
+            ends_within(1.0, not_before=0.95),
             pytest.raises((requests.Timeout, urllib3.exceptions.TimeoutError)),
         ):
             get(hr)()
+        (limit_s,) = handshakes_s
+        assert 0.0 < limit_s <= 0.5
 
 
 def test_nothing_is_sent_once_the_time_is_up(
@@ -468,7 +479,7 @@ def test_a_stall_while_sending_has_a_limit_of_its_own(
         if reused:
             handle.get("/")
         server.sip_s = 60.0
-        with ends_within(0.2 + LATE_S, not_before=0.2), pytest.raises(requests.ReadTimeout) as caught:
+        with ends_within(0.2, not_before=0.2), pytest.raises(requests.ReadTimeout) as caught:
             handle.post("/", data=b"x" * 20_000_000)
         assert "Write timed out. (write timeout=0.2)" in str(caught.value)
         (attempt,) = caught.value.headrace.attempts  # type: ignore[attr-defined]
@@ -483,12 +494,12 @@ def test_a_large_body_over_a_slow_line_that_moves_is_no_stall(
     context, trust = tls if secure else (None, "")
     body = (
         trust
-        + "    timeouts: {write: 200ms, attempt: 20s, read: 20s, deadline: 20s}\n    retry: {max_attempts: 1}\n"
+        + "    timeouts: {write: 1s, attempt: 60s, read: 60s, deadline: 60s}\n    retry: {max_attempts: 1}\n"
     )
     with FaultServer(tls=context) as server, running(tmp_path, rules(server.url, body)) as hr:
-        server.sip_s, server.sip_bytes = 0.004, 16 * 1024
+        server.sip_s, server.sip_bytes = 0.005, 16 * 1024
         sent = bytes(range(256)) * 32_000
-        with ends_within(20.0, not_before=0.6):
+        with ends_within(4.0, not_before=1.5):
             assert hr.upstream("billing").post("/", data=sent).status_code == 200
         assert server.requests[-1].body == sent
 
@@ -514,8 +525,8 @@ def test_an_explicit_timeout_bounds_connecting_handshake_and_silence_up_or_down(
     body = trust + "    retry: {max_attempts: 1}\n"
     with FaultServer(tls=context) as server, running(tmp_path, rules(server.url, body)) as hr:
         server.on_accept = "silence"
-        timeout = urllib3.Timeout(connect=0.2, read=3.0)
-        with ends_within(0.2 + LATE_S), pytest.raises((requests.Timeout, urllib3.exceptions.TimeoutError)):
+        timeout = urllib3.Timeout(connect=0.2, read=30.0)
+        with ends_within(0.2), pytest.raises((requests.Timeout, urllib3.exceptions.TimeoutError)):
             get(hr)(timeout=timeout)
 
 

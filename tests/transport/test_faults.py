@@ -16,7 +16,7 @@ from headrace.transport.faults import fault_of, phase_of
 from support.faultserver import Answer, Break, FaultServer, Raw, Silence, server_context
 from support.governed import rules, running
 
-ONE = "    retry: {max_attempts: 1}\n    timeouts: {attempt: 300ms, read: 300ms, connect: 200ms}\n"
+ONE = "    retry: {max_attempts: 1}\n    timeouts: {attempt: 1s, read: 1s, connect: 1s}\n"
 URLLIB3 = "install: {urllib3: true}\n"
 
 
@@ -46,7 +46,7 @@ def meet(how: str) -> Callable[[FaultServer], None]:
         pytest.param(answer(Break("body")), "reset", id="reset amid the body"),
         pytest.param(answer(Break("body", "fin")), "reset", id="truncated body"),
         pytest.param(answer(Silence()), "timeout", id="no answer"),
-        pytest.param(answer(Answer(body=b"x" * 3, drip_body_s=0.5)), "timeout", id="silence in the body"),
+        pytest.param(answer(Answer(body=b"x" * 3, drip_body_s=5.0)), "timeout", id="silence in the body"),
         pytest.param(answer(Raw()), "protocol_error", id="not HTTP"),
         pytest.param(
             answer(Raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")),
@@ -111,8 +111,8 @@ def test_connecting_is_bounded_over_all_addresses_together(
         filler.connect_ex(("127.0.0.1", port))
         fillers.append(filler)
     address = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args: [address] * 3)
-    body = "    retry: {max_attempts: 1}\n    timeouts: {connect: 300ms}\n"
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args: [address] * 30)
+    body = "    retry: {max_attempts: 1}\n    timeouts: {connect: 300ms, attempt: 10s}\n"
     try:
         with running(tmp_path, rules(f"http://many.test:{port}", body)):
             with pytest.raises(requests.ConnectTimeout) as caught:
@@ -123,7 +123,7 @@ def test_connecting_is_bounded_over_all_addresses_together(
 
     (attempt,) = caught.value.headrace.attempts  # type: ignore[attr-defined]
     assert attempt.outcome == "connect_failure"
-    assert attempt.duration_s < 0.8
+    assert attempt.duration_s < 3.0  # not 9
 
 
 @pytest.mark.parametrize(
