@@ -279,6 +279,10 @@ class Headrace:
         self.close()
 
     def __repr__(self) -> str:
+        if not hasattr(
+            self, "_reloader"
+        ):  # its file is bad, and somebody reports that with the locals of the frames
+            return "<Headrace without a configuration>"
         state = "running" if self._running_in == os.getpid() else "closed" if self._closed else "not started"
         override = f" HEADRACE_MODE={self._mode_override}" if self._mode_override else ""
         snapshot = self.snapshot

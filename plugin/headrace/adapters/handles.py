@@ -218,7 +218,12 @@ class Handle:
         return None if upstream is None or upstream.plan.name != self.name else upstream.plan.tls
 
     def __repr__(self) -> str:
-        return f"<Handle {self._resolve(self.name)!r}>"
+        try:
+            return f"<Handle {self._resolve(self.name)!r}>"
+        except (
+            Exception
+        ):  # gone from the file, or no instance any more: a repr is part of reporting just that
+            return f"<Handle {self.name!r}, which is not in force>"
 
 
 def governed_session(

@@ -80,6 +80,7 @@ def load(
     """
     inspection = inspect(files, env=env, cwd=cwd, secrets_dir=secrets_dir)
     if inspection.configuration is None:
+        env = None  # crash reporters ship the locals of a frame, and it is the whole environment
         raise refusal(inspection.problems, watched=inspection.watched)
     return inspection.configuration
 

@@ -189,7 +189,8 @@ class GovernedHTTPPool(HTTPConnectionPool):
         self.leases.forget_inherited()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.scheme}://{self.host}:{self.port} {self.leases!r}>"
+        leases = getattr(self, "leases", None)  # not yet there while it is built
+        return f"<{type(self).__name__} {self.scheme}://{self.host}:{self.port} {leases!r}>"
 
 
 class GovernedHTTPSPool(GovernedHTTPPool, HTTPSConnectionPool):  # type: ignore[misc]  # one _new_conn for both
