@@ -40,6 +40,9 @@ _CHOICES = frozenset(
 _choices_of: Callable[[object], Any] = operator.attrgetter(*sorted(_CHOICES))
 _NAME_OF_OLD = "_get_connection"  # of the same hook in requests 2.32.0 and 2.32.1; whoever has it has a wish
 
+TLS_SETTINGS = frozenset(SSL_KEYWORDS) | {"assert_fingerprint", "assert_hostname"}
+"""urllib3's own list, and what it lacks below 2.3."""
+
 _METHODS_OF_MANAGER = frozenset(name for name, value in vars(PoolManager).items() if callable(value))
 # Nothing about whom a connection is made to, from where, and who is trusted: the rule has limits of its own.
 _SIZES_AND_LIMITS = frozenset({"block", "blocksize", "headers", "maxsize", "retries", "timeout"})
@@ -50,7 +53,7 @@ _KEYS_OF_EVERY_POOL = frozenset(
         "key__proxy_headers",
         "key__proxy_config",
     }  # a call through a proxy passes through by itself
-    | {"key_" + name for name in SSL_KEYWORDS}  # compared with the rule (urllib3_trust)
+    | {"key_" + name for name in TLS_SETTINGS}  # compared with the rule (urllib3_trust)
 )
 _POOL_OF: dict[str, type[HTTPConnectionPool]] = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
 
@@ -144,7 +147,7 @@ def _settled_by_settings(settings: dict[str, Any], scheme: Scheme) -> Reason | N
     for name, value in settings.items():
         if value is None or name in _SIZES_AND_LIMITS or _is_default(name, value):
             continue
-        if name not in SSL_KEYWORDS:
+        if name not in TLS_SETTINGS:
             return "adapter"
         if scheme == "https":  # else urllib3 takes no notice of it
             found = "tls"

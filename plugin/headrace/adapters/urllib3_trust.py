@@ -7,9 +7,10 @@ import ssl
 from typing import Any
 
 import certifi
-from urllib3.poolmanager import SSL_KEYWORDS, PoolKey
+from urllib3.poolmanager import PoolKey
 from urllib3.util.ssl_ import resolve_cert_reqs
 
+from headrace.adapters.own_connections import TLS_SETTINGS
 from headrace.policy.plan import TlsPlan
 
 _MINIMUM = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
@@ -18,7 +19,7 @@ _COMPARED = frozenset(
     {"cert_file", "key_file", "key_password", "cert_reqs", "ca_certs", "ca_cert_dir", "assert_hostname"}
     | {"server_hostname", "ssl_minimum_version", "ssl_version"}
 )
-_WITHOUT_EQUAL = tuple(f"key_{name}" for name in SSL_KEYWORDS if name not in _COMPARED)
+_WITHOUT_EQUAL = tuple(f"key_{name}" for name in TLS_SETTINGS if name not in _COMPARED)
 
 
 def brings_own_tls(key: PoolKey, tls: TlsPlan, pool: Any) -> bool:
