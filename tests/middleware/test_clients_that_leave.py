@@ -287,6 +287,7 @@ def reading(hr: headrace.Headrace, tmp_path: Path, **service: Any) -> None:
     document = yaml.safe_load(file.read_text())
     document["service"] |= service
     document["upstreams"]["billing"]["pool"] = {"max_connections": 8}
+    document["upstreams"]["billing"]["timeouts"]["acquire"] = "30s"
     file.write_text(json.dumps(document))
     hr.reload()
 
