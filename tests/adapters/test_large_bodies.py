@@ -220,3 +220,53 @@ def test_a_head_promises_what_it_does_not_send(tmp_path: Path) -> None:
         assert hr.upstream("billing").head("/").status_code == 200
         assert hr.upstream("billing").urlopen("HEAD", "/").status == 200
         assert hr.upstream("billing").head("/", stream=True).content == b""
+
+
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        pytest.param(b"5;", b"x" * 10_000, id="an extension without end"),
+        pytest.param(b"5\r\nhello\r\n0\r\nX-Much: ", b"x" * 10_000, id="a trailer without end"),
+        pytest.param(b"5\r\nhello\r\n0\r\n", b"X-More: x\r\n" * 20, id="trailers without end"),
+    ],
+)
+@pytest.mark.parametrize("read", [*BUFFERED, *STREAMED])
+def test_what_is_between_the_chunks_has_an_end(
+    tmp_path: Path, read: Read, first: bytes, again: bytes
+) -> None:
+    """Pitfall 70."""
+    body = "    timeouts: {attempt: 30s, read: 30s, deadline: 60s}\n    retry: {max_attempts: 1}\n"
+    with FaultServer() as server, installed(tmp_path, server.url, body) as hr:
+        server.always(Endless(b"HTTP/1.1 200 OK\r\n" + CHUNKED + b"\r\n" + first, again, pause_s=0.001))
+        began = time.monotonic()
+        with pytest.raises((requests.RequestException, urllib3.exceptions.HTTPError)) as caught:
+            read(hr, server.url)
+        assert time.monotonic() - began < 10.0
+        assert not isinstance(caught.value, headrace.DeadlineExceeded)
+        status = hr.status()["upstreams"]["billing"]
+        assert set(status["attempts"]) <= {"protocol_error", "2xx"}  # of a streamed one: its head
+        assert status["circuit_breaker"]["failures"] == 1
+        assert status["pool"]["inuse"] == 0
+
+
+@pytest.mark.parametrize("trailers", [b"", b"X-Sum: 5\r\nX-More: x\r\n"])
+@pytest.mark.parametrize("read", [*BUFFERED, *STREAMED])
+def test_trailers_are_read_over_and_the_connection_serves_on(
+    tmp_path: Path, read: Read, trailers: bytes
+) -> None:
+    reply = Raw(
+        b"HTTP/1.1 200 OK\r\n"
+        + CHUNKED
+        + b"\r\n5;name=value\r\nhello\r\n2\r\n!!\r\n0\r\n"
+        + trailers
+        + b"\r\n",
+        then="keep",
+    )
+    with FaultServer() as server, installed(tmp_path, server.url, "") as hr:
+        server.always(reply)
+        for _ in range(3):
+            assert read(hr, server.url) == b"hello!!"
+        assert server.connections == 1

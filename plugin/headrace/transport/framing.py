@@ -1,14 +1,26 @@
-"""Whether another answer may follow on a connection: what http.client has read past an end, or may read two ways."""
+"""Where an answer ends: what http.client has read past that, or may read two ways, and what may come in a chunk's line.
+
+By the first it is known whether another answer may follow on the connection.
+"""
 
 from __future__ import annotations
 
 import http.client
+import io
 import operator
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
+from urllib3.exceptions import InvalidChunkLength, ProtocolError
+
 if TYPE_CHECKING:
     from urllib3.response import HTTPResponse
+
+MAX_LINE_BYTES: Final = 64 * 1024
+"""Of a chunk's size with its extensions, and of a trailer: http.client's limit for a header."""
+
+MAX_TRAILERS: Final = 100
+"""http.client's limit for headers."""
 
 _READS_FROM: Final = "_sock" in socket.SocketIO.readinto.__code__.co_names
 """Whether the standard library's raw reader has its socket where it has had it since 3.2."""
@@ -39,6 +51,51 @@ class FramedAnswer(http.client.HTTPResponse):
         self.fp = None  # type: ignore[assignment]  # as http.client does
         self.is_last = self.is_last or self.will_close or has_more(reader)
         reader.close()
+
+    def _read_and_discard_trailer(self) -> None:  # http.client calls this after the last chunk
+        discard_trailers(self.fp)
+
+
+def discard_trailers(reader: Any) -> None:
+    """Read what may come between the last chunk and the end of an answer. Blocks.
+
+    Raises:
+        http.client.HTTPException: There is no end to it.
+    """
+    for _ in range(MAX_TRAILERS + 1):
+        line = _line_of(reader, "trailer line")
+        if line in (b"\r\n", b"\n", b""):  # some end the connection in place of the last line
+            return
+    raise http.client.HTTPException(f"got more than {MAX_TRAILERS} trailers")
+
+
+def next_chunk_bytes(response: HTTPResponse) -> int:
+    """Size of the next chunk of *response*, 0 at its end: then its trailers are read, too. Blocks.
+
+    In place of urllib3's, which has no limit on a line below 2.8, and none on the trailers. Errors are those that
+    urllib3 raises.
+    """
+    answer: Any = response._fp
+    size, _, _ = _line_of(answer.fp, "chunk size").partition(b";")
+    try:
+        n_bytes = int(size, 16)
+    except ValueError:
+        response.close()
+        if size:
+            raise InvalidChunkLength(response, size) from None
+        raise ProtocolError("Response ended prematurely") from None
+    if n_bytes == 0:
+        discard_trailers(answer.fp)
+        answer._close_conn()
+        answer.fp = io.BytesIO()  # where urllib3 looks for trailers of its own
+    return n_bytes
+
+
+def _line_of(reader: Any, what: str) -> bytes:
+    line: bytes = reader.readline(MAX_LINE_BYTES + 1)
+    if len(line) > MAX_LINE_BYTES:
+        raise http.client.LineTooLong(what)
+    return line
 
 
 def has_more(reader: Any) -> bool:

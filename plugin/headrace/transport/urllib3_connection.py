@@ -28,7 +28,7 @@ from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.draining import drained
 from headrace.transport.faults import callers_own
 from headrace.transport.foreign import is_foreign
-from headrace.transport.framing import FramedAnswer, is_framed_twice
+from headrace.transport.framing import FramedAnswer, is_framed_twice, next_chunk_bytes
 from headrace.transport.reading import BodyTooLarge, piece_bytes
 from headrace.transport.sending import LOOKS, send_rest
 from headrace.transport.standstill import GRACE_S
@@ -46,6 +46,10 @@ class GovernedResponse(HTTPResponse):
         if "_finalizing" in self.__dict__ and isinstance(self._connection, GovernedHTTPConnection):
             self._connection.ends_as = "leaked"
         super().close()
+
+    def _update_chunk_length(self) -> None:
+        if self.chunk_left is None:
+            self.chunk_left = next_chunk_bytes(self)
 
     def drain_conn(self) -> None:
         """Stock's loop drops this answer, for another try or a redirect: read it if it is little, else close it.
