@@ -258,18 +258,52 @@ def test_whoever_looks_at_the_raw_answer_before_the_session_finds_its_body(
         assert answer.status_code == reply.status
 
 
-def test_a_hook_may_stream_the_raw_answer_decoded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["enforce", "off"])
+@pytest.mark.parametrize("judged", [False, True])
+@pytest.mark.parametrize("way", ["handle", "tries"])
+def test_a_hook_may_stream_the_raw_answer_decoded(tmp_path: Path, mode: str, judged: bool, way: str) -> None:
     seen: list[bytes] = []
     reply = Answer(body=gzip.compress(b"words"), headers=(("Content-Encoding", "gzip"),), chunked=True)
 
     def hook(response: requests.Response, *args: Any, **kw: Any) -> None:
-        seen.extend(response.iter_content(2))
         seen.extend(response.raw.stream(2, decode_content=True))
 
-    with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
+    body = f"    mode: {mode}\n"
+    if judged:
+        body += f"    circuit_breaker: {{failure_if: '{reads_it.__module__}:reads_it'}}\n"
+    with (
+        FaultServer() as server,
+        running(tmp_path, rules(server.url, body)) as hr,
+        requests.Session() as session,
+    ):
         server.always(reply)
-        hr.upstream("billing").get("/", hooks={"response": hook})
-    assert b"".join(seen) == b"words" * 2
+        session.mount("http://", HTTPAdapter(max_retries=Retry(2)))
+        if way == "handle":
+            answer = hr.upstream("billing").get("/", hooks={"response": hook})
+        else:
+            answer = session.get(server.url, hooks={"response": hook})
+        assert b"".join(seen) == b"words"
+        assert answer.content == b""  # as in stock: he has read it
+
+
+def reads_it(response: requests.Response) -> bool:
+    """A predicate of `failure_if`."""
+    return response.content != b"words"
+
+
+@pytest.mark.parametrize("own_retries", [False, True])
+def test_once_the_session_has_read_the_content_the_raw_answer_is_read(
+    tmp_path: Path, own_retries: bool
+) -> None:
+    """As in stock, whoever might have looked at it before: what is read is kept once."""
+    retries = Retry(2) if own_retries else 0
+    with FaultServer() as server, running(tmp_path, rules(server.url)), requests.Session() as session:
+        server.always(Answer(body=b"words"))
+        session.mount("http://", HTTPAdapter(max_retries=retries))
+        for hooks in ({}, {"response": lambda response, *args, **kw: None}):
+            answer = session.get(server.url, hooks=hooks)
+            assert (answer.content, answer.raw.read()) == (b"words", b"")
+            assert answer.raw.closed
 
 
 def test_a_truncated_body_is_retried_though_a_hook_is_waiting(tmp_path: Path) -> None:
@@ -277,7 +311,7 @@ def test_a_truncated_body_is_retried_though_a_hook_is_waiting(tmp_path: Path) ->
     with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
         server.next(Break("body", how="fin"))
         answer = hr.upstream("billing").get("/", hooks={"response": look})
-        assert (answer.seen, answer.content) == (b"ok", b"ok")  # type: ignore[attr-defined]
+        assert answer.seen == b"ok"  # type: ignore[attr-defined]
         assert [one.outcome for one in answer.headrace.attempts] == ["reset", "2xx"]  # type: ignore[attr-defined]
 
 

@@ -395,6 +395,7 @@ class Call(Generic[T]):
                     state.suspect = False
                 if not self._streamed and self._upstream.plan.circuit_breaker.failure_if is not None:
                     condemned = is_condemned(self._upstream, answer, status)
+                    self._surface.hand_out(answer)
                 if status >= 300:  # Retry-After has a meaning with 3xx, 429 and 503 (RFC 9110 §10.2.3)
                     wanted = self._upstream.plan.retry.retry_after.headers
                     asked_s = retry_after_s(headers, wanted, wall_clock=time.time)

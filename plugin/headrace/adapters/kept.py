@@ -46,12 +46,21 @@ class KeptResponse(HTTPResponse):
             request_url=url,
         )
         self.version_string = getattr(answer, "version_string", "HTTP/?")
+        self._kept: tuple[bytes | Exception, bool, str, str, socket.socket | None] | None
         self._kept = (body, decode_content, method, url, sock)
 
     def again(self) -> KeptResponse:
-        """The same, unread."""
+        """The same, unread. Once handed out there is no other."""
+        if self._kept is None:
+            return self
         body, decode_content, method, url, sock = self._kept
         return KeptResponse(self, body, decode_content=decode_content, method=method, url=url, sock=sock)
+
+    def handed_out(self) -> KeptResponse:
+        """The same, unread, and for its reader alone: what he has read is not kept."""
+        last = self.again()
+        last._kept = None
+        return last
 
     def supports_chunked_reads(self) -> bool:
         """Whether the chunks are there as they came: they are not, whatever the headers say."""

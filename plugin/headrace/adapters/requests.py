@@ -28,7 +28,7 @@ from headrace.adapters.kept import KeptResponse
 from headrace.adapters.observe import observed
 from headrace.adapters.own_connections import PlainPoolManager, settled_by_adapter
 from headrace.adapters.own_retries import delegated, retries_itself
-from headrace.adapters.requests_body import read_body
+from headrace.adapters.requests_body import hand_out, read_body
 from headrace.adapters.requests_tries import send_in_tries
 from headrace.adapters.surface import Substitute
 from headrace.adapters.timeouts import timeouts_of_call
@@ -120,7 +120,16 @@ def send(
         tries = Tries(upstream)  # one, as far as we can see
         delegated(upstream)
     surface = _Surface(
-        original, adapter, request, body_at, is_seen, stream=stream, verify=verify, cert=cert, proxies=proxies
+        original,
+        adapter,
+        request,
+        body_at,
+        is_seen,
+        upstream.plan.circuit_breaker.failure_if is not None,
+        stream=stream,
+        verify=verify,
+        cert=cert,
+        proxies=proxies,
     )
     try:
         return Call(
@@ -212,7 +221,16 @@ class GovernedAdapter(HTTPAdapter):
 class _Surface:
     """One call through requests."""
 
-    __slots__ = ("_adapter", "_arguments", "_asked", "_body_at", "_is_seen", "_original", "_request")
+    __slots__ = (
+        "_adapter",
+        "_arguments",
+        "_asked",
+        "_body_at",
+        "_is_judged",
+        "_is_seen",
+        "_original",
+        "_request",
+    )
 
     twins = REQUESTS
 
@@ -223,6 +241,7 @@ class _Surface:
         request: PreparedRequest,
         body_at: int | None,
         is_seen: bool,
+        is_judged: bool,
         asked: PreparedRequest | None = None,
         **arguments: Any,
     ) -> None:
@@ -231,6 +250,7 @@ class _Surface:
         self._request = request
         self._body_at = body_at
         self._is_seen = is_seen
+        self._is_judged = is_judged
         self._asked = asked  # of a fallback elsewhere: the request in whose place this one is made
         self._arguments = arguments
 
@@ -241,7 +261,10 @@ class _Surface:
         return response
 
     def read(self, answer: Response, attempt: Attempt) -> None:
-        read_body(answer, attempt, is_seen=self._is_seen)
+        read_body(answer, attempt, is_seen=self._is_seen, is_judged=self._is_judged)
+
+    def hand_out(self, answer: Response) -> None:
+        hand_out(answer)
 
     def rewind(self) -> bool:
         return rewind(self._request.body, self._body_at)
@@ -288,7 +311,14 @@ class _Surface:
         if asked is None and other.plan.base.origin != refused.plan.base.origin:
             asked = self._request
         surface = _Surface(
-            self._original, self._adapter, request, self._body_at, self._is_seen, asked, **arguments
+            self._original,
+            self._adapter,
+            request,
+            self._body_at,
+            self._is_seen,
+            other.plan.circuit_breaker.failure_if is not None,
+            asked,
+            **arguments,
         )
         return Substitute(surface, request, request.headers)
 

@@ -20,14 +20,15 @@ _TOLERATED = (ChunkedEncodingError, ContentDecodingError, RuntimeError)
 """What `Session.resolve_redirects` goes on after, when the body of a redirect will not be read."""
 
 
-def read_body(response: Response, attempt: Attempt, *, is_seen: bool) -> None:
+def read_body(response: Response, attempt: Attempt, *, is_seen: bool, is_judged: bool) -> None:
     """Read *response* to its end, as its `content`. Blocks; mutates *response*, which is closed when this raises.
 
     The broken body of a redirect is no error yet: requests follows it all the same (Pitfall 56), and who
     reads it gets the error then.
 
     Args:
-        is_seen: Its `raw` will be looked at: it has the body still.
+        is_seen: Its `raw` will be looked at: it has the body still, and its `content` is read from that.
+        is_judged: Somebody else reads it before those who look, and has it handed out to them after that.
 
     Raises:
         BodyTooLarge: It is more than the limit of the call.
@@ -50,9 +51,16 @@ def read_body(response: Response, attempt: Attempt, *, is_seen: bool) -> None:
             raise
         if kept is None:
             kept = _with_body(response, wire, _cause_of(error), attempt)
-        response._content = response._content_consumed = False
     if kept is not None:
-        response.raw = kept.again()
+        response._content = response._content_consumed = False
+        response.raw = kept.again() if is_judged else kept.handed_out()
+
+
+def hand_out(response: Response) -> None:
+    """Have *response* unread again, if its `raw` will be looked at. Mutates it."""
+    if isinstance(response.raw, KeptResponse):
+        response._content = response._content_consumed = False
+        response.raw = response.raw.handed_out()
 
 
 def _kept(response: Response, wire: HTTPResponse, attempt: Attempt) -> KeptResponse:

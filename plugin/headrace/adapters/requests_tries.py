@@ -167,7 +167,7 @@ class _Hop(Hop):
             return broken
         wire: BaseHTTPResponse = answer.raw
         if isinstance(wire, KeptResponse):
-            wire = wire.again()
+            wire = wire.handed_out()
         if (record := record_of(answer)) is not None:
             carry(record, on=wire)
         return wire
@@ -237,11 +237,14 @@ class _Surface:
 
     def read(self, answer: Response, attempt: Attempt) -> None:
         try:
-            read_body(answer, attempt, is_seen=True)  # stock's loop is who looks at it
+            read_body(answer, attempt, is_seen=True, is_judged=True)  # stock's loop is who looks at it
         except Exception:
             kept = answer.raw
             self.broken = kept.again() if isinstance(kept, KeptResponse) else None
             raise
+
+    def hand_out(self, answer: Response) -> None:
+        """`govern` does."""
 
     def rewind(self) -> bool:
         return rewind(self._request.body, self._body_at)

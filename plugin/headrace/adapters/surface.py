@@ -33,6 +33,9 @@ class Surface(Protocol[T]):
         Raises whatever the library raises where it insists on the body; *answer* is closed then.
         """
 
+    def hand_out(self, answer: T) -> None:
+        """Have *answer*, read here and judged by `failure_if`, as its caller is to find it. Mutates it."""
+
     def rewind(self) -> bool:
         """Put the body back to where it began; False if it will not go there."""
 

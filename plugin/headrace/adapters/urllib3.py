@@ -179,6 +179,9 @@ class UrlopenSurface:
             answer.close()
             raise
 
+    def hand_out(self, answer: BaseHTTPResponse) -> None:
+        """It is: urllib3 itself would have read it."""
+
     def rewind(self) -> bool:
         return rewind(self._body, self._body_at)
 
