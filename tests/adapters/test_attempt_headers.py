@@ -68,7 +68,7 @@ def test_the_sequence_counts_earlier_attempts_that_may_have_arrived(tmp_path: Pa
 
 
 def test_an_attempt_that_was_never_sent_does_not_raise_the_sequence(tmp_path: Path, call: Call) -> None:
-    slow = "    retry: {max_attempts: 8, backoff: {base: 100ms, multiplier: 1}}\n"
+    slow = "    retry: {max_attempts: 25, backoff: {base: 200ms, multiplier: 1}}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, slow, more=INSTALL)) as hr:
         server.refuse()
 

@@ -387,10 +387,10 @@ def test_a_call_after_the_deadline_of_its_request_is_not_sent_and_says_since_whe
 ) -> None:
     with running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
         request = Request(hr)
-        request.within(lambda: setattr(inbound_var.get(), "deadline_at", time.monotonic() - 3.0))
+        request.within(lambda: setattr(inbound_var.get(), "deadline_at", time.monotonic() - 30.0))
         error = request.start(lambda: call(hr, server.url)).outcome()
         assert isinstance(error, headrace.DeadlineExceeded)
         assert error.deadline_s == 0.0
-        assert re.search(r"the deadline was over 3(\.\d+)? s before the call", str(error))
+        assert re.search(r"the deadline was over 3\d(\.\d+)? s before the call", str(error))
         assert server.connections == 0
         assert counted(hr) == ({"deadline": 1}, {})

@@ -29,7 +29,7 @@ from headrace.policy.permit import Permit, Verdict
 from headrace.transport.attempt import current_attempt
 from support.faultserver import Answer, Break, FaultServer, Raw, Silence, on_reuse, server_context
 from support.governed import reason_of, rules, running
-from support.waiting import wait_until
+from support.waiting import ends_within, wait_until
 
 URLLIB3 = "install: {urllib3: true}\n"
 OFF = "    circuit_breaker: {mode: disabled}\n"
@@ -261,20 +261,16 @@ def test_a_full_pool_ends_them(tmp_path: Path, server: FaultServer, caller: Call
 
 
 def test_one_deadline_holds_over_all_tries(tmp_path: Path, server: FaultServer, caller: Caller) -> None:
-    limits = (
-        "    timeouts: {deadline: 500ms, attempt: 200ms, connect: 100ms, read: 200ms, acquire: 100ms}\n" + OFF
-    )
+    limits = "    timeouts: {deadline: 1500ms, attempt: 500ms}\n" + OFF
     with running(tmp_path, governed(server, limits)):
         server.always(Silence())
-        began = time.monotonic()
-        with pytest.raises(headrace.DeadlineExceeded) as caught:
+        with ends_within(1.5), pytest.raises(headrace.DeadlineExceeded) as caught:
             caller.call("GET", server.url, retry(20))
-        assert time.monotonic() - began < 1.2
         assert isinstance(
             caught.value,
             requests.Timeout if caller.library == "requests" else urllib3.exceptions.TimeoutError,
         )
-        assert caught.value.deadline_s == 0.5
+        assert caught.value.deadline_s == 1.5
         assert 2 <= len(caught.value.attempts) <= 4
 
 
@@ -340,7 +336,7 @@ def test_the_books_balance_whatever_happens_on_many_threads(
     """Calls as the callers made them, attempts and resends as the server saw them, and no slot lost."""
     turns = itertools.count()
     kinds = (Answer(), Answer(503), Answer(), Break("request"), Answer(503, close=True), Break("body", "rst"))
-    body = "    pool: {max_connections: 4}\n    timeouts: {acquire: 5s, deadline: 10s}\n" + OFF
+    body = "    pool: {max_connections: 4}\n    timeouts: {acquire: 30s, deadline: 60s}\n" + OFF
     with running(tmp_path, governed(server, body)) as hr:
         server.always(lambda request: kinds[next(turns) % len(kinds)])
         ended: list[Any] = []
@@ -592,9 +588,9 @@ def test_what_a_redirect_takes_is_not_counted_for_the_call_that_led_there(
 ) -> None:
     with running(tmp_path, governed(server)) as hr, urllib3.PoolManager() as manager:
         server.at("/1", Answer(302, headers=(("Location", "/2"),)))
-        server.at("/2", Answer(delay_s=0.6))
+        server.at("/2", Answer(delay_s=2.0))
         manager.connection_from_url(server.url).urlopen("GET", "/1", retries=retry(3))
-        assert 0.6 <= hr.snapshot.upstream("billing").state.counters.duration.sum < 1.1
+        assert 2.0 <= hr.snapshot.upstream("billing").state.counters.duration.sum < 4.0
 
 
 def test_after_silence_on_a_pooled_connection_the_next_try_takes_a_fresh_one(

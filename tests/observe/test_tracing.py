@@ -463,7 +463,7 @@ def test_without_a_span_around_it_an_attempt_begins_a_trace(
 def test_an_attempt_without_an_answer_is_an_error_with_the_faults_name(
     server: FaultServer, spans: Spans, tmp_path: Path
 ) -> None:
-    body = "    retry: {max_attempts: 1}\n    timeouts: {attempt: 200ms}\n"
+    body = "    retry: {max_attempts: 1}\n    timeouts: {attempt: 1s}\n"
     with running(tmp_path, rules(server.url, body, more=tracing("spans"))) as hr:
         server.next(Silence(), Answer(404))
         with pytest.raises(requests.Timeout):

@@ -157,27 +157,27 @@ def test_an_edit_of_only_a_comment_swaps_nothing_that_is_in_use(tmp_path: Path) 
 def test_a_file_that_drops_most_upstreams_has_to_stand_before_it_is_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reload_module, "HOLD_S", 1.0)
+    monkeypatch.setattr(reload_module, "HOLD_S", 2.0)
     many = f"version: 1\n{QUICK}upstreams:\n" + "".join(
         f"  u{n}: {{base_url: 'http://u{n}.test'}}\n" for n in range(4)
     )
     one = f"version: 1\n{QUICK}upstreams:\n  u0: {{base_url: 'http://u0.test'}}\n"
     with running(tmp_path, many) as hr:
+        began = time.monotonic()
         put(tmp_path / "upstreams.yaml", one)
         wait_until(lambda: hr.status()["held"])
-        held_at = time.monotonic()
         assert len(hr.snapshot.upstreams) == 4
 
-        wait_until(lambda: len(hr.snapshot.upstreams) == 1, timeout_s=10)
+        wait_until(lambda: len(hr.snapshot.upstreams) == 1)
 
-        assert time.monotonic() - held_at >= 0.5
+        assert time.monotonic() - began >= 2.0
         assert not hr.status()["held"]
 
 
 def test_a_held_file_that_is_put_right_again_is_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reload_module, "HOLD_S", 1.0)
+    monkeypatch.setattr(reload_module, "HOLD_S", 60.0)
     many = f"version: 1\n{QUICK}upstreams:\n" + "".join(
         f"  u{n}: {{base_url: 'http://u{n}.test'}}\n" for n in range(4)
     )
@@ -213,7 +213,10 @@ def test_no_call_fails_while_the_file_is_edited_under_load(tmp_path: Path) -> No
         for thread in threads:
             thread.start()
         for turn in range(1, 21):
-            put(tmp_path / "upstreams.yaml", two(a.url, b.url, f", timeouts: {{attempt: {2 + turn % 2}s}}"))
+            put(
+                tmp_path / "upstreams.yaml",
+                two(a.url, b.url, f", timeouts: {{attempt: {20 + turn % 2}s, deadline: 60s}}"),
+            )
             hr.reload()  # or the watcher was faster
             time.sleep(0.02)
         ended.set()
@@ -240,12 +243,12 @@ def test_a_stream_over_a_replaced_pool_is_read_to_its_end_and_the_pool_stopped_a
             assert not old.stopped
             assert len(response.content) == 100_000
         assert (old.view().inuse, old.view().idle) == (0, 0)  # closed when it came back
-        wait_until(lambda: old.stopped, timeout_s=5)
+        wait_until(lambda: old.stopped)
 
 
 def test_a_stream_that_outlives_the_drain_is_cut(tmp_path: Path) -> None:
     with FaultServer() as server, running(tmp_path, two(server.url, "http://b.test")) as hr:
-        server.always(Answer(body=b"x" * 5, drip_body_s=0.7))
+        server.always(Answer(body=b"x" * 9, drip_body_s=2.0))
         with requests.get(server.url, stream=True) as response:
             put(tmp_path / "upstreams.yaml", two(server.url, "http://b.test", OTHER_POOL))
             hr.reload()

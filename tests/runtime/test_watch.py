@@ -482,7 +482,7 @@ def test_stop_from_within_the_callback_ends_the_thread_after_it(file: Path) -> N
     assert "headrace-watch" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_an_edit_reaches_the_callback_within_a_quarter_of_a_second(file: Path, watch: Watch) -> None:
+def test_an_edit_reaches_the_callback_soon_after_the_debounce(file: Path, watch: Watch) -> None:
     """The best of a few: a busy machine may be late, a design that waits half a second is never early."""
     _, reader = watch(file)
     best_s = PATIENCE_S
@@ -492,7 +492,7 @@ def test_an_edit_reaches_the_callback_within_a_quarter_of_a_second(file: Path, w
         edit(file, str(number))
         reader.wait_until_it_held(str(number))
         best_s = min(best_s, time.monotonic() - began)
-    assert best_s < 0.25
+    assert best_s < 10 * EVENTS_ONLY.debounce_s
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -156,8 +156,9 @@ def test_a_connection_serves_so_many_requests(tmp_path: Path) -> None:
 
 def test_a_busy_connection_beyond_lifetime_and_grace_is_broken_off(tmp_path: Path) -> None:
     body = "    pool: {max_lifetime: 100ms, max_lifetime_grace: 100ms}\n    retry: {max_attempts: 1}\n"
+    body += "    timeouts: {attempt: 30s, deadline: 60s}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
-        server.always(Answer(delay_s=5.0))
+        server.always(Answer(delay_s=60.0))
         with pytest.raises(requests.ConnectionError):
             requests.post(server.url)
         assert closed(hr) == {"lifetime": 1}
