@@ -17,7 +17,7 @@ from support.faultserver import Answer, Break, FaultServer
 from support.governed import rules, running
 from support.waiting import wait_until
 
-FAST = "    retry: {backoff: {base: 1ms}%s}\n"
+FAST = "    retry: {backoff: {base: 1ms, throttled: 1ms}%s}\n"
 KEYED = FAST % ", idempotency_key: {}"
 
 Call = Callable[..., Any]

@@ -22,7 +22,7 @@ from support.faultserver import Answer, Break, FaultServer, Raw, on_reuse
 from support.governed import rules, running
 
 RULES = (
-    "    retry: {backoff: {base: 1ms}, methods: [GET, PUT], budget: {min_per_second: 1000}}\n"
+    "    retry: {backoff: {base: 1ms, throttled: 1ms}, methods: [GET, PUT], budget: {min_per_second: 1000}}\n"
     "    circuit_breaker: {mode: disabled}\n"
 )
 Send = Callable[[str, Any], Any]

@@ -81,11 +81,11 @@ def test_a_hung_probe_frees_itself_and_the_circuit_recovers(tmp_path: Path) -> N
 
     Pitfall 2.
     """
-    hangs = body("max_probes: 1, probe_timeout: 1s", attempt="1s")
+    hangs = body("max_probes: 1, probe_timeout: 4s").replace("    timeouts: {attempt: 4s}\n", "")
     with FaultServer() as server, running(tmp_path, rules(server.url, hangs)) as hr:
         circuit = hr.snapshot.upstream("billing").state.circuit
         opened(hr, server)
-        server.next(Answer(delay_s=3))
+        server.next(Answer(delay_s=7))
         hung = threading.Thread(target=lambda: requests.get(server.url, timeout=10))
         hung.start()
         server.wait_for(lambda: len(server.requests) == 3)

@@ -18,7 +18,7 @@ from support.waiting import BUSY
 DEADLINE_S = 0.6
 BODY = (
     "    timeouts: {deadline: 600ms, attempt: 250ms}\n"
-    "    retry: {max_attempts: 4, backoff: {base: 10ms}}\n"
+    "    retry: {max_attempts: 4, backoff: {base: 10ms, throttled: 1ms}}\n"
     "    circuit_breaker: {mode: disabled}\n"
     "    pool: {max_connections: 12}\n"
 )

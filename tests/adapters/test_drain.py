@@ -19,7 +19,7 @@ from support.governed import rules, running
 from support.waiting import ends_within
 
 OWN = Retry(2, status_forcelist=[503], backoff_factor=0)
-RULES = "    retry: {backoff: {base: 1ms}}\n    timeouts: {deadline: 30s, attempt: 20s, read: 20s}\n"
+RULES = "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n    timeouts: {deadline: 30s, attempt: 20s, read: 20s}\n"
 
 Send = Callable[[str], Any]
 UNKIND = [
@@ -135,7 +135,7 @@ ENDLESS = [
     ),
     pytest.param(Endless(b"HTTP/1.1 503 Service Unavailable\r\n\r\n", b"x"), id="without an end"),
 ]
-SHORT = "    retry: {backoff: {base: 1ms}}\n    timeouts: {deadline: 30s, attempt: 1s, read: 1s}\n"
+SHORT = "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n    timeouts: {deadline: 30s, attempt: 1s, read: 1s}\n"
 
 
 @pytest.mark.parametrize("answer", ENDLESS)

@@ -51,7 +51,7 @@ def test_on_an_event_loop_no_back_off_is_slept(tmp_path: Path) -> None:
 
 
 def test_in_a_thread_of_the_loop_everything_waits_as_it_should(tmp_path: Path) -> None:
-    body = "    retry: {backoff: {base: 1ms}}\n"
+    body = "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n"
 
     async def handler(url: str) -> requests.Response:
         return await asyncio.to_thread(requests.get, url)

@@ -17,7 +17,7 @@ RULES = """\
     retry:
       max_attempts: 2
       methods: [GET, PUT]
-      backoff: {base: 1ms}
+      backoff: {base: 1ms, throttled: 1ms}
       idempotency_key: {methods: [PATCH]}
     circuit_breaker: {consecutive_failures: null, blame_after: 0s}
 """

@@ -117,7 +117,9 @@ def test_another_upstream_is_asked_for_the_same_path_by_its_own_rules(tmp_path: 
     with (
         FaultServer() as server,
         FaultServer() as replica,
-        running(tmp_path, with_replica(server, replica, "    retry: {backoff: {base: 1ms}}\n")) as hr,
+        running(
+            tmp_path, with_replica(server, replica, "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n")
+        ) as hr,
     ):
         open_up(call, hr, server)
         replica.next(Answer(503), Answer(200, body=b"old"))

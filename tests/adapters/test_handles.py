@@ -14,7 +14,7 @@ import headrace
 from support.faultserver import Answer, Break, FaultServer, Silence
 from support.governed import reason_of, rules, running
 
-FAST = "    retry: {backoff: {base: 1ms}}\n"
+FAST = "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n"
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_streamed_urlopen_failure_is_kept_or_replaced(tmp_path: Path) -> None:
 
 
 def test_a_file_is_sent_again_from_where_it_began(tmp_path: Path) -> None:
-    body = "    retry: {backoff: {base: 1ms}, methods: [PUT]}\n"
+    body = "    retry: {backoff: {base: 1ms, throttled: 1ms}, methods: [PUT]}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         server.next(Answer(503))
         file = io.BytesIO(b"skipped|sent")

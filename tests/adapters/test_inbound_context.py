@@ -64,7 +64,7 @@ def server() -> Iterator[FaultServer]:
 
 
 MORE = "install: {urllib3: true}\nservice: {deadline: {header: X-Request-Timeout}}\n"
-FAST = "    retry: {backoff: {base: 1ms}}\n"
+FAST = "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n"
 
 
 def calling(serve: Any, hr: headrace.Headrace, act: Callable[[], Any]) -> tuple[Gateway, list[Any]]:

@@ -16,7 +16,7 @@ from support.governed import rules, running
 
 CALLS, TRIES, ATTEMPTS = 30, 4, 3
 RULES = (
-    "    retry: {{max_attempts: 3, backoff: {{base: 1ms, max: 2ms}},"
+    "    retry: {{max_attempts: 3, backoff: {{base: 1ms, throttled: 1ms, max: 2ms}},"
     " budget: {{ratio: {ratio}, min_per_second: {reserve}, ttl: 60s}}}}\n"
     "    circuit_breaker: {{mode: disabled}}\n"
 )

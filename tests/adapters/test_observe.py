@@ -25,7 +25,7 @@ def test_observe_changes_no_call_and_counts_what_would_have_been_done(tmp_path: 
         assert server.requests[0].header("X-Added") is None
         assert status["circuit_breaker"]["state"] == "open"
         assert status["circuit_breaker"]["refused"] == 0
-        assert status["observed"] == {"retried": 1, "refused": 2}
+        assert status["observed"] == {"retried": 2, "refused": 2}
         assert status["requests"] == status["attempts"] == {"5xx": 4}
 
 
@@ -85,7 +85,7 @@ def test_observe_judges_the_body_as_enforce_would(tmp_path: Path) -> None:
 
 
 def test_observe_heeds_the_calls_own_timeout_and_retries(tmp_path: Path) -> None:
-    body = "    mode: observe\n    timeouts: {attempt: 100ms}\n"
+    body = "    mode: observe\n    timeouts: {read: 100ms}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         server.always(Answer(delay_s=0.2))
         requests.get(server.url, timeout=5)

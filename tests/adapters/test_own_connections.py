@@ -26,7 +26,7 @@ from support.governed import rules, running
 
 ON = "install: {urllib3: true}\n"
 ONLY = "install: {requests: false, urllib3: true}\n"
-FAST = "    retry: {backoff: {base: 1ms}}\n"
+FAST = "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n"
 WRONG = "00" * 32
 
 

@@ -279,7 +279,8 @@ def test_further_tries_pay_from_the_budget_and_are_made_when_it_is_empty(
 ) -> None:
     """The budget is what headrace adds to the load: others' retries give way to the caller's."""
     body = (
-        "    retry: {backoff: {base: 1ms}, budget: {ratio: 0.0, min_per_second: 0.5, ttl: 10s}}\n" + OFF
+        "    retry: {backoff: {base: 1ms, throttled: 1ms}, budget: {ratio: 0.0, min_per_second: 0.5, ttl: 10s}}\n"
+        + OFF
     )  # 5 retries
     with running(tmp_path, governed(server, body)) as hr:
         budget = hr.snapshot.upstream("billing").state.budget

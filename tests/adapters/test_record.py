@@ -19,7 +19,7 @@ from headrace.runtime.record import Record
 from support.faultserver import Answer, Break, FaultServer
 from support.governed import rules, running
 
-STEADY = "    retry: {backoff: {base: 20ms, jitter: none}}\n"
+STEADY = "    retry: {backoff: {base: 20ms, throttled: 1ms, jitter: none}}\n"
 URLLIB3 = "install: {urllib3: true}\n"
 
 Send = Callable[[str, str], Any]
@@ -187,7 +187,9 @@ def test_a_record_pickles_with_all_it_says(tmp_path: Path, server: FaultServer) 
 
 
 def test_a_refusal_has_the_story_of_what_was_tried_before(tmp_path: Path, server: FaultServer) -> None:
-    body = "    retry: {backoff: {base: 1ms}}\n    circuit_breaker: {consecutive_failures: 1}\n"
+    body = (
+        "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n    circuit_breaker: {consecutive_failures: 1}\n"
+    )
     with running(tmp_path, rules(server.url, body)):
         server.always(Break("request"))
         with pytest.raises(requests.ConnectionError) as caught:

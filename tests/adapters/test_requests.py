@@ -21,7 +21,7 @@ from support.faultserver import Answer, Break, FaultServer, Silence
 from support.governed import reason_of, rules, running
 from support.waiting import ends_within, is_about, wait_until
 
-FAST = "    retry: {backoff: {base: 1ms}}\n"
+FAST = "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n"
 
 
 def test_a_plain_requests_call_is_governed_by_its_url(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_a_streamed_failure_that_drips_is_closed_and_not_waited_for(tmp_path: Pa
 
 
 def test_a_kept_streamed_failure_is_what_the_caller_gets(tmp_path: Path) -> None:
-    body = "    retry: {backoff: {base: 1ms}}\n    circuit_breaker: {consecutive_failures: 1, window: {size: 1s}}\n"
+    body = "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n    circuit_breaker: {consecutive_failures: 1, window: {size: 1s}}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)):
         server.always(Answer(503, delay_s=1.1, body=b"busy"))
 
@@ -303,7 +303,7 @@ def test_a_longer_timeout_of_the_call_is_honoured(tmp_path: Path) -> None:
 
     Pitfall 44.
     """
-    body = "    timeouts: {attempt: 100ms, read: 100ms, connect: 100ms}\n    retry: {max_attempts: 1}\n"
+    body = "    timeouts: {read: 100ms, connect: 100ms}\n    retry: {max_attempts: 1}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)):
         server.always(Answer(delay_s=0.3))
 
@@ -335,7 +335,7 @@ def test_a_proxied_call_passes_through_and_is_counted(tmp_path: Path) -> None:
 
 
 def test_a_body_that_cannot_be_read_again_is_sent_once(tmp_path: Path) -> None:
-    body = "    retry: {backoff: {base: 1ms}, methods: [GET, POST]}\n"
+    body = "    retry: {backoff: {base: 1ms, throttled: 1ms}, methods: [GET, POST]}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)):
         server.always(Answer(503))
 

@@ -11,7 +11,7 @@ import requests
 from support.faultserver import Answer, Break, FaultServer, on_reuse
 from support.governed import rules, running
 
-FAST = "    retry: {backoff: {base: 1ms}}\n"
+FAST = "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n"
 DIES_ON_REUSE = on_reuse(Break("request", "fin"))
 
 
@@ -63,7 +63,7 @@ def test_a_request_that_may_not_be_replayed_reaches_the_server_once(tmp_path: Pa
 
 
 def test_a_body_that_can_be_read_once_is_sent_once(tmp_path: Path) -> None:
-    body = "    retry: {backoff: {base: 1ms}, methods: [GET, PUT]}\n"
+    body = "    retry: {backoff: {base: 1ms, throttled: 1ms}, methods: [GET, PUT]}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)):
         requests.get(server.url)
         server.always(DIES_ON_REUSE)
@@ -75,7 +75,7 @@ def test_a_body_that_can_be_read_once_is_sent_once(tmp_path: Path) -> None:
 
 
 def test_a_file_is_sent_again_from_where_it_began(tmp_path: Path) -> None:
-    body = "    retry: {backoff: {base: 1ms}, methods: [GET, PUT]}\n"
+    body = "    retry: {backoff: {base: 1ms, throttled: 1ms}, methods: [GET, PUT]}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)):
         requests.get(server.url)
         server.always(DIES_ON_REUSE)

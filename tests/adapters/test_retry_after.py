@@ -192,7 +192,7 @@ def test_what_the_upstream_asks_is_waited_before_the_first_retry(
 ) -> None:
     """Pitfall 11."""
     server.next(unavailable(("Retry-After", "0.3")))
-    with running(tmp_path, governed(server.url, "{backoff: {base: 1ms}}")):
+    with running(tmp_path, governed(server.url, "{backoff: {base: 1ms, throttled: 1ms}}")):
         answer = get(server.url)
 
     assert (answer.headrace.reason, len(answer.headrace.attempts)) == ("success", 2)
@@ -204,7 +204,7 @@ def test_blanks_behind_what_the_upstream_asks_are_no_part_of_it(
 ) -> None:
     """Pitfall 58. http.client leaves them in."""
     server.next(unavailable(("Retry-After", "0.3 \t")))
-    with running(tmp_path, governed(server.url, "{backoff: {base: 1ms}}")):
+    with running(tmp_path, governed(server.url, "{backoff: {base: 1ms, throttled: 1ms}}")):
         answer = get(server.url)
 
     assert (answer.headrace.reason, len(answer.headrace.attempts)) == ("success", 2)
@@ -289,7 +289,7 @@ def test_garbage_is_as_if_nothing_had_been_said(
     tmp_path: Path, server: FaultServer, get: Get, value: str
 ) -> None:
     server.next(unavailable(("Retry-After", value)))
-    with running(tmp_path, governed(server.url, "{backoff: {base: 1ms}}")):
+    with running(tmp_path, governed(server.url, "{backoff: {base: 1ms, throttled: 1ms}}")):
         answer = get(server.url)
 
     assert (answer.headrace.reason, answer.headrace.retry_after_s) == ("success", None)
@@ -312,7 +312,10 @@ def test_a_wall_clock_that_has_jumped_costs_no_more_than_max(
     server.always(unavailable(("Retry-After", formatdate(time.time() + 1, usegmt=True))))
     jumped = constant(time.time() + jumped_s)
     with running(
-        tmp_path, governed(server.url, "{max_attempts: 2, backoff: {base: 1ms}, retry_after: {max: 12s}}")
+        tmp_path,
+        governed(
+            server.url, "{max_attempts: 2, backoff: {base: 1ms, throttled: 1ms}, retry_after: {max: 12s}}"
+        ),
     ):
         with monkeypatch.context() as patched:
             patched.setattr(headrace.adapters.call.time, "time", jumped)

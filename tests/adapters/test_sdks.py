@@ -17,11 +17,11 @@ from support.faultserver import Answer, Break, FaultServer
 from support.governed import rules, running
 from support.sdks import BotocoreLike, SdkApiError, SdkConnectionError, StripeLike
 
-FAST = "    retry: {backoff: {base: 1ms, max: 2ms}}\n"
+FAST = "    retry: {backoff: {base: 1ms, throttled: 1ms, max: 2ms}}\n"
 CALLS = 20
 # A reserve of 10 retries, and a fifth of the first attempts.
 STORM = (
-    "    retry: {backoff: {base: 1ms, max: 2ms}, budget: {ratio: 0.2, min_per_second: 1, ttl: 10s}}\n"
+    "    retry: {backoff: {base: 1ms, throttled: 1ms, max: 2ms}, budget: {ratio: 0.2, min_per_second: 1, ttl: 10s}}\n"
     "    circuit_breaker: {mode: disabled}\n"
 )
 MORE = "install: {urllib3: true}\n"
@@ -215,7 +215,7 @@ def test_a_file_given_to_a_decorated_call_is_whole_on_each_of_its_calls(
 
     Pitfall 13.
     """
-    body = "    retry: {methods: [PUT], backoff: {base: 1ms}}\n    circuit_breaker: {mode: disabled}\n"
+    body = "    retry: {methods: [PUT], backoff: {base: 1ms, throttled: 1ms}}\n    circuit_breaker: {mode: disabled}\n"
     with running(tmp_path, rules(server.url, body)):
         server.always(Break("request"))
         file = io.BytesIO(b"skip|whole")

@@ -35,7 +35,7 @@ from support.waiting import ends_within, is_about
 
 ON = "install: {urllib3: true}\n"
 ONLY = "install: {requests: false, urllib3: true}\n"
-FAST = "    retry: {backoff: {base: 1ms}}\n"
+FAST = "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n"
 
 
 @pytest.fixture
@@ -361,7 +361,9 @@ def test_a_refusal_leaves_no_cycle_behind(tmp_path: Path, server: FaultServer, m
         pytest.param("20s", {}, {"timeout": 0.1}, 0.1, id="a number"),
         pytest.param("20s", {}, {"timeout": urllib3.Timeout(connect=5, read=0.1)}, 0.1, id="a Timeout"),
         pytest.param("20s", {"timeout": 0.1}, {}, 0.1, id="the manager's"),
-        pytest.param("50ms", {"timeout": urllib3.Timeout(total=0.6)}, {}, 0.6, id="the manager's, longer"),
+        pytest.param(
+            "50ms", {"timeout": urllib3.Timeout(total=0.6)}, {}, 0.05, id="the rule's, written and shorter"
+        ),
         pytest.param("20s", {"timeout": 0.05}, {"timeout": 0.5}, 0.5, id="the call's before the manager's"),
         pytest.param("200ms", {}, {"timeout": None}, 0.2, id="None is no wish"),
         pytest.param("200ms", {}, {"timeout": urllib3.Timeout()}, 0.2, id="an empty Timeout is none"),
@@ -383,7 +385,7 @@ def test_the_timeout_of_call_or_manager_replaces_the_rules(
 
 def test_the_default_timeout_of_urllib3_request_is_nobodys_wish(tmp_path: Path, server: FaultServer) -> None:
     """`urllib3.request()` always passes 3 seconds; a rule of 100 ms holds all the same, and an own wish does."""
-    body = "    timeouts: {attempt: 100ms, read: 100ms, connect: 100ms}\n    retry: {max_attempts: 1}\n"
+    body = "    timeouts: {read: 100ms, connect: 100ms}\n    retry: {max_attempts: 1}\n"
     with running(tmp_path, governed(server.url, body)):
         server.always(Answer(delay_s=1.0))
         with pytest.raises(MaxRetryError):
@@ -495,7 +497,9 @@ def test_a_body_is_sent_again_where_it_can_be(
 
     Pitfall 13.
     """
-    with running(tmp_path, governed(server.url, "    retry: {backoff: {base: 1ms}, methods: [PUT]}\n")):
+    with running(
+        tmp_path, governed(server.url, "    retry: {backoff: {base: 1ms, throttled: 1ms}, methods: [PUT]}\n")
+    ):
         server.next(Answer(503))
         response = manager.request("PUT", server.url, **make())
 
@@ -506,7 +510,9 @@ def test_a_body_is_sent_again_where_it_can_be(
 def test_multipart_fields_are_sent_alike_each_time(
     tmp_path: Path, server: FaultServer, manager: PoolManager
 ) -> None:
-    with running(tmp_path, governed(server.url, "    retry: {backoff: {base: 1ms}, methods: [POST]}\n")):
+    with running(
+        tmp_path, governed(server.url, "    retry: {backoff: {base: 1ms, throttled: 1ms}, methods: [POST]}\n")
+    ):
         server.next(Answer(503))
         manager.request("POST", server.url, fields={"file": ("a.txt", b"content", "text/plain"), "n": "1"})
 

@@ -134,7 +134,7 @@ def test_an_answer_that_is_retried_is_bounded_by_attempt_to_its_end(tmp_path: Pa
     """Pitfall 27."""
     limits = (
         "    timeouts: {attempt: 300ms, read: 10s, deadline: 30s}\n"
-        "    retry: {max_attempts: 2, backoff: {base: 1ms, max: 1ms}}\n"
+        "    retry: {max_attempts: 2, backoff: {base: 1ms, throttled: 1ms, max: 1ms}}\n"
     )
     with FaultServer() as server, running(tmp_path, rules(server.url, limits)) as hr:
         server.next(Answer(503, body=b"x" * 1000, drip_body_s=0.1))
@@ -357,7 +357,7 @@ def test_a_kept_answer_of_a_streamed_call_is_read_by_its_raw_too(
     """Pitfall 73. It was set aside for a retry that is not made: meanwhile the circuit has opened."""
     body = (
         "    retry: {max_attempts: 2, backoff: {base: 500ms, max: 500ms, jitter: none}}\n"
-        "    circuit_breaker: {minimum_calls: 2, failure_rate_threshold: 0.5}\n"
+        "    circuit_breaker: {consecutive_failures: 1}\n"
     )
     text = b"x" * 140
     wire = gzip.compress(text) if encoded else text

@@ -36,7 +36,7 @@ upstreams:
   billing:
     base_url: {url}
     timeouts: {{deadline: 1s, attempt: 400ms}}
-    retry: {{max_attempts: 4, backoff: {{base: 10ms}}}}
+    retry: {{max_attempts: 4, backoff: {{base: 10ms, throttled: 1ms}}}}
     circuit_breaker: {{mode: disabled}}
     {trust}
 """

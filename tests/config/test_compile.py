@@ -76,7 +76,7 @@ def test_file_with_only_a_base_url_gets_the_defaults_of_the_design_and_no_findin
             max_attempts=3,
             retry_on=condition(["network", "5xx", 408, 429]),
             methods=frozenset({"GET", "HEAD", "OPTIONS"}),
-            backoff=BackoffPlan(base_s=0.025, multiplier=2.0, max_s=1.0, jitter="full"),
+            backoff=BackoffPlan(base_s=0.025, multiplier=2.0, max_s=1.0, jitter="full", throttled_s=1.0),
             retry_after=RetryAfterPlan(headers=(RetryAfterHeader("Retry-After", "auto"),), max_s=30.0),
             budget=BudgetPlan(ratio=0.2, min_per_second=3.0, ttl_s=10.0),
         ),
@@ -143,7 +143,10 @@ def test_plans_hold_plain_floats(load_text: LoadText) -> None:
     timeouts = (
         load_text("upstreams: {a: {base_url: http://a, timeouts: {attempt: 3s}}}").upstreams["a"].timeouts
     )
-    assert {type(value) for value in dataclasses.astuple(timeouts)} == {float}
+    assert {type(value) for name, value in dataclasses.asdict(timeouts).items() if name.endswith("_s")} == {
+        float
+    }
+    assert (timeouts.attempt_is_written, timeouts.deadline_is_written, timeouts.asked) == (True, False, None)
 
 
 def test_equal_files_make_equal_plans_and_unequal_ones_do_not(load_text: LoadText) -> None:

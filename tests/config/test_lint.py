@@ -15,7 +15,7 @@ BASE = "upstreams:\n  billing:\n    base_url: https://billing.internal\n"
         pytest.param(
             "timeouts: {read: 10s}",
             "timeouts.read",
-            "applies to streamed bodies only",
+            "applies to the body only",
             id="read-above-attempt",
         ),
         pytest.param(

@@ -185,7 +185,34 @@ def test_every_error_says_whether_anything_was_sent(file: str, capsys: Captured,
     ids=["defaults", "equal", "decorrelated"],
 )
 def test_the_first_pauses_are_said_as_ranges(file: str, capsys: Captured, url: str, pauses: str) -> None:
-    assert f"  after: {pauses}" in explained(file, capsys, url, "--status", "503")
+    assert f"  after: {pauses}" in explained(file, capsys, url, "--error", "reset")
+
+
+def test_what_asks_for_patience_gets_it_and_explain_says_so(file: str, capsys: Captured) -> None:
+    for status in ("429", "503"):
+        after = "  after: 0s to 1s, then 0s to 1s (retry.backoff built-in default)"
+        assert after in explained(file, capsys, PLAIN, "--status", status)
+    after = (
+        "  after: 500ms to 1s, then 500ms to 1s, then 500ms to 1s, and so on (retry.backoff.jitter u.yaml:8)"
+    )
+    assert after in explained(file, capsys, BILLING, "--status", "503")
+
+
+def test_a_written_maximum_cuts_the_default_of_throttled_and_explain_says_so(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pitfall 89."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text(
+        "upstreams: {a: {base_url: http://a, retry: {backoff: {max: 200ms}}},"
+        " b: {base_url: http://b, retry: {backoff: {max: 200ms, throttled: 2s}}}}"
+    )
+    assert main(["explain", "s.yaml", "http://a", "--status", "429"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "after: 0s to 200ms, then 0s to 200ms (retry.backoff.max s.yaml:1)" in out
+    assert "retry.backoff.throttled 200ms built-in default, cut to fit" in out
+    assert main(["explain", "s.yaml", "http://b", "--status", "429"]) == 0
+    assert "after: 0s to 2s, then 0s to 2s (retry.backoff.throttled s.yaml:1," in capsys.readouterr().out
 
 
 def test_an_answer_may_ask_for_more_and_an_error_cannot(file: str, capsys: Captured) -> None:
@@ -259,7 +286,7 @@ def test_pauses_made_of_a_secret_are_masked(
     (tmp_path / "s.yaml").write_text(
         "upstreams: {a: {base_url: http://a, retry: {backoff: {base: '${env:PAUSE}'}}}}"
     )
-    assert main(["explain", "s.yaml", "http://a", "--status", "503"]) == 0
+    assert main(["explain", "s.yaml", "http://a", "--status", "502"]) == 0
     out = capsys.readouterr().out
     assert "  after: *** (retry.backoff.base s.yaml:1)" in out
     assert "37ms" not in out

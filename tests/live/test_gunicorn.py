@@ -58,7 +58,7 @@ def test_what_two_workers_count_is_what_the_upstream_counts(tmp_path: Path, upst
     body = (
         "    pool: {max_connections: 8}\n"  # more than threads in a worker: a resend always finds a slot
         "    circuit_breaker: {mode: disabled}\n"
-        "    retry: {backoff: {base: 1ms}}\n"
+        "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n"
         # None of them is what is counted here: a call that a busy machine cuts would be one more attempt.
         "    timeouts: {deadline: 5m, attempt: 1m, connect: 1m, read: 1m, acquire: 1m}\n"
     )

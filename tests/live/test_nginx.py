@@ -29,7 +29,7 @@ class MakeNginx(Protocol):
     def __call__(self, server: str, *, http: str = "", ca: Any = None) -> Nginx: ...
 
 
-FAST = "    retry: {backoff: {base: 1ms}}\n"
+FAST = "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n"
 FINE = "location / { return 200 fine; }\n"
 
 

@@ -104,7 +104,7 @@ def wsgi_app(handler: Handler, hr: headrace.Headrace) -> Any:
     return app
 
 
-FAST = "    retry: {backoff: {base: 1ms}}\n"
+FAST = "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n"
 
 
 def two(server: FaultServer, more: str = "") -> str:

@@ -40,7 +40,7 @@ class Run:
 def test_each_call_is_counted_once_under_its_attempts(tmp_path: Path, server: FaultServer) -> None:
     busy = Answer(503)
     server.next(busy, Answer(), busy, busy, busy, Answer())
-    run = Run(tmp_path, server.url, "    retry: {backoff: {base: 1ms}}\n")
+    run = Run(tmp_path, server.url, "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n")
     with run.hr:
         for _ in range(3):  # two attempts, three, one
             requests.get(server.url)

@@ -34,7 +34,7 @@ from support.governed import rules, running
 from support.spans import OwnFormat, Spans, attributes, events, is_error, recorder, traceparent
 from support.waiting import wait_until
 
-FAST = "    retry: {backoff: {base: 1ms}}\n"
+FAST = "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n"
 Call = Callable[[str], Any]
 """GET of a path below the server."""
 
@@ -106,7 +106,7 @@ def test_each_retry_is_an_event_with_its_number_its_pause_and_its_cause(
     surface: str, server: FaultServer, spans: Spans, tmp_path: Path
 ) -> None:
     server.next(Answer(503), Break("head"))
-    body = "    retry: {backoff: {base: 20ms, multiplier: 1}}\n"
+    body = "    retry: {backoff: {base: 20ms, throttled: 1ms, multiplier: 1}}\n"
     with running(tmp_path, rules(server.url, body, more=tracing("annotate"))) as hr, op():
         surfaces(hr, server.url)[surface]("/a")
 

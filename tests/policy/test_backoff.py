@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.policy.backoff import backoff_range_s, backoff_s
+from headrace.policy.backoff import backoff_range_s, backoff_s, is_throttled
+from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import BackoffPlan, Jitter
 from support.plans import BACKOFF
 from support.virtual import constant, seeded
@@ -129,3 +130,37 @@ def test_after_any_number_of_retries_the_pause_is_the_one_of_the_maximum(
         with_luck = backoff_s(plan, n, constant(uniform))
         at_the_bound = backoff_s(replace(plan, base_s=bound_s), 1, constant(uniform))
         assert with_luck == pytest.approx(at_the_bound)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [
+        pytest.param(Outcome(status=429, sent=True), True, id="too many requests"),
+        pytest.param(Outcome(status=429, sent=True, retry_after_s=0.0), True, id="and when to come back"),
+        pytest.param(Outcome(status=503, sent=True), True, id="unavailable"),
+        pytest.param(
+            Outcome(status=503, sent=True, retry_after_s=0.0), False, id="and when it will be there"
+        ),
+        pytest.param(Outcome(status=500, sent=True), False, id="broken"),
+        pytest.param(Outcome(fault=Fault.RESET, sent=True), False, id="no answer"),
+    ],
+)
+def test_an_upstream_that_has_too_much_to_do_says_so(outcome: Outcome, expected: bool) -> None:
+    assert is_throttled(outcome) is expected
+
+
+def test_after_that_the_pause_begins_at_throttled_and_is_spread_like_the_rest() -> None:
+    plan = BackoffPlan(0.025, 2.0, 10.0, throttled_s=1.0)
+
+    assert [backoff_range_s(plan, n, throttled=True) for n in (1, 2, 9)] == [(0, 1.0), (0, 2.0), (0, 10.0)]
+    assert [backoff_range_s(plan, n) for n in (1, 2)] == [(0, 0.025), (0, 0.05)]
+    assert backoff_range_s(replace(plan, base_s=3.0), 1, throttled=True) == (0, 3.0)  # a longer base stays
+
+
+def test_throttled_stands_in_for_a_shorter_maximum_and_stays_spread_in_every_way_but_none() -> None:
+    """Pitfall 11."""
+    for jitter in JITTERS:
+        plan = BackoffPlan(0.025, 2.0, 0.5, jitter, throttled_s=1.0)
+        low_s, high_s = backoff_range_s(plan, 1, throttled=True)
+        assert high_s == 1.0
+        assert (low_s == high_s) is (jitter == "none")

@@ -121,7 +121,7 @@ def test_an_observing_breaker_refuses_nothing_counts_what_it_would_have_and_can_
 
 def test_an_observing_breaker_does_not_keep_a_call_from_its_retries(tmp_path: Path) -> None:
     body = (
-        "    retry: {max_attempts: 3, backoff: {base: 1ms}}\n"
+        "    retry: {max_attempts: 3, backoff: {base: 1ms, throttled: 1ms}}\n"
         "    circuit_breaker: {mode: observe, consecutive_failures: 1}\n"
     )
     with FaultServer() as server, running(tmp_path, rules(server.url, body)):
@@ -146,7 +146,7 @@ def test_a_window_of_another_size_keeps_what_was_counted(tmp_path: Path) -> None
 def test_the_budget_keeps_what_was_earned_and_spent(tmp_path: Path) -> None:
     def body(ratio: str, ttl: str = "10s") -> str:
         budget = f"budget: {{ratio: {ratio}, min_per_second: 1, ttl: {ttl}}}"
-        return f"    retry: {{max_attempts: 2, backoff: {{base: 1ms}}, {budget}}}\n"
+        return f"    retry: {{max_attempts: 2, backoff: {{base: 1ms, throttled: 1ms}}, {budget}}}\n"
 
     def tokens(hr: headrace.Headrace) -> float:
         return hr.status()["upstreams"]["billing"]["retry"]["budget_tokens"]  # type: ignore[no-any-return]

@@ -78,7 +78,7 @@ def test_a_circuit_opens_refuses_and_recovers_at_instants_that_the_file_tells(si
 
 
 def test_the_record_of_a_call_is_the_one_that_a_real_call_carries(billing: SimulatedUpstream) -> None:
-    billing.answers(503, "reset", 200, takes="100ms")
+    billing.answers(500, "reset", 200, takes="100ms")
 
     result = billing.call()
 
@@ -238,8 +238,8 @@ def test_a_fallback_to_another_upstream_is_a_call_there(simulate: Simulate) -> N
     body = "    fallback: {upstream: spare}\n  spare: {base_url: https://spare.internal}\n"
     simulation = simulate(body)
     billing, spare = simulation.upstream("billing"), simulation.upstream("spare")
-    billing.answers(503, times=15)
-    spare.answers(503, 200)
+    billing.answers(500, times=15)
+    spare.answers(500, 200)
     for _ in range(5):
         billing.call()
 
@@ -251,7 +251,7 @@ def test_a_fallback_to_another_upstream_is_a_call_there(simulate: Simulate) -> N
         "billing",
     )
     assert billing.timeline[-1].what == 'fallback: upstream "spare"'
-    assert [moment.what for moment in spare.timeline] == ["attempt 1: 503", "pause 0.0125s", "attempt 2: 200"]
+    assert [moment.what for moment in spare.timeline] == ["attempt 1: 500", "pause 0.0125s", "attempt 2: 200"]
 
 
 def test_the_predicate_of_the_file_judges_the_body(
@@ -458,14 +458,14 @@ def test_options_that_do_not_go_with_the_word_are_refused(billing: SimulatedUpst
 
 
 def test_a_script_that_is_played_out_says_where_and_what_to_write(billing: SimulatedUpstream) -> None:
-    billing.answers(503)
+    billing.answers(500)
 
     with pytest.raises(ScriptExhausted) as raised:
         billing.call()
 
     text = str(raised.value)
     assert 'upstream "billing": attempt 2 of a GET at 0.0125 s meets nothing' in text
-    assert "0.000000 s  attempt 1: 503" in text
+    assert "0.000000 s  attempt 1: 500" in text
     billing.answers(200)
     assert billing.call().status == 200, "the permit of the attempt that met nothing came back"
 
@@ -479,11 +479,11 @@ def test_an_unknown_upstream_is_named_with_the_nearest(simulate: Simulate) -> No
 
 def test_timelines_read_as_tuples_and_as_lines(billing: SimulatedUpstream) -> None:
     assert str(billing.timeline) == "nothing happened"
-    billing.answers(503, 200)
+    billing.answers(500, 200)
     billing.call()
 
     assert repr(billing.timeline) == (
-        "[(0.0, 'attempt 1: 503'), (0.0, 'pause 0.0125s'), (0.0125, 'attempt 2: 200')]"
+        "[(0.0, 'attempt 1: 500'), (0.0, 'pause 0.0125s'), (0.0125, 'attempt 2: 200')]"
     )
     assert str(billing.timeline).splitlines()[2] == "    0.012500 s  attempt 2: 200"
     assert repr(billing) == (
@@ -508,7 +508,7 @@ def test_timelines_read_as_tuples_and_as_lines(billing: SimulatedUpstream) -> No
     ],
 )
 def test_real_calls_against_a_real_server_come_to_the_same(script: list[int | str], tmp_path: Path) -> None:
-    body = "    timeouts: {attempt: 500ms}\n    retry: {backoff: {base: 1ms}}\n    circuit_breaker: {blame_after: 0s}\n"
+    body = "    timeouts: {attempt: 500ms}\n    retry: {backoff: {base: 1ms, throttled: 1ms}}\n    circuit_breaker: {blame_after: 0s}\n"
     replies = {"reset": Break(), "timeout": Answer(delay_s=1.5)}
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         server.next(*(replies[one] if isinstance(one, str) else Answer(one) for one in script))

@@ -24,6 +24,7 @@ from headrace.adapters.predicate import is_condemned
 from headrace.adapters.retry_after import retry_after_s
 from headrace.adapters.streamed import follow
 from headrace.adapters.surface import Surface
+from headrace.adapters.timeouts import with_asked
 from headrace.adapters.tries import Tries
 from headrace.adapters.ungoverned import is_withheld, stands_on_event_loop
 from headrace.clock import monotonic
@@ -454,9 +455,11 @@ class Call(Generic[T]):
             substitute = self._surface.towards(other, refused)
             if substitute is None:
                 return None
-            timeouts = other.plan.timeouts
-            if self._timeouts is not refused.plan.timeouts:  # the call's own
-                timeouts = replace(self._timeouts, deadline_s=timeouts.deadline_s)
+            timeouts, own = other.plan.timeouts, self._timeouts
+            if own.asked is not None:
+                timeouts = with_asked(timeouts, own.asked)
+            if own.acquire_s != refused.plan.timeouts.acquire_s:
+                timeouts = replace(timeouts, acquire_s=own.acquire_s)
             try:
                 answer = Call(
                     other,

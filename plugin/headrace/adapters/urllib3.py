@@ -53,7 +53,7 @@ def urlopen(
         stock: Makes the call where the mode is `observe` or `off`.
         target: Path and query on the upstream's origin, already checked.
         body: bytes, str, a file or an iterable.
-        timeout: As urllib3 takes it; replaces connect, read and attempt of this call.
+        timeout: As urllib3 takes it; see `timeouts_of_call`.
 
     Raises:
         UpstreamError: The twin that is also a urllib3 exception.

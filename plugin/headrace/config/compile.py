@@ -138,6 +138,9 @@ def _timeouts(timeouts: given.Timeouts) -> TimeoutPlan:
         read_s=float(timeouts.read),
         write_s=float(timeouts.write),
         acquire_s=float(timeouts.acquire),
+        attempt_is_written="attempt"
+        in timeouts.model_fields_set,  # the file, what it inherits, or a variable
+        deadline_is_written="deadline" in timeouts.model_fields_set,
     )
 
 
@@ -201,6 +204,7 @@ def _retry(retry: given.Retry) -> RetryPlan:
             multiplier=float(retry.backoff.multiplier),
             max_s=float(retry.backoff.max),
             jitter=retry.backoff.jitter,
+            throttled_s=float(retry.backoff.throttled),
         ),
         retry_after=RetryAfterPlan(
             headers=tuple(

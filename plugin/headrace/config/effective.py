@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from headrace.config.keys import Key, key_at, yaml_text
 from headrace.config.problems import Path, dotted
-from headrace.config.settings import Pool, Settings, Timeouts
+from headrace.config.settings import Backoff, Pool, Settings, Timeouts
 from headrace.config.tree import MASK, leaves, node_at
 from headrace.config.written import Rank, Written
 from headrace.policy.plan import UrlPrefix
 from headrace.policy.routes import url_of
 
-_DEFAULTS = {"timeouts": Timeouts(), "pool": Pool()}
+_DEFAULTS: Mapping[tuple[str, ...], Any] = {
+    ("timeouts",): Timeouts(),
+    ("pool",): Pool(),
+    ("retry", "backoff"): Backoff(),
+}
 _LIMITS = {  # that cut a default
-    "timeouts": (("timeouts", "deadline"), ("timeouts", "attempt")),
-    "pool": (("pool", "max_connections"), ("pool", "idle_timeout")),
+    ("timeouts",): (("timeouts", "deadline"), ("timeouts", "attempt")),
+    ("pool",): (("pool", "max_connections"), ("pool", "idle_timeout")),
+    ("retry", "backoff"): (("retry", "backoff", "max"),),
 }
 
 
@@ -30,7 +35,7 @@ class EffectiveValues:
 
     def text(self, *path: str) -> str:
         """The value at *path* below the upstream, or the mask."""
-        around = _LIMITS[path[0]] if self._is_cut(path) else ()
+        around = _LIMITS[path[:-1]] if self._is_cut(path) else ()
         if any(self._is_hidden((*self.base, *limit)) for limit in (path, *around)):
             return MASK
         return _value_text(self._value(path))
@@ -58,11 +63,11 @@ class EffectiveValues:
 
     def _is_cut(self, path: tuple[str | int, ...]) -> bool:
         """Whether the value at *path* is a default that a written limit around it has cut (`settings.Timeouts`)."""
-        section, default = str(path[0]), _DEFAULTS.get(str(path[0]))
-        if default is None or len(path) != 2 or self.written.is_given((*self.base, *path)):
+        names = tuple(map(str, path))
+        default = _DEFAULTS.get(names[:-1])
+        if default is None or self.written.is_given((*self.base, *path)):
             return False
-        name, upstream = str(path[1]), self.settings.upstreams[str(self.base[1])]
-        return bool(getattr(getattr(upstream, section), name) != getattr(default, name))
+        return bool(self._value(names) != getattr(default, names[-1]))
 
     def is_given(self, *path: str) -> bool:
         """Whether anybody wrote a value at *path*, inherited ones included."""

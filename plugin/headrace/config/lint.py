@@ -76,7 +76,7 @@ def _timeouts(upstream: Upstream, base: Path, written: Written) -> Iterator[Prob
             read,
             f"{written.shown(read, format_duration(timeouts.read))} is longer than the attempt"
             f" {written.shown(attempt, format_duration(timeouts.attempt))}"
-            f" {written.where(attempt, beside=written.mark(read))}: it applies to streamed bodies only",
+            f" {written.where(attempt, beside=written.mark(read))}: it applies to the body only",
         )
 
     handshake = (*base, "timeouts", "tls_handshake")

@@ -355,6 +355,18 @@ class Backoff(Section):
         description="full: 0 to d at random; equal: d/2 to d; additive: d to 2d; decorrelated: base to three "
         "times the wait before; none: d.",
     )
+    throttled: Duration = Field(
+        duration("1s"),
+        description="In place of a shorter base, and of a shorter max, after 429, and after 503 without "
+        "Retry-After; cut to a written max unless it is written itself.",
+    )
+
+    @model_validator(mode="after")
+    def _cut_throttled(self) -> Self:
+        written = self.model_fields_set
+        if "throttled" not in written and "max" in written and self.throttled > self.max:
+            self.__dict__["throttled"] = self.max  # the model is frozen for everybody else
+        return self
 
 
 class RetryAfterHeader(Section):

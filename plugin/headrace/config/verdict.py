@@ -12,7 +12,7 @@ from headrace.config.effective import EffectiveValues
 from headrace.config.problems import dotted
 from headrace.config.sources import mode_override
 from headrace.config.tree import MASK
-from headrace.policy.backoff import backoff_range_s
+from headrace.policy.backoff import backoff_range_s, is_throttled
 from headrace.policy.blame import blame
 from headrace.policy.circuit import Verdict
 from headrace.policy.outcome import UPSTREAM_FAULTS, Condition, Fault, Outcome, condition
@@ -59,7 +59,7 @@ def explain_outcome(
     answer = classify(outcome, plan.retry, method=method, replayable=True, keyed=keyed is not None)
     yield f"  retried: {_retried(values, plan, method, outcome, answer, keyed)}"
     if answer is Retriability.RETRIABLE and plan.retry.max_attempts > 1:
-        yield f"  after: {_pauses(values, plan)}"
+        yield f"  after: {_pauses(values, plan, throttled=is_throttled(outcome))}"
         if fault is None and plan.retry.retry_after.headers:
             yield f"  or after: {_asked(values, plan)}"
     yield f"  counted as {_counted(values, plan, outcome)}"
@@ -164,9 +164,10 @@ def _key_maker(values: EffectiveValues, plan: UpstreamPlan, method: str) -> str 
     return None
 
 
-def _pauses(values: EffectiveValues, plan: UpstreamPlan) -> str:
+def _pauses(values: EffectiveValues, plan: UpstreamPlan, *, throttled: bool = False) -> str:
     """`0s to 25ms, then 0s to 50ms (retry.backoff.base upstreams.yaml:9)`."""
-    names = ("base", "multiplier", "max", "jitter")
+    throttled = throttled and plan.retry.backoff.throttled_s > plan.retry.backoff.base_s
+    names = ("throttled" if throttled else "base", "multiplier", "max", "jitter")
     paths = [("retry", "backoff", name) for name in names]
     given = [path for path in paths if values.is_given(*path)]
     who = (
@@ -175,7 +176,8 @@ def _pauses(values: EffectiveValues, plan: UpstreamPlan) -> str:
     if any(values.text(*path) == MASK for path in paths):
         return f"{MASK} ({who})"
     count = plan.retry.max_attempts - 1
-    ranges = [backoff_range_s(plan.retry.backoff, n) for n in range(1, min(count, _SHOWN_PAUSES) + 1)]
+    shown_pauses = range(1, min(count, _SHOWN_PAUSES) + 1)
+    ranges = [backoff_range_s(plan.retry.backoff, n, throttled=throttled) for n in shown_pauses]
     shown = [_time(low) if low == high else f"{_time(low)} to {_time(high)}" for low, high in ranges]
     more = ", and so on" if count > _SHOWN_PAUSES else ""
     return f"{', then '.join(shown)}{more} ({who})"

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from headrace.policy.growth import grown_s
+from headrace.policy.outcome import Outcome
 from headrace.policy.plan import BackoffPlan, Jitter
 
 Rng = Callable[[], float]
 
 
-def backoff_s(plan: BackoffPlan, n: int, rng: Rng, *, previous_s: float | None = None) -> float:
-    """Pause before retry *n*, seconds, 0 to `plan.max_s`.
+def is_throttled(outcome: Outcome) -> bool:
+    """Whether the upstream says that it has too much to do: asking again within milliseconds makes that worse.
+
+    A 429 says so (RFC 6585 §4), and a 503 that names no time to come back (RFC 9110 §15.6.4); a 503 that names one
+    is waited for as it says.
+    """
+    return outcome.status == 429 or (outcome.status == 503 and outcome.retry_after_s is None)
+
+
+def backoff_s(
+    plan: BackoffPlan, n: int, rng: Rng, *, previous_s: float | None = None, throttled: bool = False
+) -> float:
+    """Pause before retry *n*, seconds, 0 to `plan.max_s`, or to `plan.throttled_s` where that is more.
 
     Args:
         n: Which retry; count, >= 1.
+        throttled: What is retried is as `is_throttled` says.
         rng: Uniform numbers in [0, 1).
         previous_s: What this function said before the retry that came before this one, or
             None before the first. Only `decorrelated` asks for it.
@@ -23,15 +37,21 @@ def backoff_s(plan: BackoffPlan, n: int, rng: Rng, *, previous_s: float | None =
     Source: full, equal and decorrelated are those of "Exponential Backoff And Jitter" (AWS
     Architecture Blog, 2015); additive is the exponential pause with as much again at random.
     """
+    if throttled and plan.throttled_s > plan.base_s:
+        plan = replace(plan, base_s=plan.throttled_s, max_s=max(plan.max_s, plan.throttled_s))
+        if plan.max_s == plan.base_s and plan.jitter in ("additive", "decorrelated"):
+            plan = replace(
+                plan, jitter="equal"
+            )  # without room above the base they would send everybody at once
     return _PAUSES[plan.jitter](plan, n, rng, previous_s)
 
 
-def backoff_range_s(plan: BackoffPlan, n: int) -> tuple[float, float]:
+def backoff_range_s(plan: BackoffPlan, n: int, *, throttled: bool = False) -> tuple[float, float]:
     """Shortest and longest pause that `backoff_s` may give before retry *n*, seconds."""
-    longest_s = backoff_s(plan, 1, _one)
+    longest_s = backoff_s(plan, 1, _one, throttled=throttled)
     for later in range(2, n + 1):
-        longest_s = backoff_s(plan, later, _one, previous_s=longest_s)
-    return backoff_s(plan, n, _zero), longest_s
+        longest_s = backoff_s(plan, later, _one, previous_s=longest_s, throttled=throttled)
+    return backoff_s(plan, n, _zero, throttled=throttled), longest_s
 
 
 def _full(plan: BackoffPlan, n: int, rng: Rng, previous_s: float | None) -> float:

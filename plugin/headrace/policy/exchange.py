@@ -23,7 +23,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Protocol, TypeAlias, assert_never
 
-from headrace.policy.backoff import backoff_s
+from headrace.policy.backoff import backoff_s, is_throttled
 from headrace.policy.blame import blame
 from headrace.policy.circuit import Circuit, Permit, Refused, Verdict
 from headrace.policy.outcome import Fault, Outcome
@@ -476,7 +476,13 @@ class Exchange:
             return self._deny(EndReason.RETRY_AFTER)
         # Retry-After is the least the upstream wants (RFC 9110 §10.2.3); where our own pause is longer it
         # stays, and with it its jitter.
-        self._backoff_s = backoff_s(retry.backoff, n_made, self._rng, previous_s=self._backoff_s)
+        self._backoff_s = backoff_s(
+            retry.backoff,
+            n_made,
+            self._rng,
+            previous_s=self._backoff_s,
+            throttled=is_throttled(outcome),
+        )
         delay_s = max(asked_s, self._backoff_s)
         if self.deadline_at is not None and now + delay_s >= self.deadline_at:
             return self._deny(EndReason.DEADLINE)

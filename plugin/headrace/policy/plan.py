@@ -44,8 +44,31 @@ class UrlPrefix:
 
 
 @dataclass(frozen=True, slots=True)
+class AskedTimeout:
+    """What a call's own `timeout=` says, seconds. None: nothing about that; `NO_LIMIT_S`: none, in so many words.
+
+    Attributes:
+        total_s: urllib3's: connecting and reading of one attempt, together.
+    """
+
+    connect_s: float | None
+    read_s: float | None
+    total_s: float | None
+
+
+NO_LIMIT_S = 24 * 3600.0
+"""Stands for no limit: the longest that the file can say. (A socket's own limit is a C int of milliseconds.)"""
+
+
+@dataclass(frozen=True, slots=True)
 class TimeoutPlan:
-    """Limits of one call, seconds. `deadline_s` is None when the call as a whole is not bounded."""
+    """Limits of one call, seconds. `deadline_s` is None when the call as a whole is not bounded.
+
+    Attributes:
+        attempt_is_written: Somebody wrote it; else it is the default, and gives way to what a call asks for.
+            deadline_is_written likewise.
+        asked: What the call itself has asked for, and is in these limits; None: they are the file's.
+    """
 
     deadline_s: float | None
     attempt_s: float
@@ -54,6 +77,9 @@ class TimeoutPlan:
     read_s: float
     write_s: float
     acquire_s: float
+    attempt_is_written: bool = False
+    deadline_is_written: bool = False
+    asked: AskedTimeout | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +181,14 @@ class BackoffPlan:
     Attributes:
         max_s: >= base_s.
         jitter: How much of it is left to chance; the formulas are in `policy.backoff`.
+        throttled_s: Stands in for a shorter base_s, and a shorter max_s, where the upstream has too much to do.
     """
 
     base_s: float
     multiplier: float
     max_s: float
     jitter: Jitter = "full"
+    throttled_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
