@@ -508,7 +508,8 @@ def test_timelines_read_as_tuples_and_as_lines(billing: SimulatedUpstream) -> No
     ],
 )
 def test_real_calls_against_a_real_server_come_to_the_same(script: list[int | str], tmp_path: Path) -> None:
-    body = "    timeouts: {attempt: 500ms}\n    retry: {backoff: {base: 1ms, throttled: 1ms}}\n    circuit_breaker: {blame_after: 0s}\n"
+    retry = "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n"
+    body = f"    timeouts: {{attempt: 500ms}}\n{retry}    circuit_breaker: {{blame_after: 0s}}\n"
     replies = {"reset": Break(), "timeout": Answer(delay_s=1.5)}
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         server.next(*(replies[one] if isinstance(one, str) else Answer(one) for one in script))
