@@ -7,6 +7,8 @@ a broken element would else end the loop for whoever comes after it, on every ro
 from __future__ import annotations
 
 import logging
+import threading
+from _thread import start_new_thread
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -15,6 +17,9 @@ R = TypeVar("R")
 
 _MOST_KINDS = 1000
 """A bound, should the names of elements be generated."""
+
+_PATIENCE_S = 1.0
+"""Seconds to wait for what an interrupt has overtaken, and may have kept from being begun: it takes milliseconds."""
 
 _log = logging.getLogger("headrace")
 _told: dict[tuple[str, type[BaseException]], object] = {}
@@ -76,6 +81,40 @@ def carry_out(steps: Iterable[Callable[[], object]], *, doing: str) -> None:
             interrupt = error
     if interrupt is not None:
         raise interrupt
+
+
+def undisturbed(act: Callable[[], object]) -> None:
+    """Have *act* done where no signal's handler can break it off: not on the main thread. Blocks; raises as *act* does.
+
+    For what is not ours and does not bear it: a thread's start, a registry. An interrupt meanwhile leaves when *act*
+    is over.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        act()
+        return
+    raised: list[BaseException] = []
+    gate = threading.Lock()  # not an Event: that is among what does not bear it
+    gate.acquire()
+
+    def run() -> None:
+        try:
+            act()
+        except BaseException as error:
+            raised.append(error)
+        finally:
+            gate.release()
+
+    try:
+        try:
+            start_new_thread(run, ())
+        except RuntimeError:  # none to be had, or the interpreter is ending
+            run()
+        gate.acquire()
+    except BaseException:
+        gate.acquire(timeout=_PATIENCE_S)
+        raise
+    if raised:
+        raise raised[0]
 
 
 def stumbled(doing: str, error: BaseException) -> None:

@@ -14,6 +14,7 @@ Collector; equal label sets are merged as the table's `merge` says.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -37,7 +38,7 @@ from headrace.observe.families import (
     merged,
     samples_of,
 )
-from headrace.observe.isolation import answers
+from headrace.observe.isolation import answers, undisturbed
 from headrace.observe.logs import emit
 from headrace.observe.multiprocess import WRITER, is_multiprocess
 from headrace.policy.counters import Histogram
@@ -102,7 +103,8 @@ class _Collector:
         self._instances: list[Metrics] = []
         self._is_shown = False  # by the registry, as far as we know
 
-    # Each step is noted before it is taken, and undone whether or not it was: an interrupt may come in between.
+    # Each step is noted before it is taken, and undone whether or not it was: an interrupt may come in between. The
+    # registry itself writes a hundred names one by one; broken off amid them it would refuse ours for good.
 
     def add(self, metrics: Metrics) -> None:
         with self._lock:
@@ -111,7 +113,7 @@ class _Collector:
             if not self._is_shown:
                 self._is_shown = True
                 try:
-                    self._registry.register(self)
+                    undisturbed(functools.partial(self._registry.register, self))
                 except Exception:
                     self._is_shown = False
                     self._instances.remove(metrics)
@@ -123,7 +125,7 @@ class _Collector:
                 self._instances.remove(metrics)
             if self._is_shown and not self._instances:
                 try:
-                    self._registry.unregister(self)
+                    undisturbed(functools.partial(self._registry.unregister, self))
                 except KeyError:
                     pass
                 self._is_shown = False

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from headrace.clock import monotonic
-from headrace.observe.isolation import each, stumbled
+from headrace.observe.isolation import each, stumbled, undisturbed
 
 TICK_S = 0.5
 """Seconds between rounds: half the smallest idle timeout that makes sense, and the lag of multiprocess metrics."""
@@ -27,6 +27,36 @@ def life(*, is_alive: bool, looked_at: float | None, now: float) -> Life:
     return {"alive": is_alive, "looked_ago": None if looked_at is None else max(0.0, now - looked_at)}
 
 
+class Bell:
+    """What one thread waits for and others ring; rung before, or often, it is heard once.
+
+    Not `threading.Event`, whose lock an interrupt amid `set` or `wait` may leave locked for good
+    (`Condition.__enter__` is Python code): the next `close()` would hang. This is a single lock, taken and given in C.
+
+    Attributes:
+        has_rung: Ever, heard or not.
+    """
+
+    __slots__ = ("_gate", "has_rung")
+
+    def __init__(self) -> None:
+        self.has_rung = False
+        self._gate = threading.Lock()
+        self._gate.acquire()
+
+    def ring(self) -> None:
+        """Have the one who waits, or waits next, go on. Any thread, a finalizer too."""
+        self.has_rung = True
+        try:
+            self._gate.release()
+        except RuntimeError:
+            pass  # it has rung already
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it rings within *timeout_s*, or has rung since the last `wait`. Blocks."""
+        return self._gate.acquire(timeout=min(timeout_s, threading.TIMEOUT_MAX))
+
+
 class ServiceThread:
     """One daemon thread called *name*, which may be ended and started again. What its body raises is logged once.
 
@@ -37,7 +67,7 @@ class ServiceThread:
     def __init__(self, name: str, *, clock: Callable[[], float] = monotonic) -> None:
         self.name = name
         self._clock = clock
-        self._ended = threading.Event()
+        self._ended = Bell()
         self._thread: threading.Thread | None = None
         self._looked_at: float | None = None
 
@@ -46,19 +76,19 @@ class ServiceThread:
         """Whether it runs."""
         return self._thread is not None and self._thread.is_alive()
 
-    def start(self, body: Callable[[threading.Event], object]) -> None:
-        """Run *body* with the event that ends it. RuntimeError when there is no thread to be had; none is left then."""
-        self._ended = ended = threading.Event()
+    def start(self, body: Callable[[Bell], object]) -> None:
+        """Run *body* with the bell that ends it. RuntimeError when there is no thread to be had; none is left then."""
+        self._ended = ended = Bell()
         self._thread = threading.Thread(target=self._run, args=(body, ended), name=self.name, daemon=True)
         try:
-            self._thread.start()
+            undisturbed(self._thread.start)
         except BaseException:
-            ended.set()  # an interrupt may come when it runs already
+            ended.ring()  # an interrupt may come when it runs already
             raise
 
     def stop(self, *, timeout_s: float | None = None) -> None:
         """End it. Blocks until it has ended, or for *timeout_s*. Idempotent."""
-        self._ended.set()
+        self._ended.ring()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             try:
@@ -75,8 +105,8 @@ class ServiceThread:
         """Its sign of life."""
         return life(is_alive=self.is_alive, looked_at=self._looked_at, now=self._clock())
 
-    def _run(self, body: Callable[[threading.Event], object], ended: threading.Event) -> None:
-        if ended.is_set():
+    def _run(self, body: Callable[[Bell], object], ended: Bell) -> None:
+        if ended.has_rung:
             return
         self.looked()
         try:
@@ -108,7 +138,7 @@ class Housekeeping:
         """The sign of life of the thread."""
         return self._thread.life()
 
-    def _run(self, ended: threading.Event) -> None:
+    def _run(self, ended: Bell) -> None:
         while True:  # the first round at once: connections to be kept warm
             self._thread.looked()
             now = monotonic()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 from collections.abc import Callable, Iterable
 from weakref import WeakKeyDictionary
 
 from headrace.clock import monotonic
 from headrace.observe.isolation import answers
-from headrace.runtime.threads import Life, ServiceThread
+from headrace.runtime.threads import Bell, Life, ServiceThread
 from headrace.runtime.upstream import Upstream, name_of
 from headrace.transport.urllib3_pool import GovernedHTTPPool
 
@@ -67,11 +66,11 @@ class Warmer:
         """The sign of life of the thread."""
         return self._thread.life()
 
-    def _make(self, wanting: list[GovernedHTTPPool], ended: threading.Event) -> None:
+    def _make(self, wanting: list[GovernedHTTPPool], ended: Bell) -> None:
         left = MOST_PER_ROUND
         while wanting:
             for pool in tuple(wanting):
-                if ended.is_set() or left == 0:
+                if ended.has_rung or left == 0:
                     return
                 self._thread.looked()
                 left -= 1

@@ -28,10 +28,10 @@ from watchdog.utils import UnsupportedLibcError
 
 from headrace.clock import monotonic
 from headrace.observe import events, logs
-from headrace.observe.isolation import each, stumbled
+from headrace.observe.isolation import each, stumbled, undisturbed
 from headrace.runtime.fingerprint import Prints, fingerprint, lookups
 from headrace.runtime.settling import Settling
-from headrace.runtime.threads import Life, life
+from headrace.runtime.threads import Bell, Life, life
 
 if TYPE_CHECKING:
     from watchdog.events import FileSystemEvent
@@ -238,7 +238,7 @@ class Watcher:
 
     def _forget_thread(self) -> None:
         self._lock = threading.Lock()
-        self._wake = threading.Event()
+        self._wake = Bell()
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._pid = 0
@@ -282,7 +282,7 @@ class Watcher:
         self._settling.look_at(self._clock())
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="headrace-watch", daemon=True)
-        self._thread.start()
+        undisturbed(self._thread.start)
 
     def stop(self, *, timeout_s: float | None = 5.0) -> None:
         """Stop and join, watchdog's threads too. Idempotent.
@@ -295,7 +295,7 @@ class Watcher:
         if thread is None or self._pid != os.getpid():
             return
         self._stopping = True
-        self._wake.set()
+        self._wake.ring()
         if thread is not threading.current_thread():
             try:
                 thread.join(timeout_s)
@@ -315,20 +315,20 @@ class Watcher:
             if plan is not None:
                 self._settling.replan(plan)
             self._settling.look_at(self._clock())
-        self._wake.set()
+        self._wake.ring()
 
     def poke(self) -> None:
         """Look, after the debounce, whether something changed."""
         with self._lock:
             is_first = self._settling.poke(self._clock())
         if is_first:
-            self._wake.set()
+            self._wake.ring()
 
     def again(self, after_s: float) -> None:
         """Call `changed()` in *after_s* seconds even if nothing changes: for an edit that was put on hold."""
         with self._lock:
             self._settling.again_at(self._clock() + after_s)
-        self._wake.set()
+        self._wake.ring()
 
     # -- watchdog's thread
 
@@ -341,7 +341,7 @@ class Watcher:
                 return
             is_first = self._settling.poke(self._clock())
         if is_first:
-            self._wake.set()
+            self._wake.ring()
 
     # -- our thread
 
@@ -364,7 +364,6 @@ class Watcher:
             wait_s = self._settling.due_at() - now
         if wait_s > 0:
             self._wake.wait(wait_s)
-            self._wake.clear()
         else:
             self._look()
 
