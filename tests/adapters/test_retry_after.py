@@ -324,3 +324,43 @@ def test_a_wall_clock_that_has_jumped_costs_no_more_than_max(
     assert took_s < 12.0
     # Set back, it makes the wish a long one; set forward, a thing of the past.
     assert answer.headrace.reason == ("retry_after" if jumped_s < 0 else "attempts")
+
+
+@pytest.mark.parametrize("value", ["Sun, 01 Mar 2026 12:05:09 GMT", "Sun Mar  1 12:05:09 2026"])
+@pytest.mark.parametrize(
+    ("date", "wait_s"),
+    [
+        pytest.param("Sun, 01 Mar 2026 12:05:00 GMT", 9.0, id="a clock ahead of ours"),
+        pytest.param("Sun, 01 Mar 2026 12:05:30 GMT", 0.0, id="the time has come"),
+        pytest.param("Sunday, 01-Mar-26 12:05:00 GMT", 9.0, id="another form of date"),
+        pytest.param("yesterday", 309.0, id="no date: by our clock"),
+        pytest.param("", 309.0, id="empty: by our clock"),
+        pytest.param(None, 309.0, id="none: by our clock"),
+    ],
+)
+def test_a_date_is_measured_against_the_answers_own(value: str, date: str | None, wait_s: float) -> None:
+    """Pitfall 72."""
+    headers = HTTPHeaderDict({"Retry-After": value})
+    if date is not None:
+        headers["Date"] = date
+    assert retry_after_s(headers, AUTO, wall_clock=NOON) == wait_s
+
+
+def test_seconds_are_seconds_whatever_the_date() -> None:
+    """Pitfall 72."""
+    headers = HTTPHeaderDict({"Retry-After": "7", "Date": "Sun, 01 Mar 2026 12:05:00 GMT"})
+    assert retry_after_s(headers, AUTO, wall_clock=NOON) == 7.0
+
+
+@pytest.mark.parametrize("off_s", [-300.0, 300.0, 1e8], ids=["behind", "ahead", "years ahead"])
+def test_a_server_whose_clock_is_off_is_waited_for_as_long_as_it_asks(
+    tmp_path: Path, server: FaultServer, get: Get, off_s: float
+) -> None:
+    """Pitfall 72."""
+    there = time.time() + off_s
+    dated = ("Date", formatdate(there, usegmt=True)), ("Retry-After", formatdate(there + 2, usegmt=True))
+    server.next(unavailable(*dated))
+    with running(tmp_path, governed(server.url, "{max_attempts: 2, backoff: {base: 1ms}}")):
+        answer = get(server.url)
+    assert [one.outcome for one in answer.headrace.attempts] == ["5xx", "2xx"]
+    assert 1.9 <= pauses_of(answer)[0] < 20.0

@@ -22,30 +22,37 @@ def retry_after_s(
     """Seconds from now that the first usable of *wanted* asks for, or None where none says anything usable.
 
     At least 0: an instant that has passed means that the time has come. Where a header has
-    several values, though none of these is a list, the most patient one counts.
+    several values, though none of these is a list, the most patient one counts. An instant is taken from the
+    answer's own `Date`, by the clock that it was made with (Pitfall 72), or from ours where there is none.
 
     Args:
         headers: Of the answer; looked up whatever the case.
-        wall_clock: Seconds since the epoch; asked only for an instant. When it has jumped the
-            wait is as wrong as the clock; `retry_after.max` bounds it.
+        wall_clock: Seconds since the epoch; asked only for an instant in an answer without a `Date`. When it
+            has jumped the wait is as wrong as the clock; `retry_after.max` bounds it.
     """
+
+    def now_there() -> float:
+        dated = headers.get("Date")
+        at = None if dated is None else _instant_s(dated[:_READ_CHARACTERS].strip())
+        return wall_clock() if at is None else at
+
     for one in wanted:
         value = headers.get(one.name)
         if value is not None:
-            waits = list(_waits_s(value, one.format, wall_clock))
+            waits = list(_waits_s(value, one.format, now_there))
             if waits:
                 return min(max(0.0, *waits), LONGEST_S)
     return None
 
 
-def _waits_s(value: str, format: RetryAfterFormat, wall_clock: Callable[[], float]) -> Iterable[float]:
+def _waits_s(value: str, format: RetryAfterFormat, now_there: Callable[[], float]) -> Iterable[float]:
     # A comma divides the values, and also the weekday from its date, which can do without it.
     for part in value[:_READ_CHARACTERS].split(","):
         text = part.strip()
         if _NUMBER.fullmatch(text):
-            yield float(text) if format == "auto" else float(text) - wall_clock()
+            yield float(text) if format == "auto" else float(text) - now_there()
         elif format == "auto" and (instant := _instant_s(text)) is not None:
-            yield instant - wall_clock()
+            yield instant - now_there()
 
 
 def _instant_s(text: str) -> float | None:
