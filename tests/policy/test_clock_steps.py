@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import headrace
 from headrace.policy.circuit import Circuit, CircuitState, Permit, Refused, Verdict
 from headrace.policy.plan import AdaptivePlan, BudgetPlan, CountWindowPlan, ReloadPlan, TimeWindowPlan
 from headrace.policy.retry import RetryBudget
@@ -173,3 +176,17 @@ def test_files_are_looked_at_again_after_the_clock_was_set_back() -> None:
     settling.poke(DECADES_S)
     settling.clip(T0)
     assert settling.due_at() <= T0 + plan.debounce_s
+
+
+def test_nothing_in_the_package_asks_another_monotonic_clock() -> None:
+    """Pitfall 69. Half of a limit by one clock and half by another is a call that has always timed out."""
+    package = Path(headrace.__file__).parent
+    other = re.compile(
+        r"\btime\.(?:monotonic|perf_counter)\b|from time import .*\b(?:monotonic|perf_counter)\b"
+    )
+    asking = [
+        str(file.relative_to(package))
+        for file in package.rglob("*.py")
+        if file.name != "clock.py" and other.search(file.read_text("utf-8"))
+    ]
+    assert asking == [], "from headrace.clock import monotonic"
