@@ -42,7 +42,8 @@ from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.attempt_timeout import AttemptTimeout
 from headrace.transport.draining import KEEP_S
-from headrace.transport.faults import CUT_IN, callers_own, fault_of
+from headrace.transport.faults import CUT_IN, advice_on, callers_own, fault_of
+from headrace.transport.garbage import told_as_broken
 from headrace.transport.lease import Lease, LeaseCancelled, LeaseError, LeaseTimeout
 
 in_flight = deadlines.table
@@ -336,6 +337,7 @@ class Call(Generic[T]):
             fault = None
             status = asked_s = None
             cut = condemned = broken_off = False
+            advice = None
             try:
                 current_attempt.set(attempt)
                 in_flight[attempt] = attempt.ends_at
@@ -372,6 +374,11 @@ class Call(Generic[T]):
                 status = None  # there may be one of an answer that broke off
                 self._answered = attempt.answered
                 fault, cut = fault_of(error, attempt.phase)
+                if isinstance(broken := told_as_broken(error), ProtocolError) and broken is not error:
+                    self.error = self._surface.broken_off(broken)
+                if fault is Fault.CERTIFICATE:
+                    presents = (tls := self._upstream.plan.tls) is not None and tls.cert is not None
+                    advice = advice_on(error, attempt.phase, presents=presents)
                 own = attempt.own_error
                 if own is None and fault is Fault.LOCAL_ERROR:
                     own = callers_own(error)
@@ -429,6 +436,7 @@ class Call(Generic[T]):
                 condemned=condemned,
                 broken_off=broken_off,
                 excused=attempt.excused,
+                advice=advice,
             )
         except BaseException:
             # An interrupt, and wherever it hit, amid `finally` too: the slot is free. A lease that went back

@@ -14,6 +14,7 @@ from urllib3.response import HTTPResponse
 from headrace.adapters.kept import KeptResponse
 from headrace.transport.attempt import Attempt
 from headrace.transport.faults import callers_own
+from headrace.transport.garbage import told_as_broken
 from headrace.transport.reading import BodyTooLarge, body_of, is_read_whole, joined, piece_bytes
 
 _TOLERATED = (ChunkedEncodingError, ContentDecodingError, RuntimeError)
@@ -71,7 +72,7 @@ def _kept(response: Response, wire: HTTPResponse, attempt: Attempt) -> KeptRespo
     except BodyTooLarge:
         raise
     except Exception as error:
-        body = error.with_traceback(None)  # its frames hold what it will be held by
+        body = told_as_broken(error).with_traceback(None)  # its frames hold what it will be held by
     kept = _with_body(response, wire, body, attempt)
     if isinstance(body, bytes) and "content-encoding" not in wire.headers:
         response._content, response._content_consumed = body, True

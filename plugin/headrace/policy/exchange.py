@@ -37,7 +37,7 @@ class EndReason(StrEnum):
     # Nothing more was wanted.
     SUCCESS = "success"  # an answer that `retry_on` does not name, whatever its status
     NOT_RETRIABLE = "not_retriable"  # no answer, by a fault that `retry_on` does not name
-    CERTIFICATE = "certificate"  # the peer is not who it should be
+    CERTIFICATE = "certificate"  # the peer is not who it should be, or refuses TLS with us for good
     DELEGATED = "delegated"  # the caller retries himself: whether there is a further try is up to him
     # Our own refusals and trouble: never retried.
     POOL_TIMEOUT = "pool_timeout"

@@ -13,7 +13,8 @@ class Fault(StrEnum):
 
     CONNECT_FAILURE = "connect_failure"  # refused, unreachable, name look-up, connect timeout: never sent
     TLS_FAILURE = "tls_failure"  # handshake broken off or timed out: never sent
-    CERTIFICATE = "certificate"  # the peer is not who it should be: never sent, never retried
+    # The peer is not who it should be, or refuses TLS with us in a way that will not change: never retried.
+    CERTIFICATE = "certificate"
     RESET = "reset"  # closed or reset before the end of the answer
     TIMEOUT = "timeout"  # no answer, or no more of it, in time
     PROTOCOL_ERROR = "protocol_error"  # an answer that is not HTTP
@@ -55,6 +56,7 @@ class Outcome:
         resent: The pooled connection had died unnoticed, and the request went out a second
             time over a fresh one.
         condemned: The answer is a failure by `failure_if`, whatever its status.
+        advice: What is wrong and what to do, where that is known; None: the outcome's word says it all.
         excused: It was cut by us after this process had stood still: that the peer was silent is not known.
         broken_off: headrace itself has shut the connection: its pool was stopped, or its lifetime was over.
     """
@@ -72,6 +74,7 @@ class Outcome:
     condemned: bool = False
     broken_off: bool = False
     excused: bool = False
+    advice: str | None = None
 
     @property
     def label(self) -> str:

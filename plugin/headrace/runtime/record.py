@@ -104,6 +104,8 @@ class Record:
     def why(self) -> str:
         """Why the call ended, in words."""
         words = _WHY[self.reason].format(method=self.method)
+        if self.reason is EndReason.CERTIFICATE and self._outcomes and self._outcomes[-1].advice is not None:
+            return f"never retried: {self._outcomes[-1].advice}"
         if self.reason not in _DENIALS:
             return words
         return f"{'not retried' if self._outcomes else 'not sent'}: {words}"

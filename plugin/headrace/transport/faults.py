@@ -10,12 +10,13 @@ import errno
 import http.client
 import ssl
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
 
 from urllib3.exceptions import (
     ConnectTimeoutError,
     DecodeError,
     InvalidChunkLength,
+    InvalidHeader,
     LocationValueError,
     NewConnectionError,
     ProtocolError,
@@ -27,7 +28,9 @@ from urllib3.util.ssl_match_hostname import CertificateError
 from headrace.policy.outcome import Fault
 from headrace.transport.attempt import Phase
 from headrace.transport.foreign import is_foreign
+from headrace.transport.garbage import is_framed_by_garbage, is_garbage
 from headrace.transport.reading import BodyTooLarge
+from headrace.transport.refusals import refusal_in
 
 CUT_IN: Mapping[Phase, Fault] = MappingProxyType(
     {
@@ -72,13 +75,39 @@ def callers_own(error: BaseException) -> OSError | None:
 
 def phase_of(error: BaseException) -> Phase:
     """How far an attempt over somebody else's pool had got, as far as *error* tells: "sent" where in doubt."""
-    if any(isinstance(cause, ConnectTimeoutError) for cause in _innermost_first(error)):
+    causes = tuple(_innermost_first(error))
+    if any(isinstance(cause, ConnectTimeoutError) for cause in causes):
         return "tcp"  # NewConnectionError is one of these, too
+    if any(_came_amid_handshake(cause.__traceback__) for cause in causes):
+        return "tls"
     return "sent"
+
+
+def _came_amid_handshake(trace: TracebackType | None) -> bool:
+    while trace is not None:
+        if trace.tb_frame.f_code is ssl.SSLSocket.do_handshake.__code__:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def advice_on(error: BaseException, phase: Phase, *, presents: bool) -> str | None:
+    """What is wrong and what to do, where *error* is a refusal of TLS that will not change; else None.
+
+    Args:
+        presents: A client certificate is configured.
+    """
+    for cause in _innermost_first(error):
+        refusal = refusal_in(cause, amid_handshake=phase == "tls")
+        if refusal is not None:
+            return refusal.presenting if presents and refusal.presenting is not None else refusal.advice
+    return None
 
 
 def _known(cause: BaseException, phase: Phase) -> tuple[Fault, bool] | None:
     if isinstance(cause, (ssl.SSLCertVerificationError, CertificateError)):
+        return Fault.CERTIFICATE, False
+    if refusal_in(cause, amid_handshake=phase == "tls") is not None:
         return Fault.CERTIFICATE, False
     if isinstance(cause, LocationValueError):
         return Fault.LOCAL_ERROR, False
@@ -101,6 +130,10 @@ def _known(cause: BaseException, phase: Phase) -> tuple[Fault, bool] | None:
     if isinstance(cause, InvalidChunkLength):
         # An empty length is the end of the stream where a chunk should begin: a truncated body, not bad framing.
         return (Fault.RESET if not cause.length else Fault.PROTOCOL_ERROR), False
+    if is_garbage(cause) or isinstance(cause, InvalidHeader):  # the latter: lengths that differ
+        return Fault.PROTOCOL_ERROR, False
+    if isinstance(cause, http.client.IncompleteRead) and is_framed_by_garbage(cause):
+        return Fault.PROTOCOL_ERROR, False
     if isinstance(cause, (http.client.IncompleteRead, OSError)):
         return (
             Fault.RESET,

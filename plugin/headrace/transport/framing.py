@@ -9,6 +9,7 @@ import http.client
 import io
 import operator
 import socket
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from urllib3.exceptions import InvalidChunkLength, ProtocolError
@@ -79,6 +80,8 @@ def next_chunk_bytes(response: HTTPResponse) -> int:
     size, _, _ = _line_of(answer.fp, "chunk size").partition(b";")
     try:
         n_bytes = int(size, 16)
+        if not 0 <= n_bytes <= sys.maxsize:
+            raise ValueError
     except ValueError:
         response.close()
         if size:

@@ -29,7 +29,9 @@ from headrace.transport.draining import drained
 from headrace.transport.faults import callers_own
 from headrace.transport.foreign import is_foreign
 from headrace.transport.framing import FramedAnswer, is_framed_twice, next_chunk_bytes
+from headrace.transport.garbage import LONGEST_BYTES, is_garbage, refuse_unreadable_length, told_as_broken
 from headrace.transport.reading import BodyTooLarge, piece_bytes
+from headrace.transport.refusals import alert_behind
 from headrace.transport.sending import LOOKS, send_rest
 from headrace.transport.standstill import GRACE_S
 
@@ -102,6 +104,8 @@ class StreamedResponse(GovernedResponse):
                 except Exception as error:
                     # What http.client stumbles over when its file is closed meanwhile may be anything.
                     if lease is None or lease.aborted is None:
+                        if is_garbage(error):
+                            raise told_as_broken(error) from error
                         raise
                     raise _broken_off(lease) from error
                 # A body that ends with its connection looks whole when it was we who shut that.
@@ -255,6 +259,11 @@ class GovernedHTTPConnection(HTTPConnection):
         except TimeoutError as error:
             text = f"Write timed out. (write timeout={attempt.timeouts.write_s:g})"
             raise ReadTimeoutError(attempt.pool, "", text) from error  # urllib3 has none for writing
+        except OSError as error:
+            alert = None if is_foreign(error) else alert_behind(sock)
+            if alert is not None:
+                raise alert from None  # the failed write only follows from it
+            raise
         finally:
             data = b""  # the call's credentials are in it, and crash reporters ship the locals of a frame
 
@@ -284,6 +293,8 @@ class GovernedHTTPConnection(HTTPConnection):
             answer.is_last = True
         if attempt is not None:
             attempt.answered = True
+            if (length := response.length_remaining) is None or length > LONGEST_BYTES:
+                refuse_unreadable_length(response)
             attempt.sock = sock
             if attempt.streamed and sock is not None:
                 sock.settimeout(attempt.timeouts.read_s)

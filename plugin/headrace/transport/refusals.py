@@ -1,0 +1,109 @@
+"""TLS refusals that the next attempt would meet again, and what to do about each (Pitfall 71).
+
+They are of the certificate kind: neither retried nor held against the upstream. Under TLS 1.2 they come amid the
+handshake; under 1.3 the client has finished before its server has looked at the certificate, so
+they come with the first read, or the first write fails and the alert lies behind it.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from headrace.transport.standstill import GRACE_S
+
+_REJECTED = "the server refuses the client certificate ({}): renew what tls.cert and tls.key name"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a reason of OpenSSL's stands for.
+
+    Attributes:
+        advice: What is wrong and what to do.
+        presenting: The same where a client certificate is configured; None: no difference.
+        only_amid_handshake: Later, the same words say that the stream is broken.
+    """
+
+    advice: str
+    presenting: str | None = None
+    only_amid_handshake: bool = False
+
+
+_NOT_TLS = Refusal(
+    "the server does not speak TLS on this port: write http:// in base_url, or the port of its TLS",
+    only_amid_handshake=True,
+)
+_NO_VERSION = Refusal(
+    "no TLS version in common: have the server offer at least tls.min_version, or lower that",
+    only_amid_handshake=True,
+)
+
+REFUSALS: Mapping[str, Refusal] = MappingProxyType(
+    {
+        "TLSV13_ALERT_CERTIFICATE_REQUIRED": Refusal(
+            "the server wants a client certificate: write tls.cert and tls.key",
+            "the server has not taken the client certificate of tls.cert: give it one that it accepts",
+        ),
+        # TLS 1.2 has no word of its own for it. Nor would the other cause go away.
+        "SSLV3_ALERT_HANDSHAKE_FAILURE": Refusal(
+            "the server refuses the handshake: it wants a client certificate (write tls.cert and tls.key), or has no "
+            "cipher in common with us",
+            "the server refuses the handshake: it does not take the client certificate of tls.cert, or has no cipher "
+            "in common with us",
+        ),
+        "TLSV1_ALERT_UNKNOWN_CA": Refusal(
+            "the server does not know the CA of the client certificate: have it trust that, or put one of its own, "
+            "intermediates included, into tls.cert"
+        ),
+        "TLSV1_ALERT_ACCESS_DENIED": Refusal(_REJECTED.format("access denied")),
+        "SSLV3_ALERT_BAD_CERTIFICATE": Refusal(
+            "the server wants a client certificate that it accepts: write tls.cert and tls.key",
+            _REJECTED.format("bad certificate"),
+        ),
+        "SSLV3_ALERT_CERTIFICATE_EXPIRED": Refusal(_REJECTED.format("expired")),
+        "SSLV3_ALERT_CERTIFICATE_REVOKED": Refusal(_REJECTED.format("revoked")),
+        "SSLV3_ALERT_CERTIFICATE_UNKNOWN": Refusal(_REJECTED.format("unknown")),
+        "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": Refusal(_REJECTED.format("unsupported")),
+        "WRONG_VERSION_NUMBER": _NOT_TLS,
+        "UNKNOWN_PROTOCOL": _NOT_TLS,
+        "HTTP_REQUEST": _NOT_TLS,
+        "TLSV1_ALERT_PROTOCOL_VERSION": _NO_VERSION,
+        "UNSUPPORTED_PROTOCOL": _NO_VERSION,
+        "NO_PROTOCOLS_AVAILABLE": _NO_VERSION,
+        "VERSION_TOO_LOW": _NO_VERSION,
+        "TLSV1_UNRECOGNIZED_NAME": Refusal(
+            "the server does not know the name that it was asked for: write the one it has as tls.server_name",
+            only_amid_handshake=True,
+        ),
+    }
+)
+"""By OpenSSL's reason, as `ssl.SSLError.reason` has it."""
+
+
+def refusal_in(error: BaseException, *, amid_handshake: bool) -> Refusal | None:
+    """The refusal that *error* stands for, or None."""
+    found = REFUSALS.get(error.reason) if isinstance(error, ssl.SSLError) and error.reason else None
+    if found is None or (found.only_amid_handshake and not amid_handshake):
+        return None
+    return found
+
+
+def alert_behind(sock: object) -> ssl.SSLError | None:
+    """The refusal that the peer has sent before it hung up, where a write to *sock* has failed. Blocks shortly.
+
+    *sock* is good for nothing any more. The alert came first, so it is there to be read.
+    """
+    if not isinstance(sock, ssl.SSLSocket):
+        return None
+    try:
+        sock.settimeout(GRACE_S)
+        sock.recv(1)
+    except ssl.SSLError as alert:
+        if refusal_in(alert, amid_handshake=False) is not None:
+            return alert
+    except (OSError, ValueError):
+        pass
+    return None
