@@ -182,7 +182,7 @@ def test_warm_up_and_heartbeats_do_not_hammer_at_it(
 def test_a_handshake_that_is_broken_off_is_still_the_networks(tmp_path: Path) -> None:
     """Pitfall 71. The other side of it."""
     with FaultServer(tls=server_context(AUTHORITY)) as server:
-        server.on_accept = "rst"
+        server.on_accept = "fin"
         with running(tmp_path, rules(server.url, _trusting(tmp_path))) as hr:
             with pytest.raises(requests.ConnectionError) as caught:
                 hr.upstream("billing").get("/")
