@@ -554,6 +554,4 @@ def test_a_happy_governed_call_makes_at_most_forty_python_calls_more_than_stock_
         hr.close()
         with urllib3.PoolManager() as manager:
             stock_manager = calls(lambda: manager.request("GET", f"{server.url}/a"))
-    # Up to 2.2 urllib3 reads and copies its headers in Python: a dozen calls each time.
-    most = 100 if urllib3.__version__.startswith("2.2.") else 75
-    assert governed_manager - stock_manager <= most, (governed_manager, stock_manager)
+    assert governed_manager - stock_manager <= 75, (governed_manager, stock_manager)
