@@ -88,11 +88,16 @@ class Rig:
         return [lease.conn for lease in leases if lease.conn]
 
     def waiter(
-        self, timeout_s: float = 30.0, *, fresh: bool = False, on_wait: Callable[[Any], object] | None = None
+        self,
+        timeout_s: float = 30.0,
+        *,
+        fresh: bool = False,
+        owner: object | None = None,
+        on_wait: Callable[[Any], object] | None = None,
     ) -> Waiter:
         """A thread that wants a lease and has got into the queue."""
         ahead = self.pool.view().waiting
-        waiter = Waiter(self.pool, timeout_s, fresh=fresh, on_wait=on_wait)
+        waiter = Waiter(self.pool, timeout_s, fresh=fresh, owner=owner, on_wait=on_wait)
         waiter.thread.start()
         wait_until(lambda: self.pool.view().waiting == ahead + 1, what="a waiter in the queue")
         return waiter

@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from typing import Any
+from weakref import ref
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ IDLE_TIMEOUT_S = 60.0
 LIFETIME_S = 80.0
 sizes = st.integers(min_value=1, max_value=5)
 picks = st.integers(min_value=0, max_value=1000)
+people = st.sampled_from([None, None, 0, 1])
 
 
 class Cancelled(BaseException):
@@ -46,11 +48,16 @@ class Gate:
         self.commands.put(True)
 
 
+class Person:
+    """Somebody whom a peer may authenticate a connection for."""
+
+
 class Caller:
     """A thread that waits in `acquire`."""
 
-    def __init__(self, machine: LeaseMachine, *, fresh: bool) -> None:
+    def __init__(self, machine: LeaseMachine, *, fresh: bool, who: Person | None) -> None:
         self.fresh = fresh
+        self.who = who
         self.result: Any = None
         self.thread = threading.Thread(target=self.run, args=(machine.rig.pool,))
         ahead = len(machine.rig.pool._waiters)
@@ -60,7 +67,7 @@ class Caller:
 
     def run(self, pool: Any) -> None:
         try:
-            self.result = pool.acquire(30.0, fresh=self.fresh)
+            self.result = pool.acquire(30.0, fresh=self.fresh, owner=self.who)
         except BaseException as error:
             self.result = error
 
@@ -92,6 +99,8 @@ class LeaseMachine(RuleBasedStateMachine):
         self.ended: list[Lease[Conn]] = []
         self.tokens: list[Any] = []  # of every lease there was, weak
         self.idle: list[tuple[Conn, float]] = []
+        self.people = [Person(), Person()]
+        self.owner_of: dict[Conn, Any] = {}  # weak
         self.waiting: list[Caller] = []
         self.expires_at: dict[Conn, float] = {}
         self.past_sizes = [self.size]
@@ -110,23 +119,23 @@ class LeaseMachine(RuleBasedStateMachine):
 
         pool._slot_or_gate = with_our_gate  # type: ignore[method-assign]
 
-    @rule(fresh=st.lists(st.booleans(), min_size=1, max_size=6))
+    @rule(fresh=st.lists(st.booleans(), min_size=1, max_size=6), nth=people)
     @precondition(lambda self: not self.stopped)
-    def checkout(self, fresh: list[bool]) -> None:
+    def checkout(self, fresh: list[bool], nth: int | None) -> None:
         for one in fresh:
-            self.checkout_one(fresh=one)
+            self.checkout_one(fresh=one, who=None if nth is None else self.people[nth])
 
-    def checkout_one(self, *, fresh: bool) -> None:
+    def checkout_one(self, *, fresh: bool, who: Person | None) -> None:
         if len(self.held) < self.size:
-            self.leased(self.rig.pool.acquire(30.0, fresh=fresh), fresh=fresh)
+            self.leased(self.rig.pool.acquire(30.0, fresh=fresh, owner=who), fresh=fresh, who=who)
         elif self.when_full == "new":
-            lease = self.rig.pool.acquire(30.0, fresh=fresh)
+            lease = self.rig.pool.acquire(30.0, fresh=fresh, owner=who)
             assert (lease.conn, lease.one_off) == (None, True)
             lease.conn = self.new_conn()
             self.one_off.append(lease)
             self.tokens.append(lease.token)
         elif len(self.waiting) < 5:
-            self.waiting.append(Caller(self, fresh=fresh))
+            self.waiting.append(Caller(self, fresh=fresh, who=who))
 
     def new_conn(self) -> Conn:
         self.made += 1
@@ -134,13 +143,31 @@ class LeaseMachine(RuleBasedStateMachine):
         self.expires_at[conn] = self.rig.now + LIFETIME_S
         return conn
 
-    def leased(self, lease: Lease[Conn], *, fresh: bool) -> None:
-        if fresh:
+    def own(self, who: Person | None) -> list[tuple[Conn, float]]:
+        """Idle connections that are *who*'s, oldest first; of None: everybody's."""
+        return [
+            one
+            for one in self.idle
+            if (one[0] not in self.owner_of if who is None else self.owned_by(one[0], who))
+        ]
+
+    def owned_by(self, conn: Conn, who: Person) -> bool:
+        return conn in self.owner_of and self.owner_of[conn]() is who
+
+    def evict(self) -> None:
+        """The longest idle is closed; of those that are somebody's only when there are no others."""
+        oldest = (self.own(None) or self.idle)[0]
+        self.idle.remove(oldest)
+        assert oldest[0] in self.rig.closed, "not the oldest made room"
+
+    def leased(self, lease: Lease[Conn], *, fresh: bool, who: Person | None) -> None:
+        mine = [] if fresh else self.own(None) + (self.own(who) if who is not None else [])
+        if not mine and self.idle and len(self.held) + len(self.idle) >= self.size:
             assert lease.conn is None
-            if self.idle and len(self.held) + len(self.idle) >= self.size:
-                assert self.idle.pop(0)[0] in self.rig.closed, "not the oldest made room"
-        while self.idle and not fresh:
-            conn, since = self.idle.pop()
+            self.evict()
+        while mine:
+            conn, since = mine.pop()
+            self.idle.remove((conn, since))
             if conn.alive and self.rig.now - since < IDLE_TIMEOUT_S and self.rig.now < self.expires_at[conn]:
                 assert lease.conn is conn, "not the newest connection that is alive and young"
                 break
@@ -149,6 +176,9 @@ class LeaseMachine(RuleBasedStateMachine):
             assert lease.conn is None
             lease.conn = self.new_conn()
         assert lease.conn not in self.rig.closed
+        if lease.conn in self.owner_of:
+            assert who is not None
+            assert self.owned_by(lease.conn, who), "somebody else's connection"
         self.held.append(lease)
         self.tokens.append(lease.token)
         self.size_when_taken[id(lease)] = len(self.past_sizes) - 1
@@ -159,7 +189,61 @@ class LeaseMachine(RuleBasedStateMachine):
             caller = self.waiting.pop(0)
             served = caller.outcome()
             assert isinstance(served, Lease)
-            self.leased(served, fresh=caller.fresh)
+            self.leased(served, fresh=caller.fresh, who=caller.who)
+
+    def fits(self, conn: Conn) -> bool:
+        """Whether *conn*, just given back, is kept."""
+        is_owned = conn in self.owner_of
+        return (
+            len(self.held) + len(self.idle) < self.size
+            and not self.retired
+            and self.rig.now < self.expires_at[conn]
+            and (not is_owned or self.owner_of[conn]() is not None)
+        )
+
+    @rule(pick=picks, nth=people)
+    @precondition(lambda self: self.held)
+    def authenticate(self, pick: int, nth: int | None) -> None:
+        """The peer now knows who is on it; None: nobody whom one could refer to."""
+        self.authenticate_one(self.held[pick % len(self.held)], nth)
+
+    def authenticate_one(self, lease: Lease[Conn], nth: int | None) -> None:
+        assert lease.conn is not None
+        self.rig.pool.claim(lease, None if nth is None else self.people[nth])
+        self.owner_of[lease.conn] = (lambda: None) if nth is None else ref(self.people[nth])
+
+    @rule(
+        users=st.lists(st.tuples(people, st.sampled_from(["asks", "authenticates"])), min_size=1, max_size=6),
+        at_once=st.integers(1, 3),
+    )
+    @precondition(lambda self: not self.stopped and len(self.held) < self.size)
+    def uses(self, users: list[tuple[int | None, str]], at_once: int) -> None:
+        """Some calls, *at_once* of them together, each over as soon as it has its answer."""
+        mine: list[Lease[Conn]] = []
+        for nth, what in users:
+            if len(self.held) < self.size:
+                self.checkout_one(fresh=False, who=None if nth is None else self.people[nth])
+                mine.append(self.held[-1])
+                if what == "authenticates" and nth is not None:
+                    self.authenticate_one(mine[-1], nth)
+            if len(mine) == at_once or len(self.held) == self.size:
+                for lease in mine:
+                    self.held.remove(lease)
+                    self.give_back_one(lease, reusable=True, lock_held=False)
+                mine.clear()
+        for lease in mine:
+            self.held.remove(lease)
+            self.give_back_one(lease, reusable=True, lock_held=False)
+
+    @rule(nth=st.integers(0, 1))
+    def an_owner_goes(self, nth: int) -> None:
+        if any(caller.who is self.people[nth] for caller in self.waiting):
+            return
+        theirs = self.own(self.people[nth])
+        self.people[nth] = Person()
+        for conn, since in theirs:
+            assert conn in self.rig.closed
+            self.idle.remove((conn, since))
 
     @rule(times=st.integers(1, 3), pick=picks, reusable=st.booleans(), lock_held=st.booleans())
     @precondition(lambda self: self.held)
@@ -177,8 +261,7 @@ class LeaseMachine(RuleBasedStateMachine):
             self.rig.pool.give_back(lease, reusable=reusable)
         self.ended.append(lease)
         assert conn is not None
-        fits = len(self.held) + len(self.idle) < self.size
-        if reusable and fits and not self.retired and self.rig.now < self.expires_at[conn]:
+        if reusable and self.fits(conn):
             self.idle.append((conn, self.rig.now))
         else:
             self.rig.pool.view()
@@ -233,8 +316,7 @@ class LeaseMachine(RuleBasedStateMachine):
         assert not self.rig.pool.abort(token)
         assert len(self.rig.aborted) == aborted
         self.ended.append(lease)
-        fits = len(self.held) + len(self.idle) < self.size
-        if fits and not self.retired and self.rig.now < self.expires_at[conn]:
+        if self.fits(conn):
             self.idle.append((conn, self.rig.now))
         else:
             assert conn in self.rig.closed
@@ -247,6 +329,7 @@ class LeaseMachine(RuleBasedStateMachine):
         lent = self.rig.pool.lend_idle(self.rig.now, idle_s=0.0, most=1)
         if not lent:
             return
+        assert lent[0].conn not in self.owner_of, "a heartbeat on somebody's own connection"
         aborted = len(self.rig.aborted)
         for token in self.tokens:
             if not any(one.token is token for one in (*self.held, *self.one_off)):
@@ -292,7 +375,7 @@ class LeaseMachine(RuleBasedStateMachine):
         self.size = size
         self.past_sizes.append(size)
         while self.idle and len(self.held) + len(self.idle) > size:
-            assert self.idle.pop(0)[0] in self.rig.closed
+            self.evict()
         self.serve()
 
     @rule()
@@ -323,7 +406,7 @@ class LeaseMachine(RuleBasedStateMachine):
                 self.idle.remove((conn, since))
                 assert conn in self.rig.closed
         for _ in range((len(self.idle) - MAX_IDLE + 1) // 2):
-            assert self.idle.pop(0)[0] in self.rig.closed
+            self.evict()
 
     @rule()
     @precondition(lambda self: not self.waiting)  # they would not exist in the child

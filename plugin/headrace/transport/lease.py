@@ -4,7 +4,7 @@ A lease is in one place at a time: among the waiters, in use, given back and not
 looked at yet, or neither. Every count is the size of one of these collections, so
 there is none that could drift away from them.
 
-**Locks.** `LeasePool._lock` guards `_idle`, `_inuse`, `_one_off`, `_waiters`, the tally, the
+**Locks.** `LeasePool._lock` guards `_idle`, `_owned`, `_inuse`, `_one_off`, `_waiters`, the tally, the
 size and the flags. Under it: moves between the collections, counting, the release of a
 waiter's gate, and `abort` (a shutdown(2); it must not block). Never a probe, a
 close or a callback that could come back. `counters.lock` is a leaf: it is taken
@@ -25,6 +25,9 @@ acquire, return, view or round of housekeeping then picks it up.)
 **Leaks.** The pool knows leases in use by weak reference only, and a connection in use
 only through its lease. A lease that nobody holds any more, whatever became of it,
 is collected; the callback appends to `_dropped` and the slot is free.
+
+**Owners.** A connection that its peer has authenticated (NTLM) is its owner's alone: `claim`. Idle, it is in
+`_owned`, which no caller looks at unless there is one.
 
 **Interrupts.** KeyboardInterrupt, or Celery's soft time limit, may be raised between
 any two bytecodes where CPython polls for signals: after a call, not after a
@@ -77,7 +80,7 @@ CloseReason = Literal["idle", "lifetime", "dead", "surplus", "retired", "error",
 idle: unused for `idle_timeout`. lifetime: `max_lifetime` or `max_requests_per_connection` is
 over. dead: the peer has closed it, or said in its last answer that it will (`Connection: close`),
 or has sent what nobody asked for, or an answer whose end can be read in two ways.
-surplus: one-off, above `max_idle`, beyond a lowered size, or it made room for
+surplus: one-off, above `max_idle`, beyond a lowered size, its owner has gone, or it made room for
 a fresh one. retired: of a pool that a reload has replaced. error: broken off or
 closed amid an answer. leaked: dropped by its holder without being given back. abandoned: the
 inbound request that its answer was opened in ended before its body did.
@@ -107,6 +110,7 @@ class Lease(Generic[C]):
         one_off: Beyond `max_connections` (`when_full: new`); closed when it comes back.
         waited_s: Seconds waited for the slot; 0 when one was free.
         taken_at: When the lease began, on the pool's clock.
+        owner: Who alone may use `conn`, weakly; None: everybody. See `LeasePool.claim`.
         idle_since: When `conn` was last given back, on the pool's clock; 0 without one.
         expires_at: When the life of the connection is over.
         uses: Leases that the connection has had, this one included.
@@ -123,6 +127,7 @@ class Lease(Generic[C]):
         "expires_at",
         "idle_since",
         "one_off",
+        "owner",
         "reused",
         "site",
         "taken_at",
@@ -134,6 +139,7 @@ class Lease(Generic[C]):
     conn: C | None
     reused: bool
     one_off: bool
+    owner: ref[Any] | None
     waited_s: float
     taken_at: float
     idle_since: float
@@ -195,6 +201,7 @@ class LeasePool(Generic[C]):
         self._size = plan.max_connections
         self._tally = LeaseTally()
         self._idle: deque[Lease[C]] = deque()  # ended leases, oldest first; leased from the right
+        self._owned: deque[Lease[C]] = deque()  # the same, of connections that are somebody's alone
         self._inuse: dict[ref[Lease[C]], str | None] = {}  # -> where it was taken, if that is noted
         self._one_off: dict[ref[Lease[C]], str | None] = {}
         self._waiters: OrderedDict[Lease[C], threading.Lock] = (
@@ -210,11 +217,15 @@ class LeasePool(Generic[C]):
 
         # Touched without the lock, by single deque operations only.
         self._kept: deque[Lease[C]] = deque()  # given back in good order
-        self._returns: deque[tuple[Lease[C], CloseReason | None]] = deque()  # given back otherwise
+        self._returns: deque[tuple[Lease[C], CloseReason | None]] = (
+            deque()
+        )  # given back otherwise; None: to be kept
         self._dropped: deque[ref[Lease[C]]] = deque()  # collected
+        self._gone: deque[ref[Any]] = deque()  # owners, collected
         self._doomed: deque[C] = deque()  # counted, to be closed
         self._reports: deque[LeaseReport | LeaseFault] = deque()
         self._on_drop = _drop_callback(ref(self), self._dropped)
+        self._on_gone = _gone_callback(ref(self), self._gone)
 
     def acquire(
         self,
@@ -222,16 +233,20 @@ class LeasePool(Generic[C]):
         *,
         by_deadline: bool = False,
         fresh: bool = False,
+        owner: object | None = None,
         on_wait: Callable[[ref[Lease[C]]], object] | None = None,
     ) -> Lease[C]:
         """A slot of the pool, with an idle connection if a usable one is there. Blocks, first come first served.
 
-        Newest connection first; every expired or dead one met on the way is closed.
+        The caller's own connection first, then the newest that is everybody's; every expired or dead one met on
+        the way is closed. Connections of others are passed over; if there is room for no other, the longest idle
+        of them is closed.
 
         Args:
             timeout_s: Longest wait; 0 or less: not at all.
             by_deadline: The wait was cut by the deadline of the call; a timeout is then counted as `deadline`.
             fresh: A slot without a connection, even if idle ones are there; one of them makes room if need be.
+            owner: Who asks, as in `claim`; None: nobody who has connections of his own.
             on_wait: Called without the lock before a wait, with what `abort` takes to end it.
 
         Raises:
@@ -246,7 +261,7 @@ class LeasePool(Generic[C]):
             self.forget_inherited()
         now = self._clock()
         lease: Lease[C] = Lease()
-        lease.conn = None
+        lease.conn = lease.owner = None
         lease.reused = lease.one_off = False
         lease.waited_s = lease.idle_since = 0.0
         lease.taken_at = now
@@ -264,7 +279,7 @@ class LeasePool(Generic[C]):
                 if now >= tally.turn_at or now < tally.turn_at - _STEP_S:
                     tally.turn(now)
                 is_newest = False
-                if kept and not (fresh or self._waiters or self._choosy):
+                if kept and not (fresh or self._waiters or self._choosy or self._owned or self._returns):
                     last = kept[-1]  # nothing is newer: it need not see `_idle`
                     is_newest = True
                     try:
@@ -274,9 +289,12 @@ class LeasePool(Generic[C]):
                     else:
                         last.token = None
                 if last is None:
-                    if kept or self._returns or self._dropped:
+                    if kept or self._returns or self._dropped or self._gone:
                         self._take_back()
-                    if self._idle and not fresh:  # then nobody waits, and the pool is not stopped
+                    # Where one is idle nobody waits, and the pool is not stopped.
+                    if self._owned and owner is not None and not fresh:
+                        last = self._own(owner)
+                    if last is None and self._idle and not fresh:
                         last = self._idle[-1]
                 if last is not None:
                     self._inuse[token] = lease.site
@@ -288,11 +306,14 @@ class LeasePool(Generic[C]):
                     # At the end, for here an interrupt may come.
                     if is_newest:
                         kept.remove(last)  # not pop(): somebody who gave back may have appended by now
+                    elif last.owner is not None:
+                        lease.owner = last.owner
+                        self._owned.remove(last)
                     else:
                         self._idle.pop()
                 else:
-                    gate = self._slot_or_gate(lease, timeout_s, fresh)
-            if self._doomed or self._returns or self._dropped or self._waiters or self._choosy:
+                    gate = self._slot_or_gate(lease, timeout_s, fresh, owner)
+            if self._doomed or self._returns or self._dropped or self._waiters or self._choosy or self._gone:
                 self._settle()
             if gate is not None:
                 self._wait(lease, gate, timeout_s, on_wait)
@@ -305,7 +326,7 @@ class LeasePool(Generic[C]):
                 ):
                     lease.reused = True
                 else:
-                    self._replace(lease, now)
+                    self._replace(lease, now, owner)
             return lease
         except BaseException as error:
             with self._lock:
@@ -335,6 +356,10 @@ class LeasePool(Generic[C]):
             and not lease.one_off
         ):
             lease.idle_since = now
+            if lease.owner is not None:
+                self._returns.append((lease, None))
+                self._settle()
+                return
             self._kept.append(lease)
             if self._waiters or self._choosy:
                 self._settle()
@@ -347,6 +372,16 @@ class LeasePool(Generic[C]):
         """End *lease* whose connection is closed already, or must be. Never blocks: may be called from a finalizer."""
         self._returns.append((lease, reason))
         self._settle()
+
+    def claim(self, lease: Lease[C], owner: object | None) -> None:
+        """The connection of *lease*, held by the caller, is from now on for leases of *owner* alone.
+
+        For a peer that authenticates connections. Closed when its owner is gone. Does not block.
+
+        Args:
+            owner: What can be referred to weakly; by identity. None: nobody's, closed when it comes back.
+        """
+        lease.owner = _NOBODY if owner is None else ref(owner, self._on_gone)
 
     def abort(self, token: ref[Lease[C]], reason: CloseReason = "error") -> bool:
         """Break off what the holder of the lease with *token* is doing; False, and nothing done, if it has ended.
@@ -433,7 +468,7 @@ class LeasePool(Generic[C]):
         self._leave_parent()
         with self._lock:
             self._take_back()
-            room = self._size - len(self._inuse) - len(self._idle)
+            room = self._size - self._connections()
             want = 0 if self._retired or self._waiters else min(self.plan.min_idle - len(self._idle), room)
         self._settle()
         return max(want, 0)
@@ -447,13 +482,14 @@ class LeasePool(Generic[C]):
         lease.token = None
         lease.idle_since = lease.taken_at = now
         lease.waited_s = 0.0
+        lease.owner = None
         lease.reused = lease.one_off = False
         lease.uses = 0
         lease.site = lease.aborted = None
         self._begin_life(lease)
         with self._lock:
             self._take_back()
-            welcome = not self._retired and len(self._inuse) + len(self._idle) < self._size
+            welcome = not self._retired and self._connections() < self._size
             if welcome:
                 self._idle.append(lease)
                 self._serve()
@@ -466,7 +502,7 @@ class LeasePool(Generic[C]):
         """Up to *most* connections that nobody has used or looked at for *idle_s*, longest first, taken out as leases.
 
         For a look at them, not for a call: nothing is counted, and one slot stays free for a call (so a
-        pool of one lends nothing). Each goes back by `give_back` (used just now, or gone) or `return_unused`.
+        pool of one lends nothing), nor is anything that is somebody's alone. Each goes back by `give_back` (used just now, or gone) or `return_unused`.
         """
         self._leave_parent()
         with self._lock:
@@ -498,9 +534,7 @@ class LeasePool(Generic[C]):
         self._leave_parent()
         with self._lock:
             self._take_back()
-            closed = len(self._idle)
-            while self._idle:
-                self._doom(self._idle.popleft().conn, reason)
+            closed = self._doom_idle(reason)
         self._settle()
         return closed
 
@@ -526,8 +560,8 @@ class LeasePool(Generic[C]):
         with self._lock:
             self._take_back()
             self._size = max_connections
-            while self._idle and len(self._inuse) + len(self._idle) > max_connections:
-                self._doom(self._idle.popleft().conn, "surplus")
+            while (self._idle or self._owned) and self._connections() > max_connections:
+                self._doom((self._idle or self._owned).popleft().conn, "surplus")
             self._weigh()
             self._serve()
         self._settle()
@@ -546,6 +580,7 @@ class LeasePool(Generic[C]):
                 if lease.idle_since < since:
                     break
                 most += lease.uses > 0  # one made ahead of need was never in use
+            most += sum(lease.idle_since >= since for lease in self._owned)
         self._settle()
         return most
 
@@ -596,7 +631,7 @@ class LeasePool(Generic[C]):
             return
         self._lock = threading.Lock()  # whoever held the old one does not exist here
         held = [lease for token in (*self._inuse, *self._one_off) if (lease := token()) is not None]
-        held += [*self._idle, *self._kept, *(lease for lease, _ in self._returns)]
+        held += [*self._idle, *self._owned, *self._kept, *(lease for lease, _ in self._returns)]
         conns = {
             id(conn): conn for conn in (*(lease.conn for lease in held), *self._doomed) if conn is not None
         }
@@ -606,9 +641,11 @@ class LeasePool(Generic[C]):
             self._inuse,
             self._one_off,
             self._idle,
+            self._owned,
             self._kept,
             self._returns,
             self._dropped,
+            self._gone,
             self._doomed,
             self._waiters,
             self._fresh,
@@ -666,21 +703,38 @@ class LeasePool(Generic[C]):
         one_off = f" and {len(self._one_off)} one-off" if self._one_off else ""
         kept = len(self._kept)
         return (
-            f"<LeasePool {state}{len(self._inuse) - kept} in use{one_off}, {len(self._idle) + kept} idle, "
+            f"<LeasePool {state}{len(self._inuse) - kept} in use{one_off}, "
+            f"{len(self._idle) + len(self._owned) + kept} idle, "
             f"{len(self._waiters)} waiting, max {self._size}>"
         )
 
     # With the lock held.
 
-    def _slot_or_gate(self, lease: Lease[C], timeout_s: float, fresh: bool) -> threading.Lock | None:
+    def _connections(self) -> int:
+        return len(self._inuse) + len(self._idle) + len(self._owned)
+
+    def _own(self, owner: object) -> Lease[C] | None:
+        """The newest idle connection that is *owner*'s, left where it is."""
+        for last in reversed(self._owned):
+            if last.owner is not None and last.owner() is owner:
+                return last
+        return None
+
+    def _make_room(self) -> None:
+        """Close the longest idle connection, for a fresh one, if there would be too many; first what is everybody's."""
+        if self._connections() >= self._size and (self._idle or self._owned):
+            self._doom((self._idle or self._owned).popleft().conn, "surplus")
+
+    def _slot_or_gate(
+        self, lease: Lease[C], timeout_s: float, fresh: bool, owner: object | None
+    ) -> threading.Lock | None:
         """Put *lease* in use without a connection, or in the queue; then its gate. No idle connection is wanted."""
         plan = self.plan
         token = lease.token
         assert token is not None
         if self._stopped:
             raise LeaseClosed("the pool is stopped", self._view(), waited_s=0.0)
-        if self._idle and len(self._inuse) + len(self._idle) >= self._size:
-            self._doom(self._idle.popleft().conn, "surplus")  # makes room for a fresh one
+        self._make_room()
         if len(self._inuse) < self._size:
             self._begin_life(lease)
             self._inuse[token] = lease.site
@@ -707,6 +761,8 @@ class LeasePool(Generic[C]):
         gate.acquire()
         if fresh:
             self._fresh.add(lease)
+        if owner is not None:
+            lease.owner = ref(owner)  # of a waiter: who waits
         self._waiters[lease] = gate
         return gate
 
@@ -728,6 +784,12 @@ class LeasePool(Generic[C]):
             self._dropped.popleft()
             if self._waiters:
                 self._serve()
+        while self._gone:
+            for lease in tuple(self._owned):
+                if lease.owner is None or lease.owner() is None:
+                    self._owned.remove(lease)
+                    self._doom(lease.conn, "surplus")
+            self._gone.popleft()
 
     def _isolated(self, act: Callable[[E], object], element: E) -> None:
         """Do *act* for *element*: if that cannot be done, the element is cast out, and nobody else hears of it.
@@ -754,8 +816,9 @@ class LeasePool(Generic[C]):
         if isinstance(lease, Lease):
             token = lease.token or token
             conn, lease.conn, lease.token = lease.conn, None, None
-            if lease in self._idle:
-                self._idle.remove(lease)
+            for idle in (self._idle, self._owned):
+                if lease in idle:
+                    idle.remove(lease)
             self._fresh.discard(lease)
             gate = self._waiters.pop(lease, None)
             if gate is not None:
@@ -786,16 +849,22 @@ class LeasePool(Generic[C]):
                 self._reported.discard(token)
             if lease.aborted or self._retired:
                 self._doom(lease.conn, lease.aborted or "retired")
-            elif len(self._inuse) + len(self._idle) >= self._size:
+            elif self._connections() >= self._size:
                 self._doom(lease.conn, "surplus")
                 self._weigh()
-            else:
+            elif lease.owner is None:
                 self._idle.append(lease)
+            elif lease.owner() is None:
+                self._doom(lease.conn, "surplus")
+            else:
+                self._owned.append(lease)
 
     def _end_returned(self, returned: tuple[Lease[C], CloseReason | None]) -> None:
         lease, reason = returned
         token = lease.token
-        if token in self._inuse or token in self._one_off:
+        if reason is None:
+            self._keep(lease)
+        elif token in self._inuse or token in self._one_off:
             self._ended(token, lease.conn, lease.aborted or reason)
             lease.token = None
 
@@ -819,7 +888,7 @@ class LeasePool(Generic[C]):
 
     def _serve(self) -> None:
         """Hand what is free to those who have waited longest."""
-        while self._waiters and (self._idle or len(self._inuse) < self._size):
+        while self._waiters and (self._idle or self._owned or len(self._inuse) < self._size):
             self._isolated(self._serve_one, next(iter(self._waiters.items())))
 
     def _serve_one(self, waiter: tuple[Lease[C], threading.Lock]) -> None:
@@ -829,16 +898,20 @@ class LeasePool(Generic[C]):
         if lease not in self._waiters:
             return  # it was interrupted after its last step
         if token not in self._inuse:  # or after that one
-            if lease in self._fresh:
-                if len(self._inuse) + len(self._idle) >= self._size:
-                    self._doom(self._idle.popleft().conn, "surplus")
-                self._begin_life(lease)
-                self._tally.misses += 1
-            elif self._idle:
+            wants_idle = lease not in self._fresh
+            owner = None if lease.owner is None else lease.owner()
+            own = self._own(owner) if self._owned and owner is not None and wants_idle else None
+            if own is not None:
+                _adopt(lease, own)
+                self._owned.remove(own)
+                self._tally.hits += 1
+            elif self._idle and wants_idle:
                 _adopt(lease, self._idle[-1])
                 self._idle.pop()
                 self._tally.hits += 1
             else:
+                self._make_room()
+                lease.owner = None
                 self._begin_life(lease)
                 self._tally.misses += 1
             self._tally.waited += 1
@@ -865,21 +938,21 @@ class LeasePool(Generic[C]):
 
     def _purge(self, now: float) -> int:
         """Doom idle connections that are over, and half of what is above `max_idle`; how many."""
-        before = len(self._idle)
+        before = len(self._idle) + len(self._owned)
 
         def weigh(lease: Lease[C]) -> None:
             if lease.idle_since > now + _STEP_S:
                 self._take_a_step_back(lease, now)
             if now >= lease.expires_at or now - lease.idle_since >= self._idle_timeout_s:
-                self._idle.remove(lease)
+                (self._idle if lease.owner is None else self._owned).remove(lease)
                 self._doom(lease.conn, "lifetime" if now >= lease.expires_at else "idle")
 
-        for lease in tuple(self._idle):
+        for lease in (*self._idle, *self._owned):
             self._isolated(weigh, lease)
         # By halves: after a burst most of it goes at once, and the rest while it is still not needed.
-        for _ in range((len(self._idle) - self.plan.max_idle + 1) // 2):
-            self._doom(self._idle.popleft().conn, "surplus")
-        return before - len(self._idle)
+        for _ in range((len(self._idle) + len(self._owned) - self.plan.max_idle + 1) // 2):
+            self._doom((self._idle or self._owned).popleft().conn, "surplus")
+        return before - len(self._idle) - len(self._owned)
 
     def _take_a_step_back(self, lease: Lease[C], now: float) -> None:
         """The clock was stepped back since *lease* became idle: it is as if that had been just now (Pitfall 69)."""
@@ -929,9 +1002,12 @@ class LeasePool(Generic[C]):
             add(self._tally.closed, reason)
             self._doomed.append(conn)
 
-    def _doom_idle(self) -> None:
-        while self._idle:
-            self._doom(self._idle.popleft().conn, "retired")
+    def _doom_idle(self, reason: CloseReason = "retired") -> int:
+        closed = len(self._idle) + len(self._owned)
+        for idle in (self._idle, self._owned):
+            while idle:
+                self._doom(idle.popleft().conn, reason)
+        return closed
 
     def _weigh(self) -> None:
         self._choosy = self._retired or len(self._inuse) > self._size
@@ -939,7 +1015,7 @@ class LeasePool(Generic[C]):
     def _view(self) -> PoolView:
         return PoolView(
             inuse=len(self._inuse),
-            idle=len(self._idle),
+            idle=len(self._idle) + len(self._owned),
             waiting=len(self._waiters),
             one_off=len(self._one_off),
             max_connections=self._size,
@@ -951,7 +1027,9 @@ class LeasePool(Generic[C]):
 
     def _settle(self) -> None:
         """What whoever has released the lock owes the others: their returns, then the closes. Never blocks."""
-        while self._returns or self._dropped or (self._kept and (self._waiters or self._choosy)):
+        while (
+            self._returns or self._dropped or self._gone or (self._kept and (self._waiters or self._choosy))
+        ):
             held = False
             try:
                 # Not `held = self._lock.acquire(False)`: between the call and the store, CPython may raise an
@@ -1018,10 +1096,10 @@ class LeasePool(Generic[C]):
                 self._tally.tell(self._counters)
             self._settle()
 
-    def _replace(self, lease: Lease[C], now: float) -> None:
+    def _replace(self, lease: Lease[C], now: float, owner: object | None) -> None:
         """Close the connection of *lease*, found expired or dead; take the next idle one that is neither, or none."""
         while lease.conn is not None:
-            conn, lease.conn = lease.conn, None
+            conn, lease.conn, lease.owner = lease.conn, None, None
             reason: CloseReason = (
                 "lifetime"
                 if now >= lease.expires_at
@@ -1035,7 +1113,11 @@ class LeasePool(Generic[C]):
                     self._take_back()
                 # The slot of the connection given up is kept; taking an idle one as well makes one slot free,
                 # for which nobody waits while an idle one is there.
-                if self._idle:
+                own = self._own(owner) if self._owned and owner is not None else None
+                if own is not None:
+                    _adopt(lease, own)
+                    self._owned.remove(own)
+                elif self._idle:
                     _adopt(lease, self._idle[-1])
                     self._idle.pop()
                 else:
@@ -1061,6 +1143,7 @@ class LeasePool(Generic[C]):
 def _adopt(lease: Lease[C], last: Lease[C]) -> None:
     """Give *lease* the connection of *last*, which has ended."""
     lease.conn = last.conn
+    lease.owner = last.owner
     lease.idle_since = last.idle_since
     lease.expires_at = last.expires_at
     lease.uses = last.uses + 1
@@ -1082,6 +1165,25 @@ def _drop_callback(pool: ref[LeasePool[C]], dropped: deque[ref[Lease[C]]]) -> Ca
             owner._settle()
 
     return on_drop
+
+
+def _gone_callback(pool: ref[LeasePool[Any]], gone: deque[ref[Any]]) -> Callable[[ref[Any]], None]:
+    """What is called when an owner is collected. Takes no lock, like that of `_drop_callback`."""
+
+    def on_gone(owner: ref[Any]) -> None:
+        gone.append(owner)
+        owned = pool()
+        if owned is not None:
+            owned._settle()
+
+    return on_gone
+
+
+class _Nobody:
+    """Owns connections that nobody may use again."""
+
+
+_NOBODY: ref[Any] = ref(_Nobody())  # has gone already
 
 
 def _result_of(error: LeaseError, *, by_deadline: bool) -> str:

@@ -1,0 +1,191 @@
+"""A connection that its peer has authenticated belongs to one caller: his first, passed over by others, closed after him."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from typing import Any
+
+import pytest
+
+from headrace.transport.lease import Lease
+from support.leases import Conn, Rig, rig
+
+
+class Owner:
+    """Whoever can be referred to weakly."""
+
+
+def owned(r: Rig, owner: object, name: str = "own") -> Conn:
+    """An idle connection of *owner*."""
+    lease = r.lease(name)
+    r.pool.claim(lease, owner)
+    r.pool.give_back(lease, reusable=True)
+    assert lease.conn is not None
+    return lease.conn
+
+
+def test_others_pass_a_connection_over_and_its_owner_finds_it_before_newer_ones() -> None:
+    """Pitfall 54."""
+    r = rig(max_connections=4)
+    alice, bob = Owner(), Owner()
+    own = owned(r, alice)
+    (shared,) = r.fill_idle("shared")
+
+    assert r.pool.acquire(0.0, owner=bob).conn is shared
+    assert r.pool.acquire(0.0).conn is None
+    lease = r.pool.acquire(0.0, owner=alice)
+    assert (lease.conn, lease.reused) == (own, True)
+    assert r.closed == []
+
+
+def test_a_call_after_the_next_one_finds_it_again_as_the_third_message_of_ntlm_must() -> None:
+    """Pitfall 54."""
+    r = rig(max_connections=4)
+    alice = Owner()
+    own = owned(r, alice)
+    r.fill_idle("a", "b")
+    for _ in range(3):
+        lease = r.pool.acquire(0.0, owner=alice)
+        assert lease.conn is own
+        r.pool.give_back(lease, reusable=True)
+
+
+def test_a_pool_full_of_other_peoples_connections_makes_room_by_closing_the_longest_idle() -> None:
+    """Pitfall 54."""
+    r = rig(max_connections=2)
+    alice, bob = Owner(), Owner()
+    first = owned(r, alice, "alice's")
+    r.now += 1.0
+    second = owned(r, bob, "bob's")
+
+    lease = r.pool.acquire(0.0)
+    assert (lease.conn, r.closed) == (None, [first])
+    assert r.counters.closed == {"surplus": 1}
+    assert r.pool.acquire(0.0, owner=bob).conn is second
+
+
+def test_a_connection_given_back_by_its_owner_goes_to_the_owner_who_waits_or_makes_room() -> None:
+    """Pitfall 54."""
+    r = rig(max_connections=1)
+    alice, bob = Owner(), Owner()
+    held = r.lease("alice's")
+    r.pool.claim(held, alice)
+    others, own = r.waiter(owner=bob), r.waiter(owner=alice)
+    r.pool.give_back(held, reusable=True)
+    lease = others.outcome()
+    assert lease.conn is None, "somebody else's connection was handed over"
+    assert r.closed == [held.conn]
+
+    lease.conn = Conn("bob's, then alice's")
+    r.pool.claim(lease, alice)
+    r.pool.give_back(lease, reusable=True)
+    assert own.outcome().conn is lease.conn
+
+
+def test_it_is_closed_when_its_owner_has_gone() -> None:
+    """Pitfall 54."""
+    r = rig(max_connections=3)
+    alice: Any = Owner()
+    alice.cycle = alice
+    own = owned(r, alice)
+    held = r.lease("in use")
+    r.pool.claim(held, alice)
+    del alice
+    gc.collect()
+
+    assert r.closed == [own]
+    r.pool.give_back(held, reusable=True)
+    assert r.closed == [own, held.conn]
+    assert r.pool.view().idle == 0
+
+
+def test_what_belongs_to_nobody_is_closed_when_it_comes_back() -> None:
+    """Pitfall 54."""
+    r = rig()
+    lease = r.lease()
+    r.pool.claim(lease, None)
+    r.pool.give_back(lease, reusable=True)
+    assert r.closed == [lease.conn]
+
+
+def test_a_dead_one_is_replaced_by_one_that_is_everybodys() -> None:
+    r = rig(max_connections=3)
+    alice = Owner()
+    own = owned(r, alice)
+    (shared,) = r.fill_idle("shared")
+    own.alive = False
+    lease = r.pool.acquire(0.0, owner=alice)
+    assert (lease.conn, lease.owner) == (shared, None)
+    assert r.closed == [own]
+
+
+def test_a_fresh_lease_takes_none_and_no_heartbeat_is_sent_on_one() -> None:
+    r = rig(max_connections=3)
+    alice = Owner()
+    own = owned(r, alice)
+    r.now += 10.0
+    assert r.pool.acquire(0.0, owner=alice, fresh=True).conn is None
+    assert r.pool.lend_idle(r.now, idle_s=1.0, most=8) == []
+    assert r.pool.view().idle == 1
+    assert own not in r.closed
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        pytest.param(lambda r: r.pool.retire(), "retired", id="retired"),
+        pytest.param(lambda r: r.pool.stop(), "retired", id="stopped"),
+        pytest.param(lambda r: r.pool.close_idle("dead"), "dead", id="suspected"),
+        pytest.param(lambda r: r.pool.tend(r.now + 60.0), "idle", id="idle for too long"),
+        pytest.param(lambda r: r.pool.tend(r.now + 400.0), "lifetime", id="too old"),
+    ],
+)
+def test_it_ends_like_any_other_idle_connection(act: Any, reason: str) -> None:
+    r = rig()
+    alice = Owner()
+    own = owned(r, alice)
+    act(r)
+    assert r.closed == [own]
+    assert r.counters.closed == {reason: 1}
+
+
+def test_a_shrunk_pool_closes_those_that_are_everybodys_first() -> None:
+    r = rig(max_connections=3)
+    alice = Owner()
+    own = owned(r, alice)
+    (shared,) = r.fill_idle("shared")
+    r.pool.resize(1)
+    assert r.closed == [shared]
+    assert r.pool.acquire(0.0, owner=alice).conn is own
+
+
+def test_a_child_gives_them_up_too() -> None:
+    """Pitfall 26."""
+    r = rig()
+    alice = Owner()
+    own = owned(r, alice)
+    r.pool._pid = -1
+    assert r.pool.view().idle == 0
+    assert r.discarded == [own]
+
+
+def test_a_pool_without_any_pays_two_python_calls_for_an_owner_as_for_none() -> None:
+    r = rig()
+    r.pool._is_alive = bool
+    r.fill_idle("warm")
+    alice = Owner()
+    r.pool.give_back(r.pool.acquire(1.0, owner=alice), reusable=True)
+    calls: list[str] = []
+
+    def note(frame: Any, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name != "<lambda>":  # the clock of the test
+            calls.append(frame.f_code.co_name)
+
+    sys.setprofile(note)
+    try:
+        lease: Lease[Conn] = r.pool.acquire(1.0, owner=alice)
+        r.pool.give_back(lease, reusable=True)
+    finally:
+        sys.setprofile(None)
+    assert calls == ["acquire", "give_back"]
