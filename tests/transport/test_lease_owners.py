@@ -1,4 +1,4 @@
-"""A connection that its peer has authenticated belongs to one caller: his first, passed over by others, closed after him."""
+"""A connection that its peer has authenticated is one caller's: passed over by others, closed after him."""
 
 from __future__ import annotations
 

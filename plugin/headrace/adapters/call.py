@@ -263,6 +263,7 @@ class Call(Generic[T]):
                 patience_s,
                 by_deadline=by_deadline,
                 fresh=self._suspects_idle,
+                owner=self._surface.owner,
                 on_wait=None if cancellation is None else partial(cancellation.covers, pool=leases),
             )
         except LeaseError as error:
@@ -333,6 +334,7 @@ class Call(Generic[T]):
             )
             attempt.token = lease.token
             attempt.max_body_bytes = max_body = self._upstream.plan.pool.max_response_body_bytes
+            attempt.owner = self._surface.owner
             self._made = attempt
             fault = None
             status = asked_s = None

@@ -16,6 +16,7 @@ from urllib3.response import BaseHTTPResponse
 
 from headrace.adapters.outbound import Outbound
 from headrace.adapters.own_connections import PlainPoolManager
+from headrace.adapters.owner import CallByName, call_by_name
 from headrace.adapters.protect import Errors, protected
 from headrace.adapters.requests import GovernedAdapter
 from headrace.adapters.urllib3 import urlopen
@@ -69,7 +70,12 @@ class Handle:
         """
         upstream = self._resolve(self.name)
         url = url_of(upstream.plan.base) + checked_path(upstream.plan.base, path)
-        return self._session.request(method, url, **kw)
+        outer = call_by_name.get()
+        try:
+            call_by_name.set(CallByName())
+            return self._session.request(method, url, **kw)
+        finally:
+            call_by_name.set(outer)  # not reset(): an interrupt may have taken the token
 
     def get(self, path: str, **kw: Any) -> requests.Response:
         """GET; see `request`."""
@@ -250,6 +256,11 @@ class _HandleAdapter(GovernedAdapter):
     ) -> None:
         super().__init__(find, trusts)
         self._name = name
+
+    @property
+    def headrace_owner(self) -> object | None:
+        """As `owner_behind` asks for it: all callers of the handle share this adapter."""
+        return call_by_name.get()
 
     def send(self, request: PreparedRequest, *args: Any, **kw: Any) -> requests.Response:
         """As `HTTPAdapter.send`. Blocks."""

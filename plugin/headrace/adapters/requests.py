@@ -29,6 +29,7 @@ from headrace.adapters.observe import observed
 from headrace.adapters.own_connections import PlainPoolManager, settled_by_adapter
 from headrace.adapters.own_retries import delegated, retries_itself
 from headrace.adapters.requests_body import hand_out, read_body
+from headrace.adapters.owner import owner_behind
 from headrace.adapters.requests_tries import send_in_tries
 from headrace.adapters.surface import Substitute
 from headrace.adapters.timeouts import timeouts_of_call
@@ -221,6 +222,7 @@ class GovernedAdapter(HTTPAdapter):
 class _Surface:
     """One call through requests."""
 
+<<<<<<< HEAD
     __slots__ = (
         "_adapter",
         "_arguments",
@@ -231,6 +233,9 @@ class _Surface:
         "_original",
         "_request",
     )
+=======
+    __slots__ = ("_adapter", "_arguments", "_asked", "_body_at", "_is_seen", "_original", "_request", "owner")
+>>>>>>> e3ecb25 (A connection that a request has authenticated (NTLM, Negotiate, Kerberos) serves whom it would serve under stock)
 
     twins = REQUESTS
 
@@ -247,6 +252,7 @@ class _Surface:
     ) -> None:
         self._original = original
         self._adapter = adapter
+        self.owner = owner_behind(adapter)
         self._request = request
         self._body_at = body_at
         self._is_seen = is_seen

@@ -24,6 +24,7 @@ from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.hop import Hop, Refused, is_callers_own
 from headrace.adapters.kept import KeptResponse
 from headrace.adapters.own_retries import delegated, unsent_only
+from headrace.adapters.owner import owner_behind
 from headrace.adapters.requests_body import read_body
 from headrace.adapters.surface import Substitute
 from headrace.adapters.tries import Tries
@@ -190,6 +191,7 @@ class _Surface:
         "_target",
         "broken",
         "late",
+        "owner",
     )
 
     twins = REQUESTS
@@ -208,6 +210,7 @@ class _Surface:
     ) -> None:
         self._pool = pool
         self._adapter = adapter
+        self.owner = owner_behind(adapter)
         self._request = request
         self._target = target
         self._headers = headers

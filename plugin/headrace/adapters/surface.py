@@ -17,9 +17,14 @@ T = TypeVar("T")
 
 
 class Surface(Protocol[T]):
-    """How one library sends, for one call."""
+    """How one library sends, for one call.
+
+    Attributes:
+        owner: Whose a connection is that this call authenticates; referred to weakly. None: nobody's.
+    """
 
     twins: Twins
+    owner: object | None
 
     def send(self, timeout: Timeout) -> T:
         """Send, from where the body stands, and wait for the head of the answer. Blocks.

@@ -19,6 +19,7 @@ from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.kept import KeptResponse
 from headrace.adapters.observe import observed
 from headrace.adapters.outbound import Outbound
+from headrace.adapters.owner import CallByName
 from headrace.adapters.surface import Substitute
 from headrace.adapters.timeouts import timeouts_of_call
 from headrace.policy.plan import FallbackPlan, UrlPrefix
@@ -104,6 +105,7 @@ def urlopen(
         headers,
         body_at,
         {"preload_content": preload_content, "decode_content": decode_content, **response_kw},
+        CallByName(),
     )
     return Call(
         upstream,
@@ -128,7 +130,7 @@ def url_through(pool: GovernedHTTPPool, target: str) -> str:
 class UrlopenSurface:
     """One call through urllib3."""
 
-    __slots__ = ("_body", "_body_at", "_headers", "_method", "_pool", "_response_kw", "_target")
+    __slots__ = ("_body", "_body_at", "_headers", "_method", "_pool", "_response_kw", "_target", "owner")
 
     twins = URLLIB3
 
@@ -141,8 +143,10 @@ class UrlopenSurface:
         headers: Mapping[str, str] | None,
         body_at: int | None,
         response_kw: dict[str, Any],
+        owner: object,
     ) -> None:
         self._pool = pool
+        self.owner = owner
         self._method = method
         self._target = target
         self._body = body
@@ -227,7 +231,14 @@ class UrlopenSurface:
         headers = headers_for(other, refused, self._headers or {})
         target = url.removeprefix(url_of(UrlPrefix(other.plan.base.origin, ()))) or "/"
         surface = UrlopenSurface(
-            other.state.pool, self._method, target, self._body, headers, self._body_at, self._response_kw
+            other.state.pool,
+            self._method,
+            target,
+            self._body,
+            headers,
+            self._body_at,
+            self._response_kw,
+            self.owner,
         )
         return Substitute(surface, surface, headers)
 

@@ -311,7 +311,16 @@ class _Hop(Hop):
             delegated(self.upstream)
         replayable, body_at = (True, None) if body is None or type(body) is bytes else position_of(body)
         response_kw["release_conn"] = self.release_conn
-        surface = UrlopenSurface(self.upstream.state.pool, method, url, body, headers, body_at, response_kw)
+        surface = UrlopenSurface(
+            self.upstream.state.pool,
+            method,
+            url,
+            body,
+            headers,
+            body_at,
+            response_kw,
+            self.front.stock,  # not its manager: stock shares connections by pool, and who has a pool needs no manager
+        )
         return Call(
             self.upstream,
             surface,

@@ -37,6 +37,7 @@ class Attempt:
         answered: The status line of an answer has arrived.
         sock: The socket that the answer comes over, from its head on.
         cut: Its time was up: whatever it still does comes to nothing.
+        owner: Whose the connection becomes if the request authenticates it; None: nobody's.
         own_error: What the body of the request has raised as it was read: the caller's, not the peer's.
         max_body_bytes: Most bytes of a body, decoded; None: no limit.
         excused: It was cut after a grace: this process had stood still, and whose fault it was nobody knows.
@@ -54,6 +55,7 @@ class Attempt:
     answered: bool = False
     sock: socket.socket | None = None
     cut: bool = False
+    owner: object | None = None
     own_error: Exception | None = None
     excused: bool = False
     token: ref[Lease[Any]] | None = None

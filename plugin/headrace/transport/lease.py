@@ -502,7 +502,8 @@ class LeasePool(Generic[C]):
         """Up to *most* connections that nobody has used or looked at for *idle_s*, longest first, taken out as leases.
 
         For a look at them, not for a call: nothing is counted, and one slot stays free for a call (so a
-        pool of one lends nothing), nor is anything that is somebody's alone. Each goes back by `give_back` (used just now, or gone) or `return_unused`.
+        pool of one lends nothing), nor is anything that is somebody's alone. Each goes back by `give_back` (used just
+        now, or gone) or `return_unused`.
         """
         self._leave_parent()
         with self._lock:

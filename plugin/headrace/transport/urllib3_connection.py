@@ -25,6 +25,7 @@ from urllib3.response import HTTPResponse
 from headrace.clock import monotonic
 from headrace.policy.plan import KeepalivePlan
 from headrace.transport.attempt import Attempt, current_attempt
+from headrace.transport.connection_auth import AUTHORIZATION, authenticates_connection
 from headrace.transport.draining import drained
 from headrace.transport.faults import callers_own
 from headrace.transport.foreign import is_foreign
@@ -204,6 +205,7 @@ class GovernedHTTPConnection(HTTPConnection):
     answering: socket.socket | None = None
     last_answer: http.client.HTTPResponse | None = None
     _reading_head = False
+    _head_is_next = True  # what is sent next is the head of a request
 
     def connect(self) -> None:
         """Connect, and say how long it took. Blocks."""
@@ -233,6 +235,13 @@ class GovernedHTTPConnection(HTTPConnection):
         Stock's limit, on the whole of *data*, would cut a large body over a slow line that moves all the time.
         """
         attempt = current_attempt.get()
+        if (
+            self._head_is_next and type(data) is bytes
+        ):  # http.client sends it in one piece, and nothing with it
+            self._head_is_next = False
+            head = data.lower()
+            if AUTHORIZATION in head and authenticates_connection(head):
+                self._belongs_to(None if attempt is None else attempt.owner)
         if attempt is None or self.debuglevel or not isinstance(data, (bytes, bytearray, memoryview)):
             super().send(data)  # a file or an iterable: it comes back here in pieces
             return
@@ -273,6 +282,7 @@ class GovernedHTTPConnection(HTTPConnection):
         if attempt is not None and attempt.own_error is not None:
             raise attempt.own_error  # urllib3 has taken it for the peer's, which may have answered before it left
         self.answering = sock = self.sock
+        self._head_is_next = True
         # http.client closes a connection that will not be kept alive as soon as the head is read, while the
         # body is still to come over the same socket: the slot stays taken until the body has ended.
         self._reading_head = True
@@ -312,8 +322,13 @@ class GovernedHTTPConnection(HTTPConnection):
             response.__class__ = GovernedResponse
         return response
 
+    def _belongs_to(self, owner: object | None) -> None:
+        if self.lease is not None and self.leases is not None:
+            self.leases.claim(self.lease, owner)
+
     def close(self) -> None:
         """Close the socket and give the slot back, if this connection holds one."""
+        self._head_is_next = True
         try:
             super().close()
         finally:  # whatever it stumbles over, the slot is free

@@ -88,7 +88,10 @@ class GovernedHTTPPool(HTTPConnectionPool):
         if lease is None:
             # A caller's own urllib3 retries, or urlopen() on the pool itself: they wait like everybody.
             try:
-                lease = self.leases.acquire(self.acquire_s if timeout is None else timeout)
+                lease = self.leases.acquire(
+                    self.acquire_s if timeout is None else timeout,
+                    owner=None if attempt is None else attempt.owner,
+                )
             except (LeaseTimeout, LeaseRejected) as error:
                 raise EmptyPoolError(self, str(error)) from None
             except LeaseClosed as error:

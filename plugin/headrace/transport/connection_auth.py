@@ -1,0 +1,25 @@
+"""Schemes whose peers authenticate the connection and not the request: from then on it is one user's."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+AUTHORIZATION: Final = b"authorization:"
+"""What a head in small letters has in it where `authenticates_connection` is worth asking."""
+
+_SCHEMES: Final = re.compile(
+    rb"^(?:proxy-)?authorization:[ \t]*(?:ntlm|negotiate|kerberos)(?![^ \t\r,])", re.MULTILINE
+)
+
+
+def authenticates_connection(head: bytes) -> bool:
+    """Whether the request with *head*, in small letters, speaks NTLM, Negotiate or Kerberos (Pitfall 54).
+
+    Asked of the request, on the wire: `WWW-Authenticate` alone would miss who authenticates without being asked, and
+    would take the connections of callers who never do. The first message of a handshake is such a request,
+    so the second finds the connection it must meet.
+
+    Source: RFC 4559 §6 and [MS-NTHT] §1.3 on connections that carry one user's authentication.
+    """
+    return _SCHEMES.search(head) is not None
