@@ -28,8 +28,8 @@ from headrace.adapters.kept import KeptResponse
 from headrace.adapters.observe import observed
 from headrace.adapters.own_connections import PlainPoolManager, settled_by_adapter
 from headrace.adapters.own_retries import delegated, retries_itself
-from headrace.adapters.requests_body import hand_out, read_body
 from headrace.adapters.owner import owner_behind
+from headrace.adapters.requests_body import hand_out, read_body
 from headrace.adapters.requests_tries import send_in_tries
 from headrace.adapters.surface import Substitute
 from headrace.adapters.timeouts import timeouts_of_call
@@ -222,7 +222,6 @@ class GovernedAdapter(HTTPAdapter):
 class _Surface:
     """One call through requests."""
 
-<<<<<<< HEAD
     __slots__ = (
         "_adapter",
         "_arguments",
@@ -232,10 +231,8 @@ class _Surface:
         "_is_seen",
         "_original",
         "_request",
+        "owner",
     )
-=======
-    __slots__ = ("_adapter", "_arguments", "_asked", "_body_at", "_is_seen", "_original", "_request", "owner")
->>>>>>> e3ecb25 (A connection that a request has authenticated (NTLM, Negotiate, Kerberos) serves whom it would serve under stock)
 
     twins = REQUESTS
 
