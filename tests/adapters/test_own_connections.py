@@ -430,6 +430,12 @@ class DiallingManager(PoolManager):
         )
 
 
+def with_own_keys() -> PoolManager:
+    manager = PoolManager(source_address=("127.0.0.2", 0))
+    manager.key_fn_by_scheme["http"] = lambda context: (context["host"], context["port"])  # type: ignore[assignment, return-value]
+    return manager
+
+
 def with_own_pools() -> PoolManager:
     manager = PoolManager()
     manager.pool_classes_by_scheme = {"http": OwnPool}
@@ -443,6 +449,7 @@ def with_own_pools() -> PoolManager:
         pytest.param(lambda: PoolManager(socket_options=OPTIONS), id="socket options"),
         pytest.param(DiallingManager, id="manager class"),
         pytest.param(with_own_pools, id="pool class"),
+        pytest.param(with_own_keys, id="key function"),
     ],
 )
 def test_what_a_manager_settles_about_dialling_is_left_to_it(

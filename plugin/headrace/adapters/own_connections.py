@@ -121,6 +121,10 @@ def is_settled_by_manager(manager: PoolManager, key: PoolKey) -> bool:
     make: Any = type(manager)._new_pool
     if "_new_pool" in vars(manager) or getattr(make, "__globals__", None) is not vars(urllib3.poolmanager):
         return True
+    if not isinstance(
+        key, PoolKey
+    ):  # a key function of its own made it: what the pool was made with is not in it
+        return True
     return any(
         value is not None and field not in _KEYS_OF_EVERY_POOL and not _is_default(field[4:], value)
         for field, value in zip(key._fields, key, strict=True)

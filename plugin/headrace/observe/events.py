@@ -269,6 +269,14 @@ class PoolResized:
         )
 
 
+_UNGOVERNED = {
+    "proxy": ": it goes through a proxy",
+    "tls": ": it has TLS settings of its own, which hold",
+    "adapter": ": its adapter has settled its connections itself, which holds",
+    "manager": ": its pool manager has settled its connections itself, which holds",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class CallUngoverned:
     """A call that a rule names by URL but that passes through untouched; once per call site.
@@ -286,7 +294,8 @@ class CallUngoverned:
 
     @property
     def line(self) -> str:
-        where = f"the call at {self.call_site} is not governed ({self.reason}); said once per call site"
+        why = _UNGOVERNED.get(self.reason, "")
+        where = f"the call at {self.call_site} is not governed ({self.reason}{why}); said once per call site"
         return f'upstream "{self.upstream}": {where}'
 
 
