@@ -554,4 +554,6 @@ def test_a_happy_governed_call_makes_at_most_forty_python_calls_more_than_stock_
         hr.close()
         with urllib3.PoolManager() as manager:
             stock_manager = calls(lambda: manager.request("GET", f"{server.url}/a"))
-    assert governed_manager - stock_manager <= 75, (governed_manager, stock_manager)
+    # The lowest urllib3 allowed parses a URL once more, which it is given whole.
+    most = 80 if urllib3.__version__.startswith("2.6.") else 75
+    assert governed_manager - stock_manager <= most, (governed_manager, stock_manager)
