@@ -18,8 +18,8 @@ just taken would make an answer of what was cut off.
 **What it costs.** A call pays for two stores, two comparisons and two pops: no lock, no call of
 Python code, no wake-up. The thread sleeps until the first end that it knows of, even if
 that attempt is long over (usually it is by the time the thread is awake), and then looks again:
-with limits of four seconds, every four seconds. `wake_at` is when that will be, and infinite while it is
-looking: whoever registers an earlier end rouses it.
+with limits of four seconds, every four seconds. `wake_at` is when that will be, less the slack, and infinite
+while it is looking: whoever registers an earlier end rouses it.
 
 **Whose time it was.** A thread that wakes late (the process was stopped or throttled, somebody's C code held the
 GIL) has not watched, and the owners have slept as long: what has arrived may not be read yet, or be read and not
@@ -77,7 +77,8 @@ class Deadlines:
 
     Attributes:
         table: Each attempt with its end, monotonic seconds. Whoever takes an entry out has ended the attempt.
-        wake_at: When the thread looks at the table next; with an earlier end, call `rouse`.
+        wake_at: Ends from here on the thread meets by itself, when it looks at the table next; with an earlier
+            end, call `rouse`.
         looked_at: When it last looked, on the clock; None: never.
     """
 
@@ -243,7 +244,10 @@ class Deadlines:
                         self._thread = None
                         return
                     next_at = min(next_at, self._clock() + AGAIN_S)
-            self.wake_at = planned_at = next_at
+            planned_at = next_at
+            # An end that is later than this is met in time by that look. Without the slack each call that began
+            # within 5 ms of the first one would rouse the thread: a dozen on a fast machine.
+            self.wake_at = next_at - SLACK_S
             if next_at == _NEVER:
                 gate.acquire()
             else:
