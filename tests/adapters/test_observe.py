@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
+import urllib3
 from requests.adapters import HTTPAdapter
 
+import headrace
+from headrace.clock import monotonic
+from headrace.policy.retry import RetryAllowance
+from headrace.runtime.inbound import Inbound, inbound_var
 from support.faultserver import Answer, Break, FaultServer
 from support.governed import rules, running
 
@@ -25,7 +32,7 @@ def test_observe_changes_no_call_and_counts_what_would_have_been_done(tmp_path: 
         assert server.requests[0].header("X-Added") is None
         assert status["circuit_breaker"]["state"] == "open"
         assert status["circuit_breaker"]["refused"] == 0
-        assert status["observed"] == {"retried": 2, "refused": 2}
+        assert status["observed"] == {"retried": 4, "refused": 2}  # two calls, of three attempts each
         assert status["requests"] == status["attempts"] == {"5xx": 4}
 
 
@@ -49,7 +56,7 @@ def test_observe_tells_a_refused_connection_from_a_broken_one(tmp_path: Path) ->
             requests.post(url)
         status = hr.status()["upstreams"]["billing"]
         assert status["attempts"] == {"connect_failure": 1}
-        assert status["observed"] == {"retried": 1}  # never sent: even a POST would have been
+        assert status["observed"] == {"retried": 2}  # never sent: even a POST would have been
 
 
 def test_observe_counts_calls_in_flight_beyond_the_pool(tmp_path: Path) -> None:
@@ -100,9 +107,9 @@ def test_observe_heeds_the_calls_own_timeout_and_retries(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("breaker", "observed"),
     [
-        pytest.param("{mode: observe, consecutive_failures: 1}", {"refused": 2, "retried": 3}, id="observe"),
+        pytest.param("{mode: observe, consecutive_failures: 1}", {"refused": 2, "retried": 6}, id="observe"),
         pytest.param("{mode: forced_open}", {"refused": 3}, id="forced open"),
-        pytest.param("{mode: disabled, consecutive_failures: 1}", {"retried": 3}, id="disabled"),
+        pytest.param("{mode: disabled, consecutive_failures: 1}", {"retried": 6}, id="disabled"),
     ],
 )
 def test_observe_says_once_what_a_breaker_of_another_mode_would_have_done(
@@ -115,3 +122,149 @@ def test_observe_says_once_what_a_breaker_of_another_mode_would_have_done(
             assert requests.get(server.url).status_code == 503
 
         assert hr.status()["upstreams"]["billing"]["observed"] == observed
+
+
+def by_requests(hr: headrace.Headrace, url: str, method: str = "GET", **kw: Any) -> int:
+    return requests.request(method, url, **kw).status_code
+
+
+def by_handle(hr: headrace.Headrace, url: str, method: str = "GET", **kw: Any) -> int:
+    return hr.upstream("billing").request(method, "/", **kw).status_code
+
+
+def by_urlopen(hr: headrace.Headrace, url: str, method: str = "GET", **kw: Any) -> int:
+    return hr.upstream("billing").urlopen(method, "/", **kw).status
+
+
+def by_urllib3(hr: headrace.Headrace, url: str, method: str = "GET", **kw: Any) -> int:
+    return urllib3.PoolManager().request(method, url, **kw).status
+
+
+SURFACES = [by_requests, by_handle, by_urlopen, by_urllib3]
+INSTALL = "install: {urllib3: true}\n"
+
+
+def foretold(hr: headrace.Headrace) -> dict[str, int]:
+    return hr.status()["upstreams"]["billing"]["observed"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("call", SURFACES)
+def test_observe_counts_a_refusal_wherever_enforce_refuses(tmp_path: Path, call: Callable[..., int]) -> None:
+    """Pitfall 85. The retries that are not made count for the breaker as if they ended as the first attempt did."""
+
+    def script(hr: headrace.Headrace, server: FaultServer) -> int:
+        refused = 0
+        for number in range(40):
+            server.always(Answer(500 if number % 8 < 6 else 200))
+            try:
+                call(hr, server.url)
+            except headrace.CircuitOpenError:
+                refused += 1
+        return refused
+
+    breaker = "    retry: {backoff: {base: 1ms}}\n    circuit_breaker: {open_for: {base: 1m}}\n"
+    told = []
+    for mode in ("enforce", "observe"):
+        body = f"    mode: {mode}\n{breaker}"
+        with FaultServer() as server, running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
+            refused = script(hr, server)
+            status = hr.status()["upstreams"]["billing"]
+            retries = sum(status["retry"]["retries"].values())
+            told.append((refused, retries) if mode == "enforce" else foretold(hr))
+
+    refused, retries = told[0]
+    assert refused == 35
+    assert told[1] == {"refused": refused, "retried": retries}
+
+
+@pytest.mark.parametrize("call", SURFACES)
+def test_observe_counts_what_the_deadline_would_cut_also_where_the_call_brings_its_own_timeout(
+    tmp_path: Path, call: Callable[..., int]
+) -> None:
+    """Pitfall 85."""
+    body = "    mode: observe\n    timeouts: {deadline: 500ms}\n    retry: {max_attempts: 1}\n"
+    with FaultServer() as server, running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
+        server.always(Answer(delay_s=1.0))
+        assert call(hr, server.url, timeout=20) == 200
+        assert foretold(hr) == {"timed_out": 1}
+
+
+@pytest.mark.parametrize("call", SURFACES)
+def test_observe_knows_of_idempotency_keys_made_or_brought(tmp_path: Path, call: Callable[..., int]) -> None:
+    """Pitfall 85."""
+    for keys, headers in (("idempotency_key: {}", {}), ("", {"Idempotency-Key": "k"})):
+        body = f"    mode: observe\n    retry: {{backoff: {{base: 1ms}}, {keys}}}\n".replace(", }", "}")
+        with FaultServer() as server, running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
+            server.always(Answer(500))
+            assert call(hr, server.url, "POST", headers=headers) == 500
+            assert len(server.requests) == 1
+            assert server.requests[0].header("Idempotency-Key") == headers.get("Idempotency-Key")
+            assert foretold(hr) == {"retried": 2}
+            assert hr.status()["upstreams"]["billing"]["retry"]["denied"] == {"attempts": 1}
+
+
+def test_observe_heeds_the_deadline_and_the_retries_of_the_inbound_request_and_spends_none(
+    tmp_path: Path,
+) -> None:
+    """Pitfall 85."""
+    body = "    mode: observe\n    retry: {backoff: {base: 1ms, jitter: none}}\n"
+    with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
+        server.always(Answer(500))
+        allowance = RetryAllowance([None] * 3)
+        inbound = Inbound(hr, hr.snapshot, "id", allowance, deadline_at=monotonic() + 60.0)
+        token = inbound_var.set(inbound)
+        try:
+            for _ in range(2):
+                requests.get(server.url)
+            assert foretold(hr) == {"retried": 3}  # of four
+            assert len(allowance) == 3
+            inbound.deadline_at = monotonic() - 1.0
+            assert requests.get(server.url).status_code == 500
+            assert foretold(hr) == {"retried": 3, "timed_out": 1}
+        finally:
+            inbound_var.reset(token)
+
+
+def test_observe_counts_the_fallback_that_a_refused_call_would_get(tmp_path: Path) -> None:
+    """Pitfall 85."""
+    body = "    mode: observe\n    circuit_breaker: {mode: forced_open}\n    fallback: {status: 200, body: later}\n"
+    with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
+        server.always(Answer(500))
+        assert requests.get(server.url).status_code == 500
+        assert foretold(hr) == {"refused": 1, "fallback": 1}
+
+
+def test_a_steady_download_is_not_said_to_be_cut_by_attempt(tmp_path: Path) -> None:
+    """Pitfall 89."""
+    body = "    mode: observe\n    timeouts: {attempt: 500ms}\n"
+    with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
+        server.always(Answer(body=b"x" * 10, drip_body_s=0.1))
+        assert requests.get(server.url).content == b"x" * 10
+        assert foretold(hr) == {}
+
+
+def test_enforce_does_not_begin_with_what_a_rehearsal_has_assumed(tmp_path: Path) -> None:
+    """Pitfall 88."""
+    with FaultServer() as server:
+        observing = rules(server.url, "    mode: observe\n    retry: {backoff: {base: 1ms}}\n")
+        with running(tmp_path, observing) as hr:
+            server.always(Answer(500))
+            for _ in range(6):
+                requests.get(server.url)
+            assert hr.status()["upstreams"]["billing"]["circuit_breaker"]["state"] == "open"
+            (tmp_path / "upstreams.yaml").write_text(observing.replace("mode: observe", "mode: enforce"))
+            assert hr.reload()
+            assert hr.status()["upstreams"]["billing"]["circuit_breaker"]["state"] == "closed"
+            server.always(Answer())
+            assert requests.get(server.url).status_code == 200
+            # The other way the rehearsal goes on from what was learned.
+            server.always(Answer(500))
+            for _ in range(20):
+                try:
+                    requests.get(server.url)
+                except headrace.CircuitOpenError:
+                    break
+            (tmp_path / "upstreams.yaml").write_text(observing)
+            assert hr.reload()
+            assert requests.get(server.url).status_code == 500
+            assert foretold(hr)["refused"] >= 2

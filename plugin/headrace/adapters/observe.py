@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from typing import TypeVar
+from asyncio import _get_running_loop
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
+from headrace.adapters.outbound import is_keyed
 from headrace.adapters.predicate import is_condemned
 from headrace.clock import monotonic
-from headrace.policy.circuit import Verdict
+from headrace.engine.shadow import Foretold, Seen, rehearse
 from headrace.policy.counters import add
-from headrace.policy.exchange import Exchange, Finish, Refuse
+from headrace.policy.exchange import EndReason, Exchange, Refuse, Send
 from headrace.policy.outcome import Outcome
+from headrace.policy.permit import Refused, Verdict
 from headrace.policy.plan import TimeoutPlan
+from headrace.policy.retry import RehearsedAllowance
 from headrace.runtime.inbound import inbound_var
 from headrace.runtime.record import tally
 from headrace.runtime.upstream import Upstream
@@ -30,20 +34,28 @@ def observed(
     replayable: bool,
     timeouts: TimeoutPlan,
     streamed: bool,
+    headers: Mapping[str, Any] | None,
+    read: Callable[[T], object] | None = None,
     nth_try: int = 0,
 ) -> T:
     """What *go* returns or raises, untouched. Blocks.
 
-    Feeds the circuit and the budget as an enforced call would, up to the first
-    answer: a retry that would have been made is counted, not made. Counted under
-    `headrace_observed_total{action}`: `refused`, `waited`, `rejected`, `timed_out`, `retried`.
+    The rules are rehearsed on the call by the exchange that enforces them elsewhere (`engine.shadow`), and
+    what they would have done is counted under `headrace_observed_total{action}`: `refused`, `fallback`,
+    `waited`, `rejected`, `timed_out`, `retried` (attempts).
+
+    Args:
+        headers: What the call itself has set.
+        read: Reads the body of what *go* returned at its head; None: *go* has done that, or its caller will.
     """
     plan, state = upstream.plan, upstream.state
     counters = state.counters
-    with counters.lock:
-        state.in_flight += 1
-        if state.in_flight > plan.pool.max_connections:
-            add(counters.observed, "waited" if plan.pool.when_full == "wait" else "rejected")
+    inbound = inbound_var.get()
+    allowance = None
+    if inbound is not None:
+        if inbound.rehearsed is None:
+            inbound.rehearsed = RehearsedAllowance(inbound.allowance)
+        allowance = inbound.rehearsed
     began = monotonic()
     exchange = Exchange(
         plan,
@@ -55,51 +67,88 @@ def observed(
         replayable=replayable,
         timeouts=timeouts,
         max_attempts=plan.retry.max_attempts,
+        may_sleep=_get_running_loop() is None,
+        deadline_at=None if inbound is None else inbound.deadline_at,
+        allowance=allowance,
+        keyed=is_keyed(upstream, method, headers),
+        cancellation=None if inbound is None else inbound.cancellation,
         nth_try=nth_try,
     )
     tracing = upstream.tracing
     trace = None
     if tracing is not None and tracing.has_context():
-        trace = tracing.observed_call(
-            plan.name, state.circuit, address=state.pool.host, request=inbound_var.get()
-        )
-    refused = isinstance(exchange.decide(began), Refuse)
+        trace = tracing.observed_call(plan.name, state.circuit, address=state.pool.host, request=inbound)
+    first = exchange.decide(began)
+    assert isinstance(first, (Send, Refuse)), "nothing has been tried yet"
+    holds = isinstance(first, Send)  # a connection, if it were enforced
+    with counters.lock:
+        if holds:
+            state.in_flight += 1
+            _count_full(upstream)
     outcome = Outcome(started_s=began)
+    head_s = None
     try:
         response = go()
         outcome.status = status_of(response)
+        outcome.sent = True
+        if read is not None:
+            head_s = monotonic() - began
+            read(response)
         if not streamed:
             outcome.condemned = is_condemned(upstream, response, outcome.status)
-        outcome.sent = True
         return response
     except BaseException as error:
+        outcome.status = None
         phase = phase_of(error)
         outcome.fault, outcome.cut = fault_of(error, phase)
         outcome.sent = phase == "sent"
         raise
     finally:
-        now = monotonic()
-        outcome.duration_s = now - began
-        if refused:
-            # Made all the same, unknown to the circuit.
-            exchange.outcomes.append(outcome)
-            exchange.verdicts.append(Verdict.IGNORED)
-        else:
-            exchange.record(outcome, now)
-            if not isinstance(exchange.decide(now), Finish):
-                with counters.lock:
-                    add(counters.observed, "retried")
-        exchange.abandon(now)
+        outcome.duration_s = monotonic() - began
+        is_wanted = outcome.status in plan.retry.retry_on.statuses
+        foretold = rehearse(exchange, first, Seen(outcome, head_s, streamed, is_wanted))
         with counters.lock:
-            state.in_flight -= 1
-            if refused:
-                add(counters.observed, "refused")
-            if outcome.duration_s > timeouts.attempt_s:
-                add(counters.observed, "timed_out")
+            state.in_flight -= holds
+            _count(upstream, foretold, replayable=replayable)
+        made = _Made(outcome, exchange)
         exemplar = None
         if trace is not None:
-            trace.end(exchange, label=None)
+            trace.end(made, label=None)  # type: ignore[arg-type]  # what it asks for, `_Made` has
             exemplar = trace.exemplar(outcome.duration_s)
-        exchange.refused = None  # nothing was refused: it would have been
-        exchange.deadline_at = None  # nor is there any
-        tally(counters, exchange, label=None, duration_s=outcome.duration_s, exemplar=exemplar)
+        made.refused = None  # nothing was refused: it would have been
+        tally(counters, made, label=None, duration_s=outcome.duration_s, exemplar=exemplar)
+
+
+class _Made:
+    """The call as it was made: one attempt, and what the rules think of it."""
+
+    __slots__ = ("deadline_at", "denied", "outcomes", "refused", "verdicts")
+
+    def __init__(self, outcome: Outcome, exchange: Exchange) -> None:
+        self.outcomes = [outcome]
+        self.verdicts = exchange.verdicts[:1] or [Verdict.IGNORED]  # refused: unknown to the circuit
+        self.deadline_at: float | None = None  # nothing was bounded by it
+        self.denied: EndReason | None = exchange.denied
+        self.refused: Refused | None = exchange.refused
+
+
+def _count_full(upstream: Upstream) -> None:
+    """Count a call beyond the pool. The caller holds the counters' lock."""
+    pool, state = upstream.plan.pool, upstream.state
+    waiting = state.in_flight - pool.max_connections
+    if waiting > 0 and pool.when_full != "new":
+        waits = pool.when_full == "wait" and waiting <= pool.max_waiting
+        add(state.counters.observed, "waited" if waits else "rejected")
+
+
+def _count(upstream: Upstream, foretold: Foretold, *, replayable: bool) -> None:
+    """Count what would have been done. The caller holds the counters' lock."""
+    observed, fallback = upstream.state.counters.observed, upstream.plan.fallback
+    if foretold.retries:
+        add(observed, "retried", foretold.retries)
+    if foretold.timed_out:
+        add(observed, "timed_out")
+    if foretold.refused:
+        add(observed, "refused")
+        if fallback is not None and (fallback.upstream is None or replayable):
+            add(observed, "fallback")

@@ -88,21 +88,21 @@ def send(
     )
     if upstream.mode == "observe":
 
-        def go_and_read() -> Response:
-            response = go()
-            if not stream and not is_seen and not response.is_redirect:
+        def read(response: Response) -> None:
+            if not response.is_redirect:
                 response.content  # noqa: B018 - as the Session is about to: the body is part of what is judged
-            return response
 
         return observed(
             upstream,
-            go_and_read,
+            go,
             status_of=_status,
             method=_method(request),
             replayable=replayable,
             timeouts=timeouts,
             nth_try=int(is_delegated),
             streamed=stream or is_seen,
+            headers=request.headers,
+            read=None if stream or is_seen else read,
         )
     tries = None
     if is_delegated:

@@ -95,6 +95,7 @@ def urlopen(
             replayable=replayable,
             timeouts=timeouts_of_call(upstream.plan.timeouts, timeout),
             streamed=not preload_content,
+            headers=headers,
         )
     plan = upstream.plan
     surface = UrlopenSurface(

@@ -125,6 +125,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
                 timeouts=self._timeouts(upstream.plan.timeouts, timeout, pool_timeout),
                 nth_try=int(is_own),
                 streamed=not preload_content,
+                headers=self.headers if headers is None else headers,
             )
         if not isinstance(retries, Retry):
             retries = Retry.from_int(retries, redirect=redirect, default=self.retries)

@@ -331,7 +331,8 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
     Family(
         "headrace_observed_total",
         "counter",
-        "Mode observe, of the upstream or of its breaker: what the rules would have done, by action.",
+        "Mode observe, of the upstream or of its breaker: what the rules would have done, by action "
+        "(retried, refused, fallback, timed_out, waited, rejected).",
         ("action",),
         lambda up: _by_one(up.counters.observed),
     ),

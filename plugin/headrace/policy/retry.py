@@ -86,6 +86,30 @@ class RetryAllowance(deque[None]):
         self.append(None)
 
 
+class RehearsedAllowance(RetryAllowance):
+    """What a request would have left if the retries that are only rehearsed were made: an item is one of them.
+
+    They take nothing from *real*, which the retries that are made are paid from.
+    """
+
+    __slots__ = ("_real",)
+
+    def __init__(self, real: RetryAllowance) -> None:
+        super().__init__()
+        self._real = real
+
+    def take(self) -> bool:
+        """Rehearse one retry; False when none would be left. Mutates."""
+        if len(self) >= len(self._real):
+            return False
+        self.append(None)
+        return True
+
+    def put_back(self) -> None:
+        """Undo a `take`. Mutates."""
+        self.pop()
+
+
 _SLICES = 10
 _ROUNDING = 1e-9  # 0.29 × 100 is 28.999…: a token earned exactly must not be lost to binary fractions
 

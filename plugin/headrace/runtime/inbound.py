@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from headrace.observe.isolation import each
 from headrace.observe.logs import bound_request
-from headrace.policy.retry import RetryAllowance
+from headrace.policy.retry import RehearsedAllowance, RetryAllowance
 from headrace.runtime.cancellation import Cancellation
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Inbound:
         trace: Its `traceparent` and `tracestate`, for upstreams when no tracer is there.
         cancellation: Aborts its outbound calls; None unless `cancel_on_disconnect` is on.
         told: What its span is to be told, or None while there is nothing.
+        rehearsed: Retries of its observed calls that would have been made, or None while there are none.
         streams: The streamed answers that it has opened, by what their pools know their leases by. Weak: one that
             has ended does nothing here. A single operation on it is atomic, with and without the GIL.
         is_over: It has ended. Never becomes False again.
@@ -59,6 +60,7 @@ class Inbound:
     trace: tuple[tuple[str, str], ...] = ()
     cancellation: Cancellation | None = None
     told: RequestTrace | None = None
+    rehearsed: RehearsedAllowance | None = None
     streams: dict[Token, LeasePool[Any]] = field(default_factory=dict, repr=False)
     is_over: bool = False
 

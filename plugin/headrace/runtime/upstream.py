@@ -164,6 +164,8 @@ class Upstream:
             What came of it, counted and to be logged.
         """
         state, plan = self.state, self.plan
+        if state.reporter.is_observed and self.mode == "enforce":
+            self._forget_rehearsal()
         state.reporter.is_observed = self.mode == "observe"
         state.budget.apply(plan.retry.budget, now)
         each(
@@ -172,6 +174,12 @@ class Upstream:
             doing=f"have the pool of {plan.name} go by new rules",
         )
         return [state.reporter.count(one) for one in state.circuit.apply(plan.circuit_breaker, now)]
+
+    def _forget_rehearsal(self) -> None:
+        """A circuit and a budget that know nothing yet: what was assumed of retries is no ground to refuse a call."""
+        circuit, budget = _circuit(self.plan, self.state.reporter), _budget(self.plan)
+        for state in self.states():
+            state.circuit, state.budget = circuit, budget
 
     def forget_inherited(self) -> None:
         """In a forked child: its own connections and locks, and a circuit and budget that know nothing yet.
