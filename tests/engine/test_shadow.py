@@ -1,4 +1,4 @@
-"""A rehearsed call foretells what the same call comes to when its rules are enforced, if retries end as first attempts do.
+"""A rehearsed call foretells what enforcing makes of it, if retries end as first attempts do.
 
 Enforced, the blocking driver makes each attempt on a virtual clock, cut by its limits as a transport cuts it;
 rehearsed, every call is made once, without limits, and `engine.shadow` does the rest. Both begin their calls
