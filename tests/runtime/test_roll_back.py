@@ -87,7 +87,7 @@ class Process:
     def assert_clean(self, point: object) -> None:
         """Nothing is left, no thread lives on, and another instance of the same file comes and goes."""
         assert (point, self.left_behind()) == (point, [])
-        wait_until(lambda: not living(), what=f"the end of the threads at point {point}")
+        wait_until(lambda: not living(), timeout_s=30, what=f"the end of the threads at point {point}")
         with self.make() as other:
             assert install.owners() == [other]
             assert set(living()) >= {"headrace-watch", "headrace-housekeeping"}
@@ -105,7 +105,7 @@ def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process
     found = Process(file)
     monkeypatch.setattr(app, "atexit", found.atexit)
     yield found
-    wait_until(lambda: not living())
+    wait_until(lambda: not living(), timeout_s=30)
 
 
 # --- errors ----------------------------------------------------------------------------
