@@ -21,6 +21,7 @@ from urllib3.util.retry import Retry
 import headrace
 from support.faultserver import Answer, Break, FaultServer, Raw, Reply, server_context
 from support.governed import rules, running
+from support.waiting import wait_until
 
 Get = Callable[..., Any]
 
@@ -372,13 +373,14 @@ def test_a_kept_answer_of_a_streamed_call_is_read_by_its_raw_too(
         handle = hr.upstream("billing")
         kept = pool.submit(handle.get, "/kept", stream=True)
         server.wait_for(lambda: server.first_lines == 1)
-        time.sleep(0.1)  # it has failed, and waits for its next attempt
-        for _ in range(2):
+        # It has failed, was set aside, and waits for its next attempt.
+        wait_until(lambda: hr.status()["upstreams"]["billing"]["pool"]["idle"] == 1)
+        while hr.status()["upstreams"]["billing"]["circuit_breaker"]["state"] != "open":
             with pytest.raises(requests.RequestException):
                 handle.post("/fails")
         answer = kept.result()
         assert answer.status_code == 503
-        assert server.first_lines == 3
+        assert [one.target for one in server.requests].count("/kept") == 1
         assert hr.status()["upstreams"]["billing"]["pool"]["inuse"] == 0
         match read:
             case "raw":
