@@ -87,6 +87,7 @@ def busy_counters() -> UpstreamCounters:
         add(counters.observed, "retry", 6)
         add(counters.acquires, "hit", 9)
         add(counters.closed, "idle", 1)
+        counters.collections = 2
         for value_s in (0.001, 0.005, 0.3, 99.0):
             counters.duration.observe(value_s)
         counters.wait.observe(0.02)
@@ -129,6 +130,7 @@ Show = Callable[[Reading], Metrics]
         ("headrace_pool_hit_rate", {}, 0.75),
         ("headrace_pool_acquires_total", {"result": "hit"}, 9),
         ("headrace_pool_connections_closed_total", {"reason": "idle"}, 1),
+        ("headrace_pool_collections_total", {}, 2),
         ("headrace_pool_wait_seconds_count", {}, 1),
         ("headrace_requests_total", {"outcome": "2xx"}, 7),
         ("headrace_requests_total", {"outcome": "circuit_open"}, 2),

@@ -48,6 +48,7 @@ class Rig:
     held: list[Lease[Conn]] = field(default_factory=list)
     dice: float = 0.0
     on_probe: Callable[[Conn], None] = lambda conn: None
+    collect: Callable[[], bool] | None = None
 
     def __post_init__(self) -> None:
         self.pool: LeasePool[Conn] = LeasePool(
@@ -59,6 +60,7 @@ class Rig:
             close=self.closed.append,
             abort=self.aborted.append,
             discard=self.discarded.append,
+            collect=self.collect,
         )
 
     @property

@@ -186,6 +186,13 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         lambda up: _by_one(up.counters.closed),
     ),
     Family(
+        "headrace_pool_collections_total",
+        "counter",
+        "Collections of garbage that were asked for because the pool was full and somebody waited.",
+        (),
+        lambda up: (((), up.counters.collections),),
+    ),
+    Family(
         "headrace_pool_wait_seconds",
         "histogram",
         "Time from asking for a connection to having one, or giving up.",
@@ -450,6 +457,7 @@ def _copied(counters: UpstreamCounters) -> UpstreamCounters:
         copy.resent = counters.resent
         copy.fallbacks = counters.fallbacks
         copy.broken_bodies = counters.broken_bodies
+        copy.collections = counters.collections
         copy.transitions = dict(counters.transitions)
         copy.refused = counters.refused
         copy.observed = dict(counters.observed)

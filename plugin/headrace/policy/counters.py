@@ -106,6 +106,7 @@ class UpstreamCounters:
         retries_delegated: Tries of callers who bring retries of their own: one attempt each.
         fallbacks: Refused calls that got their fallback.
         broken_bodies: Streamed answers that broke off as they were read.
+        collections: Collections of garbage that a full pool has asked for.
         resent: Requests sent once more because the pooled connection had died unnoticed.
         transitions: Circuit transitions by (from_state, to_state).
         refused: Calls the open circuit refused.
@@ -123,6 +124,7 @@ class UpstreamCounters:
         "attempts_per_call",
         "broken_bodies",
         "closed",
+        "collections",
         "deadline_left",
         "duration",
         "fallbacks",
@@ -148,6 +150,7 @@ class UpstreamCounters:
         self.retries_delegated = 0
         self.broken_bodies = 0
         self.fallbacks = 0
+        self.collections = 0
         self.resent = 0
         self.transitions: dict[tuple[str, str], int] = {}
         self.refused = 0

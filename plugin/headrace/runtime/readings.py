@@ -85,6 +85,7 @@ class Readings:
             requests, attempts = dict(counters.requests), dict(counters.attempts)
             retries, denied = dict(counters.retries), dict(counters.retries_denied)
             acquires, closed = dict(counters.acquires), dict(counters.closed)
+            collections = counters.collections
             observed, refused = dict(counters.observed), counters.refused
             delegated, resent = counters.retries_delegated, counters.resent
             fallbacks, broken_bodies = counters.fallbacks, counters.broken_bodies
@@ -101,6 +102,7 @@ class Readings:
                 "suspect": reading.suspect,
                 "acquires": acquires,
                 "closed": closed,
+                "collections": collections,
             },
             "circuit_breaker": {
                 "mode": circuit.mode,

@@ -60,6 +60,7 @@ from headrace.clock import monotonic
 from headrace.policy.counters import UpstreamCounters, add
 from headrace.policy.plan import PoolPlan
 from headrace.transport.call_site import call_site
+from headrace.transport.collector import PATIENCE_S
 from headrace.transport.lease_errors import LeaseCancelled as LeaseCancelled
 from headrace.transport.lease_errors import LeaseClosed as LeaseClosed
 from headrace.transport.lease_errors import LeaseError as LeaseError
@@ -168,6 +169,8 @@ class LeasePool(Generic[C]):
         abort: Breaks off what the holder of a connection is doing (a shutdown of the socket); called *with*
             the lock held, so that it can never hit a connection that was leased anew; must not block.
         discard: Closes a forked child's copy of a connection, without a word to the peer (Pitfall 26).
+        collect: Asks for a collection of garbage, and answers whether there was one; called without the lock where
+            somebody has waited for PATIENCE_S, or was refused, because the pool is full. None: nobody is asked.
 
     Attributes:
         on_enqueue: Called without the lock when a call has got into the queue; it may `resize`.
@@ -184,6 +187,7 @@ class LeasePool(Generic[C]):
         close: Callable[[C], None],
         abort: Callable[[C], None],
         discard: Callable[[C], None],
+        collect: Callable[[], bool] | None = None,
     ) -> None:
         self._counters = counters
         self._clock = clock
@@ -192,6 +196,8 @@ class LeasePool(Generic[C]):
         self._close = close
         self._abort = abort
         self._discard = discard
+        self._collect = collect
+        self._has_refused = False  # because it was full, since housekeeping has last been there
         self.on_enqueue: Callable[[], None] | None = None
         self._go_by(plan)
 
@@ -458,7 +464,10 @@ class LeasePool(Generic[C]):
             self._look_after(now)
             self._serve()
             self._tally.tell(self._counters)
+            has_refused, self._has_refused = self._has_refused, False
         self._settle()
+        if has_refused:
+            self._ask_collector()
         return closed
 
     def want_idle(self) -> int:
@@ -749,8 +758,10 @@ class LeasePool(Generic[C]):
             return None
         waited_s = self._clock() - lease.taken_at
         if plan.when_full == "reject":
+            self._has_refused = True
             raise LeaseRejected("the pool is full", self._view(), waited_s=waited_s)
         if timeout_s <= 0:
+            self._has_refused = True
             raise LeaseTimeout(
                 "no connection is free and there is no time to wait", self._view(), waited_s=waited_s
             )
@@ -1069,13 +1080,21 @@ class LeasePool(Generic[C]):
         if self.on_enqueue is not None:
             self.on_enqueue()
         left_s = started + timeout_s - self._clock()
-        opened = opened_in_time(gate, min(max(left_s, 0.0), threading.TIMEOUT_MAX))
+        opened = False
+        if self._collect is not None and left_s > PATIENCE_S:
+            opened = opened_in_time(gate, PATIENCE_S)
+            if not opened:
+                self._ask_collector()
+                left_s = started + timeout_s - self._clock()
+        if not opened:
+            opened = opened_in_time(gate, min(max(left_s, 0.0), threading.TIMEOUT_MAX))
         view = None
         gave_up = False
         if not opened or lease.token not in self._inuse:
             with self._lock:
                 # Handed over in the last moment: then it is ours, in spite of the clock.
                 gave_up = not opened and self._waiters.pop(lease, None) is not None
+                self._has_refused = self._has_refused or gave_up
                 self._fresh.discard(lease)
                 if gave_up or lease.token not in self._inuse:
                     view = self._view()
@@ -1095,6 +1114,13 @@ class LeasePool(Generic[C]):
         if len(waits) > _MANY_WAITS:  # nobody keeps house
             with self._lock:
                 self._tally.tell(self._counters)
+            self._settle()
+
+    def _ask_collector(self) -> None:
+        """What holds the slots may be garbage in a cycle. Not with the lock held: finalizers will want to give back."""
+        if self._collect is not None and self._collect():
+            with self._lock:
+                self._tally.collections += 1
             self._settle()
 
     def _replace(self, lease: Lease[C], now: float, owner: object | None) -> None:

@@ -22,6 +22,7 @@ class LeaseTally:
         waited: Of both, those that had to wait; each appends to `waits` once it runs again.
         failures: Acquires that ended without a lease.
         failed, closed: The same by result, and connections given up by reason; not told yet.
+        collections: Collections of garbage asked for; not told yet.
         waits: Seconds waited, of waiters and of those that failed; not told yet.
         turn_at: When a new second begins, on the pool's clock: `turn()` is due.
     """
@@ -30,6 +31,7 @@ class LeaseTally:
         "_marks",
         "_told",
         "closed",
+        "collections",
         "failed",
         "failures",
         "hits",
@@ -40,7 +42,7 @@ class LeaseTally:
     )
 
     def __init__(self) -> None:
-        self.hits = self.misses = self.waited = self.failures = 0
+        self.hits = self.misses = self.waited = self.failures = self.collections = 0
         self.failed: dict[str, int] = {}
         self.closed: dict[str, int] = {}
         self.waits: deque[float] = deque()
@@ -83,6 +85,8 @@ class LeaseTally:
                 for word, amount in totals.items():
                     add(told, word, amount)
                 totals.clear()
+            counters.collections += self.collections
+            self.collections = 0
             while self.waits:
                 counters.wait.observe(self.waits.popleft())
 

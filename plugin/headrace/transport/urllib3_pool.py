@@ -21,6 +21,7 @@ from headrace.clock import monotonic
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import Origin, UpstreamPlan
 from headrace.transport.attempt import current_attempt
+from headrace.transport.collector import collector
 from headrace.transport.foreign import noting
 from headrace.transport.lease import LeaseClosed, LeasePool, LeaseRejected, LeaseTimeout
 from headrace.transport.liveness import is_alive
@@ -244,6 +245,7 @@ def build_pool(plan: UpstreamPlan, origin: Origin, counters: UpstreamCounters) -
         close=_close,
         abort=_abort,
         discard=_discard,
+        collect=collector.ask,
     )
     options = socket_options(plan.pool.tcp_keepalive)
     pool: GovernedHTTPPool
