@@ -23,9 +23,9 @@ while it is looking: whoever registers an earlier end rouses it.
 
 **Whose time it was.** A thread that wakes late (the process was stopped or throttled, somebody's C code held the
 GIL) has not watched, and the owners have slept as long: what has arrived may not be read yet, or be read and not
-yet taken out of the table. So a late look cuts nobody who is overdue: it gives each `GRACE_S`. A look in
-time gives it once, where something has arrived that nobody has read. Who is cut after a grace is `excused`: that
-end is held against nobody (Pitfall 67).
+yet taken out of the table. So a late look cuts nobody who is overdue: it gives each `GRACE_S`, and looks that follow
+give it again, `MOST_GRACES` in all, where something lies there unread. A look in time gives it once, there. Who is
+cut after a grace is `excused`: that end is held against nobody (Pitfall 67).
 
 **Without the GIL** this holds by the table's own lock, which CPython takes for a store, a pop and a copy: who
 stores after the copy of a look sees the infinite `wake_at` that was set before that copy; who stores before is in it.
@@ -65,11 +65,15 @@ _log = logging.getLogger("headrace")
 
 @dataclass(slots=True)
 class _Grace:
-    """What an overdue attempt was given: the *nth* on end, until *ends_at*, where *instead_of* was its end."""
+    """What an overdue attempt was given: the *nth* on end, until *ends_at*, where *instead_of* was its end.
+
+    *is_late*: of them, one was given by a look that came late.
+    """
 
     instead_of: float
     ends_at: float
     nth: int
+    is_late: bool
 
 
 class Deadlines:
@@ -180,8 +184,8 @@ class Deadlines:
             cut_at = ends_at + SLACK_S if grace is None else grace.ends_at
             if cut_at <= now and self._is_let_go_on(attempt, grace, late_s):
                 cut_at = now + GRACE_S
-                given = 1 if grace is None else grace.nth + 1
-                self._graces[attempt] = _Grace(ends_at, cut_at, given)
+                nth, was_late = (1, False) if grace is None else (grace.nth + 1, grace.is_late)
+                self._graces[attempt] = _Grace(ends_at, cut_at, nth, was_late or late_s > LATE_S)
             if cut_at > now:
                 next_at = min(next_at, cut_at)
             else:
@@ -197,7 +201,9 @@ class Deadlines:
         """Whether *attempt*, which is overdue, gets a grace, or another one."""
         if late_s > LATE_S:  # whatever the socket says: its owner may have read it and not come any further
             return grace is None or grace.nth < MOST_GRACES
-        return grace is None and _has_arrived(attempt)
+        # After a standstill everybody runs at once: what lies there unread is still to be had.
+        may_have_another = grace is None or (grace.is_late and grace.nth < MOST_GRACES)
+        return may_have_another and _has_arrived(attempt)
 
     def _end(self, attempt: Attempt) -> None:
         """Take *attempt* out, unless its owner was faster."""

@@ -54,12 +54,6 @@ def refuse_unreadable_length(response: HTTPResponse) -> None:
 
 def is_framed_by_garbage(error: http.client.IncompleteRead) -> bool:
     """Whether a chunked body was ended by a chunk size that is none, rather than by its end."""
-    for frame in _frames(
-        error.__traceback__
-    ):  # urllib3 reads a chunk in pieces, and misses bytes of the piece only
-        left = getattr(frame.f_locals.get("self"), "chunk_left", None)
-        if isinstance(left, int) and left > LONGEST_BYTES // 2:
-            return True
     cause = error.__context__
     return isinstance(cause, ValueError) and not str(cause).endswith(": b''")
 
