@@ -287,6 +287,14 @@ def test_a_hook_may_stream_the_raw_answer_decoded(tmp_path: Path, mode: str, jud
         assert answer.content == b""  # as in stock: he has read it
 
 
+@pytest.mark.parametrize("hooks", [{}, None], ids=["none", "None"])
+def test_a_request_without_a_list_of_hooks_is_sent_as_stock_sends_it(tmp_path: Path, hooks: Any) -> None:
+    with FaultServer() as server, running(tmp_path, rules(server.url)), requests.Session() as session:
+        prepared = session.prepare_request(requests.Request("GET", server.url))
+        prepared.hooks = hooks
+        assert session.send(prepared).content == b"ok"
+
+
 def reads_it(response: requests.Response) -> bool:
     """A predicate of `failure_if`."""
     return response.content != b"words"

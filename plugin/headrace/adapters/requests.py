@@ -83,7 +83,7 @@ def send(
     replayable, body_at = (True, None) if body is None or type(body) is bytes else position_of(body)
     # By response hooks, or by a `send` around ours, before the Session reads the content.
     is_seen = not stream and (
-        bool(request.hooks["response"])
+        bool(request.hooks and request.hooks.get("response"))
         or not (type(adapter).send is HTTPAdapter.send or isinstance(adapter, GovernedAdapter))
     )
     if upstream.mode == "observe":
