@@ -200,6 +200,21 @@ def test_a_call_by_name_authenticates_for_itself_alone(
     assert pool(hr)["closed"] == {"surplus": 3}
 
 
+@pytest.mark.parametrize("mode", ["observe", "off"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_by_name_that_is_not_governed_authenticates_for_itself_alone_too(
+    mode: str, stream: bool, tmp_path: Path, server: Authenticating
+) -> None:
+    """Pitfall 54. The plain connections of a handle are shared by all its callers as well."""
+    with running(tmp_path, _file(server, f", mode: {mode}")) as hr:
+        handle = hr.upstream("u")
+        for _ in range(2):
+            assert user(handle.get("/", auth=NtlmLike("alice"), stream=stream)) == "alice"
+            assert user(handle.get("/")) == "-"
+            assert user(handle.urlopen("GET", "/", headers={"authorization": "Negotiate carol"})) == "carol"
+            assert user(handle.urlopen("GET", "/")) == "-"
+
+
 def test_the_third_message_meets_the_connection_of_the_second_amid_the_calls_of_others(
     hr: headrace.Headrace, server: Authenticating
 ) -> None:

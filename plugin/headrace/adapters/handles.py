@@ -24,6 +24,8 @@ from headrace.policy.paths import may_leave
 from headrace.policy.plan import TlsPlan, UrlPrefix
 from headrace.policy.routes import target_of, url_of
 from headrace.runtime.upstream import Upstream
+from headrace.transport.attempt import current_attempt
+from headrace.transport.connection_auth import is_of_connection
 from headrace.transport.urllib3_pool import with_defaults
 
 P = ParamSpec("P")
@@ -256,6 +258,18 @@ class _HandleAdapter(GovernedAdapter):
     ) -> None:
         super().__init__(find, trusts)
         self._name = name
+
+    def get_connection_with_tls_context(
+        self, request: PreparedRequest, verify: Any, proxies: Any = None, cert: Any = None
+    ) -> Any:
+        """The upstream's pool while an attempt of ours runs, else stock's; the call's own where it authenticates it."""
+        attempt, call = current_attempt.get(), call_by_name.get()
+        if call is not None and (attempt is None or attempt.message is not request):
+            if call.adapter is None and is_of_connection(request.headers):
+                call.adapter = GovernedAdapter(self._find, self._trusts)
+            if call.adapter is not None:
+                return call.adapter.get_connection_with_tls_context(request, verify, proxies, cert)
+        return super().get_connection_with_tls_context(request, verify, proxies, cert)
 
     @property
     def headrace_owner(self) -> object | None:

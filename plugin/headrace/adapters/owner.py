@@ -8,9 +8,16 @@ from requests.adapters import HTTPAdapter
 
 
 class CallByName:
-    """One call through a handle: all callers share its adapter, and nobody is to share what it authenticates."""
+    """One call through a handle: all callers share its adapter, and nobody is to share what it authenticates.
 
-    __slots__ = ("__weakref__",)
+    Attributes:
+        adapter: Of its own, for plain connections, once it has begun to authenticate one; None before.
+    """
+
+    __slots__ = ("__weakref__", "adapter")
+
+    def __init__(self) -> None:
+        self.adapter: HTTPAdapter | None = None
 
 
 call_by_name: ContextVar[CallByName | None] = ContextVar("headrace_call_by_name", default=None)

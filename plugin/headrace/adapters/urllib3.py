@@ -19,6 +19,7 @@ from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.kept import KeptResponse
 from headrace.adapters.observe import observed
 from headrace.adapters.outbound import Outbound
+from headrace.adapters.own_connections import PlainPoolManager
 from headrace.adapters.owner import CallByName
 from headrace.adapters.surface import Substitute
 from headrace.adapters.timeouts import timeouts_of_call
@@ -26,6 +27,7 @@ from headrace.policy.plan import FallbackPlan, UrlPrefix
 from headrace.policy.routes import url_of
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt
+from headrace.transport.connection_auth import is_of_connection
 from headrace.transport.draining import drained
 from headrace.transport.reading import body_of
 from headrace.transport.tls import trust_of
@@ -67,6 +69,8 @@ def urlopen(
         replayable, body_at = position_of(body)
     if upstream.mode != "enforce":
         origin = upstream.plan.base.origin
+        if headers and is_of_connection(headers):
+            stock = PlainPoolManager()  # of this call alone: all callers of a handle share the other
         trust = {} if upstream.plan.tls is None else trust_of(upstream.plan.tls)
         pool = stock.connection_from_host(origin.host, origin.port, origin.scheme, pool_kwargs=trust)
         if timeout is not None:

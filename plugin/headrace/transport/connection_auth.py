@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
 AUTHORIZATION: Final = b"authorization:"
@@ -11,6 +12,16 @@ AUTHORIZATION: Final = b"authorization:"
 _SCHEMES: Final = re.compile(
     rb"^(?:proxy-)?authorization:[ \t]*(?:ntlm|negotiate|kerberos)(?![^ \t\r,])", re.MULTILINE
 )
+
+
+def is_of_connection(headers: Mapping[str, str | bytes]) -> bool:
+    """The same of the *headers* of a request that is not on the wire yet, whatever their case."""
+    lines = (
+        name.encode() + b":" + (value if isinstance(value, bytes) else value.encode("utf-8", "replace"))
+        for name, value in headers.items()
+        if name.lower() in ("authorization", "proxy-authorization")
+    )
+    return any(authenticates_connection(line.lower()) for line in lines)
 
 
 def authenticates_connection(head: bytes) -> bool:
