@@ -236,9 +236,9 @@ def test_observe_counts_the_fallback_that_a_refused_call_would_get(tmp_path: Pat
 
 def test_a_steady_download_is_not_said_to_be_cut_by_attempt(tmp_path: Path) -> None:
     """Pitfall 89."""
-    body = "    mode: observe\n    timeouts: {attempt: 500ms}\n"
+    body = "    mode: observe\n    timeouts: {attempt: 1s}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
-        server.always(Answer(body=b"x" * 10, drip_body_s=0.1))
+        server.always(Answer(body=b"x" * 10, drip_body_s=0.15))
         assert requests.get(server.url).content == b"x" * 10
         assert foretold(hr) == {}
 

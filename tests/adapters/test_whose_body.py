@@ -21,13 +21,13 @@ from urllib3.util.retry import Retry
 import headrace
 from support.faultserver import Answer, Break, FaultServer, Raw, Reply, server_context
 from support.governed import rules, running
-from support.waiting import wait_until
+from support.waiting import ends_within, wait_until
 
 Get = Callable[..., Any]
 
 STEADY_S = 1.5
 STEADY = Answer(body=b"x" * 30, drip_body_s=STEADY_S / 30)
-LIMITS = "    timeouts: {attempt: 400ms, read: 400ms, deadline: 15s}\n"
+LIMITS = "    timeouts: {attempt: 1s, read: 1s, deadline: 30s}\n"
 
 
 class Watching(HTTPAdapter):
@@ -95,10 +95,10 @@ def test_a_steady_download_without_a_deadline_goes_on_for_as_long_as_it_is_not_s
     tmp_path: Path, get: Callable[[headrace.Headrace, str], Get]
 ) -> None:
     """Pitfall 89."""
-    limits = "    timeouts: {attempt: 200ms, read: 400ms, deadline: null}\n"
+    limits = "    timeouts: {attempt: 1s, read: 1s, deadline: null}\n"
     with FaultServer() as server, installed(tmp_path, rules(server.url, limits)) as hr:
-        server.always(Answer(body=b"x" * 10, drip_body_s=0.05))
-        assert body_of(get(hr, server.url)()) == b"x" * 10
+        server.always(STEADY)
+        assert body_of(get(hr, server.url)()) == STEADY.body
         assert server.first_lines == 1
 
 
@@ -106,13 +106,11 @@ def test_a_body_that_drips_is_cut_by_the_deadline(
     tmp_path: Path, get: Callable[[headrace.Headrace, str], Get]
 ) -> None:
     """Pitfall 27."""
-    limits = "    timeouts: {attempt: 200ms, read: 400ms, deadline: 700ms}\n"
+    limits = "    timeouts: {attempt: 700ms, read: 700ms, deadline: 1s}\n"
     with FaultServer() as server, installed(tmp_path, rules(server.url, limits)) as hr:
         server.always(Answer(body=b"x" * 1000, drip_body_s=0.05))
-        began = time.monotonic()
-        with pytest.raises(headrace.DeadlineExceeded) as caught:
+        with ends_within(1.0, not_before=1.0), pytest.raises(headrace.DeadlineExceeded) as caught:
             get(hr, server.url)()
-        assert 0.7 <= time.monotonic() - began < 7.0
         assert [one.outcome for one in caught.value.attempts] == ["timeout"]
         assert hr.status()["upstreams"]["billing"]["pool"]["inuse"] == 0
 
@@ -126,7 +124,7 @@ def test_silence_amid_a_good_body_is_bounded_by_read(
         began = time.monotonic()
         with pytest.raises((requests.RequestException, urllib3.exceptions.HTTPError)) as caught:
             get(hr, server.url)()
-        assert 0.2 <= time.monotonic() - began < 5.0
+        assert 0.2 <= time.monotonic() - began < 9.0
         assert {one.outcome for one in caught.value.headrace.attempts} == {"timeout"}  # type: ignore[union-attr]
 
 
@@ -134,15 +132,14 @@ def test_silence_amid_a_good_body_is_bounded_by_read(
 def test_an_answer_that_is_retried_is_bounded_by_attempt_to_its_end(tmp_path: Path, way: str) -> None:
     """Pitfall 27."""
     limits = (
-        "    timeouts: {attempt: 300ms, read: 10s, deadline: 30s}\n"
+        "    timeouts: {attempt: 1s, read: 1s, deadline: 60s}\n"
         "    retry: {max_attempts: 2, backoff: {base: 1ms, throttled: 1ms, max: 1ms}}\n"
     )
     with FaultServer() as server, running(tmp_path, rules(server.url, limits)) as hr:
         server.next(Answer(503, body=b"x" * 1000, drip_body_s=0.1))
         handle = hr.upstream("billing")
-        began = time.monotonic()
-        answer: Any = handle.get("/") if way == "requests" else handle.urlopen("GET", "/")
-        assert 0.3 <= time.monotonic() - began < 6.0
+        with ends_within(1.0, not_before=1.0):
+            answer: Any = handle.get("/") if way == "requests" else handle.urlopen("GET", "/")
         assert [one.outcome for one in answer.headrace.attempts] == ["timeout", "2xx"]
 
 
