@@ -348,7 +348,10 @@ def test_where_the_rules_are_only_observed_nothing_is_cut(tmp_path: Path, get: C
         server.always(Answer(body=b"x" * 10, drip_body_s=0.05))
         answer = get(hr)()
         assert (answer.content if isinstance(answer, requests.Response) else answer.data) == b"x" * 10
-        assert hr.status()["upstreams"]["billing"]["observed"] == {"timed_out": 1}
+        observed = hr.status()["upstreams"]["billing"]["observed"]
+        # When the head came of what urllib3 reads whole is not known: its end counts, and `attempt` would be retried.
+        assert observed in ({"timed_out": 1}, {"timed_out": 1, "retried": 1})
+        assert isinstance(answer, urllib3.BaseHTTPResponse) or "retried" not in observed
 
 
 def test_the_neighbours_of_what_is_cut_go_on(tmp_path: Path, get: Callable[..., Get]) -> None:
