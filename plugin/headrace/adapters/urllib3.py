@@ -76,6 +76,9 @@ def urlopen(
         if timeout is not None:
             response_kw["timeout"] = timeout
 
+        # When the head has come is part of what is judged, so it is we who read on from there.
+        is_read_here = preload_content and upstream.mode == "observe"
+
         def go() -> BaseHTTPResponse:  # no partial, whose repr has the arguments, credentials among them
             return pool.urlopen(
                 method,
@@ -84,10 +87,17 @@ def urlopen(
                 headers=with_defaults(headers or {}, Outbound(upstream, "", headers).headers),
                 retries=False,
                 redirect=False,
-                preload_content=preload_content,
+                preload_content=preload_content and not is_read_here,
                 decode_content=decode_content,
                 **response_kw,
             )
+
+        def read(answer: BaseHTTPResponse) -> None:
+            try:
+                answer._body = answer.read(decode_content=decode_content)  # type: ignore[attr-defined]
+            except BaseException:
+                answer.close()
+                raise
 
         if upstream.mode == "off":
             return go()
@@ -100,6 +110,7 @@ def urlopen(
             timeouts=timeouts_of_call(upstream.plan.timeouts, timeout),
             streamed=not preload_content,
             headers=headers,
+            read=read if is_read_here else None,
         )
     plan = upstream.plan
     surface = UrlopenSurface(
