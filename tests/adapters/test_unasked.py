@@ -60,7 +60,6 @@ SHAPES = {
     "Content-Length and an unknown coding": Shape(
         answer(b"Content-Length: 4", b"Transfer-Encoding: xchunked"), is_last=True
     ),
-    "a length and no number": Shape(answer(b"Content-Length: 4", b"Content-Length: four"), is_last=True),
 }
 shapes = pytest.mark.parametrize("shape", [pytest.param(one, id=name) for name, one in SHAPES.items()])
 

@@ -10,6 +10,7 @@ import io
 import operator
 import socket
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from urllib3.exceptions import InvalidChunkLength, ProtocolError
@@ -123,16 +124,12 @@ def has_more(reader: Any) -> bool:
         return False
 
 
-def is_framed_twice(answer: http.client.HTTPResponse, response: HTTPResponse) -> bool:
-    """Whether somebody else may take another length than ours for that of *answer* (RFC 9112 §6.3).
+def is_framed_twice(answer: http.client.HTTPResponse, headers: Mapping[str, str]) -> bool:
+    """Whether *answer*, which has a Transfer-Encoding, may have another length to somebody else (RFC 9112 §6.3).
 
-    Its connection is closed after it. Two lengths that differ are not among it: urllib3 refuses those.
+    Its connection is closed after it. An answer of two lengths, or of one that is none, is refused as a whole.
 
     Args:
-        response: What urllib3 has made of it.
+        headers: Of the answer, without regard to case.
     """
-    headers = response.headers
-    if "transfer-encoding" in headers and (not answer.chunked or "content-length" in headers):
-        return True
-    # http.client reads the first Content-Length, urllib3 all of them: here, one of the others is no number.
-    return response.length_remaining is None and answer.length is not None
+    return not answer.chunked or "content-length" in headers

@@ -297,8 +297,8 @@ class GovernedHTTPConnection(HTTPConnection):
         answer = self._HTTPConnection__response  # type: ignore[attr-defined]  # None: it ends with the connection
         if (
             answer is not None
-            and ("transfer-encoding" in response.headers or response.length_remaining is None)
-            and is_framed_twice(answer, response)
+            and "transfer-encoding" in response.headers
+            and is_framed_twice(answer, response.headers)
         ):
             answer.is_last = True
         if attempt is not None:
