@@ -91,7 +91,7 @@ def test_file_with_only_a_base_url_gets_the_defaults_of_the_design_and_no_findin
             blame_after_s=0.5,
             open_for=OpenForPlan(base_s=2.0, multiplier=2.0, max_s=60.0, jitter=0.1),
             half_open=HalfOpenPlan(
-                max_probes=3, success_rate_threshold=0.9, window_s=60.0, probe_timeout_s=8.0, ramp_s=None
+                max_probes=3, success_rate_threshold=0.9, window_s=60.0, probe_timeout_s=15.0, ramp_s=None
             ),
         ),
     )
@@ -243,12 +243,16 @@ def test_the_default_minimum_of_calls_is_cut_to_a_window_of_fewer(load_text: Loa
     assert [plan.circuit_breaker.minimum_calls for plan in upstreams.values()] == [10, 4]
 
 
-def test_probe_timeout_is_twice_the_attempt_unless_given(load_text: LoadText) -> None:
+def test_a_probe_may_take_as_long_as_its_call_unless_its_limit_is_given(load_text: LoadText) -> None:
+    """`attempt` ends with the head: less would fail the probe that reads a long good body."""
     upstreams = load_text(
-        "upstreams:\n  a: {base_url: http://a, timeouts: {attempt: 3s}}\n"
-        "  b: {base_url: http://b, circuit_breaker: {half_open: {probe_timeout: 5s}}}\n"
+        "upstreams:\n  a: {base_url: http://a, timeouts: {attempt: 3s, deadline: 20s}}\n"
+        "  b: {base_url: http://b, timeouts: {attempt: 3s, deadline: null}}\n"
+        "  c: {base_url: http://c, timeouts: {attempt: 3s, deadline: 4s}}\n"
+        "  d: {base_url: http://d, circuit_breaker: {half_open: {probe_timeout: 5s}}}\n"
     ).upstreams
-    assert [plan.circuit_breaker.half_open.probe_timeout_s for plan in upstreams.values()] == [6.0, 5.0]
+    limits = [plan.circuit_breaker.half_open.probe_timeout_s for plan in upstreams.values()]
+    assert limits == [20.0, 6.0, 6.0, 5.0]
 
 
 def tls_file(folder: Path, tls: str) -> str:

@@ -122,7 +122,10 @@ def _upstream(
         tls=tls,
         retry=_retry(upstream.retry),
         circuit_breaker=_circuit(
-            upstream.circuit_breaker, attempt_s=float(upstream.timeouts.attempt), failure_if=failure_if
+            upstream.circuit_breaker,
+            attempt_s=float(upstream.timeouts.attempt),
+            deadline_s=_seconds(upstream.timeouts.deadline),
+            failure_if=failure_if,
         ),
         fallback=_fallback(upstream.fallback),
     )
@@ -235,7 +238,13 @@ def _fallback(fallback: given.Fallback | None) -> FallbackPlan | None:
     )
 
 
-def _circuit(breaker: given.CircuitBreaker, *, attempt_s: float, failure_if: Predicate | None) -> CircuitPlan:
+def _circuit(
+    breaker: given.CircuitBreaker,
+    *,
+    attempt_s: float,
+    deadline_s: float | None,
+    failure_if: Predicate | None,
+) -> CircuitPlan:
     open_for, half_open = breaker.open_for, breaker.half_open
     return CircuitPlan(
         mode=breaker.mode,
@@ -259,7 +268,8 @@ def _circuit(breaker: given.CircuitBreaker, *, attempt_s: float, failure_if: Pre
             max_probes=half_open.max_probes,
             success_rate_threshold=float(half_open.success_rate_threshold),
             window_s=float(half_open.window),
-            probe_timeout_s=2 * attempt_s
+            # A probe holds its place to the end of its call: over its retries, and to the end of a good body.
+            probe_timeout_s=max(2 * attempt_s, deadline_s or 0.0)
             if half_open.probe_timeout is None
             else float(half_open.probe_timeout),
             ramp_s=_seconds(half_open.ramp),

@@ -482,7 +482,9 @@ class HalfOpen(Section):
     success_rate_threshold: Threshold = Field(0.9, description="Share of probes that must succeed to close.")
     window: Duration = Field(duration("60s"), description="How long probing may take before it is judged.")
     probe_timeout: Duration | None = Field(
-        None, description="A probe that hangs longer counts as failed; null: 2 × attempt.", examples=["8s"]
+        None,
+        description="A probe that hangs longer counts as failed; null: the deadline, at least 2 × attempt.",
+        examples=["8s"],
     )
     ramp: Duration | None = Field(
         None,

@@ -264,7 +264,7 @@ class HalfOpenPlan:
 
     Attributes:
         probe_timeout_s: Seconds after which a hung probe counts as failed; the
-            YAML's null is compiled to 2 × attempt.
+            YAML's null is compiled to the deadline, at least 2 × attempt.
         ramp_s: Seconds over which the share of calls let through grows once it is verified; None: all at once.
     """
 
