@@ -225,6 +225,62 @@ def test_observe_heeds_the_deadline_and_the_retries_of_the_inbound_request_and_s
             inbound_var.reset(token)
 
 
+def test_observe_asks_nothing_of_a_request_that_is_over(tmp_path: Path) -> None:
+    """Pitfall 85. What a request has left running is held neither to its deadline nor to its retries."""
+    body = "    mode: observe\n    retry: {backoff: {base: 1ms}}\n"
+    with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
+        server.always(Answer(500))
+        inbound = Inbound(hr, hr.snapshot, "id", RetryAllowance(), deadline_at=monotonic() - 1.0)
+        inbound.end()
+        token = inbound_var.set(inbound)
+        try:
+            assert requests.get(server.url).status_code == 500
+        finally:
+            inbound_var.reset(token)
+        assert foretold(hr) == {"retried": 2}
+
+
+@pytest.mark.parametrize("call", SURFACES)
+def test_observe_counts_the_fallback_of_calls_that_have_sent_nothing_whatever_their_body(
+    tmp_path: Path, call: Callable[..., int]
+) -> None:
+    """Pitfall 85. Refused before its first attempt, a call goes elsewhere even if it can be sent only once."""
+    told = []
+    with FaultServer() as server, FaultServer() as other:
+        server.always(Answer())
+        other.always(Answer(203))
+        for mode in ("enforce", "observe"):
+            body = f"    mode: {mode}\n    circuit_breaker: {{mode: forced_open}}\n    fallback: {{upstream: spare}}\n"
+            text = rules(server.url, f"{body}  spare:\n    base_url: {other.url}\n", more=INSTALL)
+            with running(tmp_path, text) as hr:
+                kw = {"data" if call in (by_requests, by_handle) else "body": iter([b"once"])}
+                status = call(hr, server.url, "POST", **kw)
+                counted = hr.status()["upstreams"]["billing"]
+                told.append((status, counted["circuit_breaker"]["fallbacks"], counted["observed"]))
+
+    assert told == [(203, 1, {}), (200, 0, {"refused": 1, "fallback": 1})]
+
+
+def test_observe_counts_no_fallback_that_would_repeat_what_must_not_be_repeated(tmp_path: Path) -> None:
+    """Pitfall 85. A key lets the upstream that knows it tell a repetition, and no other."""
+    told = []
+    with FaultServer() as server, FaultServer() as other:
+        server.always(Answer(500))
+        other.always(Answer(203))
+        for mode in ("enforce", "observe"):
+            body = (
+                f"    mode: {mode}\n    retry: {{backoff: {{base: 1500ms, max: 1500ms, jitter: none}}}}\n"
+                "    circuit_breaker: {consecutive_failures: 1}\n    fallback: {upstream: spare}\n"
+            )
+            text = rules(server.url, f"{body}  spare:\n    base_url: {other.url}\n")
+            with running(tmp_path, text) as hr:
+                assert requests.post(server.url, headers={"Idempotency-Key": "k"}).status_code == 500
+                counted = hr.status()["upstreams"]["billing"]
+                told.append((counted["circuit_breaker"]["fallbacks"], counted["observed"].get("fallback", 0)))
+
+    assert told == [(0, 0), (0, 0)]
+
+
 def test_observe_counts_the_fallback_that_a_refused_call_would_get(tmp_path: Path) -> None:
     """Pitfall 85."""
     body = "    mode: observe\n    circuit_breaker: {mode: forced_open}\n    fallback: {status: 200, body: later}\n"

@@ -21,6 +21,8 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.poolmanager import PoolManager
 
 from headrace.adapters.own_connections import settled_by_adapter
+from headrace.policy.retry import RetryAllowance
+from headrace.runtime.inbound import Inbound, inbound_var
 from support.faultserver import Answer, FaultServer, server_context
 from support.governed import rules, running
 
@@ -464,6 +466,26 @@ def test_what_a_manager_settles_about_dialling_is_left_to_it(
         assert len(said) == 1
         with PoolManager() as stock:
             assert stock.request("GET", server.url).headrace.upstream == "billing"
+
+
+def test_what_a_request_has_left_running_is_counted_by_the_file_in_force(
+    tmp_path: Path, server: FaultServer
+) -> None:
+    with running(tmp_path, rules(server.url, more=ON)) as hr, with_own_pools() as manager:
+        inbound = Inbound(hr, hr.snapshot, "id", RetryAllowance())
+        token = inbound_var.set(inbound)
+        try:
+            manager.request("GET", server.url)
+            assert hr.status()["ungoverned"] == {"manager": 1}
+            Path(hr.files[0]).write_text(rules("http://elsewhere.internal", more=ON))
+            assert hr.reload() == "applied"
+            manager.request("GET", server.url)
+            assert hr.status()["ungoverned"] == {"manager": 2}  # it keeps the file that it began with
+            inbound.end()
+            manager.request("GET", server.url)
+            assert hr.status()["ungoverned"] == {"manager": 2}
+        finally:
+            inbound_var.reset(token)
 
 
 @pytest.mark.parametrize(

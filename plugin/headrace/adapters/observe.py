@@ -15,7 +15,7 @@ from headrace.policy.counters import add
 from headrace.policy.exchange import EndReason, Exchange, Refuse, Send
 from headrace.policy.outcome import Outcome
 from headrace.policy.permit import Refused, Verdict
-from headrace.policy.plan import TimeoutPlan
+from headrace.policy.plan import TimeoutPlan, UpstreamPlan
 from headrace.policy.retry import RehearsedAllowance
 from headrace.runtime.inbound import inbound_var
 from headrace.runtime.record import tally
@@ -51,11 +51,12 @@ def observed(
     plan, state = upstream.plan, upstream.state
     counters = state.counters
     inbound = inbound_var.get()
+    served = None if inbound is None or inbound.is_over else inbound  # as `Call` has it
     allowance = None
-    if inbound is not None:
-        if inbound.rehearsed is None:
-            inbound.rehearsed = RehearsedAllowance(inbound.allowance)
-        allowance = inbound.rehearsed
+    if served is not None:
+        if served.rehearsed is None:
+            served.rehearsed = RehearsedAllowance(served.allowance)
+        allowance = served.rehearsed
     began = monotonic()
     exchange = Exchange(
         plan,
@@ -68,7 +69,7 @@ def observed(
         timeouts=timeouts,
         max_attempts=plan.retry.max_attempts,
         may_sleep=_get_running_loop() is None,
-        deadline_at=None if inbound is None else inbound.deadline_at,
+        deadline_at=None if served is None else served.deadline_at,
         allowance=allowance,
         keyed=is_keyed(upstream, method, headers),
         cancellation=None if inbound is None else inbound.cancellation,
@@ -109,7 +110,7 @@ def observed(
         foretold = rehearse(exchange, first, Seen(outcome, head_s, streamed, is_wanted))
         with counters.lock:
             state.in_flight -= holds
-            _count(upstream, foretold, replayable=replayable)
+            _count(upstream, foretold, may_go_elsewhere=_may_go_elsewhere(exchange, plan, method, replayable))
         made = _Made(outcome, exchange)
         exemplar = None
         if trace is not None:
@@ -141,7 +142,16 @@ def _count_full(upstream: Upstream) -> None:
         add(state.counters.observed, "waited" if waits else "rejected")
 
 
-def _count(upstream: Upstream, foretold: Foretold, *, replayable: bool) -> None:
+def _may_go_elsewhere(exchange: Exchange, plan: UpstreamPlan, method: str, replayable: bool) -> bool:
+    """Whether a fallback to another upstream could make the call, as `Call` asks it."""
+    if not exchange.outcomes:
+        return True
+    return replayable and (
+        method in plan.retry.methods or not any(outcome.sent for outcome in exchange.outcomes)
+    )
+
+
+def _count(upstream: Upstream, foretold: Foretold, *, may_go_elsewhere: bool) -> None:
     """Count what would have been done. The caller holds the counters' lock."""
     observed, fallback = upstream.state.counters.observed, upstream.plan.fallback
     if foretold.retries:
@@ -150,5 +160,5 @@ def _count(upstream: Upstream, foretold: Foretold, *, replayable: bool) -> None:
         add(observed, "timed_out")
     if foretold.refused:
         add(observed, "refused")
-        if fallback is not None and (fallback.upstream is None or replayable):
+        if fallback is not None and (fallback.upstream is None or may_go_elsewhere):
             add(observed, "fallback")

@@ -64,7 +64,11 @@ class Routing:
     def of_origin(self, scheme: str, host: str, port: int) -> Upstream | None:
         """An upstream of this origin, that of its root if there is one; *host* lower-case. For what is counted only."""
         inbound = inbound_var.get()
-        if inbound is not None and self._wants(inbound.snapshot.configuration.install):
+        if (
+            inbound is not None
+            and not inbound.is_over
+            and self._wants(inbound.snapshot.configuration.install)
+        ):
             found = inbound.snapshot.routes.of_origin(scheme, host, port)
             if found is not None:
                 return found
