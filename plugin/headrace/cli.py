@@ -238,7 +238,7 @@ def _trips(breaker: CircuitPlan) -> str:
     if slow_s is not None:
         trips += f" or {breaker.slow_call.rate_threshold:.0%} as slow as {format_duration(slow_s)}"
     if breaker.consecutive_failures is not None:
-        trips += f" or {breaker.consecutive_failures} in a row"
+        trips += f", with fewer at {breaker.consecutive_failures} in a row"
     return trips
 
 

@@ -225,6 +225,35 @@ def test_observe_heeds_the_deadline_and_the_retries_of_the_inbound_request_and_s
             inbound_var.reset(token)
 
 
+@pytest.mark.parametrize("call", [by_requests, by_handle, by_urlopen])  # by URL, urllib3 itself would wait
+@pytest.mark.parametrize(
+    ("asks", "retry_after", "denied"),
+    [
+        pytest.param("60", "", "retry_after", id="more than max"),
+        pytest.param("2", "", "deadline", id="more than the deadline"),
+        pytest.param("60", ", retry_after: {headers: []}", "attempts", id="not heeded"),
+    ],
+)
+def test_observe_heeds_what_the_upstream_asks_to_wait(
+    tmp_path: Path, call: Callable[..., int], asks: str, retry_after: str, denied: str
+) -> None:
+    """Pitfall 85."""
+    told = []
+    for mode in ("enforce", "observe"):
+        body = (
+            f"    mode: {mode}\n    timeouts: {{deadline: 1s, attempt: 1s}}\n"
+            f"    retry: {{backoff: {{base: 1ms, throttled: 1ms}}{retry_after}}}\n"
+        )
+        with FaultServer() as server, running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
+            server.always(Answer(503, headers=(("Retry-After", asks),)))
+            assert call(hr, server.url) == 503
+            retry = hr.status()["upstreams"]["billing"]["retry"]
+            made = sum(retry["retries"].values()) if mode == "enforce" else foretold(hr).get("retried", 0)
+            told.append((made, retry["denied"]))
+
+    assert told == [(2 if denied == "attempts" else 0, {denied: 1})] * 2
+
+
 def test_observe_asks_nothing_of_a_request_that_is_over(tmp_path: Path) -> None:
     """Pitfall 85. What a request has left running is held neither to its deadline nor to its retries."""
     body = "    mode: observe\n    retry: {backoff: {base: 1ms}}\n"

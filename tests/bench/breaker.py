@@ -1,6 +1,6 @@
 """What a closed circuit costs around a function that does nothing, beside other breakers.
 
-    python tests/bench/breaker.py [--rounds 9] [--turns 30000]        (the `bench` extra of the project)
+    python tests/bench/breaker.py [--rounds 9] [--turns 30000]        (the dependency group `bench`)
 
 Each is used as its documentation has it, with one thread and with eight; the bare call is measured in the same
 round and subtracted. CPU time of the process, median over the rounds; the ratio is to the

@@ -33,7 +33,7 @@ def test_good_file_ends_with_0_and_a_line_for_each_upstream(capsys: Captured) ->
     captured = capsys.readouterr()
     assert captured.out.splitlines()[0] == (
         "billing  https://billing.internal:8443/v2  enforce: deadline 15s, 3 × 4s, 50 connections, "
-        "opens at 50% of 20+ calls in 10s or 5 in a row"
+        "opens at 50% of 20+ calls in 10s, with fewer at 5 in a row"
     )
     assert captured.out.splitlines()[1].startswith("1 upstream, digest ")
     assert captured.err == ""
@@ -44,14 +44,14 @@ def test_good_file_ends_with_0_and_a_line_for_each_upstream(capsys: Captured) ->
     [
         ("{mode: disabled}", "breaker disabled"),
         ("{mode: forced_open}", "breaker forced open: every call refused"),
-        ("{mode: observe}", "would open at 50% of 20+ calls in 10s or 5 in a row"),
+        ("{mode: observe}", "would open at 50% of 20+ calls in 10s, with fewer at 5 in a row"),
         (
             "{window: {type: count}, consecutive_failures: null}",
             "opens at 50% of 20+ calls of the last 100",
         ),
         (
             "{window: {type: count, size: 8192, max_age: 1s}, slow_call: {duration: 2s, rate_threshold: 0.8}}",
-            "opens at 50% of 20+ calls of the last 8192 in 1s or 80% as slow as 2s or 5 in a row",
+            "opens at 50% of 20+ calls of the last 8192 in 1s or 80% as slow as 2s, with fewer at 5 in a row",
         ),
     ],
 )

@@ -55,6 +55,18 @@ BASE = "upstreams:\n  billing:\n    base_url: https://billing.internal\n"
             id="slow-call-threshold",
         ),
         pytest.param(
+            "circuit_breaker: {window: {type: count}, minimum_calls: 5, consecutive_failures: 5}",
+            "circuit_breaker.consecutive_failures",
+            "has no effect: it is asked while fewer than minimum_calls 5 are known",
+            id="a-run-that-is-never-asked",
+        ),
+        pytest.param(
+            "circuit_breaker: {minimum_calls: 1, consecutive_failures: 5}",
+            "circuit_breaker.consecutive_failures",
+            "has no effect",
+            id="a-run-that-is-never-asked-in-time",
+        ),
+        pytest.param(
             "retry: {backoff: {jitter: none}}", "retry.backoff.jitter", "come back at one moment", id="none"
         ),
         pytest.param(

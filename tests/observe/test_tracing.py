@@ -935,4 +935,4 @@ def test_check_says_that_spans_need_opentelemetry_and_passes(tmp_path: Path) -> 
     )
     assert done.returncode == 0
     assert "telemetry.tracing" in done.stdout + done.stderr
-    assert "install headrace[otel]" in done.stdout + done.stderr
+    assert "install opentelemetry-api" in done.stdout + done.stderr

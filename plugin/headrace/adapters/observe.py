@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
 from asyncio import _get_running_loop
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from headrace.adapters.outbound import is_keyed
 from headrace.adapters.predicate import is_condemned
+from headrace.adapters.retry_after import retry_after_s
 from headrace.clock import monotonic
 from headrace.engine.shadow import Foretold, Seen, rehearse
 from headrace.policy.counters import add
@@ -92,6 +94,10 @@ def observed(
         response = go()
         outcome.status = status_of(response)
         outcome.sent = True
+        if outcome.status >= 300:
+            answered: Any = response  # of either library, whose headers have one name
+            wanted = plan.retry.retry_after.headers
+            outcome.retry_after_s = retry_after_s(answered.headers, wanted, wall_clock=time.time)
         if read is not None:
             head_s = monotonic() - began
             read(response)
@@ -99,7 +105,7 @@ def observed(
             outcome.condemned = is_condemned(upstream, response, outcome.status)
         return response
     except BaseException as error:
-        outcome.status = None
+        outcome.status = outcome.retry_after_s = None
         phase = phase_of(error)
         outcome.fault, outcome.cut = fault_of(error, phase)
         outcome.sent = phase == "sent"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 from headrace.config.problems import Path, Problem
-from headrace.config.settings import Settings, Upstream
+from headrace.config.settings import CircuitBreaker, Settings, Upstream
 from headrace.config.tree import MASK
 from headrace.config.units import format_duration
 from headrace.config.written import Rank, Written
@@ -25,7 +25,7 @@ def lint(settings: Settings, written: Written) -> Iterator[Problem]:
         yield written.problem(
             ("telemetry", "tracing"),
             "spans: nothing is traced without opentelemetry-api, which is not installed here",
-            "install headrace[otel] where the application runs",
+            "install opentelemetry-api where the application runs",
         )
     for name, upstream in settings.upstreams.items():
         base: Path = ("upstreams", name)
@@ -58,6 +58,24 @@ def _breaker(upstream: Upstream, base: Path, written: Written) -> Iterator[Probl
         yield written.problem(
             threshold, "has no effect: no call is slow as long as duration is null", "give duration as well"
         )
+    run = (*base, "consecutive_failures")
+    if written.is_given(run) and _is_never_asked(breaker):
+        yield written.problem(
+            run,
+            f"has no effect: it is asked while fewer than minimum_calls {breaker.minimum_calls} are known, and so "
+            "many in a row are not fewer",
+            "write: consecutive_failures: null, or raise minimum_calls",
+        )
+
+
+def _is_never_asked(breaker: CircuitBreaker) -> bool:
+    """Whether no run of failed calls can come up while the rate means nothing yet."""
+    run, least = breaker.consecutive_failures, breaker.minimum_calls
+    if run is None:
+        return False
+    # In time, a run may be longer than what the window still holds.
+    forgets = breaker.window.type == "time" or breaker.window.max_age is not None
+    return least == 1 if forgets else run >= least
 
 
 def _has_opentelemetry() -> bool:

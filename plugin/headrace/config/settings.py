@@ -460,7 +460,7 @@ class SlowCall(Section):
 
     duration: Duration | None = Field(
         None,
-        description="An attempt that takes this long is slow, whatever comes of it; null: none is.",
+        description="A call with an attempt that takes this long is slow, whatever comes of it; null: none is.",
         examples=["2s"],
     )
     rate_threshold: Threshold = Field(1.0, description="Opens at this share of slow calls.")

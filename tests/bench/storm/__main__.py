@@ -2,7 +2,7 @@
 
     python tests/bench/storm [--clients 100] [--pause 2.0] [--seconds 10]
 
-Needs the `bench` extra. All sides run in this process at once, each against paths of its
+Needs the dependency group `bench`. All sides run in this process at once, each against paths of its
 own on one upstream, so that a slow moment hits them all alike. The upstream is healthy,
 fails every request with a 503, and is healthy again, `--seconds` each. A client calls,
 pauses (at random, `--pause` on average) and calls again. With much less of a pause this one
