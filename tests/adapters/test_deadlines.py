@@ -357,7 +357,7 @@ def test_where_the_rules_are_only_observed_nothing_is_cut(tmp_path: Path, get: C
 def test_the_neighbours_of_what_is_cut_go_on(tmp_path: Path, get: Callable[..., Get]) -> None:
     """Sockets are shut while others are leased anew all the time."""
     body = (
-        "    timeouts: {attempt: 14s}\n    pool: {max_connections: 4}\n    retry: {max_attempts: 1}\n"
+        "    timeouts: {read: 14s}\n    pool: {max_connections: 4}\n    retry: {max_attempts: 1}\n"
         "    circuit_breaker: {mode: disabled}\n"
     )
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
@@ -371,16 +371,19 @@ def test_the_neighbours_of_what_is_cut_go_on(tmp_path: Path, get: Callable[..., 
                     assert status_of(call("/")) == 200
                 except BaseException as error:
                     failures.append(error)
+                    return
 
         threads = [threading.Thread(target=neighbour) for _ in range(2)]
         for thread in threads:
             thread.start()
-        for _ in range(4):
-            with pytest.raises(TIMED_OUT):
-                call("/drip", timeout=0.3)  # the neighbours have the rule's time
-        enough.set()
-        for thread in threads:
-            thread.join()
+        try:
+            for _ in range(4):
+                with pytest.raises(TIMED_OUT):
+                    call("/drip", timeout=0.3)  # the neighbours have the rule's time
+        finally:
+            enough.set()
+            for thread in threads:
+                thread.join()
         assert failures == []
 
 
