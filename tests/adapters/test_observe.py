@@ -254,6 +254,41 @@ def test_observe_heeds_what_the_upstream_asks_to_wait(
     assert told == [(2 if denied == "attempts" else 0, {denied: 1})] * 2
 
 
+def by_retrying_adapter(hr: headrace.Headrace, url: str) -> int:
+    with requests.Session() as session:
+        session.mount("http://", HTTPAdapter(max_retries=1))
+        return session.get(url).status_code
+
+
+def by_retrying_manager(hr: headrace.Headrace, url: str) -> int:
+    return urllib3.PoolManager(retries=urllib3.Retry(1)).request("GET", url).status
+
+
+def by_retrying_call(hr: headrace.Headrace, url: str) -> int:
+    return urllib3.PoolManager().request("GET", url, retries=1).status
+
+
+@pytest.mark.parametrize("call", [by_retrying_adapter, by_retrying_manager, by_retrying_call])
+def test_observe_tells_the_breaker_of_calls_that_bring_their_own_retries(
+    tmp_path: Path, call: Callable[..., int]
+) -> None:
+    """Pitfall 85. They are one call, and no try of it is left to say how it ended."""
+    told = []
+    for mode in ("enforce", "observe"):
+        body = f"    mode: {mode}\n"
+        with FaultServer() as server, running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
+            server.always(Answer(503))
+            refused = 0
+            for _ in range(8):
+                try:
+                    assert call(hr, server.url) == 503
+                except headrace.CircuitOpenError:
+                    refused += 1
+            told.append(refused if mode == "enforce" else foretold(hr))
+
+    assert told == [3, {"refused": 3}]
+
+
 def test_observe_asks_nothing_of_a_request_that_is_over(tmp_path: Path) -> None:
     """Pitfall 85. What a request has left running is held neither to its deadline nor to its retries."""
     body = "    mode: observe\n    retry: {backoff: {base: 1ms}}\n"

@@ -115,7 +115,9 @@ class RoutedHTTPPool(HTTPConnectionPool):
             if upstream is None or upstream.mode == "off":
                 return go()
             replayable, _ = position_of(body)
-            is_own = isinstance(retries, Retry) and not is_default(retries) and retries_itself(retries)
+            if not isinstance(retries, Retry):
+                retries = Retry.from_int(retries, redirect=redirect, default=self.retries)
+            is_own = not is_default(retries) and retries_itself(retries)
             return observed(
                 upstream,
                 go,

@@ -84,6 +84,7 @@ def rehearse(exchange: Exchange, first: Send | Refuse, seen: Seen) -> Foretold:
             decision = exchange.decide(now)
     finally:
         exchange.abandon(now)
+        exchange.settle(now)  # also of a caller who retries himself: his tries are in the real call, and over
 
 
 def _cut(seen: Seen, limit_s: float, left_s: float | None) -> Outcome:
