@@ -325,26 +325,6 @@ def test_observe_counts_the_fallback_of_calls_that_have_sent_nothing_whatever_th
     assert told == [(203, 1, {}), (200, 0, {"refused": 1, "fallback": 1})]
 
 
-def test_observe_counts_no_fallback_that_would_repeat_what_must_not_be_repeated(tmp_path: Path) -> None:
-    """Pitfall 85. A key lets the upstream that knows it tell a repetition, and no other."""
-    told = []
-    with FaultServer() as server, FaultServer() as other:
-        server.always(Answer(500))
-        other.always(Answer(203))
-        for mode in ("enforce", "observe"):
-            body = (
-                f"    mode: {mode}\n    retry: {{backoff: {{base: 1500ms, max: 1500ms, jitter: none}}}}\n"
-                "    circuit_breaker: {consecutive_failures: 1}\n    fallback: {upstream: spare}\n"
-            )
-            text = rules(server.url, f"{body}  spare:\n    base_url: {other.url}\n")
-            with running(tmp_path, text) as hr:
-                assert requests.post(server.url, headers={"Idempotency-Key": "k"}).status_code == 500
-                counted = hr.status()["upstreams"]["billing"]
-                told.append((counted["circuit_breaker"]["fallbacks"], counted["observed"].get("fallback", 0)))
-
-    assert told == [(0, 0), (0, 0)]
-
-
 def test_observe_counts_the_fallback_that_a_refused_call_would_get(tmp_path: Path) -> None:
     """Pitfall 85."""
     body = "    mode: observe\n    circuit_breaker: {mode: forced_open}\n    fallback: {status: 200, body: later}\n"

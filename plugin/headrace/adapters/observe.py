@@ -17,7 +17,7 @@ from headrace.policy.counters import add
 from headrace.policy.exchange import EndReason, Exchange, Refuse, Send
 from headrace.policy.outcome import Outcome
 from headrace.policy.permit import Refused, Verdict
-from headrace.policy.plan import TimeoutPlan, UpstreamPlan
+from headrace.policy.plan import TimeoutPlan
 from headrace.policy.retry import RehearsedAllowance
 from headrace.runtime.inbound import inbound_var
 from headrace.runtime.record import tally
@@ -116,7 +116,8 @@ def observed(
         foretold = rehearse(exchange, first, Seen(outcome, head_s, streamed, is_wanted))
         with counters.lock:
             state.in_flight -= holds
-            _count(upstream, foretold, may_go_elsewhere=_may_go_elsewhere(exchange, plan, method, replayable))
+            # Who has sent nothing yet may send it elsewhere, even what can be sent only once.
+            _count(upstream, foretold, may_go_elsewhere=replayable or not exchange.outcomes)
         made = _Made(outcome, exchange)
         exemplar = None
         if trace is not None:
@@ -146,15 +147,6 @@ def _count_full(upstream: Upstream) -> None:
     if waiting > 0 and pool.when_full != "new":
         waits = pool.when_full == "wait" and waiting <= pool.max_waiting
         add(state.counters.observed, "waited" if waits else "rejected")
-
-
-def _may_go_elsewhere(exchange: Exchange, plan: UpstreamPlan, method: str, replayable: bool) -> bool:
-    """Whether a fallback to another upstream could make the call, as `Call` asks it."""
-    if not exchange.outcomes:
-        return True
-    return replayable and (
-        method in plan.retry.methods or not any(outcome.sent for outcome in exchange.outcomes)
-    )
 
 
 def _count(upstream: Upstream, foretold: Foretold, *, may_go_elsewhere: bool) -> None:

@@ -349,7 +349,7 @@ SERVICE_FAMILIES: tuple[Family[ServiceReading], ...] = (
     Family(
         "headrace_ungoverned_calls_total",
         "counter",
-        "Calls to a known upstream that passed through untouched, by reason.",
+        "Calls to a known upstream that passed through untouched, by reason: proxy, tls, adapter, manager.",
         ("reason",),
         lambda service: _by_one(service.ungoverned),
     ),

@@ -114,7 +114,7 @@ class UpstreamCounters:
         attempts_per_call: Of calls that made at least one; count.
         deadline_left: Of the call, whenever one of its attempts had its connection; seconds.
         observed: `mode: observe`, the upstream's or its breaker's: what would have been done, by action.
-        acquires: Connection checkouts by result (hit, miss, timeout, rejected, deadline).
+        acquires: Connection checkouts by result (hit, miss, timeout, rejected, deadline, cancelled).
         closed: Connections closed by reason (idle, lifetime, dead, surplus, retired, error, leaked, abandoned).
     """
 
