@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar, copy_context
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,29 @@ def test_the_inbound_request_of_outside_is_not_seen_inside_and_bound_again_after
         assert inbound_var.get() is bound
     finally:
         inbound_var.reset(token)
+
+
+def test_nothing_that_code_outside_is_bound_to_is_seen_inside() -> None:
+    """Whatever context variables there are: each is what it is outside of everything."""
+    ours = {
+        variable
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] == "headrace"
+        for variable in vars(module).values()
+        if isinstance(variable, ContextVar)
+    }
+    assert len(ours) >= 5
+    outside = object()
+    context = copy_context()
+    for variable in ours:
+        context.run(variable.set, outside)
+
+    def seen_inside() -> list[str]:
+        with isolated():
+            return [variable.name for variable in ours if variable.get() is outside]
+
+    assert context.run(seen_inside) == []
+    assert {context[variable] for variable in ours} == {outside}
 
 
 def test_it_may_be_nested(server: FaultServer, install: Callable[[], headrace.Headrace]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from headrace import app
 from headrace.adapters import install
+from headrace.adapters.owner import call_by_name
 from headrace.adapters.ungoverned import passing
 from headrace.adapters.urllib3_patch import settled
 from headrace.observe.isolation import each
@@ -20,6 +21,7 @@ _BOUND: tuple[tuple[ContextVar[Any], Any], ...] = (
     (current_attempt, None),
     (settled, False),
     (passing, None),
+    (call_by_name, None),
 )
 """Each context variable of ours, with what it holds outside of everything."""
 
