@@ -379,7 +379,7 @@ def test_the_neighbours_of_what_is_cut_go_on(tmp_path: Path, get: Callable[..., 
         try:
             for _ in range(4):
                 with pytest.raises(TIMED_OUT):
-                    call("/drip", timeout=0.3)  # the neighbours have the rule's time
+                    call("/drip", timeout=urllib3.Timeout(total=0.3))  # the neighbours have the rule's time
         finally:
             enough.set()
             for thread in threads:

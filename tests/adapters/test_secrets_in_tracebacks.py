@@ -279,6 +279,8 @@ def test_an_attempt_shows_no_header(tmp_path: Path) -> None:
         return Answer()
 
     class Looking(HTTPAdapter):
+        __qualname__ = "Looking"  # the repr has it, and this test's own name says "header"
+
         def add_headers(self, request: Any, **kw: Any) -> None:
             seen.append(repr(current_attempt.get()))
 
