@@ -240,6 +240,33 @@ def test_what_the_body_raises_is_the_callers(
         assert [(one.outcome, one.verdict) for one in record.attempts] == [("local_error", "ignored")]
 
 
+class _Building(HTTPAdapter):
+    """Makes something of each answer, a cache's entry say, and fails over it."""
+
+    error: Exception
+
+    def build_response(self, req: Any, resp: Any) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["buffered", "streamed"])
+@pytest.mark.parametrize("retries", [0, urllib3.Retry(3)], ids=["", "own retries"])
+@pytest.mark.parametrize("kind", [PermissionError, TimeoutError, ConnectionResetError, ValueError])
+def test_what_an_adapter_raises_over_an_answer_is_the_callers_and_holds_no_connection(
+    tmp_path: Path, kind: type[Exception], retries: Any, stream: bool
+) -> None:
+    """Pitfall 68. The answer is in the traceback: unclosed, it keeps its slot until the collector comes by."""
+    with FaultServer() as server, running(tmp_path, rules(server.url, PATIENT)) as hr:
+        adapter = _Building(max_retries=retries)
+        adapter.error = kind("mine")
+        with requests.Session() as session, pytest.raises(kind) as caught:
+            session.mount(server.url, adapter)
+            session.get(server.url, stream=stream)
+        assert caught.value is adapter.error
+        assert len(server.requests) == 1
+        assert is_unblamed(hr)
+
+
 def test_observed_it_is_not_blamed_either(tmp_path: Path) -> None:
     """Pitfall 68."""
     text = PATIENT + "    mode: observe\n"

@@ -374,6 +374,9 @@ class Call(Generic[T]):
             except Exception as error:
                 self.error = error
                 status = None  # there may be one of an answer that broke off
+                # An answer that its surface could make nothing of (an adapter's own `build_response` raised) still
+                # holds its connection, and nobody has it who would close it. Does nothing if that has gone back.
+                leases.give_back(lease, reusable=False)
                 self._answered = attempt.answered
                 fault, cut = fault_of(error, attempt.phase)
                 if isinstance(broken := told_as_broken(error), ProtocolError) and broken is not error:

@@ -24,6 +24,10 @@ _WIRE = frozenset(
 )
 """Packages whose code runs between the caller and the socket."""
 
+_BUILDS_AN_ANSWER = "build_response"
+"""A method of requests' adapters, called once an answer is there: a subclass may do anything then (a cache, a parser),
+and the wire has had its say."""
+
 _READ_A_BODY = frozenset(
     {
         HTTPConnection.request.__code__,  # iterates; all sending is in calls of it
@@ -36,8 +40,8 @@ _READ_A_BODY = frozenset(
 def is_foreign(error: BaseException) -> bool:
     """Whether *error*, which looks like a socket's, was raised by code of the caller's. Looks at its traceback.
 
-    True for what a signal handler raises, or the body of the request as it is read, and for a TimeoutError that
-    another thread has injected. A replaced socket function (a mock, a proxy's) stands for the socket.
+    True for what a signal handler raises, the body of the request as it is read, or an adapter's own
+    `build_response`, and for a TimeoutError that another thread has injected. A replaced socket function (a mock, a proxy's) stands for the socket.
     """
     wire: FrameType | None = None
     beyond: list[FrameType] = []  # what the last frame of the wire has called
@@ -50,6 +54,8 @@ def is_foreign(error: BaseException) -> bool:
     if wire is None:
         return False  # never raised, or not seen
     if wire.f_code in _READ_A_BODY:
+        return True
+    if beyond and beyond[0].f_code.co_name == _BUILDS_AN_ANSWER:
         return True
     if beyond:
         handlers = frozenset(_handlers())
