@@ -259,9 +259,10 @@ def test_what_an_adapter_raises_over_an_answer_is_the_callers_and_holds_no_conne
     with FaultServer() as server, running(tmp_path, rules(server.url, PATIENT)) as hr:
         adapter = _Building(max_retries=retries)
         adapter.error = kind("mine")
-        with requests.Session() as session, pytest.raises(kind) as caught:
+        with requests.Session() as session:
             session.mount(server.url, adapter)
-            session.get(server.url, stream=stream)
+            with pytest.raises(kind) as caught:
+                session.get(server.url, stream=stream)
         assert caught.value is adapter.error
         assert len(server.requests) == 1
         assert is_unblamed(hr)

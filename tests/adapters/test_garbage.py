@@ -110,6 +110,27 @@ def test_amid_a_streamed_body_it_turns_the_success_into_a_failure(
         assert hr.status()["upstreams"]["billing"]["pool"]["inuse"] == 0
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: \r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: five\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nContent-Length: \r\n\r\n",
+    ],
+    ids=["empty", "no number", "HTTP/1.0"],
+)
+@pytest.mark.parametrize("surface", SURFACES)
+def test_an_unreadable_length_of_an_answer_that_ends_with_its_connection_is_overlooked_as_stock_does(
+    tmp_path: Path, surface: str, head: bytes
+) -> None:
+    """Pitfall 64. The other side of it: such sites work, and `mode: observe` says that they will."""
+    with FaultServer() as server, running(tmp_path, rules(server.url, RULES, more=URLLIB3)) as hr:
+        server.always(Raw(head + b"hello", then="fin"))
+        answer = SURFACES[surface](hr, server.url)
+        assert (answer.content if isinstance(answer, requests.Response) else answer.data) == b"hello"
+        assert (server.first_lines, hr.status()["upstreams"]["billing"]["pool"]["idle"]) == (1, 0)
+
+
 def test_an_upstream_that_only_talks_garbage_opens_its_circuit(tmp_path: Path) -> None:
     """Pitfall 64."""
     with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:

@@ -41,7 +41,8 @@ def is_foreign(error: BaseException) -> bool:
     """Whether *error*, which looks like a socket's, was raised by code of the caller's. Looks at its traceback.
 
     True for what a signal handler raises, the body of the request as it is read, or an adapter's own
-    `build_response`, and for a TimeoutError that another thread has injected. A replaced socket function (a mock, a proxy's) stands for the socket.
+    `build_response`, and for a TimeoutError that another thread has injected. A replaced socket function (a mock, a
+    proxy's) stands for the socket.
     """
     wire: FrameType | None = None
     beyond: list[FrameType] = []  # what the last frame of the wire has called

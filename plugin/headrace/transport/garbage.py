@@ -40,16 +40,24 @@ def refuse_unreadable_length(response: HTTPResponse) -> None:
     """Refuse *response*, whose length is not known or absurd, where its Content-Length is none (RFC 9112 §6.3).
 
     http.client takes an answer whose length is no number to end with its connection, which a peer that keeps it open
-    never closes.
+    never closes. One that says it will is read as stock reads it: sites have lived with an empty Content-Length for
+    years.
 
     Raises:
         HTTPException: It is; *response* is closed.
     """
     headers = response.headers
+    if response.length_remaining is None and _ends_with_its_connection(response):
+        return
     if "content-length" in headers and "transfer-encoding" not in headers:
         length = headers["content-length"][:64]
         response.close()
         raise http.client.HTTPException(f"Content-Length is no length: {length!r}")
+
+
+def _ends_with_its_connection(response: HTTPResponse) -> bool:
+    said = response.headers.get("connection", "").lower()
+    return "close" in said or (response.version < 11 and "keep-alive" not in said)
 
 
 def is_framed_by_garbage(error: http.client.IncompleteRead) -> bool:
