@@ -12,6 +12,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 import headrace
+from headrace.adapters import observe
 from headrace.clock import monotonic
 from headrace.policy.retry import RetryAllowance
 from headrace.runtime.inbound import Inbound, inbound_var
@@ -287,6 +288,28 @@ def test_observe_tells_the_breaker_of_calls_that_bring_their_own_retries(
             told.append(refused if mode == "enforce" else foretold(hr))
 
     assert told == [3, {"refused": 3}]
+
+
+@pytest.mark.parametrize("call", SURFACES)
+def test_whatever_a_rehearsal_stumbles_over_the_call_is_as_it_was(
+    tmp_path: Path, call: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pitfall 59."""
+
+    def broken(*args: object, **kw: object) -> None:
+        raise RuntimeError("the rehearsal is broken")
+
+    body = "    mode: observe\n    retry: {backoff: {base: 1ms}}\n"
+    with FaultServer() as server, running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
+        server.always(Answer(500))
+        for name in ("rehearse", "tally", "retry_after_s"):
+            with monkeypatch.context() as patched:
+                patched.setattr(observe, name, broken)
+                assert call(hr, server.url) == 500
+            assert hr.status()["upstreams"]["billing"]["pool"]["inuse"] == 0
+        before = foretold(hr).get("retried", 0)
+        assert call(hr, server.url) == 500
+        assert foretold(hr)["retried"] == before + 2
 
 
 def test_observe_asks_nothing_of_a_request_that_is_over(tmp_path: Path) -> None:

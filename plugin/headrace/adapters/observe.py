@@ -13,11 +13,12 @@ from headrace.adapters.predicate import is_condemned
 from headrace.adapters.retry_after import retry_after_s
 from headrace.clock import monotonic
 from headrace.engine.shadow import Foretold, Seen, rehearse
+from headrace.observe.isolation import stumbled
 from headrace.policy.counters import add
 from headrace.policy.exchange import EndReason, Exchange, Refuse, Send
 from headrace.policy.outcome import Outcome
 from headrace.policy.permit import Refused, Verdict
-from headrace.policy.plan import TimeoutPlan
+from headrace.policy.plan import TimeoutPlan, UpstreamPlan
 from headrace.policy.retry import RehearsedAllowance
 from headrace.runtime.inbound import inbound_var
 from headrace.runtime.record import tally
@@ -95,9 +96,7 @@ def observed(
         outcome.status = status_of(response)
         outcome.sent = True
         if outcome.status >= 300:
-            answered: Any = response  # of either library, whose headers have one name
-            wanted = plan.retry.retry_after.headers
-            outcome.retry_after_s = retry_after_s(answered.headers, wanted, wall_clock=time.time)
+            outcome.retry_after_s = _asked_s(plan, response)
         if read is not None:
             head_s = monotonic() - began
             read(response)
@@ -112,19 +111,32 @@ def observed(
         raise
     finally:
         outcome.duration_s = monotonic() - began
-        is_wanted = outcome.status in plan.retry.retry_on.statuses
-        foretold = rehearse(exchange, first, Seen(outcome, head_s, streamed, is_wanted))
         with counters.lock:
             state.in_flight -= holds
-            # Who has sent nothing yet may send it elsewhere, even what can be sent only once.
-            _count(upstream, foretold, may_go_elsewhere=replayable or not exchange.outcomes)
-        made = _Made(outcome, exchange)
-        exemplar = None
-        if trace is not None:
-            trace.end(made, label=None)  # type: ignore[arg-type]  # what it asks for, `_Made` has
-            exemplar = trace.exemplar(outcome.duration_s)
-        made.refused = None  # nothing was refused: it would have been
-        tally(counters, made, label=None, duration_s=outcome.duration_s, exemplar=exemplar)
+        try:
+            is_wanted = outcome.status in plan.retry.retry_on.statuses
+            foretold = rehearse(exchange, first, Seen(outcome, head_s, streamed, is_wanted))
+            with counters.lock:
+                # Who has sent nothing yet may send it elsewhere, even what can be sent only once.
+                _count(upstream, foretold, may_go_elsewhere=replayable or not exchange.outcomes)
+            made = _Made(outcome, exchange)
+            exemplar = None
+            if trace is not None:
+                trace.end(made, label=None)  # type: ignore[arg-type]  # what it asks for, `_Made` has
+                exemplar = trace.exemplar(outcome.duration_s)
+            made.refused = None  # nothing was refused: it would have been
+            tally(counters, made, label=None, duration_s=outcome.duration_s, exemplar=exemplar)
+        except Exception as error:  # the call is none of the rehearsal's business
+            stumbled("rehearse an observed call", error)
+
+
+def _asked_s(plan: UpstreamPlan, answer: Any) -> float | None:
+    """What *answer*, of either library, asks to wait; None as well where it is a mock's, without headers."""
+    try:
+        return retry_after_s(answer.headers, plan.retry.retry_after.headers, wall_clock=time.time)
+    except Exception as error:
+        stumbled("read what an observed answer asks to wait", error)
+        return None
 
 
 class _Made:
