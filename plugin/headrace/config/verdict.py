@@ -21,6 +21,8 @@ from headrace.policy.retry import Retriability, classify
 
 _MAY_HAVE_BEEN_SENT = frozenset(
     {Fault.RESET, Fault.TIMEOUT, Fault.PROTOCOL_ERROR, Fault.CANCELLED, Fault.RESPONSE_TOO_LARGE}
+    # TLS 1.3 refuses a client after its request; a signal's handler ends a call where it is.
+    | {Fault.CERTIFICATE, Fault.LOCAL_ERROR}
 )
 _SHOWN_PAUSES = 3
 _WHILE = "while attempts, budget, deadline and circuit allow"
@@ -107,7 +109,7 @@ def _retried(
         case Retriability.UNWANTED:
             return f"no, {what} is not in retry.retry_on ({values.who('retry', 'retry_on')})"
         case Retriability.CERTIFICATE:
-            return "no, whatever the file says: the peer is not who it should be"
+            return "no, whatever the file says: the peer is not who it should be, or refuses TLS with us"
         case Retriability.LOCAL:
             return (
                 "no, whatever the file says: it is trouble of our own, which another attempt would meet again"

@@ -18,7 +18,7 @@ class Retriability(StrEnum):
     RETRIABLE = "retriable"
     UNWANTED = "unwanted"  # `retry_on` does not name the outcome; that includes every success
     LOCAL = "local"  # our own refusal or trouble: another attempt would meet the same
-    CERTIFICATE = "certificate"  # the peer is not who it should be: never
+    CERTIFICATE = "certificate"  # the peer is not who it should be, or refuses TLS with us for good: never
     METHOD = "method"  # wanted, but it may have been sent and `methods` does not name the method
     NOT_REPLAYABLE = "not_replayable"  # wanted, but the body can be sent only once
 
