@@ -154,7 +154,9 @@ def test_every_error_says_whether_anything_was_sent(file: str, capsys: Captured,
     unsent = {Fault.CONNECT_FAILURE, Fault.TLS_FAILURE, Fault.POOL_TIMEOUT, Fault.POOL_REJECTED}
     head, *_ = explained(file, capsys, PLAIN, "--error", fault.value.upper())
 
-    assert head == f"GET ended by {fault.value}: it {'was never' if fault in unsent else 'may have been'} sent"
+    assert (
+        head == f"GET ended by {fault.value}: it {'was never' if fault in unsent else 'may have been'} sent"
+    )
 
 
 @pytest.mark.parametrize(
