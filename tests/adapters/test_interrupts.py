@@ -68,6 +68,32 @@ def test_an_interrupt_anywhere_in_a_call_costs_no_slot(
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_anywhere_in_an_observed_call_is_not_counted_as_a_call_under_way_for_ever(
+    tmp_path: Path,
+) -> None:
+    """Pitfall 21. `inuse` would stay wrong, and calls would be foretold to find the pool full."""
+    rehearsed = "    mode: observe\n    pool: {max_connections: 1}\n"
+    with FaultServer() as server, running(tmp_path, rules(server.url, rehearsed)) as hr:
+        lost = []
+        point = 0
+        while True:
+            point += 5
+            if not interrupted_at(point, lambda: requests.get(server.url)):
+                break
+            if hr.status()["upstreams"]["billing"]["pool"]["inuse"]:
+                gc.collect()
+            if hr.status()["upstreams"]["billing"]["pool"]["inuse"]:
+                lost.append(point)
+                break
+        assert lost == []
+        assert point > 200
+        requests.get(server.url)
+        assert hr.status()["upstreams"]["billing"]["observed"] == {}
+    gc.collect()  # here, where its warnings are expected
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("seed", range(5))
 def test_two_hundred_interrupts_at_random_points_of_all_kinds_of_calls_leave_the_pools_right(
     tmp_path: Path, seed: int

@@ -84,10 +84,11 @@ def observed(
         trace = tracing.observed_call(plan.name, state.circuit, address=state.pool.host, request=inbound)
     first = exchange.decide(began)
     assert isinstance(first, (Send, Refuse)), "nothing has been tried yet"
-    holds = isinstance(first, Send)  # a connection, if it were enforced
-    with counters.lock:
-        if holds:
-            state.in_flight += 1
+    held = None
+    if isinstance(first, Send):  # if it were enforced
+        held = _Connection()
+        with counters.lock:
+            state.in_flight.add(held)
             _count_full(upstream)
     outcome = Outcome(started_s=began)
     head_s = None
@@ -111,8 +112,9 @@ def observed(
         raise
     finally:
         outcome.duration_s = monotonic() - began
-        with counters.lock:
-            state.in_flight -= holds
+        if held is not None:
+            with counters.lock:
+                state.in_flight.discard(held)
         try:
             is_wanted = outcome.status in plan.retry.retry_on.statuses
             foretold = rehearse(exchange, first, Seen(outcome, head_s, streamed, is_wanted))
@@ -139,6 +141,12 @@ def _asked_s(plan: UpstreamPlan, answer: Any) -> float | None:
         return None
 
 
+class _Connection:
+    """What a call that is under way would hold."""
+
+    __slots__ = ("__weakref__",)
+
+
 class _Made:
     """The call as it was made: one attempt, and what the rules think of it."""
 
@@ -155,7 +163,7 @@ class _Made:
 def _count_full(upstream: Upstream) -> None:
     """Count a call beyond the pool. The caller holds the counters' lock."""
     pool, state = upstream.plan.pool, upstream.state
-    waiting = state.in_flight - pool.max_connections
+    waiting = len(state.in_flight) - pool.max_connections
     if waiting > 0 and pool.when_full != "new":
         waits = pool.when_full == "wait" and waiting <= pool.max_waiting
         add(state.counters.observed, "waited" if waits else "rejected")

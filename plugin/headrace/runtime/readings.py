@@ -66,7 +66,7 @@ class Readings:
         return UpstreamReading(
             name=name,
             counters=self._reloader.counters[name],
-            inuse=sum(view.inuse + state.in_flight for view, state in zip(views, states, strict=True)),
+            inuse=sum(view.inuse + len(state.in_flight) for view, state in zip(views, states, strict=True)),
             idle=sum(view.idle for view in views),
             waiting=sum(view.waiting for view in views),
             hit_rate=None if upstream is None else upstream.state.pool.leases.hit_rate(now),

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from headrace.clock import monotonic
 from headrace.observe.events import CircuitChanged, LeaseHeld, LeaseLeaked, PoolFault, PoolResized
@@ -77,7 +78,8 @@ class UpstreamState:
         circuit, budget: Shared by all origins; guarded by the lock each was given.
         reporter: Tells of the circuit's transitions.
         counters: Totals by name; the same object before and after a reload.
-        in_flight: Calls in `mode: observe` under way; guarded by `counters.lock`.
+        in_flight: Calls in `mode: observe` under way, something of each; guarded by `counters.lock`. Weak: the call
+            that an interrupt ended before it could take itself out is gone with its frame.
         misses: Heartbeats missed in a row; any answer, a call's too, makes it 0.
         suspect: That many were `heartbeat.failures`; any answer, a call's too, makes it False.
     """
@@ -110,7 +112,7 @@ class UpstreamState:
         self.budget = budget
         self.reporter = reporter
         self.counters = counters
-        self.in_flight = 0
+        self.in_flight: WeakSet[object] = WeakSet()
         self.misses = 0
         self.suspect = False
 
@@ -209,7 +211,7 @@ def name_of(upstream: Upstream) -> str:
 
 
 def _give_up(state: UpstreamState) -> None:
-    state.in_flight = 0
+    state.in_flight = WeakSet()
     state.pool.forget_inherited()
 
 
