@@ -15,6 +15,7 @@ from headrace.transport.attempt import Attempt
 from headrace.transport.standstill import GRACE_S
 from support.faultserver import FaultServer
 from support.governed import rules, running
+from support.interrupts import interrupted_at
 from support.plans import TIMEOUTS
 from support.waiting import wait_until
 
@@ -251,3 +252,21 @@ def test_stopped_it_starts_again_with_the_next_attempt(leases: Leases) -> None:
         wait_until(lambda token=token: leases.aborted[-1:] == [token])
         deadlines.stop()
     assert not any(one.name == "headrace-deadline" for one in threading.enumerate())
+
+
+def test_an_interrupt_anywhere_in_the_start_of_the_thread_leaves_none_that_cannot_end() -> None:
+    """`Thread.start()` waits for an Event that an interrupt may leave locked: the thread then stands there for good."""
+    before = {thread for thread in threading.enumerate() if thread.name == "headrace-deadline"}
+
+    def left() -> list[threading.Thread]:
+        return [one for one in threading.enumerate() if one.name == "headrace-deadline" and one not in before]
+
+    point, went_on = 0, True
+    while went_on:
+        point += 1
+        one = Deadlines()
+        went_on = interrupted_at(point, lambda: one.rouse(time.monotonic() + 60.0))  # noqa: B023 - called at once
+        one.rouse(time.monotonic() + 60.0)  # as the next attempt does
+        one.stop()
+        wait_until(lambda: not left())
+    assert point > 20

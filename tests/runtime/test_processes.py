@@ -111,6 +111,9 @@ def test_a_child_of_a_bare_fork_has_connections_of_its_own(tmp_path: Path, serve
         server,
         """
         fork = ctypes.PyDLL(None).fork  # PyDLL keeps the GIL: another thread could have it in the child for good
+        # Nor may another thread have asked for the GIL: in the child CPython would hand it over to a thread that does
+        # not exist, and wait until it is taken (FORCE_SWITCHING in ceval_gil). A fork from C cannot clear that.
+        sys.setswitchinterval(1000)
 
         def in_child(act):
             pid = fork()

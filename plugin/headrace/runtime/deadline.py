@@ -39,7 +39,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from headrace.clock import monotonic
-from headrace.observe.isolation import stumbled
+from headrace.observe.isolation import stumbled, undisturbed
 from headrace.runtime import process
 from headrace.runtime.threads import Life, life
 from headrace.transport.attempt import Attempt
@@ -121,27 +121,35 @@ class Deadlines:
         self._asked_at = _NEVER  # the first end that the thread was roused for and that is yet to come
 
     def rouse(self, ends_at: float) -> None:
-        """Have the thread look at the table by *ends_at*; start it if there is none. Does not block."""
+        """Have the thread look at the table by *ends_at*; start it if there is none. Blocks shortly for a start."""
+        new: threading.Thread | None = None
         with self._lock:
             self._asked_at = min(self._asked_at, ends_at)
             if self._thread is None or not self._thread.is_alive():
                 self._ending = False
-                # An interrupt amid start() may leave a thread that is not known to be alive yet: it finds out that
-                # it is not the one, if its gate is opened.
+                # One that was made and is not known to be alive yet finds out that it is not the one, if its gate
+                # is opened.
                 _open(self._gate)
                 self._gate = gate = _shut_gate()
-                self._thread = threading.Thread(
+                self._thread = new = threading.Thread(
                     target=self._run, args=(gate,), name="headrace-deadline", daemon=True
                 )
-                try:
-                    self._thread.start()
-                except RuntimeError:  # no thread to be had, or the interpreter is ending
+        if new is None:
+            _open(self._gate)
+        else:
+            self._start(new)
+
+    def _start(self, thread: threading.Thread) -> None:
+        # Without the lock: a finalizer may make a call in the thread that `undisturbed` has do it.
+        try:
+            undisturbed(thread.start)
+        except RuntimeError:  # no thread to be had, or the interpreter is ending
+            with self._lock:
+                if self._thread is thread:
                     self._thread = None
-                    if not self._is_told:
-                        self._is_told = True
-                        _log.warning("no deadline thread: only silence ends an attempt", exc_info=True)
-                    return
-        _open(self._gate)
+                is_told, self._is_told = self._is_told, True
+            if not is_told:
+                _log.warning("no deadline thread: only silence ends an attempt", exc_info=True)
 
     def life(self) -> Life:
         """The sign of life of the thread, which runs from the first attempt on and sleeps until one may be late."""
@@ -155,7 +163,7 @@ class Deadlines:
         if thread is not None:
             self._ending = True
             _open(self._gate)
-            if thread is not threading.current_thread():
+            if thread is not threading.current_thread() and thread.is_alive():
                 thread.join(1.0)
 
     def forget_inherited(self) -> None:
