@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import structlog
 
+from headrace.config.problems import Problem, render_problems
 from headrace.observe import events
 from headrace.observe.logs import RequestIdFilter, bound_request, emit
 
@@ -136,6 +137,19 @@ def test_an_opened_circuit_says_the_numbers_that_caused_it() -> None:
     assert OPENED.line == (
         'upstream "billing": circuit open for 5.2 s, was closed: failure_rate '
         "(failure rate 0.62 over 40 calls, 3 failed in a row, threshold 0.5)"
+    )
+
+
+def test_in_one_line_too_it_can_be_seen_where_the_fix_begins() -> None:
+    problems = [
+        Problem("u.yaml", 3, 5, "upstreams.a", "no such key", "write: retry:"),
+        Problem("u.yaml", 9, 1, "upstreams.b", "names nothing"),
+    ]
+
+    line = events.ConfigWarning(text=render_problems(problems)).line
+
+    assert line == (
+        "u.yaml:3:5: upstreams.a no such key; write: retry: | u.yaml:9:1: upstreams.b names nothing | 2 problems."
     )
 
 

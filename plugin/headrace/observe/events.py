@@ -596,9 +596,18 @@ def _some(names: tuple[str, ...], *, most: int = 8) -> str:
 
 
 def _flat(text: str) -> str:
-    """*text* as one line: continuation lines joined by a space, the next unindented one after ` | `."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    joined = ""
-    for line in lines:
-        joined += ("" if not joined else " " if line[:1].isspace() else " | ") + line.strip()
+    """*text* as one line.
+
+    The first continuation line, what is wrong, follows after a space; the next ones, what to do about it, after
+    a semicolon; the next unindented line after ` | `.
+    """
+    joined, n_indented = "", 0
+    for line in text.splitlines():
+        if not line.strip():
+            continue
+        is_indented = line[:1].isspace()
+        n_indented = n_indented + 1 if is_indented else 0
+        joined += (
+            "" if not joined else " | " if not is_indented else "; " if n_indented > 1 else " "
+        ) + line.strip()
     return joined
