@@ -281,7 +281,9 @@ class Callable_:
 
 
 @pytest.mark.parametrize(
-    "function", [coroutine, stream, generator, Callable_(), functools.partial(coroutine), 3], ids=repr
+    "function",
+    [coroutine, stream, generator, Callable_(), functools.partial(coroutine), 3],
+    ids=["coroutine", "asynchronous generator", "generator", "coroutine in disguise", "partial", "number"],
 )
 def test_what_is_over_before_its_work_begins_is_refused(tmp_path: Path, function: Any) -> None:
     with running(tmp_path, rules(URL)) as hr, pytest.raises(TypeError, match="protect"):
