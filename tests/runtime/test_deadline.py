@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from headrace.runtime.deadline import AGAIN_S, LONGEST_AGAIN_S, MOST_GRACES, SLACK_S, Deadlines, deadlines
+from headrace.runtime.deadline import AGAIN_S, LONGEST_AGAIN_S, SLACK_S, Deadlines, deadlines
 from headrace.transport.attempt import Attempt
-from headrace.transport.standstill import GRACE_S
+from headrace.transport.standstill import GRACE_S, MOST_GRACES
 from support.faultserver import FaultServer
 from support.governed import rules, running
 from support.interrupts import interrupted_at

@@ -44,7 +44,7 @@ from headrace.observe.isolation import stumbled, undisturbed
 from headrace.runtime import process
 from headrace.runtime.threads import Life, life
 from headrace.transport.attempt import Attempt
-from headrace.transport.standstill import GRACE_S, LATE_S
+from headrace.transport.standstill import GRACE_S, LATE_S, MOST_GRACES
 
 SLACK_S = 0.005
 """Seconds past its end that an attempt is cut: a silent peer is the business of the socket's own
@@ -54,11 +54,6 @@ taken together when many attempts hang."""
 AGAIN_S = 0.01
 LONGEST_AGAIN_S = 0.2
 """Seconds between looks at attempts that were cut and have not ended: there was no connection to shut yet."""
-
-MOST_GRACES = 5
-"""Graces that one attempt is given on end, half a second in all. One was too little: six threads that woke on a
-machine with four busy processes had read their answers and not come any further in 100 ms. It has an end, for where
-every look is late, a container throttled all the time, a limit must hold all the same."""
 
 _NEVER = float("inf")
 
