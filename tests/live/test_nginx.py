@@ -107,9 +107,13 @@ def test_calls_at_the_very_moment_of_nginx_closing_neither_fail_nor_repeat(
 
 
 def test_a_reload_of_nginx_fails_no_get_and_sends_no_post_twice(tmp_path: Path, nginx: MakeNginx) -> None:
-    """Its old workers close their idle connections at once, under a dozen threads that use them."""
+    """Its old workers close their idle connections at once, under a dozen threads that use them.
+
+    An old worker also leaves a request now and then without an answer, and the connection open, until its peer
+    closes it: with nginx 1.22.1 and nothing but sockets, 25 of some 55,000 requests in 912 reloads.
+    """
     server = nginx(FINE)
-    body = FAST + "    circuit_breaker: {mode: disabled}\n"
+    body = FAST + "    timeouts: {attempt: 2s, deadline: 60s}\n    circuit_breaker: {mode: disabled}\n"
     with running(tmp_path, rules(server.url, body)) as hr:
         enough, all_posted = threading.Event(), []
 
@@ -120,7 +124,7 @@ def test_a_reload_of_nginx_fails_no_get_and_sends_no_post_twice(tmp_path: Path, 
                     number += 1
                     assert session.get(f"{server.url}/get").status_code == 200
                     order = f"/order/{seed}-{number}"
-                    if is_answered(session, f"{server.url}{order}"):
+                    if is_answered(session, f"{server.url}{order}", or_left=True):
                         posted.append(order)
                         all_posted.append(order)
                     enough.wait(rng.uniform(0.0, 0.01))
@@ -255,15 +259,19 @@ def in_threads(count: int, act: Callable[[int], T]) -> list[T]:
         return [one.result(120) for one in [crowd.submit(act, number) for number in range(count)]]
 
 
-def is_answered(session: requests.Session, url: str) -> bool:
-    """Whether a POST to *url* was; if not, the connection ended under it. Either way it was sent once."""
+def is_answered(session: requests.Session, url: str, *, or_left: bool = False) -> bool:
+    """Whether a POST to *url* was; if not, the connection ended under it. Either way it was sent once.
+
+    With *or_left* nginx may also have left it without an answer.
+    """
     try:
         record = session.post(url).headrace  # type: ignore[attr-defined]
-    except requests.ConnectionError as error:
+    except (requests.ConnectionError, requests.Timeout) as error:
         record = error.headrace  # type: ignore[attr-defined]
     # nginx logs no request that came to a closing connection: what it has not seen may have been sent all the same.
     (attempt,) = record.attempts
-    assert (attempt.outcome, record.reason) in (("2xx", "success"), ("reset", "method")), record
+    ends = [("2xx", "success"), ("reset", "method"), *([("timeout", "method")] if or_left else [])]
+    assert (attempt.outcome, record.reason) in ends, record
     assert not attempt.resent
     return attempt.outcome == "2xx"  # type: ignore[no-any-return]
 
