@@ -7,9 +7,14 @@ import logging
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import headrace
 from headrace.cli import main
+from headrace.config.document import read_flow
+from headrace.config.keys import yaml_text
+from headrace.config.tree import plain
 from headrace.observe import events
 from headrace.observe.logs import emit
 from headrace.policy.printable import printable, printable_lines
@@ -112,3 +117,35 @@ def test_only_what_is_not_printable_is_escaped() -> None:
     assert printable("a\nb") == "a\\nb"
     assert printable_lines("a\x00\nb\r") == "a\\x00\nb\\r"
     assert printable("\ud800") == "\\ud800"
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=3))
+@example(
+    [
+        "[]",
+        "a: b",
+        "a #b",
+        'say "so"',
+        "back\\slash",
+        "- a",
+        "",
+        "null",
+        "1.0",
+        "a,",
+        "${env:A}",
+        "a:",
+        "\x9b\U00011daa\n",
+    ]
+)
+def test_a_text_that_is_printed_as_yaml_is_read_back_as_that_text(texts: list[str]) -> None:
+    """The fix of a refused `fallback` was refused itself: `body: []` is a list."""
+    assert plain(read_flow(yaml_text(texts), "u.yaml")) == texts
+    assert plain(read_flow(yaml_text({"key": texts}), "u.yaml")) == {"key": texts}
+
+
+def test_the_example_of_a_fallback_can_be_written_as_it_is_printed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "u.yaml").write_text("upstreams: {u: {base_url: 'http://u.internal', fallback: 3}}\n")
+    assert main(["check", "u.yaml"]) == 1
+    assert '    write: fallback: {status: 200, body: "[]"}\n' in capsys.readouterr().err

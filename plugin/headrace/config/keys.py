@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import types
 from collections.abc import Mapping
 from functools import cache
@@ -197,9 +198,11 @@ def yaml_text(value: Any) -> str:
         value = dict(value)
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {yaml_text(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, str) and not value.isprintable():
-        return json.dumps(value)  # YAML reads JSON's escapes; a line break would forge lines of `explain`
-    return f'"{value}"' if _needs_quotes(value) else str(value)
+    if _needs_quotes(value):
+        # YAML reads JSON's escapes, but no pairs of surrogates. A line break would forge lines of `explain`.
+        text = json.dumps(value, ensure_ascii=False)
+        return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in text)
+    return str(value)
 
 
 def _key(name: str, field: FieldInfo) -> Key:
@@ -243,5 +246,14 @@ def _bounds(noun: str, metadata: list[Any]) -> tuple[str, str]:
     )
 
 
+# What ends a plain text in a list or a map, or is none (YAML 1.2.2 §7.3.3). Some that it would allow are quoted, too.
+_NOT_PLAIN: Final = re.compile(r"""^[-?:&*!|>'"%@`#]|^\s|\s$|[,\[\]{}]|:(?:\s|$)|\s#""")
+
+
 def _needs_quotes(value: object) -> bool:
-    return isinstance(value, str) and ("${" in value or not isinstance(resolve(value), str))
+    return isinstance(value, str) and (
+        "${" in value
+        or not value.isprintable()
+        or not isinstance(resolve(value), str)
+        or _NOT_PLAIN.search(value) is not None
+    )
