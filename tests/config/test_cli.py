@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from headrace.cli import main
+from headrace.config import load
 from headrace.config.schema import json_schema
+from headrace.policy.transition import Trigger
+from support.trips import BREAKER, RUNS, told_by
 
 GOOD = "upstreams:\n  billing:\n    base_url: https://billing.internal:8443/v2\n    pool: {max_connections: 50}\n"
 
@@ -63,6 +67,20 @@ def test_the_line_of_an_upstream_says_when_its_breaker_opens(
     assert main(["check", "breaker.yaml"]) == 0
 
     assert capsys.readouterr().out.splitlines()[0].endswith(f", {words}")
+
+
+@pytest.mark.parametrize("rule", RUNS)
+def test_the_line_of_an_upstream_tells_the_threshold_of_every_trip_rule(
+    rule: Trigger, tmp_path: Path, capsys: Captured
+) -> None:
+    text = f"upstreams: {{a: {{base_url: http://a, circuit_breaker: {BREAKER}}}}}"
+    (tmp_path / "breaker.yaml").write_text(text)
+    (told,) = told_by(load("breaker.yaml").upstreams["a"].circuit_breaker, RUNS[rule])
+    assert told.threshold is not None
+    main(["check", "breaker.yaml"])
+
+    numbers = re.findall(r"[\d.]+%?", capsys.readouterr().out.splitlines()[0])
+    assert f"{told.threshold:g}" in numbers or f"{told.threshold:.0%}" in numbers
 
 
 def test_bad_file_ends_with_1_and_the_problems_on_stderr(capsys: Captured) -> None:

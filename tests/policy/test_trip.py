@@ -1,0 +1,78 @@
+"""No trip rule is half there: each has its transition, its threshold, its words, and a run of calls that shows them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.config import load
+from headrace.policy.circuit import CircuitState, Transition, Trigger
+from headrace.policy.plan import CircuitPlan
+from headrace.policy.transition import TRANSITIONS
+from headrace.policy.trip import TRIP_RULES
+from support.trips import BREAKER, RUNS, told_by
+
+each_rule = pytest.mark.parametrize("rule", TRIP_RULES)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> CircuitPlan:
+    (tmp_path / "u.yaml").write_text(f"upstreams: {{a: {{base_url: http://a, circuit_breaker: {BREAKER}}}}}")
+    return load("u.yaml", env={}, cwd=tmp_path).upstreams["a"].circuit_breaker
+
+
+def test_a_closed_circuit_opens_by_the_trip_rules_and_by_nothing_else() -> None:
+    closed = {
+        trigger: after for (before, trigger), after in TRANSITIONS.items() if before is CircuitState.CLOSED
+    }
+    assert closed == dict.fromkeys(TRIP_RULES, CircuitState.OPEN)
+
+
+def test_every_trip_rule_has_a_run_that_shows_it() -> None:
+    assert RUNS.keys() == TRIP_RULES.keys(), "give a new rule its calls in support/trips.py"
+
+
+@each_rule
+def test_the_last_call_of_its_run_opens_the_circuit_by_the_rule(rule: Trigger, plan: CircuitPlan) -> None:
+    assert told_by(plan, RUNS[rule][:-1]) == []
+    (told,) = told_by(plan, RUNS[rule])
+    assert (told.from_state, told.to_state, told.reason) == (CircuitState.CLOSED, CircuitState.OPEN, rule)
+
+
+@each_rule
+def test_the_threshold_that_is_told_is_the_one_that_was_reached(rule: Trigger, plan: CircuitPlan) -> None:
+    (told,) = told_by(plan, RUNS[rule])
+    assert told.threshold is not None
+    (raised,) = _with_one_raised(plan, told.threshold)
+    assert told_by(raised, RUNS[rule]) == []
+
+
+@each_rule
+def test_the_words_of_an_opening_hold_its_threshold_and_are_the_rules_own(
+    rule: Trigger, plan: CircuitPlan
+) -> None:
+    openings = {trigger: told for trigger in TRIP_RULES for told in told_by(plan, RUNS[trigger])}
+    assert f"{openings[rule].threshold:g}" in re.findall(r"[\d.]+", openings[rule].why)
+    assert [trigger for trigger, told in openings.items() if _words(told) == _words(openings[rule])] == [rule]
+
+
+def _words(told: Transition) -> str:
+    return re.sub(r"[\d.]+", "…", told.why)
+
+
+def _with_one_raised(plan: Any, number: float) -> Iterator[Any]:
+    """*plan* with one of the numbers in it that equal *number* raised a little: a plan for each."""
+    for field in fields(plan):
+        value = getattr(plan, field.name)
+        if is_dataclass(value):
+            changed = _with_one_raised(value, number)
+        elif value == number:
+            changed = iter((value + (1 if isinstance(value, int) else 0.01),))
+        else:
+            continue
+        yield from (replace(plan, **{field.name: other}) for other in changed)
