@@ -31,7 +31,7 @@ from headrace.config import inspect as inspect_files
 from headrace.config.sources import KNOWN_VARIABLES
 from headrace.observe import call_trace, events, otel, span_facts
 from headrace.policy.exchange import EndReason
-from headrace.policy.outcome import FAULT_WORDS
+from headrace.policy.outcome import FAULT_WORDS, STATUS_WORDS, Fault
 from headrace.policy.plan import CountWindowPlan
 from headrace.runtime.record import AttemptRecord, Record
 from support import tables as generated
@@ -535,6 +535,43 @@ def test_error_table_has_every_class_with_its_family() -> None:
 def test_words_of_retry_on_are_explained() -> None:
     text = README.read_text("utf-8")
     assert [word for word in FAULT_WORDS if f"`{word}`" not in text] == []
+
+
+def test_words_of_retry_on_are_those_of_the_table_and_mean_what_they_mean_there() -> None:
+    sentence = _between("- **When.** ", " A method that")
+
+    assert _quoted(sentence) - {"retry_on"} == {*FAULT_WORDS, *STATUS_WORDS}
+    told: dict[str, set[str]] = {}
+    for clause in sentence.rstrip(".").split("; "):
+        _, word, meaning = clause.split("`", 2)
+        numbers = set(re.findall(r"\d+", meaning))
+        if " is all of them but " in meaning:
+            hundred = int(word[0]) * 100
+            numbers = set(map(str, range(hundred, hundred + 100))) - numbers
+        told[word] = numbers | _quoted(meaning) - {"retry_on"}
+    faults = {
+        word: {*meant} for word, meant in FAULT_WORDS.items() if meant != {word}
+    }  # the others mean themselves
+    assert told == faults | {word: set(map(str, meant)) for word, meant in STATUS_WORDS.items()}
+
+
+def test_words_for_no_answer_are_all_faults_there_are() -> None:
+    sentence = _between("Words for no answer are those of `retry_on` ", " An attempt that")
+
+    assert _quoted(sentence) == {*Fault}
+    assert _quoted(sentence.partition(")")[0]) == {
+        word for word, meant in FAULT_WORDS.items() if meant == {word}
+    }
+
+
+def _between(start: str, end: str) -> str:
+    text = " ".join(README.read_text("utf-8").split())
+    assert text.count(start) == 1
+    return text.partition(start)[2].partition(end)[0]
+
+
+def _quoted(text: str) -> set[str]:
+    return set(re.findall(r"`([^`]+)`", text))
 
 
 @shows("Your own retries/1")
