@@ -259,3 +259,47 @@ def test_observed_calls_get_no_fallback(tmp_path: Path) -> None:
         open_up(by_requests, hr, server)
         assert requests.get(f"{server.url}/v2/a").status_code == 500
         assert hr.status()["upstreams"]["billing"]["circuit_breaker"]["fallbacks"] == 0
+
+
+@pytest.mark.parametrize("size", [2, 100_000], ids=["kept", "too large to keep"])
+def test_an_answer_that_could_be_kept_is_better_than_a_fallback_and_one_that_could_not_is_none(
+    tmp_path: Path, call: Call, size: int
+) -> None:
+    """A streamed one, of which only so much is read before the pause."""
+    body = (
+        "    retry: {max_attempts: 2, backoff: {base: 1ms, throttled: 1ms}}\n"
+        "    circuit_breaker: {consecutive_failures: 1, open_for: {base: 1ms, jitter: 0}, half_open: {max_probes: 1}}\n"
+        "    fallback: {status: 203, body: later}\n"
+    )
+    with FaultServer() as server, running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
+        circuit = hr.snapshot.upstream("billing").state.circuit
+
+        def opened_and_probed_by_others(_: Any) -> Answer:
+            circuit.record(circuit.acquire(time.monotonic()), Verdict.FAILURE, time.monotonic())
+            time.sleep(0.02)
+            circuit.acquire(time.monotonic())  # half-open, and its one place is taken
+            return Answer(503, body=b"x" * size)
+
+        server.always(opened_and_probed_by_others)
+        answer = call(hr, server.url, "/a", stream=True)
+
+        assert (status_of(answer), len(body_of(answer))) == ((503, 2) if size == 2 else (203, 5))
+        assert len(server.requests) == 1
+        assert reason_of(answer) == "circuit_open"
+
+
+def test_a_path_that_is_not_certain_elsewhere_ends_as_if_there_were_no_fallback(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None is known that gets so far: what is not certain is not below `base_url` either."""
+    monkeypatch.setattr("headrace.adapters.fallback.moved", lambda *_, **__: None)
+    with (
+        FaultServer() as server,
+        FaultServer() as replica,
+        running(tmp_path, with_replica(server, replica)) as hr,
+    ):
+        open_up(call, hr, server)
+        with pytest.raises(headrace.CircuitOpenError):
+            call(hr, server.url, "/v2/a")
+        assert replica.requests == []
+        assert hr.status()["upstreams"]["billing"]["circuit_breaker"]["fallbacks"] == 0

@@ -254,6 +254,15 @@ def test_a_fallback_to_another_upstream_is_a_call_there(simulate: Simulate) -> N
     assert [moment.what for moment in spare.timeline] == ["attempt 1: 500", "pause 0.0125s", "attempt 2: 200"]
 
 
+def test_what_stands_in_for_refused_calls_of_a_traffic_is_not_theirs(simulate: Simulate) -> None:
+    body = "    retry: {max_attempts: 1}\n    circuit_breaker: {mode: forced_open}\n    fallback: {status: 203}\n"
+    billing = simulate(body).upstream("billing")
+
+    found = billing.traffic(every="10ms", times=3)
+
+    assert (found.calls, found.refused, found.failed, billing.arrived) == (3, 3, 0, 0)
+
+
 def test_the_predicate_of_the_file_judges_the_body(
     simulate: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,9 +31,9 @@ from headrace.clock import monotonic
 from headrace.engine.blocking import Attempt as Performer
 from headrace.engine.blocking import run
 from headrace.errors import CircuitOpenError, ResponseTooLarge, UpstreamError
-from headrace.policy.exchange import EndReason, Exchange, Finish, Refuse, Send
+from headrace.policy.exchange import Divert, End, EndReason, Exchange, Send
 from headrace.policy.outcome import Fault, Outcome
-from headrace.policy.plan import FallbackPlan, TimeoutPlan
+from headrace.policy.plan import TimeoutPlan
 from headrace.policy.retry import is_resendable
 from headrace.runtime.carrying import add_notes, carry, record_of
 from headrace.runtime.deadline import deadlines
@@ -177,24 +177,24 @@ class Call(Generic[T]):
             Exception: What the library raised in the last attempt, with the record and notes on it.
         """
         began = monotonic()
-        decision: Finish | Refuse | None = None
+        end: End | None = None
         performer: Performer = self
         if self._trace is not None:
             self._trace.performer = self
             performer = self._trace
         try:
             sleep = time.sleep if self._cancellation is None else self._cancellation.sleep
-            decision = run(self._exchange, performer, clock=monotonic, sleep=sleep)
+            end = run(self._exchange, performer, clock=monotonic, sleep=sleep)
         except Exception as raised:  # a signal handler's amid a wait or a pause, a bug of ours
             carry(self._record(EndReason.CANCELLED), on=raised)
             raise
         finally:
-            self._count(decision, monotonic() - began)
-        record = self._record(decision.reason)
-        if decision.reason is not EndReason.SUCCESS:
+            self._count(end, monotonic() - began)
+        record = self._record(end.reason)
+        if end.reason is not EndReason.SUCCESS:
             self._say(record)
         if self.answer is not None:
-            if decision.reason is not EndReason.CANCELLED:
+            if end.reason is not EndReason.CANCELLED:
                 carry(record, on=self.answer)
                 if self._streamed:
                     follow(
@@ -209,15 +209,16 @@ class Call(Generic[T]):
                     )
                 return self.answer
             self.answer.close()  # type: ignore[attr-defined]  # a failed one, and nobody waits for it
-        if decision.reason is EndReason.CIRCUIT_OPEN and self._upstream.plan.fallback is not None:
-            answer = self._fall_back(record, self._upstream.plan.fallback)
+        if isinstance(end, Divert):
+            answer = self._divert(record)
             if answer is not None:
                 return answer
+            end = end.otherwise
         error = final_error(
             self._upstream,
             self._surface,
             self._exchange,
-            decision,
+            end,
             request_id=self.outbound.request_id,
             last=self.error,
         )
@@ -450,21 +451,17 @@ class Call(Generic[T]):
             leases.give_back(lease, reusable=False)
             raise
 
-    def _fall_back(self, record: Record, fallback: FallbackPlan) -> T | None:
-        """What the refused call gets instead, or None where there is nothing. Blocks.
+    def _divert(self, record: Record) -> T | None:
+        """What the refused call gets instead, or None where its path elsewhere is not certain. Blocks.
 
         Raises what the call to the other upstream raises.
         """
         refused, other = self._upstream, self._upstream.fallback
         if other is None:
-            answer = self._surface.canned(fallback)
+            assert refused.plan.fallback is not None, "the exchange diverts by its plan"
+            answer = self._surface.canned(refused.plan.fallback)
             carry(record, on=answer)
         else:
-            if self._exchange.outcomes and not self._replayable:
-                return None
-            # Only a key allowed to repeat it, and by that only the upstream that has got it can tell a repetition.
-            if self.outbound.sent and self._method not in refused.plan.retry.methods:
-                return None
             substitute = self._surface.towards(other, refused)
             if substitute is None:
                 return None
@@ -521,6 +518,8 @@ class Call(Generic[T]):
         finally:
             if in_flight.pop(attempt, None) is None:
                 self.answer = None  # cut off: what is there of it need not be all
+            if self.answer is None:
+                self._exchange.answer_is_lost()
 
     def _say(self, record: Record) -> None:
         """Log what the code at the call site could do better, if that is why the call ended."""
@@ -545,12 +544,12 @@ class Call(Generic[T]):
             wait_s=monotonic() - started,
         )
 
-    def _count(self, decision: Finish | Refuse | None, duration_s: float) -> None:
+    def _count(self, end: End | None, duration_s: float) -> None:
         label = None  # of the last attempt
-        if decision is None or decision.reason is EndReason.CANCELLED:
+        if end is None or end.reason is EndReason.CANCELLED:
             label = Fault.CANCELLED.value
-        elif isinstance(decision, Refuse):
-            label = decision.reason.value
+        elif not self._exchange.outcomes:
+            label = end.reason.value
         if self._trace is not None:
             self._trace.end(self._exchange, label=label)
         if self._tries is not None:

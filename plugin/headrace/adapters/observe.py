@@ -15,7 +15,7 @@ from headrace.clock import monotonic
 from headrace.engine.shadow import Foretold, Seen, rehearse
 from headrace.observe.isolation import stumbled
 from headrace.policy.counters import add
-from headrace.policy.exchange import EndReason, Exchange, Refuse, Send
+from headrace.policy.exchange import Divert, EndReason, Exchange, Refuse, Send
 from headrace.policy.outcome import Outcome
 from headrace.policy.permit import Refused, Verdict
 from headrace.policy.plan import TimeoutPlan, UpstreamPlan
@@ -83,7 +83,7 @@ def observed(
     if tracing is not None and tracing.has_context():
         trace = tracing.observed_call(plan.name, state.circuit, address=state.pool.host, request=inbound)
     first = exchange.decide(began)
-    assert isinstance(first, (Send, Refuse)), "nothing has been tried yet"
+    assert isinstance(first, (Send, Divert, Refuse)), "nothing has been tried yet"
     held = None
     if isinstance(first, Send):  # if it were enforced
         held = _Connection()
@@ -119,8 +119,7 @@ def observed(
             is_wanted = outcome.status in plan.retry.retry_on.statuses
             foretold = rehearse(exchange, first, Seen(outcome, head_s, streamed, is_wanted))
             with counters.lock:
-                # Who has sent nothing yet may send it elsewhere, even what can be sent only once.
-                _count(upstream, foretold, may_go_elsewhere=replayable or not exchange.outcomes)
+                _count(upstream, foretold)
             made = _Made(outcome, exchange)
             exemplar = None
             if trace is not None:
@@ -169,14 +168,14 @@ def _count_full(upstream: Upstream) -> None:
         add(state.counters.observed, "waited" if waits else "rejected")
 
 
-def _count(upstream: Upstream, foretold: Foretold, *, may_go_elsewhere: bool) -> None:
+def _count(upstream: Upstream, foretold: Foretold) -> None:
     """Count what would have been done. The caller holds the counters' lock."""
-    observed, fallback = upstream.state.counters.observed, upstream.plan.fallback
+    observed = upstream.state.counters.observed
     if foretold.retries:
         add(observed, "retried", foretold.retries)
     if foretold.timed_out:
         add(observed, "timed_out")
     if foretold.refused:
         add(observed, "refused")
-        if fallback is not None and (fallback.upstream is None or may_go_elsewhere):
-            add(observed, "fallback")
+    if foretold.diverted:
+        add(observed, "fallback")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, assert_never
 
-from headrace.policy.exchange import Exchange, Finish, Refuse, Send, Sleep
+from headrace.policy.exchange import Divert, End, Exchange, Finish, Refuse, Send, Sleep
 from headrace.policy.outcome import Outcome
 
 
@@ -32,7 +32,7 @@ def run(
     *,
     clock: Callable[[], float],
     sleep: Callable[[float], object],
-) -> Finish | Refuse:
+) -> End:
     """Drive *exchange* to its end. Blocks; lets whatever *attempt*, *clock* or *sleep* raise pass through.
 
     The permit goes back in every case; an attempt that did not return is ignored by the circuit.
@@ -56,7 +56,7 @@ def run(
                     attempt.set_aside()
                     in_hand = False
                     sleep(decision.delay_s)
-                case Finish() | Refuse():
+                case Divert() | Finish() | Refuse():
                     return decision
                 case _:
                     assert_never(decision)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from headrace.policy.exchange import EndReason, Exchange, Finish, Refuse, Send, Sleep
+from headrace.policy.exchange import Decision, Divert, EndReason, Exchange, Finish, Refuse, Send, Sleep
 from headrace.policy.outcome import Fault, Outcome
 
 
@@ -44,21 +44,23 @@ class Foretold:
         refused: The circuit would have refused the call, or its next attempt.
         timed_out: A limit would have cut an attempt, or the deadline was over before the first.
         reason: Why it would have ended.
+        diverted: Its `fallback` would have stood in.
     """
 
     retries: int
     refused: bool
     timed_out: bool
     reason: EndReason
+    diverted: bool = False
 
 
-def rehearse(exchange: Exchange, first: Send | Refuse, seen: Seen) -> Foretold:
+def rehearse(exchange: Exchange, first: Send | Divert | Refuse, seen: Seen) -> Foretold:
     """Drive *exchange* on from *first*, what it decided when the call began, to its end. Does not block.
 
     The permit goes back in every case.
     """
     now, timed_out = seen.outcome.started_s, False
-    decision: Send | Sleep | Finish | Refuse = first
+    decision: Decision = first
     try:
         while True:
             match decision:
@@ -71,13 +73,14 @@ def rehearse(exchange: Exchange, first: Send | Refuse, seen: Seen) -> Foretold:
                     exchange.record(outcome, now)
                 case Sleep():
                     now += decision.delay_s
-                case Finish() | Refuse():
+                case Divert() | Finish() | Refuse():
                     return Foretold(
                         retries=max(0, len(exchange.outcomes) - 1),
                         refused=exchange.refused is not None,
                         timed_out=timed_out
                         or (isinstance(decision, Refuse) and decision.reason is EndReason.DEADLINE),
                         reason=decision.reason,
+                        diverted=isinstance(decision, Divert),
                     )
                 case _:
                     assert_never(decision)

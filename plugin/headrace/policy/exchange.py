@@ -8,7 +8,7 @@ does what the answer says, tells `record(outcome, now)` after each Send, and run
 The order of a call is fixed: deadline, circuit, [attempt], then for another attempt:
 rules (`retry_on`, certificate, own refusals), method, replayable, cancelled, attempts, circuit
 opened, Retry-After, deadline, event loop, allowance of the inbound request, budget; then
-the pause, and deadline and circuit again.
+the pause, and deadline and circuit again. Where the circuit refuses, the `fallback` is asked for last.
 Static reasons come before circumstances, and the budget last because asking spends.
 
 The circuit is told of calls, not of attempts: once, by the last attempt that says anything. A success
@@ -26,6 +26,7 @@ from typing import Final, Protocol, TypeAlias, assert_never
 from headrace.policy.backoff import backoff_s, is_throttled
 from headrace.policy.blame import blame
 from headrace.policy.circuit import Circuit, Permit, Refused, Verdict
+from headrace.policy.fallback import stands_in
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import TimeoutPlan, UpstreamPlan
 from headrace.policy.retry import Retriability, RetryAllowance, RetryBudget, classify
@@ -102,7 +103,28 @@ class Refuse:
     retry_after_s: float
 
 
-Decision: TypeAlias = Send | Sleep | Finish | Refuse
+@dataclass(slots=True)
+class Divert:
+    """The call is over here, for the circuit refuses it: its `fallback` stands in.
+
+    Attributes:
+        upstream: Name of the upstream that is asked instead; None: the answer that the file has written.
+        otherwise: How the call ends where the driver cannot say it to that upstream.
+    """
+
+    upstream: str | None
+    otherwise: Finish | Refuse
+
+    @property
+    def reason(self) -> EndReason:
+        """Why the call ended here."""
+        return self.otherwise.reason
+
+
+End: TypeAlias = Divert | Finish | Refuse
+"""Nothing follows, as far as this upstream is asked."""
+
+Decision: TypeAlias = Send | Sleep | End
 
 HOLD_S: Final = 1.0
 """How long a failed attempt may wait for the one after it to say better, seconds.
@@ -171,6 +193,7 @@ class Exchange:
 
     __slots__ = (
         "_allowance",
+        "_arrived_before",
         "_backoff_s",
         "_budget",
         "_cancellation",
@@ -179,6 +202,7 @@ class Exchange:
         "_held",
         "_is_out",
         "_keyed",
+        "_lost",
         "_max_attempts",
         "_may_sleep",
         "_method",
@@ -243,7 +267,9 @@ class Exchange:
         self._took_s = 0.0  # the longest attempt
         self._place: int | None = None  # where the circuit counts what it was told
         self._undecided: Outcome | None = None  # recorded, and decide() has not looked at it yet
-        self._ended: Finish | Refuse | None = None
+        self._ended: End | None = None
+        self._lost = 0  # the attempt, from 1, whose answer was set aside and could not be kept
+        self._arrived_before = False  # a try before this one may have reached the upstream
         self.outcomes: list[Outcome] = []
         self.verdicts: list[Verdict] = []
         self.deadline_s = timeouts.deadline_s
@@ -267,7 +293,7 @@ class Exchange:
     def decide(self, now: float) -> Decision:
         """What to do next. Mutates: takes a permit with a Send, a token with a retry.
 
-        Asked again after the end, it gives the same Finish or Refuse.
+        Asked again after the end, it gives the same end.
 
         Raises:
             RuntimeError: A Send is out and its outcome was not recorded.
@@ -361,6 +387,10 @@ class Exchange:
         """Tell that the body cannot be sent again after all. Mutates."""
         self._replayable = False
 
+    def answer_is_lost(self) -> None:
+        """Tell that the answer of the last attempt was set aside and could not be kept. Mutates."""
+        self._lost = len(self.outcomes)
+
     def abandon(self, now: float) -> None:
         """Give back what is outstanding: the caller is gone, or the call is over. Mutates; idempotent."""
         if self._ended is None:
@@ -376,6 +406,11 @@ class Exchange:
         self._permit, before._permit = before._permit, None
         self._held, self._told = before._held, before._told
         self._took_s, self._place = before._took_s, before._place
+        self._arrived_before = before._may_have_arrived
+
+    @property
+    def _may_have_arrived(self) -> bool:
+        return self._arrived_before or any(outcome.sent for outcome in self.outcomes)
 
     def _is_long(self, wait_s: float) -> bool:
         """Whether the next attempt cannot be waited for: the circuit should hear of this failure now."""
@@ -395,7 +430,7 @@ class Exchange:
         self._held, self._told = _IGNORED, None
         return None
 
-    def _send_or_end(self, now: float) -> Send | Finish | Refuse:
+    def _send_or_end(self, now: float) -> Send | End:
         if self._cancellation is not None and self._cancellation.is_cancelled:
             return self._deny_send(EndReason.CANCELLED)
         timeout_s = self._timeouts.attempt_s
@@ -414,7 +449,7 @@ class Exchange:
         if refused is not None:
             self.refused = refused
             self.retry_after_s = refused.retry_after_s
-            return self._deny_send(EndReason.CIRCUIT_OPEN)
+            return self._divert(self._deny_send(EndReason.CIRCUIT_OPEN))
         self._is_out = True
         n_made = len(self.outcomes)
         if n_made == 0:
@@ -428,6 +463,21 @@ class Exchange:
         self._budget.try_withdraw(now)
         if self._allowance is not None:
             self._allowance.take()
+
+    def _divert(self, otherwise: Finish | Refuse) -> End:
+        """What the caller of a call that the circuit refuses gets in place of *otherwise*, if anything. Mutates."""
+        fallback, outcomes = self._plan.fallback, self.outcomes
+        if fallback is None or not stands_in(
+            fallback,
+            has_answer=bool(outcomes) and outcomes[-1].fault is None and self._lost != len(outcomes),
+            was_tried=bool(outcomes),
+            may_have_arrived=self._may_have_arrived,
+            replayable=self._replayable,
+            method_is_listed=self._method in self._plan.retry.methods,
+        ):
+            return otherwise
+        self._ended = divert = Divert(fallback.upstream, otherwise)
+        return divert
 
     def _deny_send(self, reason: EndReason) -> Finish | Refuse:
         if self.outcomes:

@@ -20,9 +20,9 @@ from headrace.config.units import format_duration
 from headrace.engine.blocking import run
 from headrace.errors import UnknownUpstream
 from headrace.policy.circuit import Circuit, CircuitState, CircuitView, Transition
-from headrace.policy.exchange import EndReason, Exchange
+from headrace.policy.exchange import Divert, End, EndReason, Exchange
 from headrace.policy.outcome import Fault, Outcome
-from headrace.policy.plan import FallbackPlan, UpstreamPlan
+from headrace.policy.plan import UpstreamPlan
 from headrace.policy.retry import RetryAllowance, RetryBudget
 from headrace.runtime.record import Record
 from headrace.testing.clock import VirtualClock
@@ -227,10 +227,11 @@ class SimulatedUpstream:
             clock.advance(delay_s)
 
         attempt = ScriptedAttempt(plan, self._script, clock, self._note, deadline_at=exchange.deadline_at)
+        end: End | None = None
         try:
-            reason = run(exchange, attempt, clock=clock, sleep=sleep).reason
+            end = run(exchange, attempt, clock=clock, sleep=sleep)
         except CallerLeft:
-            reason = EndReason.CANCELLED
+            pass
         except ScriptExhausted as nothing:
             raise ScriptExhausted(
                 f'upstream "{plan.name}": attempt {len(exchange.outcomes) + 1} of a {method} at {clock.now:g} s meets '
@@ -239,6 +240,7 @@ class SimulatedUpstream:
             ) from nothing
         finally:
             self.arrived += attempt.sent
+        reason = EndReason.CANCELLED if end is None else end.reason
         if exchange.refused is not None:
             self._note(f"refused: {exchange.refused}")
         elif exchange.denied is not None:
@@ -261,8 +263,8 @@ class SimulatedUpstream:
             began_s=began,
             took_s=clock.now - began,
         )
-        if reason is EndReason.CIRCUIT_OPEN and result.status is None and plan.fallback is not None:
-            return self._fall_back(result, plan.fallback, replayable, exchange.deadline_at)
+        if isinstance(end, Divert):
+            return self._divert(result, end, replayable, exchange.deadline_at)
         return result
 
     def traffic(self, *, every: str, times: int, method: str = "GET") -> Traffic:
@@ -313,18 +315,18 @@ class SimulatedUpstream:
             keyed=keyed or (key is not None and method in key.methods),
         )
 
-    def _fall_back(
-        self, refused: CallResult, fallback: FallbackPlan, replayable: bool, deadline_at: float | None
+    def _divert(
+        self, refused: CallResult, divert: Divert, replayable: bool, deadline_at: float | None
     ) -> CallResult:
-        """What the refused call gets instead, as `adapters.call` does it."""
-        if fallback.upstream is None:
+        """What the refused call gets instead."""
+        if divert.upstream is None:
+            fallback = self._plan.fallback
+            assert fallback is not None, "the exchange diverts by its plan"
             self._note(f"fallback: {fallback.status}")
             refused.headrace.fallback_for = self._plan.name
             return replace(refused, status=fallback.status)
-        if refused.headrace.attempts and not replayable:
-            return refused
-        self._note(f'fallback: upstream "{fallback.upstream}"')
-        other = self._simulation.upstream(fallback.upstream)
+        self._note(f'fallback: upstream "{divert.upstream}"')
+        other = self._simulation.upstream(divert.upstream)
         method = refused.headrace.method
         result = other._call(method, replayable=replayable, keyed=False, deadline_at=deadline_at)
         result.headrace.fallback_for = self._plan.name

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Protocol, TypeAlias, assert_never
 
-from headrace.policy.exchange import Exchange, Finish, Refuse, Send, Sleep
+from headrace.policy.exchange import Divert, Exchange, Finish, Refuse, Send, Sleep
 from headrace.policy.outcome import Outcome
 from headrace.policy.permit import Verdict
 from headrace.testing.clock import VirtualClock
@@ -57,6 +57,8 @@ def steps(exchange: Exchange, attempt: Meets, clock: Callable[[], float]) -> Ste
                     exchange.record(outcome, clock())
                 case Sleep():
                     yield decision.delay_s
+                case Divert():
+                    return decision.otherwise  # what stands in is no answer of this upstream
                 case Finish() | Refuse():
                     return decision
                 case _:
