@@ -150,3 +150,34 @@ def test_a_played_call(tmp_path: Path, server: FaultServer, spare: FaultServer, 
     assert simulation.upstream("spare").arrived == int(case.gets == 203)
     assert (result.headrace.fallback_for is not None) is case.diverted
     assert any(what.startswith("refused: ") for _, what in billing.timeline)
+
+
+KEYS = [
+    pytest.param("", 200, id="the same header, so it is a key there, too"),
+    pytest.param(", idempotency_key: {header: X-Key, methods: []}", None, id="another header: none there"),
+]
+
+
+@pytest.mark.parametrize(("there", "gets"), KEYS)
+def test_a_key_of_the_call_goes_to_the_fallback_with_it(
+    tmp_path: Path, server: FaultServer, spare: FaultServer, there: str, gets: int | None
+) -> None:
+    """Played and real."""
+    body = (
+        "    circuit_breaker: {mode: forced_open}\n    fallback: {upstream: spare}\n"
+        f"  spare:\n    base_url: {spare.url}\n    retry: {{backoff: {{base: 1ms}}{there}}}\n"
+    )
+    with running(tmp_path, rules(server.url, body)):
+        spare.next(Break("request"))
+        spare.always(Answer(200))
+        if gets is None:
+            with pytest.raises(requests.ConnectionError):
+                requests.post(server.url, headers=OWN_KEY)
+        else:
+            assert requests.post(server.url, headers=OWN_KEY).status_code == gets
+    simulation = Simulation(tmp_path / "upstreams.yaml")
+    simulation.upstream("spare").answers("reset", 200)
+    result = simulation.upstream("billing").call("POST", keyed=True)
+
+    assert result.status == gets
+    assert simulation.upstream("spare").arrived == len(spare.requests) == (1 if gets is None else 2)

@@ -308,7 +308,12 @@ def test_an_answer_kept_is_what_the_caller_gets_when_no_connection_comes_free_fo
 
 
 def test_an_idempotency_key_of_the_file_or_of_the_call_unlocks_post(simulate: Simulate) -> None:
-    for body, keyed in (("", True), ("    retry: {idempotency_key: {}}\n", False)):
+    for body, keyed in (
+        ("", True),
+        ("    retry: {idempotency_key: {}}\n", False),
+        ("    retry: {idempotency_key: {header: X-Key, methods: []}}\n", True),
+        ("    headers: {idempotency-key: always}\n", False),
+    ):
         billing = simulate(body).upstream("billing")
         billing.answers("reset", 200)
         assert billing.call("post", keyed=keyed).status == 200

@@ -8,7 +8,6 @@ from asyncio import _get_running_loop
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from headrace.adapters.outbound import is_keyed
 from headrace.adapters.predicate import is_condemned
 from headrace.adapters.retry_after import retry_after_s
 from headrace.clock import monotonic
@@ -19,7 +18,7 @@ from headrace.policy.exchange import Divert, EndReason, Exchange, Refuse, Send
 from headrace.policy.outcome import Outcome
 from headrace.policy.permit import Refused, Verdict
 from headrace.policy.plan import TimeoutPlan, UpstreamPlan
-from headrace.policy.retry import RehearsedAllowance
+from headrace.policy.retry import RehearsedAllowance, is_keyed
 from headrace.runtime.inbound import inbound_var
 from headrace.runtime.record import tally
 from headrace.runtime.upstream import Upstream
@@ -74,7 +73,7 @@ def observed(
         may_sleep=_get_running_loop() is None,
         deadline_at=None if served is None else served.deadline_at,
         allowance=allowance,
-        keyed=is_keyed(upstream, method, headers),
+        keyed=is_keyed(plan, method, headers or ()),
         cancellation=None if inbound is None else inbound.cancellation,
         nth_try=nth_try,
     )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from headrace.policy.deadline import GRPC_HEADER, format_remaining
+from headrace.policy.plan import UpstreamPlan
+from headrace.policy.retry import is_keyed, sets_key
 from headrace.runtime.inbound import Inbound, inbound_var, new_request_id
 from headrace.runtime.upstream import Upstream
-
-IDEMPOTENCY_KEY: Final = "Idempotency-Key"
-"""The header of draft-ietf-httpapi-idempotency-key-header: who sets it says that a repetition is recognised."""
 
 RETRY_SEQ: Final = "X-Retry-Seq"
 
@@ -61,9 +60,9 @@ class Outbound:
             self.headers = (*plan.headers, (upstream.request_id_header, self.request_id))
         if inbound is not None and inbound.trace and propagate.traceparent:
             self._pass_trace(inbound.trace, upstream, own)
-        if method not in plan.retry.methods and is_keyed(upstream, method, own):
+        if method not in plan.retry.methods and is_keyed(plan, method, own or ()):
             self.keyed = True
-            self._take_key(upstream, own)
+            self._take_key(plan, own or ())
 
     def for_attempt(self, left_s: float | None) -> tuple[tuple[str, str], ...]:
         """The headers of the next attempt, made with *left_s* left of the deadline (None: there is none)."""
@@ -83,26 +82,7 @@ class Outbound:
         if not any(name.lower() == "traceparent" for name in (*(own or ()), *dict(upstream.plan.headers))):
             self.headers = (*self.headers, *trace)
 
-    def _take_key(self, upstream: Upstream, own: Mapping[str, Any] | None) -> None:
-        plan = upstream.plan.retry.idempotency_key
-        if plan is not None and plan.header.lower() not in _names(upstream, own):
-            self.headers = (*self.headers, (plan.header, new_request_id()))
-
-
-def is_keyed(upstream: Upstream, method: str, own: Mapping[str, Any] | None) -> bool:
-    """Whether a call of *method* with headers *own* carries an idempotency key, its own or one that is made for it.
-
-    False where the method is repeatable anyhow: then none is asked for.
-    """
-    plan = upstream.plan.retry.idempotency_key
-    if method in upstream.plan.retry.methods:
-        return False
-    if plan is not None and method in plan.methods:
-        return True
-    header = IDEMPOTENCY_KEY if plan is None else plan.header
-    return header.lower() in _names(upstream, own)
-
-
-def _names(upstream: Upstream, own: Mapping[str, Any] | None) -> set[str]:
-    """Names of the headers that the call or the file sets, in lower case."""
-    return {name.lower() for name in (*(own or ()), *dict(upstream.plan.headers))}
+    def _take_key(self, plan: UpstreamPlan, own: Iterable[str]) -> None:
+        key = plan.retry.idempotency_key
+        if key is not None and not sets_key(plan, own):
+            self.headers = (*self.headers, (key.header, new_request_id()))

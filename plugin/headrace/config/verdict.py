@@ -17,7 +17,7 @@ from headrace.policy.blame import blame
 from headrace.policy.circuit import Verdict
 from headrace.policy.outcome import UPSTREAM_FAULTS, Condition, Fault, Outcome, condition
 from headrace.policy.plan import UpstreamPlan
-from headrace.policy.retry import Retriability, classify
+from headrace.policy.retry import Retriability, classify, key_header
 
 _MAY_HAVE_BEEN_SENT = frozenset(
     {Fault.RESET, Fault.TIMEOUT, Fault.PROTOCOL_ERROR, Fault.CANCELLED, Fault.RESPONSE_TOO_LARGE}
@@ -26,7 +26,6 @@ _MAY_HAVE_BEEN_SENT = frozenset(
 )
 _SHOWN_PAUSES = 3
 _WHILE = "while attempts, budget, deadline and circuit allow"
-_DEFAULT_KEY = "Idempotency-Key"
 
 _UNENFORCED = {
     "observe": ", but the breaker only observes",
@@ -141,8 +140,7 @@ def _listed(values: EffectiveValues, method: str) -> str:
 
 
 def _unlisted(values: EffectiveValues, plan: UpstreamPlan, method: str, sent: str | None = None) -> str:
-    key = plan.retry.idempotency_key
-    header = _DEFAULT_KEY if key is None else key.header
+    header = key_header(plan.retry)
     because = "" if sent is None else f" and {sent}"
     return (
         f"{method} is not in retry.methods ({values.who('retry', 'methods')}){because};"
@@ -155,7 +153,7 @@ def _key_maker(values: EffectiveValues, plan: UpstreamPlan, method: str) -> str 
     if method in plan.retry.methods:
         return None
     key = plan.retry.idempotency_key
-    header = _DEFAULT_KEY if key is None else key.header
+    header = key_header(plan.retry)
     own = next((name for name, _ in plan.headers if name.lower() == header.lower()), None)
     if own is not None:
         return f"{method} carries {own} ({values.who('headers', own)})"

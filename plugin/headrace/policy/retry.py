@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from headrace.policy.outcome import UPSTREAM_FAULTS, Fault, Outcome
-from headrace.policy.plan import BudgetPlan, RetryPlan
+from headrace.policy.plan import BudgetPlan, RetryPlan, UpstreamPlan
 from headrace.policy.window import TimeWindow
 
 
@@ -47,6 +48,38 @@ def classify(
     if not replayable:
         return Retriability.NOT_REPLAYABLE
     return Retriability.RETRIABLE
+
+
+IDEMPOTENCY_KEY: Final = "Idempotency-Key"
+"""The header of draft-ietf-httpapi-idempotency-key-header: who sets it says that a repetition is recognised."""
+
+
+def key_header(plan: RetryPlan) -> str:
+    """Name of the header by which the upstream can tell a repetition."""
+    return IDEMPOTENCY_KEY if plan.idempotency_key is None else plan.idempotency_key.header
+
+
+def is_keyed(plan: UpstreamPlan, method: str, own: Iterable[str]) -> bool:
+    """Whether a call carries an idempotency key: its own, one of the file's `headers`, or one that is made for it.
+
+    False where the method may be repeated anyhow: then none is asked for.
+
+    Args:
+        method: Upper case.
+        own: Names of the headers that the call itself sets.
+    """
+    key = plan.retry.idempotency_key
+    if method in plan.retry.methods:
+        return False
+    if key is not None and method in key.methods:
+        return True
+    return sets_key(plan, own)
+
+
+def sets_key(plan: UpstreamPlan, own: Iterable[str]) -> bool:
+    """Whether the call, by *own*, the names of its headers, or the file sets the key: then none is made."""
+    header = key_header(plan.retry).lower()
+    return any(name.lower() == header for name in (*own, *dict(plan.headers)))
 
 
 def is_resendable(outcome: Outcome, *, reused: bool, answered: bool, repeatable: bool) -> bool:

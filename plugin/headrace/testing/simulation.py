@@ -23,7 +23,7 @@ from headrace.policy.circuit import Circuit, CircuitState, CircuitView, Transiti
 from headrace.policy.exchange import Divert, End, EndReason, Exchange
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import UpstreamPlan
-from headrace.policy.retry import RetryAllowance, RetryBudget
+from headrace.policy.retry import RetryAllowance, RetryBudget, is_keyed, key_header
 from headrace.runtime.record import Record
 from headrace.testing.clock import VirtualClock
 from headrace.testing.script import Script, ScriptExhausted, What, reply, seconds
@@ -206,19 +206,23 @@ class SimulatedUpstream:
 
         Args:
             replayable: False: the body is a generator, which can be sent only once.
-            keyed: The call brings an idempotency key; one that the file makes needs no saying.
+            keyed: The call brings an idempotency key, under the header that the file names; one that the file has
+                or makes needs no saying.
 
         Raises:
             ScriptExhausted: An attempt was made and nothing says what it meets.
         """
         inbound = self._simulation.inbound
         deadline_at = None if inbound is None else inbound.deadline_at
-        return self._call(method.upper(), replayable=replayable, keyed=keyed, deadline_at=deadline_at)
+        headers = (key_header(self._plan.retry),) if keyed else ()
+        return self._call(method.upper(), replayable=replayable, headers=headers, deadline_at=deadline_at)
 
-    def _call(self, method: str, *, replayable: bool, keyed: bool, deadline_at: float | None) -> CallResult:
+    def _call(
+        self, method: str, *, replayable: bool, headers: Sequence[str], deadline_at: float | None
+    ) -> CallResult:
         plan, clock = self._plan, self._clock
         began = clock.now
-        exchange = self._exchange(method, replayable=replayable, keyed=keyed, deadline_at=deadline_at)
+        exchange = self._exchange(method, replayable=replayable, headers=headers, deadline_at=deadline_at)
         pauses: list[float] = []
 
         def sleep(delay_s: float) -> None:
@@ -264,7 +268,9 @@ class SimulatedUpstream:
             took_s=clock.now - began,
         )
         if isinstance(end, Divert):
-            return self._divert(result, end, replayable, exchange.deadline_at)
+            return self._divert(
+                result, end, replayable=replayable, headers=headers, deadline_at=exchange.deadline_at
+            )
         return result
 
     def traffic(self, *, every: str, times: int, method: str = "GET") -> Traffic:
@@ -284,7 +290,7 @@ class SimulatedUpstream:
         def begin() -> tuple[Exchange, ScriptedAttempt]:
             inbound = self._simulation.inbound
             deadline_at = None if inbound is None else inbound.deadline_at
-            exchange = self._exchange(method.upper(), replayable=True, keyed=False, deadline_at=deadline_at)
+            exchange = self._exchange(method.upper(), replayable=True, headers=(), deadline_at=deadline_at)
             attempt = ScriptedAttempt(
                 self._plan, self._script, self._clock, _untold, deadline_at=exchange.deadline_at
             )
@@ -297,9 +303,10 @@ class SimulatedUpstream:
         finally:
             self.arrived += sum(attempt.sent for attempt in made)
 
-    def _exchange(self, method: str, *, replayable: bool, keyed: bool, deadline_at: float | None) -> Exchange:
+    def _exchange(
+        self, method: str, *, replayable: bool, headers: Sequence[str], deadline_at: float | None
+    ) -> Exchange:
         plan, inbound = self._plan, self._simulation.inbound
-        key = plan.retry.idempotency_key
         return Exchange(
             plan,
             self._circuit,
@@ -312,13 +319,19 @@ class SimulatedUpstream:
             max_attempts=plan.retry.max_attempts,
             deadline_at=deadline_at,
             allowance=None if inbound is None else inbound.allowance,
-            keyed=keyed or (key is not None and method in key.methods),
+            keyed=is_keyed(plan, method, headers),
         )
 
     def _divert(
-        self, refused: CallResult, divert: Divert, replayable: bool, deadline_at: float | None
+        self,
+        refused: CallResult,
+        divert: Divert,
+        *,
+        replayable: bool,
+        headers: Sequence[str],
+        deadline_at: float | None,
     ) -> CallResult:
-        """What the refused call gets instead."""
+        """What the refused call gets instead. The headers that it sets go along, a key among them."""
         if divert.upstream is None:
             fallback = self._plan.fallback
             assert fallback is not None, "the exchange diverts by its plan"
@@ -328,7 +341,7 @@ class SimulatedUpstream:
         self._note(f'fallback: upstream "{divert.upstream}"')
         other = self._simulation.upstream(divert.upstream)
         method = refused.headrace.method
-        result = other._call(method, replayable=replayable, keyed=False, deadline_at=deadline_at)
+        result = other._call(method, replayable=replayable, headers=headers, deadline_at=deadline_at)
         result.headrace.fallback_for = self._plan.name
         return replace(
             result,
