@@ -366,6 +366,33 @@ def test_a_steady_download_is_not_said_to_be_cut_by_attempt(tmp_path: Path) -> N
         assert foretold(hr) == {}
 
 
+@pytest.mark.parametrize(
+    ("method", "headers", "is_cut"),
+    [
+        pytest.param("GET", {}, True, id="one that would be retried"),
+        pytest.param("POST", {}, False, id="not one that would not"),
+        pytest.param("POST", {"Idempotency-Key": "1"}, True, id="but with a key it would"),
+    ],
+)
+def test_attempt_bounds_the_body_of_a_bad_answer_only_where_it_would_be_retried(
+    tmp_path: Path, method: str, headers: dict[str, str], is_cut: bool
+) -> None:
+    """Pitfall 89. In a call that is made under the rules, and in one that is rehearsed."""
+    told = []
+    with FaultServer() as server:
+        server.always(Answer(503, body=b"x" * 10, drip_body_s=0.1))
+        for mode in ("enforce", "observe"):
+            body = f"    mode: {mode}\n    timeouts: {{attempt: 500ms}}\n    retry: {{max_attempts: 1}}\n"
+            with running(tmp_path, rules(server.url, body)) as hr:
+                try:
+                    outcome = requests.request(method, server.url, headers=headers).status_code
+                except requests.ReadTimeout:
+                    outcome = "cut"
+                told.append((outcome, hr.status()["upstreams"]["billing"]["observed"]))
+
+    assert told == ([("cut", {}), (503, {"timed_out": 1})] if is_cut else [(503, {}), (503, {})])
+
+
 def test_enforce_does_not_begin_with_what_a_rehearsal_has_assumed(tmp_path: Path) -> None:
     """Pitfall 88."""
     with FaultServer() as server:

@@ -688,6 +688,27 @@ def test_a_key_does_not_make_a_spent_body_replayable() -> None:
 # The tries of a caller who retries himself
 
 
+@pytest.mark.parametrize(
+    ("changes", "repeatable", "retried"),
+    [
+        pytest.param({}, True, True, id="by its method"),
+        pytest.param({"method": "POST"}, False, False, id="not any method"),
+        pytest.param({"method": "POST", "keyed": True}, True, True, id="by its key"),
+        pytest.param({"replayable": False}, False, False, id="not a body that can be sent once"),
+        pytest.param(
+            {"replayable": False, "nth_try": 1}, False, True, id="where the caller retries, that is his"
+        ),
+        pytest.param({"method": "POST", "nth_try": 2}, False, True, id="whatever the method"),
+    ],
+)
+def test_what_may_be_sent_again_and_which_answers_are_retried(
+    changes: dict[str, Any], repeatable: bool, retried: bool
+) -> None:
+    exchange = Bench(**changes).exchange
+    assert exchange.is_repeatable is repeatable
+    assert [exchange.is_retried(status) for status in (503, 404, 200, None)] == [retried, False, False, False]
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_a_callers_try_is_one_attempt_and_denies_nothing(method: str) -> None:
     bench = Bench(method=method, nth_try=1)

@@ -78,7 +78,6 @@ class Call(Generic[T]):
         "_message",
         "_method",
         "_opened_in",
-        "_repeatable",
         "_replayable",
         "_streamed",
         "_surface",
@@ -121,7 +120,6 @@ class Call(Generic[T]):
         else:
             self.outbound = outbound = tries.begin(upstream, method, headers)
             self._suspects_idle = tries.suspects_idle
-        self._repeatable = replayable and (outbound.keyed or method in plan.retry.methods)
         # On the thread of a running event loop any wait stalls the loop, and whoever holds the connection that
         # we wait for may need that loop to give it back.
         self._may_wait = _get_running_loop() is None
@@ -275,7 +273,10 @@ class Call(Generic[T]):
         outcome = self._attempt(send, lease, started)
         if outcome.fault is not None:
             if is_resendable(
-                outcome, reused=lease.reused, answered=self._answered, repeatable=self._repeatable
+                outcome,
+                reused=lease.reused,
+                answered=self._answered,
+                repeatable=self._exchange.is_repeatable,
             ):
                 outcome = self._resend(send, outcome)
             else:
@@ -351,9 +352,9 @@ class Call(Generic[T]):
                 )
                 status, headers = self._surface.head(answer)
                 if not self._streamed:
-                    # Only an answer that the rules retry is bounded by `attempt` to its end, the last one too; any
-                    # other by silence and by the deadline (Pitfall 89). What was cut off already stays so.
-                    is_retried = status in retried and (self._repeatable or self._tries is not None)
+                    # An answer that is not retried is bounded by silence and by the deadline (Pitfall 89). What was cut
+                    # off already stays so.
+                    is_retried = status in retried and self._exchange.is_retried(status)
                     if not is_retried and in_flight.pop(attempt, None) is not None:
                         ends_at = _NEVER if deadline_at is None else deadline_at
                         in_flight[attempt] = attempt.ends_at = ends_at
@@ -427,7 +428,7 @@ class Call(Generic[T]):
             is_failed = fault is not None or status in retried
             # Now, not when it is sent again: a file that will not go back must not cost the caller this answer.
             if is_failed and not self._surface.rewind():
-                self._repeatable = self._replayable = False
+                self._replayable = False
                 self._exchange.body_is_spent()
             return Outcome(
                 fault,

@@ -115,8 +115,8 @@ def observed(
             with counters.lock:
                 state.in_flight.discard(held)
         try:
-            is_wanted = outcome.status in plan.retry.retry_on.statuses
-            foretold = rehearse(exchange, first, Seen(outcome, head_s, streamed, is_wanted))
+            seen = Seen(outcome, head_s, streamed, exchange.is_retried(outcome.status))
+            foretold = rehearse(exchange, first, seen)
             with counters.lock:
                 _count(upstream, foretold)
             made = _Made(outcome, exchange)

@@ -290,6 +290,18 @@ class Exchange:
         """Whether whoever the call is made for has gone."""
         return self._cancellation is not None and self._cancellation.is_cancelled
 
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the request may be sent again even where it may have arrived."""
+        return self._replayable and (self._keyed or self._method in self._plan.retry.methods)
+
+    def is_retried(self, status: int | None) -> bool:
+        """Whether an answer of *status* is one that is retried: then `attempt` bounds it to its end.
+
+        So it is where no attempt is left, or where it is the caller who retries.
+        """
+        return status in self._plan.retry.retry_on.statuses and (self._nth_try > 0 or self.is_repeatable)
+
     def decide(self, now: float) -> Decision:
         """What to do next. Mutates: takes a permit with a Send, a token with a retry.
 
