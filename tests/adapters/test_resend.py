@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -31,6 +32,29 @@ def test_a_dead_reused_connection_costs_neither_an_attempt_nor_the_budget(tmp_pa
         assert status["retry"]["retries"] == {}
         assert status["retry"]["resent"] == 1
         assert status["circuit_breaker"]["failures"] == 0
+
+
+def test_what_was_sent_over_the_dead_connection_may_have_arrived_though_no_fresh_one_could_be_made(
+    tmp_path: Path,
+) -> None:
+    """The upstream goes down amid a keyed POST: the retry says that it is one, and no fallback does it again."""
+    with FaultServer() as server, running(tmp_path, rules(server.url, FAST)):
+        requests.get(server.url)
+
+        def goes_down(_: Any) -> Break:
+            server.refuse()
+            return Break("request")
+
+        server.always(goes_down)
+        with pytest.raises(requests.ConnectionError) as caught:
+            requests.post(server.url, headers={"Idempotency-Key": "1"})
+
+        attempts = caught.value.headrace.attempts  # type: ignore[attr-defined]
+        assert [(one.outcome, one.resent, one.sent, one.retry_seq) for one in attempts] == [
+            ("connect_failure", True, True, 0),
+            ("connect_failure", False, False, 1),
+            ("connect_failure", False, False, 1),
+        ]
 
 
 def test_by_name_through_urllib3_it_is_the_same(tmp_path: Path) -> None:

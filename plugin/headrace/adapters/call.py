@@ -299,6 +299,7 @@ class Call(Generic[T]):
             return failed  # somebody else took the slot: a retry can wait for one, this cannot
         outcome = self._attempt(Send(send.attempt, left_s), lease, now)
         outcome.started_s, outcome.wait_s, outcome.resent = failed.started_s, failed.wait_s, True
+        outcome.sent = outcome.sent or failed.sent  # the fresh connection may never have come about
         outcome.duration_s += now - failed.started_s - failed.wait_s
         return outcome
 
