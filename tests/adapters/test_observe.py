@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,40 @@ def test_observe_counts_calls_in_flight_beyond_the_pool(tmp_path: Path) -> None:
         requests.get(server.url)
         assert seen == [1]
         assert hr.status()["upstreams"]["billing"]["pool"]["inuse"] == 0
+
+
+@pytest.mark.parametrize(
+    ("pool", "on_loop", "action"),
+    [
+        pytest.param("{max_connections: 1}", False, {"waited": 1}, id="it waits"),
+        pytest.param("{max_connections: 1}", True, {"rejected": 1}, id="not on an event loop"),
+        pytest.param(
+            "{max_connections: 1, max_waiting: 0}", False, {"rejected": 1}, id="nor where nobody may"
+        ),
+        pytest.param("{max_connections: 1, when_full: reject}", False, {"rejected": 1}, id="nor by the rule"),
+        pytest.param("{max_connections: 1, when_full: new}", False, {}, id="a further connection is made"),
+    ],
+)
+def test_observe_says_what_a_full_pool_would_make_of_a_call(
+    tmp_path: Path, pool: str, on_loop: bool, action: dict[str, int]
+) -> None:
+    async def on_a_loop(url: str) -> None:
+        requests.get(url)
+
+    with FaultServer() as server:
+        body = f"    mode: observe\n    pool: {pool}\n"
+        with running(tmp_path, rules(server.url, body)) as hr:
+
+            def meanwhile(_: object) -> Answer:
+                server.at("/first", Answer())
+                another = requests.get if not on_loop else lambda url: asyncio.run(on_a_loop(url))
+                another(server.url)
+                return Answer()
+
+            server.at("/first", meanwhile)
+            requests.get(f"{server.url}/first")
+
+            assert foretold(hr) == action
 
 
 def test_off_does_not_even_count(tmp_path: Path) -> None:

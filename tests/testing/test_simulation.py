@@ -221,6 +221,27 @@ def test_calls_of_one_inbound_request_share_its_retries_and_its_deadline(simulat
     assert billing.timeline[-1].what == "not sent: deadline"
 
 
+def test_an_inbound_request_has_the_deadline_that_the_file_gives_it(simulate: Simulate) -> None:
+    more = "service: {deadline: {header: X-Timeout, default: 2s, max: 3s}}\n"
+    simulation = simulate(more=more)
+    billing = simulation.upstream("billing")
+    billing.always("timeout")
+
+    def left_s(deadline: str | None) -> float:
+        with simulation.request(deadline=deadline):
+            return billing.call("POST").took_s
+
+    assert [left_s(one) for one in (None, "1s", "3s", "1h")] == [2.0, 1.0, 3.0, 3.0]
+
+
+def test_retry_after_is_read_where_a_real_call_reads_it(simulate: Simulate) -> None:
+    """RFC 9110 §10.2.3 gives it a meaning with 3xx, 429 and 503; with an answer that went well it has none."""
+    billing = simulate().upstream("billing")
+    billing.answers(200, 404, 301, retry_after="7s")
+
+    assert [billing.call().headrace.retry_after_s for _ in range(3)] == [None, 7.0, 7.0]
+
+
 def test_a_refused_call_gets_the_fallback_of_the_file(simulate: Simulate) -> None:
     body = "    retry: {max_attempts: 1}\n    fallback: {status: 203}\n"
     billing = simulate(body).upstream("billing")

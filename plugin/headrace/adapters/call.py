@@ -34,7 +34,7 @@ from headrace.errors import CircuitOpenError, ResponseTooLarge, UpstreamError
 from headrace.policy.exchange import Divert, End, EndReason, Exchange, Send
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import TimeoutPlan
-from headrace.policy.retry import is_resendable
+from headrace.policy.retry import RETRY_AFTER_FROM, is_resendable
 from headrace.runtime.carrying import add_notes, carry, record_of
 from headrace.runtime.deadline import deadlines
 from headrace.runtime.record import Record, tally
@@ -412,7 +412,7 @@ class Call(Generic[T]):
                 if not self._streamed and self._upstream.plan.circuit_breaker.failure_if is not None:
                     condemned = is_condemned(self._upstream, answer, status)
                     self._surface.hand_out(answer)
-                if status >= 300:  # Retry-After has a meaning with 3xx, 429 and 503 (RFC 9110 §10.2.3)
+                if status >= RETRY_AFTER_FROM:
                     wanted = self._upstream.plan.retry.retry_after.headers
                     asked_s = retry_after_s(headers, wanted, wall_clock=time.time)
             finally:

@@ -18,7 +18,7 @@ from headrace.policy.exchange import Divert, EndReason, Exchange, Refuse, Send
 from headrace.policy.outcome import Outcome
 from headrace.policy.permit import Refused, Verdict
 from headrace.policy.plan import TimeoutPlan, UpstreamPlan
-from headrace.policy.retry import RehearsedAllowance, is_keyed
+from headrace.policy.retry import RETRY_AFTER_FROM, RehearsedAllowance, is_keyed
 from headrace.runtime.inbound import inbound_var
 from headrace.runtime.record import tally
 from headrace.runtime.upstream import Upstream
@@ -59,6 +59,7 @@ def observed(
         if served.rehearsed is None:
             served.rehearsed = RehearsedAllowance(served.allowance)
         allowance = served.rehearsed
+    may_wait = _get_running_loop() is None
     began = monotonic()
     exchange = Exchange(
         plan,
@@ -70,7 +71,7 @@ def observed(
         replayable=replayable,
         timeouts=timeouts,
         max_attempts=plan.retry.max_attempts,
-        may_sleep=_get_running_loop() is None,
+        may_sleep=may_wait,
         deadline_at=None if served is None else served.deadline_at,
         allowance=allowance,
         keyed=is_keyed(plan, method, headers or ()),
@@ -88,14 +89,14 @@ def observed(
         held = _Connection()
         with counters.lock:
             state.in_flight.add(held)
-            _count_full(upstream)
+            _count_full(upstream, may_wait=may_wait and timeouts.acquire_s > 0.0)
     outcome = Outcome(started_s=began)
     head_s = None
     try:
         response = go()
         outcome.status = status_of(response)
         outcome.sent = True
-        if outcome.status >= 300:
+        if outcome.status >= RETRY_AFTER_FROM:
             outcome.retry_after_s = _asked_s(plan, response)
         if read is not None:
             head_s = monotonic() - began
@@ -158,12 +159,12 @@ class _Made:
         self.refused: Refused | None = exchange.refused
 
 
-def _count_full(upstream: Upstream) -> None:
-    """Count a call beyond the pool. The caller holds the counters' lock."""
+def _count_full(upstream: Upstream, *, may_wait: bool) -> None:
+    """Count a call beyond the pool, as `LeasePool.acquire` would take it. The caller holds the counters' lock."""
     pool, state = upstream.plan.pool, upstream.state
     waiting = len(state.in_flight) - pool.max_connections
     if waiting > 0 and pool.when_full != "new":
-        waits = pool.when_full == "wait" and waiting <= pool.max_waiting
+        waits = may_wait and pool.when_full == "wait" and waiting <= pool.max_waiting
         add(state.counters.observed, "waited" if waits else "rejected")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from headrace.policy.plan import InboundDeadlinePlan
 from headrace.policy.window import TimeWindow
 
 GRPC_HEADER = "grpc-timeout"
@@ -51,6 +52,18 @@ def format_remaining(remaining_s: float, *, is_grpc: bool) -> str:
     if not is_grpc:
         return f"{left_ms // 1000}.{left_ms % 1000:03}"
     return f"{left_ms}m" if left_ms <= _GRPC_MOST else f"{min(left_ms // 1000, _GRPC_MOST)}S"
+
+
+def allowed_s(plan: InboundDeadlinePlan | None, said_s: float | None) -> float | None:
+    """How long a request's caller waits, seconds from when it came, or None for no deadline.
+
+    Args:
+        plan: None: the file has no rule, and what the caller says holds.
+        said_s: What the caller says is left, above 0; None: nothing readable.
+    """
+    if plan is None:
+        return said_s
+    return plan.default_s if said_s is None else min(said_s, plan.max_s)
 
 
 class ExpiryGuard:

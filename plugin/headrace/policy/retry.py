@@ -50,6 +50,12 @@ def classify(
     return Retriability.RETRIABLE
 
 
+RETRY_AFTER_FROM: Final = 300
+"""The lowest status with which an answer may ask for patience: Retry-After has a meaning with 3xx, 429 and 503.
+
+Source: RFC 9110 §10.2.3.
+"""
+
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 """The header of draft-ietf-httpapi-idempotency-key-header: who sets it says that a repetition is recognised."""
 

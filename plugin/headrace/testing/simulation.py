@@ -20,6 +20,7 @@ from headrace.config.units import format_duration
 from headrace.engine.blocking import run
 from headrace.errors import UnknownUpstream
 from headrace.policy.circuit import Circuit, CircuitState, CircuitView, Transition
+from headrace.policy.deadline import allowed_s
 from headrace.policy.exchange import Divert, End, EndReason, Exchange
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import UpstreamPlan
@@ -102,13 +103,14 @@ class Simulation:
         """Calls made inside belong to one inbound request: one allowance of retries, and one deadline.
 
         Args:
-            deadline: How long its caller waits, from now; None: not known.
+            deadline: How long its caller waits, from now; None: it does not say. `service.deadline` counts, too.
         """
         outer = self._inbound
-        allowed = self._configuration.service.max_retries_per_request
+        service = self._configuration.service
+        given_s = allowed_s(service.deadline, None if deadline is None else seconds(deadline))
         self._inbound = _Inbound(
-            RetryAllowance([None] * allowed),
-            None if deadline is None else self._clock.now + seconds(deadline),
+            RetryAllowance([None] * service.max_retries_per_request),
+            None if given_s is None else self._clock.now + given_s,
         )
         try:
             yield

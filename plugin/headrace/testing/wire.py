@@ -9,6 +9,7 @@ from requests import Response
 from headrace.policy.exchange import Send
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import UpstreamPlan
+from headrace.policy.retry import RETRY_AFTER_FROM
 from headrace.testing.clock import VirtualClock
 from headrace.testing.script import Reply, Script
 
@@ -123,7 +124,7 @@ class ScriptedAttempt:
             sent=True,
             connect_s=0.0,
             duration_s=takes_s,
-            retry_after_s=met.retry_after_s,
+            retry_after_s=met.retry_after_s if what >= RETRY_AFTER_FROM else None,
         )
 
     def _is_condemned(self, status: int, body: bytes) -> bool:
