@@ -85,6 +85,12 @@ def test_observe_counts_calls_in_flight_beyond_the_pool(tmp_path: Path) -> None:
             "{max_connections: 1, max_waiting: 0}", False, {"rejected": 1}, id="nor where nobody may"
         ),
         pytest.param("{max_connections: 1, when_full: reject}", False, {"rejected": 1}, id="nor by the rule"),
+        pytest.param(
+            "{max_connections: 1}\n    timeouts: {acquire: 0s}",
+            False,
+            {"rejected": 1},
+            id="nor for no time at all",
+        ),
         pytest.param("{max_connections: 1, when_full: new}", False, {}, id="a further connection is made"),
     ],
 )
