@@ -19,10 +19,10 @@ from headrace.middleware.asgi import ASGIMiddleware
 from headrace.middleware.problems import asgi_problem, problem
 from headrace.middleware.wsgi import WSGIMiddleware
 from headrace.observe.logs import RequestIdFilter
+from headrace.policy.record import Record
 from headrace.runtime.carrying import record_of
 from headrace.runtime.executor import PropagatingExecutor
 from headrace.runtime.inbound import propagate, request_id
-from headrace.runtime.record import Record
 
 __all__ = [
     "ASGIMiddleware",

@@ -22,7 +22,7 @@ from headrace.observe.logs import emit
 from headrace.observe.metrics import Metrics
 from headrace.policy.plan import Configuration
 from headrace.runtime import process
-from headrace.runtime.deadline import deadlines
+from headrace.runtime.deadlines import deadlines
 from headrace.runtime.inbound import inbound_var
 from headrace.runtime.readings import Readings
 from headrace.runtime.reload import Reloader, ReloadResult
@@ -30,7 +30,7 @@ from headrace.runtime.service import ServiceCounters
 from headrace.runtime.snapshot import Snapshot
 from headrace.runtime.threads import Housekeeping
 from headrace.runtime.upstream import Upstream
-from headrace.runtime.watch import NO_LIFE, Watcher
+from headrace.runtime.watch.watcher import NO_LIFE, Watcher
 
 DEFAULT_FILE = "upstreams.yaml"
 

@@ -15,12 +15,12 @@ from importlib.metadata import version
 from typing import Any, NoReturn, TextIO
 
 from headrace.config import Inspection, Problem, inspect, render_problems
-from headrace.config.explain import explain
-from headrace.config.hints import hints
-from headrace.config.problems import did_you_mean
-from headrace.config.schema import schema_text
-from headrace.config.tree import MASK
-from headrace.config.units import format_duration
+from headrace.config.check.hints import hints
+from headrace.config.check.problems import did_you_mean
+from headrace.config.explain.explain import explain
+from headrace.config.explain.schema import schema_text
+from headrace.config.source.tree import MASK
+from headrace.config.source.units import format_duration
 from headrace.policy.outcome import Fault
 from headrace.policy.plan import CircuitPlan, TimeWindowPlan, UpstreamPlan
 from headrace.policy.printable import printable_lines

@@ -1,6 +1,6 @@
 """What headrace raises, without any HTTP library: the plain classes.
 
-`headrace.adapters.errors` pairs each of them with the class that callers of
+`headrace.adapters.twins` pairs each of them with the class that callers of
 requests or urllib3 already catch; those pairs are what leaves headrace.
 """
 

@@ -20,7 +20,7 @@ import headrace
 from headrace.policy.retry import RetryAllowance
 from headrace.runtime.cancellation import Cancellation
 from headrace.runtime.inbound import Inbound, inbound_var
-from headrace.transport import urllib3_connection
+from headrace.transport.stock import connection as urllib3_connection
 from support.faultserver import Answer, FaultServer, Silence
 from support.governed import reason_of, rules, running
 from support.waiting import wait_until

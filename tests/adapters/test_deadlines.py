@@ -18,9 +18,9 @@ import trustme
 import urllib3
 
 import headrace
-from headrace.policy.permit import Permit, Verdict
+from headrace.policy.breaker.permit import Permit, Verdict
 from headrace.transport.attempt import Attempt, current_attempt
-from headrace.transport.urllib3_connection import GovernedHTTPSConnection
+from headrace.transport.stock.connection import GovernedHTTPSConnection
 from support.faultserver import (
     Answer,
     Endless,

@@ -14,7 +14,7 @@ import requests
 import urllib3
 
 import headrace
-from headrace.policy.circuit import Verdict
+from headrace.policy.breaker.circuit import Verdict
 from support.faultserver import Answer, Break, FaultServer
 from support.governed import reason_of, rules, running
 

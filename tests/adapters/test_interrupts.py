@@ -10,14 +10,14 @@ import pytest
 import requests
 
 import headrace
-from headrace.runtime.deadline import deadlines
+from headrace.runtime.deadlines import deadlines
 from headrace.transport.attempt import current_attempt
 from support.faultserver import FaultServer
 from support.governed import rules, running
 from support.interrupts import interrupt_storm, interrupted_at, interrupted_within
 from support.waiting import wait_until
 
-OBSERVING = ("headrace/adapters/observe.py", "headrace/engine/shadow.py")
+OBSERVING = ("headrace/engine/shadow.py", "headrace/engine/rehearsal.py")
 
 
 def streamed(hr: headrace.Headrace, url: str) -> None:

@@ -13,8 +13,8 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 import headrace
-from headrace.adapters import observe
 from headrace.clock import monotonic
+from headrace.engine import shadow as observe
 from headrace.policy.retry import RetryAllowance
 from headrace.runtime.inbound import Inbound, inbound_var
 from support.faultserver import Answer, Break, FaultServer

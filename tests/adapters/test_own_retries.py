@@ -24,8 +24,8 @@ from urllib3.exceptions import HTTPError, MaxRetryError
 from urllib3.util.retry import Retry
 
 import headrace
+from headrace.policy.breaker.permit import Permit, Verdict
 from headrace.policy.exchange import EndReason
-from headrace.policy.permit import Permit, Verdict
 from headrace.transport.attempt import current_attempt
 from support.faultserver import Answer, Break, FaultServer, Raw, Silence, on_reuse, server_context
 from support.governed import reason_of, rules, running

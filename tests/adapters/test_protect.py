@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import generate_latest
 
 import headrace
-from headrace.policy.circuit import CircuitState
+from headrace.policy.breaker.circuit import CircuitState
 from support.faultserver import FaultServer
 from support.governed import rules, running
 

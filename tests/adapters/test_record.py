@@ -15,7 +15,7 @@ import urllib3
 import headrace
 from headrace.policy.exchange import EndReason
 from headrace.policy.outcome import Outcome
-from headrace.runtime.record import Record
+from headrace.policy.record import Record
 from support.faultserver import Answer, Break, FaultServer
 from support.governed import rules, running
 

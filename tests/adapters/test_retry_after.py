@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from urllib3 import HTTPHeaderDict
 
 import headrace
-from headrace.adapters.retry_after import LONGEST_S, retry_after_s
+from headrace.engine.retry_after import LONGEST_S, retry_after_s
 from headrace.policy.plan import RetryAfterFormat, RetryAfterHeader
 from headrace.policy.retry import RetryAllowance
 from headrace.runtime.inbound import Inbound, inbound_var

@@ -26,7 +26,7 @@ import headrace
 from headrace.adapters.surface import Substitute
 from headrace.policy.secret import Secret
 from headrace.transport.attempt import current_attempt
-from headrace.transport.urllib3_pool import with_defaults
+from headrace.transport.stock.pool import with_defaults
 from support.faultserver import Answer, Break, FaultServer, Request, Silence, server_context
 from support.governed import running
 

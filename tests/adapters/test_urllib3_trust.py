@@ -14,7 +14,7 @@ import trustme
 import urllib3
 from urllib3.poolmanager import PoolManager
 
-from headrace.config.trust import BUNDLE_VARIABLES
+from headrace.config.check.trust import BUNDLE_VARIABLES
 from support.faultserver import Answer, FaultServer, server_context
 from support.governed import reason_of, rules, running
 

@@ -16,7 +16,7 @@ import pytest
 import requests
 
 import headrace
-from headrace.policy.circuit import Circuit, CircuitState, Permit, Verdict
+from headrace.policy.breaker.circuit import Circuit, CircuitState, Permit, Verdict
 from headrace.testing import Simulation
 from support.faultserver import Answer, Behaviour, Break, FaultServer
 from support.governed import reason_of, rules, running

@@ -32,7 +32,7 @@ from interleaved import ratio, rounds_of
 from prometheus_client import CollectorRegistry
 
 import headrace
-from headrace.policy.circuit import Circuit
+from headrace.policy.breaker.circuit import Circuit
 from headrace.policy.plan import CircuitPlan
 
 FILE = """

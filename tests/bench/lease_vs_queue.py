@@ -37,8 +37,8 @@ from interleaved import cpu_s, percentile, ratio, rounds_of
 from urllib3.connectionpool import HTTPConnectionPool
 
 from headrace.policy.counters import UpstreamCounters
-from headrace.transport.lease import LeasePool
-from headrace.transport.liveness import is_alive
+from headrace.transport.dial.liveness import is_alive
+from headrace.transport.lease.pool import LeasePool
 from support.leases import End
 from support.plans import pool_plan
 

@@ -9,7 +9,7 @@ import requests
 from prometheus_client import CollectorRegistry
 
 import headrace
-from headrace.config.chains import MAX_LINKS, arrows, links_of
+from headrace.config.source.chains import MAX_LINKS, arrows, links_of
 from support.configs import InspectText, LoadText
 from support.governed import running
 

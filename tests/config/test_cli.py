@@ -12,8 +12,8 @@ import pytest
 
 from headrace.cli import main
 from headrace.config import load
-from headrace.config.schema import json_schema
-from headrace.policy.transition import Trigger
+from headrace.config.explain.schema import json_schema
+from headrace.policy.breaker.transition import Trigger
 from support.trips import BREAKER, RUNS, told_by
 
 GOOD = "upstreams:\n  billing:\n    base_url: https://billing.internal:8443/v2\n    pool: {max_connections: 50}\n"

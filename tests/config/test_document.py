@@ -10,9 +10,15 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from headrace.config import document
-from headrace.config.document import MAX_DOCUMENT_BYTES, DocumentError, read_document, read_flow, resolve
-from headrace.config.tree import Table, leaves, node_at, plain
+from headrace.config.source import document
+from headrace.config.source.document import (
+    MAX_DOCUMENT_BYTES,
+    DocumentError,
+    read_document,
+    read_flow,
+    resolve,
+)
+from headrace.config.source.tree import Table, leaves, node_at, plain
 
 
 @pytest.fixture(params=[pytest.param("C", id="c-loader"), pytest.param("Python", id="python-loader")])

@@ -17,9 +17,9 @@ import pytest
 
 import headrace
 from headrace.config import Inspection
-from headrace.config.keys import Key, key_at, root_key, yaml_text
-from headrace.config.problems import Path as KeyPath
-from headrace.config.problems import dotted
+from headrace.config.check.problems import Path as KeyPath
+from headrace.config.check.problems import dotted
+from headrace.config.explain.keys import Key, key_at, root_key, yaml_text
 from headrace.policy import plan as plans
 from headrace.policy.plan import Configuration
 from support.configs import InspectText

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from headrace.cli import main
-from headrace.config.hints import SDKS
+from headrace.config.check.hints import SDKS
 
 Captured = pytest.CaptureFixture[str]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.config.tree import Mark, Node, Scalar, Table, merge, plain
+from headrace.config.source.tree import Mark, Node, Scalar, Table, merge, plain
 from support.configs import InspectText, LoadText
 
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headrace.config import inspect
-from headrace.config.keys import Key, root_key
+from headrace.config.explain.keys import Key, root_key
 
 
 def _names(key: Key) -> set[str]:

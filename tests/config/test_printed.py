@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import headrace
 from headrace.cli import main
-from headrace.config.document import read_flow
-from headrace.config.keys import yaml_text
-from headrace.config.tree import plain
+from headrace.config.explain.keys import yaml_text
+from headrace.config.source.document import read_flow
+from headrace.config.source.tree import plain
 from headrace.observe import events
 from headrace.observe.logs import emit
 from headrace.policy.printable import printable, printable_lines

@@ -11,11 +11,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-from headrace.config.document import read_document
-from headrace.config.keys import Key, root_key
-from headrace.config.reference import key_reference
-from headrace.config.schema import SCHEMA_FILE, json_schema, schema_text
-from headrace.config.tree import plain
+from headrace.config.explain.keys import Key, root_key
+from headrace.config.explain.reference import key_reference
+from headrace.config.explain.schema import SCHEMA_FILE, json_schema, schema_text
+from headrace.config.source.document import read_document
+from headrace.config.source.tree import plain
 from support.configs import LoadText
 
 HERE = Path(__file__).parent
@@ -29,7 +29,7 @@ def validator() -> jsonschema.Draft202012Validator:
 
 def test_shipped_and_published_schema_are_what_the_models_generate() -> None:
     shipped = files("headrace.config").joinpath(SCHEMA_FILE).read_text(encoding="utf-8")
-    assert shipped == schema_text(), "write both anew: python -m headrace.config.schema"
+    assert shipped == schema_text(), "write both anew: python -m headrace.config.explain.schema"
     assert PUBLISHED.read_text(encoding="utf-8") == schema_text()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from headrace import cli
 from headrace.config import Inspection, load
-from headrace.config.explain import explain
+from headrace.config.explain.explain import explain
 from headrace.errors import ConfigError
 from support.configs import InspectText, LoadText
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.config.units import (
+from headrace.config.source.units import (
     DURATION_PATTERN,
     SIZE_PATTERN,
     format_duration,

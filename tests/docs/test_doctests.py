@@ -19,4 +19,4 @@ def test_examples_of_the_module_run(name: str) -> None:
 
 
 def test_every_module_was_found() -> None:
-    assert {"headrace.app", "headrace.policy.circuit", "headrace.middleware.django"} <= set(MODULES)
+    assert {"headrace.app", "headrace.policy.breaker.circuit", "headrace.middleware.django"} <= set(MODULES)

@@ -26,14 +26,15 @@ from urllib3.util.retry import Retry
 
 import headrace
 from headrace import cli
-from headrace.adapters.errors import REQUESTS, URLLIB3
+from headrace.adapters.twins import REQUESTS, URLLIB3
 from headrace.config import inspect as inspect_files
-from headrace.config.sources import KNOWN_VARIABLES
-from headrace.observe import call_trace, events, otel, span_facts
+from headrace.config.source.sources import KNOWN_VARIABLES
+from headrace.observe import events
+from headrace.observe.tracing import call_trace, otel, span_facts
 from headrace.policy.exchange import EndReason
 from headrace.policy.outcome import FAULT_WORDS, STATUS_WORDS, Fault
 from headrace.policy.plan import CountWindowPlan
-from headrace.runtime.record import AttemptRecord, Record
+from headrace.policy.record import AttemptRecord, Record
 from support import tables as generated
 from support.faultserver import Answer, Break, FaultServer
 from support.gateways import WsgiGateway

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from headrace.policy.circuit import CircuitState
+from headrace.policy.breaker.circuit import CircuitState
 from headrace.policy.exchange import EndReason
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import UpstreamPlan

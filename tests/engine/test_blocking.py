@@ -4,7 +4,7 @@ import pytest
 
 from engine.histories import HISTORIES, OK, PLAN, UNAVAILABLE, Call, History
 from headrace.engine.blocking import run
-from headrace.policy.circuit import Circuit, CircuitState
+from headrace.policy.breaker.circuit import Circuit, CircuitState
 from headrace.policy.exchange import EndReason, Exchange, Finish, Refuse, Send
 from headrace.policy.outcome import Outcome
 from headrace.policy.retry import RetryBudget

@@ -1,7 +1,7 @@
 """A rehearsed call foretells what enforcing makes of it, if retries end as first attempts do.
 
 Enforced, the blocking driver makes each attempt on a virtual clock, cut by its limits as a transport cuts it;
-rehearsed, every call is made once, without limits, and `engine.shadow` does the rest. Both begin their calls
+rehearsed, every call is made once, without limits, and `engine.rehearsal` does the rest. Both begin their calls
 at the same instants.
 """
 
@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.engine.blocking import run
-from headrace.engine.shadow import Foretold, Seen, rehearse
-from headrace.policy.circuit import Circuit
+from headrace.engine.rehearsal import Foretold, Seen, rehearse
+from headrace.policy.breaker.circuit import Circuit
 from headrace.policy.exchange import EndReason, Exchange, Refuse, Send
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import BackoffPlan, BudgetPlan, OpenForPlan, SlowCallPlan, UpstreamPlan

@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 
-from headrace.policy.circuit import Circuit
+from headrace.policy.breaker.circuit import Circuit
 from headrace.policy.exchange import Exchange, Finish, Refuse, Send, Sleep
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import BudgetPlan, UpstreamPlan

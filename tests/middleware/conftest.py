@@ -9,9 +9,9 @@ import pytest
 import requests
 import urllib3.exceptions
 
-from headrace.adapters.errors import REQUESTS, URLLIB3
+from headrace.adapters.twins import REQUESTS, URLLIB3
 from headrace.policy.exchange import EndReason
-from headrace.runtime.record import Record
+from headrace.policy.record import Record
 from support.gateways import AsgiGateway, Gateway, Handler, WsgiGateway
 
 Serve = Callable[[Handler, Any], Gateway]

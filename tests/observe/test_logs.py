@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import structlog
 
-from headrace.config.problems import Problem, render_problems
+from headrace.config.check.problems import Problem, render_problems
 from headrace.observe import events
 from headrace.observe.logs import RequestIdFilter, bound_request, emit
 

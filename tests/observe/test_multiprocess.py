@@ -15,7 +15,7 @@ WORKER = """
 import os, sys, threading
 from prometheus_client import REGISTRY
 from headrace.observe.metrics import Metrics, Reading, ServiceReading, UpstreamReading
-from headrace.policy.circuit import CircuitState, CircuitView
+from headrace.policy.breaker.circuit import CircuitState, CircuitView
 from headrace.policy.counters import Histogram, UpstreamCounters, add
 
 def view(state):

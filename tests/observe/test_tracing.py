@@ -28,7 +28,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from urllib3.util.retry import Retry
 
 import headrace
-from headrace.observe.span_facts import redacted
+from headrace.observe.tracing.span_facts import redacted
 from support.faultserver import Answer, Break, FaultServer, Silence, on_reuse
 from support.governed import rules, running
 from support.spans import OwnFormat, Spans, attributes, events, is_error, recorder, traceparent

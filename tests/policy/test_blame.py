@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from headrace.policy.blame import blame
-from headrace.policy.circuit import Verdict
+from headrace.policy.breaker.circuit import Verdict
 from headrace.policy.outcome import Fault, Outcome, condition
 from support.plans import circuit_plan
 

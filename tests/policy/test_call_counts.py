@@ -11,7 +11,7 @@ from types import FrameType
 
 import pytest
 
-from headrace.policy.circuit import Circuit, CircuitState, Permit, Verdict
+from headrace.policy.breaker.circuit import Circuit, CircuitState, Permit, Verdict
 from headrace.policy.exchange import Exchange
 from headrace.policy.outcome import Outcome
 from headrace.policy.plan import CountWindowPlan, SlowCallPlan, TimeWindowPlan

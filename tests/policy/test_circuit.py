@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from headrace.policy.circuit import (
+from headrace.policy.breaker.circuit import (
     Circuit,
     CircuitState,
     Permit,
@@ -15,8 +15,8 @@ from headrace.policy.circuit import (
     Trigger,
     Verdict,
 )
+from headrace.policy.breaker.transition import TRANSITIONS
 from headrace.policy.plan import CircuitMode, CircuitPlan, CountWindowPlan, SlowCallPlan, TimeWindowPlan
-from headrace.policy.transition import TRANSITIONS
 from support.plans import HALF_OPEN, OPEN_FOR, circuit_plan
 from support.virtual import constant
 

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from headrace.policy.circuit import (
+from headrace.policy.breaker.circuit import (
     Circuit,
     CircuitState,
     Permit,

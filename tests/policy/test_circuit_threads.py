@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from headrace.engine.blocking import run
-from headrace.policy.circuit import Circuit, CircuitState, Permit, Transition, Verdict
+from headrace.policy.breaker.circuit import Circuit, CircuitState, Permit, Transition, Verdict
 from headrace.policy.exchange import EndReason, Exchange, Send
 from headrace.policy.outcome import Outcome
 from headrace.policy.plan import CountWindowPlan, SlowCallPlan, TimeWindowPlan

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import headrace
-from headrace.policy.circuit import Circuit, CircuitState, Permit, Refused, Verdict
+from headrace.policy.breaker.circuit import Circuit, CircuitState, Permit, Refused, Verdict
+from headrace.policy.breaker.window import CountWindow, TimeWindow
 from headrace.policy.plan import AdaptivePlan, BudgetPlan, CountWindowPlan, ReloadPlan, TimeWindowPlan
 from headrace.policy.retry import RetryBudget
 from headrace.policy.sizing import PoolLoad, ResizeReason, Sizing
-from headrace.policy.window import CountWindow, TimeWindow
-from headrace.runtime.settling import Settling
+from headrace.runtime.watch.settling import Settling
 from support.plans import HALF_OPEN, OPEN_FOR, circuit_plan
 
 T0 = 1000.0

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.policy.deadline import ExpiryGuard, format_remaining, parse_remaining_s
+from headrace.policy.deadline_header import ExpiryGuard, format_remaining, parse_remaining_s
 
 SECONDS = [
     pytest.param("2", 2.0, id="whole"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.policy.circuit import Circuit, CircuitState, Permit, Refused, Verdict
+from headrace.policy.breaker.circuit import Circuit, CircuitState, Permit, Refused, Verdict
 from headrace.policy.exchange import Decision, EndReason, Exchange, Finish, Refuse, Send, Sleep
 from headrace.policy.outcome import Fault, Outcome, condition
 from headrace.policy.plan import BackoffPlan, BudgetPlan, UpstreamPlan

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from headrace.policy.circuit import Circuit
+from headrace.policy.breaker.circuit import Circuit
 from headrace.policy.exchange import Divert, EndReason, Exchange, Finish, Refuse, Sleep
 from headrace.policy.fallback import stands_in
 from headrace.policy.outcome import Fault, Outcome

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from headrace.config import load
-from headrace.policy.circuit import CircuitState, Transition, Trigger
+from headrace.policy.breaker.circuit import CircuitState, Transition, Trigger
+from headrace.policy.breaker.transition import TRANSITIONS
+from headrace.policy.breaker.trip import TRIP_RULES
 from headrace.policy.plan import CircuitPlan
-from headrace.policy.transition import TRANSITIONS
-from headrace.policy.trip import TRIP_RULES
 from support.trips import BREAKER, RUNS, told_by
 
 each_rule = pytest.mark.parametrize("rule", TRIP_RULES)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.policy.window import CountWindow, TimeWindow
+from headrace.policy.breaker.window import CountWindow, TimeWindow
 
 
 def test_a_fresh_window_counts_nothing() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from headrace.runtime.deadline import AGAIN_S, LONGEST_AGAIN_S, SLACK_S, Deadlines, deadlines
+from headrace.runtime.deadlines import AGAIN_S, LONGEST_AGAIN_S, SLACK_S, Deadlines, deadlines
 from headrace.transport.attempt import Attempt
 from headrace.transport.standstill import GRACE_S, MOST_GRACES
 from support.faultserver import FaultServer

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from headrace.runtime.fingerprint import MAX_SYMLINKS, fingerprint, lookups
+from headrace.runtime.watch.fingerprint import MAX_SYMLINKS, fingerprint, lookups
 
 
 def test_a_same_size_edit_with_the_same_mtime_is_seen(tmp_path: Path) -> None:

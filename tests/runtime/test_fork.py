@@ -15,7 +15,7 @@ import requests
 
 import headrace
 from headrace.runtime import process
-from headrace.transport import tls
+from headrace.transport.dial import tls
 from support.faultserver import Answer, FaultServer
 from support.governed import rules, running
 

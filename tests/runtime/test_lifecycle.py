@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 import headrace
 from headrace.adapters import install
-from headrace.runtime.watch import Watcher
+from headrace.runtime.watch.watcher import Watcher
 from support.faultserver import FaultServer
 from support.governed import rules, running
 from support.waiting import wait_until

@@ -18,7 +18,7 @@ import headrace
 from headrace import app
 from headrace.adapters import install
 from headrace.runtime.threads import Housekeeping
-from headrace.runtime.watch import Watcher
+from headrace.runtime.watch.watcher import Watcher
 from support.faultserver import FaultServer
 from support.governed import rules
 from support.interrupts import interrupted_within
@@ -27,11 +27,11 @@ from support.waiting import wait_until
 LIFECYCLE = (
     "headrace/app.py",
     "adapters/install.py",
-    "adapters/requests_patch.py",
-    "adapters/urllib3_patch.py",
+    "adapters/requests/patch.py",
+    "adapters/urllib3/patch.py",
     "runtime/reload.py",
     "runtime/threads.py",
-    "runtime/watch.py",
+    "runtime/watch/watcher.py",
     "observe/isolation.py",
     "observe/metrics.py",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headrace.policy.plan import ReloadPlan
-from headrace.runtime.settling import Settling
+from headrace.runtime.watch.settling import Settling
 
 PLAN = ReloadPlan(debounce_s=0.1, max_delay_s=1.0, poll_s=2.0, drain_s=30.0)
 OLD, NEW, NEWER = {"f": b"old"}, {"f": b"new"}, {"f": b"newer"}

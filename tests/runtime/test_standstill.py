@@ -13,8 +13,8 @@ import pytest
 import trustme
 
 from headrace.clock import monotonic
-from headrace.transport.heartbeat import Beat, beat
-from headrace.transport.urllib3_connection import GovernedHTTPConnection
+from headrace.transport.stock.connection import GovernedHTTPConnection
+from headrace.transport.stock.probe import Beat, beat
 from support.faultserver import Answer, FaultServer, Silence, server_context
 from support.governed import rules
 from support.standing import Standing, Surface

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from headrace.policy.plan import ReloadPlan
-from headrace.runtime.fingerprint import fingerprints
-from headrace.runtime.watch import Eyes, InotifyEyes, ObserverEyes, OnEvent, Watcher
+from headrace.runtime.watch.fingerprint import fingerprints
+from headrace.runtime.watch.watcher import Eyes, InotifyEyes, ObserverEyes, OnEvent, Watcher
 
 EVENTS_ONLY = ReloadPlan(debounce_s=0.1, max_delay_s=1.0, poll_s=600.0, drain_s=1.0)
 """A poll that no test lives to see: what is noticed was noticed by an event."""
@@ -500,8 +500,8 @@ def test_a_forked_child_watches_anew_and_leaves_the_parent_watching(file: Path) 
     script = """
         import os, sys, threading
         from headrace.policy.plan import ReloadPlan
-        from headrace.runtime.fingerprint import fingerprints
-        from headrace.runtime.watch import Watcher
+        from headrace.runtime.watch.fingerprint import fingerprints
+        from headrace.runtime.watch.watcher import Watcher
 
         file = sys.argv[1]
         news = threading.Semaphore(0)

@@ -15,10 +15,10 @@ from prometheus_client import CollectorRegistry
 
 import headrace
 from headrace.policy.plan import ReloadPlan
-from headrace.runtime import fingerprint as fingerprints
-from headrace.runtime import watch
-from headrace.runtime.fingerprint import MOST_BYTES, MOST_ENTRIES, fingerprint, lookups
-from headrace.runtime.watch import Watcher
+from headrace.runtime.watch import fingerprint as fingerprints
+from headrace.runtime.watch import watcher as watch
+from headrace.runtime.watch.fingerprint import MOST_BYTES, MOST_ENTRIES, fingerprint, lookups
+from headrace.runtime.watch.watcher import Watcher
 from support.governed import rules, running
 from support.waiting import wait_until
 

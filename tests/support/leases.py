@@ -10,7 +10,7 @@ from typing import Any
 
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import PoolPlan
-from headrace.transport.lease import Lease, LeasePool
+from headrace.transport.lease.pool import Lease, LeasePool
 from support.plans import pool_plan
 from support.waiting import wait_until
 

@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from headrace.config.reference import key_reference
+from headrace.config.explain.reference import key_reference
 from headrace.observe import events
 from headrace.observe.families import FAMILIES, Family
 

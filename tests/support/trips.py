@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from headrace.policy.circuit import Circuit, Permit, Transition, Trigger, Verdict
+from headrace.policy.breaker.circuit import Circuit, Permit, Transition, Trigger, Verdict
 from headrace.policy.plan import CircuitPlan
 from support.virtual import constant
 

@@ -12,7 +12,7 @@ import trustme
 import urllib3
 
 from headrace.policy.outcome import Fault
-from headrace.transport.faults import fault_of, phase_of
+from headrace.transport.stock.faults import fault_of, phase_of
 from support.faultserver import Answer, Break, FaultServer, Raw, Silence, server_context
 from support.governed import rules, running
 

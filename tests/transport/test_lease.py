@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from headrace.transport.lease import Lease, LeaseClosed, LeaseRejected, LeaseTimeout
+from headrace.transport.lease.pool import Lease, LeaseClosed, LeaseRejected, LeaseTimeout
 from support.leases import Conn, rig
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import requests
 
-from headrace.transport.collector import EVERY_S, Collector, collector
-from headrace.transport.lease import LeaseRejected, LeaseTimeout
+from headrace.transport.lease.collector import EVERY_S, Collector, collector
+from headrace.transport.lease.pool import LeaseRejected, LeaseTimeout
 from support.faultserver import FaultServer
 from support.governed import rules, running
 from support.leases import Rig, rig

@@ -9,9 +9,9 @@ from weakref import ref
 
 import pytest
 
-import headrace.transport.lease as lease_module
-from headrace.transport.lease import Lease, LeaseFault, LeaseRejected
-from headrace.transport.lease_errors import LeaseReport
+import headrace.transport.lease.pool as lease_module
+from headrace.transport.lease.errors import LeaseReport
+from headrace.transport.lease.pool import Lease, LeaseFault, LeaseRejected
 from support.leases import Conn, Rig, rig
 
 

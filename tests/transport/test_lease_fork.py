@@ -12,8 +12,8 @@ from collections.abc import Callable
 import pytest
 
 from headrace.policy.counters import UpstreamCounters
-from headrace.transport.lease import LeasePool
-from headrace.transport.liveness import is_alive
+from headrace.transport.dial.liveness import is_alive
+from headrace.transport.lease.pool import LeasePool
 from support.plans import pool_plan
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

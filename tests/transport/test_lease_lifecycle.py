@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from headrace.transport.lease import LeaseCancelled, LeaseRejected, LeaseReport, LeaseTimeout
+from headrace.transport.lease.pool import LeaseCancelled, LeaseRejected, LeaseReport, LeaseTimeout
 from support.leases import Conn, Rig, rig
 from support.waiting import wait_until
 

@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from headrace.transport.lease import Lease, LeaseClosed, LeaseTimeout
+from headrace.transport.lease.pool import Lease, LeaseClosed, LeaseTimeout
 from support.leases import Conn, rig
 from support.waiting import wait_until
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from headrace.transport.lease import Lease
+from headrace.transport.lease.pool import Lease
 from support.leases import Conn, Rig, rig
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from headrace.transport.lease import LeaseTimeout
+from headrace.transport.lease.pool import LeaseTimeout
 from support.leases import Conn, rig
 from support.waiting import wait_until
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import trustme
 
-from headrace.transport import liveness
-from headrace.transport.liveness import is_alive
+from headrace.transport.dial import liveness
+from headrace.transport.dial.liveness import is_alive
 from support.faultserver import server_context
 from support.leases import End
 

@@ -13,8 +13,8 @@ import pytest
 import requests
 import trustme
 
-from headrace.transport.lease import LeasePool
-from headrace.transport.urllib3_connection import socket_options
+from headrace.transport.lease.pool import LeasePool
+from headrace.transport.stock.connection import socket_options
 from support.faultserver import Answer, FaultServer, server_context
 from support.governed import rules, running
 from support.waiting import wait_until

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from headrace.policy.plan import AdaptivePlan
 from headrace.policy.sizing import Resize, ResizeReason
-from headrace.transport.lease import Lease
-from headrace.transport.pool_sizer import PoolSizer
+from headrace.transport.lease.pool import Lease
+from headrace.transport.lease.sizer import PoolSizer
 from support.leases import Conn, Rig, rig
 
 PLAN = AdaptivePlan(

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from headrace.runtime.record import Record
-from headrace.transport.lease import LeasePool
+from headrace.policy.record import Record
+from headrace.transport.lease.pool import LeasePool
 from support.faultserver import FaultServer
 from support.governed import running
 from support.silentproxy import SilentProxy

@@ -16,8 +16,8 @@ import trustme
 import urllib3
 
 from headrace.policy.plan import TlsPlan
-from headrace.transport.liveness import is_alive
-from headrace.transport.tls import SealedContextError, TlsError, context_for
+from headrace.transport.dial.liveness import is_alive
+from headrace.transport.dial.tls import SealedContextError, TlsError, context_for
 from support.faultserver import FaultServer, server_context
 from support.leases import End
 
@@ -65,7 +65,7 @@ def test_a_context_that_nobody_holds_is_forgotten(plan: TlsPlan) -> None:
     first = id(context_for(plan)), context_for(plan)
     del first
     gc.collect()
-    from headrace.transport import tls
+    from headrace.transport.dial import tls
 
     assert plan not in tls._contexts
 

@@ -19,32 +19,32 @@ from typing import Any, Generic, TypeVar
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
 from headrace.adapters.endings import final_error, pool_error, too_large
-from headrace.adapters.outbound import Outbound
-from headrace.adapters.predicate import is_condemned
-from headrace.adapters.retry_after import retry_after_s
 from headrace.adapters.streamed import follow
 from headrace.adapters.surface import Surface
 from headrace.adapters.timeouts import with_asked
-from headrace.adapters.tries import Tries
-from headrace.adapters.ungoverned import is_withheld, stands_on_event_loop
 from headrace.clock import monotonic
 from headrace.engine.blocking import Attempt as Performer
 from headrace.engine.blocking import run
+from headrace.engine.notices import is_withheld, stands_on_event_loop
+from headrace.engine.outbound import Outbound
+from headrace.engine.predicate import is_condemned
+from headrace.engine.retry_after import retry_after_s
+from headrace.engine.tries import Tries
 from headrace.errors import CircuitOpenError, ResponseTooLarge, UpstreamError
 from headrace.policy.exchange import Divert, End, EndReason, Exchange, Send
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import TimeoutPlan
+from headrace.policy.record import Record, tally
 from headrace.policy.retry import RETRY_AFTER_FROM, is_resendable
 from headrace.runtime.carrying import add_notes, carry, record_of
-from headrace.runtime.deadline import deadlines
-from headrace.runtime.record import Record, tally
+from headrace.runtime.deadlines import deadlines
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt, current_attempt
-from headrace.transport.attempt_timeout import AttemptTimeout
-from headrace.transport.draining import KEEP_S
-from headrace.transport.faults import CUT_IN, advice_on, callers_own, fault_of
-from headrace.transport.garbage import told_as_broken
-from headrace.transport.lease import Lease, LeaseCancelled, LeaseError, LeaseTimeout
+from headrace.transport.lease.pool import Lease, LeaseCancelled, LeaseError, LeaseTimeout
+from headrace.transport.stock.draining import KEEP_S
+from headrace.transport.stock.faults import CUT_IN, advice_on, callers_own, fault_of
+from headrace.transport.stock.garbage import told_as_broken
+from headrace.transport.stock.timeout import AttemptTimeout
 
 in_flight = deadlines.table
 

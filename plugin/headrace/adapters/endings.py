@@ -9,7 +9,7 @@ from headrace.clock import monotonic
 from headrace.errors import ResponseTooLarge
 from headrace.policy.exchange import EndReason, Exchange, Finish, Refuse
 from headrace.runtime.upstream import Upstream
-from headrace.transport.lease import LeaseError
+from headrace.transport.lease.pool import LeaseError
 
 
 def final_error(

@@ -14,19 +14,19 @@ from requests.adapters import DEFAULT_POOLSIZE
 from requests.models import PreparedRequest
 from urllib3.response import BaseHTTPResponse
 
-from headrace.adapters.outbound import Outbound
 from headrace.adapters.own_connections import PlainPoolManager
 from headrace.adapters.owner import CallByName, call_by_name
-from headrace.adapters.protect import Errors, protected
-from headrace.adapters.requests import GovernedAdapter
-from headrace.adapters.urllib3 import urlopen
+from headrace.adapters.requests.surface import GovernedAdapter
+from headrace.adapters.urllib3.surface import urlopen
+from headrace.engine.outbound import Outbound
+from headrace.engine.protect import Errors, protected
 from headrace.policy.paths import may_leave
 from headrace.policy.plan import TlsPlan, UrlPrefix
 from headrace.policy.routes import target_of, url_of
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import current_attempt
 from headrace.transport.connection_auth import is_of_connection
-from headrace.transport.urllib3_pool import with_defaults
+from headrace.transport.stock.pool import with_defaults
 
 P = ParamSpec("P")
 T = TypeVar("T")

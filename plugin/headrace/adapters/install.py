@@ -10,9 +10,9 @@ import threading
 from typing import Protocol
 
 from headrace.adapters import routing
-from headrace.adapters.requests_patch import RequestsPatch
+from headrace.adapters.requests.patch import RequestsPatch
 from headrace.adapters.routing import Routing, busiest_unknown_hosts
-from headrace.adapters.urllib3_patch import Urllib3Patch
+from headrace.adapters.urllib3.patch import Urllib3Patch
 from headrace.errors import ConfigError
 from headrace.observe.isolation import each
 from headrace.policy.plan import UrlPrefix

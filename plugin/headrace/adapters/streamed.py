@@ -19,16 +19,16 @@ from headrace.clock import monotonic
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.exchange import EndReason, Exchange
 from headrace.policy.outcome import Outcome
+from headrace.policy.record import Record
 from headrace.runtime.carrying import carry
 from headrace.runtime.inbound import Inbound
-from headrace.runtime.record import Record
 from headrace.runtime.upstream import Upstream
-from headrace.transport.faults import fault_of
-from headrace.transport.urllib3_connection import LimitedResponse, StreamedResponse
+from headrace.transport.stock.connection import LimitedResponse, StreamedResponse
+from headrace.transport.stock.faults import fault_of
 
 if TYPE_CHECKING:
-    from headrace.observe.call_trace import CallTrace
-    from headrace.transport.lease import CloseReason, LeasePool
+    from headrace.observe.tracing.call_trace import CallTrace
+    from headrace.transport.lease.pool import CloseReason, LeasePool
 
 A = TypeVar("A", bound=requests.Response | BaseHTTPResponse)
 

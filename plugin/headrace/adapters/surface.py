@@ -8,7 +8,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 from urllib3.util.timeout import Timeout
 
-from headrace.adapters.errors import Twins
+from headrace.adapters.twins import Twins
 from headrace.policy.plan import FallbackPlan
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt

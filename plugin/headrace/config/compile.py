@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from headrace.config import settings as given
-from headrace.config.predicates import Predicate
+from headrace.config.check.predicates import Predicate
 from headrace.policy.outcome import Condition, condition
 from headrace.policy.plan import (
     AdaptivePlan,

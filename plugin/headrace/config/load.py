@@ -8,17 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import TypeAlias
 
-from headrace.config.checks import cross_check
+from headrace.config.check.checks import cross_check
+from headrace.config.check.fallbacks import check_fallbacks
+from headrace.config.check.lint import lint
+from headrace.config.check.predicates import find_predicates
+from headrace.config.check.problems import Problem, refusal
+from headrace.config.check.trust import Trust
+from headrace.config.check.validate import validate
 from headrace.config.compile import compile_settings
-from headrace.config.fallbacks import check_fallbacks
-from headrace.config.inherit import expand
-from headrace.config.interpolate import Interpolation
-from headrace.config.lint import lint
-from headrace.config.predicates import find_predicates
-from headrace.config.problems import Problem, refusal
-from headrace.config.reading import Reader
 from headrace.config.settings import Settings
-from headrace.config.sources import (
+from headrace.config.source.files import Reader
+from headrace.config.source.inherit import expand
+from headrace.config.source.interpolate import Interpolation
+from headrace.config.source.sources import (
     FILE_VARIABLE,
     SECRETS_VARIABLE,
     mode_override,
@@ -26,10 +28,8 @@ from headrace.config.sources import (
     read_files,
     read_secrets,
 )
-from headrace.config.tree import Mark, Table, merge, problem_at
-from headrace.config.trust import Trust
-from headrace.config.validate import validate
-from headrace.config.written import Written
+from headrace.config.source.tree import Mark, Table, merge, problem_at
+from headrace.config.source.written import Written
 from headrace.errors import ConfigError
 from headrace.policy.plan import Configuration, TlsPlan
 

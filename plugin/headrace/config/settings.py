@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from headrace.config.values import (
+from headrace.config.source.values import (
     Attempts,
     BudgetTtl,
     Count,
@@ -635,7 +635,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `config.sources` has merged, in its order: files < secrets directory < environment.
+        """Only what `config.source.sources` has merged, in its order: files < secrets directory < environment.
 
         pydantic-settings' own sources would read the process's environment behind
         the caller's back, and merge values without the positions that errors need.

@@ -1,113 +1,181 @@
-"""The loop around one call that is only rehearsed (`mode: observe`), in virtual time.
-
-The exchange is the one that decides in production, on a circuit and a budget that only rehearsed calls
-feed. The first attempt is the real call: made as if headrace were not there, and held against the limits
-afterwards. An attempt that would follow is assumed to end as that one did, as late, and is cut as
-it would be; the pauses before it pass on the virtual clock alone.
-
-Not to be known: whether a retry would have ended otherwise, how much sooner a cut or refused call would
-have freed what it held, and at which moment of an attempt the silence was (`read`, `connect`).
-"""
+"""`mode: observe`: the call is made as if headrace were not there; what the rules would have done is counted."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import assert_never
+import random
+import time
+from asyncio import _get_running_loop
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-from headrace.policy.exchange import Decision, Divert, EndReason, Exchange, Finish, Refuse, Send, Sleep
-from headrace.policy.outcome import Fault, Outcome
+from headrace.clock import monotonic
+from headrace.engine.predicate import is_condemned
+from headrace.engine.rehearsal import Foretold, Seen, rehearse
+from headrace.engine.retry_after import retry_after_s
+from headrace.observe.isolation import stumbled
+from headrace.policy.breaker.permit import Refused, Verdict
+from headrace.policy.counters import add
+from headrace.policy.exchange import Divert, EndReason, Exchange, Refuse, Send
+from headrace.policy.outcome import Outcome
+from headrace.policy.plan import TimeoutPlan, UpstreamPlan
+from headrace.policy.record import tally
+from headrace.policy.retry import RETRY_AFTER_FROM, RehearsedAllowance, is_keyed
+from headrace.runtime.inbound import inbound_var
+from headrace.runtime.upstream import Upstream
+from headrace.transport.stock.faults import fault_of, phase_of
 
-
-@dataclass(slots=True)
-class Seen:
-    """What became of the real call.
-
-    Attributes:
-        outcome: Its facts; `duration_s` to its end, whatever limits it may have overrun.
-        head_s: When the head of its answer came, seconds from its begin; None: not known, so with its end.
-        streamed: Its body is read later, by the caller.
-        is_wanted: Its answer is one that would be retried, so that an attempt is bounded to the end of it.
-    """
-
-    outcome: Outcome
-    head_s: float | None
-    streamed: bool
-    is_wanted: bool
-
-
-@dataclass(slots=True)
-class Foretold:
-    """What enforcing would have made of the call.
-
-    Attributes:
-        retries: Attempts after the first; count.
-        refused: The circuit would have refused the call, or its next attempt.
-        timed_out: A limit would have cut an attempt, or the deadline was over before the first.
-        reason: Why it would have ended.
-        diverted: Its `fallback` would have stood in.
-    """
-
-    retries: int
-    refused: bool
-    timed_out: bool
-    reason: EndReason
-    diverted: bool = False
+T = TypeVar("T")
 
 
-def rehearse(exchange: Exchange, first: Send | Divert | Refuse, seen: Seen) -> Foretold:
-    """Drive *exchange* on from *first*, what it decided when the call began, to its end. Does not block.
+def observed(
+    upstream: Upstream,
+    go: Callable[[], T],
+    *,
+    status_of: Callable[[T], int],
+    method: str,
+    replayable: bool,
+    timeouts: TimeoutPlan,
+    streamed: bool,
+    headers: Mapping[str, Any] | None,
+    read: Callable[[T], object] | None = None,
+    nth_try: int = 0,
+) -> T:
+    """What *go* returns or raises, untouched. Blocks.
 
-    The permit goes back in every case.
-    """
-    now, timed_out = seen.outcome.started_s, False
-    decision: Decision = first
-    try:
-        while True:
-            match decision:
-                case Send():
-                    left_s = None if exchange.deadline_at is None else exchange.deadline_at - now
-                    outcome = _cut(seen, decision.timeout_s, left_s)
-                    timed_out = timed_out or outcome is not seen.outcome
-                    outcome = replace(outcome, started_s=now)
-                    now += outcome.wait_s + outcome.duration_s
-                    exchange.record(outcome, now)
-                case Sleep():
-                    now += decision.delay_s
-                case Divert() | Finish() | Refuse():
-                    return Foretold(
-                        retries=max(0, len(exchange.outcomes) - 1),
-                        refused=exchange.refused is not None,
-                        timed_out=timed_out
-                        or (isinstance(decision, Refuse) and decision.reason is EndReason.DEADLINE),
-                        reason=decision.reason,
-                        diverted=isinstance(decision, Divert),
-                    )
-                case _:
-                    assert_never(decision)
-            decision = exchange.decide(now)
-    finally:
-        exchange.abandon(now)
-        exchange.settle(now)  # also of a caller who retries himself: his tries are in the real call, and over
-
-
-def _cut(seen: Seen, limit_s: float, left_s: float | None) -> Outcome:
-    """The outcome of an attempt that goes as the real call went, under limits; the very same if none cuts it.
+    The rules are rehearsed on the call by the exchange that enforces them elsewhere (`engine.rehearsal`), and
+    what they would have done is counted under `headrace_observed_total{action}`: `refused`, `fallback`,
+    `waited`, `rejected`, `timed_out`, `retried` (attempts).
 
     Args:
-        limit_s: To the head of an answer, or to the end of one that is retried.
-        left_s: Of the deadline, which bounds a buffered body as well; None: there is none.
+        headers: What the call itself has set.
+        read: Reads the body of what *go* returned at its head; None: *go* has done that, or its caller will.
     """
-    outcome = seen.outcome
-    to_head_s = outcome.duration_s
-    if seen.head_s is not None and outcome.fault is None and not seen.is_wanted:
-        to_head_s = seen.head_s
-    if to_head_s > limit_s:
-        ends_s = limit_s
-    elif left_s is not None and outcome.duration_s > left_s and not seen.streamed:
-        ends_s = left_s
-    else:
-        return outcome
-    never_sent = outcome.fault is not None and not outcome.sent
-    return Outcome(
-        outcome.fault if never_sent else Fault.TIMEOUT, sent=not never_sent, cut=True, duration_s=ends_s
+    plan, state = upstream.plan, upstream.state
+    counters = state.counters
+    inbound = inbound_var.get()
+    served = None if inbound is None or inbound.is_over else inbound  # as `Call` has it
+    allowance = None
+    if served is not None:
+        if served.rehearsed is None:
+            served.rehearsed = RehearsedAllowance(served.allowance)
+        allowance = served.rehearsed
+    may_wait = _get_running_loop() is None
+    began = monotonic()
+    exchange = Exchange(
+        plan,
+        state.circuit,
+        state.budget,
+        now=began,
+        rng=random.random,
+        method=method,
+        replayable=replayable,
+        timeouts=timeouts,
+        max_attempts=plan.retry.max_attempts,
+        may_sleep=may_wait,
+        deadline_at=None if served is None else served.deadline_at,
+        allowance=allowance,
+        keyed=is_keyed(plan, method, headers or ()),
+        cancellation=None if inbound is None else inbound.cancellation,
+        nth_try=nth_try,
     )
+    tracing = upstream.tracing
+    trace = None
+    if tracing is not None and tracing.has_context():
+        trace = tracing.observed_call(plan.name, state.circuit, address=state.pool.host, request=inbound)
+    first = exchange.decide(began)
+    assert isinstance(first, (Send, Divert, Refuse)), "nothing has been tried yet"
+    held = None
+    if isinstance(first, Send):  # if it were enforced
+        held = _Connection()
+        with counters.lock:
+            state.in_flight.add(held)
+            _count_full(upstream, may_wait=may_wait and timeouts.acquire_s > 0.0)
+    outcome = Outcome(started_s=began)
+    head_s = None
+    try:
+        response = go()
+        outcome.status = status_of(response)
+        outcome.sent = True
+        if outcome.status >= RETRY_AFTER_FROM:
+            outcome.retry_after_s = _asked_s(plan, response)
+        if read is not None:
+            head_s = monotonic() - began
+            read(response)
+        if not streamed:
+            outcome.condemned = is_condemned(upstream, response, outcome.status)
+        return response
+    except BaseException as error:
+        outcome.status = outcome.retry_after_s = None
+        phase = phase_of(error)
+        outcome.fault, outcome.cut = fault_of(error, phase)
+        outcome.sent = phase == "sent"
+        raise
+    finally:
+        outcome.duration_s = monotonic() - began
+        if held is not None:
+            with counters.lock:
+                state.in_flight.discard(held)
+        try:
+            seen = Seen(outcome, head_s, streamed, exchange.is_retried(outcome.status))
+            foretold = rehearse(exchange, first, seen)
+            with counters.lock:
+                _count(upstream, foretold)
+            made = _Made(outcome, exchange)
+            exemplar = None
+            if trace is not None:
+                trace.end(made, label=None)  # type: ignore[arg-type]  # what it asks for, `_Made` has
+                exemplar = trace.exemplar(outcome.duration_s)
+            made.refused = None  # nothing was refused: it would have been
+            tally(counters, made, label=None, duration_s=outcome.duration_s, exemplar=exemplar)
+        except Exception as error:  # the call is none of the rehearsal's business
+            stumbled("rehearse an observed call", error)
+
+
+def _asked_s(plan: UpstreamPlan, answer: Any) -> float | None:
+    """What *answer*, of either library, asks to wait; None as well where it is a mock's, without headers."""
+    try:
+        return retry_after_s(answer.headers, plan.retry.retry_after.headers, wall_clock=time.time)
+    except Exception as error:
+        stumbled("read what an observed answer asks to wait", error)
+        return None
+
+
+class _Connection:
+    """What a call that is under way would hold."""
+
+    __slots__ = ("__weakref__",)
+
+
+class _Made:
+    """The call as it was made: one attempt, and what the rules think of it."""
+
+    __slots__ = ("deadline_at", "denied", "outcomes", "refused", "verdicts")
+
+    def __init__(self, outcome: Outcome, exchange: Exchange) -> None:
+        self.outcomes = [outcome]
+        self.verdicts = exchange.verdicts[:1] or [Verdict.IGNORED]  # refused: unknown to the circuit
+        self.deadline_at: float | None = None  # nothing was bounded by it
+        self.denied: EndReason | None = exchange.denied
+        self.refused: Refused | None = exchange.refused
+
+
+def _count_full(upstream: Upstream, *, may_wait: bool) -> None:
+    """Count a call beyond the pool, as `LeasePool.acquire` would take it. The caller holds the counters' lock."""
+    pool, state = upstream.plan.pool, upstream.state
+    waiting = len(state.in_flight) - pool.max_connections
+    if waiting > 0 and pool.when_full != "new":
+        waits = may_wait and pool.when_full == "wait" and waiting <= pool.max_waiting
+        add(state.counters.observed, "waited" if waits else "rejected")
+
+
+def _count(upstream: Upstream, foretold: Foretold) -> None:
+    """Count what would have been done. The caller holds the counters' lock."""
+    observed = upstream.state.counters.observed
+    if foretold.retries:
+        add(observed, "retried", foretold.retries)
+    if foretold.timed_out:
+        add(observed, "timed_out")
+    if foretold.refused:
+        add(observed, "refused")
+    if foretold.diverted:
+        add(observed, "fallback")

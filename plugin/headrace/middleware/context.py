@@ -16,7 +16,7 @@ from typing import Final
 
 from headrace.observe.events import DeadlineRefused, DeadlinesDistrusted
 from headrace.observe.logs import emit
-from headrace.policy.deadline import GRPC_HEADER, allowed_s, parse_remaining_s
+from headrace.policy.deadline_header import GRPC_HEADER, allowed_s, parse_remaining_s
 from headrace.policy.plan import Configuration, InboundDeadlinePlan
 from headrace.policy.trace_context import joined_tracestate, trace_id_of
 from headrace.runtime.service import ServiceCounters

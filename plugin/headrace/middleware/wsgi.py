@@ -31,7 +31,7 @@ from headrace.runtime.carrying import record_of
 from headrace.runtime.inbound import Inbound, inbound_var, new_request_id
 
 if TYPE_CHECKING:
-    from headrace.observe.otel import Tracing
+    from headrace.observe.tracing.otel import Tracing
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Callable[[bytes], object]]

@@ -177,7 +177,7 @@ class CircuitChanged:
     """A circuit changed its state, with the numbers that caused it.
 
     Attributes:
-        reason: Why, in the words of `policy.circuit`.
+        reason: Why, in the words of `policy.breaker.circuit`.
         failure_rate: Share of failures in the window, 0..1, or None below `minimum_calls`.
         calls: Successes and failures in the window, or verdicts of the probes; count. A call counts once,
             however many attempts it made.

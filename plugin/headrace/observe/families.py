@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 from prometheus_client.utils import floatToGoString
 
 from headrace.observe.isolation import answers
-from headrace.policy.circuit import CircuitState, CircuitView
+from headrace.policy.breaker.circuit import CircuitState, CircuitView
 from headrace.policy.counters import Histogram, Ticker, UpstreamCounters, totals_of
 
 

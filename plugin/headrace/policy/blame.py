@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.policy.circuit import Verdict
+from headrace.policy.breaker.circuit import Verdict
 from headrace.policy.outcome import Outcome
 from headrace.policy.plan import CircuitPlan
 

@@ -25,7 +25,7 @@ from typing import Final, Protocol, TypeAlias, assert_never
 
 from headrace.policy.backoff import backoff_s, is_throttled
 from headrace.policy.blame import blame
-from headrace.policy.circuit import Circuit, Permit, Refused, Verdict
+from headrace.policy.breaker.circuit import Circuit, Permit, Refused, Verdict
 from headrace.policy.fallback import stands_in
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import TimeoutPlan, UpstreamPlan

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from typing import Any, Final
 
+from headrace.policy.breaker.window import TimeWindow
 from headrace.policy.outcome import UPSTREAM_FAULTS, Fault, Outcome
 from headrace.policy.plan import BudgetPlan, RetryPlan, UpstreamPlan
-from headrace.policy.window import TimeWindow
 
 
 class Retriability(StrEnum):

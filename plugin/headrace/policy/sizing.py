@@ -17,8 +17,8 @@ from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
 
+from headrace.policy.breaker.window import LATEST_S
 from headrace.policy.plan import AdaptivePlan
-from headrace.policy.window import LATEST_S
 
 EVALUATE_EVERY_S = 0.1
 """Growth is considered at most this often: a step must have served somebody before the next one is judged."""

@@ -9,7 +9,7 @@ from weakref import ref
 from headrace.observe.isolation import each
 
 if TYPE_CHECKING:
-    from headrace.transport.lease import Lease, LeasePool
+    from headrace.transport.lease.pool import Lease, LeasePool
 
     Token = ref[Lease[Any]]
     """What a pool knows a lease by: `LeasePool.abort` takes it."""

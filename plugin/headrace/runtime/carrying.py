@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 from weakref import ref
 
-from headrace.runtime.record import Record
+from headrace.policy.record import Record
 
 _beside: dict[int, tuple[ref[object], Record]] = {}
 """By id, of what refuses: it may not be hashable, or equal to another. An entry goes with its object.

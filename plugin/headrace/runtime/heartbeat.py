@@ -10,12 +10,12 @@ from headrace.observe.events import PoolSuspect
 from headrace.observe.isolation import answers, each, stumbled
 from headrace.observe.logs import emit
 from headrace.policy.plan import HeartbeatPlan
-from headrace.runtime.deadline import deadlines
+from headrace.runtime.deadlines import deadlines
 from headrace.runtime.threads import Life, ServiceThread
 from headrace.runtime.upstream import Upstream, name_of
 from headrace.transport.attempt import Attempt
-from headrace.transport.heartbeat import Beat, beat
-from headrace.transport.lease import Lease
+from headrace.transport.lease.pool import Lease
+from headrace.transport.stock.probe import Beat, beat
 
 MOST_PER_ROUND = 8
 """Idle connections of one upstream that are lent at a time; `lend_idle` leaves a slot to calls."""

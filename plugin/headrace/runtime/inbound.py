@@ -19,10 +19,10 @@ from headrace.policy.retry import RehearsedAllowance, RetryAllowance
 from headrace.runtime.cancellation import Cancellation
 
 if TYPE_CHECKING:
-    from headrace.observe.request_trace import RequestTrace
+    from headrace.observe.tracing.request_trace import RequestTrace
     from headrace.runtime.cancellation import Token
     from headrace.runtime.snapshot import Snapshot
-    from headrace.transport.lease import LeasePool
+    from headrace.transport.lease.pool import LeasePool
 
 _MANY = 64
 

@@ -27,16 +27,16 @@ from headrace.observe.events import (
 )
 from headrace.observe.isolation import carry_out, each
 from headrace.observe.logs import emit
+from headrace.policy.breaker.window import LATEST_S
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import Configuration
-from headrace.policy.window import LATEST_S
 from headrace.runtime.heartbeat import Heartbeats
 from headrace.runtime.service import ServiceCounters
 from headrace.runtime.snapshot import Snapshot, build_snapshot, changed_upstreams, retired_states
 from headrace.runtime.threads import Life
 from headrace.runtime.upstream import Upstream, UpstreamState, name_of, report_leases
 from headrace.runtime.warmup import Warmer
-from headrace.transport.tls import TlsError
+from headrace.transport.dial.tls import TlsError
 
 HOLD_S = 5.0
 """How long a file that drops most upstreams must stand before it is believed (DESIGN §4.7)."""

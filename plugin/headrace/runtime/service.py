@@ -6,7 +6,7 @@ import threading
 from typing import Literal
 
 from headrace.policy.counters import Histogram, add
-from headrace.policy.deadline import ExpiryGuard
+from headrace.policy.deadline_header import ExpiryGuard
 from headrace.policy.outcome import STATUS_CLASS
 
 DeadlineVerdict = Literal["refused", "excused", "distrusted"]

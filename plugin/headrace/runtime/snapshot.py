@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from headrace.errors import UnknownUpstream
-from headrace.observe.tracing import tracing_of
+from headrace.observe.tracing.gate import tracing_of
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import Configuration, UrlPrefix
 from headrace.policy.printable import printable
@@ -17,7 +17,7 @@ from headrace.runtime.service import ServiceCounters
 from headrace.runtime.upstream import Upstream, UpstreamState, build_states
 
 if TYPE_CHECKING:
-    from headrace.observe.otel import Tracing
+    from headrace.observe.tracing.otel import Tracing
 
 
 @dataclass(frozen=True, slots=True)

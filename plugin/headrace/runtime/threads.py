@@ -1,10 +1,10 @@
 """The threads of one instance: how each is started, guarded and ended, and the one that keeps house.
 
 headrace-housekeeping   here
-headrace-watch          `watch`: has its own way to end, from within what it calls, too
+headrace-watch          `watch.watcher`: has its own way to end, from within what it calls, too
 headrace-warmup         `warmup`: lives while there are connections to make
 headrace-heartbeat      `heartbeat`: lives for one round
-headrace-deadline       `deadline`: the process's, not an instance's
+headrace-deadline       `deadlines`: the process's, not an instance's
 """
 
 from __future__ import annotations

@@ -13,18 +13,18 @@ from headrace.clock import monotonic
 from headrace.observe.events import CircuitChanged, LeaseHeld, LeaseLeaked, PoolFault, PoolResized
 from headrace.observe.isolation import each
 from headrace.observe.logs import emit
-from headrace.policy.circuit import Circuit, Refused, Transition
+from headrace.policy.breaker.circuit import Circuit, Refused, Transition
 from headrace.policy.counters import UpstreamCounters, add
 from headrace.policy.plan import Mode, Origin, PoolPlan, UpstreamPlan
 from headrace.policy.retry import RetryBudget
 from headrace.policy.sizing import Resize
 from headrace.runtime.service import ServiceCounters
-from headrace.transport.lease import LeaseFault, LeasePool
-from headrace.transport.pool_sizer import PoolSizer
-from headrace.transport.urllib3_pool import GovernedHTTPPool, build_pool
+from headrace.transport.lease.pool import LeaseFault, LeasePool
+from headrace.transport.lease.sizer import PoolSizer
+from headrace.transport.stock.pool import GovernedHTTPPool, build_pool
 
 if TYPE_CHECKING:
-    from headrace.observe.otel import Tracing
+    from headrace.observe.tracing.otel import Tracing
 
 
 class CircuitReporter:

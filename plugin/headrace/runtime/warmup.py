@@ -11,7 +11,7 @@ from headrace.clock import monotonic
 from headrace.observe.isolation import answers
 from headrace.runtime.threads import Bell, Life, ServiceThread
 from headrace.runtime.upstream import Upstream, name_of
-from headrace.transport.urllib3_pool import GovernedHTTPPool
+from headrace.transport.stock.pool import GovernedHTTPPool
 
 PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0

@@ -10,8 +10,8 @@ from typing import Any
 from headrace import app
 from headrace.adapters import install
 from headrace.adapters.owner import call_by_name
-from headrace.adapters.ungoverned import passing
-from headrace.adapters.urllib3_patch import settled
+from headrace.adapters.urllib3.patch import settled
+from headrace.engine.notices import passing
 from headrace.observe.isolation import each
 from headrace.runtime.inbound import inbound_var
 from headrace.transport.attempt import current_attempt

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import TypeAlias
 
-from headrace.config.problems import did_you_mean
-from headrace.config.units import nearest_duration, parse_duration
+from headrace.config.check.problems import did_you_mean
+from headrace.config.source.units import nearest_duration, parse_duration
 from headrace.errors import HeadraceError
 from headrace.policy.outcome import Fault
 

@@ -15,17 +15,17 @@ from dataclasses import dataclass, replace
 from os import PathLike
 
 from headrace.config import load
-from headrace.config.problems import did_you_mean
-from headrace.config.units import format_duration
+from headrace.config.check.problems import did_you_mean
+from headrace.config.source.units import format_duration
 from headrace.engine.blocking import run
 from headrace.errors import UnknownUpstream
-from headrace.policy.circuit import Circuit, CircuitState, CircuitView, Transition
-from headrace.policy.deadline import allowed_s
+from headrace.policy.breaker.circuit import Circuit, CircuitState, CircuitView, Transition
+from headrace.policy.deadline_header import allowed_s
 from headrace.policy.exchange import Divert, End, EndReason, Exchange
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import UpstreamPlan
+from headrace.policy.record import Record
 from headrace.policy.retry import RetryAllowance, RetryBudget, is_keyed, key_header
-from headrace.runtime.record import Record
 from headrace.testing.clock import VirtualClock
 from headrace.testing.script import Script, ScriptExhausted, What, reply, seconds
 from headrace.testing.timeline import Timeline

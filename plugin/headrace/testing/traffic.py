@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Protocol, TypeAlias, assert_never
 
+from headrace.policy.breaker.permit import Verdict
 from headrace.policy.exchange import Divert, Exchange, Finish, Refuse, Send, Sleep
 from headrace.policy.outcome import Outcome
-from headrace.policy.permit import Verdict
 from headrace.testing.clock import VirtualClock
 
 Steps: TypeAlias = Generator[float, None, Finish | Refuse]

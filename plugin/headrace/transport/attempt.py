@@ -11,7 +11,7 @@ from weakref import ref
 from headrace.policy.plan import TimeoutPlan
 
 if TYPE_CHECKING:
-    from headrace.transport.lease import Lease
+    from headrace.transport.lease.pool import Lease
 
 Phase = Literal["lease", "tcp", "tls", "sent"]
 

@@ -1,0 +1,1 @@
+"""Calls through requests: the surface, the patch, and adapters that retry by themselves."""

@@ -1,0 +1,98 @@
+"""The body of a buffered answer of requests: read inside the call, and found by whoever looks at it before the Session.
+
+requests hands an answer out unread. Response hooks, and adapters whose `send` is around
+ours, look at it next; then the Session reads `content`. Our limits and the verdict cover the body,
+so it is read before all of them: what they look at must be there still.
+"""
+
+from __future__ import annotations
+
+from requests.exceptions import ChunkedEncodingError, ContentDecodingError
+from requests.models import Response
+from urllib3.response import HTTPResponse
+
+from headrace.adapters.urllib3.kept import KeptResponse
+from headrace.transport.attempt import Attempt
+from headrace.transport.stock.body import BodyTooLarge, body_of, is_read_whole, joined, piece_bytes
+from headrace.transport.stock.faults import callers_own
+from headrace.transport.stock.garbage import told_as_broken
+
+_TOLERATED = (ChunkedEncodingError, ContentDecodingError, RuntimeError)
+"""What `Session.resolve_redirects` goes on after, when the body of a redirect will not be read."""
+
+
+def read_body(response: Response, attempt: Attempt, *, is_seen: bool, is_judged: bool) -> None:
+    """Read *response* to its end, as its `content`. Blocks; mutates *response*, which is closed when this raises.
+
+    The broken body of a redirect is no error yet: requests follows it all the same (Pitfall 56), and who
+    reads it gets the error then.
+
+    Args:
+        is_seen: Its `raw` will be looked at: it has the body still, and its `content` is read from that.
+        is_judged: Somebody else reads it before those who look, and has it handed out to them after that.
+
+    Raises:
+        BodyTooLarge: It is more than the limit of the call.
+        requests.RequestException: What `response.content` raises.
+    """
+    wire = response.raw
+    kept = None
+    try:
+        if is_seen and isinstance(wire, HTTPResponse):
+            response.raw = kept = _kept(response, wire, attempt)
+        if not isinstance(wire, HTTPResponse) or is_read_whole(wire, attempt):
+            response.content  # noqa: B018
+        elif response._content is False:
+            response._content = joined(response.iter_content(piece_bytes(attempt.max_body_bytes)), attempt)
+    except Exception as error:
+        if wire is not None:
+            wire.close()
+        is_tolerated = isinstance(error, _TOLERATED) and response.is_redirect
+        if not is_tolerated or callers_own(error) is not None:
+            raise
+        if kept is None:
+            kept = _with_body(response, wire, _cause_of(error), attempt)
+    if kept is not None:
+        response._content = response._content_consumed = False
+        response.raw = kept.again() if is_judged else kept.handed_out()
+
+
+def hand_out(response: Response) -> None:
+    """Have *response* unread again, if its `raw` will be looked at. Mutates it."""
+    if isinstance(response.raw, KeptResponse):
+        response._content = response._content_consumed = False
+        response.raw = response.raw.handed_out()
+
+
+def _kept(response: Response, wire: HTTPResponse, attempt: Attempt) -> KeptResponse:
+    """*wire* with its body at hand, or with the error that this ends with. Blocks."""
+    body: bytes | Exception
+    try:
+        body = body_of(wire, attempt, decode=False)
+    except BodyTooLarge:
+        raise
+    except Exception as error:
+        body = told_as_broken(error).with_traceback(None)  # its frames hold what it will be held by
+    kept = _with_body(response, wire, body, attempt)
+    if isinstance(body, bytes) and "content-encoding" not in wire.headers:
+        response._content, response._content_consumed = body, True
+    return kept
+
+
+def _with_body(
+    response: Response, wire: HTTPResponse, body: bytes | Exception, attempt: Attempt
+) -> KeptResponse:
+    return KeptResponse(
+        wire,
+        body,
+        decode_content=wire.decode_content,
+        method=response.request.method or "GET",
+        url=wire.url or "",
+        sock=attempt.sock,
+    )
+
+
+def _cause_of(error: Exception) -> Exception:
+    """What urllib3 raised, which requests has wrapped in *error*."""
+    cause = error.args[0] if error.args and isinstance(error.args[0], Exception) else error
+    return cause.with_traceback(None)

@@ -1,0 +1,297 @@
+"""Adapters of requests with retries of their own: the adapter's `send` around stock's loop around governed tries.
+
+`HTTPAdapter.send` gets a `_Hop` for a pool. So the caller's `Retry` does all it does
+elsewhere, and what leaves is what requests makes of how that ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from requests.adapters import HTTPAdapter
+from requests.models import PreparedRequest, Response
+from urllib3.exceptions import ProtocolError, ReadTimeoutError
+from urllib3.response import BaseHTTPResponse
+from urllib3.util.retry import Retry
+from urllib3.util.timeout import Timeout
+
+from headrace.adapters.body import rewind
+from headrace.adapters.call import Call
+from headrace.adapters.fallback import canned, headers_for, url_at
+from headrace.adapters.owner import owner_behind
+from headrace.adapters.requests.body import read_body
+from headrace.adapters.surface import Substitute
+from headrace.adapters.twins import REQUESTS
+from headrace.adapters.urllib3.hop import Hop, Refused, is_callers_own
+from headrace.adapters.urllib3.kept import KeptResponse
+from headrace.adapters.urllib3.own_retries import delegated, unsent_only
+from headrace.adapters.urllib3.surface import NO_RETRY, url_through
+from headrace.engine.tries import Tries
+from headrace.errors import UpstreamError
+from headrace.policy.plan import FallbackPlan, TimeoutPlan, UrlPrefix
+from headrace.policy.routes import url_of
+from headrace.runtime.carrying import carry, record_of
+from headrace.runtime.upstream import Upstream
+from headrace.transport.attempt import Attempt, current_attempt
+from headrace.transport.stock.pool import GovernedHTTPPool
+
+
+def send_in_tries(
+    go: Callable[[], Response],
+    upstream: Upstream,
+    adapter: HTTPAdapter,
+    request: PreparedRequest,
+    *,
+    stream: bool,
+    is_seen: bool,
+    timeouts: TimeoutPlan,
+    replayable: bool,
+    body_at: int | None,
+) -> Response:
+    """One call to *upstream*, tried as often as the `max_retries` of *adapter* say. Blocks.
+
+    Args:
+        go: Stock's `send` of *request* by *adapter*.
+        is_seen: The raw answer is looked at before its content is read.
+        replayable, body_at: As `body.position_of` says.
+
+    Raises:
+        UpstreamError: The twin that is also a requests exception; no further try was made.
+        requests.RequestException: What requests makes of the last try.
+    """
+    pool = upstream.state.pool
+    hop = _Hop.__new__(_Hop)
+    hop.__dict__ = pool.__dict__
+    hop.scheme = pool.scheme
+    hop.upstream = upstream
+    hop.timeouts = timeouts
+    hop.tries = tries = Tries(upstream)
+    hop.record = hop.refusal = None
+    hop.adapter = adapter
+    hop.prepared = request
+    hop.stream = stream
+    hop.replayable = replayable
+    hop.body_at = body_at
+    outer = current_attempt.get()
+    try:
+        # A stand-in for the whole call, by which the adapter finds its pool; each try has its own.
+        current_attempt.set(Attempt(hop, request, None, (), timeouts, math.inf, stream))
+        response = go()
+        if not stream and not is_seen and not response.is_redirect:
+            response.content  # noqa: B018 - as the Session is about to: an error of it gets the record, too
+        if hop.record is not None:
+            carry(hop.record, on=response)
+        return response
+    except Refused:
+        pass  # raised below, outside: as the context of itself it would be a cycle
+    except BaseException as error:
+        hop.tell(error)
+        raise
+    finally:
+        current_attempt.set(outer)
+        tries.settle()
+    raise hop.take_refusal()
+
+
+class _Hop(Hop):
+    """The pool that `HTTPAdapter.send` sends one request through."""
+
+    __slots__ = ("adapter", "body_at", "prepared", "replayable", "stream")
+
+    adapter: HTTPAdapter
+    prepared: PreparedRequest
+    stream: bool
+    replayable: bool
+    body_at: int | None
+
+    def urlopen(  # type: ignore[override]  # as urllib3 itself overrides it
+        self,
+        method: str,
+        url: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        retries: Any = None,
+        *args: Any,
+        **kw: Any,
+    ) -> BaseHTTPResponse:
+        """Stock's loop, or the next round of it."""
+        self.try_again(url)
+        if not self.replayable and isinstance(retries, Retry) and not retries.history:
+            retries = unsent_only(retries)
+        if args:  # stock's loop, calling itself
+            return super().urlopen(method, url, body, headers, retries, *args, **kw)
+        return super().urlopen(method, url, body, headers=headers, retries=retries, **kw)
+
+    def govern(
+        self,
+        method: str,
+        url: str,
+        body: Any,
+        headers: Mapping[str, str] | None,
+        response_kw: dict[str, Any],
+    ) -> BaseHTTPResponse:
+        """One try, over the upstream's pool. Blocks."""
+        delegated(self.upstream)
+        surface = _Surface(
+            self.upstream.state.pool,
+            self.adapter,
+            self.prepared,
+            url,
+            headers or {},
+            self.body_at,
+            stream=self.stream,
+            chunked=response_kw["chunked"],
+        )
+        try:
+            answer = Call(
+                self.upstream,
+                surface,
+                message=surface,
+                streamed=self.stream,
+                timeouts=self.timeouts,
+                method=method,
+                replayable=self.replayable,
+                headers=headers,
+                tries=self.tries,
+            ).run()
+        except Exception as error:
+            # An answer whose body broke off is an answer to stock's loop: requests reads it after that.
+            broken = surface.broken
+            if broken is None or isinstance(error, UpstreamError) or is_callers_own(error):
+                raise
+            if surface.late is not None:
+                broken = KeptResponse(broken, surface.late, decode_content=False, method=method, url=url)
+            if (record := record_of(error)) is not None:
+                carry(record, on=broken)
+            return broken
+        wire: BaseHTTPResponse = answer.raw
+        if isinstance(wire, KeptResponse):
+            wire = wire.handed_out()
+        if (record := record_of(answer)) is not None:
+            carry(record, on=wire)
+        return wire
+
+    def __str__(self) -> str:
+        return f"{self.scheme.upper()}ConnectionPool(host={self.host!r}, port={self.port!r})"
+
+
+class _Surface:
+    """One try through requests: over the wire as urllib3 does it, and to those who judge it a response of requests."""
+
+    __slots__ = (
+        "_adapter",
+        "_body_at",
+        "_chunked",
+        "_headers",
+        "_pool",
+        "_request",
+        "_stream",
+        "_target",
+        "broken",
+        "late",
+        "owner",
+    )
+
+    twins = REQUESTS
+
+    def __init__(
+        self,
+        pool: GovernedHTTPPool,
+        adapter: HTTPAdapter,
+        request: PreparedRequest,
+        target: str,
+        headers: Mapping[str, str],
+        body_at: int | None,
+        *,
+        stream: bool,
+        chunked: bool,
+    ) -> None:
+        self._pool = pool
+        self._adapter = adapter
+        self.owner = owner_behind(adapter)
+        self._request = request
+        self._target = target
+        self._headers = headers
+        self._body_at = body_at
+        self._stream = stream
+        self._chunked = chunked
+        self.broken: KeptResponse | None = None
+        self.late: ReadTimeoutError | None = None
+
+    def send(self, timeout: Timeout) -> Response:
+        request = self._request
+        method = request.method or "GET"
+        raw = self._pool.urlopen(
+            method,
+            self._target,
+            request.body,
+            headers=self._headers,
+            retries=NO_RETRY,
+            redirect=False,
+            assert_same_host=False,  # the target is a path
+            timeout=timeout,
+            chunked=self._chunked,
+            preload_content=False,
+            decode_content=False,
+        )
+        return self._adapter.build_response(request, raw)
+
+    def read(self, answer: Response, attempt: Attempt) -> None:
+        try:
+            read_body(answer, attempt, is_seen=True, is_judged=True)  # stock's loop is who looks at it
+        except Exception:
+            kept = answer.raw
+            self.broken = kept.again() if isinstance(kept, KeptResponse) else None
+            raise
+
+    def hand_out(self, answer: Response) -> None:
+        """`govern` does."""
+
+    def rewind(self) -> bool:
+        return rewind(self._request.body, self._body_at)
+
+    def head(self, answer: Response) -> tuple[int, Mapping[str, str]]:
+        return answer.status_code, answer.headers
+
+    def raw(self, answer: Response) -> object:
+        return answer.raw
+
+    def set_aside(self, answer: Response) -> Response | None:
+        return answer  # a try is one attempt: stock's loop is who sets it aside
+
+    def canned(self, fallback: FallbackPlan) -> Response:
+        method = self._request.method or "GET"
+        raw = canned(fallback, method=method, url=self._target, decode_content=False)
+        return self._adapter.build_response(self._request, raw)
+
+    def towards(self, other: Upstream, refused: Upstream) -> Substitute[Response] | None:
+        url = url_at(other, refused, self._request.url or "")
+        if url is None:
+            return None
+        headers = headers_for(other, refused, self._headers)
+        surface = _Surface(
+            other.state.pool,
+            self._adapter,
+            self._request,
+            url.removeprefix(url_of(UrlPrefix(other.plan.base.origin, ()))) or "/",
+            headers,
+            self._body_at,
+            stream=self._stream,
+            chunked=self._chunked,
+        )
+        return Substitute(surface, surface, headers)
+
+    def timed_out(self, cause: ReadTimeoutError) -> ReadTimeoutError:
+        self.late = cause
+        return cause  # stock's loop is who makes something of it
+
+    def broken_off(self, cause: ProtocolError) -> ProtocolError:
+        return cause
+
+    def family(self) -> dict[str, Any]:
+        return {"request": self._request, "response": None}
+
+    def url(self) -> str:
+        return url_through(self._pool, self._target)

@@ -1,0 +1,112 @@
+"""The patch of requests: `HTTPAdapter.send` and its choice of pool, replaced and put back.
+
+Others patch the same methods (mocks, instrumentation) and put back what they found,
+in any order: a layer of ours may be thrown out by their exit, or come to light again
+after ours. So each start lays a new one on top unless ours is there, and a layer
+below a newer one of ours steps aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from requests.adapters import HTTPAdapter
+from requests.models import PreparedRequest, Response
+
+from headrace.adapters.requests import surface as governed
+from headrace.adapters.routing import Routing, count_unknown
+from headrace.adapters.urllib3.patch import settled
+from headrace.transport.attempt import current_attempt
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class RequestsPatch:
+    """`HTTPAdapter.send` and its choice of pool, replaced; `undo` puts back what was there."""
+
+    def __init__(self, routing: Routing) -> None:
+        # A forgotten layer of ours that is on top is replaced, not covered.
+        original_send = _without_ours(HTTPAdapter.send)
+        original_choose = _without_ours(HTTPAdapter.get_connection_with_tls_context)
+
+        def send(
+            self: HTTPAdapter,
+            request: PreparedRequest,
+            stream: bool = False,
+            timeout: Any = None,
+            verify: Any = True,
+            cert: Any = None,
+            proxies: Any = None,
+        ) -> Response:
+            attempt = current_attempt.get()
+            # Else this is the attempt itself, or a newer layer of ours, on top, has seen the call already.
+            if (attempt is None or attempt.message is not request) and (
+                _newest is send or HTTPAdapter.send is not _newest
+            ):
+                upstream = routing.find(request.url or "")
+                if upstream is not None:
+                    return governed.send(
+                        original_send,
+                        upstream,
+                        self,
+                        request,
+                        stream=stream,
+                        timeout=timeout,
+                        verify=verify,
+                        cert=cert,
+                        proxies=proxies,
+                    )
+                count_unknown(request.url or "")
+            return original_send(self, request, stream, timeout, verify, cert, proxies)
+
+        def get_connection_with_tls_context(
+            self: HTTPAdapter,
+            request: PreparedRequest,
+            verify: Any,
+            proxies: Any = None,
+            cert: Any = None,
+        ) -> Any:
+            attempt = current_attempt.get()
+            if attempt is not None and attempt.message is request:
+                return attempt.pool
+            # What becomes of this call was settled above, in `send`: the urllib3 below must not ask again.
+            token = settled.set(True)
+            try:
+                return original_choose(self, request, verify, proxies=proxies, cert=cert)
+            finally:
+                settled.reset(token)
+
+        global _newest
+        _newest = send
+        send.headrace_original = original_send  # type: ignore[attr-defined]
+        get_connection_with_tls_context.headrace_original = original_choose  # type: ignore[attr-defined]
+        _replace("send", send)
+        _replace("get_connection_with_tls_context", get_connection_with_tls_context)
+
+    @staticmethod
+    def is_on_top() -> bool:
+        """Whether a layer of ours is the first that a call meets."""
+        return hasattr(HTTPAdapter.send, "headrace_original")
+
+    @staticmethod
+    def undo() -> None:
+        """Put back what a layer of ours on top has found. One that somebody has covered stays: it is still called."""
+        _replace("send", _without_ours(HTTPAdapter.send))
+        _replace(
+            "get_connection_with_tls_context", _without_ours(HTTPAdapter.get_connection_with_tls_context)
+        )
+
+
+_newest: Callable[..., Any] | None = None
+"""The layer laid last; one thread at a time writes it (`install`)."""
+
+
+def _without_ours(function: F) -> F:
+    """*function* without a layer of ours on it: what that has found."""
+    found: F = getattr(function, "headrace_original", function)
+    return found
+
+
+def _replace(name: str, function: Callable[..., Any]) -> None:
+    setattr(HTTPAdapter, name, function)

@@ -1,0 +1,388 @@
+"""The requests surface: the governed loop around `HTTPAdapter.send`.
+
+Each attempt is the original `send` of the adapter at hand, so subclasses, mocks and
+instrumentation keep working; only the pool it sends through is the upstream's.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from requests.adapters import HTTPAdapter
+from requests.exceptions import ConnectionError as RequestsConnectionError
+from requests.exceptions import ReadTimeout
+from requests.models import PreparedRequest, Response
+from requests.structures import CaseInsensitiveDict
+from requests.utils import select_proxy
+from urllib3.exceptions import ProtocolError, ReadTimeoutError
+from urllib3.util.timeout import Timeout
+
+from headrace.adapters.body import position_of, rewind
+from headrace.adapters.call import Call
+from headrace.adapters.fallback import canned, headers_for, url_at
+from headrace.adapters.own_connections import PlainPoolManager, settled_by_adapter
+from headrace.adapters.owner import owner_behind
+from headrace.adapters.requests.body import hand_out, read_body
+from headrace.adapters.requests.own_retries import send_in_tries
+from headrace.adapters.surface import Substitute
+from headrace.adapters.timeouts import timeouts_of_call
+from headrace.adapters.twins import REQUESTS
+from headrace.adapters.urllib3.kept import KeptResponse
+from headrace.adapters.urllib3.own_retries import delegated, retries_itself
+from headrace.adapters.urllib3.trust import bundles_of_environment
+from headrace.engine.notices import let_through, passed_through
+from headrace.engine.shadow import observed
+from headrace.engine.tries import Tries
+from headrace.policy.plan import FallbackPlan, TlsPlan, UpstreamPlan
+from headrace.runtime.upstream import Upstream
+from headrace.transport.attempt import Attempt, current_attempt
+from headrace.transport.dial.tls import trust_of
+from headrace.transport.stock.draining import drained
+
+Send = Callable[..., Response]
+"""`HTTPAdapter.send`, unbound."""
+
+
+def send(
+    original: Send,
+    upstream: Upstream,
+    adapter: HTTPAdapter,
+    request: PreparedRequest,
+    *,
+    stream: bool,
+    timeout: Any,
+    verify: Any,
+    cert: Any,
+    proxies: Mapping[str, str] | None,
+) -> Response:
+    """One call to *upstream*, governed as its mode says. Blocks; the arguments are those of `HTTPAdapter.send`.
+
+    Raises:
+        UpstreamError: The twin that is also a requests exception.
+        requests.RequestException: What the last attempt raised.
+    """
+
+    def go() -> Response:  # no partial, whose repr has the arguments, passwords of proxies among them
+        return original(
+            adapter, request, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
+        )
+
+    if upstream.mode == "off":
+        return go()
+    reason = _not_ours(upstream.plan, adapter, request, verify, cert, proxies)
+    if reason is not None:
+        passed_through(upstream, reason)
+        return let_through(request, go)
+    is_delegated = retries_itself(adapter.max_retries)
+    timeouts = timeouts_of_call(upstream.plan.timeouts, timeout)
+    body = request.body
+    # Not requests' own `_body_position`: a request prepared once and sent twice begins elsewhere the second time.
+    replayable, body_at = (True, None) if body is None or type(body) is bytes else position_of(body)
+    # By response hooks, or by a `send` around ours, before the Session reads the content.
+    is_seen = not stream and (
+        bool(request.hooks and request.hooks.get("response"))
+        or not (type(adapter).send is HTTPAdapter.send or isinstance(adapter, GovernedAdapter))
+    )
+    if upstream.mode == "observe":
+
+        def read(response: Response) -> None:
+            if not response.is_redirect:
+                response.content  # noqa: B018 - as the Session is about to: the body is part of what is judged
+
+        return observed(
+            upstream,
+            go,
+            status_of=_status,
+            method=_method(request),
+            replayable=replayable,
+            timeouts=timeouts,
+            nth_try=int(is_delegated),
+            streamed=stream or is_seen,
+            headers=request.headers,
+            read=None if stream or is_seen else read,
+        )
+    tries = None
+    if is_delegated:
+        if _asks_for_a_pool(original):
+            return send_in_tries(
+                go,
+                upstream,
+                adapter,
+                request,
+                stream=stream,
+                is_seen=is_seen,
+                timeouts=timeouts,
+                replayable=replayable,
+                body_at=body_at,
+            )
+        tries = Tries(upstream)  # one, as far as we can see
+        delegated(upstream)
+    surface = _Surface(
+        original,
+        adapter,
+        request,
+        body_at,
+        is_seen,
+        upstream.plan.circuit_breaker.failure_if is not None,
+        stream=stream,
+        verify=verify,
+        cert=cert,
+        proxies=proxies,
+    )
+    try:
+        return Call(
+            upstream,
+            surface,
+            message=request,
+            streamed=stream,
+            timeouts=timeouts,
+            method=_method(request),
+            replayable=replayable,
+            headers=request.headers,
+            tries=tries,
+        ).run()
+    finally:
+        if tries is not None:
+            tries.settle()
+
+
+def _asks_for_a_pool(original: Send) -> bool:
+    """Whether *original* will send through the pool that we answer with: mocks do not."""
+    return getattr(original, "__module__", None) == HTTPAdapter.__module__
+
+
+class GovernedAdapter(HTTPAdapter):
+    """An adapter whose calls are governed, with or without `install`.
+
+    Args:
+        find: The upstream that a request belongs to, or None to send it as stock does.
+        trusts: Answers whose TLS holds for a request that is sent as stock does, or None for stock's own.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[PreparedRequest], Upstream | None],
+        trusts: Callable[[PreparedRequest], TlsPlan | None],
+    ) -> None:
+        super().__init__()
+        self._find = find
+        self._trusts = trusts
+
+    def init_poolmanager(
+        self, connections: int, maxsize: int, block: bool = False, **pool_kwargs: Any
+    ) -> None:
+        """Stock's pools, also where urllib3 is governed: `send` has decided before they are asked."""
+        super().init_poolmanager(connections, maxsize, block=block, **pool_kwargs)
+        self.poolmanager = PlainPoolManager(
+            num_pools=connections, maxsize=maxsize, block=block, **pool_kwargs
+        )
+
+    def send(
+        self,
+        request: PreparedRequest,
+        stream: bool = False,
+        timeout: Any = None,
+        verify: Any = True,
+        cert: Any = None,
+        proxies: Any = None,
+    ) -> Response:
+        """As `HTTPAdapter.send`. Blocks."""
+        upstream = self._find(request)
+        if upstream is None:
+            return _stock_send()(self, request, stream, timeout, verify, cert, proxies)
+        return send(
+            _stock_send(),
+            upstream,
+            self,
+            request,
+            stream=stream,
+            timeout=timeout,
+            verify=verify,
+            cert=cert,
+            proxies=proxies,
+        )
+
+    def get_connection_with_tls_context(
+        self, request: PreparedRequest, verify: Any, proxies: Any = None, cert: Any = None
+    ) -> Any:
+        """The upstream's pool while an attempt of ours runs, else stock's."""
+        attempt = current_attempt.get()
+        if attempt is not None and attempt.message is request:
+            return attempt.pool
+        tls = self._trusts(request) if verify is True and not cert and not proxies else None
+        if tls is not None:
+            host, _ = self.build_connection_pool_key_attributes(request, verify, cert)
+            return self.poolmanager.connection_from_host(**host, pool_kwargs=trust_of(tls))
+        return super().get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
+
+
+class _Surface:
+    """One call through requests."""
+
+    __slots__ = (
+        "_adapter",
+        "_arguments",
+        "_asked",
+        "_body_at",
+        "_is_judged",
+        "_is_seen",
+        "_original",
+        "_request",
+        "owner",
+    )
+
+    twins = REQUESTS
+
+    def __init__(
+        self,
+        original: Send,
+        adapter: HTTPAdapter,
+        request: PreparedRequest,
+        body_at: int | None,
+        is_seen: bool,
+        is_judged: bool,
+        asked: PreparedRequest | None = None,
+        **arguments: Any,
+    ) -> None:
+        self._original = original
+        self._adapter = adapter
+        self.owner = owner_behind(adapter)
+        self._request = request
+        self._body_at = body_at
+        self._is_seen = is_seen
+        self._is_judged = is_judged
+        self._asked = asked  # of a fallback elsewhere: the request in whose place this one is made
+        self._arguments = arguments
+
+    def send(self, timeout: Timeout) -> Response:
+        response = self._original(self._adapter, self._request, timeout=timeout, **self._arguments)
+        if self._asked is not None:
+            _as_if_for(self._asked, response)
+        return response
+
+    def read(self, answer: Response, attempt: Attempt) -> None:
+        read_body(answer, attempt, is_seen=self._is_seen, is_judged=self._is_judged)
+
+    def hand_out(self, answer: Response) -> None:
+        hand_out(answer)
+
+    def rewind(self) -> bool:
+        return rewind(self._request.body, self._body_at)
+
+    def head(self, answer: Response) -> tuple[int, Mapping[str, str]]:
+        return answer.status_code, answer.headers
+
+    def raw(self, answer: Response) -> object:
+        return answer.raw
+
+    def set_aside(self, answer: Response) -> Response | None:
+        if not self._arguments["stream"]:
+            return answer
+        wire = answer.raw
+        body = drained(wire, decode=False)
+        wire.close()
+        if body is None:
+            return None
+        request = self._request
+        answer.raw = KeptResponse(
+            wire,
+            body,
+            decode_content=wire.decode_content,
+            method=request.method or "GET",
+            url=wire.url or "",
+        )
+        return answer
+
+    def canned(self, fallback: FallbackPlan) -> Response:
+        request = self._request
+        raw = canned(fallback, method=_method(request), url=request.url or "")
+        return self._adapter.build_response(request, raw)
+
+    def towards(self, other: Upstream, refused: Upstream) -> Substitute[Response] | None:
+        url = url_at(other, refused, self._request.url or "")
+        if url is None:
+            return None
+        request = self._request.copy()
+        request.url = url
+        request.headers = CaseInsensitiveDict(headers_for(other, refused, request.headers))
+        # Its trust is its own and no proxy is asked, as for every governed call.
+        arguments = {**self._arguments, "verify": True, "cert": None, "proxies": None}
+        asked = self._asked
+        if asked is None and other.plan.base.origin != refused.plan.base.origin:
+            asked = self._request
+        surface = _Surface(
+            self._original,
+            self._adapter,
+            request,
+            self._body_at,
+            self._is_seen,
+            other.plan.circuit_breaker.failure_if is not None,
+            asked,
+            **arguments,
+        )
+        return Substitute(surface, request, request.headers)
+
+    def timed_out(self, cause: ReadTimeoutError) -> ReadTimeout:
+        return ReadTimeout(cause, request=self._request)
+
+    def broken_off(self, cause: ProtocolError) -> RequestsConnectionError:
+        return RequestsConnectionError(cause, request=self._request)
+
+    def family(self) -> dict[str, Any]:
+        return {"request": self._request, "response": None}
+
+    def url(self) -> str:
+        return self._request.url or ""
+
+
+def _as_if_for(asked: PreparedRequest, response: Response) -> None:
+    """Keep a Session from taking credentials of *asked* to its fallback, and the fallback's cookies for its host's.
+
+    Mutates *response*. Its own `cookies` have been read.
+    """
+    # A Session that follows a redirect strips credentials where it leaves the host of this request, and it takes
+    # them from the caller's, which they are meant for.
+    response.request = asked
+    headers = getattr(getattr(response.raw, "_original_response", None), "msg", None)
+    if headers is not None:  # requests looks for cookies there
+        del headers["Set-Cookie"]
+
+
+_status: Callable[[Response], int] = operator.attrgetter("status_code")
+
+
+def _method(request: PreparedRequest) -> str:
+    return (request.method or "GET").upper()
+
+
+def _not_ours(
+    plan: UpstreamPlan,
+    adapter: HTTPAdapter,
+    request: PreparedRequest,
+    verify: Any,
+    cert: Any,
+    proxies: Mapping[str, str] | None,
+) -> str | None:
+    """Why this call must pass through untouched, or None: the label of `headrace_ungoverned_calls_total`."""
+    if proxies and select_proxy(request.url or "", dict(proxies)):
+        return "proxy"
+    tls = plan.tls
+    settled = settled_by_adapter(adapter, "http" if tls is None else "https")
+    if settled is not None or tls is None:
+        return settled
+    if cert:
+        return "tls"
+    if verify is None or verify is True or verify is tls.verify:
+        return None
+    if isinstance(verify, (str, os.PathLike)) and os.fspath(verify) in (tls.ca, *bundles_of_environment()):
+        return None
+    return "tls"
+
+
+def _stock_send() -> Send:
+    """`HTTPAdapter.send` as it is now, without our own patch: mocks and instrumentation of it see the call."""
+    send: Send = HTTPAdapter.send
+    return getattr(send, "headrace_original", send)

@@ -1,0 +1,169 @@
+"""Stock urllib3's loop around governed calls: a caller's own retries, redirects, the exceptions that callers know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from urllib3.connectionpool import HTTPConnectionPool
+from urllib3.exceptions import MaxRetryError, UnrewindableBodyError
+from urllib3.response import BaseHTTPResponse
+from urllib3.util.retry import Retry
+
+from headrace.engine.tries import Tries
+from headrace.errors import UpstreamError
+from headrace.policy.plan import TimeoutPlan
+from headrace.policy.record import Record
+from headrace.runtime.carrying import add_notes, carry, record_of
+from headrace.runtime.upstream import Upstream
+
+
+class Refused(Exception):
+    """Takes one of our refusals past stock's handlers, which would wrap some of them, or an error of the caller's own
+    code, which they would take for the network's and try again after."""
+
+
+class _NoConnection:
+    """Stands in for the connection that stock's `urlopen` leases: the governed call leases its own."""
+
+    __slots__ = ("timeout",)
+    proxy = None
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _NoTimeout:
+    """Stands in for what stock would set on that connection: the limits of a governed call are its own."""
+
+    connect_timeout = None
+
+
+_NO_TIMEOUT = _NoTimeout()  # cloning the call's costs seven calls
+
+
+class Hop(HTTPConnectionPool):
+    """One hop of one call. Owned by one thread.
+
+    Stock's `urlopen` runs on it unchanged: that keeps the caller's `Retry`, redirects
+    and exceptions exactly as they are, without a copy of that loop here. Where it
+    would send, the governed call is made, each attempt of which is the `urlopen` of
+    the upstream's pool with `retries=False, redirect=False`.
+
+    Attributes:
+        tries: What the tries of a caller who retries himself share; None: headrace decides about attempts.
+        record: What became of the last governed call, or None before its end.
+        refusal: Our own error that ended it, or one of the caller's own code, on its way out.
+    """
+
+    __slots__ = ("record", "refusal", "scheme", "timeouts", "tries", "upstream")
+
+    upstream: Upstream
+    timeouts: TimeoutPlan
+    tries: Tries | None
+    record: Record | None
+    refusal: Exception | None
+
+    def govern(
+        self,
+        method: str,
+        url: str,
+        body: Any,
+        headers: Mapping[str, str] | None,
+        response_kw: dict[str, Any],
+    ) -> BaseHTTPResponse:
+        """One governed call, or one try of it. Blocks; raises what `Call.run` does.
+
+        Args:
+            response_kw: `preload_content`, `decode_content`, `chunked` and what else stock's `urlopen` takes.
+        """
+        raise NotImplementedError
+
+    def try_again(self, url: str) -> None:
+        """Stock is about to make another try.
+
+        Raises:
+            MaxRetryError: The body is used up: it would go out empty.
+        """
+        if self.tries is not None and self.tries.is_body_spent and self.record is not None:
+            raise MaxRetryError(self, url, UnrewindableBodyError(self.record.why))
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        return _NoConnection()
+
+    def _put_conn(self, conn: Any) -> None:
+        """Nothing was leased."""
+
+    def _get_timeout(self, timeout: Any) -> Any:
+        return _NO_TIMEOUT
+
+    def _make_request(  # type: ignore[override]
+        self,
+        conn: Any,
+        method: str,
+        url: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        retries: Retry | None = None,
+        timeout: Any = None,
+        chunked: bool = False,
+        response_conn: Any = None,
+        preload_content: bool = True,
+        decode_content: bool = True,
+        **response_kw: Any,
+    ) -> BaseHTTPResponse:
+        response_kw["preload_content"] = preload_content
+        response_kw["decode_content"] = decode_content
+        response_kw["chunked"] = chunked
+        try:
+            response = self.govern(method.upper(), url, body, headers, response_kw)
+        except UpstreamError as error:
+            self.refusal = error
+            why = str(error)
+        except Exception as error:
+            self.record = record_of(error)
+            if not is_callers_own(error):
+                raise
+            self.refusal = error
+            why = str(error)
+        else:
+            self.record = record_of(response)
+            response.retries = retries  # PoolManager counts redirects by it
+            return response
+        raise Refused(why)  # with the words: instrumentation around stock's urlopen writes them down
+
+    def take_refusal(self) -> Exception:
+        """The error that ended the call and is not stock's to handle; this hop forgets it. Mutates."""
+        refusal, self.refusal = self.refusal, None
+        assert refusal is not None
+        return refusal
+
+    def tell(self, error: BaseException) -> None:
+        """Put the record on what stock made of the end of this call, and the story with it. Mutates *error*."""
+        if self.tries is not None and not isinstance(error, Exception):
+            self.tries.interrupted()
+        if self.record is None or not isinstance(error, Exception) or record_of(error) is not None:
+            return
+        carry(self.record, on=error)
+        for nested in _within(error):
+            if hasattr(nested, "__notes__"):
+                del nested.__notes__  # told once, on what leaves
+        add_notes(error, self.record.notes())
+
+
+def is_callers_own(error: Exception) -> bool:
+    """Whether *error*, out of a governed call, is of the caller's own code: the network's have a library's class."""
+    return isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in (
+        "requests",
+        "urllib3",
+    )
+
+
+def _within(error: BaseException) -> Iterator[BaseException]:
+    """The governed calls' errors that stock has wrapped in *error*."""
+    for nested in (*error.args, getattr(error, "reason", None)):
+        if isinstance(nested, BaseException):
+            if record_of(nested) is not None:
+                yield nested
+            else:
+                yield from _within(nested)

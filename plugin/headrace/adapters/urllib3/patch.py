@@ -1,0 +1,75 @@
+"""The patch of urllib3: the one place where every `PoolManager` gets its pools from.
+
+A manager goes on keeping its own pools, under its own limit; what it hands out for
+an origin that a route names is a pool in front of them, whose calls are governed by
+path. The upstream's connections are never among what a manager may evict or close.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from urllib3 import PoolManager
+from urllib3.connectionpool import HTTPConnectionPool
+from urllib3.poolmanager import PoolKey
+
+from headrace.adapters.routing import Routing, count_unknown
+from headrace.adapters.urllib3.pools import is_stock, routed
+from headrace.engine.notices import passed_through, passing
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+settled: ContextVar[bool] = ContextVar("headrace_settled", default=False)
+"""Set while requests chooses the pool of a call about which the requests surface has decided already."""
+
+
+class Urllib3Patch:
+    """`PoolManager.connection_from_pool_key`, replaced; `undo` puts back what was there."""
+
+    def __init__(self, routing: Routing) -> None:
+        # A forgotten layer of ours that is on top is replaced, not covered.
+        original = _without_ours(PoolManager.connection_from_pool_key)
+
+        def connection_from_pool_key(
+            self: PoolManager, pool_key: PoolKey, request_context: dict[str, Any]
+        ) -> HTTPConnectionPool:
+            pool = original(self, pool_key, request_context)
+            if settled.get():
+                return pool
+            if not is_stock(pool):
+                # Its calls are not seen, by which path they go is not known: what asks for it is counted.
+                if passing.get() is None:
+                    upstream = routing.of_origin(pool.scheme, pool.host, pool.port or 0)
+                    if upstream is not None and upstream.mode != "off":
+                        passed_through(upstream, "manager")
+                return pool
+            # Behind a forward proxy the pool's origin is the proxy's: only the URL of a call tells.
+            if self.proxy is None and not routing.names_origin(pool.scheme, pool.host, pool.port or 0):
+                count_unknown(f"{pool.scheme}://{pool.host}:{pool.port}")
+                return pool
+            return routed(pool, pool_key, routing, manager=self)
+
+        connection_from_pool_key.headrace_original = original  # type: ignore[attr-defined]
+        _replace(connection_from_pool_key)
+
+    @staticmethod
+    def is_on_top() -> bool:
+        """Whether a layer of ours is the first that a call meets."""
+        return hasattr(PoolManager.connection_from_pool_key, "headrace_original")
+
+    @staticmethod
+    def undo() -> None:
+        """Put back what a layer of ours on top has found. One that somebody has covered stays: it is still called."""
+        _replace(_without_ours(PoolManager.connection_from_pool_key))
+
+
+def _without_ours(function: F) -> F:
+    """*function* without a layer of ours on it: what that has found."""
+    found: F = getattr(function, "headrace_original", function)
+    return found
+
+
+def _replace(function: Callable[..., Any]) -> None:
+    setattr(PoolManager, "connection_from_pool_key", function)  # noqa: B010 - mypy refuses the assignment

@@ -1,0 +1,351 @@
+"""What a `PoolManager` hands out for an origin that a route names: its own pool, with governed calls in front.
+
+`RoutedHTTPPool` stands for the manager's pool and shares its attributes; it decides
+per call, by path.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import urllib3
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ClosedPoolError
+from urllib3.poolmanager import PoolKey, PoolManager
+from urllib3.response import BaseHTTPResponse
+from urllib3.util.retry import Retry
+from urllib3.util.timeout import _DEFAULT_TIMEOUT
+
+from headrace.adapters.body import position_of
+from headrace.adapters.call import Call
+from headrace.adapters.own_connections import STOCK, is_settled_by_manager
+from headrace.adapters.routing import Routing, count_unknown
+from headrace.adapters.timeouts import timeouts_of_call
+from headrace.adapters.urllib3.hop import Hop, Refused
+from headrace.adapters.urllib3.own_retries import (
+    delegated,
+    is_default,
+    redirects_only,
+    retries_itself,
+    unsent_only,
+)
+from headrace.adapters.urllib3.surface import UrlopenSurface, status_of
+from headrace.adapters.urllib3.trust import brings_own_tls
+from headrace.engine.notices import passed_through, passing
+from headrace.engine.shadow import observed
+from headrace.engine.tries import Tries
+from headrace.policy.paths import quoted
+from headrace.policy.plan import TimeoutPlan
+from headrace.runtime.upstream import Upstream
+from headrace.transport.attempt import current_attempt
+
+_FRONT = "_headrace_front"
+_MADE = "_headrace_made"
+# `urllib3.request()` always passes a timeout; its own default is nobody's wish, and would undo the rule's limits.
+_TIMEOUT_OF_REQUEST = inspect.signature(urllib3.request).parameters["timeout"].default
+_DEFAULT_MANAGER: object = getattr(urllib3, "_DEFAULT_POOL", None)
+
+
+class RoutedHTTPPool(HTTPConnectionPool):
+    """A manager's pool, with the calls that a route names governed. Thread-safe as the pool behind it.
+
+    It has every attribute of that pool, by sharing them: what a caller reads or
+    sets here, he reads or sets there. Its own are in slots.
+
+    Attributes:
+        stock: The manager's own pool; it makes every call that is not ours.
+    """
+
+    __slots__ = ("_base", "_is_settled", "_key", "_made_with", "_of_default_manager", "_routing", "stock")
+
+    stock: HTTPConnectionPool
+    _base: str
+    _is_settled: bool
+    _key: PoolKey
+    _made_with: dict[str, Any]
+    _of_default_manager: bool
+    _routing: Routing
+
+    def urlopen(  # type: ignore[override]  # as urllib3 itself overrides it
+        self,
+        method: str,
+        url: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        retries: Retry | bool | int | None = None,
+        redirect: bool = True,
+        assert_same_host: bool = True,
+        timeout: Any = _DEFAULT_TIMEOUT,
+        pool_timeout: int | None = None,
+        release_conn: bool | None = None,
+        chunked: bool = False,
+        body_pos: Any = None,
+        preload_content: bool = True,
+        decode_content: bool = True,
+        **response_kw: Any,
+    ) -> BaseHTTPResponse:
+        """One call, governed as the mode of its upstream says. Blocks; the arguments are stock's.
+
+        Raises:
+            UpstreamError: Refused by circuit, pool or deadline; also a urllib3 exception, never wrapped.
+            urllib3.exceptions.HTTPError: What stock raises: MaxRetryError around what the last attempt raised,
+                or that itself where *retries* is False.
+        """
+        upstream = self._upstream_of(url, headers)
+        if upstream is None or upstream.mode != "enforce":
+
+            def go() -> BaseHTTPResponse:  # no partial, whose repr has the arguments, credentials among them
+                return self.stock.urlopen(
+                    method,
+                    url,
+                    body,
+                    headers=headers,
+                    retries=asked,
+                    redirect=redirect,
+                    assert_same_host=assert_same_host,
+                    timeout=timeout,
+                    pool_timeout=pool_timeout,
+                    release_conn=release_conn,
+                    chunked=chunked,
+                    body_pos=body_pos,
+                    preload_content=preload_content,
+                    decode_content=decode_content,
+                    **response_kw,
+                )
+
+            asked = retries
+            if upstream is None or upstream.mode == "off":
+                return go()
+            replayable, _ = position_of(body)
+            if not isinstance(retries, Retry):
+                retries = Retry.from_int(retries, redirect=redirect, default=self.retries)
+            is_own = not is_default(retries) and retries_itself(retries)
+            return observed(
+                upstream,
+                go,
+                status_of=status_of,
+                method=method.upper(),
+                replayable=replayable,
+                timeouts=self._timeouts(upstream.plan.timeouts, timeout, pool_timeout),
+                nth_try=int(is_own),
+                streamed=not preload_content,
+                headers=self.headers if headers is None else headers,
+            )
+        if not isinstance(retries, Retry):
+            retries = Retry.from_int(retries, redirect=redirect, default=self.retries)
+        if is_default(retries):
+            retries = redirects_only(retries)
+        tries = None
+        if retries_itself(retries):
+            tries = Tries(upstream)
+            retries = retries if position_of(body)[0] else unsent_only(retries)
+        hop = _Hop.__new__(_Hop)
+        hop.__dict__ = self.__dict__
+        hop.scheme = self.scheme
+        hop.front = self
+        hop.upstream = upstream
+        hop.timeouts = self._timeouts(upstream.plan.timeouts, timeout, pool_timeout)
+        hop.tries = tries
+        hop.release_conn = release_conn
+        hop.record = hop.refusal = None
+        try:
+            return HTTPConnectionPool.urlopen(
+                hop,
+                method,
+                url,
+                body,
+                headers=headers,
+                retries=retries,
+                redirect=redirect,
+                assert_same_host=assert_same_host,
+                timeout=timeout,
+                pool_timeout=pool_timeout,
+                release_conn=release_conn,
+                chunked=chunked,
+                body_pos=body_pos,
+                preload_content=preload_content,
+                decode_content=decode_content,
+                **response_kw,
+            )
+        except Refused:
+            pass  # raised below, outside: as the context of itself it would be a cycle
+        except BaseException as error:
+            hop.tell(error)
+            raise
+        finally:
+            if tries is not None:
+                tries.settle()
+        raise hop.take_refusal()
+
+    def _upstream_of(self, url: str, headers: Mapping[str, str] | None) -> Upstream | None:
+        """Whose rules hold for a call to *url* through this pool, or None: it goes to stock."""
+        attempt = current_attempt.get()
+        if (
+            attempt is not None
+            and headers is not None
+            and headers is getattr(attempt.message, "headers", None)
+        ):
+            return None  # an attempt of the requests surface, by an adapter that picked a pool of its own
+        message = passing.get()
+        if message is not None and headers is not None and headers is getattr(message, "headers", None):
+            return None  # the requests surface has decided that it passes through
+        if url.startswith("/"):
+            url = self._base + quoted(url)  # as stock will; a parser of URLs would take out tabs and newlines
+        elif self.proxy is None and not self.is_same_host(url):
+            return None
+        upstream = self._routing.find(url)
+        if upstream is None:
+            count_unknown(url)
+            return None
+        if upstream.mode == "off":
+            return None
+        if self.proxy is not None:
+            passed_through(upstream, "proxy")
+            return None
+        if self._is_settled or self.conn_kw != self._made_with or self.ConnectionCls.__module__ != STOCK:
+            passed_through(upstream, "manager")
+            return None
+        tls = upstream.plan.tls
+        if tls is not None and self.scheme == "https" and brings_own_tls(self._key, tls, self):
+            passed_through(upstream, "tls")
+            return None
+        return upstream
+
+    def _timeouts(self, plan: TimeoutPlan, timeout: Any, pool_timeout: float | None) -> TimeoutPlan:
+        """The limits of one call: the rule's, or what the call, or else its manager, asks for."""
+        if self._of_default_manager and timeout == _TIMEOUT_OF_REQUEST:
+            timeout = None
+        elif timeout is _DEFAULT_TIMEOUT:
+            timeout = self.timeout
+        limits = timeouts_of_call(plan, timeout)
+        return limits if pool_timeout is None else replace(limits, acquire_s=float(pool_timeout))
+
+    def __str__(self) -> str:
+        return str(self.stock)  # error texts name the class
+
+
+class RoutedHTTPSPool(RoutedHTTPPool, HTTPSConnectionPool):
+    """The same over TLS."""
+
+    __slots__ = ()
+
+
+_FRONTS: dict[type[HTTPConnectionPool], type[RoutedHTTPPool]] = {
+    HTTPConnectionPool: RoutedHTTPPool,
+    HTTPSConnectionPool: RoutedHTTPSPool,
+}
+
+
+def is_stock(pool: HTTPConnectionPool) -> bool:
+    """Whether *pool* is of urllib3's own class: what a manager with other classes hands out is not reached."""
+    return type(pool) in _FRONTS
+
+
+def routed(
+    stock: HTTPConnectionPool, key: PoolKey, routing: Routing, *, manager: PoolManager
+) -> RoutedHTTPPool:
+    """The front of *stock*: the very same as long as somebody holds it.
+
+    *stock* refers to it weakly. A cycle would keep the sockets of an evicted pool
+    until the next collection.
+
+    Args:
+        key: Under which *manager* keeps *stock*.
+    """
+    reference: weakref.ref[RoutedHTTPPool] | None = stock.__dict__.get(_FRONT)
+    front = None if reference is None else reference()
+    if front is None or front._routing is not routing:
+        kind = _FRONTS[type(stock)]
+        front = kind.__new__(kind)
+        host = f"[{stock.host}]" if ":" in stock.host else stock.host
+        front.stock = stock
+        front._base = f"{stock.scheme}://{host}:{stock.port}"
+        front._key = key
+        made = stock.__dict__.get(_MADE)
+        if made is None:
+            made = stock.__dict__[_MADE] = is_settled_by_manager(manager, key), stock.conn_kw.copy()
+        front._is_settled, front._made_with = made
+        front._of_default_manager = manager is _DEFAULT_MANAGER
+        front._routing = routing
+        front.__dict__ = stock.__dict__
+        stock.__dict__[_FRONT] = weakref.ref(front)
+    return front
+
+
+class _Hop(Hop):
+    """A hop of a call that was made to the pool of a manager.
+
+    Attributes:
+        front: That pool.
+        release_conn: As the call has it.
+    """
+
+    __slots__ = ("front", "release_conn")
+
+    front: RoutedHTTPPool
+    release_conn: bool | None
+
+    def urlopen(  # type: ignore[override]  # as urllib3 itself overrides it
+        self,
+        method: str,
+        url: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        retries: Any = None,
+        *args: Any,
+        **kw: Any,
+    ) -> BaseHTTPResponse:
+        """Stock's next try, or a redirect: that is a call of its own, which finds its upstream anew."""
+        if self.tries is not None:
+            if retries.history[-1].redirect_location is None:
+                self.try_again(url)
+                return super().urlopen(method, url, body, headers, retries, *args, **kw)
+            self.tries.settle()
+        return self.front.urlopen(method, url, body, headers, retries, *args, **kw)
+
+    def govern(
+        self,
+        method: str,
+        url: str,
+        body: Any,
+        headers: Mapping[str, str] | None,
+        response_kw: dict[str, Any],
+    ) -> BaseHTTPResponse:
+        """One governed call, or one try of it, over the upstream's pool. Blocks."""
+        if self.tries is not None:
+            delegated(self.upstream)
+        replayable, body_at = (True, None) if body is None or type(body) is bytes else position_of(body)
+        response_kw["release_conn"] = self.release_conn
+        surface = UrlopenSurface(
+            self.upstream.state.pool,
+            method,
+            url,
+            body,
+            headers,
+            body_at,
+            response_kw,
+            self.front.stock,  # not its manager: stock shares connections by pool, and who has a pool needs no manager
+        )
+        return Call(
+            self.upstream,
+            surface,
+            message=surface,
+            streamed=not response_kw["preload_content"],
+            timeouts=self.timeouts,
+            method=method,
+            replayable=replayable,
+            headers=headers,
+            tries=self.tries,
+        ).run()
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        if self.pool is None:
+            raise ClosedPoolError(self, "Pool is closed.")
+        return super()._get_conn(timeout)
+
+    def __str__(self) -> str:
+        return str(self.front)

@@ -1,0 +1,271 @@
+"""Calls through urllib3: `hr.upstream("x").urlopen(…)`, and the surface that calls by URL share with it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import urllib3
+from urllib3.exceptions import ProtocolError, ReadTimeoutError
+from urllib3.response import BaseHTTPResponse
+from urllib3.util.retry import Retry
+from urllib3.util.timeout import Timeout
+
+from headrace.adapters.body import position_of, rewind
+from headrace.adapters.call import Call
+from headrace.adapters.fallback import canned, headers_for, url_at
+from headrace.adapters.own_connections import PlainPoolManager
+from headrace.adapters.owner import CallByName
+from headrace.adapters.surface import Substitute
+from headrace.adapters.timeouts import timeouts_of_call
+from headrace.adapters.twins import URLLIB3
+from headrace.adapters.urllib3.kept import KeptResponse
+from headrace.engine.outbound import Outbound
+from headrace.engine.shadow import observed
+from headrace.policy.plan import FallbackPlan, UrlPrefix
+from headrace.policy.routes import url_of
+from headrace.runtime.upstream import Upstream
+from headrace.transport.attempt import Attempt
+from headrace.transport.connection_auth import is_of_connection
+from headrace.transport.dial.tls import trust_of
+from headrace.transport.stock.body import body_of
+from headrace.transport.stock.draining import drained
+from headrace.transport.stock.pool import GovernedHTTPPool, with_defaults
+
+status_of: Callable[[BaseHTTPResponse], int] = operator.attrgetter("status")
+NO_RETRY = Retry(False, redirect=False)  # urllib3 treats it as immutable, and building one costs 20 calls
+
+
+def urlopen(
+    upstream: Upstream,
+    stock: urllib3.PoolManager,
+    method: str,
+    target: str,
+    *,
+    body: Any = None,
+    headers: Mapping[str, str] | None = None,
+    timeout: Any = None,
+    preload_content: bool = True,
+    decode_content: bool = True,
+    **response_kw: Any,
+) -> BaseHTTPResponse:
+    """One call to *upstream*. Blocks; redirects are returned, not followed.
+
+    Args:
+        stock: Makes the call where the mode is `observe` or `off`.
+        target: Path and query on the upstream's origin, already checked.
+        body: bytes, str, a file or an iterable.
+        timeout: As urllib3 takes it; see `timeouts_of_call`.
+
+    Raises:
+        UpstreamError: The twin that is also a urllib3 exception.
+        urllib3.exceptions.HTTPError: What the last attempt raised (never MaxRetryError).
+    """
+    method = method.upper()
+    if body is None or isinstance(body, (bytes, str)):
+        replayable, body_at = True, None
+    else:
+        replayable, body_at = position_of(body)
+    if upstream.mode != "enforce":
+        origin = upstream.plan.base.origin
+        if headers and is_of_connection(headers):
+            stock = PlainPoolManager()  # of this call alone: all callers of a handle share the other
+        trust = {} if upstream.plan.tls is None else trust_of(upstream.plan.tls)
+        pool = stock.connection_from_host(origin.host, origin.port, origin.scheme, pool_kwargs=trust)
+        if timeout is not None:
+            response_kw["timeout"] = timeout
+
+        # When the head has come is part of what is judged, so it is we who read on from there.
+        is_read_here = preload_content and upstream.mode == "observe"
+
+        def go() -> BaseHTTPResponse:  # no partial, whose repr has the arguments, credentials among them
+            return pool.urlopen(
+                method,
+                target,
+                body=body,
+                headers=with_defaults(headers or {}, Outbound(upstream, "", headers).headers),
+                retries=False,
+                redirect=False,
+                preload_content=preload_content and not is_read_here,
+                decode_content=decode_content,
+                **response_kw,
+            )
+
+        def read(answer: BaseHTTPResponse) -> None:
+            try:
+                answer._body = answer.read(decode_content=decode_content)  # type: ignore[attr-defined]
+            except BaseException:
+                answer.close()
+                raise
+
+        if upstream.mode == "off":
+            return go()
+        return observed(
+            upstream,
+            go,
+            status_of=status_of,
+            method=method,
+            replayable=replayable,
+            timeouts=timeouts_of_call(upstream.plan.timeouts, timeout),
+            streamed=not preload_content,
+            headers=headers,
+            read=read if is_read_here else None,
+        )
+    plan = upstream.plan
+    surface = UrlopenSurface(
+        upstream.state.pool,
+        method,
+        target,
+        body,
+        headers,
+        body_at,
+        {"preload_content": preload_content, "decode_content": decode_content, **response_kw},
+        CallByName(),
+    )
+    return Call(
+        upstream,
+        surface,
+        message=surface,
+        streamed=not preload_content,
+        timeouts=plan.timeouts if timeout is None else timeouts_of_call(plan.timeouts, timeout),
+        method=method,
+        replayable=replayable,
+        headers=headers,
+    ).run()
+
+
+def url_through(pool: GovernedHTTPPool, target: str) -> str:
+    """The URL that *target* has when it is sent through *pool*."""
+    if not target.startswith("/"):
+        return target  # whole already, as PoolManager passes it
+    host = f"[{pool.host}]" if ":" in pool.host else pool.host
+    return f"{pool.scheme}://{host}:{pool.port}{target}"
+
+
+class UrlopenSurface:
+    """One call through urllib3."""
+
+    __slots__ = ("_body", "_body_at", "_headers", "_method", "_pool", "_response_kw", "_target", "owner")
+
+    twins = URLLIB3
+
+    def __init__(
+        self,
+        pool: GovernedHTTPPool,
+        method: str,
+        target: str,
+        body: Any,
+        headers: Mapping[str, str] | None,
+        body_at: int | None,
+        response_kw: dict[str, Any],
+        owner: object,
+    ) -> None:
+        self._pool = pool
+        self.owner = owner
+        self._method = method
+        self._target = target
+        self._body = body
+        self._headers = headers
+        self._body_at = body_at
+        self._response_kw = response_kw
+
+    def send(self, timeout: Timeout) -> BaseHTTPResponse:
+        response_kw = self._response_kw
+        if response_kw["preload_content"]:
+            # Its head first: by that it is decided how long the body may take.
+            response_kw = {**response_kw, "preload_content": False, "release_conn": None}
+        return self._pool.urlopen(
+            self._method,
+            self._target,
+            self._body,
+            headers=self._headers,
+            retries=NO_RETRY,
+            redirect=False,
+            assert_same_host=False,  # the target is a path
+            timeout=timeout,
+            **response_kw,
+        )
+
+    def read(self, answer: BaseHTTPResponse, attempt: Attempt) -> None:
+        try:
+            decode = self._response_kw["decode_content"]
+            if attempt.max_body_bytes is None and "content-encoding" not in answer.headers:
+                body = answer.read(decode_content=decode)
+            else:
+                body = body_of(answer, attempt, decode=decode)
+            answer._body = body  # type: ignore[attr-defined]  # where urllib3 puts what it preloads: `data` finds it
+        except Exception:
+            answer.close()
+            raise
+
+    def hand_out(self, answer: BaseHTTPResponse) -> None:
+        """It is: urllib3 itself would have read it."""
+
+    def rewind(self) -> bool:
+        return rewind(self._body, self._body_at)
+
+    def head(self, answer: BaseHTTPResponse) -> tuple[int, Mapping[str, str]]:
+        return answer.status, answer.headers
+
+    def raw(self, answer: BaseHTTPResponse) -> object:
+        return answer
+
+    def set_aside(self, answer: BaseHTTPResponse) -> BaseHTTPResponse | None:
+        if self._response_kw["preload_content"]:
+            return answer
+        body = drained(answer, decode=False)
+        answer.close()
+        if body is None:
+            return None
+        return KeptResponse(
+            answer,
+            body,
+            decode_content=self._response_kw["decode_content"],
+            method=self._method,
+            url=self._target,
+        )
+
+    def canned(self, fallback: FallbackPlan) -> BaseHTTPResponse:
+        answer = canned(
+            fallback,
+            method=self._method,
+            url=self._target,
+            decode_content=self._response_kw["decode_content"],
+        )
+        if self._response_kw["preload_content"]:
+            answer.data  # noqa: B018 - as urllib3 reads it
+        return answer
+
+    def towards(self, other: Upstream, refused: Upstream) -> Substitute[BaseHTTPResponse] | None:
+        pool = self._pool
+        host = f"[{pool.host}]" if ":" in pool.host else pool.host
+        base = f"{pool.scheme}://{host}:{pool.port}"
+        url = url_at(other, refused, self._target if "://" in self._target else base + self._target)
+        if url is None:
+            return None
+        headers = headers_for(other, refused, self._headers or {})
+        target = url.removeprefix(url_of(UrlPrefix(other.plan.base.origin, ()))) or "/"
+        surface = UrlopenSurface(
+            other.state.pool,
+            self._method,
+            target,
+            self._body,
+            headers,
+            self._body_at,
+            self._response_kw,
+            self.owner,
+        )
+        return Substitute(surface, surface, headers)
+
+    def timed_out(self, cause: ReadTimeoutError) -> ReadTimeoutError:
+        return cause
+
+    def broken_off(self, cause: ProtocolError) -> ProtocolError:
+        return cause
+
+    def family(self) -> dict[str, Any]:
+        return {"pool": self._pool}
+
+    def url(self) -> str:
+        return url_through(self._pool, self._target)

@@ -1,0 +1,115 @@
+"""Files of TLS: which apply, whether they can be read, and what they hold at this moment."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+
+from headrace.config.check.problems import Path, Problem
+from headrace.config.settings import Tls, Upstream
+from headrace.config.source.files import Reader, ReadingError
+from headrace.config.source.tree import MASK, Mark, problem_at
+from headrace.config.source.written import Written
+from headrace.policy.plan import TlsPlan
+
+BUNDLE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+"""In the order of requests, which knows the first two; OpenSSL knows the third."""
+MAX_TRUST_FILE_BYTES = 8 << 20
+MAX_DIRECTORY_FILES = 2000
+
+
+class Trust:
+    """Makes the TLS plan of each upstream. Reads each file once, through *reader*."""
+
+    def __init__(self, env: Mapping[str, str], reader: Reader, written: Written) -> None:
+        self.reader = reader
+        self.written = written
+        self.problems: list[Problem] = []
+        self._plans: dict[Tls, TlsPlan] = {}
+        self._bundle = next(((name, env[name]) for name in BUNDLE_VARIABLES if env.get(name)), None)
+
+    def plan(self, name: str, upstream: Upstream) -> TlsPlan | None:
+        """The TLS plan of upstream *name*; None when all its URLs are http."""
+        if all(prefix.origin.scheme == "http" for prefix in (upstream.base_url, *upstream.match)):
+            return None
+        known = self._plans.get(upstream.tls)
+        if known is None:
+            before = len(self.problems)
+            known = self._build(("upstreams", name, "tls"), upstream.tls)
+            # A plan with a problem is built again for the next upstream, so that each place is reported.
+            if len(self.problems) == before:
+                self._plans[upstream.tls] = known
+        return known
+
+    def _build(self, path: Path, tls: Tls) -> TlsPlan:
+        total = hashlib.sha256()
+        files: dict[str, str | None] = {}
+        for role, file in (("ca", tls.ca), ("cert", tls.cert), ("key", tls.key)):
+            if file is None:
+                files[role] = None
+                continue
+            files[role] = self.reader.absolute(file)
+            try:
+                _add(total, role, self._content(file, may_be_directory=role == "ca"))
+            except ReadingError as error:
+                self._report((*path, role), file, error)
+        if files["ca"] is None and tls.verify and self._bundle is not None:
+            files["ca"] = self._bundled(total)
+        return TlsPlan(
+            verify=tls.verify,
+            ca=files["ca"],
+            cert=files["cert"],
+            key=files["key"],
+            server_name=tls.server_name,
+            min_version=tls.min_version,
+            fingerprint=total.hexdigest(),
+        )
+
+    def _bundled(self, total: hashlib._Hash) -> str:
+        assert self._bundle is not None
+        variable, file = self._bundle
+        self.reader.note(f"env:{variable}", file.encode(errors="surrogateescape"))
+        try:
+            _add(total, "ca", self._content(file, may_be_directory=True))
+        except ReadingError as error:
+            self.problems.append(
+                problem_at(
+                    Mark(f"environment {variable}"),
+                    "",
+                    f"names the CA bundle {file}, which {error}",
+                    "unset it, or give tls.ca in the file",
+                )
+            )
+        return self.reader.absolute(file)
+
+    def _content(self, file: str, *, may_be_directory: bool) -> bytes:
+        folder = self.reader.absolute(file)
+        if not may_be_directory or not os.path.isdir(folder):
+            return self.reader.read(file, limit_bytes=MAX_TRUST_FILE_BYTES)
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError as error:
+            raise ReadingError(f"cannot be read ({os.strerror(error.errno or 0)})") from None
+        if len(names) > MAX_DIRECTORY_FILES:
+            raise ReadingError(f"has more than {MAX_DIRECTORY_FILES} files")
+        total = hashlib.sha256()
+        for name in names:
+            full = os.path.join(folder, name)
+            if os.path.isfile(full):
+                _add(total, name, self.reader.read(full, limit_bytes=MAX_TRUST_FILE_BYTES))
+        return total.digest()
+
+    def _report(self, path: Path, file: str, error: ReadingError) -> None:
+        if not self.written.is_usable(path):
+            return
+        # A path may come out of ${…}; the reason may hold it once more.
+        hidden = self.written.is_secret(path)
+        text = f"the file {MASK} cannot be used" if hidden else f"the file {file} {error}"
+        self.problems.append(self.written.problem(path, text, "check the path, and who may read the file"))
+
+
+def _add(total: hashlib._Hash, role: str, content: bytes) -> None:
+    for part in (role.encode(errors="surrogateescape"), content):
+        total.update(len(part).to_bytes(8, "big"))
+        total.update(part)

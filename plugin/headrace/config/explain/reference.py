@@ -1,0 +1,53 @@
+"""The key reference of the README: every key with type, default, range and description, from the models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from headrace.config.explain.keys import Key, root_key
+
+COLUMNS = ("key", "type", "default", "range", "what it is")
+
+
+def key_reference() -> str:
+    """A Markdown table of every key, in the order of the file."""
+    rows = [COLUMNS, ("---",) * len(COLUMNS), *_rows(root_key(), "")]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def _rows(parent: Key, path: str) -> Iterator[tuple[str, ...]]:
+    for name, key in parent.children.items():
+        full = f"{path}.{name}" if path else name
+        if key.children and name == "defaults":
+            # The same keys as below an upstream; a second list would make readers look for a difference.
+            yield (
+                f"`{full}`",
+                "map",
+                "",
+                "",
+                f"{key.description} Any key of an upstream but base_url, match and extends.",
+            )
+        elif key.children:
+            if key.is_nullable:
+                yield f"`{full}`", _type(key), _default(key), "", key.description
+            yield from _rows(key, full)
+        elif key.item is not None and key.item.children and key.is_map:
+            yield f"`{full}`", "map", "required", "", key.description
+            yield from _rows(key.item, f"{full}.<name>")
+        elif key.item is not None and key.item.children:
+            yield f"`{full}`", _type(key), _default(key), "", key.description
+            yield from _rows(key.item, f"{full}[]")
+        else:
+            yield f"`{full}`", _type(key), _default(key), key.range, key.description
+
+
+def _type(key: Key) -> str:
+    return f"{key.kind} or null" if key.is_nullable else key.kind
+
+
+def _default(key: Key) -> str:
+    return "required" if key.default is None else f"`{key.default}`"
+
+
+if __name__ == "__main__":  # python -m headrace.config.explain.reference
+    print(key_reference(), end="")

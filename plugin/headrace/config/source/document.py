@@ -1,0 +1,385 @@
+"""YAML text to a marked tree, read the YAML 1.2 way. The only module that knows PyYAML.
+
+The tree is built from the parser's *events*, not from composed nodes: the
+composer of the C loader recurses in C (ten thousand `[` end the process), expands
+nothing but also limits nothing, and resolves the YAML 1.1 way. Events come one by
+one, so depth and alias limits hold before memory is spent.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from headrace.config.check.problems import MAX_PROBLEMS, Path, Problem
+from headrace.config.source.tree import Listing, Mark, Node, Scalar, ScalarValue, Table, found, problem_at
+
+MAX_DOCUMENT_BYTES = 4 << 20
+"""4 MiB: a thousand upstreams with every key spelt out take 2.2."""
+MAX_DEPTH = 32
+"""Nesting; the deepest key there is has a depth of 6."""
+MAX_ALIASED_NODES = 20_000
+"""Nodes that all aliases of a file may stand for, in sum."""
+MAX_NODES = 600_000
+"""Keys and values of one file: a thousand upstreams with every key spelt out have 238,000, 4 MiB of dashes two
+million. Each takes 4 µs to read (the Python loader 20).
+"""
+
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+_NULL = frozenset({"", "~", "null", "Null", "NULL"})
+_BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_INT = re.compile(r"[-+]?[0-9]+", re.ASCII)
+_PREFIXED_INT = re.compile(r"0(?:o[0-7]+|x[0-9a-fA-F]+)", re.ASCII)
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", re.ASCII)
+_INF_NAN = {
+    **{sign + word: float(sign + "inf") for sign in ("", "+", "-") for word in (".inf", ".Inf", ".INF")},
+    **{word: float("nan") for word in (".nan", ".NaN", ".NAN")},
+}
+_TOO_DEEP = f"is nested more than {MAX_DEPTH} levels deep; no key is"
+_TOO_MANY = (
+    f"is where reading stopped, after {MAX_NODES:,} keys and values; a configuration has not that many"
+)
+_NOT_YAML = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_MAX_DIGITS = 300  # beyond it int() gets slow, and refuses at 4300
+
+
+class DocumentError(Exception):
+    """Text that is not one readable YAML document.
+
+    Attributes:
+        problems: What is wrong, at least one.
+    """
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+
+def read_document(content: bytes, file: str) -> Table:
+    """The marked tree of one YAML file.
+
+    Args:
+        content: The bytes of the file.
+        file: Its name in every mark.
+
+    Raises:
+        DocumentError: Too long, not UTF-8, not YAML, empty, several documents,
+            not a map, or something of YAML that a configuration must not have.
+    """
+    if len(content) > MAX_DOCUMENT_BYTES:
+        raise _refused(
+            Mark(file),
+            f"is longer than {MAX_DOCUMENT_BYTES >> 20} MiB; a configuration is not that long",
+            "check that this is the file you mean, or split it",
+        )
+    text = _decode(content, file)
+    root = _Builder(file, text).build()
+    if root is None:
+        raise _refused(Mark(file, 1, 1), "is empty; a configuration names at least one upstream", MINIMAL)
+    if not isinstance(root, Table):
+        raise _refused(root.mark, f"must be a map of keys; found {found(root)}", MINIMAL)
+    return root
+
+
+MINIMAL = "write: upstreams: {billing: {base_url: https://billing.internal}}"
+
+
+def read_flow(text: str, file: str) -> Node:
+    """*text* of one value as a YAML plain scalar, or as a flow list or map when it begins like one.
+
+    What environment variables and secret files hold.
+
+    Raises:
+        DocumentError: A list or map that is not YAML, too deep or too large.
+    """
+    mark = Mark(file)
+    if text[:1] not in ("[", "{"):
+        return Scalar(resolve(text), text, mark, secret=True, reread=True)
+    try:
+        node = _Builder(file, _decode(text.encode(errors="surrogateescape"), file)).build()
+    except DocumentError as error:
+        # The positions inside mean nothing, and the parser may quote a secret; the limits' words do not.
+        limits = [problem.message for problem in error.problems if problem.message in (_TOO_DEEP, _TOO_MANY)]
+        raise _refused(mark, *limits or ["begins like a YAML list or map but is not one"]) from None
+    return _outside(node, mark) if node is not None else Scalar(None, "", mark)
+
+
+def resolve(text: str) -> ScalarValue:
+    """*text* of a plain scalar as the YAML 1.2 core schema reads it.
+
+    `on`, `no`, `1:30` and dates are text, `010` is ten, `0o10` is eight.
+    Source: YAML 1.2.2 §10.3.2.
+    """
+    if text in _NULL:
+        return None
+    if text in _BOOL:
+        return _BOOL[text]
+    if text[0] not in "+-.0123456789":
+        return text
+    if len(text) > _MAX_DIGITS:
+        return text
+    if _INT.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    if _PREFIXED_INT.fullmatch(text):
+        return int(text, 0)
+    return _INF_NAN.get(text, text)
+
+
+def _decode(content: bytes, file: str) -> str:
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        start = content.rfind(b"\n", 0, error.start) + 1
+        column = len(content[start : error.start].decode("utf-8")) + 1
+        raise _refused(
+            Mark(file, line, column),
+            f"is not UTF-8; found the byte 0x{content[error.start]:02x}",
+            "save the file as UTF-8",
+        ) from None
+    text = text.removeprefix("\ufeff")
+    bad = _NOT_YAML.search(text)
+    if bad is not None:
+        line = text.count("\n", 0, bad.start()) + 1
+        column = bad.start() - text.rfind("\n", 0, bad.start())
+        raise _refused(
+            Mark(file, line, column),
+            f"has the character U+{ord(bad.group()):04X}, which YAML does not allow",
+            "remove it, or write it as an escape in double quotes",
+        )
+    return text
+
+
+class _Builder:
+    """Builds the tree of one text from parser events; collects what can be collected."""
+
+    def __init__(self, file: str, text: str) -> None:
+        self.file = file
+        self.text = text
+        self.problems: list[Problem] = []
+        self.anchors: dict[str, tuple[Node, int]] = {}
+        self.open_anchors: set[str] = set()
+        self.aliased_nodes = 0
+        self.node_count = 0
+
+    def build(self) -> Node | None:
+        root: Node | None = None
+        try:
+            root = self._read()
+        except _Stop as stop:
+            self.problems.append(stop.problem)
+        except yaml.YAMLError as error:
+            self.problems.append(self._limit_before(error) or self._syntax_problem(error))
+        if self.problems:
+            raise DocumentError(self.problems)
+        if isinstance(root, Scalar) and root.value is None and root.plain:
+            return None
+        return root
+
+    def _read(self) -> Node | None:
+        loader = LOADER(self.text)
+        root: Node | None = None
+        documents = 0
+        try:
+            next_event = loader.get_event
+            while True:
+                event = next_event()
+                kind = type(event)
+                if kind is yaml.StreamEndEvent:
+                    break
+                if kind is yaml.DocumentStartEvent:
+                    documents += 1
+                    if documents == 2:
+                        self._add(
+                            event,
+                            (),
+                            "is the start of a second YAML document",
+                            "keep one, or use several files",
+                        )
+                        break
+                elif kind not in (yaml.StreamStartEvent, yaml.DocumentEndEvent):
+                    root = self._node(event, next_event, (), 0)
+        finally:
+            loader.dispose()
+        return root
+
+    # One function for all kinds, and recursion only to MAX_DEPTH: this is where the time of a long file goes.
+    def _node(self, event: Any, next_event: Any, path: Path, depth: int) -> Node:
+        self.node_count += 1
+        if self.node_count > MAX_NODES:
+            raise _Stop(
+                self._mark(event), path[:2], _TOO_MANY, "check that this is the file you mean, or split it"
+            )
+        kind = type(event)
+        if kind is yaml.AliasEvent:
+            return self._alias(event, path)
+        if event.tag is not None:
+            self._add(
+                event,
+                path,
+                f"carries the YAML tag {_tag_name(event.tag)}; tags are not read",
+                "remove the tag",
+            )
+        mark = self._mark(event)
+        if kind is yaml.ScalarEvent:
+            value = event.value
+            unquoted = event.style is None or event.style == ""
+            node: Node = Scalar(resolve(value) if unquoted else value, value, mark, unquoted)
+            if event.anchor is not None:
+                self.anchors[event.anchor] = (node, 1)
+            return node
+        if depth >= MAX_DEPTH:
+            raise _Stop(
+                mark, path[:2], _TOO_DEEP, "remove the brackets, braces or dashes too many from here on"
+            )
+        anchor = event.anchor
+        before = self.node_count
+        if anchor is not None:
+            self.open_anchors.add(anchor)
+        if kind is yaml.SequenceStartEvent:
+            items: list[Node] = []
+            while type(event := next_event()) is not yaml.SequenceEndEvent:
+                items.append(self._node(event, next_event, (*path, len(items)), depth + 1))
+            node = Listing(items, mark)
+        else:
+            node = self._table(mark, next_event, path, depth)
+        if anchor is not None:
+            self.open_anchors.discard(anchor)
+            self.anchors[anchor] = (node, self.node_count - before + 1)
+        return node
+
+    def _table(self, mark: Mark, next_event: Any, path: Path, depth: int) -> Table:
+        entries: dict[str, Node] = {}
+        key_marks: dict[str, Mark] = {}
+        while type(event := next_event()) is not yaml.MappingEndEvent:
+            key_mark = self._mark(event)
+            key = self._key(event, next_event, path, depth)
+            child = self._node(next_event(), next_event, path if key is None else (*path, key), depth + 1)
+            if key is None:
+                continue
+            if key == "<<":
+                self._say(
+                    key_mark,
+                    (*path, key),
+                    "merge keys are not read (YAML 1.2 has none)",
+                    "use defaults: for what all upstreams share, extends: for what some share",
+                )
+            elif key in entries:
+                self._say(
+                    key_mark,
+                    (*path, key),
+                    f"is given twice; it is at line {key_marks[key].line} already",
+                    "keep one of the two",
+                )
+            else:
+                entries[key] = child
+                key_marks[key] = key_mark
+        return Table(entries, key_marks, mark)
+
+    def _key(self, event: Any, next_event: Any, path: Path, depth: int) -> str | None:
+        node = self._node(event, next_event, path, depth + 1)
+        if isinstance(node, Scalar) and isinstance(node.value, str):
+            return node.value
+        fix = f'write: "{node.text}":' if isinstance(node, Scalar) and node.value is not None else ""
+        self._add(event, path, f"keys must be text; found {found(node)} as a key", fix)
+        return None
+
+    def _alias(self, event: Any, path: Path) -> Node:
+        mark = self._mark(event)
+        if event.anchor in self.open_anchors:
+            raise _Stop(mark, path, f"the alias *{event.anchor} stands inside what it names")
+        known = self.anchors.get(event.anchor)
+        if known is None:
+            self._say(mark, path, f"the alias *{event.anchor} has no anchor &{event.anchor} before it")
+            return Scalar(None, "", mark)
+        node, size = known
+        # What an alias stands for counts where it is used, so that aliases of aliases add up too.
+        self.node_count += size
+        self.aliased_nodes += size
+        if self.aliased_nodes > MAX_ALIASED_NODES:
+            raise _Stop(
+                mark,
+                path,
+                f"aliases expand to more than {MAX_ALIASED_NODES} values",
+                "use defaults: for what all upstreams share, extends: for what some share",
+            )
+        return node
+
+    def _mark(self, event: Any) -> Mark:
+        start = event.start_mark
+        return Mark(self.file, start.line + 1, start.column + 1)
+
+    def _add(self, event: Any, path: Path, message: str, fix: str = "") -> None:
+        self._say(self._mark(event), path, message, fix)
+
+    def _say(self, mark: Mark, path: Path, message: str, fix: str = "") -> None:
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise _Stop(mark, path, f"is where reading stopped, after {MAX_PROBLEMS} problems")
+        self.problems.append(problem_at(mark, path, message, fix))
+
+    def _limit_before(self, error: Any) -> Problem | None:
+        """The limit of ours that the text has run into where the parser stopped with *error*, or None.
+
+        A scanner reads up to 1,024 characters ahead of its events, for the colon that would make them a key.
+        What it meets there comes before our limits, the nesting that libyaml refuses itself since 0.2.6 too.
+        Without what is behind the place the events come.
+        """
+        mark = getattr(error, "problem_mark", None)
+        if mark is None:
+            return None
+        try:
+            _Builder(self.file, self.text[: mark.index])._read()
+        except _Stop as stop:
+            return stop.problem
+        except yaml.YAMLError:
+            pass
+        return None
+
+    def _syntax_problem(self, error: Any) -> Problem:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        if mark is None:
+            return problem_at(Mark(self.file, 1, 1), (), "is not YAML")
+        words = (getattr(error, "problem", None) or "cannot be read").strip()
+        context = (getattr(error, "context", None) or "").strip()
+        lines = self.text.splitlines() or [""]
+        line = lines[min(mark.line, len(lines) - 1)]
+        if "${" in line and ("{" in line.split("${")[0] or "[" in line.split("${")[0]):
+            fix = 'inside [ ] and { } quote it: "${env:NAME}"'
+        elif mark.line >= len(lines) - 1 and ("expected" in words or "unexpected end" in words):
+            fix = "the file may be cut off: check its end"
+        elif "\\t" in words or "\t" in line[: mark.column + 1]:
+            fix = "indent with spaces, not with tabs"
+        else:
+            fix = "check the indentation, quotes and brackets here and above"
+        message = f"is not YAML: {context + ', ' if context else ''}{words}"
+        return problem_at(Mark(self.file, mark.line + 1, mark.column + 1), (), message, fix)
+
+
+class _Stop(yaml.YAMLError):
+    """Reading any further would be what the limit is against."""
+
+    def __init__(self, mark: Mark, path: Path, message: str, fix: str = "") -> None:
+        super().__init__(message)
+        self.problem = problem_at(mark, path, message, fix)
+
+
+def _outside(node: Node, mark: Mark) -> Node:
+    if isinstance(node, Scalar):
+        return Scalar(node.value, node.text, mark, node.plain, secret=True, reread=node.plain)
+    if isinstance(node, Listing):
+        return Listing([_outside(child, mark) for child in node.items], mark)
+    entries = {key: _outside(child, mark) for key, child in node.entries.items()}
+    return Table(entries, dict.fromkeys(entries, mark), mark)
+
+
+def _tag_name(tag: str) -> str:
+    return tag.replace("tag:yaml.org,2002:", "!!")
+
+
+def _refused(mark: Mark, message: str, fix: str = "") -> DocumentError:
+    return DocumentError([problem_at(mark, (), message, fix)])

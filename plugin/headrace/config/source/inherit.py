@@ -1,0 +1,104 @@
+"""`defaults:` and `extends:`: what each upstream says once everything it takes over is merged in."""
+
+from __future__ import annotations
+
+from headrace.config.check.problems import Problem, did_you_mean
+from headrace.config.source.chains import MAX_LINKS, arrows, in_a_row
+from headrace.config.source.tree import Node, Scalar, Table, merge, problem_at
+
+NOT_INHERITED = frozenset({"base_url", "match", "headers", "extends"})
+NOT_A_DEFAULT = frozenset({"base_url", "match", "extends"})
+
+
+def expand(root: Table) -> tuple[Table, list[Problem]]:
+    """*root* with every upstream complete, and what is wrong with `extends`.
+
+    Weakest first: `defaults`, then the chain of `extends` from its far end, then
+    the upstream's own keys. Values keep the marks of where they were written.
+    """
+    upstreams = root.entries.get("upstreams")
+    if not isinstance(upstreams, Table):
+        return root, []
+    chains = _Chains(upstreams)
+    defaults = root.entries.get("defaults")
+    base = _without(defaults, NOT_A_DEFAULT) if isinstance(defaults, Table) else None
+    complete: dict[str, Node] = {}
+    for name, node in upstreams.entries.items():
+        own = chains.complete(name) if isinstance(node, Table) else node
+        # An upstream that is not a map is left for the validation to refuse.
+        complete[name] = own if base is None or not isinstance(own, Table) else merge(base, own)
+    entries = {**root.entries, "upstreams": Table(complete, upstreams.key_marks, upstreams.mark)}
+    return Table(entries, root.key_marks, root.mark), chains.problems
+
+
+class _Chains:
+    def __init__(self, upstreams: Table) -> None:
+        self.upstreams = upstreams
+        self.done: dict[str, Node] = {}
+        self.problems: list[Problem] = []
+        self._links: dict[str, int] = {}  # how many follow one another from each on
+        self._named: dict[str, str] = {}
+        self._circular: set[str] = set()  # said already, so not also that it is too long
+
+    def complete(self, name: str) -> Node:
+        """Upstream *name* with all that it extends. A loop: a chain that is too long has to be told, too."""
+        chain: dict[str, None] = {}  # in order
+        current: str | None = name
+        while current is not None and current not in self.done:
+            chain[current] = None
+            current = self._extended_by(current, chain)
+        following = -1 if current is None else self._links[current]
+        is_circular = current in self._circular or not self._circular.isdisjoint(chain)
+        for link in reversed(chain):
+            own = self.upstreams.entries[link]
+            under = None if current is None else self.done[current]
+            self._links[link] = following = following + 1
+            if following <= MAX_LINKS and isinstance(under, Table):
+                own = merge(_without(under, NOT_INHERITED), own)
+            if is_circular:
+                self._circular.add(link)
+            elif following == MAX_LINKS + 1:  # said where it becomes too long, not for those that lead to it
+                self.problems.append(self._too_long(link))
+            self.done[link] = own
+            current = link
+        return self.done[name]
+
+    def _extended_by(self, name: str, chain: dict[str, None]) -> str | None:
+        table = self.upstreams.entries[name]
+        node = table.entries.get("extends") if isinstance(table, Table) else None
+        if not isinstance(node, Scalar) or not isinstance(node.value, str) or node.secret:
+            return None
+        target = node.value
+        path = ("upstreams", name, "extends")
+        if target in chain:
+            names = list(chain)
+            circle = arrows([*names[names.index(target) :], target])
+            self._circular.add(name)
+            self.problems.append(
+                problem_at(node.mark, path, f"runs in a circle: {circle}", "let one of them stand on its own")
+            )
+            return None
+        if target not in self.upstreams.entries:
+            near = did_you_mean(target, list(self.upstreams.entries))
+            fix = f"did you mean {near}?" if near and near != name else "name an upstream of this file"
+            self.problems.append(problem_at(node.mark, path, f'names "{target}", which is no upstream', fix))
+            return None
+        self._named[name] = target
+        return target
+
+    def _too_long(self, name: str) -> Problem:
+        table = self.upstreams.entries[name]
+        assert isinstance(table, Table)
+        return problem_at(
+            table.entries["extends"].mark,
+            ("upstreams", name, "extends"),
+            f"is the first of more than {MAX_LINKS} in a row: {arrows(in_a_row(name, self._named))}",
+            "let one of them stand on its own",
+        )
+
+
+def _without(table: Table, names: frozenset[str]) -> Table:
+    if names.isdisjoint(table.entries):
+        return table
+    entries = {key: node for key, node in table.entries.items() if key not in names}
+    return Table(entries, table.key_marks, table.mark)

@@ -1,0 +1,189 @@
+"""The tree that a configuration is until it is validated: plain values that know where they were written.
+
+Nodes are never changed once built: merging makes new tables and shares the
+leaves, so a value keeps the position of whoever wrote it, however it is inherited.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple, TypeAlias
+
+from headrace.config.check.problems import Path, Problem, dotted
+from headrace.policy.printable import printable
+
+ScalarValue: TypeAlias = str | int | float | bool | None
+Plain: TypeAlias = "ScalarValue | list[Plain] | dict[str, Plain]"
+MASK = "***"
+
+
+class Mark(NamedTuple):
+    """Where something is written. Line and column count from 1; 0 where there is none."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+
+
+class Scalar:
+    """A single value.
+
+    Attributes:
+        value: As YAML 1.2 reads it.
+        text: As it was written (after interpolation).
+        secret: Came, at least in part, from outside the file; never shown.
+        reread: Its type was guessed from text of outside, so a key that wants
+            text takes `text`: a password of digits is not a number.
+        plain: Written without quotes.
+    """
+
+    __slots__ = ("mark", "plain", "reread", "secret", "text", "value")
+
+    def __init__(
+        self,
+        value: ScalarValue,
+        text: str,
+        mark: Mark,
+        plain: bool = True,
+        secret: bool = False,
+        reread: bool = False,
+    ) -> None:
+        self.value = value
+        self.text = text
+        self.mark = mark
+        self.plain = plain
+        self.secret = secret
+        self.reread = reread
+
+    def __repr__(self) -> str:
+        return f"Scalar({MASK if self.secret else repr(self.value)}, {self.mark})"
+
+
+class Listing:
+    """A YAML sequence."""
+
+    __slots__ = ("items", "mark")
+
+    def __init__(self, items: list[Node], mark: Mark) -> None:
+        self.items = items
+        self.mark = mark
+
+
+class Table:
+    """A YAML mapping; `key_marks` holds where each key is written."""
+
+    __slots__ = ("entries", "key_marks", "mark")
+
+    def __init__(self, entries: dict[str, Node], key_marks: dict[str, Mark], mark: Mark) -> None:
+        self.entries = entries
+        self.key_marks = key_marks
+        self.mark = mark
+
+
+Node: TypeAlias = Scalar | Listing | Table
+
+
+def merge(under: Node, over: Node) -> Node:
+    """*over* laid on *under*: maps merge, lists and single values replace. Neither is changed."""
+    if not (isinstance(under, Table) and isinstance(over, Table)):
+        return over
+    if not over.entries:
+        return under
+    entries = dict(under.entries)
+    for key, node in over.entries.items():
+        below = entries.get(key)
+        entries[key] = node if below is None else merge(below, node)
+    # A variable has no line: the file is the better answer to "where is this map?".
+    mark = over.mark if over.mark.line or not under.mark.line else under.mark
+    return Table(entries, {**under.key_marks, **over.key_marks}, mark)
+
+
+def plain(node: Node) -> Plain:
+    """*node* without its marks."""
+    if isinstance(node, Scalar):
+        return node.value
+    if isinstance(node, Table):
+        return {key: plain(child) for key, child in node.entries.items()}
+    return [plain(child) for child in node.items]
+
+
+def node_at(root: Node, path: Path) -> Node | None:
+    """What is written at *path*, or None when nothing is."""
+    node: Node = root
+    for part in path:
+        if isinstance(node, Table) and part in node.entries:
+            node = node.entries[str(part)]
+        elif isinstance(node, Listing) and isinstance(part, int) and part < len(node.items):
+            node = node.items[part]
+        else:
+            return None
+    return node
+
+
+def mark_of(root: Node, path: Path) -> Mark:
+    """Where *path* is written, or else the nearest thing around it that is."""
+    while path and node_at(root, path) is None:
+        path = path[:-1]
+    node = node_at(root, path)
+    return (node or root).mark
+
+
+def key_mark_of(root: Node, path: Path) -> Mark:
+    """Where the key at the end of *path* is written."""
+    table = node_at(root, path[:-1])
+    if isinstance(table, Table) and path and path[-1] in table.key_marks:
+        return table.key_marks[str(path[-1])]
+    return mark_of(root, path)
+
+
+def leaves(node: Node, path: Path = ()) -> Iterator[tuple[Path, Scalar]]:
+    """Every single value below *node* with its path."""
+    if isinstance(node, Scalar):
+        yield path, node
+    elif isinstance(node, Table):
+        for key, child in node.entries.items():
+            yield from leaves(child, (*path, key))
+    else:
+        for index, child in enumerate(node.items):
+            yield from leaves(child, (*path, index))
+
+
+def found(node: Node | None, *, hide: bool = False) -> str:
+    """Words for what stands at a place, as error messages use them; masked when it is a secret."""
+    if node is None:
+        return "nothing"
+    if isinstance(node, Table):
+        return "a map"
+    if isinstance(node, Listing):
+        return "a list"
+    if hide and not node.secret and isinstance(node.value, bool | int | float):
+        return f"a number or a truth value ({MASK})"
+    if node.secret or (hide and node.value is not None):
+        return MASK
+    value = node.value
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return f"the number {node.text if len(node.text) <= 40 else node.text[:37] + '...'}"
+    shown = value if len(value) <= 60 else value[:57] + "..."
+    return f'the text "{printable(shown)}"'
+
+
+def without_user(words: str) -> str:
+    """*words* with anything in it that may be the password of a URL masked."""
+    return re.sub(r"//.*@", f"//{MASK}@", words, flags=re.DOTALL)
+
+
+def problem_at(mark: Mark, path: Path | str, message: str, fix: str = "") -> Problem:
+    """A problem at *mark*."""
+    return Problem(
+        file=mark.file,
+        line=mark.line,
+        column=mark.column,
+        path=printable(path if isinstance(path, str) else dotted(path)),
+        message=message,
+        fix=fix,
+    )

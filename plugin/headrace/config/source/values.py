@@ -1,0 +1,322 @@
+"""Types of values: what a duration, a URL, a word, a header is, how it is read and what one must write.
+
+Readers never put the value into an error: only `config.check.validate` knows whether it is a secret.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainSerializer, PlainValidator
+from pydantic.json_schema import JsonSchemaValue, WithJsonSchema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from headrace.config.source.units import (
+    DURATION_PATTERN,
+    SIZE_PATTERN,
+    format_duration,
+    format_size,
+    parse_duration,
+    parse_size,
+)
+from headrace.policy.outcome import FAULT_WORDS, STATUS_WORDS
+from headrace.policy.plan import UrlPrefix
+from headrace.policy.routes import UrlError, parse_prefix
+
+NAME_PATTERN = r"^[a-z][a-z0-9]*(_[a-z0-9]+)*$"
+WORDS = (*FAULT_WORDS, *STATUS_WORDS)
+
+
+class Expects:
+    """What a value of an annotated type must be, in words, for errors and the reference.
+
+    Attributes:
+        must: Goes on from "must be …".
+        kind: The type column of the key reference.
+        is_text: Digits stay text here.
+    """
+
+    def __init__(self, must: str, kind: str, *, is_text: bool = True) -> None:
+        self.must = must
+        self.kind = kind
+        self.is_text = is_text
+
+
+class Duration(float):
+    """Seconds, written with a unit. Subclasses narrow the range."""
+
+    minimum_s: ClassVar[float] = 0.001
+    maximum_s: ClassVar[float] = 24 * 3600.0
+
+    @classmethod
+    def range_words(cls) -> str:
+        return f"{format_duration(cls.minimum_s)} to {format_duration(cls.maximum_s)}"
+
+    @classmethod
+    def read(cls, value: object) -> Duration:
+        """A given text, or the value itself when it is one already."""
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, str):
+            raise PydanticCustomError("duration", "not text")
+        try:
+            seconds = parse_duration(value)
+        except ValueError:
+            raise PydanticCustomError("duration", "not a duration") from None
+        if not cls.minimum_s <= seconds <= cls.maximum_s:
+            raise PydanticCustomError("duration_range", "out of range")
+        return cls(seconds)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.read, serialization=core_schema.plain_serializer_function_ser_schema(format_duration)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"type": "string", "pattern": DURATION_PATTERN, "examples": ["250ms", "2s", "5m", "1h"]}
+
+
+class DurationOrZero(Duration):
+    """A duration that may be `0s`."""
+
+    minimum_s = 0.0
+
+
+class BudgetTtl(Duration):
+    """Finagle's range: longer than a minute would let yesterday's traffic pay for today's storm."""
+
+    minimum_s = 1.0
+    maximum_s = 60.0
+
+
+class KeepaliveTime(Duration):
+    """What the kernel takes: whole seconds, 15 bits of them (Linux: MAX_TCP_KEEPIDLE)."""
+
+    minimum_s = 1.0
+    maximum_s = 9 * 3600.0
+
+
+class WindowSize(Duration):
+    """Long enough for ten buckets to mean something."""
+
+    minimum_s = 0.1
+    maximum_s = 3600.0
+
+
+class Size(int):
+    """Bytes, written with a unit."""
+
+    minimum: ClassVar[int] = 1
+    maximum: ClassVar[int] = 1 << 40
+
+    @classmethod
+    def range_words(cls) -> str:
+        return f"{format_size(cls.minimum)} to {format_size(cls.maximum)}"
+
+    @classmethod
+    def read(cls, value: object) -> Size:
+        """A given text, or the value itself when it is one already."""
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, str):
+            raise PydanticCustomError("size", "not text")
+        try:
+            size = parse_size(value)
+        except ValueError:
+            raise PydanticCustomError("size", "not a size") from None
+        if not cls.minimum <= size <= cls.maximum:
+            raise PydanticCustomError("size_range", "out of range")
+        return cls(size)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.read, serialization=core_schema.plain_serializer_function_ser_schema(format_size)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"type": "string", "pattern": SIZE_PATTERN, "examples": ["64KiB", "10MiB"]}
+
+
+def duration(text: str) -> Any:
+    """A default, written as in the file; the models share one object."""
+    return DurationOrZero(parse_duration(text))
+
+
+def _read_url(value: object) -> UrlPrefix:
+    if not isinstance(value, str):
+        raise PydanticCustomError("string_type", "not text")
+    try:
+        return parse_prefix(value)
+    except UrlError as error:
+        # Never holds the URL: there may be a password in it.
+        raise PydanticCustomError("url", "{reason}", {"reason": str(error)}) from None
+
+
+_MOST_CALLS = 100_000
+
+
+def _read_window_length(value: object) -> int | Duration:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if 1 <= value <= _MOST_CALLS:
+            return value
+        raise PydanticCustomError("window_length", "out of range")
+    return WindowSize.read(value)
+
+
+def _write_window_length(value: float) -> int | str:
+    return value if isinstance(value, int) else format_duration(value)
+
+
+def _read_word(value: object) -> str | int:
+    if isinstance(value, str) and value in WORDS:
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and 100 <= value <= 599:
+        return value
+    raise PydanticCustomError("word", "unknown word")
+
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)  # RFC 9110 §5.6.2
+_METHOD = re.compile(r"[A-Z]+(?:[_-][A-Z]+)*", re.ASCII)
+_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_FRAMING = frozenset(
+    {
+        "connection",
+        "content-length",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+
+
+def _read_header_name(value: object) -> str:
+    if not isinstance(value, str) or not _TOKEN.fullmatch(value):
+        raise PydanticCustomError("header_name", "not a header name")
+    if value.lower() in _FRAMING:
+        raise PydanticCustomError("header_framing", "framing")
+    return value
+
+
+def _read_header_value(value: object) -> str:
+    # CR and LF would smuggle a header in; http.client encodes as Latin-1.
+    if not isinstance(value, str) or not _VALUE.fullmatch(value) or value != value.strip(" \t"):
+        raise PydanticCustomError("header_value", "not a header value")
+    return value
+
+
+def _read_method(value: object) -> str:
+    if not isinstance(value, str) or not _METHOD.fullmatch(value):
+        raise PydanticCustomError("method", "not a method")
+    return value
+
+
+def _read_name(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(NAME_PATTERN, value) or value.endswith("\n"):
+        raise PydanticCustomError("name", "not a name")
+    return value
+
+
+Url = Annotated[
+    UrlPrefix,
+    PlainValidator(_read_url),
+    WithJsonSchema(
+        {"type": "string", "pattern": r"^([hH][tT][tT][pP][sS]?://[^/?#@\s\\]+(/[^?#\s\\]*)?|.*\$\{.*)$"}
+    ),
+    Expects("an http:// or https:// URL without user, query and fragment", "URL"),
+]
+WindowLength = Annotated[
+    int | WindowSize,
+    PlainValidator(_read_window_length),
+    PlainSerializer(_write_window_length),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": DURATION_PATTERN, "examples": ["10s"]},
+                {"type": "integer", "minimum": 1, "maximum": _MOST_CALLS},
+            ]
+        }
+    ),
+    Expects(
+        f"a duration with a unit (250ms, 2s, 5m, 1h) from {WindowSize.range_words()}, "
+        f"or with type: count a number of calls from 1 to {_MOST_CALLS}",
+        "duration or integer",
+        is_text=False,
+    ),
+]
+Word = Annotated[
+    str | int,
+    PlainValidator(_read_word),
+    WithJsonSchema({"anyOf": [{"enum": list(WORDS)}, {"type": "integer", "minimum": 100, "maximum": 599}]}),
+    Expects(
+        f"one of {', '.join(WORDS)}, or a status code (100 to 599)", "word or status code", is_text=False
+    ),
+]
+Method = Annotated[
+    str,
+    PlainValidator(_read_method),
+    WithJsonSchema({"type": "string", "pattern": "^[A-Z]+([_-][A-Z]+)*$"}),
+    Expects("an HTTP method in capital letters", "method"),
+]
+HeaderName = Annotated[
+    str,
+    PlainValidator(_read_header_name),
+    WithJsonSchema({"type": "string", "pattern": r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"}),
+    Expects("a header's name: letters, digits and dashes, such as X-Request-ID", "header name"),
+]
+HeaderValue = Annotated[
+    str,
+    PlainValidator(_read_header_value),
+    WithJsonSchema({"type": "string"}),
+    Expects(
+        "text for a header: one line, Latin-1, no spaces around it, quoted if it looks like a number", "text"
+    ),
+]
+UpstreamName = Annotated[
+    str,
+    PlainValidator(_read_name),
+    WithJsonSchema({"type": "string", "pattern": NAME_PATTERN}),
+    Expects("a name: small letters, digits and single _ between them", "name of an upstream"),
+]
+Text = Annotated[str, Field(min_length=1), Expects("text that is not empty", "text")]
+PathOnly = Annotated[
+    str,
+    Field(pattern=r"^/[\x21-\x7e]*$"),
+    Expects("a path that begins with / and has no space in it, such as /healthz", "/healthz"),
+]
+FunctionPath = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"),
+    Expects("a function as package.module:function", "package.module:function"),
+]
+StatusCode = Annotated[int, Ge(200), Le(599)]
+FilePath = Annotated[str, Field(min_length=1), Expects("the path of a file", "path")]
+Count = Annotated[int, Ge(1), Le(_MOST_CALLS)]
+CountOrZero = Annotated[int, Ge(0), Le(1_000_000)]
+IdleCount = Annotated[int, Ge(0), Le(100_000)]
+KeepaliveCount = Annotated[int, Ge(1), Le(127)]  # Linux: MAX_TCP_KEEPCNT
+Attempts = Annotated[int, Ge(1), Le(100)]
+Rate = Annotated[float, Ge(0), Le(1)]
+Threshold = Annotated[float, Gt(0), Le(1)]
+Times = Annotated[float, Ge(0), Le(100)]
+Jitter = Annotated[float, Ge(0), Lt(1)]
+Multiplier = Annotated[float, Ge(1), Le(100)]
+PerSecond = Annotated[float, Ge(0), Le(100_000)]
+
+
+class Note(str):
+    """Said in brackets behind what a key must be: "an integer of at least 1 (it counts the first try)"."""
+
+    __slots__ = ()

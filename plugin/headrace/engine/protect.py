@@ -1,0 +1,181 @@
+"""The circuit of an upstream for what does not go through requests or urllib3: a gRPC stub, a database driver, boto3.
+
+The breaker and nothing else: no retry, no limit, no pool. The function runs on the caller's
+thread, as often as it is called.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeAlias, TypeVar
+
+from headrace.clock import monotonic
+from headrace.errors import CircuitOpenError, DeadlineExceeded, UpstreamError
+from headrace.policy.breaker.circuit import Refused, Verdict
+from headrace.policy.counters import add
+from headrace.policy.exchange import EndReason
+from headrace.policy.plan import CircuitPlan
+from headrace.policy.record import Record
+from headrace.runtime.carrying import carry
+from headrace.runtime.inbound import inbound_var
+from headrace.runtime.upstream import Upstream
+
+if TYPE_CHECKING:
+    from headrace.observe.tracing.call_trace import CallTrace
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Errors: TypeAlias = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], object]
+"""Which exceptions: by class, or by what a function says of one."""
+
+# A global is one look-up; a member of an enum class goes through its metaclass.
+_SUCCESS: Final = Verdict.SUCCESS
+_FAILURE: Final = Verdict.FAILURE
+_IGNORED: Final = Verdict.IGNORED
+
+
+def protected(
+    name: str,
+    resolve: Callable[[str], Upstream],
+    in_force: Callable[[], object],
+    function: Callable[P, T],
+    *,
+    failure_on: Errors,
+    success_on: Errors,
+) -> Callable[P, T]:
+    """*function* behind the circuit of the upstream called *name*; see `Handle.protect`.
+
+    Args:
+        in_force: The snapshot in force, by identity; a callable in C.
+    """
+    _check(function)
+    is_failure, is_success = _matcher(failure_on), _matcher(success_on)
+    inbound_of, getpid = inbound_var.get, os.getpid
+    known: tuple[object, int, Upstream] | None = (
+        None  # what was resolved last, and for which snapshot and process
+    )
+
+    def call(*args: P.args, **kw: P.kwargs) -> T:
+        # Flat: a Python-level call costs more than everything else here, and to resolve the name is one of several.
+        nonlocal known
+        snapshot, pid, found = in_force(), getpid(), known
+        if (
+            found is not None
+            and found[0] is snapshot
+            and found[1] == pid
+            and inbound_of() is None
+            and not found[2].state.pool.leases.stopped
+        ):
+            upstream = found[2]
+        else:
+            upstream = resolve(name)
+            if inbound_of() is None:
+                known = (snapshot, pid, upstream)
+        if upstream.mode == "off":
+            return function(*args, **kw)
+        state, tracing = upstream.state, upstream.tracing
+        circuit = state.circuit
+        trace = None
+        if tracing is not None and tracing.has_context():
+            trace = tracing.protected_call(name, circuit)
+        began = monotonic()
+        permit = circuit.acquire(began)
+        if isinstance(permit, Refused):
+            if upstream.mode == "enforce":
+                raise _refusal(upstream, permit, trace)
+            with state.counters.lock:
+                add(state.counters.observed, "refused")
+            return function(*args, **kw)
+        verdict, outcome = _IGNORED, "ignored"  # apart, for to look up an enum calls its hash, in Python
+        try:
+            result = function(*args, **kw)
+            verdict, outcome = _SUCCESS, "success"
+            return result
+        except Exception as error:
+            if is_success(error):
+                verdict, outcome = _SUCCESS, "success"
+            elif is_failure(error) and not _is_ours(
+                error, monotonic() - began, upstream.plan.circuit_breaker
+            ):
+                verdict, outcome = _FAILURE, "failure"
+            raise
+        finally:  # also of an interrupt: the permit goes back
+            now = monotonic()
+            circuit.record(permit, verdict, now, now - began)
+            state.counters.protected[outcome].tick()
+            if trace is not None:
+                trace.end_protected(None)
+
+    return functools.update_wrapper(call, function)
+
+
+def _is_ours(error: Exception, duration_s: float, plan: CircuitPlan) -> bool:
+    """Whether *error* says nothing of the upstream: a refusal of ours within, or a timer that ended it too early."""
+    if isinstance(error, (TimeoutError, DeadlineExceeded)):
+        return duration_s < plan.blame_after_s
+    # A governed call within has told its own circuit what there was to tell.
+    return isinstance(error, UpstreamError)
+
+
+def _refusal(upstream: Upstream, refused: Refused, trace: CallTrace | None) -> CircuitOpenError:
+    """The error of a refused call, a new one for each; counted."""
+    counters = upstream.state.counters
+    with counters.lock:
+        counters.refused += 1
+    counters.protected["refused"].tick()
+    inbound = inbound_var.get()
+    request_id = None if inbound is None else inbound.request_id
+    name = upstream.plan.name
+    error = CircuitOpenError(
+        f'upstream "{name}": {refused}',
+        retry_after_s=refused.retry_after_s,
+        upstream=name,
+        request_id=request_id,
+    )
+    reason, digest = EndReason.CIRCUIT_OPEN, upstream.digest
+    carry(Record(name, "", request_id, reason, refused.retry_after_s, digest, [], []), on=error)
+    if trace is not None:
+        trace.end_protected(refused)
+    return error
+
+
+def _matcher(errors: Errors) -> Callable[[Exception], object]:
+    """Answers whether an exception is one of *errors*.
+
+    Raises:
+        TypeError: *errors* names none, and is no function.
+    """
+    classes = errors if isinstance(errors, tuple) else (errors,)
+    if all(isinstance(one, type) and issubclass(one, Exception) for one in classes):
+        return lambda error: isinstance(error, classes)  # type: ignore[arg-type]
+    if isinstance(errors, (tuple, type)) or not callable(errors):
+        raise TypeError(
+            f"{errors!r} does not say which exceptions: give classes below Exception (KeyboardInterrupt, "
+            f"CancelledError and their like never count), or a function of one exception"
+        )
+    return errors
+
+
+def _check(function: object) -> None:
+    """Refuse what is over before its work has begun.
+
+    Raises:
+        TypeError: *function* cannot be called, or only makes a coroutine or generator.
+    """
+    if not callable(function):
+        raise TypeError(f"protect() takes a function, not {function!r}")
+    for one in (function, getattr(function, "__call__", None)):  # noqa: B004 - the method itself is looked at
+        if inspect.iscoroutinefunction(one):
+            kind = "a coroutine"
+        elif inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one):
+            kind = "a generator"
+        else:
+            continue
+        raise TypeError(
+            f"protect() is for plain functions, and {function!r} only makes {kind}: it would count as a success "
+            f"before it has begun. Protect the blocking call within it"
+        )

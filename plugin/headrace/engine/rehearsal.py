@@ -1,0 +1,113 @@
+"""The loop around one call that is only rehearsed (`mode: observe`), in virtual time.
+
+The exchange is the one that decides in production, on a circuit and a budget that only rehearsed calls
+feed. The first attempt is the real call: made as if headrace were not there, and held against the limits
+afterwards. An attempt that would follow is assumed to end as that one did, as late, and is cut as
+it would be; the pauses before it pass on the virtual clock alone.
+
+Not to be known: whether a retry would have ended otherwise, how much sooner a cut or refused call would
+have freed what it held, and at which moment of an attempt the silence was (`read`, `connect`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from headrace.policy.exchange import Decision, Divert, EndReason, Exchange, Finish, Refuse, Send, Sleep
+from headrace.policy.outcome import Fault, Outcome
+
+
+@dataclass(slots=True)
+class Seen:
+    """What became of the real call.
+
+    Attributes:
+        outcome: Its facts; `duration_s` to its end, whatever limits it may have overrun.
+        head_s: When the head of its answer came, seconds from its begin; None: not known, so with its end.
+        streamed: Its body is read later, by the caller.
+        is_wanted: Its answer is one that would be retried, so that an attempt is bounded to the end of it.
+    """
+
+    outcome: Outcome
+    head_s: float | None
+    streamed: bool
+    is_wanted: bool
+
+
+@dataclass(slots=True)
+class Foretold:
+    """What enforcing would have made of the call.
+
+    Attributes:
+        retries: Attempts after the first; count.
+        refused: The circuit would have refused the call, or its next attempt.
+        timed_out: A limit would have cut an attempt, or the deadline was over before the first.
+        reason: Why it would have ended.
+        diverted: Its `fallback` would have stood in.
+    """
+
+    retries: int
+    refused: bool
+    timed_out: bool
+    reason: EndReason
+    diverted: bool = False
+
+
+def rehearse(exchange: Exchange, first: Send | Divert | Refuse, seen: Seen) -> Foretold:
+    """Drive *exchange* on from *first*, what it decided when the call began, to its end. Does not block.
+
+    The permit goes back in every case.
+    """
+    now, timed_out = seen.outcome.started_s, False
+    decision: Decision = first
+    try:
+        while True:
+            match decision:
+                case Send():
+                    left_s = None if exchange.deadline_at is None else exchange.deadline_at - now
+                    outcome = _cut(seen, decision.timeout_s, left_s)
+                    timed_out = timed_out or outcome is not seen.outcome
+                    outcome = replace(outcome, started_s=now)
+                    now += outcome.wait_s + outcome.duration_s
+                    exchange.record(outcome, now)
+                case Sleep():
+                    now += decision.delay_s
+                case Divert() | Finish() | Refuse():
+                    return Foretold(
+                        retries=max(0, len(exchange.outcomes) - 1),
+                        refused=exchange.refused is not None,
+                        timed_out=timed_out
+                        or (isinstance(decision, Refuse) and decision.reason is EndReason.DEADLINE),
+                        reason=decision.reason,
+                        diverted=isinstance(decision, Divert),
+                    )
+                case _:
+                    assert_never(decision)
+            decision = exchange.decide(now)
+    finally:
+        exchange.abandon(now)
+        exchange.settle(now)  # also of a caller who retries himself: his tries are in the real call, and over
+
+
+def _cut(seen: Seen, limit_s: float, left_s: float | None) -> Outcome:
+    """The outcome of an attempt that goes as the real call went, under limits; the very same if none cuts it.
+
+    Args:
+        limit_s: To the head of an answer, or to the end of one that is retried.
+        left_s: Of the deadline, which bounds a buffered body as well; None: there is none.
+    """
+    outcome = seen.outcome
+    to_head_s = outcome.duration_s
+    if seen.head_s is not None and outcome.fault is None and not seen.is_wanted:
+        to_head_s = seen.head_s
+    if to_head_s > limit_s:
+        ends_s = limit_s
+    elif left_s is not None and outcome.duration_s > left_s and not seen.streamed:
+        ends_s = left_s
+    else:
+        return outcome
+    never_sent = outcome.fault is not None and not outcome.sent
+    return Outcome(
+        outcome.fault if never_sent else Fault.TIMEOUT, sent=not never_sent, cut=True, duration_s=ends_s
+    )

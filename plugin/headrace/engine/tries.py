@@ -1,0 +1,115 @@
+"""One call whose caller retries himself: headrace makes one attempt per try, and these are what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from headrace.clock import monotonic
+from headrace.engine.outbound import Outbound
+from headrace.policy.breaker.circuit import Refused, Verdict
+from headrace.policy.exchange import EndReason, Exchange
+from headrace.policy.outcome import Fault, Outcome
+from headrace.policy.record import tally
+from headrace.runtime.upstream import Upstream
+
+if TYPE_CHECKING:
+    from headrace.observe.tracing.call_trace import CallTrace
+
+
+class Tries:
+    """One context on the wire, one deadline, one record, counted as one call. Owned by one thread.
+
+    Attributes:
+        began: When the first try did, monotonic seconds; the deadline runs from here.
+        made: Tries so far, the one under way included.
+        outcomes, verdicts: Of the attempts of all tries, oldest first; records share them.
+        deadline_at, denied, refused: As the last try's exchange has them.
+        last: The last try's exchange, or None: what it has not told the circuit is the next one's to say.
+        suspects_idle: The last try met silence on a pooled connection: its idle neighbours may be as dead.
+    """
+
+    __slots__ = (
+        "_label",
+        "_outbound",
+        "_trace",
+        "_upstream",
+        "began",
+        "deadline_at",
+        "denied",
+        "last",
+        "made",
+        "outcomes",
+        "refused",
+        "suspects_idle",
+        "verdicts",
+    )
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream: Upstream | None = upstream
+        self._outbound: Outbound | None = None
+        self._label: str | None = None
+        self._trace: CallTrace | None = None
+        self.began = monotonic()
+        self.made = 0
+        self.last: Exchange | None = None
+        self.suspects_idle = False
+        self.outcomes: list[Outcome] = []
+        self.verdicts: list[Verdict] = []
+        self.deadline_at: float | None = None
+        self.denied: EndReason | None = None
+        self.refused: Refused | None = None
+
+    def begin(self, upstream: Upstream, method: str, headers: Mapping[str, Any] | None) -> Outbound:
+        """What identifies the call on the wire, the same for each try that begins. Mutates."""
+        self.made += 1
+        if self._outbound is None:
+            self._outbound = Outbound(upstream, method, headers)
+        return self._outbound
+
+    def add(
+        self, exchange: Exchange, *, label: str | None, suspects_idle: bool, trace: CallTrace | None
+    ) -> None:
+        """Take over what became of a try; *label* as for `record.tally`. Mutates.
+
+        Args:
+            trace: What the try told OpenTelemetry, or None.
+        """
+        self.last = exchange
+        self.outcomes += exchange.outcomes
+        self.verdicts += exchange.verdicts
+        self.deadline_at = exchange.deadline_at
+        self.denied = exchange.denied
+        self.refused = exchange.refused
+        self.suspects_idle = suspects_idle
+        self._label = label
+        self._trace = trace
+
+    @property
+    def is_body_spent(self) -> bool:
+        """Whether the last try has used up a body that cannot be sent again."""
+        return self.denied is EndReason.NOT_REPLAYABLE
+
+    def interrupted(self) -> None:
+        """Tell that the caller went away, maybe amid a pause of his own. Mutates."""
+        self._label = Fault.CANCELLED.value
+
+    def settle(self) -> None:
+        """Count the call, once, and tell the circuit how it ended. Mutates the counters of its upstream.
+
+        Nothing where no try was made.
+        """
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None and self.last is not None:
+            self.last.settle(monotonic())
+            if self._trace is not None:
+                self._trace.settled()
+        if upstream is not None and (self.outcomes or self._label is not None):
+            duration_s = monotonic() - self.began
+            tally(
+                upstream.state.counters,
+                self,
+                label=self._label,
+                duration_s=duration_s,
+                exemplar=None if self._trace is None else self._trace.exemplar(duration_s),
+            )

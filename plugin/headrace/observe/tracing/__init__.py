@@ -1,0 +1,1 @@
+"""What OpenTelemetry is told. `gate` alone knows whether it is there."""

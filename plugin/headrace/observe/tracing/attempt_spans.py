@@ -1,0 +1,107 @@
+"""A CLIENT span per attempt, as OpenTelemetry's conventions for HTTP clients describe it (stable since 1.23)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from opentelemetry import context as contexts
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+
+from headrace.observe.tracing import span_facts as facts
+from headrace.policy.outcome import Outcome
+
+# Set around a call by an HTTP instrumentation that has made a span for it, so that the next one inside makes none.
+# They are in the API's package under private names until the specification has decided about them.
+_SUPPRESS_HTTP: Final[str | None] = getattr(contexts, "_SUPPRESS_HTTP_INSTRUMENTATION_KEY", None)
+_SUPPRESS_ALL: Final[str | None] = getattr(contexts, "_SUPPRESS_INSTRUMENTATION_KEY", None)
+
+
+_OURS: Final = contexts.create_key("headrace-attempt")
+
+
+def is_suppressed(context: Context) -> bool:
+    """Whether somebody around us has made the span already, or wants none.
+
+    Not where it was us: a call that is made amid an attempt, for a token say, is another call.
+    """
+    if _OURS in context:
+        return False
+    return any(key is not None and context.get(key) for key in (_SUPPRESS_HTTP, _SUPPRESS_ALL))
+
+
+class AttemptSpans:
+    """The CLIENT spans of one call, one at a time. Owned by one thread.
+
+    A span is open until its outcome has been told to the circuit.
+
+    Attributes:
+        span: The one that is open; the invalid one while none is.
+        last: Context of the latest.
+    """
+
+    __slots__ = (
+        "_address",
+        "_attempt",
+        "_method",
+        "_port",
+        "_resent",
+        "_tracer",
+        "_url",
+        "last",
+        "span",
+    )
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        *,
+        method: str,
+        url: Callable[[], str],
+        address: str,
+        port: int | None,
+        earlier: Sequence[Outcome],
+    ) -> None:
+        self._tracer = tracer
+        self._method = method
+        self._url = url
+        self._address = address
+        self._port = port
+        # Beyond the retries of this call: pooled connections that had died unnoticed, a caller's own tries.
+        self._resent = len(earlier) + sum([outcome.resent for outcome in earlier])
+        self._attempt = 0
+        self.span: Span = trace.INVALID_SPAN
+        self.last = trace.INVALID_SPAN_CONTEXT
+
+    def open(self, attempt: int, context: Context) -> Context:
+        """Begin the span of the *attempt*-th; its context, in which other instrumentations make none."""
+        self._attempt = attempt
+        attributes = facts.request_attributes(self._method, self._url(), self._address, self._port)
+        if attempt + self._resent > 1:
+            attributes[facts.RESEND_COUNT] = attempt - 1 + self._resent
+        self.span = span = self._tracer.start_span(
+            facts.span_name(self._method), context, SpanKind.CLIENT, attributes
+        )
+        self.last = span.get_span_context()
+        context = contexts.set_value(_OURS, True, trace.set_span_in_context(span, context))
+        return context if _SUPPRESS_HTTP is None else contexts.set_value(_SUPPRESS_HTTP, True, context)
+
+    def judge(self, outcome: Outcome | None) -> None:
+        """Put *outcome* on the open span; None: it was broken off."""
+        span = self.span
+        if not span.is_recording():
+            return
+        attributes = facts.outcome_attributes(outcome)
+        if outcome is not None and outcome.resent:
+            self._resent += 1
+            attributes[facts.RESEND_COUNT] = self._attempt - 1 + self._resent
+        span.set_attributes(attributes)
+        if "error.type" in attributes:
+            span.set_status(Status(StatusCode.ERROR))
+
+    def end(self) -> None:
+        """End the open span."""
+        span, self.span = self.span, trace.INVALID_SPAN
+        span.end()

@@ -1,0 +1,1 @@
+"""The circuit breaker: its states, windows, trip rules and permits. Pure."""

@@ -1,0 +1,477 @@
+"""The circuit of one upstream: a state machine fed with verdicts, asked for permits.
+
+`CLOSED -> OPEN -> HALF_OPEN -> CLOSED | OPEN`, from one table (`transition`). Time is
+given (monotonic seconds) and never waited for: what time alone decides (a probe
+that hung, a half-open window that passed) is settled when the circuit is next
+touched, at the instant it happened. Should the clock step back, what runs has at most its
+whole length to go from there: an end is never further off than that (Pitfall 69).
+
+The file is a little long because everything that happens under the circuit's lock, and what a
+mode or a reload makes of it, is to be read in one place; the arithmetic is elsewhere (`window`,
+`trip`, `half_open`, `ramp`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from math import inf
+from typing import Any, Final
+
+from headrace.policy.breaker.half_open import HalfOpen
+from headrace.policy.breaker.permit import CircuitView, Permit, Refusal, Refused, Verdict
+from headrace.policy.breaker.ramp import Ramp
+from headrace.policy.breaker.transition import TRANSITIONS, CircuitState, Transition, Trigger
+from headrace.policy.breaker.trip import TRIP_RULES, Tally, failure_rate, slow_call_rate
+from headrace.policy.breaker.window import window_for
+from headrace.policy.growth import grown_s
+from headrace.policy.plan import CircuitPlan
+
+__all__ = [
+    "Circuit",
+    "CircuitState",
+    "CircuitView",
+    "Permit",
+    "Refusal",
+    "Refused",
+    "Transition",
+    "Trigger",
+    "Verdict",
+]
+
+# A global is one look-up; a member of an enum class goes through its metaclass.
+_CLOSED: Final = CircuitState.CLOSED
+_OPEN: Final = CircuitState.OPEN
+_HALF_OPEN: Final = CircuitState.HALF_OPEN
+_SUCCESS: Final = Verdict.SUCCESS
+_FAILURE: Final = Verdict.FAILURE
+_IGNORED: Final = Verdict.IGNORED
+
+_WAIVED: Final = Permit(-1)  # of no generation: what comes of it says nothing to the circuit
+
+
+def _unheard(_: object) -> None:
+    """Stand-in listener."""
+
+
+class Circuit:
+    """One upstream's circuit, shared by all its callers.
+
+    Thread-safe with a plain (non-reentrant) *lock*. Under the lock: arithmetic and one
+    call of *rng*; the listeners are called after it is released, in the thread that
+    noticed. Not to be called from a finalizer (the collecting thread may hold the lock).
+
+    Args:
+        rng: Uniform numbers in [0, 1), for the jitter of the open period.
+        lock: Mutex of this circuit; None: the caller is the only thread.
+        on_transition: Told of each transition; two threads may tell out of order,
+            `Transition.generation` says which was first.
+        on_waived: Told of each refusal that `mode: observe` turned into a permit.
+
+    Attributes:
+        state: Readable without the lock, as a hint.
+        generation: Counts the transitions so far; readable as a hint.
+        is_shut: Calls are being refused, probes apart; readable as a hint.
+        history: The latest transitions, four at most, oldest first; readable without the lock.
+    """
+
+    __slots__ = (
+        "_broken_run",
+        "_consecutive_failures",
+        "_half_open",
+        "_last_success",
+        "_lock",
+        "_on_transition",
+        "_on_waived",
+        "_open_s",
+        "_open_until",
+        "_opened",
+        "_openings",
+        "_permit",
+        "_plan",
+        "_ramp",
+        "_rng",
+        "_slow_s",
+        "_untold",
+        "_window",
+        "generation",
+        "history",
+        "is_shut",
+        "state",
+    )
+
+    def __init__(
+        self,
+        plan: CircuitPlan,
+        *,
+        rng: Callable[[], float],
+        lock: AbstractContextManager[Any] | None = None,
+        on_transition: Callable[[Transition], None] = _unheard,
+        on_waived: Callable[[Refused], None] = _unheard,
+    ) -> None:
+        self._rng = rng
+        self._lock: AbstractContextManager[Any] = nullcontext() if lock is None else lock
+        self._on_transition = on_transition
+        self._on_waived = on_waived
+        self.state = _CLOSED
+        self.generation = 0
+        self.history: tuple[Transition, ...] = ()
+        self._window = window_for(plan.window)
+        self._consecutive_failures = 0
+        self._last_success = -1  # its place: it may turn out to be a failure
+        self._broken_run = 0  # failures in a row that it ended
+        self._openings = 0  # consecutive, since the circuit was last closed
+        self._opened: Transition | None = None  # the last to OPEN; set whenever the circuit is not closed
+        self._open_until = self._open_s = 0.0
+        self._half_open: HalfOpen | None = None  # while HALF_OPEN
+        self._ramp: Ramp | None = None  # while CLOSED, for a time after it was closed
+        self._untold: list[Transition] = []
+        self._follow(plan)
+
+    def acquire(self, now: float) -> Permit | Refused:
+        """Leave to make one call at *now*, or why not. Mutates; may transition.
+
+        A permit goes back by `record`, exactly once.
+        """
+        # Nearly every call ends here, without the lock: one reference is read, which is replaced as a whole under it.
+        # Who reads it the moment before a transition came before it, and his permit is void like all of that time.
+        permit = self._permit
+        if permit is not None:
+            return permit
+        waived = None
+        with self._lock:
+            permit = self._permit
+            if permit is not None:
+                return permit
+            answer = self._admit(now)
+            if isinstance(answer, Refused) and self._plan.mode == "observe":
+                waived, answer = answer, _WAIVED
+            untold = self._take_untold()
+        try:
+            for transition in untold:
+                self._on_transition(transition)
+            if waived is not None:
+                self._on_waived(waived)
+        except BaseException:
+            if isinstance(
+                answer, Permit
+            ):  # nobody will hold it: a probe's place must not be lost until it expires
+                self.record(answer, _IGNORED, now)
+            raise
+        return answer
+
+    def record(self, permit: Permit, verdict: Verdict, now: float, duration_s: float = 0.0) -> int | None:
+        """Give *permit* back with what came of the call. Mutates; may transition.
+
+        A permit of an earlier generation, and a probe whose lease has expired, change nothing.
+
+        Args:
+            duration_s: How long its longest attempt took; what makes it slow is the circuit's to say.
+
+        Returns:
+            Where it was counted in the window, for `turn` and `mend`; None: nowhere.
+        """
+        place = None
+        with self._lock:
+            if permit.generation != self.generation:
+                return None
+            is_slow = duration_s >= self._slow_s
+            if self.state is _CLOSED:
+                if verdict is _SUCCESS:
+                    self._broken_run = self._consecutive_failures
+                    self._consecutive_failures = 0
+                    self._last_success = place = self._window.add(now, 0, is_slow)
+                    if not is_slow:
+                        return place  # most calls end here: one call of ours, no allocation
+                elif verdict is _FAILURE:
+                    self._consecutive_failures += 1
+                    place = self._window.add(now, 1, is_slow)
+                else:
+                    return None
+                self._ask_trip_rules(now)
+            else:
+                self._judge_probe(permit, verdict, is_slow, now)
+            untold = self._take_untold()
+        for transition in untold:
+            self._on_transition(transition)
+        return place
+
+    def turn(self, permit: Permit, place: int, now: float) -> bool:
+        """Make a failure of the success that `record(permit, …)` counted at *place*: its body broke later.
+
+        Mutates; may transition, for this is a failure heard of now. Changes nothing when
+        its generation or its bucket is gone (a reload that changes the window makes new ones).
+        A success is turned once.
+
+        Returns:
+            Whether it was there to be turned.
+        """
+        with self._lock:
+            if permit.generation != self.generation:
+                return False
+            self._window.advance(now)
+            if not self._window.turn(place):
+                return False
+            self._consecutive_failures += 1
+            if place == self._last_success:
+                # The run that this success had ended goes on. (A slice of a window over time is one place: of
+                # two successes in one slice, the older may be taken for the later.)
+                self._consecutive_failures += self._broken_run
+                self._broken_run = 0
+            self._ask_trip_rules(now)
+            untold = self._take_untold()
+        for transition in untold:
+            self._on_transition(transition)
+        return True
+
+    def mend(self, permit: Permit, place: int, now: float) -> bool:
+        """Make a success of the failure that `record(permit, …)` counted at *place*: a later attempt has an answer.
+
+        Mutates. Changes nothing when its generation or its bucket is gone.
+
+        Returns:
+            Whether it was there to be mended.
+        """
+        with self._lock:
+            if permit.generation != self.generation:
+                return False
+            self._window.advance(now)
+            if not self._window.turn(place, -1):
+                return False
+            self._broken_run = max(0, self._consecutive_failures - 1)
+            self._consecutive_failures = 0
+            self._last_success = place
+            return True
+
+    def still_holds(self, permit: Permit) -> bool:
+        """Whether *permit* is good for another attempt of its call. Without the lock, as a hint."""
+        return permit is _WAIVED or (permit.generation == self.generation and not self.is_shut)
+
+    def apply(self, plan: CircuitPlan, now: float) -> list[Transition]:
+        """Go by *plan* from now on; what was learned stays, the window as far as it fits. Mutates.
+
+        What runs keeps the end it was given: an open period, a probe's lease, a half-open
+        window. Permits stay good unless the state changes: verdicts in hand may decide under new
+        half-open thresholds, and `mode: disabled` closes the circuit, its window kept.
+
+        Returns:
+            The transitions that this brought about; the listener is not told of them.
+        """
+        with self._lock:
+            if self._half_open is not None:
+                self._settle(now)
+            if plan.window != self._plan.window:
+                window = window_for(plan.window)
+                window.take_over(self._window, now)
+                self._window = window
+            self._follow(plan)
+            if plan.mode == "disabled":
+                while self.state is not _CLOSED:
+                    self._transition(Trigger.DISABLED, now)
+            elif self._half_open is not None:
+                self._decide(self._half_open.weigh(plan), now)
+            return self._take_untold()
+
+    def view(self, now: float) -> CircuitView:
+        """The circuit as of *now*. Changes no state: an open period that is over ends with the next call."""
+        with self._lock:
+            self._window.advance(now)
+            tally, half_open = self._tally(), self._half_open
+            in_flight = 0 if half_open is None else half_open.in_flight(now)
+            return CircuitView(
+                state=self.state,
+                mode=self._plan.mode,
+                generation=self.generation,
+                calls=tally.calls,
+                failures=tally.failures,
+                slow_calls=tally.slow_calls,
+                failure_rate=failure_rate(tally, minimum_calls=self._plan.minimum_calls),
+                slow_call_rate=slow_call_rate(tally, self._plan),
+                consecutive_failures=tally.consecutive_failures,
+                retry_after_s=min(max(0.0, self._open_until - now), self._open_s)
+                if self.state is _OPEN
+                else 0.0,
+                probes_in_flight=in_flight,
+                verdicts=0 if half_open is None else half_open.verdicts + half_open.probes - in_flight,
+                ramp_share=self._ramp_share(now),
+            )
+
+    def __repr__(self) -> str:
+        # Without the lock: a repr is asked for in a debugger, where the holder may be stopped.
+        half_open = self._half_open
+        doing = f"{self._window.marked} of {self._window.calls} calls failed"
+        if half_open is not None:
+            most = self._plan.half_open.max_probes
+            doing = f"{half_open.verdicts} verdicts and {half_open.probes} probes of {most}"
+        elif self.state is _OPEN and self._opened is not None:
+            doing = self._opened.why
+        mode = "" if self._plan.mode == "enforce" else f" ({self._plan.mode})"
+        return f"<Circuit {self.state}{mode}, generation {self.generation}: {doing}>"
+
+    # Below: under the lock.
+
+    def _take_untold(self) -> list[Transition]:
+        untold = self._untold
+        if untold:
+            self._untold = []
+        return untold
+
+    def _tally(self) -> Tally:
+        window = self._window
+        return Tally(window.calls, window.marked, self._consecutive_failures, window.slow)
+
+    def _follow(self, plan: CircuitPlan) -> None:
+        self._plan = plan
+        slow_s = plan.slow_call.duration_s
+        self._slow_s = inf if slow_s is None else slow_s
+        if plan.mode == "disabled":
+            self._ramp = None
+        self._open_the_way()
+
+    def _open_the_way(self) -> None:
+        """Whether callers pass without a look: a permit in `_permit` answers all of them."""
+        mode = self._plan.mode
+        passes = self.state is _CLOSED and self._ramp is None and mode != "forced_open"
+        self._permit = Permit(self.generation) if passes else None
+        self.is_shut = mode == "forced_open" or (self.state is _OPEN and mode == "enforce")
+
+    def _ask_trip_rules(self, now: float) -> None:
+        if self._plan.mode == "disabled":
+            return
+        tally = self._tally()
+        for trigger, trips in TRIP_RULES.items():
+            if trips(self._plan, tally):
+                self._transition(trigger, now)
+                return
+
+    def _admit(self, now: float) -> Permit | Refused:
+        """The answer of a circuit that does not let everybody pass."""
+        plan = self._plan
+        if plan.mode == "forced_open":
+            return Refused(Refusal.FORCED_OPEN, plan.open_for.max_s, self.state, None)
+        if self._half_open is not None:
+            self._settle(now)
+        if self.state is _CLOSED:
+            return self._admit_closed(now)
+        if self.state is _OPEN:
+            self._open_until = min(self._open_until, now + self._open_s)
+            if now < self._open_until:
+                return Refused(Refusal.OPEN, self._open_until - now, _OPEN, self._opened)
+            self._transition(Trigger.OPEN_FOR_ELAPSED, now)
+        half_open = self._half_open
+        assert half_open is not None, "neither closed nor open"
+        probe = half_open.lease(plan, now)
+        if probe is not None:
+            return Permit(self.generation, probe)
+        # All verdicts and no probe would have been decided, so a probe is in flight.
+        return Refused(
+            Refusal.NO_PLACE,
+            half_open.oldest_expires_at() - now,
+            _HALF_OPEN,
+            self._opened,
+            probes=half_open.probes,
+            verdicts=half_open.verdicts,
+        )
+
+    def _admit_closed(self, now: float) -> Permit | Refused:
+        ramp, ramp_s = self._ramp, self._plan.half_open.ramp_s
+        if ramp is None or ramp_s is None or ramp.left_s(ramp_s, now) <= 0.0:
+            self._ramp = None
+            self._open_the_way()
+        else:
+            share = ramp.share(ramp_s, now)
+            if not ramp.admits(share):
+                return Refused(Refusal.RAMP, ramp.left_s(ramp_s, now), _CLOSED, self._opened, share=share)
+        return self._permit or Permit(self.generation)
+
+    def _ramp_share(self, now: float) -> float | None:
+        ramp, ramp_s = self._ramp, self._plan.half_open.ramp_s
+        if ramp is None or ramp_s is None or ramp.left_s(ramp_s, now) <= 0.0:
+            return None
+        return ramp.share(ramp_s, now)
+
+    def _judge_probe(self, permit: Permit, verdict: Verdict, is_slow: bool, now: float) -> None:
+        self._settle(now)
+        half_open = self._half_open
+        if half_open is None or not half_open.give_back(permit.probe) or verdict is _IGNORED:
+            return  # decided meanwhile, expired, given back before; or its place is free again
+        half_open.judge(failed=verdict is _FAILURE, slow=is_slow)
+        self._decide(half_open.weigh(self._plan), now)
+
+    def _settle(self, now: float) -> None:
+        """What time alone has decided about the half-open phase."""
+        if self._half_open is not None:
+            decided = self._half_open.settle(self._plan, now)
+            if decided is not None:
+                self._transition(*decided)
+
+    def _decide(self, trigger: Trigger | None, at_s: float) -> None:
+        if trigger is not None:
+            self._transition(trigger, at_s)
+
+    def _transition(self, trigger: Trigger, at_s: float) -> None:
+        plan, before = self._plan, self.state
+        after = TRANSITIONS[before, trigger]
+        tally, rate, threshold = self._numbers(trigger)
+        open_for_s = None
+        if after is _OPEN:
+            self._openings += 1
+            open_for_s = self._open_s = self._open_for_s()
+            self._open_until = at_s + open_for_s
+        self.generation += 1
+        transition = Transition(
+            from_state=before,
+            to_state=after,
+            at_s=at_s,
+            reason=trigger,
+            failure_rate=rate,
+            calls=tally.calls,
+            failures=tally.failures,
+            consecutive_failures=self._consecutive_failures,
+            threshold=threshold,
+            open_for_s=open_for_s,
+            generation=self.generation,
+            slow_calls=tally.slow_calls,
+            is_observed=plan.mode == "observe",
+        )
+        self.state = after
+        self._half_open = HalfOpen(plan, at_s) if after is _HALF_OPEN else None
+        self._ramp = None
+        if after is _OPEN:
+            self._opened = transition
+        elif after is _CLOSED:
+            self._openings = 0
+            if trigger is not Trigger.DISABLED:  # what it forgave it has not unlearned
+                self._consecutive_failures = 0
+                self._window.clear()
+                self._ramp = None if plan.half_open.ramp_s is None else Ramp(at_s)
+        self._open_the_way()
+        self.history = (*self.history[-3:], transition)
+        self._untold.append(transition)
+
+    def _numbers(self, trigger: Trigger) -> tuple[Tally, float | None, float | None]:
+        """The calls, the failure rate and the threshold behind *trigger*."""
+        plan = self._plan
+        if self.state is _CLOSED:
+            tally = self._tally()
+            rate = failure_rate(tally, minimum_calls=plan.minimum_calls)
+            threshold = {
+                Trigger.FAILURE_RATE: plan.failure_rate_threshold,
+                Trigger.SLOW_CALL_RATE: plan.slow_call.rate_threshold,
+            }.get(trigger, plan.consecutive_failures)
+            return tally, rate, threshold
+        half_open = self._half_open
+        if half_open is None:
+            return Tally(0, 0, self._consecutive_failures), None, None
+        verdicts = half_open.verdicts
+        rate = half_open.failed / verdicts if verdicts else None
+        threshold = {
+            Trigger.PROBES_SLOW: plan.slow_call.rate_threshold,
+            Trigger.DISABLED: None,
+        }.get(trigger, plan.half_open.success_rate_threshold)
+        return Tally(verdicts, half_open.failed, self._consecutive_failures, half_open.slow), rate, threshold
+
+    def _open_for_s(self) -> float:
+        plan = self._plan.open_for
+        spread = 1.0 + plan.jitter * (2.0 * self._rng() - 1.0)
+        return grown_s(plan.base_s, plan.multiplier, plan.max_s, self._openings) * spread

@@ -1,0 +1,1 @@
+"""When the content of a watched file has changed."""

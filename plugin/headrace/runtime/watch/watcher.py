@@ -1,0 +1,470 @@
+"""Tells when the content of a watched file has changed. The only user of watchdog.
+
+File system events are pokes and nothing more: what decides is the hash of the
+content, read after the pokes have been quiet for `debounce`. A poke that is missed
+(NFS, a renamed parent directory, a queue that overflowed) costs at most `poll`.
+
+What is watched is every *look-up* that resolving a path depends on: the directory
+and the name of each symlink on the way and of the file itself. Kubernetes swaps
+the `..data` link two directories away from the file that the application names.
+
+    thread "headrace-watch"                     thread of watchdog
+    ----------------------                      ------------------
+    wait -> arm -> read -> judge -> changed()   event -> poke()
+
+Longer than most modules, because no other one may import watchdog: both kinds of eyes live here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from watchdog.utils import UnsupportedLibcError
+
+from headrace.clock import monotonic
+from headrace.observe import events, logs
+from headrace.observe.isolation import each, stumbled, undisturbed
+from headrace.runtime.threads import Bell, Life, life
+from headrace.runtime.watch.fingerprint import Prints, fingerprint, lookups
+from headrace.runtime.watch.settling import Settling
+
+if TYPE_CHECKING:
+    from watchdog.events import FileSystemEvent
+
+    from headrace.policy.plan import ReloadPlan
+
+logger = logging.getLogger("headrace")
+
+ARM_ROUNDS = 5  # look-ups that change while they are being armed are walked again
+STUMBLE_PAUSE_S = 1.0
+"""Seconds until the next look after one that raised: half of `reload.poll`. It may raise for ever."""
+
+NO_LIFE: Life = {**life(is_alive=False, looked_at=None, now=0.0), "polling": False}
+"""The sign of life of a watcher that is not there."""
+
+
+class Eyes(Protocol):
+    """Tells of events in directories by `on_event(directory, name)`; None: the directory itself went."""
+
+    def arm(self, directory: str) -> object:
+        """Begin to watch *directory*. Raises OSError."""
+
+    def disarm(self, armed: Any) -> None:
+        """Stop watching what `arm` returned. Never raises for one that is gone."""
+
+    def close(self) -> None:
+        """Stop, and join the threads."""
+
+
+OnEvent = Callable[[str, str | None], None]
+
+try:
+    from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyEvent, InotifyFD, Mask
+except (ImportError, UnsupportedLibcError):  # not Linux
+    _HAS_INOTIFY = False
+else:
+    _HAS_INOTIFY = True
+    # Not IN_OPEN, IN_ACCESS, IN_CLOSE_NOWRITE: our own reading would poke us, for ever.
+    _MASK = Mask(
+        InotifyConstants.IN_MODIFY
+        | InotifyConstants.IN_ATTRIB
+        | InotifyConstants.IN_CLOSE_WRITE
+        | InotifyConstants.IN_CREATE
+        | InotifyConstants.IN_DELETE
+        | InotifyConstants.IN_MOVE
+        | InotifyConstants.IN_DELETE_SELF
+        | InotifyConstants.IN_MOVE_SELF
+        | InotifyConstants.IN_ONLYDIR
+    )
+
+
+class InotifyEyes:
+    """inotify through watchdog's descriptor thread.
+
+    Not through its `Observer`: that holds back each IN_MOVED_FROM for half a second
+    to pair it (InotifyMoveEventGrouper.delay), sleeping on it even when the pair is
+    complete, and runs a thread per directory. An atomic rename has to be seen at once.
+    """
+
+    def __init__(self, on_event: OnEvent) -> None:
+        self._on_event = on_event
+        self._descriptor = InotifyFD()
+        try:
+            self._descriptor.start()
+        except BaseException:  # no thread to be had
+            # By stop() alone the descriptors would be left for the thread to close, as the last thing it does.
+            self._descriptor._is_reading = False
+            self._descriptor.stop()
+            raise
+
+    def arm(self, directory: str) -> object:
+        callback = _DirectoryCallback(directory, self._on_event)
+        callback.wd = self._descriptor.add_callback(
+            os.fsencode(directory), _MASK, callback, CallbackId(id(callback))
+        )
+        if callback.wd == -1:  # watchdog says nothing about EACCES
+            raise PermissionError(f"may not watch {directory}")
+        return callback
+
+    def disarm(self, armed: _DirectoryCallback) -> None:
+        armed.silenced = True
+        self._descriptor.remove_callbacks([(armed.wd, CallbackId(id(armed)))])
+
+    def close(self) -> None:
+        self._descriptor.stop()
+        self._descriptor.join()
+
+
+class _DirectoryCallback:
+    """watchdog's WatchCallback for one directory; called on its descriptor thread."""
+
+    __slots__ = ("_directory", "_on_event", "silenced", "wd")
+
+    def __init__(self, directory: str, on_event: OnEvent) -> None:
+        self._directory = directory
+        self._on_event = on_event
+        self.silenced = False
+        self.wd: Any = -1
+
+    def on_event(self, event: InotifyEvent) -> None:
+        if not self.silenced:
+            self._on_event(self._directory, None if event.is_move_self else os.fsdecode(event.name) or None)
+
+    def on_watch_deleted(self, wd: Any) -> None:
+        # IN_IGNORED: the directory is gone. A new one of the same name may even have its inode number.
+        if not self.silenced:
+            self._on_event(self._directory, None)
+
+    def on_queue_overflow(self) -> None:
+        if not self.silenced:
+            self._on_event(self._directory, "")
+
+
+class ObserverEyes:
+    """watchdog's portable observer (FSEvents, kqueue, Windows), where there is no inotify."""
+
+    def __init__(self, on_event: OnEvent) -> None:
+        from watchdog.observers import Observer
+
+        self._on_event = on_event
+        self._observer = Observer()
+        self._observer.start()  # where that raises, it holds nothing yet
+
+    def arm(self, directory: str) -> object:
+        from watchdog.events import FileSystemEventHandler
+
+        on_event = self._on_event
+
+        class Handler(FileSystemEventHandler):
+            def on_any_event(self, event: FileSystemEvent) -> None:
+                if event.event_type in ("opened", "closed_no_write"):
+                    return
+                for path in (event.src_path, event.dest_path):
+                    if path and (text := os.fsdecode(path)) != directory:
+                        on_event(directory, os.path.basename(text))
+                if event.event_type == "deleted" and os.fsdecode(event.src_path) == directory:
+                    on_event(directory, None)
+
+        return self._observer.schedule(Handler(), directory)
+
+    def disarm(self, armed: Any) -> None:
+        with contextlib.suppress(KeyError):  # it stopped by itself
+            self._observer.unschedule(armed)
+
+    def close(self) -> None:
+        self._observer.stop()
+        self._observer.join()
+
+
+def open_eyes(on_event: OnEvent) -> Eyes:
+    """The best eyes of this machine. Starts watchdog's threads; OSError when the kernel has none left."""
+    return InotifyEyes(on_event) if _HAS_INOTIFY else ObserverEyes(on_event)
+
+
+class _Armed:
+    """One watched directory."""
+
+    __slots__ = ("handle", "identity", "names")
+
+    def __init__(self, handle: object, identity: tuple[int, int]) -> None:
+        self.handle = handle
+        self.identity = identity
+        self.names: frozenset[str] = frozenset()
+
+
+class Watcher:
+    """Calls `changed()` on its own thread whenever the content of a watched file has changed.
+
+    Lazy: nothing happens before `start()`. A `changed()` that raises is logged and
+    the watching goes on (Pitfall 36). Changes during a `changed()` lead to another one.
+
+    Thread-safe. `_lock` guards what both threads touch (`_settling`, `_files`,
+    `_lost`, and the name sets of `_armed`); nothing that blocks, and no call into
+    watchdog, happens under it. `_armed` and `_eyes` belong to the watching thread.
+
+    Args:
+        files: Absolute paths; they need not exist.
+        changed: What to call; it gets no hint of what changed.
+        known: What the files held when they were last loaded (`fingerprints` taken
+            before the load). A file that is not in it is reported once after the
+            start, since nobody can tell whether it changed in between; None: all.
+        degraded: Told once, with the reason, when only the poll is left.
+    """
+
+    def __init__(
+        self,
+        files: Iterable[str],
+        changed: Callable[[], None],
+        plan: ReloadPlan,
+        *,
+        known: Prints | None = None,
+        clock: Callable[[], float] = monotonic,
+        eyes: Callable[[OnEvent], Eyes] = open_eyes,
+        degraded: Callable[[str], None] | None = None,
+    ) -> None:
+        self._files = tuple(dict.fromkeys(files))
+        self._changed = changed
+        self._plan = plan
+        self._clock = clock
+        self._open_eyes = eyes
+        self._degraded = degraded if degraded is not None else _log_degraded
+        self._settling = Settling(plan, now=clock(), known=known)
+        self._forget_thread()
+
+    def _forget_thread(self) -> None:
+        self._lock = threading.Lock()
+        self._wake = Bell()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._pid = 0
+        self._eyes: Eyes | None = None
+        self._is_polling = False
+        self._armed: dict[str, _Armed] = {}
+        self._lost: set[str] = set()
+        self._looked_at: float | None = None
+
+    def __repr__(self) -> str:
+        how = "stopped" if self._thread is None else "polling" if self._is_polling else "watching"
+        return f"<Watcher {how} {len(self._files)} files in {len(self._armed)} directories>"
+
+    @property
+    def is_polling(self) -> bool:
+        """Whether events are not to be had and only the poll is left."""
+        return self._is_polling
+
+    def life(self) -> Life:
+        """The sign of life of the thread, and whether it is `polling` because events are not to be had."""
+        thread = self._thread
+        is_alive = thread is not None and self._pid == os.getpid() and thread.is_alive()
+        found = life(is_alive=is_alive, looked_at=self._looked_at, now=self._clock())
+        return {**found, "polling": self._is_polling}
+
+    def start(self) -> None:
+        """Start the thread. Idempotent while it runs; returns at once, the arming is done over there.
+
+        In a forked child it starts anew and leaves the parent's descriptors alone:
+        removing an inherited inotify watch would remove the parent's.
+        """
+        thread = self._thread
+        if thread is not None and self._pid == os.getpid() and thread.is_alive():
+            if not self._stopping:
+                return
+            if thread is threading.current_thread():  # stopped and started inside changed(): it just goes on
+                self._stopping = False
+                return
+            thread.join()
+        self._forget_thread()
+        self._settling.look_at(self._clock())
+        self._pid = os.getpid()
+        self._thread = threading.Thread(target=self._run, name="headrace-watch", daemon=True)
+        undisturbed(self._thread.start)
+
+    def stop(self, *, timeout_s: float | None = 5.0) -> None:
+        """Stop and join, watchdog's threads too. Idempotent.
+
+        From inside `changed()` it cannot join its own thread; that ends when
+        `changed()` returns. *timeout_s* bounds the wait for a `changed()` that is
+        running.
+        """
+        thread = self._thread
+        if thread is None or self._pid != os.getpid():
+            return
+        self._stopping = True
+        self._wake.ring()
+        if thread is not threading.current_thread():
+            try:
+                thread.join(timeout_s)
+            except RuntimeError:
+                pass  # it was never started, or that was interrupted: it ends by itself
+            if not thread.is_alive():
+                self._thread = None
+
+    def set_files(
+        self, files: Iterable[str], *, known: Prints | None = None, plan: ReloadPlan | None = None
+    ) -> None:
+        """Watch *files* from now on; those that are new and not in *known* are reported once."""
+        with self._lock:
+            self._files = tuple(dict.fromkeys(files))
+            if known is not None:
+                self._settling.known.update(known)
+            if plan is not None:
+                self._settling.replan(plan)
+            self._settling.look_at(self._clock())
+        self._wake.ring()
+
+    def poke(self) -> None:
+        """Look, after the debounce, whether something changed."""
+        with self._lock:
+            is_first = self._settling.poke(self._clock())
+        if is_first:
+            self._wake.ring()
+
+    def again(self, after_s: float) -> None:
+        """Call `changed()` in *after_s* seconds even if nothing changes: for an edit that was put on hold."""
+        with self._lock:
+            self._settling.again_at(self._clock() + after_s)
+        self._wake.ring()
+
+    # -- watchdog's thread
+
+    def _on_event(self, directory: str, name: str | None) -> None:
+        with self._lock:
+            armed = self._armed.get(directory)
+            if name is None:
+                self._lost.add(directory)
+            elif name and armed is not None and name not in armed.names and "" not in armed.names:
+                return
+            is_first = self._settling.poke(self._clock())
+        if is_first:
+            self._wake.ring()
+
+    # -- our thread
+
+    def _run(self) -> None:
+        # All of it inside one guard: a thread that ends by itself would leave the edits unheard, and nobody told.
+        try:
+            while not self._stopping:
+                try:
+                    self._wait_and_look()
+                except Exception as error:
+                    stumbled("look at the watched files", error)
+                    self._fall_back(error)
+                    self._wake.wait(STUMBLE_PAUSE_S)
+        finally:
+            self._close_eyes()
+
+    def _wait_and_look(self) -> None:
+        with self._lock:
+            self._settling.clip(now := self._clock())
+            wait_s = self._settling.due_at() - now
+        if wait_s > 0:
+            self._wake.wait(wait_s)
+        else:
+            self._look()
+
+    def _look(self) -> None:
+        self._looked_at = self._clock()
+        with self._lock:
+            first_poke_at = self._settling.take(self._clock())
+            files = self._files
+        self._arm(files)
+        prints = {}
+        for file in files:
+            prints[file] = fingerprint(file)
+            if self._stopping:
+                return
+        with self._lock:
+            if files is not self._files:
+                self._settling.look_at(self._clock())
+                return
+            is_change = self._settling.judge(self._clock(), prints, first_poke_at=first_poke_at)
+        if not is_change or self._stopping:
+            return
+        try:
+            self._changed()
+        except Exception:
+            logger.exception("reload failed unexpectedly; the watching goes on")
+
+    def _arm(self, files: tuple[str, ...]) -> None:
+        """Watch the directories that *files* depend on now. Arm, then read: no edit falls between."""
+        if self._is_polling:
+            return
+        for _ in range(ARM_ROUNDS):
+            wanted: dict[str, set[str]] = {}
+            for file in files:
+                for directory, name in lookups(file):
+                    wanted.setdefault(directory, set()).add(name)
+            try:
+                is_settled = self._arm_directories(wanted)
+            except (
+                Exception
+            ) as error:  # no inotify, no descriptor, no thread to be had; whatever watchdog says
+                self._fall_back(error)
+                return
+            if is_settled:
+                return
+
+    def _arm_directories(self, wanted: Mapping[str, set[str]]) -> bool:
+        """True when nothing had to be armed, so that the walk that led here still holds."""
+        if self._eyes is None:
+            self._eyes = self._open_eyes(self._on_event)
+        with self._lock:
+            lost, self._lost = self._lost, set()
+        for directory in [*self._armed]:
+            armed = self._armed[directory]
+            if directory not in wanted or directory in lost or _identity(directory) != armed.identity:
+                with self._lock:
+                    del self._armed[directory]
+                self._eyes.disarm(armed.handle)
+        is_settled = True
+        for directory, names in wanted.items():
+            known = self._armed.get(directory)
+            if known is None:
+                identity = _identity(directory)
+                if identity is None:
+                    is_settled = False
+                    continue
+                try:
+                    known = _Armed(self._eyes.arm(directory), identity)
+                except (FileNotFoundError, NotADirectoryError):
+                    is_settled = False
+                    continue
+                except (PermissionError, ValueError):
+                    continue  # readable but not watchable, or no path at all: the poll has it
+                is_settled = False
+            with self._lock:
+                known.names = frozenset(names)
+                self._armed[directory] = known
+        return is_settled
+
+    def _fall_back(self, error: Exception) -> None:
+        """ENOSPC: max_user_watches; EMFILE: max_user_instances or our own descriptors. Until the next start."""
+        if self._is_polling:
+            return
+        self._is_polling = True
+        self._close_eyes()
+        each((f"no file system events ({error})",), self._degraded, doing="tell that only the poll is left")
+
+    def _close_eyes(self) -> None:
+        eyes, self._eyes = self._eyes, None
+        with self._lock:
+            self._armed = {}
+        if eyes is not None:
+            each((eyes,), lambda one: one.close(), doing="end the file system events")
+
+
+def _identity(directory: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(directory)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _log_degraded(reason: str) -> None:
+    logs.emit(events.WatchDegraded(reason=reason))

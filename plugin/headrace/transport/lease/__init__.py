@@ -1,0 +1,1 @@
+"""Who holds which connection of one upstream."""

@@ -1,0 +1,451 @@
+"""urllib3's connections, subclassed: one connect limit over all addresses, and a lease that ends with the socket."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import socket
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    LocationParseError,
+    NameResolutionError,
+    NewConnectionError,
+    ReadTimeoutError,
+)
+from urllib3.response import HTTPResponse
+
+from headrace.clock import monotonic
+from headrace.policy.plan import KeepalivePlan
+from headrace.transport.attempt import Attempt, current_attempt
+from headrace.transport.connection_auth import AUTHORIZATION, authenticates_connection
+from headrace.transport.dial.refusals import alert_behind
+from headrace.transport.dial.sending import LOOKS, send_rest
+from headrace.transport.foreign import is_foreign
+from headrace.transport.standstill import GRACE_S
+from headrace.transport.stock.body import BodyTooLarge, piece_bytes
+from headrace.transport.stock.draining import drained
+from headrace.transport.stock.faults import callers_own
+from headrace.transport.stock.framing import FramedAnswer, is_framed_twice, next_chunk_bytes
+from headrace.transport.stock.garbage import (
+    LONGEST_BYTES,
+    is_garbage,
+    refuse_unreadable_length,
+    told_as_broken,
+)
+
+if TYPE_CHECKING:
+    from headrace.transport.lease.pool import CloseReason, Lease, LeasePool
+
+
+class GovernedResponse(HTTPResponse):
+    """urllib3's response, which tells its connection when it was dropped rather than closed."""
+
+    def close(self) -> None:
+        """Close the body and the connection, read or not."""
+        # io's finalizer sets this on what it is about to close (iobase_finalize in CPython's iobase.c).
+        if "_finalizing" in self.__dict__ and isinstance(self._connection, GovernedHTTPConnection):
+            self._connection.ends_as = "leaked"
+        super().close()
+
+    def _update_chunk_length(self) -> None:
+        if self.chunk_left is None:
+            self.chunk_left = next_chunk_bytes(self)
+
+    def drain_conn(self) -> None:
+        """Stock's loop drops this answer, for another try or a redirect: read it if it is little, else close it.
+
+        Stock reads it to its end, however far that is.
+        """
+        if drained(self, decode=False) is None:
+            self.close()
+
+
+class StreamedResponse(GovernedResponse):
+    """The same, where the caller reads the body.
+
+    Attributes:
+        lease: What the body is read over; also once the connection was closed under its reader's hands.
+        let_go: Has it outlive the inbound request that it was opened in; None: it ends with none.
+        on_break: Told once, in the reading thread, of the error that a read ends with, and, if it was
+            we who shut the connection, as what.
+    """
+
+    lease: Lease[Any] | None = None
+    let_go: Callable[[], object] | None = None
+    on_break: Callable[[HTTPError, CloseReason | None], None] | None = None
+
+    def drain_conn(self) -> None:
+        """The same; how that ends says nothing of the upstream."""
+        self.on_break = None
+        super().drain_conn()
+
+    def stream(
+        self, amt: int | None = 2**16, decode_content: bool | None = None
+    ) -> Generator[bytes, None, None]:
+        """The body in pieces, as urllib3's. Blocks."""
+        yield from super().stream(amt, decode_content)
+        # Stock takes a body whose connection was closed under its hands for one that is whole.
+        if self.lease is not None and self.lease.aborted is not None:
+            with self._error_catcher():
+                pass
+
+    @contextmanager
+    def _error_catcher(self) -> Iterator[None]:
+        # urllib3's one place where errors of the body are given their class.
+        lease = self.lease
+        try:
+            with super()._error_catcher():
+                if lease is not None and lease.aborted is not None:
+                    raise _broken_off(lease)
+                try:
+                    yield
+                except Exception as error:
+                    # What http.client stumbles over when its file is closed meanwhile may be anything.
+                    if lease is None or lease.aborted is None:
+                        if is_garbage(error):
+                            raise told_as_broken(error) from error
+                        raise
+                    raise _broken_off(lease) from error
+                # A body that ends with its connection looks whole when it was we who shut that.
+                if lease is not None and lease.aborted is not None:
+                    raise _broken_off(lease)
+        except HTTPError as error:
+            own = callers_own(error)
+            if own is not None:
+                raise own  # noqa: B904 - nothing of urllib3's is to be told of it
+            tell, self.on_break = self.on_break, None
+            if tell is not None:
+                tell(error, None if lease is None else lease.aborted)
+            raise
+
+
+class LimitedResponse(StreamedResponse):
+    """The same, with a limit on what comes out of the body, however it is read.
+
+    Attributes:
+        max_bytes: That limit, decoded where the reader has it decoded.
+        on_excess: Makes the error of a body that is more, for whom reads it.
+    """
+
+    max_bytes: int
+    on_excess: Callable[[], Exception] | None = None
+    _n_taken = 0
+
+    def read(
+        self, amt: int | None = None, decode_content: bool | None = None, cache_content: bool = False
+    ) -> bytes:
+        """As urllib3's; the whole of it is read by pieces."""
+        if amt is not None and amt >= 0:
+            return self._counted(super().read(amt, decode_content, cache_content))
+        size, pieces = piece_bytes(self.max_bytes), []
+        while piece := super().read(size, decode_content):
+            pieces.append(self._counted(piece))
+        whole = b"".join(pieces)
+        if cache_content:
+            self._body = whole
+        return whole
+
+    def read1(self, amt: int | None = None, decode_content: bool | None = None) -> bytes:
+        """As urllib3's."""
+        if amt is None or amt < 0:
+            amt = piece_bytes(self.max_bytes)
+        return self._counted(super().read1(amt, decode_content))
+
+    def read_chunked(self, amt: int | None = None, decode_content: bool | None = None) -> Iterator[bytes]:  # type: ignore[override]
+        """As urllib3's; a chunk that is too long for a piece comes in several."""
+        for piece in super().read_chunked(amt or piece_bytes(self.max_bytes), decode_content):
+            yield self._counted(piece)
+
+    def _counted(self, piece: bytes) -> bytes:
+        self._n_taken += len(piece or b"")
+        if self._n_taken <= self.max_bytes:
+            return piece
+        self.on_break = None  # nothing broke
+        error = BodyTooLarge(self.max_bytes) if self.on_excess is None else self.on_excess()
+        self.close()
+        raise error
+
+
+_ABANDONED = (
+    "the inbound request that this answer was opened in has ended, and so did the answer; "
+    "headrace.detach(answer) has one outlive its request"
+)
+
+
+def _broken_off(lease: Lease[Any]) -> ConnectionAbortedError:
+    return ConnectionAbortedError(
+        _ABANDONED if lease.aborted == "abandoned" else "the call was broken off amid the body"
+    )
+
+
+class GovernedHTTPConnection(HTTPConnection):
+    """A connection that belongs to a lease while it is in use.
+
+    Owned by the thread that holds the lease; `close()` may also come from a
+    finalizer (a response dropped unread), so it never blocks on the pool's lock.
+
+    Attributes:
+        ends_as: What its close is counted as.
+        handshake_s: Longest TLS handshake where no attempt says it: of a connection made ahead of need.
+        most_at_once: Bytes that one send() of its socket is given.
+        answering: The socket of the last answer; http.client takes it off the connection
+            before the body has been read, if the connection ends with it.
+        last_answer: Then what reads from it, which http.client does not close with the connection.
+    """
+
+    response_class = FramedAnswer
+    lease: Lease[Any] | None = None
+    leases: LeasePool[Any] | None = None
+    ends_as: CloseReason = "error"
+    handshake_s: float | None = None
+    most_at_once = sys.maxsize
+    answering: socket.socket | None = None
+    last_answer: http.client.HTTPResponse | None = None
+    _reading_head = False
+    _head_is_next = True  # what is sent next is the head of a request
+
+    def connect(self) -> None:
+        """Connect, and say how long it took. Blocks."""
+        started = monotonic()
+        super().connect()
+        lease = self.lease
+        if lease is not None and lease.aborted is not None:
+            # Broken off when there was nothing yet that could be shut; the request must not go out now.
+            raise ConnectionAbortedError("the call was broken off while it was connecting")
+        attempt = current_attempt.get()
+        if attempt is not None:
+            attempt.connect_took_s = monotonic() - started
+            if attempt.cut:  # when there was no socket yet that could be shut
+                raise ConnectTimeoutError(self, f"Connection to {self.host} came about too late.")
+            attempt.phase = "sent"
+
+    def _new_conn(self) -> socket.socket:
+        attempt = current_attempt.get()
+        if attempt is None:
+            return _open_socket(self, self.timeout, None)
+        attempt.phase = "tcp"
+        return _open_socket(self, self.timeout, attempt)
+
+    def send(self, data: Any) -> None:
+        """Send *data*; no stall may be longer than `timeouts.write`. Blocks.
+
+        Stock's limit, on the whole of *data*, would cut a large body over a slow line that moves all the time.
+        """
+        attempt = current_attempt.get()
+        if (
+            self._head_is_next and type(data) is bytes
+        ):  # http.client sends it in one piece, and nothing with it
+            self._head_is_next = False
+            head = data.lower()
+            if AUTHORIZATION in head and authenticates_connection(head):
+                self._belongs_to(None if attempt is None else attempt.owner)
+        if attempt is None or self.debuglevel or not isinstance(data, (bytes, bytearray, memoryview)):
+            super().send(data)  # a file or an iterable: it comes back here in pieces
+            return
+        if self.sock is None:
+            if not self.auto_open:
+                raise http.client.NotConnected
+            self.connect()
+        sock, most = self.sock, self.most_at_once
+        sys.audit("http.client.send", self, data)
+        sock.settimeout(
+            attempt.timeouts.write_s / LOOKS
+        )  # also where the connection had another limit before
+        sent = 0
+        try:
+            if type(data) is bytes and len(data) <= most:  # nearly every request: the socket takes it at once
+                try:
+                    sent = sock.send(data)
+                except TimeoutError as error:
+                    if is_foreign(error):
+                        raise
+                if sent == len(data):
+                    return
+            send_rest(sock, memoryview(data).cast("B")[sent:], most=most)
+        except TimeoutError as error:
+            text = f"Write timed out. (write timeout={attempt.timeouts.write_s:g})"
+            raise ReadTimeoutError(attempt.pool, "", text) from error  # urllib3 has none for writing
+        except OSError as error:
+            alert = None if is_foreign(error) else alert_behind(sock)
+            if alert is not None:
+                raise alert from None  # the failed write only follows from it
+            raise
+        finally:
+            data = b""  # the call's credentials are in it, and crash reporters ship the locals of a frame
+
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3 itself overrides it
+        """The response head; for a streamed call, sets the socket to the longest silence allowed in the body."""
+        attempt = current_attempt.get()
+        if attempt is not None and attempt.own_error is not None:
+            raise attempt.own_error  # urllib3 has taken it for the peer's, which may have answered before it left
+        self.answering = sock = self.sock
+        self._head_is_next = True
+        # http.client closes a connection that will not be kept alive as soon as the head is read, while the
+        # body is still to come over the same socket: the slot stays taken until the body has ended.
+        self._reading_head = True
+        try:
+            response = super().getresponse()
+        except Exception as error:
+            if attempt is not None:
+                attempt.answered = not _waited_for_status_line(error.__traceback__)
+            raise
+        finally:
+            self._reading_head = False
+        answer = self._HTTPConnection__response  # type: ignore[attr-defined]  # None: it ends with the connection
+        if (
+            answer is not None
+            and "transfer-encoding" in response.headers
+            and is_framed_twice(answer, response.headers)
+        ):
+            answer.is_last = True
+        if attempt is not None:
+            attempt.answered = True
+            if (length := response.length_remaining) is None or length > LONGEST_BYTES:
+                refuse_unreadable_length(response)
+            attempt.sock = sock
+            if attempt.streamed and sock is not None:
+                sock.settimeout(attempt.timeouts.read_s)
+        # urllib3 makes the response itself and has no hook for its class; the layout is the same.
+        if attempt is not None and attempt.streamed:
+            if attempt.max_body_bytes is None:
+                response.__class__ = StreamedResponse
+            else:
+                response.__class__ = LimitedResponse
+                response.max_bytes = attempt.max_body_bytes  # type: ignore[attr-defined]
+            response.lease = self.lease  # type: ignore[attr-defined]
+            if self.sock is None:
+                self.last_answer = response._original_response
+        else:
+            response.__class__ = GovernedResponse
+        return response
+
+    def _belongs_to(self, owner: object | None) -> None:
+        if self.lease is not None and self.leases is not None:
+            self.leases.claim(self.lease, owner)
+
+    def close(self) -> None:
+        """Close the socket and give the slot back, if this connection holds one."""
+        self._head_is_next = True
+        try:
+            super().close()
+        finally:  # whatever it stumbles over, the slot is free
+            if not self._reading_head:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        lease, leases = self.lease, self.leases
+        if lease is not None and leases is not None:
+            leases.give_back_quietly(lease, self.ends_as)
+            self.lease = None  # only now: an interrupt in between may repeat this, and must not lose the slot
+        answer, self.last_answer = self.last_answer, None
+        if answer is not None:
+            answer.close()
+
+
+class GovernedHTTPSConnection(GovernedHTTPConnection, HTTPSConnection):
+    """The same over TLS; the context is the shared one of the TLS policy."""
+
+    most_at_once = 16 * 1024  # a TLS record: send() takes all it is given, or stalls
+
+    def _new_conn(self) -> socket.socket:
+        sock = super()._new_conn()
+        attempt = current_attempt.get()
+        if attempt is None:
+            sock.settimeout(self.handshake_s)
+        else:
+            attempt.phase = "tls"
+            left_s = attempt.ends_at - monotonic()
+            # A limit on the whole handshake: OpenSSL's read under Python goes on to an instant, not per byte.
+            # Where this process has stood still nothing is left of it, and the deadline thread gives a grace.
+            sock.settimeout(min(attempt.timeouts.tls_handshake_s, max(left_s, GRACE_S)))
+        return sock
+
+
+def _waited_for_status_line(trace: TracebackType | None) -> bool:
+    """Whether http.client failed before it had a status line; it leaves no other sign of that."""
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name == "_read_status":
+            return True
+        trace = trace.tb_next
+    return False
+
+
+_KEEPALIVE = (  # the option is named differently on macOS; a system without one keeps its default
+    ("idle_s", getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))),
+    ("interval_s", getattr(socket, "TCP_KEEPINTVL", None)),
+    ("count", getattr(socket, "TCP_KEEPCNT", None)),
+)
+
+
+def socket_options(keepalive: KeepalivePlan | None) -> list[tuple[int, int, int]]:
+    """Options of every socket of a pool: no delay, as urllib3 has it, and the kernel's probes."""
+    options: list[tuple[int, int, int]] = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+    if keepalive is not None:
+        options.append((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1))
+        options += [
+            (socket.IPPROTO_TCP, option, round(getattr(keepalive, name)))
+            for name, option in _KEEPALIVE
+            if option is not None
+        ]
+    return options
+
+
+def _open_socket(conn: HTTPConnection, limit_s: float | None, attempt: Attempt | None) -> socket.socket:
+    """A connected TCP socket, within *limit_s* over all addresses together, and by the end of *attempt*. Blocks.
+
+    urllib3's create_connection gives each address the whole limit; a name with
+    eight dead addresses would take eight of them. Name look-up is not bounded
+    (getaddrinfo cannot be interrupted). Errors are those of urllib3's `_new_conn`.
+    """
+    host = conn._dns_host
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise LocationParseError(f"'{host}', label empty or too long") from None
+    try:
+        addresses = socket.getaddrinfo(host, conn.port, 0, socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        raise NameResolutionError(conn.host, conn, error) from error
+    ends_at = None if limit_s is None else monotonic() + limit_s
+    if attempt is not None:  # less is left of it than when the limit was set: the look-up took its time
+        ends_at = attempt.ends_at if ends_at is None else min(ends_at, attempt.ends_at)
+    last: OSError | None = None
+    for family, kind, proto, _, address in addresses:
+        left_s = None if ends_at is None else ends_at - monotonic()
+        if left_s is not None and left_s <= 0:
+            if last is not None or attempt is None or attempt.cut:
+                last = last or TimeoutError()
+                break
+            left_s = GRACE_S  # this process has stood still, says the deadline thread, which has not cut it
+        sock = socket.socket(family, kind, proto)
+        try:
+            for option in conn.socket_options or ():
+                sock.setsockopt(*option)
+            sock.settimeout(left_s)
+            if conn.source_address:
+                sock.bind(conn.source_address)
+            sock.connect(address)
+        except OSError as error:
+            sock.close()
+            if is_foreign(error):
+                raise
+            last = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            sys.audit("http.client.connect", conn, conn.host, conn.port)
+            return sock
+    if isinstance(last, TimeoutError) and last.errno != errno.ETIMEDOUT:
+        raise ConnectTimeoutError(
+            conn, f"Connection to {conn.host} timed out. (connect timeout={limit_s})"
+        ) from last
+    raise NewConnectionError(conn, f"Failed to establish a new connection: {last}") from last

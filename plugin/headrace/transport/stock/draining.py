@@ -1,0 +1,43 @@
+"""Reading what is left of an answer that nobody wants, to keep its connection: a little, and not for long."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from urllib3.response import BaseHTTPResponse
+
+from headrace.clock import monotonic
+from headrace.transport.stock.faults import callers_own
+
+KEEP_BYTES: Final = 64 * 1024
+"""How much of a failed answer is read to keep it and its connection; a larger one is closed (DESIGN §4.1)."""
+
+KEEP_S: Final = 0.5
+"""How long reading it may take: an answer that only drips in, or stalls, is closed and not waited for."""
+
+_SHORTEST_S = 0.001  # a socket limit of 0 would mean non-blocking
+
+
+def drained(answer: BaseHTTPResponse, *, decode: bool) -> bytes | None:
+    """The body of a streamed *answer*, or None when it is larger, or slower, than what is kept. Blocks."""
+    sock = getattr(getattr(answer, "_connection", None), "answering", None)
+    limit_s = None if sock is None else sock.gettimeout()
+    ends_at = monotonic() + KEEP_S
+    body = b""
+    try:
+        while (left_s := ends_at - monotonic()) > 0.0:
+            if sock is not None:
+                sock.settimeout(max(_SHORTEST_S, left_s))
+            piece = answer.read1(KEEP_BYTES, decode_content=decode)
+            if not piece:
+                if sock is not None and sock.fileno() >= 0:
+                    sock.settimeout(limit_s)  # it may be sent on again
+                return body
+            body += piece
+            if len(body) > KEEP_BYTES:
+                return None
+        return None
+    except Exception as error:
+        if callers_own(error) is not None:
+            raise
+        return None  # it broke off; or a mock's, which reads otherwise: no reason to lose the next attempt

@@ -1,0 +1,304 @@
+"""urllib3's pools, subclassed: the lease layer hands out the connections, urllib3 does the wire.
+
+urllib3's own queue is left as an open/closed flag. Hooks used: `_get_conn`,
+`_put_conn`, `_new_conn`, `urlopen`, and `ConnectionCls.connect/close`.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from urllib3._collections import HTTPHeaderDict
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ClosedPoolError, EmptyPoolError
+from urllib3.response import BaseHTTPResponse
+
+from headrace.clock import monotonic
+from headrace.policy.counters import UpstreamCounters
+from headrace.policy.plan import Origin, UpstreamPlan
+from headrace.transport.attempt import current_attempt
+from headrace.transport.dial.liveness import is_alive
+from headrace.transport.dial.tls import context_for
+from headrace.transport.foreign import noting
+from headrace.transport.lease.collector import collector
+from headrace.transport.lease.pool import LeaseClosed, LeasePool, LeaseRejected, LeaseTimeout
+from headrace.transport.standstill import is_readable
+from headrace.transport.stock.connection import (
+    GovernedHTTPConnection,
+    GovernedHTTPSConnection,
+    socket_options,
+)
+
+BLOCKSIZE = 16 * 1024
+"""Bytes of a file that are read at a time: urllib3's own default."""
+
+
+class _Flag:
+    """Stands in for urllib3's queue: `pool.pool is None` still means closed, and nothing is stored."""
+
+    def __init__(self, maxsize: int = 0) -> None:
+        pass
+
+    def put(self, item: object, block: bool = True, timeout: float | None = None) -> None:
+        """Accepts urllib3's placeholders and forgets them."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> object:
+        """Always empty."""
+        raise queue.Empty
+
+    def qsize(self) -> int:
+        """Nothing is ever in here; ask the lease pool."""
+        return 0
+
+
+class GovernedHTTPPool(HTTPConnectionPool):
+    """The connections of one upstream. Thread-safe: all bookkeeping is in `leases`.
+
+    Attributes:
+        leases: Who holds which connection; the truth about inuse, idle and waiting.
+    """
+
+    ConnectionCls = GovernedHTTPConnection
+    QueueCls = _Flag  # type: ignore[assignment]
+    leases: LeasePool[GovernedHTTPConnection]
+    acquire_s: float
+    connect_s: float
+    handshake_s: float
+
+    def _new_conn(self) -> GovernedHTTPConnection:
+        # Not stock's: that one hands the pool's own TLS fields to the connection, and requests' cert_verify
+        # writes to those on every call. Nothing a call passes changes the trust of a governed connection.
+        conn = self.ConnectionCls(host=self.host, port=self.port, **self.conn_kw)
+        conn.leases = self.leases
+        conn.handshake_s = self.handshake_s
+        return conn
+
+    def _get_conn(self, timeout: float | None = None) -> GovernedHTTPConnection:
+        attempt = current_attempt.get()
+        lease = None
+        if attempt is not None and attempt.pool is self:
+            lease, attempt.lease = attempt.lease, None
+            if lease is None and attempt.cut:
+                raise EmptyPoolError(
+                    self, "the time of this attempt is up"
+                )  # the one that nobody tries again after
+        if lease is None:
+            # A caller's own urllib3 retries, or urlopen() on the pool itself: they wait like everybody.
+            try:
+                lease = self.leases.acquire(
+                    self.acquire_s if timeout is None else timeout,
+                    owner=None if attempt is None else attempt.owner,
+                )
+            except (LeaseTimeout, LeaseRejected) as error:
+                raise EmptyPoolError(self, str(error)) from None
+            except LeaseClosed as error:
+                raise ClosedPoolError(self, str(error)) from None
+            if attempt is not None and attempt.pool is self:
+                attempt.token = lease.token
+                if attempt.cut:  # while it was waited for: the token that the deadline thread knows had ended
+                    self.leases.give_back(lease, reusable=True)
+                    raise EmptyPoolError(self, "the time of this attempt is up")
+        conn = lease.conn
+        if conn is None:
+            conn = lease.conn = self._new_conn()
+        elif attempt is not None:
+            attempt.phase = "sent"
+        conn.lease = lease
+        return conn
+
+    def _put_conn(self, conn: Any) -> None:
+        # None: urllib3 closed the connection, and with that the lease went back already.
+        if conn is None:
+            return
+        # The connection keeps the lease that is over: giving it back again does nothing, whereas an interrupt after
+        # it was taken off the connection would lose the slot.
+        if conn.lease is not None:
+            self.leases.give_back(
+                conn.lease,
+                reusable=is_between_answers(conn),
+                reason="dead" if _had_its_last_answer(conn) else "error",
+            )
+
+    def urlopen(
+        self,
+        method: str,
+        url: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        *args: Any,
+        **kw: Any,
+    ) -> BaseHTTPResponse:
+        """One exchange over a leased connection, with the headers of the attempt added. Blocks."""
+        attempt = current_attempt.get()
+        if attempt is not None and attempt.headers:
+            headers = with_defaults(self.headers if headers is None else headers, attempt.headers)
+        if attempt is not None and body is not None and type(body) is not bytes:
+            body = noting(body, attempt, blocksize=self.conn_kw.get("blocksize", BLOCKSIZE))
+        if args:  # stock's loop, calling itself
+            return super().urlopen(method, url, body, headers, *args, **kw)
+        # By keyword, as callers do: what wraps stock's urlopen (OpenTelemetry's first instrumentations) may add
+        # headers of its own, and looks for ours there alone.
+        return super().urlopen(method, url, body, headers=headers, **kw)
+
+    def _validate_conn(self, conn: Any) -> None:
+        # Before there is a request: stock connects while it sends, and what fails then has the whole request, secrets
+        # and all, in the frames of http.client that crash reporters ship.
+        if conn.sock is None:
+            conn.connect()
+
+    def is_alive(self, conn: GovernedHTTPConnection | None) -> bool:
+        """Whether the peer of an idle connection has neither closed it nor said anything. Does not block."""
+        return conn is not None and is_alive(conn)
+
+    def has_arrived(self, token: Any) -> bool:
+        """Whether something has arrived for the lease with *token* that nobody has read. Does not block."""
+        # Without the lock: a look at a connection that was leased anew by now does no harm.
+        lease = None if token is None else token()
+        conn = None if lease is None else lease.conn
+        return conn is not None and is_readable(conn.sock or conn.answering)
+
+    def open_idle(self) -> None:
+        """Make one connection, TLS included, ahead of need. Blocks for name look-up, `connect_s` and `handshake_s`.
+
+        Raises:
+            HTTPError, OSError: It did not come about.
+        """
+        conn = self._new_conn()
+        conn.timeout = self.connect_s
+        try:
+            conn.connect()
+        except BaseException:
+            conn.close()
+            raise
+        self.leases.offer(conn)
+
+    def follow(self, plan: UpstreamPlan) -> None:
+        """Go by *plan*, which has the TLS rules and the `tcp_keepalive` this pool was built with."""
+        self.acquire_s = plan.timeouts.acquire_s
+        self.connect_s = plan.timeouts.connect_s
+        self.handshake_s = plan.timeouts.tls_handshake_s
+        self.leases.follow(plan.pool)
+
+    def close(self) -> None:
+        """Refuse new leases, close what is idle; connections in use are closed when they come back."""
+        self.pool = None
+        self.leases.retire()
+
+    def forget_inherited(self) -> None:
+        """In a forked child: give up the connections, which are the parent's, without a word to the peer."""
+        self.leases.forget_inherited()
+
+    def __repr__(self) -> str:
+        leases = getattr(self, "leases", None)  # not yet there while it is built
+        return f"<{type(self).__name__} {self.scheme}://{self.host}:{self.port} {leases!r}>"
+
+
+class GovernedHTTPSPool(GovernedHTTPPool, HTTPSConnectionPool):  # type: ignore[misc]  # one _new_conn for both
+    """The same over TLS."""
+
+    ConnectionCls = GovernedHTTPSConnection
+
+
+def with_defaults(headers: Mapping[str, str], extra: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
+    """A copy of *headers* with those of *extra* that it does not have (names without regard to case)."""
+    if type(headers) is dict:
+        if not headers:
+            return dict(extra)
+        merged: Any = headers.copy()
+        present = {name.lower() for name in headers}
+        for name, value in extra:
+            if name.lower() not in present:
+                merged[name] = value
+        return merged  # type: ignore[no-any-return]
+    if isinstance(headers, HTTPHeaderDict) or not hasattr(headers, "copy"):
+        merged = _Headers(headers)
+    else:
+        merged = headers.copy()
+    for name, value in extra:
+        if name not in merged:
+            merged[name] = value
+    return merged  # type: ignore[no-any-return]
+
+
+class _Headers(HTTPHeaderDict):
+    """urllib3's, whose repr joins the values, and with that uncovers secret ones."""
+
+    def __repr__(self) -> str:
+        return f"HTTPHeaderDict({list(self)})"
+
+
+def build_pool(plan: UpstreamPlan, origin: Origin, counters: UpstreamCounters) -> GovernedHTTPPool:
+    """A pool to *origin*, one of those that *plan* claims; opens no socket.
+
+    Raises:
+        TlsError: The TLS files of the plan cannot be loaded.
+    """
+    leases: LeasePool[GovernedHTTPConnection] = LeasePool(
+        plan.pool,
+        counters,
+        clock=monotonic,
+        is_alive=is_alive,
+        close=_close,
+        abort=_abort,
+        discard=_discard,
+        collect=collector.ask,
+    )
+    options = socket_options(plan.pool.tcp_keepalive)
+    pool: GovernedHTTPPool
+    if plan.tls is None:
+        pool = GovernedHTTPPool(origin.host, origin.port, socket_options=options)
+    else:
+        pool = GovernedHTTPSPool(
+            origin.host,
+            origin.port,
+            ssl_context=context_for(plan.tls),
+            server_hostname=plan.tls.server_name,
+            socket_options=options,
+        )
+    pool.leases = leases
+    pool.follow(plan)
+    return pool
+
+
+def is_between_answers(conn: GovernedHTTPConnection) -> bool:
+    """Whether the next request may be sent on *conn*: open, no answer half read (released too early), none to come.
+
+    http.client takes a 1xx other than 100 for the answer. The real one follows, or another protocol does:
+    the next call must not get it.
+    """
+    answer = conn._HTTPConnection__response  # type: ignore[attr-defined]  # http.client keeps it there
+    return conn.sock is not None and (
+        answer is None or (answer.isclosed() and answer.status >= 200 and not answer.is_last)
+    )
+
+
+def _had_its_last_answer(conn: GovernedHTTPConnection) -> bool:
+    """Whether an answer was read whole, and the peer has said, or done, what makes it the last one."""
+    answer = conn._HTTPConnection__response  # type: ignore[attr-defined]
+    return conn.sock is None or (answer is not None and answer.isclosed() and answer.is_last)
+
+
+def _close(conn: GovernedHTTPConnection) -> None:
+    conn.close()
+
+
+def _discard(conn: GovernedHTTPConnection) -> None:
+    """Close this process's copy of an inherited socket: no shutdown, no TLS alert, the parent goes on with its own."""
+    sock, conn.sock, conn.lease = conn.sock, None, None
+    if sock is not None and (descriptor := sock.detach()) >= 0:
+        os.close(descriptor)
+
+
+def _abort(conn: GovernedHTTPConnection) -> None:
+    """Break off whatever the owner of *conn* is doing with it; the owner closes it."""
+    sock = conn.sock or conn.answering
+    if sock is not None:
+        try:
+            # Never SSLSocket.shutdown: it drops the TLS layer, and a later write would go out in plaintext.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        except OSError:
+            pass

@@ -1,0 +1,76 @@
+"""One round of heartbeats: a GET on each of several idle connections, all at once, on one thread."""
+
+from __future__ import annotations
+
+import selectors
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from headrace.clock import monotonic
+from headrace.transport.standstill import GRACE_S
+from headrace.transport.stock.connection import GovernedHTTPConnection
+from headrace.transport.stock.pool import is_between_answers
+
+MOST_BYTES = 64 * 1024
+_SHORTEST_S = 0.01
+
+
+@dataclass(slots=True)
+class Beat:
+    """One idle connection, lent for the round.
+
+    Attributes:
+        target: Path and query to ask for.
+        ends_at: When the answer must be there, monotonic seconds.
+        answered: The result: a whole answer came in time, whatever its status, and
+            the connection can go on.
+    """
+
+    conn: GovernedHTTPConnection
+    target: str
+    headers: tuple[tuple[str, str], ...]
+    ends_at: float
+    answered: bool = False
+
+
+def beat(round_: Sequence[Beat]) -> None:
+    """Ask on every connection of *round_*, then read the answers as they come. Blocks until the last `ends_at`.
+
+    Mutates: sets `answered`. Never raises for what a peer does.
+    """
+    with selectors.DefaultSelector() as selector:
+        for one in round_:
+            if _asked(one) and one.conn.sock is not None:
+                try:
+                    selector.register(one.conn.sock, selectors.EVENT_READ, one)
+                except (OSError, ValueError, KeyError):
+                    pass  # closed meanwhile: a miss of this one, and of no other
+        while selector.get_map():
+            left_s = max(key.data.ends_at for key in selector.get_map().values()) - monotonic()
+            ready = selector.select(max(left_s, 0.0))  # also when it is late: what has come is an answer
+            if not ready and left_s <= 0:
+                return
+            for key, _ in ready:
+                selector.unregister(key.fileobj)
+                key.data.answered = _read(key.data)
+
+
+def _asked(one: Beat) -> bool:
+    conn = one.conn
+    conn.timeout = max(_SHORTEST_S, one.ends_at - monotonic())
+    try:
+        conn.request("GET", one.target, headers=dict(one.headers), preload_content=False)
+    except Exception:  # whatever a broken connection or its peer makes of it is a miss
+        return False
+    return True
+
+
+def _read(one: Beat) -> bool:
+    conn = one.conn
+    conn.timeout = max(GRACE_S, one.ends_at - monotonic())
+    try:
+        response = conn.getresponse()
+        body = response.read(MOST_BYTES + 1, decode_content=False)
+    except Exception:
+        return False
+    return len(body) <= MOST_BYTES and is_between_answers(conn)
