@@ -16,8 +16,9 @@ import pytest
 import structlog
 
 from headrace.config.check.problems import Problem, render_problems
+from headrace.context import inbound_var
 from headrace.observe import events
-from headrace.observe.logs import RequestIdFilter, bound_request, emit
+from headrace.observe.logs import RequestIdFilter, emit
 
 OPENED = events.CircuitChanged(
     upstream="billing",
@@ -218,7 +219,8 @@ def _run(code: str) -> subprocess.CompletedProcess[str]:
 
 UNCONFIGURED = """
 from headrace.observe import events
-from headrace.observe.logs import RequestIdFilter, bound_request, emit
+from headrace.context import inbound_var
+from headrace.observe.logs import RequestIdFilter, emit
 emit(events.HeadraceStarted(files=("u.yaml",), digest="d", upstreams=1))
 emit(events.CircuitChanged(upstream="billing", from_state="open", to_state="closed", reason="…"))
 """
@@ -251,14 +253,14 @@ def test_importing_leaves_structlog_unconfigured() -> None:
 
 @pytest.fixture
 def bound() -> Iterator[None]:
-    token = bound_request.set(SimpleNamespace(request_id="of-100%s"))
+    token = inbound_var.set(SimpleNamespace(request_id="of-100%s"))
     yield
-    bound_request.reset(token)
+    inbound_var.reset(token)
 
 
 @pytest.mark.usefixtures("bound")
 @pytest.mark.parametrize("event", EVERY_EVENT, ids=lambda event: event.name)
-def test_an_event_of_an_inbound_request_carries_its_id(event: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_event_of_an_ininbound_var_carries_its_id(event: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="headrace"):
         emit(event)
 

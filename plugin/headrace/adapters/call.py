@@ -23,15 +23,14 @@ from headrace.adapters.streamed import follow
 from headrace.adapters.surface import Surface
 from headrace.adapters.timeouts import with_asked
 from headrace.clock import monotonic
-from headrace.engine.blocking import Attempt as Performer
 from headrace.engine.blocking import run
-from headrace.engine.notices import is_withheld, stands_on_event_loop
+from headrace.engine.notices import report_event_loop, report_withheld
 from headrace.engine.outbound import Outbound
 from headrace.engine.predicate import is_condemned
 from headrace.engine.retry_after import retry_after_s
 from headrace.engine.tries import Tries
 from headrace.errors import CircuitOpenError, ResponseTooLarge, UpstreamError
-from headrace.policy.exchange import Divert, End, EndReason, Exchange, Send
+from headrace.policy.exchange import Divert, End, EndReason, Exchange, Performer, Send
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import TimeoutPlan
 from headrace.policy.record import Record, tally
@@ -527,16 +526,16 @@ class Call(Generic[T]):
         """Log what the code at the call site could do better, if that is why the call ended."""
         wants_retries = self._upstream.plan.retry.max_attempts > 1
         if record.reason is EndReason.EVENT_LOOP:
-            stands_on_event_loop(self._upstream, "sleep before its next attempt")
+            report_event_loop(self._upstream, "sleep before its next attempt")
         elif wants_retries and record.reason in (EndReason.METHOD, EndReason.NOT_REPLAYABLE):
-            is_withheld(self._upstream, record)
+            report_withheld(self._upstream, record)
 
     def _no_lease(self, error: LeaseError, started: float) -> Outcome:
         if isinstance(error, LeaseCancelled):
             return Outcome(Fault.CANCELLED, started_s=started, wait_s=error.waited_s)
         timed_out = isinstance(error, LeaseTimeout) and self._may_wait
         if isinstance(error, LeaseTimeout) and not self._may_wait:
-            stands_on_event_loop(self._upstream, "wait for a connection")
+            report_event_loop(self._upstream, "wait for a connection")
         self.error = pool_error(
             self._upstream, self._surface, error, request_id=self.outbound.request_id, timed_out=timed_out
         )

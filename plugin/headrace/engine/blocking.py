@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, assert_never
+from typing import assert_never
 
-from headrace.policy.exchange import Divert, End, Exchange, Finish, Refuse, Send, Sleep
-from headrace.policy.outcome import Outcome
-
-
-class Attempt(Protocol):
-    """How one call is sent; made by an adapter, once per call."""
-
-    def perform(self, send: Send) -> Outcome:
-        """Make one attempt. Blocks; turns every error of the transport into an Outcome.
-
-        What it raises nevertheless (KeyboardInterrupt, GreenletExit, a bug) ends the call.
-        """
-
-    def set_aside(self) -> None:
-        """Give the slot back and keep or close the failed answer: another attempt may follow.
-
-        Called at most once per attempt, before the sleep or the Send that follows it. The call may
-        still end there (the circuit opened meanwhile); then the answer kept is what the caller gets.
-        """
+from headrace.policy.exchange import Divert, End, Exchange, Finish, Performer, Refuse, Send, Sleep
 
 
 def run(
     exchange: Exchange,
-    attempt: Attempt,
+    performer: Performer,
     *,
     clock: Callable[[], float],
     sleep: Callable[[float], object],
 ) -> End:
-    """Drive *exchange* to its end. Blocks; lets whatever *attempt*, *clock* or *sleep* raise pass through.
+    """Drive *exchange* to its end. Blocks; lets whatever *performer*, *clock* or *sleep* raise pass through.
 
     The permit goes back in every case; an attempt that did not return is ignored by the circuit.
 
@@ -48,12 +30,12 @@ def run(
             match decision:
                 case Send():
                     if in_hand:
-                        attempt.set_aside()
-                    outcome = attempt.perform(decision)
+                        performer.set_aside()
+                    outcome = performer.perform(decision)
                     in_hand = True
                     exchange.record(outcome, clock())
                 case Sleep():
-                    attempt.set_aside()
+                    performer.set_aside()
                     in_hand = False
                     sleep(decision.delay_s)
                 case Divert() | Finish() | Refuse():

@@ -27,21 +27,21 @@ def let_through(message: object, go: Callable[[], T]) -> T:
         passing.reset(token)
 
 
-def passed_through(upstream: Upstream, reason: str) -> None:
+def count_ungoverned(upstream: Upstream, reason: str) -> None:
     """Count one ungoverned call, and log its call site the first time."""
     site = call_site()
-    if upstream.service.passed_through(reason, site):
+    if upstream.service.count_ungoverned(reason, site):
         emit(CallUngoverned(reason=reason, upstream=upstream.plan.name, call_site=site))
 
 
-def stands_on_event_loop(upstream: Upstream, wanted: str) -> None:
+def report_event_loop(upstream: Upstream, wanted: str) -> None:
     """Say, once per call site, that a call could not wait because it was made on an event loop's thread."""
     site = call_site()
     if upstream.service.is_first("event_loop", site):
         emit(CallOnEventLoop(upstream=upstream.plan.name, wanted=wanted, call_site=site))
 
 
-def is_withheld(upstream: Upstream, record: Record) -> None:
+def report_withheld(upstream: Upstream, record: Record) -> None:
     """Say, once per call site, that a failed call was not retried because of what it is: more of them will not be."""
     site = call_site()
     if upstream.service.is_first(record.reason.value, site):

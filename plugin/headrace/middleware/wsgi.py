@@ -114,7 +114,7 @@ class WSGIMiddleware:
             request_id = new_request_id()
         environ["headrace.instance"] = headrace
 
-        exchange = _Exchange(headrace, configuration, request_id, began, environ, start_response)
+        exchange = _AnswerIterable(headrace, configuration, request_id, began, environ, start_response)
         due_at = None
         if service.deadline is not None:
             value = None if names.deadline is None else environ.get(names.deadline)
@@ -196,7 +196,7 @@ def _key_of(header: str) -> str:
     return "HTTP_" + header.upper().replace("-", "_")
 
 
-class _Exchange:
+class _AnswerIterable:
     """One request under way: WSGI's response iterable. One thread at a time, as WSGI promises."""
 
     __slots__ = (
@@ -266,7 +266,7 @@ class _Exchange:
 
         return noted_write
 
-    def __iter__(self) -> _Exchange:
+    def __iter__(self) -> _AnswerIterable:
         return self
 
     def __next__(self) -> bytes:

@@ -10,22 +10,18 @@ nothing sees warnings on stderr (logging's last resort) and nothing on stdout.
 from __future__ import annotations
 
 import logging
-from contextvars import ContextVar
 from dataclasses import fields
 from typing import Any
 
 import structlog
 from structlog.typing import EventDict
 
+from headrace.context import inbound_var
 from headrace.observe.events import Event
 from headrace.observe.isolation import stumbled
 from headrace.policy.printable import printable, printable_lines
 
 _LOGGER = logging.getLogger("headrace")
-
-bound_request: ContextVar[Any] = ContextVar("headrace_inbound", default=None)
-"""The inbound request that the running code belongs to; of it, only `request_id` is used here. It is
-`runtime.inbound.inbound_var`: one variable, so that what every log line carries costs a request nothing."""
 
 _STACK_DEPTH = 4
 """Frames from `emit`'s caller to logging (emit, log, structlog's proxy), so that records name the caller."""
@@ -38,7 +34,7 @@ def _as_record(
     fact: Event = event_dict["event"]
     values = {field.name: _fit(getattr(fact, field.name)) for field in fields(fact)}  # type: ignore[arg-type]  # a dataclass
     line = printable(f"{fact.name}: {fact.line}")
-    bound = bound_request.get()
+    bound = inbound_var.get()
     if bound is not None and "request_id" not in values:
         values["request_id"] = bound.request_id
         line += f" [request {bound.request_id}]"
@@ -84,7 +80,7 @@ class RequestIdFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Set it; always True."""
         if super().filter(record) and not hasattr(record, "request_id"):
-            bound = bound_request.get()
+            bound = inbound_var.get()
             record.request_id = self._outside if bound is None else bound.request_id
         return True
 

@@ -568,3 +568,20 @@ class Exchange:
         finish = _FINISH[reason]
         self._ended = finish
         return finish
+
+
+class Performer(Protocol):
+    """How one call is sent; made by an adapter, once per call."""
+
+    def perform(self, send: Send) -> Outcome:
+        """Make one attempt. Blocks; turns every error of the transport into an Outcome.
+
+        What it raises nevertheless (KeyboardInterrupt, GreenletExit, a bug) ends the call.
+        """
+
+    def set_aside(self) -> None:
+        """Give the slot back and keep or close the failed answer: another attempt may follow.
+
+        Called at most once per attempt, before the sleep or the Send that follows it. The call may
+        still end there (the circuit opened meanwhile); then the answer kept is what the caller gets.
+        """

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from os import urandom
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from headrace import context
 from headrace.observe.isolation import each
-from headrace.observe.logs import bound_request
 from headrace.policy.retry import RehearsedAllowance, RetryAllowance
 from headrace.runtime.cancellation import Cancellation
 
@@ -99,7 +99,7 @@ def _end(stream: tuple[Token, LeasePool[Any]]) -> None:
     pool.end(token, "abandoned")
 
 
-inbound_var: ContextVar[Inbound | None] = bound_request
+inbound_var: ContextVar[Inbound | None] = context.inbound_var
 
 
 def request_id() -> str | None:

@@ -51,7 +51,7 @@ class _Held:
 
 
 @dataclass(slots=True)
-class _Refused:
+class _Rejection:
     """The last refusal, for status. `digest` is None when the file could not even be read to its end."""
 
     text: str
@@ -94,7 +94,7 @@ class Reloader:
         self._heartbeats = Heartbeats()
         self.service = ServiceCounters()
         self.counters: dict[str, UpstreamCounters] = {}
-        self.refused: _Refused | None = None
+        self.refused: _Rejection | None = None
         self.snapshot = self._build(load(), None)
 
     def announcements(self) -> list[Event]:
@@ -342,7 +342,7 @@ class Reloader:
 
     def _reject(self, error: ConfigError, events: list[Event]) -> None:
         self.service.reloaded("rejected")
-        self.refused = _Refused(str(error), time.time())
+        self.refused = _Rejection(str(error), time.time())
         events.append(
             ConfigRejected(
                 files=self._files,

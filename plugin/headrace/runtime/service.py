@@ -82,7 +82,7 @@ class ServiceCounters:
         with self.lock:
             add(self.reloads, result)
 
-    def passed_through(self, reason: str, site: str) -> bool:
+    def count_ungoverned(self, reason: str, site: str) -> bool:
         """Count one call that matched a rule but is not governed; True the first time *site* does it."""
         with self.lock:
             add(self.ungoverned, reason)

@@ -24,9 +24,9 @@ from headrace.adapters.owner import owner_behind
 from headrace.adapters.requests.body import read_body
 from headrace.adapters.surface import Substitute
 from headrace.adapters.twins import REQUESTS
-from headrace.adapters.urllib3.hop import Hop, Refused, is_callers_own
+from headrace.adapters.urllib3.hop import Hop, RefusalInFlight, is_callers_own
 from headrace.adapters.urllib3.kept import KeptResponse
-from headrace.adapters.urllib3.own_retries import delegated, unsent_only
+from headrace.adapters.urllib3.own_retries import count_delegated, unsent_only
 from headrace.adapters.urllib3.surface import NO_RETRY, url_through
 from headrace.engine.tries import Tries
 from headrace.errors import UpstreamError
@@ -84,7 +84,7 @@ def send_in_tries(
         if hop.record is not None:
             carry(hop.record, on=response)
         return response
-    except Refused:
+    except RefusalInFlight:
         pass  # raised below, outside: as the context of itself it would be a cycle
     except BaseException as error:
         hop.tell(error)
@@ -133,7 +133,7 @@ class _Hop(Hop):
         response_kw: dict[str, Any],
     ) -> BaseHTTPResponse:
         """One try, over the upstream's pool. Blocks."""
-        delegated(self.upstream)
+        count_delegated(self.upstream)
         surface = _Surface(
             self.upstream.state.pool,
             self.adapter,

@@ -31,9 +31,9 @@ from headrace.adapters.surface import Substitute
 from headrace.adapters.timeouts import timeouts_of_call
 from headrace.adapters.twins import REQUESTS
 from headrace.adapters.urllib3.kept import KeptResponse
-from headrace.adapters.urllib3.own_retries import delegated, retries_itself
+from headrace.adapters.urllib3.own_retries import count_delegated, retries_itself
 from headrace.adapters.urllib3.trust import bundles_of_environment
-from headrace.engine.notices import let_through, passed_through
+from headrace.engine.notices import count_ungoverned, let_through
 from headrace.engine.shadow import observed
 from headrace.engine.tries import Tries
 from headrace.policy.plan import FallbackPlan, TlsPlan, UpstreamPlan
@@ -74,7 +74,7 @@ def send(
         return go()
     reason = _not_ours(upstream.plan, adapter, request, verify, cert, proxies)
     if reason is not None:
-        passed_through(upstream, reason)
+        count_ungoverned(upstream, reason)
         return let_through(request, go)
     is_delegated = retries_itself(adapter.max_retries)
     timeouts = timeouts_of_call(upstream.plan.timeouts, timeout)
@@ -119,7 +119,7 @@ def send(
                 body_at=body_at,
             )
         tries = Tries(upstream)  # one, as far as we can see
-        delegated(upstream)
+        count_delegated(upstream)
     surface = _Surface(
         original,
         adapter,

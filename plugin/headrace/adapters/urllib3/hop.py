@@ -18,7 +18,7 @@ from headrace.runtime.carrying import add_notes, carry, record_of
 from headrace.runtime.upstream import Upstream
 
 
-class Refused(Exception):
+class RefusalInFlight(Exception):
     """Takes one of our refusals past stock's handlers, which would wrap some of them, or an error of the caller's own
     code, which they would take for the network's and try again after."""
 
@@ -130,7 +130,7 @@ class Hop(HTTPConnectionPool):
             self.record = record_of(response)
             response.retries = retries  # PoolManager counts redirects by it
             return response
-        raise Refused(why)  # with the words: instrumentation around stock's urlopen writes them down
+        raise RefusalInFlight(why)  # with the words: instrumentation around stock's urlopen writes them down
 
     def take_refusal(self) -> Exception:
         """The error that ended the call and is not stock's to handle; this hop forgets it. Mutates."""

@@ -80,7 +80,7 @@ def unsent_only(retries: Retry) -> Retry:
     return retries.new(read=False if retries.read is False else 0, status=0, other=0)
 
 
-def delegated(upstream: Upstream) -> None:
+def count_delegated(upstream: Upstream) -> None:
     """Count a try of a caller who retries himself, and say so once per call site."""
     counters = upstream.state.counters
     with counters.lock:

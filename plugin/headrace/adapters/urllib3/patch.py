@@ -17,7 +17,7 @@ from urllib3.poolmanager import PoolKey
 
 from headrace.adapters.routing import Routing, count_unknown
 from headrace.adapters.urllib3.pools import is_stock, routed
-from headrace.engine.notices import passed_through, passing
+from headrace.engine.notices import count_ungoverned, passing
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,7 +43,7 @@ class Urllib3Patch:
                 if passing.get() is None:
                     upstream = routing.of_origin(pool.scheme, pool.host, pool.port or 0)
                     if upstream is not None and upstream.mode != "off":
-                        passed_through(upstream, "manager")
+                        count_ungoverned(upstream, "manager")
                 return pool
             # Behind a forward proxy the pool's origin is the proxy's: only the URL of a call tells.
             if self.proxy is None and not routing.names_origin(pool.scheme, pool.host, pool.port or 0):

@@ -25,9 +25,9 @@ from headrace.adapters.call import Call
 from headrace.adapters.own_connections import STOCK, is_settled_by_manager
 from headrace.adapters.routing import Routing, count_unknown
 from headrace.adapters.timeouts import timeouts_of_call
-from headrace.adapters.urllib3.hop import Hop, Refused
+from headrace.adapters.urllib3.hop import Hop, RefusalInFlight
 from headrace.adapters.urllib3.own_retries import (
-    delegated,
+    count_delegated,
     is_default,
     redirects_only,
     retries_itself,
@@ -35,7 +35,7 @@ from headrace.adapters.urllib3.own_retries import (
 )
 from headrace.adapters.urllib3.surface import UrlopenSurface, status_of
 from headrace.adapters.urllib3.trust import brings_own_tls
-from headrace.engine.notices import passed_through, passing
+from headrace.engine.notices import count_ungoverned, passing
 from headrace.engine.shadow import observed
 from headrace.engine.tries import Tries
 from headrace.policy.paths import quoted
@@ -91,7 +91,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
         """One call, governed as the mode of its upstream says. Blocks; the arguments are stock's.
 
         Raises:
-            UpstreamError: Refused by circuit, pool or deadline; also a urllib3 exception, never wrapped.
+            UpstreamError: RefusalInFlight by circuit, pool or deadline; also a urllib3 exception, never wrapped.
             urllib3.exceptions.HTTPError: What stock raises: MaxRetryError around what the last attempt raised,
                 or that itself where *retries* is False.
         """
@@ -171,7 +171,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
                 decode_content=decode_content,
                 **response_kw,
             )
-        except Refused:
+        except RefusalInFlight:
             pass  # raised below, outside: as the context of itself it would be a cycle
         except BaseException as error:
             hop.tell(error)
@@ -204,14 +204,14 @@ class RoutedHTTPPool(HTTPConnectionPool):
         if upstream.mode == "off":
             return None
         if self.proxy is not None:
-            passed_through(upstream, "proxy")
+            count_ungoverned(upstream, "proxy")
             return None
         if self._is_settled or self.conn_kw != self._made_with or self.ConnectionCls.__module__ != STOCK:
-            passed_through(upstream, "manager")
+            count_ungoverned(upstream, "manager")
             return None
         tls = upstream.plan.tls
         if tls is not None and self.scheme == "https" and brings_own_tls(self._key, tls, self):
-            passed_through(upstream, "tls")
+            count_ungoverned(upstream, "tls")
             return None
         return upstream
 
@@ -317,7 +317,7 @@ class _Hop(Hop):
     ) -> BaseHTTPResponse:
         """One governed call, or one try of it, over the upstream's pool. Blocks."""
         if self.tries is not None:
-            delegated(self.upstream)
+            count_delegated(self.upstream)
         replayable, body_at = (True, None) if body is None or type(body) is bytes else position_of(body)
         response_kw["release_conn"] = self.release_conn
         surface = UrlopenSurface(

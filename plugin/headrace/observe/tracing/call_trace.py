@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from opentelemetry import context as contexts
 from opentelemetry import propagate, trace
@@ -17,7 +17,7 @@ from headrace.observe.tracing.attempt_spans import AttemptSpans
 from headrace.observe.tracing.request_trace import Request, told_of
 from headrace.policy.breaker.circuit import Circuit, Refused
 from headrace.policy.counters import Exemplar
-from headrace.policy.exchange import Exchange, Send
+from headrace.policy.exchange import Exchange, Performer, Send
 from headrace.policy.outcome import Outcome
 
 Headers = tuple[tuple[str, str], ...]
@@ -32,16 +32,6 @@ _SERVED: Final = frozenset({SpanKind.SERVER, SpanKind.CONSUMER})
 def is_served(span: Span) -> bool:
     """Whether *span* says how somebody was served."""
     return getattr(span, "kind", None) in _SERVED  # of the SDK: the API's Span does not tell
-
-
-class Performer(Protocol):
-    """What makes the attempts of a call: an `engine.blocking.Attempt`."""
-
-    def perform(self, send: Send) -> Outcome:
-        """Make one attempt. Blocks."""
-
-    def set_aside(self) -> None:
-        """Free the slot before a pause."""
 
 
 class CallTrace:
