@@ -15,7 +15,7 @@ from prometheus_client.utils import floatToGoString
 
 from headrace.observe.isolation import answers
 from headrace.policy.breaker.circuit import CircuitState, CircuitView
-from headrace.policy.counters import Histogram, Ticker, UpstreamCounters, totals_of
+from headrace.policy.counters import Histogram, UpstreamCounters, totals_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,38 +437,12 @@ def samples_of(reading: Reading) -> Samples:
 
 def _rows_of(upstream: UpstreamReading) -> list[tuple[str, Labels, Value]]:
     """All of an upstream or, where that raises, nothing: half of it would lie."""
-    copied = replace(upstream, counters=_copied(upstream.counters))
+    copied = replace(upstream, counters=upstream.counters.copy())
     return [
         (family.name, (copied.name, *labels), value)
         for family in UPSTREAM_FAMILIES
         for labels, value in family.read(copied)
     ]
-
-
-def _copied(counters: UpstreamCounters) -> UpstreamCounters:
-    """The totals as they stood together; only copying happens under their lock."""
-    copy = UpstreamCounters()
-    with counters.lock:
-        copy.requests = dict(counters.requests)
-        copy.attempts = dict(counters.attempts)
-        copy.retries = dict(counters.retries)
-        copy.retries_denied = dict(counters.retries_denied)
-        copy.retries_delegated = counters.retries_delegated
-        copy.resent = counters.resent
-        copy.fallbacks = counters.fallbacks
-        copy.broken_bodies = counters.broken_bodies
-        copy.collections = counters.collections
-        copy.transitions = dict(counters.transitions)
-        copy.refused = counters.refused
-        copy.observed = dict(counters.observed)
-        copy.protected = {name: Ticker(ticker.total()) for name, ticker in counters.protected.items()}
-        copy.acquires = dict(counters.acquires)
-        copy.closed = dict(counters.closed)
-        copy.duration = counters.duration.copy()
-        copy.wait = counters.wait.copy()
-        copy.attempts_per_call = counters.attempts_per_call.copy()
-        copy.deadline_left = counters.deadline_left.copy()
-    return copy
 
 
 def _sum(old: Histogram, new: Histogram) -> Histogram:

@@ -91,6 +91,10 @@ class Ticker:
         self._looks += 1
         return total
 
+    def copy(self) -> Ticker:
+        """One that goes on from the total so far; the caller holds the owner's lock."""
+        return Ticker(self.total())
+
 
 PROTECTED_OUTCOMES = ("success", "failure", "ignored", "refused")
 
@@ -162,6 +166,26 @@ class UpstreamCounters:
         self.wait = Histogram()
         self.attempts_per_call = Histogram(ATTEMPT_BUCKETS)
         self.deadline_left = Histogram()
+
+    def copy(self) -> UpstreamCounters:
+        """The totals as they stand together, apart from these. Takes the lock, only to copy."""
+        twin = UpstreamCounters()
+        with self.lock:
+            for name in self.__slots__:
+                if name != "lock":
+                    setattr(twin, name, _copied(getattr(self, name)))
+        return twin
+
+
+def _copied(total: Any) -> Any:
+    """*total* apart from the original; the caller holds the lock."""
+    match total:
+        case Histogram() | Ticker():
+            return total.copy()
+        case dict():
+            return {key: _copied(value) for key, value in total.items()}
+        case _:
+            return total
 
 
 def add(totals: dict[Any, int], key: Any, amount: int = 1) -> None:
