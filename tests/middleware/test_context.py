@@ -15,9 +15,12 @@ import pytest
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from headrace.middleware.asgi import ASGIMiddleware
+from headrace.middleware.context import deadline_at
 from headrace.middleware.wsgi import WSGIMiddleware
+from headrace.policy.deadline_header import allowed_s
 from headrace.policy.plan import InboundDeadlinePlan, PropagatePlan
 from headrace.runtime.inbound import Inbound, inbound_var
+from headrace.runtime.service import ServiceCounters
 from support.gateways import CONFIGURATION, FakeHeadrace, Headers, Seen, asgi_scope, call_asgi
 from support.plans import upstream_plan
 
@@ -110,6 +113,19 @@ def test_the_deadline_of_a_request(
     else:
         assert left is not None
         assert expected_s - 5.0 < left <= expected_s  # however slow this machine is today
+
+
+@pytest.mark.parametrize("default_s", [None, 2.0])
+@pytest.mark.parametrize("said_s", [None, 1.0, 3.0, 90.0])
+def test_the_middlewares_allow_what_the_policy_and_the_simulation_allow(
+    said_s: float | None, default_s: float | None
+) -> None:
+    """The rule is written out in `deadline_at`, for a call per request is counted."""
+    plan = deadline(default_s=default_s, max_s=3.0)
+    values = [] if said_s is None else [f"{said_s:g}"]
+    allowed = allowed_s(plan, said_s)
+    expected = None if allowed is None else 100.0 + allowed
+    assert deadline_at(plan, values, ServiceCounters(), 100.0) == expected
 
 
 def test_a_header_that_says_nothing_is_counted_and_an_absent_one_is_not(serve: Serve) -> None:
