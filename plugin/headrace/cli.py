@@ -19,12 +19,10 @@ from headrace.config.check.hints import hints
 from headrace.config.check.problems import did_you_mean
 from headrace.config.explain.explain import explain
 from headrace.config.explain.schema import schema_text
-from headrace.config.source.tree import MASK
-from headrace.config.source.units import format_duration
+from headrace.config.explain.summary import shown_base_url, summary
 from headrace.policy.outcome import Fault
-from headrace.policy.plan import CircuitPlan, TimeWindowPlan, UpstreamPlan
+from headrace.policy.plan import UpstreamPlan
 from headrace.policy.printable import printable_lines
-from headrace.policy.routes import url_of
 
 GOOD, PROBLEMS, USAGE = 0, 1, 2
 
@@ -197,7 +195,7 @@ def _print_check(inspection: Inspection, workers: int | None) -> None:
     if configuration is None:
         return
     for plan in configuration.upstreams.values():
-        _say(_summary(inspection, plan))
+        _say(summary(inspection, plan))
         if workers is not None:
             print(f"    {workers} workers: {_totals_text(plan, workers)}")
     count = len(configuration.upstreams)
@@ -208,43 +206,6 @@ def _hints(inspection: Inspection) -> list[Problem]:
     if inspection.settings is None or inspection.written is None:
         return []
     return sorted(set(hints(inspection.settings, inspection.written)))
-
-
-def _summary(inspection: Inspection, plan: UpstreamPlan) -> str:
-    timeouts, retry, breaker = plan.timeouts, plan.retry, plan.circuit_breaker
-    deadline = (
-        "no deadline" if timeouts.deadline_s is None else f"deadline {format_duration(timeouts.deadline_s)}"
-    )
-    trips = _trips(breaker)
-    attempts = f"{retry.max_attempts} × {format_duration(timeouts.attempt_s)}"
-    pool = f"{plan.pool.max_connections} connections"
-    return f"{plan.name}  {_url(inspection, plan)}  {plan.mode}: {deadline}, {attempts}, {pool}, {trips}"
-
-
-def _trips(breaker: CircuitPlan) -> str:
-    if breaker.mode == "disabled":
-        return "breaker disabled"
-    if breaker.mode == "forced_open":
-        return "breaker forced open: every call refused"
-    window, slow_s = breaker.window, breaker.slow_call.duration_s
-    trips = "would open" if breaker.mode == "observe" else "opens"
-    trips += f" at {breaker.failure_rate_threshold:.0%} of {breaker.minimum_calls}+ calls"
-    if isinstance(window, TimeWindowPlan):
-        trips += f" in {format_duration(window.size_s)}"
-    else:
-        trips += f" of the last {window.size}"
-        if window.max_age_s is not None:
-            trips += f" in {format_duration(window.max_age_s)}"
-    if slow_s is not None:
-        trips += f" or {breaker.slow_call.rate_threshold:.0%} as slow as {format_duration(slow_s)}"
-    if breaker.consecutive_failures is not None:
-        trips += f", with fewer at {breaker.consecutive_failures} in a row"
-    return trips
-
-
-def _url(inspection: Inspection, plan: UpstreamPlan) -> str:
-    assert inspection.written is not None
-    return inspection.written.shown(("upstreams", plan.name, "base_url"), url_of(plan.base)) or MASK
 
 
 def _totals(plan: UpstreamPlan, workers: int) -> dict[str, float]:
@@ -268,7 +229,7 @@ def _check_object(inspection: Inspection, workers: int | None) -> dict[str, Any]
     for plan in configuration.upstreams.values() if configuration else ():
         upstream: dict[str, Any] = {
             "name": plan.name,
-            "base_url": _url(inspection, plan),
+            "base_url": shown_base_url(inspection, plan),
             "mode": plan.mode,
             "deadline_s": plan.timeouts.deadline_s,
             "attempt_s": plan.timeouts.attempt_s,

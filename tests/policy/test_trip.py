@@ -33,6 +33,10 @@ def test_a_closed_circuit_opens_by_the_trip_rules_and_by_nothing_else() -> None:
     assert closed == dict.fromkeys(TRIP_RULES, CircuitState.OPEN)
 
 
+def test_every_trigger_changes_the_state_of_some_circuit() -> None:
+    assert {trigger for _, trigger in TRANSITIONS} == set(Trigger)
+
+
 def test_every_trip_rule_has_a_run_that_shows_it() -> None:
     assert RUNS.keys() == TRIP_RULES.keys(), "give a new rule its calls in support/trips.py"
 

@@ -18,11 +18,11 @@ from contextlib import AbstractContextManager, nullcontext
 from math import inf
 from typing import Any, Final
 
-from headrace.policy.breaker.half_open import HalfOpen
+from headrace.policy.breaker.half_open import HalfOpen, ProbesTrigger, threshold_of
 from headrace.policy.breaker.permit import CircuitView, Permit, Refusal, Refused, Verdict
 from headrace.policy.breaker.ramp import Ramp
-from headrace.policy.breaker.transition import TRANSITIONS, CircuitState, Transition, Trigger
-from headrace.policy.breaker.trip import TRIP_RULES, Tally, failure_rate, slow_call_rate
+from headrace.policy.breaker.transition import TRANSITIONS, CircuitState, Transition
+from headrace.policy.breaker.trip import Tally, Trigger, failure_rate, slow_call_rate, tripped_by
 from headrace.policy.breaker.window import window_for
 from headrace.policy.growth import grown_s
 from headrace.policy.plan import CircuitPlan
@@ -267,7 +267,7 @@ class Circuit:
             self._follow(plan)
             if plan.mode == "disabled":
                 while self.state is not _CLOSED:
-                    self._transition(Trigger.DISABLED, now)
+                    self._transition(Trigger.DISABLED, now, *self._judged(), None)
             elif self._half_open is not None:
                 self._decide(self._half_open.weigh(plan), now)
             return self._take_untold()
@@ -336,13 +336,15 @@ class Circuit:
         self.is_shut = mode == "forced_open" or (self.state is _OPEN and mode == "enforce")
 
     def _ask_trip_rules(self, now: float) -> None:
-        if self._plan.mode == "disabled":
+        plan = self._plan
+        if plan.mode == "disabled":
             return
         tally = self._tally()
-        for trigger, trips in TRIP_RULES.items():
-            if trips(self._plan, tally):
-                self._transition(trigger, now)
-                return
+        tripped = tripped_by(tally, plan)
+        if tripped is not None:
+            trigger, threshold = tripped
+            rate = failure_rate(tally, minimum_calls=plan.minimum_calls)
+            self._transition(trigger, now, tally, rate, threshold)
 
     def _admit(self, now: float) -> Permit | Refused:
         """The answer of a circuit that does not let everybody pass."""
@@ -357,7 +359,7 @@ class Circuit:
             self._open_until = min(self._open_until, now + self._open_s)
             if now < self._open_until:
                 return Refused(Refusal.OPEN, self._open_until - now, _OPEN, self._opened)
-            self._transition(Trigger.OPEN_FOR_ELAPSED, now)
+            self._transition(Trigger.OPEN_FOR_ELAPSED, now, *self._judged(), None)
         half_open = self._half_open
         assert half_open is not None, "neither closed nor open"
         probe = half_open.lease(plan, now)
@@ -403,16 +405,27 @@ class Circuit:
         if self._half_open is not None:
             decided = self._half_open.settle(self._plan, now)
             if decided is not None:
-                self._transition(*decided)
+                self._decide(*decided)
 
-    def _decide(self, trigger: Trigger | None, at_s: float) -> None:
+    def _decide(self, trigger: ProbesTrigger | None, at_s: float) -> None:
         if trigger is not None:
-            self._transition(trigger, at_s)
+            self._transition(trigger, at_s, *self._judged(), threshold_of(trigger, self._plan))
 
-    def _transition(self, trigger: Trigger, at_s: float) -> None:
+    def _judged(self) -> tuple[Tally, float | None]:
+        """The verdicts of the half-open phase, and the failure rate among them; nothing while the circuit is open."""
+        half_open = self._half_open
+        if half_open is None:
+            return Tally(0, 0, self._consecutive_failures), None
+        verdicts = half_open.verdicts
+        rate = half_open.failed / verdicts if verdicts else None
+        return Tally(verdicts, half_open.failed, self._consecutive_failures, half_open.slow), rate
+
+    def _transition(
+        self, trigger: Trigger, at_s: float, tally: Tally, rate: float | None, threshold: float | None
+    ) -> None:
+        """Change the state as the table says, and note the numbers behind it."""
         plan, before = self._plan, self.state
         after = TRANSITIONS[before, trigger]
-        tally, rate, threshold = self._numbers(trigger)
         open_for_s = None
         if after is _OPEN:
             self._openings += 1
@@ -427,7 +440,7 @@ class Circuit:
             failure_rate=rate,
             calls=tally.calls,
             failures=tally.failures,
-            consecutive_failures=self._consecutive_failures,
+            consecutive_failures=tally.consecutive_failures,
             threshold=threshold,
             open_for_s=open_for_s,
             generation=self.generation,
@@ -448,28 +461,6 @@ class Circuit:
         self._open_the_way()
         self.history = (*self.history[-3:], transition)
         self._untold.append(transition)
-
-    def _numbers(self, trigger: Trigger) -> tuple[Tally, float | None, float | None]:
-        """The calls, the failure rate and the threshold behind *trigger*."""
-        plan = self._plan
-        if self.state is _CLOSED:
-            tally = self._tally()
-            rate = failure_rate(tally, minimum_calls=plan.minimum_calls)
-            threshold = {
-                Trigger.FAILURE_RATE: plan.failure_rate_threshold,
-                Trigger.SLOW_CALL_RATE: plan.slow_call.rate_threshold,
-            }.get(trigger, plan.consecutive_failures)
-            return tally, rate, threshold
-        half_open = self._half_open
-        if half_open is None:
-            return Tally(0, 0, self._consecutive_failures), None, None
-        verdicts = half_open.verdicts
-        rate = half_open.failed / verdicts if verdicts else None
-        threshold = {
-            Trigger.PROBES_SLOW: plan.slow_call.rate_threshold,
-            Trigger.DISABLED: None,
-        }.get(trigger, plan.half_open.success_rate_threshold)
-        return Tally(verdicts, half_open.failed, self._consecutive_failures, half_open.slow), rate, threshold
 
     def _open_for_s(self) -> float:
         plan = self._plan.open_for

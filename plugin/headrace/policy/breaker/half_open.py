@@ -6,9 +6,30 @@ Arithmetic of one phase; the circuit owns it, guards it with its lock and does w
 from __future__ import annotations
 
 from math import ceil, floor, inf
+from typing import Literal, TypeAlias, assert_never
 
-from headrace.policy.breaker.transition import Trigger
+from headrace.policy.breaker.trip import Trigger
 from headrace.policy.plan import CircuitPlan
+
+ProbesTrigger: TypeAlias = Literal[
+    Trigger.PROBES_SUCCEEDED,
+    Trigger.PROBE_FAILED,
+    Trigger.PROBE_EXPIRED,
+    Trigger.PROBES_SLOW,
+    Trigger.WINDOW_ELAPSED,
+]
+"""What ends a half-open phase by itself."""
+
+
+def threshold_of(trigger: ProbesTrigger, plan: CircuitPlan) -> float:
+    """What the verdicts were compared with when *trigger* ended the phase."""
+    match trigger:
+        case Trigger.PROBES_SLOW:
+            return plan.slow_call.rate_threshold
+        case Trigger.PROBES_SUCCEEDED | Trigger.PROBE_FAILED | Trigger.PROBE_EXPIRED | Trigger.WINDOW_ELAPSED:
+            return plan.half_open.success_rate_threshold
+        case _:
+            assert_never(trigger)
 
 
 class HalfOpen:
@@ -85,7 +106,9 @@ class HalfOpen:
             self.succeeded += 1
         self.slow += slow
 
-    def weigh(self, plan: CircuitPlan, failed_by: Trigger = Trigger.PROBE_FAILED) -> Trigger | None:
+    def weigh(
+        self, plan: CircuitPlan, failed_by: ProbesTrigger = Trigger.PROBE_FAILED
+    ) -> ProbesTrigger | None:
         """What the verdicts decide, or None as long as the rest of the probes can change the result."""
         most = plan.half_open.max_probes
         if (most - self.failed) / most < plan.half_open.success_rate_threshold:
@@ -97,7 +120,7 @@ class HalfOpen:
             return Trigger.PROBES_SUCCEEDED
         return None
 
-    def settle(self, plan: CircuitPlan, now: float) -> tuple[Trigger, float] | None:
+    def settle(self, plan: CircuitPlan, now: float) -> tuple[ProbesTrigger, float] | None:
         """What time alone has decided by *now*, and when it did; None: nothing yet. Mutates.
 
         In the order in which it happened: expired leases, windows that passed.

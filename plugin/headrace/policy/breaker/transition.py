@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from typing import assert_never
+
+from headrace.policy.breaker.trip import TRIP_RULES, Tally, Trigger
 
 
 class CircuitState(StrEnum):
@@ -16,28 +19,11 @@ class CircuitState(StrEnum):
     HALF_OPEN = "half_open"  # admits a few, as probes
 
 
-class Trigger(StrEnum):
-    """Why the circuit changed its state."""
-
-    FAILURE_RATE = "failure_rate"
-    SLOW_CALL_RATE = "slow_call_rate"
-    CONSECUTIVE_FAILURES = "consecutive_failures"
-    OPEN_FOR_ELAPSED = "open_for elapsed"
-    PROBES_SUCCEEDED = "probes succeeded"
-    PROBE_FAILED = "probe failed"
-    PROBE_EXPIRED = "probe expired"
-    PROBES_SLOW = "probes slow"  # they succeeded, and too many took as long as what opened the circuit
-    WINDOW_ELAPSED = "half_open window elapsed"  # with a failed or expired probe in it
-    DISABLED = "disabled"  # the configuration says that the circuit never opens
-
-
 _CLOSED, _OPEN, _HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
 
 TRANSITIONS: Mapping[tuple[CircuitState, Trigger], CircuitState] = MappingProxyType(
     {
-        (_CLOSED, Trigger.FAILURE_RATE): _OPEN,
-        (_CLOSED, Trigger.SLOW_CALL_RATE): _OPEN,
-        (_CLOSED, Trigger.CONSECUTIVE_FAILURES): _OPEN,
+        **{(_CLOSED, rule): _OPEN for rule in TRIP_RULES},
         (_OPEN, Trigger.OPEN_FOR_ELAPSED): _HALF_OPEN,
         (_OPEN, Trigger.DISABLED): _HALF_OPEN,
         (_HALF_OPEN, Trigger.PROBES_SUCCEEDED): _CLOSED,
@@ -66,8 +52,8 @@ class Transition:
             counts once, however many attempts it made.
         failures: How many of *calls* failed.
         slow_calls: How many of *calls* took `slow_call.duration` or longer.
-        threshold: What the rule compared with: failure_rate_threshold, slow_call.rate_threshold,
-            consecutive_failures or success_rate_threshold; None where nothing was compared.
+        threshold: What was compared with: the trip rule's own, or of probes slow_call.rate_threshold or
+            success_rate_threshold; None where nothing was.
         open_for_s: How long the circuit stays open, jitter included; None when it did not open.
         is_observed: The circuit's mode was observe: nothing is refused because of it.
     """
@@ -89,18 +75,20 @@ class Transition:
     @property
     def why(self) -> str:
         """The numbers in words, for an error message about the circuit this transition opened."""
+        match self.from_state:
+            case CircuitState.CLOSED:
+                held = Tally(self.calls, self.failures, self.consecutive_failures, self.slow_calls)
+                return TRIP_RULES[self.reason].why(held, self.threshold)
+            case CircuitState.HALF_OPEN:
+                return self._why_of_probes
+            case CircuitState.OPEN:
+                return self.reason.value
+            case _:
+                assert_never(self.from_state)
+
+    @property
+    def _why_of_probes(self) -> str:
         if self.reason is Trigger.PROBES_SLOW:
             return f"{self.reason}: {self.slow_calls} of {self.calls} probes"
-        if self.from_state is _HALF_OPEN:
-            failed = f"{self.reason}: {self.failures} of {self.calls} probes failed"
-            return (
-                failed if self.threshold is None else f"{failed}, {self.threshold:.0%} of them must succeed"
-            )
-        if self.reason is Trigger.FAILURE_RATE:
-            rate = f"{self.failure_rate:.2f} over {self.calls} calls"
-            return f"failure rate {rate}, threshold {self.threshold:g}"
-        if self.reason is Trigger.SLOW_CALL_RATE:
-            rate = f"{self.slow_calls / self.calls:.2f} over {self.calls} calls"
-            return f"slow-call rate {rate}, threshold {self.threshold:g}"
-        calls = "call" if self.consecutive_failures == 1 else "calls"
-        return f"{self.consecutive_failures} failed {calls} in a row"
+        failed = f"{self.reason}: {self.failures} of {self.calls} probes failed"
+        return failed if self.threshold is None else f"{failed}, {self.threshold:.0%} of them must succeed"

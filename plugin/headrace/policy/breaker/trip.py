@@ -1,13 +1,35 @@
-"""Trip rules: when the failures or slow calls of a closed circuit are too many. Arithmetic, nothing else."""
+"""Why a circuit changes its state, and the trip rules: what opens a closed one, a row each.
+
+A rule is a measure of what the window holds and the threshold that it must reach: arithmetic and the words for it,
+nothing else. All that tells of a rule asks its row: the table of transitions, the threshold and the sentence of an
+opening, the summary of the command line. So a new rule is a Trigger and a row here, and its numbers in `policy.plan`,
+`config.settings` and `config.compile`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from types import MappingProxyType
+from typing import assert_never
 
-from headrace.policy.breaker.transition import Trigger
-from headrace.policy.plan import CircuitPlan
+from headrace.policy.plan import CircuitPlan, CountWindowPlan, TimeWindowPlan, WindowPlan
+
+
+class Trigger(StrEnum):
+    """Why the circuit changed its state."""
+
+    FAILURE_RATE = "failure_rate"
+    SLOW_CALL_RATE = "slow_call_rate"
+    CONSECUTIVE_FAILURES = "consecutive_failures"
+    OPEN_FOR_ELAPSED = "open_for elapsed"
+    PROBES_SUCCEEDED = "probes succeeded"
+    PROBE_FAILED = "probe failed"
+    PROBE_EXPIRED = "probe expired"
+    PROBES_SLOW = "probes slow"  # they succeeded, and too many took as long as what opened the circuit
+    WINDOW_ELAPSED = "half_open window elapsed"  # with a failed or expired probe in it
+    DISABLED = "disabled"  # the configuration says that the circuit never opens
 
 
 @dataclass(slots=True)
@@ -40,34 +62,101 @@ def slow_call_rate(tally: Tally, plan: CircuitPlan) -> float | None:
     return tally.slow_calls / tally.calls
 
 
-def _rate_trips(plan: CircuitPlan, tally: Tally) -> bool:
-    rate = failure_rate(tally, minimum_calls=plan.minimum_calls)
-    return rate is not None and rate >= plan.failure_rate_threshold
+def run_of_failures(tally: Tally, plan: CircuitPlan) -> int | None:
+    """Failed calls in a row, or None from `minimum_calls` on: it is the measure for low traffic.
 
-
-def _slow_trips(plan: CircuitPlan, tally: Tally) -> bool:
-    rate = slow_call_rate(tally, plan)
-    return rate is not None and rate >= plan.slow_call.rate_threshold
-
-
-def _consecutive_trips(plan: CircuitPlan, tally: Tally) -> bool:
-    """The rule for low traffic: below `minimum_calls` a rate means nothing.
-
-    Where it means something, it is asked alone: a run of any length comes sooner or later at any failure
-    rate, and the sooner the more calls there are (Pitfall 87).
+    Below `minimum_calls` a rate means nothing. Where it means something, it is asked alone: a run of any length comes
+    sooner or later at any failure rate, and the sooner the more calls there are (Pitfall 87).
     """
-    run = plan.consecutive_failures
-    return run is not None and tally.consecutive_failures >= run and tally.calls < plan.minimum_calls
+    return tally.consecutive_failures if tally.calls < plan.minimum_calls else None
 
 
-TRIP_RULES: Mapping[Trigger, Callable[[CircuitPlan, Tally], bool]] = MappingProxyType(
+Format = Callable[[float], str]
+"""Seconds as they are written in the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class TripRule:
+    """One reason for a closed circuit to open: its measure reaches its threshold.
+
+    Attributes:
+        measure: What it looks at; None where that means nothing.
+        threshold: What the measure is compared with, and what is told of a trip; None: the rule is off.
+        why: A trip in words, from what the window held and the threshold; for an error message.
+        summary: When it opens the circuit, in words that go on from those of the rules before it; "" when it is off.
+    """
+
+    measure: Callable[[Tally, CircuitPlan], float | None]
+    threshold: Callable[[CircuitPlan], float | None]
+    why: Callable[[Tally, float | None], str]
+    summary: Callable[[CircuitPlan, Format], str]
+
+
+def _calls(count: int) -> str:
+    return "call" if count == 1 else "calls"
+
+
+def _within(window: WindowPlan, duration: Format) -> str:
+    match window:
+        case TimeWindowPlan(size_s):
+            return f" in {duration(size_s)}"
+        case CountWindowPlan(size, max_age_s):
+            age = "" if max_age_s is None else f" in {duration(max_age_s)}"
+            return f" of the last {size}{age}"
+        case _:
+            assert_never(window)
+
+
+TRIP_RULES: Mapping[Trigger, TripRule] = MappingProxyType(
     {
-        Trigger.FAILURE_RATE: _rate_trips,
-        Trigger.SLOW_CALL_RATE: _slow_trips,
-        Trigger.CONSECUTIVE_FAILURES: _consecutive_trips,
+        Trigger.FAILURE_RATE: TripRule(
+            measure=lambda tally, plan: failure_rate(tally, minimum_calls=plan.minimum_calls),
+            threshold=lambda plan: plan.failure_rate_threshold,
+            why=lambda tally, threshold: (
+                f"failure rate {tally.failures / tally.calls:.2f} over {tally.calls} calls, threshold {threshold:g}"
+            ),
+            summary=lambda plan, duration: (
+                f" at {plan.failure_rate_threshold:.0%} of {plan.minimum_calls}+ calls{_within(plan.window, duration)}"
+            ),
+        ),
+        Trigger.SLOW_CALL_RATE: TripRule(
+            measure=slow_call_rate,
+            threshold=lambda plan: plan.slow_call.rate_threshold,
+            why=lambda tally, threshold: (
+                f"slow-call rate {tally.slow_calls / tally.calls:.2f} over {tally.calls} calls, threshold {threshold:g}"
+            ),
+            summary=lambda plan, duration: (
+                ""
+                if plan.slow_call.duration_s is None
+                else f" or {plan.slow_call.rate_threshold:.0%} as slow as {duration(plan.slow_call.duration_s)}"
+            ),
+        ),
+        Trigger.CONSECUTIVE_FAILURES: TripRule(
+            measure=run_of_failures,
+            threshold=lambda plan: plan.consecutive_failures,
+            why=lambda tally, _: (
+                f"{tally.consecutive_failures} failed {_calls(tally.consecutive_failures)} in a row"
+            ),
+            summary=lambda plan, _: (
+                ""
+                if plan.consecutive_failures is None
+                else f", with fewer at {plan.consecutive_failures} in a row"
+            ),
+        ),
     }
 )
 """Asked in this order after a failure or a slow call, never after a fast success (as Polly and gobreaker do).
 
-The first yes names the trip.
+The first that trips names the trip, and the order is that of the summary.
 """
+
+
+def tripped_by(tally: Tally, plan: CircuitPlan) -> tuple[Trigger, float] | None:
+    """The first rule of *plan* that *tally* trips, with the threshold that it reached; None: it trips none."""
+    for trigger, rule in TRIP_RULES.items():
+        measured = rule.measure(tally, plan)
+        if measured is not None:
+            threshold = rule.threshold(plan)
+            if threshold is not None and measured >= threshold:
+                return trigger, threshold
+    return None
