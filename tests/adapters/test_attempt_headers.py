@@ -3,62 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-import urllib3
 
-import headrace
 from headrace.middleware.wsgi import WSGIMiddleware
 from support.faultserver import Answer, Break, FaultServer
 from support.governed import rules, running
+from support.surfaces import INSTALL, Surface
 from support.waiting import wait_until
 
 FAST = "    retry: {backoff: {base: 1ms, throttled: 1ms}%s}\n"
 KEYED = FAST % ", idempotency_key: {}"
-
-Call = Callable[..., Any]
-
-
-def by_requests(hr: headrace.Headrace, url: str, method: str, **kw: Any) -> Any:
-    return requests.request(method, f"{url}/a", **kw)
-
-
-def by_handle(hr: headrace.Headrace, url: str, method: str, **kw: Any) -> Any:
-    return hr.upstream("billing").request(method, "/a", **kw)
-
-
-def by_urlopen(hr: headrace.Headrace, url: str, method: str, **kw: Any) -> Any:
-    return hr.upstream("billing").urlopen(method, "/a", **kw)
-
-
-def by_manager(hr: headrace.Headrace, url: str, method: str, **kw: Any) -> Any:
-    return urllib3.PoolManager().request(method, f"{url}/a", **kw)
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(by_requests, id="requests"),
-        pytest.param(by_handle, id="handle"),
-        pytest.param(by_urlopen, id="urlopen"),
-        pytest.param(by_manager, id="urllib3"),
-    ]
-)
-def call(request: pytest.FixtureRequest) -> Call:
-    return request.param
-
-
-INSTALL = "install: {urllib3: true}\n"
 
 
 def seen(server: FaultServer, name: str) -> list[str | None]:
     return [request.header(name) for request in server.requests]
 
 
-def test_the_sequence_counts_earlier_attempts_that_may_have_arrived(tmp_path: Path, call: Call) -> None:
+def test_the_sequence_counts_earlier_attempts_that_may_have_arrived(tmp_path: Path, call: Surface) -> None:
     with FaultServer() as server, running(tmp_path, rules(server.url, FAST % "", more=INSTALL)) as hr:
         server.next(Answer(503), Break(at="head"), Answer(200))
         call(hr, server.url, "GET")
@@ -67,7 +32,7 @@ def test_the_sequence_counts_earlier_attempts_that_may_have_arrived(tmp_path: Pa
         assert len(set(seen(server, "X-Request-ID"))) == 1
 
 
-def test_an_attempt_that_was_never_sent_does_not_raise_the_sequence(tmp_path: Path, call: Call) -> None:
+def test_an_attempt_that_was_never_sent_does_not_raise_the_sequence(tmp_path: Path, call: Surface) -> None:
     slow = "    retry: {max_attempts: 25, backoff: {base: 200ms, multiplier: 1}}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, slow, more=INSTALL)) as hr:
         server.refuse()
@@ -88,7 +53,7 @@ def test_an_attempt_that_was_never_sent_does_not_raise_the_sequence(tmp_path: Pa
         assert seen(server, "X-Retry-Seq") == [None]
 
 
-def test_a_resend_over_a_fresh_connection_is_no_attempt(tmp_path: Path, call: Call) -> None:
+def test_a_resend_over_a_fresh_connection_is_no_attempt(tmp_path: Path, call: Surface) -> None:
     with FaultServer() as server, running(tmp_path, rules(server.url, FAST % "", more=INSTALL)) as hr:
         call(hr, server.url, "GET")
         server.next(Break(at="request"), Answer(200))
@@ -107,7 +72,7 @@ def test_the_sequence_is_kept_from_an_upstream_that_should_not_see_it(tmp_path: 
         assert seen(server, "X-Retry-Seq") == [None, None]
 
 
-def test_a_key_is_made_once_per_call_and_lets_post_be_retried(tmp_path: Path, call: Call) -> None:
+def test_a_key_is_made_once_per_call_and_lets_post_be_retried(tmp_path: Path, call: Surface) -> None:
     with FaultServer() as server, running(tmp_path, rules(server.url, KEYED, more=INSTALL)) as hr:
         server.next(Answer(503), Break(at="head"), Answer(201), Answer(201))
         assert len(call(hr, server.url, "POST").headrace.attempts) == 3
@@ -119,7 +84,7 @@ def test_a_key_is_made_once_per_call_and_lets_post_be_retried(tmp_path: Path, ca
         assert keys[3] not in (None, keys[0])
 
 
-def test_no_key_is_made_for_methods_that_need_none_or_are_not_named(tmp_path: Path, call: Call) -> None:
+def test_no_key_is_made_for_methods_that_need_none_or_are_not_named(tmp_path: Path, call: Surface) -> None:
     with FaultServer() as server, running(tmp_path, rules(server.url, KEYED, more=INSTALL)) as hr:
         server.next(Answer(200), Answer(503))
         call(hr, server.url, "GET")
@@ -129,7 +94,7 @@ def test_no_key_is_made_for_methods_that_need_none_or_are_not_named(tmp_path: Pa
 
 
 @pytest.mark.parametrize("body", [pytest.param(FAST % "", id="no rule"), pytest.param(KEYED, id="rule")])
-def test_a_key_of_the_callers_own_is_kept_and_counts(tmp_path: Path, call: Call, body: str) -> None:
+def test_a_key_of_the_callers_own_is_kept_and_counts(tmp_path: Path, call: Surface, body: str) -> None:
     with FaultServer() as server, running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
         server.next(Answer(503), Answer(201))
         call(hr, server.url, "POST", headers={"idempotency-key": "mine"})

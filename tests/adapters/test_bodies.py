@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import headrace
 from support.faultserver import Answer, Break, FaultServer, Raw, on_reuse
 from support.governed import rules, running
+from support.surfaces import INSTALL, REQUESTS, Surface
 
 RULES = (
     "    retry: {backoff: {base: 1ms, throttled: 1ms}, methods: [GET, PUT], budget: {min_per_second: 1000}}\n"
@@ -29,24 +30,15 @@ Send = Callable[[str, Any], Any]
 
 
 @contextlib.contextmanager
-def surface(name: str, folder: Path, server: FaultServer) -> Iterator[Send]:
-    """Sends a method and a body to *server* through surface *name*."""
-    with (
-        running(folder, rules(server.url, RULES, more="install: {urllib3: true}\n")) as hr,
-        urllib3.PoolManager() as manager,
-    ):
-        handle = hr.upstream("billing")
-        yield {
-            "requests": lambda method, body: requests.request(method, server.url, data=body),
-            "urllib3": lambda method, body: manager.request(method, server.url, body=body),
-            "handle": lambda method, body: handle.request(method, "/", data=body),
-            "handle.urlopen": lambda method, body: handle.urlopen(method, "/", body=body),
-        }[name]
+def sending(call: Surface, folder: Path, server: FaultServer) -> Iterator[Send]:
+    """Sends a method and a body to *server* by *call*."""
+    with running(folder, rules(server.url, RULES, more=INSTALL)) as hr:
+        yield lambda method, body: call(hr, server.url, method, data=body)
 
 
-@pytest.fixture(params=["requests", "urllib3", "handle", "handle.urlopen"])
-def send(request: pytest.FixtureRequest, tmp_path: Path, server: FaultServer) -> Iterator[Send]:
-    with surface(request.param, tmp_path, server) as send:
+@pytest.fixture
+def send(call: Surface, tmp_path: Path, server: FaultServer) -> Iterator[Send]:
+    with sending(call, tmp_path, server) as send:
         yield send
 
 
@@ -263,7 +255,7 @@ def test_nor_is_it_sent_again_over_a_fresh_connection(
 def test_what_requests_makes_of_files_and_json_is_bytes_and_sent_alike_each_time(
     tmp_path: Path, server: FaultServer
 ) -> None:
-    with surface("requests", tmp_path, server):
+    with sending(REQUESTS, tmp_path, server):
         for extra in (
             {"files": {"file": ("a.txt", io.BytesIO(b"content"), "text/plain")}, "data": {"n": "1"}},
             {"json": {"n": 1}},
@@ -280,7 +272,7 @@ def test_what_requests_makes_of_files_and_json_is_bytes_and_sent_alike_each_time
 def test_a_request_prepared_once_and_sent_twice_is_replayed_from_where_each_call_began(
     tmp_path: Path, server: FaultServer
 ) -> None:
-    with surface("requests", tmp_path, server), requests.Session() as session:
+    with sending(REQUESTS, tmp_path, server), requests.Session() as session:
         file = io.BytesIO(b"whole")
         prepared = session.prepare_request(requests.Request("PUT", server.url, data=file))
         for _ in range(2):
@@ -312,12 +304,11 @@ NOT_AGAIN = st.sampled_from(
 )
 
 
-@pytest.mark.parametrize("name", ["requests", "urllib3", "handle", "handle.urlopen"])
 def test_a_request_that_may_not_be_replayed_reaches_the_server_at_most_once(
-    tmp_path: Path, server: FaultServer, name: str
+    tmp_path: Path, server: FaultServer, call: Surface
 ) -> None:
     """Once its first byte was sent: whatever the server does, on fresh and on reused connections."""
-    with surface(name, tmp_path, server) as send:
+    with sending(call, tmp_path, server) as send:
 
         @settings(max_examples=60, deadline=None, database=None)
         @given(request=NOT_AGAIN, behaviours=st.lists(UNKIND, min_size=1, max_size=4), warm=st.booleans())
@@ -340,7 +331,7 @@ def test_a_request_that_may_not_be_replayed_reaches_the_server_at_most_once(
 def test_a_refusal_of_the_connection_leaves_no_doubt_so_any_method_is_tried_again(
     tmp_path: Path, server: FaultServer
 ) -> None:
-    with surface("requests", tmp_path, server):
+    with sending(REQUESTS, tmp_path, server):
         server.refuse()
         with pytest.raises(requests.ConnectionError) as caught:
             requests.post(server.url, data=b"order")

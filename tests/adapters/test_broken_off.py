@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
-import urllib3
-from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
-import headrace
 from support.faultserver import Answer, FaultServer, Silence
 from support.governed import rules, running
+from support.surfaces import INSTALL, MANAGER, REQUESTS, URLOPEN, Surface, read, retrying_adapter
 
 RULES = """\
     timeouts: {deadline: 60s, attempt: 60s, read: 60s}
@@ -24,43 +21,8 @@ RULES = """\
     circuit_breaker: {consecutive_failures: 1, blame_after: 0s}
     pool: {max_lifetime: 10s, max_lifetime_grace: 1s}
 """
-INSTALL = "install: {urllib3: true}\n"
 
-Call = Callable[..., Any]
-
-
-def by_requests(hr: headrace.Headrace, url: str) -> bytes:
-    return requests.get(f"{url}/a").content
-
-
-def by_stream(hr: headrace.Headrace, url: str) -> bytes:
-    return requests.get(f"{url}/a", stream=True).content
-
-
-def by_tries(hr: headrace.Headrace, url: str) -> bytes:
-    with requests.Session() as session:
-        session.mount("http://", HTTPAdapter(max_retries=Retry(1, read=0, backoff_factor=0)))
-        return session.get(f"{url}/a").content
-
-
-def by_urlopen(hr: headrace.Headrace, url: str) -> bytes:
-    return hr.upstream("billing").urlopen("GET", "/a").data
-
-
-def by_manager(hr: headrace.Headrace, url: str) -> bytes:
-    return urllib3.PoolManager().request("GET", f"{url}/a").data
-
-
-def by_stream_of_urllib3(hr: headrace.Headrace, url: str) -> bytes:
-    return hr.upstream("billing").urlopen("GET", "/a", preload_content=False).read()
-
-
-@pytest.fixture(
-    params=[by_requests, by_stream, by_tries, by_urlopen, by_manager, by_stream_of_urllib3],
-    ids=lambda call: call.__name__,
-)
-def call(request: pytest.FixtureRequest) -> Call:
-    return request.param
+ONE_RETRY = retrying_adapter(Retry(1, read=0, backoff_factor=0))
 
 
 @pytest.fixture
@@ -107,8 +69,24 @@ def outcome_of(act: Callable[[], Any], amid: Callable[[], None]) -> Any:
         pytest.param(Silence(), id="before the answer"),
     ],
 )
+@pytest.mark.parametrize(
+    ("call", "stream"),
+    [
+        pytest.param(REQUESTS, False, id="requests"),
+        pytest.param(REQUESTS, True, id="requests, streamed"),
+        pytest.param(ONE_RETRY, False, id="requests with own retries"),
+        pytest.param(URLOPEN, False, id="urlopen"),
+        pytest.param(MANAGER, False, id="urllib3"),
+        pytest.param(URLOPEN, True, id="urlopen, streamed"),
+    ],
+)
 def test_it_is_no_answer_and_is_not_held_against_the_upstream(
-    tmp_path: Path, server: FaultServer, call: Call, break_off: Callable[[Any], None], reply: Any
+    tmp_path: Path,
+    server: FaultServer,
+    call: Surface,
+    stream: bool,
+    break_off: Callable[[Any], None],
+    reply: Any,
 ) -> None:
     """Pitfall 6."""
     with running(tmp_path, rules(server.url, RULES, more=INSTALL)) as hr:
@@ -120,12 +98,11 @@ def test_it_is_no_answer_and_is_not_held_against_the_upstream(
             time.sleep(0.2)  # some of the body has come
             break_off(state.pool.leases)
 
-        error = outcome_of(lambda: call(hr, server.url), amid)
+        error = outcome_of(lambda: read(call(hr, server.url, stream=stream)), amid)
 
-        is_requests = call in (by_requests, by_stream, by_tries)
-        assert isinstance(error, requests.RequestException if is_requests else urllib3.exceptions.HTTPError)
+        assert isinstance(error, call.error)
         told = error if hasattr(error, "headrace") else error.args[0]  # requests wraps an error of a stream
-        is_stream = call in (by_stream, by_stream_of_urllib3) and not isinstance(reply, Silence)
+        is_stream = stream and not isinstance(reply, Silence)
         assert [one.verdict for one in told.headrace.attempts] == ["success" if is_stream else "ignored"]
         assert state.circuit.state == "closed"
         assert hr.status()["upstreams"]["billing"]["broken_bodies"] == 0

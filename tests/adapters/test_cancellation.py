@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 
 import headrace
 from headrace.policy.retry import RetryAllowance
@@ -23,37 +22,8 @@ from headrace.runtime.inbound import Inbound, inbound_var
 from headrace.transport.stock import connection as urllib3_connection
 from support.faultserver import Answer, FaultServer, Silence
 from support.governed import reason_of, rules, running
+from support.surfaces import INSTALL, REQUESTS, Surface, across, retrying_adapter, retrying_manager
 from support.waiting import wait_until
-
-Call = Callable[..., Any]
-
-
-def by_requests(hr: headrace.Headrace, url: str, **kw: Any) -> Any:
-    return requests.get(f"{url}/a", **kw)
-
-
-def by_handle(hr: headrace.Headrace, url: str, **kw: Any) -> Any:
-    return hr.upstream("billing").get("/a", **kw)
-
-
-def by_urlopen(hr: headrace.Headrace, url: str, **kw: Any) -> Any:
-    return hr.upstream("billing").urlopen("GET", "/a", **kw)
-
-
-def by_manager(hr: headrace.Headrace, url: str, **kw: Any) -> Any:
-    return urllib3.PoolManager().request("GET", f"{url}/a", **kw)
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(by_requests, id="requests"),
-        pytest.param(by_handle, id="handle"),
-        pytest.param(by_urlopen, id="urlopen"),
-        pytest.param(by_manager, id="urllib3"),
-    ]
-)
-def call(request: pytest.FixtureRequest) -> Call:
-    return request.param
 
 
 @pytest.fixture
@@ -62,7 +32,6 @@ def server() -> Iterator[FaultServer]:
         yield server
 
 
-INSTALL = "install: {urllib3: true}\n"
 PATIENT = "    timeouts: {deadline: 60s, attempt: 60s, acquire: 60s, read: 60s, connect: 60s}\n"
 ENOUGH_S = 10.0
 """Far less than the patience of the calls, far more than a machine under load needs."""
@@ -111,9 +80,9 @@ class Outbound:
         return self._result
 
 
-def assert_cancelled(error: Any, call: Call) -> None:
+def assert_cancelled(error: Any, call: Surface) -> None:
     assert isinstance(error, headrace.CallCancelled)
-    family = requests.ConnectionError if call in (by_requests, by_handle) else urllib3.exceptions.HTTPError
+    family = requests.ConnectionError if call.library == "requests" else urllib3.exceptions.HTTPError
     assert isinstance(error, family)
     assert reason_of(error) == "cancelled"
     assert error.request_id == "mine"
@@ -132,7 +101,7 @@ def assert_pool_is_whole(hr: headrace.Headrace) -> None:
 
 
 def test_a_call_on_the_wire_is_cut_and_the_circuit_ignores_it(
-    tmp_path: Path, call: Call, server: FaultServer
+    tmp_path: Path, call: Surface, server: FaultServer
 ) -> None:
     body = PATIENT + "    circuit_breaker: {consecutive_failures: 1}\n"
     with running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
@@ -154,7 +123,7 @@ def test_a_call_on_the_wire_is_cut_and_the_circuit_ignores_it(
 
 
 def test_a_call_on_a_pooled_connection_is_cut_and_not_sent_again(
-    tmp_path: Path, call: Call, server: FaultServer
+    tmp_path: Path, call: Surface, server: FaultServer
 ) -> None:
     """A reset without a byte of an answer on a reused connection is what a transparent resend looks for."""
     with running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
@@ -172,7 +141,9 @@ def test_a_call_on_a_pooled_connection_is_cut_and_not_sent_again(
 
 
 @pytest.mark.parametrize("framed", [True, False])
-def test_a_call_amid_its_body_is_cut(tmp_path: Path, call: Call, server: FaultServer, framed: bool) -> None:
+def test_a_call_amid_its_body_is_cut(
+    tmp_path: Path, call: Surface, server: FaultServer, framed: bool
+) -> None:
     """A body that ends with its connection looks whole when we shut that: half an answer must not be one."""
     with running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
         server.next(Answer(body=b"x" * 1000, drip_body_s=0.05, framed=framed, close=not framed))
@@ -186,7 +157,7 @@ def test_a_call_amid_its_body_is_cut(tmp_path: Path, call: Call, server: FaultSe
 
 
 def test_a_call_that_waits_for_a_connection_leaves_the_queue(
-    tmp_path: Path, call: Call, server: FaultServer
+    tmp_path: Path, call: Surface, server: FaultServer
 ) -> None:
     body = PATIENT + "    pool: {max_connections: 1}\n"
     with running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
@@ -207,7 +178,7 @@ def test_a_call_that_waits_for_a_connection_leaves_the_queue(
 
 
 def test_a_call_that_sleeps_before_its_next_attempt_wakes_and_makes_none(
-    tmp_path: Path, call: Call, server: FaultServer
+    tmp_path: Path, call: Surface, server: FaultServer
 ) -> None:
     body = PATIENT + "    retry: {backoff: {base: 50s, max: 50s, multiplier: 1, jitter: none}}\n"
     with running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
@@ -227,7 +198,7 @@ def test_a_call_that_sleeps_before_its_next_attempt_wakes_and_makes_none(
 
 
 def test_a_call_made_after_the_client_has_left_is_not_sent(
-    tmp_path: Path, call: Call, server: FaultServer
+    tmp_path: Path, call: Surface, server: FaultServer
 ) -> None:
     with running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
         request = Request(hr)
@@ -239,7 +210,9 @@ def test_a_call_made_after_the_client_has_left_is_not_sent(
         assert counted(hr) == ({"cancelled": 1}, {})
 
 
-def test_a_failed_attempt_is_not_followed_by_another(tmp_path: Path, call: Call, server: FaultServer) -> None:
+def test_a_failed_attempt_is_not_followed_by_another(
+    tmp_path: Path, call: Surface, server: FaultServer
+) -> None:
     with running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
         request = Request(hr)
         leases = hr.snapshot.upstream("billing").state.pool.leases
@@ -260,11 +233,11 @@ def test_several_calls_at_once_are_cut_together(tmp_path: Path, server: FaultSer
     with running(tmp_path, rules(server.url, PATIENT)) as hr:
         server.always(Silence())
         request = Request(hr)
-        outbounds = [request.start(lambda: by_requests(hr, server.url)) for _ in range(8)]
+        outbounds = [request.start(lambda: REQUESTS(hr, server.url)) for _ in range(8)]
         server.wait_for(lambda: len(server.requests) == 8)
         request.cancellation.cancel()
         for outbound in outbounds:
-            assert_cancelled(outbound.outcome(), by_requests)
+            assert_cancelled(outbound.outcome(), REQUESTS)
         assert_pool_is_whole(hr)
 
 
@@ -307,7 +280,7 @@ def test_connections_that_were_streamed_to_their_end_belong_to_others_by_then(
             assert request.within(stream) == b"ok"
         assert len(request.cancellation._leases) <= 65
         server.next(Answer(delay_s=0.3))
-        outbound = other.start(lambda: by_requests(hr, server.url))
+        outbound = other.start(lambda: REQUESTS(hr, server.url))
         server.wait_for(lambda: len(server.requests) == 101)
         request.cancellation.cancel()
         assert outbound.outcome().status_code == 200
@@ -328,29 +301,16 @@ def test_a_call_that_is_still_connecting_sends_nothing_once_it_is_connected(
     monkeypatch.setattr(urllib3_connection, "_open_socket", leave_meanwhile)
     with running(tmp_path, rules(server.url, PATIENT)) as hr:
         request = Request(hr)
-        assert_cancelled(request.start(lambda: by_requests(hr, server.url)).outcome(), by_requests)
+        assert_cancelled(request.start(lambda: REQUESTS(hr, server.url)).outcome(), REQUESTS)
         assert_pool_is_whole(hr)
     assert server.first_lines == 0
 
 
-def by_session_with_retries(hr: headrace.Headrace, url: str) -> Any:
-    with requests.Session() as session:
-        session.mount("http://", HTTPAdapter(max_retries=urllib3.Retry(5, backoff_factor=0)))
-        return session.get(f"{url}/a")
+RETRIES = urllib3.Retry(5, backoff_factor=0)
 
 
-def by_manager_with_retries(hr: headrace.Headrace, url: str) -> Any:
-    return urllib3.PoolManager(retries=urllib3.Retry(5, backoff_factor=0)).request("GET", f"{url}/a")
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        pytest.param(by_session_with_retries, id="requests"),
-        pytest.param(by_manager_with_retries, id="urllib3"),
-    ],
-)
-def test_a_callers_own_retries_end_too(tmp_path: Path, call: Call, server: FaultServer) -> None:
+@across(retrying_adapter(RETRIES), retrying_manager(RETRIES))
+def test_a_callers_own_retries_end_too(tmp_path: Path, call: Surface, server: FaultServer) -> None:
     with running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
         server.always(Silence())
         request = Request(hr)
@@ -362,7 +322,9 @@ def test_a_callers_own_retries_end_too(tmp_path: Path, call: Call, server: Fault
         assert_pool_is_whole(hr)
 
 
-def test_calls_that_were_over_before_are_untouched(tmp_path: Path, call: Call, server: FaultServer) -> None:
+def test_calls_that_were_over_before_are_untouched(
+    tmp_path: Path, call: Surface, server: FaultServer
+) -> None:
     with running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
         request = Request(hr)
         response = request.start(lambda: call(hr, server.url)).outcome()
@@ -372,7 +334,7 @@ def test_calls_that_were_over_before_are_untouched(tmp_path: Path, call: Call, s
         assert hr.snapshot.upstream("billing").state.pool.leases.view().idle == 1
 
 
-def test_the_refusal_survives_pickling(tmp_path: Path, call: Call, server: FaultServer) -> None:
+def test_the_refusal_survives_pickling(tmp_path: Path, call: Surface, server: FaultServer) -> None:
     with running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
         request = Request(hr)
         request.cancellation.cancel()
@@ -383,7 +345,7 @@ def test_the_refusal_survives_pickling(tmp_path: Path, call: Call, server: Fault
 
 
 def test_a_call_after_the_deadline_of_its_request_is_not_sent_and_says_since_when(
-    tmp_path: Path, call: Call, server: FaultServer
+    tmp_path: Path, call: Surface, server: FaultServer
 ) -> None:
     with running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
         request = Request(hr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import socket
 import threading
@@ -30,6 +31,7 @@ from support.faultserver import (
     server_context,
 )
 from support.governed import rules, running
+from support.surfaces import HANDLE, URLOPEN, status_of
 from support.waiting import ends_within, wait_until
 
 ATTEMPT_S = 0.3  # how punctual its end really is, is measured by tests/bench/deadlines.py
@@ -72,21 +74,11 @@ def tls(authority: trustme.CA, tmp_path: Path) -> tuple[Any, str]:
     return server_context(authority), f"    tls: {{ca: '{tmp_path / 'ca.pem'}'}}\n"
 
 
-@pytest.fixture(params=["requests", "urlopen"])
+@pytest.fixture(params=[HANDLE, URLOPEN], ids=repr)
 def get(request: pytest.FixtureRequest) -> Callable[[headrace.Headrace], Get]:
     """Makes a call by the surface at hand; its keywords are those of `requests.get`."""
 
-    def choose(hr: headrace.Headrace) -> Get:
-        handle = hr.upstream("billing")
-        if request.param == "requests":
-            return lambda path="/", **kw: handle.get(path, **kw)
-
-        def urlopen(path: str = "/", *, stream: bool = False, **kw: Any) -> Any:
-            return handle.urlopen("GET", path, preload_content=not stream, **kw)
-
-        return urlopen
-
-    return choose
+    return lambda hr: functools.partial(request.param, hr, "")
 
 
 @pytest.mark.parametrize("behaviour", NEVER_SILENT)
@@ -118,10 +110,6 @@ def warm_up(call: Get) -> None:
             return False
 
     wait_until(is_answered)
-
-
-def status_of(answer: Any) -> int:
-    return answer.status_code if isinstance(answer, requests.Response) else answer.status  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
@@ -258,7 +246,7 @@ def test_a_failed_answer_is_kept_only_if_all_of_it_came(
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         server.at("/drips", Answer(503) if is_whole else Endless(b"HTTP/1.1 503 No\r\n\r\n", b"x"))
         with ThreadPoolExecutor() as executor:
-            slow = executor.submit(get(hr), "/drips", stream=True)
+            slow = executor.submit(get(hr), path="/drips", stream=True)
             server.wait_for(lambda: server.first_lines == 1)
             time.sleep(0.1)  # its head has arrived
             circuit = hr.snapshot.upstream("billing").state.circuit
@@ -368,7 +356,7 @@ def test_the_neighbours_of_what_is_cut_go_on(tmp_path: Path, get: Callable[..., 
         def neighbour() -> None:
             while not enough.is_set():
                 try:
-                    assert status_of(call("/")) == 200
+                    assert status_of(call()) == 200
                 except BaseException as error:
                     failures.append(error)
                     return
@@ -379,7 +367,9 @@ def test_the_neighbours_of_what_is_cut_go_on(tmp_path: Path, get: Callable[..., 
         try:
             for _ in range(4):
                 with pytest.raises(TIMED_OUT):
-                    call("/drip", timeout=urllib3.Timeout(total=0.3))  # the neighbours have the rule's time
+                    call(
+                        path="/drip", timeout=urllib3.Timeout(total=0.3)
+                    )  # the neighbours have the rule's time
         finally:
             enough.set()
             for thread in threads:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
 from support.faultserver import Answer, Endless, FaultServer
 from support.governed import rules, running
+from support.surfaces import INSTALL, MANAGER, REQUESTS, Surface, across, retrying_adapter, retrying_call
 from support.waiting import ends_within
 
 OWN = Retry(2, status_forcelist=[503], backoff_factor=0)
 RULES = "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n    timeouts: {deadline: 30s, attempt: 20s, read: 20s}\n"
 
-Send = Callable[[str], Any]
 UNKIND = [
     pytest.param(Answer(503, body=b"x" * 20_000_000), id="large"),
     pytest.param(Answer(503, body=b"x" * 20_000_000, chunked=True), id="large, in chunks"),
@@ -32,27 +31,8 @@ UNKIND = [
 ]
 
 
-def by_requests(url: str) -> Any:
-    return requests.get(url, stream=True)
-
-
-def by_requests_with_retries(url: str) -> Any:
-    session = requests.Session()
-    session.mount("http://", HTTPAdapter(max_retries=OWN))
-    return session.get(url, stream=True)
-
-
-def by_urllib3(url: str) -> Any:
-    return urllib3.request("GET", url, preload_content=False)
-
-
-def by_urllib3_with_retries(url: str) -> Any:
-    return urllib3.request("GET", url, preload_content=False, retries=OWN)
-
-
-@pytest.fixture(params=[by_requests, by_requests_with_retries, by_urllib3, by_urllib3_with_retries])
-def send(request: pytest.FixtureRequest) -> Send:
-    return request.param  # type: ignore[no-any-return]
+BY_ADAPTER, BY_CALL = retrying_adapter(OWN), retrying_call(OWN)
+ON_EACH = across(REQUESTS, BY_ADAPTER, MANAGER, BY_CALL)
 
 
 @pytest.fixture
@@ -62,17 +42,18 @@ def server() -> Iterator[FaultServer]:
 
 
 @pytest.mark.parametrize("answer", UNKIND)
+@ON_EACH
 def test_a_failed_answer_that_is_large_or_slow_is_closed_and_does_not_hold_up_the_next_attempt(
-    tmp_path: Path, server: FaultServer, send: Send, answer: Answer
+    tmp_path: Path, server: FaultServer, call: Surface, answer: Answer
 ) -> None:
     """Whoever retries, headrace or the caller: 64 KiB, half a second, and on with it.
 
     Pitfall 15.
     """
-    with running(tmp_path, rules(server.url, RULES, more="install: {urllib3: true}\n")) as hr:
+    with running(tmp_path, rules(server.url, RULES, more=INSTALL)) as hr:
         server.next(answer)
         with ends_within(0.5):  # not 20, and not 1000
-            response = send(server.url)
+            response = call(hr, server.url, stream=True)
         with response:
             assert response.headrace.reason.value == "success"
             assert [one.outcome for one in response.headrace.attempts] == ["5xx", "2xx"]
@@ -81,20 +62,24 @@ def test_a_failed_answer_that_is_large_or_slow_is_closed_and_does_not_hold_up_th
         assert hr.snapshot.upstream("billing").state.pool.leases.view().inuse == 0
 
 
-def test_a_small_one_is_read_and_its_connection_kept(tmp_path: Path, server: FaultServer, send: Send) -> None:
-    with running(tmp_path, rules(server.url, RULES, more="install: {urllib3: true}\n")):
+@ON_EACH
+def test_a_small_one_is_read_and_its_connection_kept(
+    tmp_path: Path, server: FaultServer, call: Surface
+) -> None:
+    with running(tmp_path, rules(server.url, RULES, more=INSTALL)) as hr:
         server.next(Answer(503, body=b"busy" * 1000), Answer(503, body=b"busy", chunked=True))
-        with send(server.url) as response:
+        with call(hr, server.url, stream=True) as response:
             assert len(response.headrace.attempts) == 3
             assert (getattr(response, "raw", None) or response).read() == b"ok"
         assert server.connections == 1
 
 
-def test_its_limits_are_gone_with_it(tmp_path: Path, server: FaultServer, send: Send) -> None:
+@ON_EACH
+def test_its_limits_are_gone_with_it(tmp_path: Path, server: FaultServer, call: Surface) -> None:
     """The half second is the drain's, not the next answer's."""
-    with running(tmp_path, rules(server.url, RULES, more="install: {urllib3: true}\n")):
+    with running(tmp_path, rules(server.url, RULES, more=INSTALL)) as hr:
         server.next(Answer(503, body=b"busy"), Answer(delay_s=0.7))
-        with send(server.url) as response:
+        with call(hr, server.url, stream=True) as response:
             assert [one.outcome for one in response.headrace.attempts] == ["5xx", "2xx"]
         assert server.connections == 1
 
@@ -108,14 +93,14 @@ def test_the_connection_keeps_the_limits_it_had(tmp_path: Path, server: FaultSer
         assert (sock.gettimeout(), sock.fileno() >= 0) == (limit_s, True)
 
 
-@pytest.mark.parametrize("send", [by_requests_with_retries, by_urllib3_with_retries], indirect=True)
+@across(BY_ADAPTER, BY_CALL)
 def test_our_own_impatience_with_a_dropped_answer_is_not_held_against_the_upstream(
-    tmp_path: Path, server: FaultServer, send: Send
+    tmp_path: Path, server: FaultServer, call: Surface
 ) -> None:
     body = RULES + "    circuit_breaker: {failure_on: [network, 500], blame_after: 100ms}\n"
-    with running(tmp_path, rules(server.url, body, more="install: {urllib3: true}\n")) as hr:
+    with running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
         server.next(Answer(503, body=b"x" * 9, drip_body_s=20.0))
-        with send(server.url) as response:
+        with call(hr, server.url, stream=True) as response:
             assert [one.verdict for one in response.headrace.attempts] == ["success", "success"]
         assert hr.status()["upstreams"]["billing"]["circuit_breaker"]["failures"] == 0
 
@@ -139,20 +124,18 @@ SHORT = "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n    timeouts: {deadl
 
 
 @pytest.mark.parametrize("answer", ENDLESS)
-@pytest.mark.parametrize(
-    "call", [requests.get, lambda url: urllib3.request("GET", url)], ids=["requests", "urllib3"]
-)
+@across(REQUESTS, MANAGER)
 def test_the_body_of_a_failed_answer_that_would_be_read_whole_is_cut_with_its_attempt(
-    tmp_path: Path, server: FaultServer, call: Send, answer: Endless
+    tmp_path: Path, server: FaultServer, call: Surface, answer: Endless
 ) -> None:
     """Where the caller gets the body with the answer, reading it is part of the attempt, and as short.
 
     Pitfall 15.
     """
-    with running(tmp_path, rules(server.url, SHORT, more="install: {urllib3: true}\n")) as hr:
+    with running(tmp_path, rules(server.url, SHORT, more=INSTALL)) as hr:
         server.next(answer)
         with ends_within(1.0):
-            response = call(server.url)
+            response = call(hr, server.url)
         assert [one.outcome for one in response.headrace.attempts] == ["timeout", "2xx"]
         assert hr.snapshot.upstream("billing").state.pool.leases.view().inuse == 0
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import requests
-import urllib3
 
 import headrace
 from support.faultserver import Answer, FaultServer
 from support.governed import rules, running
+from support.surfaces import INSTALL, Surface
 
 asked: list[str] = []
 
@@ -44,28 +44,19 @@ def body(function: str = "is_error", more: str = "") -> str:
 BAD = Answer(200, body=b'{"error": "no stock"}')
 
 
-@pytest.mark.parametrize(
-    "get",
-    [
-        pytest.param(lambda hr, url: requests.get(url), id="requests"),
-        pytest.param(lambda hr, url: hr.upstream("billing").get("/"), id="handle"),
-        pytest.param(lambda hr, url: hr.upstream("billing").urlopen("GET", "/"), id="urlopen"),
-        pytest.param(lambda hr, url: urllib3.PoolManager().request("GET", url), id="urllib3"),
-    ],
-)
-def test_an_error_inside_a_200_counts_as_a_failure_and_is_not_retried(tmp_path: Path, get: Any) -> None:
+def test_an_error_inside_a_200_counts_as_a_failure_and_is_not_retried(tmp_path: Path, call: Surface) -> None:
     with (
         FaultServer() as server,
-        running(tmp_path, rules(server.url, body(), more="install: {urllib3: true}\n")) as hr,
+        running(tmp_path, rules(server.url, body(), more=INSTALL)) as hr,
     ):
         server.always(BAD)
-        answers = [get(hr, server.url) for _ in range(2)]
+        answers = [call(hr, server.url) for _ in range(2)]
 
         assert [one.headrace.attempts[0].verdict for one in answers] == ["failure", "failure"]
         assert [one.headrace.reason.value for one in answers] == ["success", "success"]  # it was an answer
         assert len(server.requests) == 2
         with pytest.raises(headrace.CircuitOpenError):
-            get(hr, server.url)
+            call(hr, server.url)
 
 
 def test_an_answer_that_it_accepts_counts_by_its_status(tmp_path: Path) -> None:

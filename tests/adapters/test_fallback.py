@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,71 +16,25 @@ import headrace
 from headrace.policy.breaker.circuit import Verdict
 from support.faultserver import Answer, Break, FaultServer
 from support.governed import reason_of, rules, running
+from support.surfaces import INSTALL, REQUESTS, Surface, body_of, status_of
 
 QUICK = "    retry: {max_attempts: 1}\n    circuit_breaker: {consecutive_failures: 1}\n"
 CANNED = QUICK + '    fallback: {status: 203, headers: {X-From: file}, body: "[1, 2]"}\n'
-INSTALL = "install: {urllib3: true}\n"
-
-Call = Callable[..., Any]
 
 
-def by_requests(hr: headrace.Headrace, url: str, path: str, **kw: Any) -> Any:
-    return requests.request(kw.pop("method", "GET"), url + path, **kw)
-
-
-def by_handle(hr: headrace.Headrace, url: str, path: str, **kw: Any) -> Any:
-    return hr.upstream("billing").request(kw.pop("method", "GET"), path.removeprefix("/v2"), **kw)
-
-
-def by_urlopen(hr: headrace.Headrace, url: str, path: str, **kw: Any) -> Any:
-    if "data" in kw:
-        kw["body"] = kw.pop("data")
-    if "stream" in kw:
-        kw["preload_content"] = not kw.pop("stream")
-    return hr.upstream("billing").urlopen(kw.pop("method", "GET"), path.removeprefix("/v2"), **kw)
-
-
-def by_manager(hr: headrace.Headrace, url: str, path: str, **kw: Any) -> Any:
-    if "data" in kw:
-        kw["body"] = kw.pop("data")
-    if "stream" in kw:
-        kw["preload_content"] = not kw.pop("stream")
-    return urllib3.PoolManager().request(kw.pop("method", "GET"), url + path, **kw)
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(by_requests, id="requests"),
-        pytest.param(by_handle, id="handle"),
-        pytest.param(by_urlopen, id="urlopen"),
-        pytest.param(by_manager, id="urllib3"),
-    ]
-)
-def call(request: pytest.FixtureRequest) -> Call:
-    return request.param
-
-
-def status_of(answer: Any) -> int:
-    return answer.status_code if isinstance(answer, requests.Response) else answer.status
-
-
-def body_of(answer: Any) -> bytes:
-    return answer.content if isinstance(answer, requests.Response) else answer.data
-
-
-def open_up(call: Call, hr: headrace.Headrace, server: FaultServer, path: str = "/v2/a") -> None:
+def open_up(call: Surface, hr: headrace.Headrace, server: FaultServer, below: str = "/v2") -> None:
     server.always(Answer(500))
-    assert status_of(call(hr, server.url, path)) == 500
+    assert status_of(call(hr, server.url + below)) == 500
     assert hr.status()["upstreams"]["billing"]["circuit_breaker"]["state"] == "open"
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["buffered", "streamed"])
 def test_a_refused_call_gets_the_answer_that_the_file_has_written(
-    tmp_path: Path, call: Call, stream: bool
+    tmp_path: Path, call: Surface, stream: bool
 ) -> None:
     with FaultServer() as server, running(tmp_path, rules(f"{server.url}/v2", CANNED, more=INSTALL)) as hr:
         open_up(call, hr, server)
-        answer = call(hr, server.url, "/v2/a", stream=stream)
+        answer = call(hr, f"{server.url}/v2", stream=stream)
 
         assert (status_of(answer), answer.headers["X-From"], body_of(answer)) == (203, "file", b"[1, 2]")
         assert len(server.requests) == 1
@@ -92,17 +45,17 @@ def test_a_refused_call_gets_the_answer_that_the_file_has_written(
         assert (status["circuit_breaker"]["refused"], status["circuit_breaker"]["fallbacks"]) == (1, 1)
 
 
-def test_an_answer_from_the_file_to_head_has_no_body(tmp_path: Path, call: Call) -> None:
+def test_an_answer_from_the_file_to_head_has_no_body(tmp_path: Path, call: Surface) -> None:
     with FaultServer() as server, running(tmp_path, rules(f"{server.url}/v2", CANNED, more=INSTALL)) as hr:
         open_up(call, hr, server)
-        answer = call(hr, server.url, "/v2/a", method="HEAD")
+        answer = call(hr, f"{server.url}/v2", method="HEAD")
 
         assert (status_of(answer), body_of(answer)) == (203, b"")
 
 
 def test_json_from_the_file_is_read_as_any_other(tmp_path: Path) -> None:
     with FaultServer() as server, running(tmp_path, rules(f"{server.url}/v2", CANNED)) as hr:
-        open_up(by_requests, hr, server)
+        open_up(REQUESTS, hr, server)
         assert requests.get(f"{server.url}/v2/a").json() == [1, 2]
 
 
@@ -113,7 +66,7 @@ def with_replica(server: FaultServer, replica: FaultServer, more: str = "") -> s
     )
 
 
-def test_another_upstream_is_asked_for_the_same_path_by_its_own_rules(tmp_path: Path, call: Call) -> None:
+def test_another_upstream_is_asked_for_the_same_path_by_its_own_rules(tmp_path: Path, call: Surface) -> None:
     with (
         FaultServer() as server,
         FaultServer() as replica,
@@ -123,7 +76,7 @@ def test_another_upstream_is_asked_for_the_same_path_by_its_own_rules(tmp_path: 
     ):
         open_up(call, hr, server)
         replica.next(Answer(503), Answer(200, body=b"old"))
-        answer = call(hr, server.url, "/v2/invoices/7?full=1")
+        answer = call(hr, f"{server.url}/v2", path="/invoices/7?full=1")
 
         assert (status_of(answer), body_of(answer)) == (200, b"old")
         assert [one.target for one in replica.requests] == ["/ro/v2/invoices/7?full=1"] * 2
@@ -135,7 +88,7 @@ def test_another_upstream_is_asked_for_the_same_path_by_its_own_rules(tmp_path: 
         assert hr.status()["upstreams"]["replica"]["requests"] == {"2xx": 1}
 
 
-def test_a_body_goes_to_the_fallback_and_credentials_do_not(tmp_path: Path, call: Call) -> None:
+def test_a_body_goes_to_the_fallback_and_credentials_do_not(tmp_path: Path, call: Surface) -> None:
     with (
         FaultServer() as server,
         FaultServer() as replica,
@@ -143,14 +96,16 @@ def test_a_body_goes_to_the_fallback_and_credentials_do_not(tmp_path: Path, call
     ):
         open_up(call, hr, server)
         headers = {"Authorization": "Bearer secret", "Cookie": "session=1", "X-Kept": "yes"}
-        call(hr, server.url, "/v2/a", method="POST", data=io.BytesIO(b"payload"), headers=headers)
+        call(hr, f"{server.url}/v2", method="POST", data=io.BytesIO(b"payload"), headers=headers)
 
         (got,) = replica.requests
         assert (got.body, got.header("X-Kept")) == (b"payload", "yes")
         assert (got.header("Authorization"), got.header("Cookie")) == (None, None)
 
 
-def test_when_the_fallback_fails_too_its_error_says_whose_place_it_took(tmp_path: Path, call: Call) -> None:
+def test_when_the_fallback_fails_too_its_error_says_whose_place_it_took(
+    tmp_path: Path, call: Surface
+) -> None:
     with (
         FaultServer() as server,
         FaultServer() as replica,
@@ -159,13 +114,13 @@ def test_when_the_fallback_fails_too_its_error_says_whose_place_it_took(tmp_path
         open_up(call, hr, server)
         replica.refuse()
         with pytest.raises((requests.ConnectionError, urllib3.exceptions.HTTPError)) as caught:
-            call(hr, server.url, "/v2/a")
+            call(hr, f"{server.url}/v2")
 
         assert caught.value.headrace.upstream == "replica"
         assert caught.value.headrace.fallback_for == "billing"
 
 
-def test_fallbacks_chain_to_an_answer_from_the_file(tmp_path: Path, call: Call) -> None:
+def test_fallbacks_chain_to_an_answer_from_the_file(tmp_path: Path, call: Surface) -> None:
     more = QUICK + '    fallback: {status: 200, body: "in the end"}\n'
     with (
         FaultServer() as server,
@@ -174,8 +129,8 @@ def test_fallbacks_chain_to_an_answer_from_the_file(tmp_path: Path, call: Call) 
     ):
         open_up(call, hr, server)
         replica.always(Answer(500))
-        assert status_of(call(hr, server.url, "/v2/a")) == 500  # the replica's own
-        assert body_of(call(hr, server.url, "/v2/a")) == b"in the end"
+        assert status_of(call(hr, f"{server.url}/v2")) == 500  # the replica's own
+        assert body_of(call(hr, f"{server.url}/v2")) == b"in the end"
 
 
 def test_the_deadline_of_the_refused_call_holds_for_its_fallback(tmp_path: Path) -> None:
@@ -184,7 +139,7 @@ def test_the_deadline_of_the_refused_call_holds_for_its_fallback(tmp_path: Path)
     with FaultServer() as server, FaultServer() as replica:
         text = rules(f"{server.url}/v2", body) + f"  replica:\n    base_url: {replica.url}\n"
         with running(tmp_path, text) as hr:
-            open_up(by_requests, hr, server)
+            open_up(REQUESTS, hr, server)
             replica.always(Answer(200, delay_s=20.0))
             with pytest.raises(headrace.DeadlineExceeded):
                 requests.get(f"{server.url}/v2/a")
@@ -195,7 +150,7 @@ def test_credentials_do_not_follow_a_redirect_of_the_fallback_either(tmp_path: P
     with FaultServer() as server, FaultServer() as replica:
         body = QUICK + f"    fallback: {{upstream: replica}}\n  replica:\n    base_url: {replica.url}\n"
         with running(tmp_path, rules(server.url, body)) as hr:
-            open_up(by_requests, hr, server, "/a")
+            open_up(REQUESTS, hr, server, "")
             replica.next(Answer(302, headers=(("Location", "/there"),)), Answer(200))
             answer = requests.get(f"{server.url}/a", headers={"Authorization": "secret", "X-Mine": "1"})
             assert answer.status_code == 200
@@ -213,7 +168,7 @@ def test_a_cookie_of_the_fallback_is_not_taken_for_one_of_the_refused_upstream(
         elsewhere = replica.url.replace("127.0.0.1", "localhost")
         body = QUICK + f"    fallback: {{upstream: replica}}\n  replica:\n    base_url: {elsewhere}\n"
         with running(tmp_path, rules(server.url, body)) as hr, requests.Session() as session:
-            open_up(by_requests, hr, server, "/a")
+            open_up(REQUESTS, hr, server, "")
             replica.always(Answer(200, headers=(("Set-Cookie", "of=replica; Path=/"),)))
             answer = session.get(f"{server.url}/a", stream=stream)
             assert (answer.content, answer.cookies["of"]) == (b"ok", "replica")
@@ -222,7 +177,7 @@ def test_a_cookie_of_the_fallback_is_not_taken_for_one_of_the_refused_upstream(
 
 @pytest.mark.parametrize(("method", "falls_back"), [("POST", False), ("PUT", True)])
 def test_what_only_a_key_allowed_to_repeat_does_not_go_elsewhere_once_it_may_have_arrived(
-    tmp_path: Path, call: Call, method: str, falls_back: bool
+    tmp_path: Path, call: Surface, method: str, falls_back: bool
 ) -> None:
     """The upstream that has got the key can tell a repetition; another one would do the work a second time."""
     with FaultServer() as server, FaultServer() as replica:
@@ -244,10 +199,10 @@ def test_what_only_a_key_allowed_to_repeat_does_not_go_elsewhere_once_it_may_hav
 
             server.always(reset_and_opened_amid_the_pause)
             if falls_back:
-                assert status_of(call(hr, server.url, "/a", method=method, data=b"x")) == 200
+                assert status_of(call(hr, server.url, method=method, data=b"x")) == 200
             else:
                 with pytest.raises((requests.ConnectionError, urllib3.exceptions.HTTPError)) as caught:
-                    call(hr, server.url, "/a", method=method, data=b"x")
+                    call(hr, server.url, method=method, data=b"x")
                 assert reason_of(caught.value) == "circuit_open"
             assert len(server.requests) == 1
             assert len(replica.requests) == int(falls_back)
@@ -256,14 +211,14 @@ def test_what_only_a_key_allowed_to_repeat_does_not_go_elsewhere_once_it_may_hav
 def test_observed_calls_get_no_fallback(tmp_path: Path) -> None:
     body = CANNED + "    mode: observe\n"
     with FaultServer() as server, running(tmp_path, rules(f"{server.url}/v2", body)) as hr:
-        open_up(by_requests, hr, server)
+        open_up(REQUESTS, hr, server)
         assert requests.get(f"{server.url}/v2/a").status_code == 500
         assert hr.status()["upstreams"]["billing"]["circuit_breaker"]["fallbacks"] == 0
 
 
 @pytest.mark.parametrize("size", [2, 100_000], ids=["kept", "too large to keep"])
 def test_an_answer_that_could_be_kept_is_better_than_a_fallback_and_one_that_could_not_is_none(
-    tmp_path: Path, call: Call, size: int
+    tmp_path: Path, call: Surface, size: int
 ) -> None:
     """A streamed one, of which only so much is read before the pause."""
     body = (
@@ -281,7 +236,7 @@ def test_an_answer_that_could_be_kept_is_better_than_a_fallback_and_one_that_cou
             return Answer(503, body=b"x" * size)
 
         server.always(opened_and_probed_by_others)
-        answer = call(hr, server.url, "/a", stream=True)
+        answer = call(hr, server.url, stream=True)
 
         assert (status_of(answer), len(body_of(answer))) == ((503, 2) if size == 2 else (203, 5))
         assert len(server.requests) == 1
@@ -289,7 +244,7 @@ def test_an_answer_that_could_be_kept_is_better_than_a_fallback_and_one_that_cou
 
 
 def test_a_path_that_is_not_certain_elsewhere_ends_as_if_there_were_no_fallback(
-    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, call: Surface, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """None is known that gets so far: what is not certain is not below `base_url` either."""
     monkeypatch.setattr("headrace.adapters.fallback.moved", lambda *_, **__: None)
@@ -300,6 +255,6 @@ def test_a_path_that_is_not_certain_elsewhere_ends_as_if_there_were_no_fallback(
     ):
         open_up(call, hr, server)
         with pytest.raises(headrace.CircuitOpenError):
-            call(hr, server.url, "/v2/a")
+            call(hr, f"{server.url}/v2")
         assert replica.requests == []
         assert hr.status()["upstreams"]["billing"]["circuit_breaker"]["fallbacks"] == 0

@@ -21,14 +21,22 @@ import headrace
 from headrace.transport.foreign import is_foreign
 from support.faultserver import Answer, FaultServer, Silence, server_context
 from support.governed import rules, running
+from support.surfaces import (
+    INSTALL,
+    SESSION,
+    SURFACES,
+    Surface,
+    across,
+    read,
+    retrying_adapter,
+    retrying_manager,
+)
 
 ALARM_S = 0.3
 PATIENT = """\
     timeouts: {attempt: 20s, deadline: 60s, connect: 20s, tls_handshake: 20s, read: 20s, write: 20s}
     circuit_breaker: {blame_after: 1ms}
 """
-
-Send = Callable[..., Any]
 
 
 class TookTooLong(TimeoutError):
@@ -51,77 +59,23 @@ def alarm(seconds: float, handler: Any = None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _by_url(hr: headrace.Headrace, url: str, **kw: Any) -> Any:
-    return requests.request(url=url, **kw)
+RETRIES = urllib3.Retry(3, allowed_methods=None)
 
-
-def _by_handle(hr: headrace.Headrace, url: str, method: str, **kw: Any) -> Any:
-    return getattr(hr.upstream("billing"), method.lower())("/", **kw)
-
-
-def _with_own_retries(hr: headrace.Headrace, url: str, **kw: Any) -> Any:
-    with requests.Session() as session:
-        session.mount(url, HTTPAdapter(max_retries=urllib3.Retry(3, allowed_methods=None)))
-        return session.request(url=url, **kw)
-
-
-def _by_session(hr: headrace.Headrace, url: str, **kw: Any) -> Any:
-    with hr.session() as session:
-        return session.request(url=url, **kw)
-
-
-def _by_urlopen(hr: headrace.Headrace, url: str, method: str, data: Any = None, stream: bool = False) -> Any:
-    answer = hr.upstream("billing").urlopen(method, "/", body=data, preload_content=not stream)
-    return _Content(answer)
-
-
-def _by_manager(hr: headrace.Headrace, url: str, method: str, data: Any = None, stream: bool = False) -> Any:
-    return _Content(urllib3.PoolManager().request(method, url, body=data, preload_content=not stream))
-
-
-def _by_manager_with_retries(
-    hr: headrace.Headrace, url: str, method: str, data: Any = None, stream: bool = False
-) -> Any:
-    retries = urllib3.Retry(3, allowed_methods=None)
-    manager = urllib3.PoolManager(retries=retries)
-    return _Content(manager.request(method, url, body=data, preload_content=not stream))
-
-
-class _Content:
-    """A urllib3 response, read as one of requests is."""
-
-    def __init__(self, answer: Any) -> None:
-        self.answer = answer
-
-    @property
-    def content(self) -> Any:
-        return self.answer.read() or self.answer.data
-
-
-SURFACES = [
-    pytest.param(_by_url, id="requests"),
-    pytest.param(_by_handle, id="handle"),
-    pytest.param(_by_session, id="session"),
-    pytest.param(_with_own_retries, id="own retries"),
-    pytest.param(_by_urlopen, id="urlopen"),
-    pytest.param(_by_manager, id="manager"),
-    pytest.param(_by_manager_with_retries, id="manager with retries"),
-]
+ON_EACH = across(*SURFACES, SESSION, retrying_adapter(RETRIES), retrying_manager(RETRIES))
 
 
 @pytest.fixture(params=["plain", "tls"])
 def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[FaultServer, str]]:
     """A server, and the rules for calls to it."""
-    more = "install: {urllib3: true}\n"
     if request.param == "plain":
         with FaultServer() as server:
-            yield server, rules(server.url, PATIENT, more=more)
+            yield server, rules(server.url, PATIENT, more=INSTALL)
         return
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     with FaultServer(tls=server_context(authority)) as server:
         trust = f"    tls: {{ca: '{tmp_path / 'ca.pem'}'}}\n"
-        yield server, rules(server.url, PATIENT + trust, more=more)
+        yield server, rules(server.url, PATIENT + trust, more=INSTALL)
 
 
 def is_unblamed(hr: headrace.Headrace) -> bool:
@@ -129,16 +83,16 @@ def is_unblamed(hr: headrace.Headrace) -> bool:
     return (view.calls, view.failures) == (0, 0) and hr.status()["upstreams"]["billing"]["pool"]["inuse"] == 0
 
 
-@pytest.mark.parametrize("send", SURFACES)
+@ON_EACH
 def test_a_signal_handlers_timeout_leaves_at_once_unretried_and_unblamed(
-    tmp_path: Path, served: tuple[FaultServer, str], send: Send
+    tmp_path: Path, served: tuple[FaultServer, str], call: Surface
 ) -> None:
     """Pitfall 68."""
     server, text = served
     server.always(Silence())
     with running(tmp_path, text) as hr:
         with alarm(ALARM_S), pytest.raises(TookTooLong) as caught:
-            send(hr, server.url, method="GET")
+            call(hr, server.url)
         assert server.first_lines == 1
         assert is_unblamed(hr)
         record = headrace.record_of(caught.value)
@@ -147,16 +101,16 @@ def test_a_signal_handlers_timeout_leaves_at_once_unretried_and_unblamed(
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["buffered", "streamed"])
-@pytest.mark.parametrize("send", SURFACES)
+@ON_EACH
 def test_amid_a_body_it_leaves_as_well(
-    tmp_path: Path, served: tuple[FaultServer, str], send: Send, stream: bool
+    tmp_path: Path, served: tuple[FaultServer, str], call: Surface, stream: bool
 ) -> None:
     """Pitfall 68."""
     server, text = served
     server.always(Answer(body=b"x" * 1000, drip_body_s=0.05))
     with running(tmp_path, text) as hr:
         with alarm(ALARM_S), pytest.raises(TookTooLong):
-            send(hr, server.url, method="GET", stream=stream).content  # noqa: B018 - read
+            read(call(hr, server.url, stream=stream))
         assert server.first_lines == 1
         view = hr.snapshot.upstreams["billing"].state.circuit.view(time.monotonic())
         assert view.failures == 0
@@ -223,16 +177,15 @@ class _File:
 
 @pytest.mark.parametrize("body", [_generator, _File], ids=["generator", "file"])
 @pytest.mark.parametrize("kind", [TimeoutError, OSError, ConnectionResetError, BrokenPipeError, ValueError])
-@pytest.mark.parametrize("send", SURFACES)
+@ON_EACH
 def test_what_the_body_raises_is_the_callers(
-    tmp_path: Path, send: Send, kind: type[Exception], body: Callable[[Exception], Any]
+    tmp_path: Path, call: Surface, kind: type[Exception], body: Callable[[Exception], Any]
 ) -> None:
     """Pitfall 68. urllib3 takes a ConnectionResetError for the peer's, and reads on."""
-    text = "install: {urllib3: true}\n"
-    with FaultServer() as server, running(tmp_path, rules(server.url, PATIENT, more=text)) as hr:
+    with FaultServer() as server, running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
         error = kind("mine")
         with pytest.raises(kind) as caught:
-            send(hr, server.url, method="PUT", data=body(error))
+            call(hr, server.url, "PUT", data=body(error))
         assert caught.value is error
         assert is_unblamed(hr)
         record = headrace.record_of(error)
@@ -325,16 +278,15 @@ class Unwilling(OSError):
 
 
 @pytest.mark.parametrize("kind", [Frozen, FrozenInSlots, Slotted, Unwilling])
-@pytest.mark.parametrize("send", SURFACES)
+@ON_EACH
 def test_an_exception_that_refuses_attributes_leaves_as_it_is_with_its_record(
-    tmp_path: Path, send: Send, kind: type[Exception]
+    tmp_path: Path, call: Surface, kind: type[Exception]
 ) -> None:
     """Pitfall 73."""
-    text = "install: {urllib3: true}\n"
-    with FaultServer() as server, running(tmp_path, rules(server.url, PATIENT, more=text)) as hr:
+    with FaultServer() as server, running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
         error = kind("mine")
         with pytest.raises(kind) as caught:
-            send(hr, server.url, method="PUT", data=_generator(error))
+            call(hr, server.url, "PUT", data=_generator(error))
         assert caught.value is error
         record = headrace.record_of(error)
         assert record is not None

@@ -9,16 +9,15 @@ from typing import Any
 
 import pytest
 import requests
-import urllib3
 from requests.adapters import HTTPAdapter
 
 import headrace
 from support.faultserver import Answer, FaultServer, Raw
 from support.governed import rules, running
+from support.surfaces import HANDLE, INSTALL, URLOPEN, Surface, across, body_of, read
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 RULES = "    timeouts: {attempt: 10s, deadline: 40s, read: 2s}\n    retry: {max_attempts: 2, backoff: {base: 1ms}}\n"
-URLLIB3 = "install: {urllib3: true}\n"
 
 IN_THE_BODY = {
     "a negative chunk size": CHUNKED + b"-5\r\nhello\r\n0\r\n\r\n",
@@ -41,42 +40,17 @@ IN_THE_HEAD = {
 }
 ALL = {**IN_THE_BODY, **IN_THE_HEAD}
 
-FAMILY = (requests.RequestException, urllib3.exceptions.HTTPError)
-SURFACES: dict[str, Any] = {
-    "requests": lambda hr, url: requests.get(url),
-    "handle": lambda hr, url: hr.upstream("billing").get("/"),
-    "urlopen": lambda hr, url: hr.upstream("billing").urlopen("GET", "/"),
-    "manager": lambda hr, url: urllib3.PoolManager().request("GET", url),
-}
-
-
-STREAMED: dict[str, Any] = {
-    "requests": lambda hr: _Read(hr.upstream("billing").get("/", stream=True)),
-    "urlopen": lambda hr: hr.upstream("billing").urlopen("GET", "/", preload_content=False),
-}
-
-
-class _Read:
-    """A response of requests, read as one of urllib3 is."""
-
-    def __init__(self, answer: requests.Response) -> None:
-        self.answer = answer
-
-    def read(self) -> bytes:
-        return self.answer.content
-
 
 @pytest.mark.parametrize("then", ["fin", "keep"])
 @pytest.mark.parametrize("garbage", ALL)
-@pytest.mark.parametrize("surface", SURFACES)
 def test_garbage_is_a_protocol_error_retried_and_blamed(
-    tmp_path: Path, surface: str, garbage: str, then: Any
+    tmp_path: Path, call: Surface, garbage: str, then: Any
 ) -> None:
     """Pitfall 64."""
-    with FaultServer() as server, running(tmp_path, rules(server.url, RULES, more=URLLIB3)) as hr:
+    with FaultServer() as server, running(tmp_path, rules(server.url, RULES, more=INSTALL)) as hr:
         server.always(Raw(ALL[garbage], then=then))
-        with pytest.raises(FAMILY) as caught:
-            SURFACES[surface](hr, server.url)
+        with pytest.raises(call.error) as caught:
+            call(hr, server.url)
         record = headrace.record_of(caught.value)
         assert record is not None
         assert [(one.outcome, one.verdict) for one in record.attempts] == [("protocol_error", "failure")] * 2
@@ -96,15 +70,15 @@ def test_with_the_callers_own_retries_it_is_blamed_as_well(tmp_path: Path, garba
 
 
 @pytest.mark.parametrize("garbage", IN_THE_BODY)
-@pytest.mark.parametrize("surface", STREAMED)
+@across(HANDLE, URLOPEN)
 def test_amid_a_streamed_body_it_turns_the_success_into_a_failure(
-    tmp_path: Path, surface: str, garbage: str
+    tmp_path: Path, call: Surface, garbage: str
 ) -> None:
     """Pitfall 64."""
     with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
         server.always(Raw(ALL[garbage]))
-        with pytest.raises(FAMILY):
-            STREAMED[surface](hr).read()
+        with pytest.raises(call.error):
+            read(call(hr, server.url, stream=True))
         view = hr.snapshot.upstreams["billing"].state.circuit.view(time.monotonic())
         assert (view.calls, view.failures) == (1, 1)
         assert hr.status()["upstreams"]["billing"]["pool"]["inuse"] == 0
@@ -119,15 +93,13 @@ def test_amid_a_streamed_body_it_turns_the_success_into_a_failure(
     ],
     ids=["empty", "no number", "HTTP/1.0"],
 )
-@pytest.mark.parametrize("surface", SURFACES)
 def test_an_unreadable_length_of_an_answer_that_ends_with_its_connection_is_overlooked_as_stock_does(
-    tmp_path: Path, surface: str, head: bytes
+    tmp_path: Path, call: Surface, head: bytes
 ) -> None:
     """Pitfall 64. The other side of it: such sites work, and `mode: observe` says that they will."""
-    with FaultServer() as server, running(tmp_path, rules(server.url, RULES, more=URLLIB3)) as hr:
+    with FaultServer() as server, running(tmp_path, rules(server.url, RULES, more=INSTALL)) as hr:
         server.always(Raw(head + b"hello", then="fin"))
-        answer = SURFACES[surface](hr, server.url)
-        assert (answer.content if isinstance(answer, requests.Response) else answer.data) == b"hello"
+        assert body_of(call(hr, server.url)) == b"hello"
         assert (server.first_lines, hr.status()["upstreams"]["billing"]["pool"]["idle"]) == (1, 0)
 
 

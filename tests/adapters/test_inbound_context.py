@@ -8,48 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
-import urllib3
 
 import headrace
 from support.faultserver import Answer, Break, FaultServer, Silence
 from support.gateways import AsgiGateway, Gateway, Seen, WsgiGateway
 from support.governed import rules, running
+from support.surfaces import HANDLE, INSTALL, REQUESTS, URLOPEN, Surface
 from support.waiting import ends_within
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
 OTHER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-
-Call = Callable[..., Any]
-
-
-def by_requests(hr: headrace.Headrace, url: str, **kw: Any) -> Any:
-    return requests.get(f"{url}/a", **kw)
-
-
-def by_handle(hr: headrace.Headrace, url: str, **kw: Any) -> Any:
-    return hr.upstream("billing").get("/a", **kw)
-
-
-def by_urlopen(hr: headrace.Headrace, url: str, **kw: Any) -> Any:
-    return hr.upstream("billing").urlopen("GET", "/a", **kw)
-
-
-def by_manager(hr: headrace.Headrace, url: str, **kw: Any) -> Any:
-    return urllib3.PoolManager().request("GET", f"{url}/a", **kw)
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(by_requests, id="requests"),
-        pytest.param(by_handle, id="handle"),
-        pytest.param(by_urlopen, id="urlopen"),
-        pytest.param(by_manager, id="urllib3"),
-    ]
-)
-def call(request: pytest.FixtureRequest) -> Call:
-    return request.param
 
 
 @pytest.fixture(params=[AsgiGateway, WsgiGateway], ids=["asgi", "wsgi"])
@@ -63,7 +32,7 @@ def server() -> Iterator[FaultServer]:
         yield server
 
 
-MORE = "install: {urllib3: true}\nservice: {deadline: {header: X-Request-Timeout}}\n"
+MORE = INSTALL + "service: {deadline: {header: X-Request-Timeout}}\n"
 FAST = "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n"
 
 
@@ -89,7 +58,7 @@ def seen(server: FaultServer, name: str) -> list[str | None]:
 
 
 def test_what_is_left_of_the_inbound_deadline_bounds_every_call(
-    tmp_path: Path, serve: Any, call: Call, server: FaultServer
+    tmp_path: Path, serve: Any, call: Surface, server: FaultServer
 ) -> None:
     with running(tmp_path, rules(server.url, FAST, more=MORE)) as hr:
         server.always(Silence())
@@ -109,7 +78,7 @@ def test_the_calls_own_deadline_stays_where_it_is_the_earlier_one(
         tmp_path, rules(server.url, "    timeouts: {deadline: 200ms, attempt: 200ms}\n", more=MORE)
     ) as hr:
         server.always(Silence())
-        gateway, kept = calling(serve, hr, lambda: by_requests(hr, server.url))
+        gateway, kept = calling(serve, hr, lambda: REQUESTS(hr, server.url))
         gateway.request({"X-Request-Timeout": "30"})
         assert isinstance(kept[0], headrace.DeadlineExceeded)
         assert kept[0].deadline_s == 0.2
@@ -119,7 +88,7 @@ TELLING = FAST + "    propagate: {deadline: true}\n"
 
 
 def test_each_attempt_tells_what_is_left_then(
-    tmp_path: Path, serve: Any, call: Call, server: FaultServer
+    tmp_path: Path, serve: Any, call: Surface, server: FaultServer
 ) -> None:
     slow = (
         "    retry: {backoff: {base: 50ms, multiplier: 1, jitter: none}}\n    propagate: {deadline: true}\n"
@@ -139,7 +108,7 @@ def test_each_attempt_tells_what_is_left_then(
 def test_grpc_timeout_is_told_in_its_own_format(tmp_path: Path, serve: Any, server: FaultServer) -> None:
     more = MORE.replace("X-Request-Timeout", "grpc-timeout")
     with running(tmp_path, rules(server.url, TELLING, more=more)) as hr:
-        gateway, _ = calling(serve, hr, lambda: by_requests(hr, server.url))
+        gateway, _ = calling(serve, hr, lambda: REQUESTS(hr, server.url))
         gateway.request({"grpc-timeout": "80S"})
         (told,) = seen(server, "grpc-timeout")
         assert told is not None
@@ -149,7 +118,7 @@ def test_grpc_timeout_is_told_in_its_own_format(tmp_path: Path, serve: Any, serv
 
 def test_outside_of_a_request_the_calls_own_deadline_is_told(tmp_path: Path, server: FaultServer) -> None:
     with running(tmp_path, rules(server.url, TELLING, more=MORE)) as hr:
-        by_requests(hr, server.url)
+        REQUESTS(hr, server.url)
         (told,) = seen(server, "X-Request-Timeout")
         assert 10.0 < float(told or "") <= 15.0
 
@@ -159,13 +128,13 @@ def test_nothing_is_told_without_a_deadline_or_without_being_asked_to(
 ) -> None:
     endless = TELLING + "    timeouts: {deadline: null}\n"
     with running(tmp_path, rules(server.url, endless, more=MORE)) as hr:
-        by_requests(hr, server.url)
+        REQUESTS(hr, server.url)
     with running(tmp_path, rules(server.url, FAST, more=MORE)) as hr:
-        by_requests(hr, server.url)
+        REQUESTS(hr, server.url)
     assert seen(server, "X-Request-Timeout") == [None, None]
 
 
-def test_what_a_call_tells_itself_stays(tmp_path: Path, call: Call, server: FaultServer) -> None:
+def test_what_a_call_tells_itself_stays(tmp_path: Path, call: Surface, server: FaultServer) -> None:
     with running(tmp_path, rules(server.url, TELLING, more=MORE)) as hr:
         call(hr, server.url, headers={"x-request-timeout": "1"})
         assert seen(server, "X-Request-Timeout") == ["1"]
@@ -175,7 +144,7 @@ def test_what_a_call_tells_itself_stays(tmp_path: Path, call: Call, server: Faul
 
 
 def test_the_trace_is_passed_on_as_it_came_with_every_attempt(
-    tmp_path: Path, serve: Any, call: Call, server: FaultServer
+    tmp_path: Path, serve: Any, call: Surface, server: FaultServer
 ) -> None:
     with running(tmp_path, rules(server.url, FAST, more=MORE)) as hr:
         server.next(Answer(503), Answer(200))
@@ -186,7 +155,7 @@ def test_the_trace_is_passed_on_as_it_came_with_every_attempt(
 
 
 def test_a_call_with_a_trace_of_its_own_keeps_it_and_gets_no_state_of_another(
-    tmp_path: Path, serve: Any, call: Call, server: FaultServer
+    tmp_path: Path, serve: Any, call: Surface, server: FaultServer
 ) -> None:
     with running(tmp_path, rules(server.url, FAST, more=MORE)) as hr:
         gateway, _ = calling(serve, hr, lambda: call(hr, server.url, headers={"Traceparent": OTHER}))
@@ -200,13 +169,13 @@ def test_a_call_by_name_passes_the_trace_on_in_every_mode(
     tmp_path: Path, serve: Any, mode: str, server: FaultServer
 ) -> None:
     with running(tmp_path, rules(server.url, f"    mode: {mode}\n", more=MORE)) as hr:
-        gateway, _ = calling(serve, hr, lambda: (by_handle(hr, server.url), by_urlopen(hr, server.url)))
+        gateway, _ = calling(serve, hr, lambda: (HANDLE(hr, server.url), URLOPEN(hr, server.url)))
         gateway.request({"traceparent": PARENT})
         assert seen(server, "traceparent") == [PARENT, PARENT]
 
 
 def test_a_third_party_gets_neither_trace_nor_id(
-    tmp_path: Path, serve: Any, call: Call, server: FaultServer
+    tmp_path: Path, serve: Any, call: Surface, server: FaultServer
 ) -> None:
     third = "    propagate: {traceparent: false, request_id: false}\n"
     with running(tmp_path, rules(server.url, third, more=MORE)) as hr:
@@ -223,7 +192,7 @@ IDS = ["0190f0f7-8a3c-7e6b-b1c7-3c2f6c0a9e11", "Root=1-67891233-abcdef0123456789
 
 @pytest.mark.parametrize("sent", IDS)
 def test_an_id_of_any_format_is_passed_on_as_it_came(
-    tmp_path: Path, serve: Any, call: Call, sent: str, server: FaultServer
+    tmp_path: Path, serve: Any, call: Surface, sent: str, server: FaultServer
 ) -> None:
     """Pitfall 45."""
     with running(tmp_path, rules(server.url, FAST, more=MORE)) as hr:
@@ -240,7 +209,7 @@ def test_an_id_that_could_do_harm_reaches_no_upstream(
 ) -> None:
     """Pitfall 45."""
     with running(tmp_path, rules(server.url, FAST, more=MORE)) as hr:
-        gateway, _ = calling(serve, hr, lambda: by_requests(hr, server.url))
+        gateway, _ = calling(serve, hr, lambda: REQUESTS(hr, server.url))
         (made,) = gateway.request({"X-Request-ID": sent}).all("X-Request-ID")
         assert seen(server, "X-Request-ID") == [made]
         assert seen(server, "X-Evil") == [None]
@@ -248,7 +217,7 @@ def test_an_id_that_could_do_harm_reaches_no_upstream(
 
 
 def test_an_error_carries_the_id_of_its_request_also_where_it_is_not_sent(
-    tmp_path: Path, serve: Any, call: Call, server: FaultServer
+    tmp_path: Path, serve: Any, call: Surface, server: FaultServer
 ) -> None:
     body = "    propagate: {request_id: false}\n    circuit_breaker: {consecutive_failures: 1}\n"
     with running(tmp_path, rules(server.url, body, more=MORE)) as hr:

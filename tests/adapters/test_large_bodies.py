@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
 import headrace
 from support.faultserver import Answer, Endless, FaultServer, Raw, Reply
 from support.governed import reason_of, rules, running
+from support.surfaces import INSTALL, SURFACES, Surface, body_of, retrying_adapter
 
 GIGABYTE = gzip.compress(bytes(10_000_000)) * 100
 """1 MB over the wire. A gzip body may have many members, and this many are quickly made."""
@@ -50,28 +50,16 @@ TOO_LARGE = [
 Read = Callable[[headrace.Headrace, str], Any]
 
 
-def by_own_retries(hr: headrace.Headrace, base: str) -> bytes:
-    with requests.Session() as session:
-        session.mount("http://", HTTPAdapter(max_retries=Retry(2, backoff_factor=0.0)))
-        return session.get(base).content
-
-
-def by_hooked_call(hr: headrace.Headrace, base: str) -> bytes:
-    return requests.get(base, hooks={"response": lambda response, *args, **kw: None}).content
-
-
-def by_manager(hr: headrace.Headrace, base: str) -> bytes:
-    with urllib3.PoolManager() as manager:
-        return manager.request("GET", base).data
+def buffered(call: Surface) -> Any:
+    return pytest.param(lambda hr, base: body_of(call(hr, base)), id=call.name)
 
 
 BUFFERED = [
-    pytest.param(lambda hr, base: requests.get(base).content, id="requests"),
-    pytest.param(lambda hr, base: hr.upstream("billing").get("/").content, id="handle"),
-    pytest.param(by_own_retries, id="own retries"),
-    pytest.param(by_hooked_call, id="hook"),
-    pytest.param(lambda hr, base: hr.upstream("billing").urlopen("GET", "/").data, id="urlopen"),
-    pytest.param(by_manager, id="manager"),
+    *(buffered(call) for call in (*SURFACES, retrying_adapter(Retry(2, backoff_factor=0.0)))),
+    pytest.param(
+        lambda hr, base: requests.get(base, hooks={"response": lambda response, *args, **kw: None}).content,
+        id="hook",
+    ),
 ]
 
 
@@ -97,7 +85,7 @@ STREAMED = [
 
 
 def installed(tmp_path: Path, base: str, body: str) -> Any:
-    return running(tmp_path, rules(base, body, more="install: {urllib3: true}\n"))
+    return running(tmp_path, rules(base, body, more=INSTALL))
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])

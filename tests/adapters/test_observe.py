@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
@@ -19,6 +17,18 @@ from headrace.policy.retry import RetryAllowance
 from headrace.runtime.inbound import Inbound, inbound_var
 from support.faultserver import Answer, Break, FaultServer
 from support.governed import rules, running
+from support.surfaces import (
+    HANDLE,
+    INSTALL,
+    REQUESTS,
+    URLOPEN,
+    Surface,
+    across,
+    retrying_adapter,
+    retrying_call,
+    retrying_manager,
+    status_of,
+)
 
 
 def test_observe_changes_no_call_and_counts_what_would_have_been_done(tmp_path: Path) -> None:
@@ -166,32 +176,11 @@ def test_observe_says_once_what_a_breaker_of_another_mode_would_have_done(
         assert hr.status()["upstreams"]["billing"]["observed"] == observed
 
 
-def by_requests(hr: headrace.Headrace, url: str, method: str = "GET", **kw: Any) -> int:
-    return requests.request(method, url, **kw).status_code
-
-
-def by_handle(hr: headrace.Headrace, url: str, method: str = "GET", **kw: Any) -> int:
-    return hr.upstream("billing").request(method, "/", **kw).status_code
-
-
-def by_urlopen(hr: headrace.Headrace, url: str, method: str = "GET", **kw: Any) -> int:
-    return hr.upstream("billing").urlopen(method, "/", **kw).status
-
-
-def by_urllib3(hr: headrace.Headrace, url: str, method: str = "GET", **kw: Any) -> int:
-    return urllib3.PoolManager().request(method, url, **kw).status
-
-
-SURFACES = [by_requests, by_handle, by_urlopen, by_urllib3]
-INSTALL = "install: {urllib3: true}\n"
-
-
 def foretold(hr: headrace.Headrace) -> dict[str, int]:
     return hr.status()["upstreams"]["billing"]["observed"]  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("call", SURFACES)
-def test_observe_counts_a_refusal_wherever_enforce_refuses(tmp_path: Path, call: Callable[..., int]) -> None:
+def test_observe_counts_a_refusal_wherever_enforce_refuses(tmp_path: Path, call: Surface) -> None:
     """Pitfall 85. The retries that are not made count for the breaker as if they ended as the first attempt did."""
 
     def script(hr: headrace.Headrace, server: FaultServer) -> int:
@@ -219,26 +208,24 @@ def test_observe_counts_a_refusal_wherever_enforce_refuses(tmp_path: Path, call:
     assert told[1] == {"refused": refused, "retried": retries}
 
 
-@pytest.mark.parametrize("call", SURFACES)
 def test_observe_counts_what_the_deadline_would_cut_also_where_the_call_brings_its_own_timeout(
-    tmp_path: Path, call: Callable[..., int]
+    tmp_path: Path, call: Surface
 ) -> None:
     """Pitfall 85."""
     body = "    mode: observe\n    timeouts: {deadline: 500ms}\n    retry: {max_attempts: 1}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
         server.always(Answer(delay_s=1.0))
-        assert call(hr, server.url, timeout=20) == 200
+        assert status_of(call(hr, server.url, timeout=20)) == 200
         assert foretold(hr) == {"timed_out": 1}
 
 
-@pytest.mark.parametrize("call", SURFACES)
-def test_observe_knows_of_idempotency_keys_made_or_brought(tmp_path: Path, call: Callable[..., int]) -> None:
+def test_observe_knows_of_idempotency_keys_made_or_brought(tmp_path: Path, call: Surface) -> None:
     """Pitfall 85."""
     for keys, headers in (("idempotency_key: {}", {}), ("", {"Idempotency-Key": "k"})):
         body = f"    mode: observe\n    retry: {{backoff: {{base: 1ms}}, {keys}}}\n".replace(", }", "}")
         with FaultServer() as server, running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
             server.always(Answer(500))
-            assert call(hr, server.url, "POST", headers=headers) == 500
+            assert status_of(call(hr, server.url, "POST", headers=headers)) == 500
             assert len(server.requests) == 1
             assert server.requests[0].header("Idempotency-Key") == headers.get("Idempotency-Key")
             assert foretold(hr) == {"retried": 2}
@@ -267,7 +254,7 @@ def test_observe_heeds_the_deadline_and_the_retries_of_the_inbound_request_and_s
             inbound_var.reset(token)
 
 
-@pytest.mark.parametrize("call", [by_requests, by_handle, by_urlopen])  # by URL, urllib3 itself would wait
+@across(REQUESTS, HANDLE, URLOPEN)  # by URL, urllib3 itself would wait
 @pytest.mark.parametrize(
     ("asks", "retry_after", "denied"),
     [
@@ -277,7 +264,7 @@ def test_observe_heeds_the_deadline_and_the_retries_of_the_inbound_request_and_s
     ],
 )
 def test_observe_heeds_what_the_upstream_asks_to_wait(
-    tmp_path: Path, call: Callable[..., int], asks: str, retry_after: str, denied: str
+    tmp_path: Path, call: Surface, asks: str, retry_after: str, denied: str
 ) -> None:
     """Pitfall 85."""
     told = []
@@ -288,7 +275,7 @@ def test_observe_heeds_what_the_upstream_asks_to_wait(
         )
         with FaultServer() as server, running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
             server.always(Answer(503, headers=(("Retry-After", asks),)))
-            assert call(hr, server.url) == 503
+            assert status_of(call(hr, server.url)) == 503
             retry = hr.status()["upstreams"]["billing"]["retry"]
             made = sum(retry["retries"].values()) if mode == "enforce" else foretold(hr).get("retried", 0)
             told.append((made, retry["denied"]))
@@ -296,23 +283,9 @@ def test_observe_heeds_what_the_upstream_asks_to_wait(
     assert told == [(2 if denied == "attempts" else 0, {denied: 1})] * 2
 
 
-def by_retrying_adapter(hr: headrace.Headrace, url: str) -> int:
-    with requests.Session() as session:
-        session.mount("http://", HTTPAdapter(max_retries=1))
-        return session.get(url).status_code
-
-
-def by_retrying_manager(hr: headrace.Headrace, url: str) -> int:
-    return urllib3.PoolManager(retries=urllib3.Retry(1)).request("GET", url).status
-
-
-def by_retrying_call(hr: headrace.Headrace, url: str) -> int:
-    return urllib3.PoolManager().request("GET", url, retries=1).status
-
-
-@pytest.mark.parametrize("call", [by_retrying_adapter, by_retrying_manager, by_retrying_call])
+@across(retrying_adapter(1), retrying_manager(urllib3.Retry(1)), retrying_call(1))
 def test_observe_tells_the_breaker_of_calls_that_bring_their_own_retries(
-    tmp_path: Path, call: Callable[..., int]
+    tmp_path: Path, call: Surface
 ) -> None:
     """Pitfall 85. They are one call, and no try of it is left to say how it ended."""
     told = []
@@ -323,7 +296,7 @@ def test_observe_tells_the_breaker_of_calls_that_bring_their_own_retries(
             refused = 0
             for _ in range(8):
                 try:
-                    assert call(hr, server.url) == 503
+                    assert status_of(call(hr, server.url)) == 503
                 except headrace.CircuitOpenError:
                     refused += 1
             told.append(refused if mode == "enforce" else foretold(hr))
@@ -331,9 +304,8 @@ def test_observe_tells_the_breaker_of_calls_that_bring_their_own_retries(
     assert told == [3, {"refused": 3}]
 
 
-@pytest.mark.parametrize("call", SURFACES)
 def test_whatever_a_rehearsal_stumbles_over_the_call_is_as_it_was(
-    tmp_path: Path, call: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, call: Surface, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pitfall 59."""
 
@@ -346,10 +318,10 @@ def test_whatever_a_rehearsal_stumbles_over_the_call_is_as_it_was(
         for name in ("rehearse", "tally", "retry_after_s"):
             with monkeypatch.context() as patched:
                 patched.setattr(observe, name, broken)
-                assert call(hr, server.url) == 500
+                assert status_of(call(hr, server.url)) == 500
             assert hr.status()["upstreams"]["billing"]["pool"]["inuse"] == 0
         before = foretold(hr).get("retried", 0)
-        assert call(hr, server.url) == 500
+        assert status_of(call(hr, server.url)) == 500
         assert foretold(hr)["retried"] == before + 2
 
 
@@ -368,9 +340,8 @@ def test_observe_asks_nothing_of_a_request_that_is_over(tmp_path: Path) -> None:
         assert foretold(hr) == {"retried": 2}
 
 
-@pytest.mark.parametrize("call", SURFACES)
 def test_observe_counts_the_fallback_of_calls_that_have_sent_nothing_whatever_their_body(
-    tmp_path: Path, call: Callable[..., int]
+    tmp_path: Path, call: Surface
 ) -> None:
     """Pitfall 85. Refused before its first attempt, a call goes elsewhere even if it can be sent only once."""
     told = []
@@ -381,8 +352,7 @@ def test_observe_counts_the_fallback_of_calls_that_have_sent_nothing_whatever_th
             body = f"    mode: {mode}\n    circuit_breaker: {{mode: forced_open}}\n    fallback: {{upstream: spare}}\n"
             text = rules(server.url, f"{body}  spare:\n    base_url: {other.url}\n", more=INSTALL)
             with running(tmp_path, text) as hr:
-                kw = {"data" if call in (by_requests, by_handle) else "body": iter([b"once"])}
-                status = call(hr, server.url, "POST", **kw)
+                status = status_of(call(hr, server.url, "POST", data=iter([b"once"])))
                 counted = hr.status()["upstreams"]["billing"]
                 told.append((status, counted["circuit_breaker"]["fallbacks"], counted["observed"]))
 

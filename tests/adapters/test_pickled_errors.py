@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 import urllib3
 
 import headrace
@@ -17,33 +16,7 @@ from headrace.runtime.cancellation import Cancellation
 from headrace.runtime.inbound import Inbound, inbound_var
 from support.faultserver import FaultServer, Silence
 from support.governed import rules, running
-
-Call = Callable[[headrace.Headrace, str], Any]
-
-
-def by_requests(hr: headrace.Headrace, url: str) -> Any:
-    return requests.get(url)
-
-
-def by_handle(hr: headrace.Headrace, url: str) -> Any:
-    return hr.upstream("billing").get("/")
-
-
-def by_handle_urlopen(hr: headrace.Headrace, url: str) -> Any:
-    return hr.upstream("billing").urlopen("GET", "/")
-
-
-def by_urllib3(hr: headrace.Headrace, url: str) -> Any:
-    with urllib3.PoolManager() as manager:
-        return manager.request("GET", url)
-
-
-def by_urllib3_with_retries(hr: headrace.Headrace, url: str) -> Any:
-    with urllib3.PoolManager() as manager:
-        return manager.request("GET", url, retries=urllib3.Retry(2, backoff_factor=0))
-
-
-WAYS = [by_requests, by_handle, by_handle_urlopen, by_urllib3, by_urllib3_with_retries]
+from support.surfaces import INSTALL, MANAGER, SURFACES, Surface, across, retrying_call
 
 ENDS = {
     "CircuitOpenError": "    circuit_breaker: {mode: forced_open}\n",
@@ -65,13 +38,13 @@ def cancelled(hr: headrace.Headrace, call: Callable[[], Any]) -> Any:
         inbound_var.reset(token)
 
 
-@pytest.mark.parametrize("call", WAYS)
+@across(*SURFACES, retrying_call(urllib3.Retry(2, backoff_factor=0)))
 @pytest.mark.parametrize("end", ENDS)
-def test_an_error_of_a_real_call_pickles(tmp_path: Path, end: str, call: Call) -> None:
+def test_an_error_of_a_real_call_pickles(tmp_path: Path, end: str, call: Surface) -> None:
     body = "    retry: {backoff: {base: 1ms, max: 2ms}}\n" + ENDS[end]
     with (
         FaultServer() as server,
-        running(tmp_path, rules(server.url, body, more="install: {urllib3: true}\n")) as hr,
+        running(tmp_path, rules(server.url, body, more=INSTALL)) as hr,
     ):
         held = None
         if end.startswith("Pool"):
@@ -95,7 +68,7 @@ def test_an_error_of_a_real_call_pickles(tmp_path: Path, end: str, call: Call) -
         assert again.headrace == error.headrace
         assert again.attempts == error.attempts
         assert again.__notes__ == error.__notes__
-        if by_urllib3 is call:
+        if call is MANAGER:
             assert error.pool is not None  # it stays on the one that was raised
         assert getattr(again, "pool", None) is None
         assert type(pickle.loads(pickle.dumps(again))) is type(error)

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import requests
-import urllib3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from urllib3 import HTTPHeaderDict
@@ -24,6 +23,7 @@ from headrace.policy.retry import RetryAllowance
 from headrace.runtime.inbound import Inbound, inbound_var
 from support.faultserver import Answer, FaultServer
 from support.governed import rules, running
+from support.surfaces import INSTALL, MANAGER, REQUESTS, URLOPEN
 from support.virtual import constant
 from support.waiting import is_about
 
@@ -154,20 +154,14 @@ def server() -> Iterator[FaultServer]:
         yield server
 
 
-@pytest.fixture(params=["requests", "urllib3", "handle"])
-def get(request: pytest.FixtureRequest) -> Iterator[Get]:
-    if request.param == "requests":
-        yield requests.get
-    elif request.param == "handle":
-        yield lambda _url: headrace.current().upstream("billing").urlopen("GET", "/")
-    else:
-        with urllib3.PoolManager() as manager:
-            yield lambda url: manager.request("GET", url)
+@pytest.fixture(params=[REQUESTS, MANAGER, URLOPEN], ids=repr)
+def get(request: pytest.FixtureRequest) -> Get:
+    return lambda url: request.param(headrace.current(), url)
 
 
 def governed(url: str, retry: str, *, deadline: str = "15s") -> str:
     body = f"    timeouts: {{deadline: {deadline}}}\n    retry: {retry}\n"
-    return rules(url, body, more="install: {urllib3: true}\n")
+    return rules(url, body, more=INSTALL)
 
 
 def unavailable(*headers: tuple[str, str]) -> Answer:

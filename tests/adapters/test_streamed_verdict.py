@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,51 +11,23 @@ import pytest
 import requests
 import urllib3
 
-import headrace
 from support.faultserver import Answer, Break, FaultServer
 from support.governed import rules, running
+from support.surfaces import INSTALL, Surface, read
 
 RULES = "    retry: {max_attempts: 1}\n    circuit_breaker: {consecutive_failures: 2}\n"
-INSTALL = "install: {urllib3: true}\n"
 BROKEN = (requests.exceptions.ChunkedEncodingError, requests.ConnectionError, urllib3.exceptions.HTTPError)
-
-
-def by_requests(hr: headrace.Headrace, url: str) -> Any:
-    return requests.get(url, stream=True)
-
-
-def by_urlopen(hr: headrace.Headrace, url: str) -> Any:
-    return hr.upstream("billing").urlopen("GET", "/", preload_content=False)
-
-
-def by_manager(hr: headrace.Headrace, url: str) -> Any:
-    return urllib3.PoolManager().request("GET", url, preload_content=False)
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(by_requests, id="requests"),
-        pytest.param(by_urlopen, id="urlopen"),
-        pytest.param(by_manager, id="urllib3"),
-    ]
-)
-def call(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    return request.param
-
-
-def read(answer: Any) -> bytes:
-    return answer.content if isinstance(answer, requests.Response) else answer.read()
 
 
 @pytest.mark.parametrize("how", ["rst", "fin"])
 def test_a_body_that_breaks_off_turns_the_success_into_a_failure(
-    tmp_path: Path, call: Callable[..., Any], how: Any
+    tmp_path: Path, call: Surface, how: Any
 ) -> None:
     with FaultServer() as server, running(tmp_path, rules(server.url, RULES, more=INSTALL)) as hr:
         server.always(Break(at="body", how=how))
         circuit = hr.snapshot.upstream("billing").state.circuit
         for failures in (1, 2):
-            answer = call(hr, server.url)
+            answer = call(hr, server.url, stream=True)
             assert answer.headrace.attempts[0].verdict == "success"
             with pytest.raises(BROKEN):
                 read(answer)
@@ -65,13 +36,11 @@ def test_a_body_that_breaks_off_turns_the_success_into_a_failure(
         assert circuit.state == "open"
 
 
-def test_a_body_read_to_its_end_or_closed_early_stays_a_success(
-    tmp_path: Path, call: Callable[..., Any]
-) -> None:
+def test_a_body_read_to_its_end_or_closed_early_stays_a_success(tmp_path: Path, call: Surface) -> None:
     with FaultServer() as server, running(tmp_path, rules(server.url, RULES, more=INSTALL)) as hr:
         for _ in range(3):
-            assert read(call(hr, server.url)) == b"ok"
-            call(hr, server.url).close()
+            assert read(call(hr, server.url, stream=True)) == b"ok"
+            call(hr, server.url, stream=True).close()
         view = hr.status()["upstreams"]["billing"]
         assert (view["circuit_breaker"]["failures"], view["broken_bodies"]) == (0, 0)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import requests
 import urllib3
 from urllib3.util.timeout import Timeout
 
-import headrace
 from headrace.adapters.timeouts import timeouts_of_call
 from headrace.config import load
 from headrace.policy.plan import NO_LIMIT_S, TimeoutPlan
 from support.faultserver import Answer, FaultServer
 from support.governed import rules, running
+from support.surfaces import INSTALL, SESSION, SURFACES, Surface, across, status_of
 
 NO = NO_LIMIT_S
 
@@ -115,67 +114,37 @@ def test_a_total_bounds_a_written_attempt_from_below(tmp_path: Path) -> None:
     assert limits(tmp_path, under("attempt: 10s"), Timeout(total=1)).attempt_s == 1.0
 
 
-def through_requests(hr: headrace.Headrace, url: str, timeout: Any) -> Any:
-    return requests.get(url, timeout=timeout)
+ON_EACH = across(*SURFACES, SESSION)
 
 
-def through_session(hr: headrace.Headrace, url: str, timeout: Any) -> Any:
-    with hr.session() as session:
-        return session.get(url, timeout=timeout)
-
-
-def through_handle(hr: headrace.Headrace, url: str, timeout: Any) -> Any:
-    return hr.upstream("billing").get("/", timeout=timeout)
-
-
-def through_urlopen(hr: headrace.Headrace, url: str, timeout: Any) -> Any:
-    return hr.upstream("billing").urlopen("GET", "/", timeout=in_urllib3s_words(timeout))
-
-
-def through_urllib3(hr: headrace.Headrace, url: str, timeout: Any) -> Any:
-    return urllib3.PoolManager().request("GET", url, timeout=in_urllib3s_words(timeout))
-
-
-def in_urllib3s_words(timeout: Any) -> Any:
-    return Timeout(connect=timeout[0], read=timeout[1]) if isinstance(timeout, tuple) else timeout
-
-
-SURFACES = [through_requests, through_session, through_handle, through_urlopen, through_urllib3]
-
-
-@pytest.mark.parametrize("call", SURFACES)
+@ON_EACH
 @pytest.mark.parametrize("timeout", [30, (5, None)], ids=["a number", "no limit of silence"])
 def test_an_answer_later_than_the_defaults_comes_where_the_call_waits_for_it(
-    tmp_path: Path, call: Callable[..., Any], timeout: Any
+    tmp_path: Path, call: Surface, timeout: Any
 ) -> None:
     """Pitfall 89."""
     body = "    timeouts: {connect: 200ms, read: 300ms}\n    retry: {max_attempts: 1}\n"
-    more = "install: {urllib3: true}\n"
-    with FaultServer() as server, running(tmp_path, rules(server.url, body, more=more)) as hr:
+    with FaultServer() as server, running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
         server.always(Answer(delay_s=1.2))
         with pytest.raises((requests.Timeout, urllib3.exceptions.HTTPError)):
-            call(hr, server.url, None)
+            call(hr, server.url, timeout=None)
         began = time.monotonic()
-        answer = call(hr, server.url, timeout)
-        assert getattr(answer, "status_code", None) or answer.status == 200
+        assert status_of(call(hr, server.url, timeout=timeout)) == 200
         assert time.monotonic() - began >= 1.0
 
 
-@pytest.mark.parametrize("call", SURFACES)
-def test_a_written_attempt_holds_against_a_longer_timeout_of_the_call(
-    tmp_path: Path, call: Callable[..., Any]
-) -> None:
+@ON_EACH
+def test_a_written_attempt_holds_against_a_longer_timeout_of_the_call(tmp_path: Path, call: Surface) -> None:
     """An SDK passes its built-in 80 s with every call.
 
     Pitfall 89.
     """
     body = "    timeouts: {attempt: 300ms}\n    retry: {max_attempts: 1}\n"
-    more = "install: {urllib3: true}\n"
-    with FaultServer() as server, running(tmp_path, rules(server.url, body, more=more)) as hr:
+    with FaultServer() as server, running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
         server.always(Answer(delay_s=6.0))
         began = time.monotonic()
         with pytest.raises((requests.Timeout, urllib3.exceptions.HTTPError)):
-            call(hr, server.url, 80)
+            call(hr, server.url, timeout=80)
         assert time.monotonic() - began < 4.0
 
 

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 import trustme
-import urllib3
 
 import headrace
 from support.faultserver import server_context
-from support.governed import running
+from support.governed import rules, running
+from support.surfaces import HANDLE, INSTALL, SESSION, SURFACES, Surface, body_of, retrying_adapter
 from support.talker import Asked, Line, Talker
 from support.unasked import storm
 
@@ -118,18 +117,17 @@ def governed(tmp_path: Path, ca: trustme.CA) -> Callable[[Talker], Any]:
     ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
 
     def run(peer: Talker) -> Any:
-        tls = f", tls: {{ca: '{tmp_path}/ca.pem'}}" if peer.url.startswith("https") else ""
+        tls = f"    tls: {{ca: '{tmp_path}/ca.pem'}}\n" if peer.url.startswith("https") else ""
         return running(
             tmp_path,
-            "version: 1\ninstall: {urllib3: true}\n"
-            f"upstreams: {{u: {{base_url: '{peer.url}', retry: {{max_attempts: 1}}{tls}}}}}\n",
+            rules(peer.url, f"    retry: {{max_attempts: 1}}\n{tls}", more=INSTALL),
         )
 
     return run
 
 
 def closed(hr: headrace.Headrace) -> dict[str, int]:
-    found: dict[str, int] = hr.status()["upstreams"]["u"]["pool"]["closed"]
+    found: dict[str, int] = hr.status()["upstreams"]["billing"]["pool"]["closed"]
     return found
 
 
@@ -140,7 +138,7 @@ def test_what_came_after_an_answer_is_not_the_next_calls(
     """Pitfall 53. However short a while ago the connection was used, and whether or not it may be sent twice."""
     peer = Peer(shape, at_once=False)
     with Talker(peer.say, tls=tls) as server, governed(server) as hr:
-        handle = hr.upstream("u")
+        handle = hr.upstream("billing")
         for method, options in VICTIMS.items():
             peer.said.clear()
             first = handle.urlopen(shape.method, "/first")
@@ -162,7 +160,7 @@ def test_what_came_with_an_answer_ends_its_connection(
     """Pitfall 53. http.client has read it with the answer, and a look at the socket finds nothing."""
     peer = Peer(shape, at_once=True)
     with Talker(peer.say, tls=tls) as server, governed(server) as hr:
-        handle = hr.upstream("u")
+        handle = hr.upstream("billing")
         handle.urlopen(shape.method, "/first")
         assert handle.urlopen("GET", "/victim").headers["X-For"] == "/victim"
         assert closed(hr) == {"dead": 1}
@@ -180,8 +178,8 @@ def test_an_answer_framed_twice_ends_its_connection_though_nothing_comes_behind_
     """Pitfall 53. RFC 9112 §6.3: somebody in between may have taken the other length for it."""
     peer = Peer(Shape(SHAPES[name].answer, b""), at_once=True)
     with Talker(peer.say) as server, governed(server) as hr:
-        hr.upstream("u").urlopen("GET", "/first")
-        hr.upstream("u").urlopen("GET", "/victim")
+        hr.upstream("billing").urlopen("GET", "/first")
+        hr.upstream("billing").urlopen("GET", "/victim")
         assert (server.connections, closed(hr)) == (2, {"dead": 1})
 
 
@@ -193,8 +191,8 @@ def test_an_answer_with_nothing_behind_it_keeps_its_connection(
     peer = Peer(Shape(SHAPES[name].answer, b""), at_once=True)
     with Talker(peer.say, tls=tls) as server, governed(server) as hr:
         for _ in range(5):
-            hr.upstream("u").urlopen("GET", "/first")
-            hr.upstream("u").urlopen("GET", "/victim")
+            hr.upstream("billing").urlopen("GET", "/first")
+            hr.upstream("billing").urlopen("GET", "/victim")
         assert (server.connections, closed(hr)) == (1, {})
 
 
@@ -215,53 +213,33 @@ def test_part_of_a_tls_record_is_not_silence(
             said.set()
 
     with Talker(say, tls=context) as server, governed(server) as hr:
-        hr.upstream("u").urlopen("GET", "/first")
+        hr.upstream("billing").urlopen("GET", "/first")
         assert said.wait(10)
-        assert hr.upstream("u").urlopen("GET", "/victim").headers["X-For"] == "/victim"
+        assert hr.upstream("billing").urlopen("GET", "/victim").headers["X-For"] == "/victim"
         assert closed(hr) == {"dead": 1}
 
 
-SURFACES: dict[str, Callable[[headrace.Headrace, str, str], Any]] = {
-    "requests.get": lambda hr, url, target: requests.get(url + target),
-    "a session of stock": lambda hr, url, target: _in_session(requests.Session(), url + target),
-    "hr.session()": lambda hr, url, target: _in_session(hr.session(), url + target),
-    "handle.get": lambda hr, url, target: hr.upstream("u").get(target),
-    "handle.get, streamed": lambda hr, url, target: _read(hr.upstream("u").get(target, stream=True)),
-    "PoolManager": lambda hr, url, target: urllib3.PoolManager().request("GET", url + target),
-    "own retries": lambda hr, url, target: _retried(url + target),
-}
-
-
-def _in_session(session: requests.Session, url: str) -> requests.Response:
-    with session:
-        return session.get(url)
-
-
-def _read(response: requests.Response) -> requests.Response:
-    assert response.content
-    return response
-
-
-def _retried(url: str) -> requests.Response:
-    with requests.Session() as session:
-        session.mount("http://", requests.adapters.HTTPAdapter(max_retries=2))
-        return session.get(url)
-
-
 @pytest.mark.parametrize("at_once", [True, False])
-@pytest.mark.parametrize("surface", SURFACES)
+@pytest.mark.parametrize(
+    ("call", "stream"),
+    [
+        *(pytest.param(one, False, id=one.name) for one in (*SURFACES, SESSION, retrying_adapter(2))),
+        pytest.param(HANDLE, True, id="handle, streamed"),
+    ],
+)
 def test_on_every_surface_a_call_gets_its_own_answer(
-    surface: str, at_once: bool, governed: Callable[[Talker], Any]
+    call: Surface, stream: bool, at_once: bool, governed: Callable[[Talker], Any]
 ) -> None:
     """Pitfall 53."""
     peer = Peer(SHAPES["a second answer"], at_once=at_once)
-    call = SURFACES[surface]
     with Talker(peer.say) as server, governed(server) as hr:
-        call(hr, server.url, "/first")
+        assert body_of(call(hr, server.url, path="/first", stream=stream))
         if not at_once:
             peer.told.set()
             assert peer.said.wait(10)
-        assert call(hr, server.url, "/victim").headers["X-For"] == "/victim"
+        answer = call(hr, server.url, path="/victim", stream=stream)
+        assert body_of(answer)
+        assert answer.headers["X-For"] == "/victim"
         assert closed(hr) == {"dead": 1}
 
 

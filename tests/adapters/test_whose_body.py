@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from urllib3.util.retry import Retry
 import headrace
 from support.faultserver import Answer, Break, FaultServer, Raw, Reply, server_context
 from support.governed import rules, running
+from support.surfaces import SURFACES, body_of, retrying_adapter, retrying_call
 from support.waiting import ends_within, wait_until
 
 Get = Callable[..., Any]
@@ -41,40 +43,19 @@ class Watching(HTTPAdapter):
         return response
 
 
-@pytest.fixture(params=["handle", "url", "tries", "urlopen", "manager", "manager tries"])
-def get(request: pytest.FixtureRequest) -> Iterator[Callable[[headrace.Headrace, str], Get]]:
+TRIES = Retry(2, backoff_factor=0.0)
+
+
+@pytest.fixture(params=[*SURFACES, retrying_adapter(TRIES), retrying_call(TRIES)], ids=repr)
+def get(request: pytest.FixtureRequest) -> Callable[[headrace.Headrace, str], Get]:
     """Makes a buffered GET by the way at hand; answers with its `urllib3` or `requests` response."""
-    sessions: list[Any] = []
 
-    def choose(hr: headrace.Headrace, base: str) -> Get:
-        handle = hr.upstream("billing")
-        if request.param == "handle":
-            return lambda path="/", **kw: handle.get(path, **kw)
-        if request.param == "urlopen":
-            return lambda path="/", **kw: handle.urlopen("GET", path, **kw)
-        if request.param.startswith("manager"):
-            manager = urllib3.PoolManager()
-            sessions.append(manager)
-            retries = {"retries": Retry(2, backoff_factor=0.0)} if "tries" in request.param else {}
-            return lambda path="/", **kw: manager.request("GET", base + path, **retries, **kw)
-        session = requests.Session()
-        sessions.append(session)
-        if request.param == "tries":
-            session.mount("http://", HTTPAdapter(max_retries=Retry(2, backoff_factor=0.0)))
-        return lambda path="/", **kw: session.get(base + path, **kw)
-
-    yield choose
-    for one in sessions:
-        getattr(one, "close", getattr(one, "clear", None))()
+    return lambda hr, base: functools.partial(request.param, hr, base)
 
 
 def installed(tmp_path: Path, text: str) -> Any:
     """A running instance that governs calls by URL of both libraries."""
     return running(tmp_path, text.replace("version: 1\n", "version: 1\ninstall: {urllib3: true}\n"))
-
-
-def body_of(answer: Any) -> bytes:
-    return cast(bytes, answer.content if isinstance(answer, requests.Response) else answer.data)
 
 
 # By whose limits

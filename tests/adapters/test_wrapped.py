@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
-import headrace
 from support.faultserver import FaultServer
 from support.governed import rules, running
+from support.surfaces import (
+    HANDLE,
+    INSTALL,
+    MANAGER,
+    REQUESTS,
+    URLOPEN,
+    Surface,
+    across,
+    retrying_adapter,
+    retrying_call,
+)
 
 RETRY = Retry(2, status_forcelist=[503], backoff_factor=0)
 
 
-def with_own_retries(hr: headrace.Headrace, url: str) -> object:
-    with requests.Session() as session:
-        session.mount("http://", HTTPAdapter(max_retries=RETRY))
-        return session.get(url)
-
-
-CALLS = [
-    pytest.param(lambda hr, url: requests.get(url), id="requests"),
-    pytest.param(with_own_retries, id="requests with own retries"),
-    pytest.param(lambda hr, url: urllib3.PoolManager().request("GET", url), id="urllib3"),
-    pytest.param(
-        lambda hr, url: urllib3.PoolManager().request("GET", url, retries=RETRY),
-        id="urllib3 with own retries",
-    ),
-    pytest.param(lambda hr, url: hr.upstream("billing").get("/"), id="handle.get"),
-    pytest.param(lambda hr, url: hr.upstream("billing").urlopen("GET", "/"), id="handle.urlopen"),
-]
-
-
-@pytest.mark.parametrize("call", CALLS)
+@across(REQUESTS, retrying_adapter(RETRY), MANAGER, retrying_call(RETRY), HANDLE, URLOPEN)
 @pytest.mark.parametrize("mode", ["enforce", "observe", "off"])
 def test_an_instrumentation_that_adds_headers_by_keyword_meets_none_by_position(
-    tmp_path: Path, call: Callable[..., object], mode: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, call: Surface, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As OpenTelemetry's did until 2025: `kwargs["headers"] = …` is a TypeError where they came by position."""
     stock = urllib3.HTTPConnectionPool.urlopen
@@ -52,7 +40,7 @@ def test_an_instrumentation_that_adds_headers_by_keyword_meets_none_by_position(
 
     with FaultServer() as server:
         monkeypatch.setattr(urllib3.HTTPConnectionPool, "urlopen", instrumented)
-        text = rules(server.url, f"    mode: {mode}\n", more="install: {urllib3: true}\n")
+        text = rules(server.url, f"    mode: {mode}\n", more=INSTALL)
         with running(tmp_path, text) as hr:
             call(hr, server.url)
             call(hr, server.url)

@@ -16,7 +16,6 @@ import pytest
 import requests
 import trustme
 import urllib3
-from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
 import headrace
@@ -26,9 +25,16 @@ from headrace.runtime.inbound import Inbound, inbound_var
 from support.faultserver import Answer, Endless, FaultServer, server_context
 from support.gateways import asgi_scope, call_asgi, call_wsgi, wsgi_environ
 from support.governed import rules, running
-
-Open = Callable[[headrace.Headrace, str], Any]
-"""Opens a streamed answer at a URL, on one of the surfaces."""
+from support.surfaces import (
+    REQUESTS,
+    SESSION,
+    SURFACES,
+    URLOPEN,
+    Surface,
+    across,
+    retrying_adapter,
+    retrying_manager,
+)
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 BODIES = [
@@ -44,47 +50,8 @@ ENDLESS = BODIES[1].values[0]
 assert isinstance(ENDLESS, Endless)
 
 
-def by_requests(hr: headrace.Headrace, url: str) -> Any:
-    return requests.get(url, stream=True)
-
-
-def by_session(hr: headrace.Headrace, url: str) -> Any:
-    return hr.session().get(url, stream=True)
-
-
-def by_handle(hr: headrace.Headrace, url: str) -> Any:
-    return hr.upstream("billing").get("/", stream=True)
-
-
-def by_own_retries(hr: headrace.Headrace, url: str) -> Any:
-    session = requests.Session()
-    session.mount("http", HTTPAdapter(max_retries=Retry(2, status_forcelist=[503])))
-    return session.get(url, stream=True)
-
-
-def by_urlopen(hr: headrace.Headrace, url: str) -> Any:
-    return hr.upstream("billing").urlopen("GET", "/", preload_content=False)
-
-
-def by_urllib3(hr: headrace.Headrace, url: str) -> Any:
-    return urllib3.PoolManager().request("GET", url, preload_content=False)
-
-
-def by_urllib3s_own_retries(hr: headrace.Headrace, url: str) -> Any:
-    return urllib3.PoolManager(retries=Retry(2, status_forcelist=[503])).request(
-        "GET", url, preload_content=False
-    )
-
-
-SURFACES = [
-    by_requests,
-    by_session,
-    by_handle,
-    by_own_retries,
-    by_urlopen,
-    by_urllib3,
-    by_urllib3s_own_retries,
-]
+RETRIES = Retry(2, status_forcelist=[503])
+ON_EACH = across(*SURFACES, SESSION, retrying_adapter(RETRIES), retrying_manager(RETRIES))
 
 Serve = Callable[[headrace.Headrace, Callable[[], object]], None]
 """Has a function called within one inbound request; returns when that has ended."""
@@ -200,13 +167,13 @@ def assert_ended(answer: Any) -> None:
 
 
 def assert_an_answer_ends(
-    surface: Open, body: Endless, serve: Serve, hr: headrace.Headrace, upstream: FaultServer
+    call: Surface, body: Endless, serve: Serve, hr: headrace.Headrace, upstream: FaultServer
 ) -> None:
     upstream.always(body)
     kept: list[Any] = []
 
     def handler() -> None:
-        answer = surface(hr, upstream.url)
+        answer = call(hr, upstream.url, stream=True)
         assert a_piece(answer) == b"some"
         kept.append(answer)
         assert in_use(hr) == 1
@@ -224,20 +191,20 @@ def assert_an_answer_ends(
 
 
 @pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("surface", SURFACES)
+@ON_EACH
 def test_an_answer_left_open_ends_with_its_request(
-    surface: Open, body: Endless, hr: headrace.Headrace, upstream: FaultServer
+    call: Surface, body: Endless, hr: headrace.Headrace, upstream: FaultServer
 ) -> None:
     """Pitfall 61."""
-    assert_an_answer_ends(surface, body, under_asgi, hr, upstream)
+    assert_an_answer_ends(call, body, under_asgi, hr, upstream)
 
 
-@pytest.mark.parametrize("surface", [by_requests, by_urlopen])
+@across(REQUESTS, URLOPEN)
 def test_whatever_the_interface(
-    surface: Open, serve: Serve, hr: headrace.Headrace, upstream: FaultServer
+    call: Surface, serve: Serve, hr: headrace.Headrace, upstream: FaultServer
 ) -> None:
     """Pitfall 61."""
-    assert_an_answer_ends(surface, ENDLESS, serve, hr, upstream)
+    assert_an_answer_ends(call, ENDLESS, serve, hr, upstream)
 
 
 @pytest.mark.parametrize("body", BODIES)
@@ -614,14 +581,14 @@ def test_what_a_request_has_left_running_keeps_its_id_and_nothing_else(
 # --- detach -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("surface", SURFACES)
+@ON_EACH
 def test_one_that_is_handed_on_outlives_its_request(
-    surface: Open, hr: headrace.Headrace, upstream: FaultServer
+    call: Surface, hr: headrace.Headrace, upstream: FaultServer
 ) -> None:
     kept: list[Any] = []
 
     def handler() -> None:
-        answer = surface(hr, upstream.url)
+        answer = call(hr, upstream.url, stream=True)
         kept.append(answer)
         assert headrace.detach(answer) is answer
         assert headrace.detach(answer) is answer

@@ -32,11 +32,20 @@ from headrace.observe.tracing.span_facts import redacted
 from support.faultserver import Answer, Break, FaultServer, Silence, on_reuse
 from support.governed import rules, running
 from support.spans import OwnFormat, Spans, attributes, events, is_error, recorder, traceparent
+from support.surfaces import (
+    INSTALL,
+    MANAGER,
+    REQUESTS,
+    SURFACES,
+    URLOPEN,
+    Surface,
+    across,
+    retrying_adapter,
+    retrying_call,
+)
 from support.waiting import wait_until
 
 FAST = "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n"
-Call = Callable[[str], Any]
-"""GET of a path below the server."""
 
 
 @pytest.fixture
@@ -54,20 +63,11 @@ def server() -> Iterator[FaultServer]:
 
 
 def tracing(mode: str) -> str:
-    return f"telemetry: {{tracing: {mode}}}\ninstall: {{urllib3: true}}\n"
+    return f"telemetry: {{tracing: {mode}}}\n{INSTALL}"
 
 
-def surfaces(hr: headrace.Headrace, url: str) -> dict[str, Call]:
-    handle = hr.upstream("billing")
-    return {
-        "requests by URL": lambda path: requests.get(url + path),
-        "urllib3 by URL": lambda path: urllib3.PoolManager().request("GET", url + path),
-        "handle.get": handle.get,
-        "handle.urlopen": lambda path: handle.urlopen("GET", path),
-    }
-
-
-SURFACES = ["requests by URL", "urllib3 by URL", "handle.get", "handle.urlopen"]
+ON_EACH = across(*SURFACES)
+OWN = Retry(total=3, status_forcelist=[503], backoff_factor=0)
 
 
 def op(name: str = "op", kind: SpanKind = SpanKind.INTERNAL) -> AbstractContextManager[trace.Span]:
@@ -81,12 +81,12 @@ def port_of(server: FaultServer) -> int:
 # --- annotate -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("surface", SURFACES)
+@ON_EACH
 def test_a_call_puts_its_upstream_and_the_breakers_state_on_the_current_span(
-    surface: str, server: FaultServer, spans: Spans, tmp_path: Path
+    call: Surface, server: FaultServer, spans: Spans, tmp_path: Path
 ) -> None:
     with running(tmp_path, rules(server.url, FAST, more=tracing("annotate"))) as hr, op():
-        surfaces(hr, server.url)[surface]("/a")
+        call(hr, server.url)
 
     (span,) = spans.ended()  # and it made none
     assert attributes(span) == {
@@ -101,14 +101,14 @@ def test_a_call_puts_its_upstream_and_the_breakers_state_on_the_current_span(
     assert server.requests[0].header("traceparent") == traceparent(span)
 
 
-@pytest.mark.parametrize("surface", SURFACES)
+@ON_EACH
 def test_each_retry_is_an_event_with_its_number_its_pause_and_its_cause(
-    surface: str, server: FaultServer, spans: Spans, tmp_path: Path
+    call: Surface, server: FaultServer, spans: Spans, tmp_path: Path
 ) -> None:
     server.next(Answer(503), Break("head"))
     body = "    retry: {backoff: {base: 20ms, throttled: 1ms, multiplier: 1}}\n"
     with running(tmp_path, rules(server.url, body, more=tracing("annotate"))) as hr, op():
-        surfaces(hr, server.url)[surface]("/a")
+        call(hr, server.url)
 
     first, second = events(spans.one("op"), "headrace.retry")
     assert (first["headrace.retry.attempt"], first["headrace.retry.cause"]) == (2, "503")
@@ -162,20 +162,19 @@ TRIPS = FAST + "    circuit_breaker: {consecutive_failures: 2, open_for: {base: 
 TRIPS_AT_ONCE = TRIPS.replace("consecutive_failures: 2", "consecutive_failures: 1")
 
 
-@pytest.mark.parametrize("surface", SURFACES)
+@ON_EACH
 def test_the_call_that_opens_the_circuit_and_the_call_that_is_refused_say_so(
-    surface: str, server: FaultServer, spans: Spans, tmp_path: Path
+    call: Surface, server: FaultServer, spans: Spans, tmp_path: Path
 ) -> None:
     server.always(Answer(500))
     body = TRIPS.replace("retry: {", "retry: {max_attempts: 1, ")
     with running(tmp_path, rules(server.url, body, more=tracing("annotate"))) as hr:
-        call = surfaces(hr, server.url)[surface]
         with op("harmless"):
-            call("/a")
+            call(hr, server.url)
         with op("opens it"):
-            call("/a")
+            call(hr, server.url)
         with op("refused"), pytest.raises(headrace.CircuitOpenError):
-            call("/a")
+            call(hr, server.url)
 
     assert events(spans.one("harmless"), "headrace.breaker.transition") == []
     (changed,) = events(spans.one("opens it"), "headrace.breaker.transition")
@@ -259,18 +258,13 @@ def test_a_call_that_was_under_way_when_another_opened_the_circuit_met_that_tran
 
 
 @pytest.mark.parametrize("mode", ["annotate", "spans"])
-@pytest.mark.parametrize("surface", ["requests", "urllib3"])
+@across(retrying_adapter(OWN), retrying_call(OWN))
 def test_the_tries_of_a_caller_who_retries_himself_are_told_as_one_calls_retries(
-    surface: str, mode: str, server: FaultServer, spans: Spans, tmp_path: Path
+    call: Surface, mode: str, server: FaultServer, spans: Spans, tmp_path: Path
 ) -> None:
-    own = Retry(total=3, status_forcelist=[503], backoff_factor=0)
     server.next(Answer(503), Answer(503))
-    with running(tmp_path, rules(server.url, FAST, more=tracing(mode))), requests.Session() as session, op():
-        if surface == "requests":
-            session.mount("http://", requests.adapters.HTTPAdapter(max_retries=own))
-            session.get(f"{server.url}/a")
-        else:
-            urllib3.PoolManager().request("GET", f"{server.url}/a", retries=own)
+    with running(tmp_path, rules(server.url, FAST, more=tracing(mode))) as hr, op():
+        call(hr, server.url)
 
     assert len(server.requests) == 3
     assert attributes(spans.one("op"))["http.request.resend_count"] == 2
@@ -416,13 +410,13 @@ def test_observed_calls_are_told_of_as_such_and_nothing_of_it_is_on_the_wire(
 # --- spans ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("surface", SURFACES)
+@ON_EACH
 def test_every_attempt_is_a_client_span_below_the_current_one(
-    surface: str, server: FaultServer, spans: Spans, tmp_path: Path
+    call: Surface, server: FaultServer, spans: Spans, tmp_path: Path
 ) -> None:
     server.next(Answer(503))
     with running(tmp_path, rules(server.url, FAST, more=tracing("spans"))) as hr, op():
-        surfaces(hr, server.url)[surface]("/a/7?card=4111&x")
+        call(hr, server.url, path="/a/7?card=4111&x")
 
     failed, good = spans.clients()
     parent = spans.one("op").context
@@ -598,12 +592,12 @@ INSTRUMENTORS: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize("surface", SURFACES)
+@ON_EACH
 @pytest.mark.parametrize("mode", ["annotate", "spans"])
 @pytest.mark.parametrize("who", INSTRUMENTORS)
 @pytest.mark.parametrize("order", ["headrace first", "instrumentation first"])
 def test_no_client_span_is_doubled_by_an_instrumentation(
-    order: str, who: str, mode: str, surface: str, server: FaultServer, spans: Spans, tmp_path: Path
+    order: str, who: str, mode: str, call: Surface, server: FaultServer, spans: Spans, tmp_path: Path
 ) -> None:
     server.next(Answer(503))
     governed = running(tmp_path, rules(server.url, FAST, more=tracing(mode)))
@@ -613,7 +607,7 @@ def test_no_client_span_is_doubled_by_an_instrumentation(
     with outer as one, inner as other, op():
         hr = one or other
         assert isinstance(hr, headrace.Headrace)
-        surfaces(hr, server.url)[surface]("/a")
+        call(hr, server.url)
 
     clients = spans.clients()
     ids = {span.context.span_id for span in clients if span.context}
@@ -626,12 +620,11 @@ def test_no_client_span_is_doubled_by_an_instrumentation(
             assert sent == [traceparent(span) for span in clients]
         else:
             assert sent == [traceparent(clients[0])] * 2
-    through_requests = surface in ("requests by URL", "handle.get")
-    if who != "urllib3" and through_requests:
+    if who != "urllib3" and call.library == "requests":
         assert len(clients) == 1  # theirs, around the call with its retries
         assert len(events(clients[0], "headrace.retry")) == 1
         assert attributes(clients[0])["headrace.upstream"] == "billing"
-    elif who != "requests" and surface == "urllib3 by URL":
+    elif who != "requests" and call is MANAGER:
         assert len(clients) == 1  # theirs, around the call, too: stock's urlopen
         assert attributes(clients[0])["http.request.resend_count"] == 1
     elif mode == "spans":
@@ -670,17 +663,14 @@ def test_where_http_instrumentation_is_suppressed_no_span_is_made(
 
 
 @pytest.mark.parametrize("mode", ["annotate", "spans"])
-@pytest.mark.parametrize("surface", ["requests", "handle.urlopen"])
+@across(REQUESTS, URLOPEN)
 def test_a_context_that_the_call_set_itself_stays(
-    surface: str, mode: str, server: FaultServer, spans: Spans, tmp_path: Path
+    call: Surface, mode: str, server: FaultServer, spans: Spans, tmp_path: Path
 ) -> None:
     own = {"Traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
     with running(tmp_path, rules(server.url, FAST, more=tracing(mode))) as hr, op():
         context.attach(baggage.set_baggage("user", "7"))
-        if surface == "requests":
-            requests.get(f"{server.url}/a", headers=own)
-        else:
-            hr.upstream("billing").urlopen("GET", "/a", headers=own)
+        call(hr, server.url, headers=own)
 
     names = [name.lower() for name, _ in server.requests[0].headers]
     assert server.requests[0].header("traceparent") == own["Traceparent"]
