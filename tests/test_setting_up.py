@@ -56,7 +56,7 @@ def pins(file: str, python: str) -> dict[str, Version]:
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
 def test_everything_that_the_scripts_install_is_pinned_within_its_bounds(python: str) -> None:
-    """Pitfall 74."""
+    """failures.md 74."""
     pinned = pins(NEWEST, python)
     groups = [group for group in project()["dependency-groups"] if group != "test-lowest"]
     asked = [*run_time(), *map(Requirement, project()["build-system"]["requires"])]
@@ -70,7 +70,7 @@ def test_everything_that_the_scripts_install_is_pinned_within_its_bounds(python:
 
 
 def test_the_lowest_leg_installs_the_lowest_that_the_project_allows() -> None:
-    """Pitfall 74. A bound that nothing was ever tried with is a guess."""
+    """failures.md 74. A bound that nothing was ever tried with is a guess."""
     pinned = pins(LOWEST, "3.11")
     for requirement in run_time():
         (bound,) = [part.version for part in requirement.specifier if part.operator == ">="]
@@ -107,7 +107,7 @@ def settings(script: str) -> str:
 
 
 def test_an_edit_of_the_pins_makes_the_environment_anew(tmp_path: Path) -> None:
-    """Pitfall 74. The stamp of an environment holds all that it was made of."""
+    """failures.md 74. The stamp of an environment holds all that it was made of."""
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\necho Python 3.11.0\n")
     fake.chmod(0o755)
@@ -124,7 +124,7 @@ def test_an_edit_of_the_pins_makes_the_environment_anew(tmp_path: Path) -> None:
 
 
 def test_what_is_installed_and_built_follows_the_pins_whatever_the_folder_is_called(tmp_path: Path) -> None:
-    """Pitfall 74. pip splits its variables at blanks."""
+    """failures.md 74. pip splits its variables at blanks."""
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.write_text(

@@ -3,7 +3,7 @@
 What freezes time in tests must not reach it. freezegun replaces `time.monotonic`, and each module's own name for it,
 for as long as it holds the clock, but not for threads; and no socket, lock or thread waits by a frozen clock. Half
 of a time limit by one clock and half by the other is a call that has always timed out, or a circuit that is
-open for decades (Pitfall 69). Tests that want to move time have `headrace.testing`, whose clock is virtual.
+open for decades (failures.md 69). Tests that want to move time have `headrace.testing`, whose clock is virtual.
 """
 
 from __future__ import annotations

@@ -228,7 +228,7 @@ def test_a_body_that_cannot_be_read_again_is_sent_once_and_the_answer_is_the_cal
 ) -> None:
     """A used-up generator, sent again, is an empty body that the server takes for the request.
 
-    Pitfall 13.
+    failures.md 13.
     """
     server.always(Answer(503, body=b"busy"))
     response = send("PUT", make())

@@ -45,7 +45,7 @@ def state(hr: headrace.Headrace) -> str:
 
 
 def test_of_twenty_callers_at_a_half_open_circuit_exactly_max_probes_arrive(tmp_path: Path) -> None:
-    """Pitfall 1."""
+    """failures.md 1."""
     with FaultServer() as server, running(tmp_path, rules(server.url, body(attempt="15s"))) as hr:
         opened(hr, server)
         before = len(server.requests)
@@ -79,7 +79,7 @@ def test_of_twenty_callers_at_a_half_open_circuit_exactly_max_probes_arrive(tmp_
 def test_a_hung_probe_frees_itself_and_the_circuit_recovers(tmp_path: Path) -> None:
     """Its call goes on, for its own timeout allows that; the probe's lease alone is over.
 
-    Pitfall 2.
+    failures.md 2.
     """
     hangs = body("max_probes: 1, probe_timeout: 4s").replace("    timeouts: {attempt: 4s}\n", "")
     with FaultServer() as server, running(tmp_path, rules(server.url, hangs)) as hr:
@@ -110,7 +110,7 @@ class TimeLimit(BaseException):
 
 
 def test_a_cancelled_probe_gives_its_place_back(tmp_path: Path) -> None:
-    """Pitfall 3. Pitfall 8: nothing of ours eats what the signal raised."""
+    """failures.md 3. failures.md 8: nothing of ours eats what the signal raised."""
 
     def interrupt(*_: object) -> None:
         raise TimeLimit

@@ -88,7 +88,7 @@ def test_it_is_no_answer_and_is_not_held_against_the_upstream(
     break_off: Callable[[Any], None],
     reply: Any,
 ) -> None:
-    """Pitfall 6."""
+    """failures.md 6."""
     with running(tmp_path, rules(server.url, RULES, more=INSTALL)) as hr:
         state = hr.snapshot.upstream("billing").state
         server.always(reply)

@@ -151,7 +151,7 @@ def a_pool_whose_manager_has_gone(url: str) -> list[str]:
 def test_everybody_gets_the_answers_that_stock_would_give_him(
     name: str, tmp_path: Path, server: Authenticating
 ) -> None:
-    """Pitfall 54."""
+    """failures.md 54."""
     stock = SCRIPTS[name](server.url)
     handshakes = len(server.handshakes)
     with running(tmp_path, _file(server)):
@@ -162,7 +162,7 @@ def test_everybody_gets_the_answers_that_stock_would_give_him(
 
 
 def test_over_tls_too(tmp_path: Path) -> None:
-    """Pitfall 54."""
+    """failures.md 54."""
     ca = trustme.CA()
     ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     with (
@@ -177,7 +177,7 @@ def test_over_tls_too(tmp_path: Path) -> None:
 
 
 def test_sessions_of_headrace_each_have_their_own(hr: headrace.Headrace, server: Authenticating) -> None:
-    """Pitfall 54."""
+    """failures.md 54."""
     with hr.session() as alice, hr.session() as bob, hr.session() as nobody:
         alice.auth, bob.auth = NtlmLike("alice"), NtlmLike("bob")
         answers = [user(one.get(server.url)) for one in (alice, bob, nobody) * 2]
@@ -189,7 +189,7 @@ def test_sessions_of_headrace_each_have_their_own(hr: headrace.Headrace, server:
 def test_a_call_by_name_authenticates_for_itself_alone(
     stream: bool, hr: headrace.Headrace, server: Authenticating
 ) -> None:
-    """Pitfall 54. All callers of a handle share one adapter."""
+    """failures.md 54. All callers of a handle share one adapter."""
     handle = hr.upstream("u")
     assert user(handle.get("/", auth=NtlmLike("alice"), stream=stream)) == "alice"
     assert user(handle.get("/")) == "-"
@@ -205,7 +205,7 @@ def test_a_call_by_name_authenticates_for_itself_alone(
 def test_a_call_by_name_that_is_not_governed_authenticates_for_itself_alone_too(
     mode: str, stream: bool, tmp_path: Path, server: Authenticating
 ) -> None:
-    """Pitfall 54. The plain connections of a handle are shared by all its callers as well."""
+    """failures.md 54. The plain connections of a handle are shared by all its callers as well."""
     with running(tmp_path, _file(server, f", mode: {mode}")) as hr:
         handle = hr.upstream("u")
         for _ in range(2):
@@ -218,7 +218,7 @@ def test_a_call_by_name_that_is_not_governed_authenticates_for_itself_alone_too(
 def test_the_third_message_meets_the_connection_of_the_second_amid_the_calls_of_others(
     hr: headrace.Headrace, server: Authenticating
 ) -> None:
-    """Pitfall 54."""
+    """failures.md 54."""
     over = threading.Event()
 
     def bystander() -> int:
@@ -244,7 +244,7 @@ def test_the_third_message_meets_the_connection_of_the_second_amid_the_calls_of_
 def test_an_authenticated_connection_is_closed_when_its_session_has_gone(
     hr: headrace.Headrace, server: Authenticating
 ) -> None:
-    """Pitfall 54."""
+    """failures.md 54."""
     alice = with_ntlm("alice")
     assert user(alice.get(server.url)) == "alice"
     assert pool(hr)["idle"] == 1
@@ -257,7 +257,7 @@ def test_an_authenticated_connection_is_closed_when_its_session_has_gone(
 def test_other_callers_are_served_when_the_pool_is_full_of_authenticated_connections(
     tmp_path: Path, server: Authenticating
 ) -> None:
-    """Pitfall 54."""
+    """failures.md 54."""
     with running(tmp_path, _file(server, ", pool: {max_connections: 2}")) as hr:
         sessions = [with_ntlm(f"user{number}") for number in range(4)]
         for _ in range(2):

@@ -29,7 +29,7 @@ INSTALL = "install: {urllib3: true}\n"
 def test_whatever_the_server_does_every_call_ends_with_its_deadline(
     tmp_path: Path, secure: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 27."""
+    """failures.md 27."""
     authority = trustme.CA()
     trust = ""
     if secure:

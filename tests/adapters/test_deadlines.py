@@ -85,7 +85,7 @@ def get(request: pytest.FixtureRequest) -> Callable[[headrace.Headrace], Get]:
 def test_a_peer_that_is_never_silent_is_cut_off_at_the_end_of_the_attempt(
     tmp_path: Path, get: Callable[..., Get], behaviour: Reply
 ) -> None:
-    """Pitfall 27."""
+    """failures.md 27."""
     with FaultServer() as server, running(tmp_path, rules(server.url, ONE_ATTEMPT)) as hr:
         server.always(behaviour)
         call = get(hr)
@@ -123,7 +123,7 @@ def warm_up(call: Get) -> None:
 def test_over_tls_it_is_the_same(
     tmp_path: Path, get: Callable[..., Get], tls: tuple[Any, str], behaviour: Reply
 ) -> None:
-    """Pitfall 27."""
+    """failures.md 27."""
     context, trust = tls
     with (
         FaultServer(tls=context) as server,
@@ -140,7 +140,7 @@ def test_over_tls_it_is_the_same(
 def test_a_peer_that_reads_our_body_sip_by_sip_is_cut_off(
     tmp_path: Path, tls: tuple[Any, str], secure: bool
 ) -> None:
-    """Pitfall 27."""
+    """failures.md 27."""
     context, trust = tls if secure else (None, "")
     with (
         FaultServer(tls=context) as server,
@@ -157,7 +157,7 @@ def test_a_peer_that_reads_our_body_sip_by_sip_is_cut_off(
 
 
 def test_a_chain_of_retries_ends_with_the_deadline(tmp_path: Path, get: Callable[..., Get]) -> None:
-    """Pitfall 27."""
+    """failures.md 27."""
     body = (
         "    timeouts: {attempt: 200ms, deadline: 1500ms}\n"
         "    retry: {max_attempts: 50, backoff: {base: 20ms, max: 20ms}}\n"
@@ -399,7 +399,7 @@ def test_a_handshake_has_a_limit_of_its_own(
 def test_a_handshake_that_drips_is_cut_off(
     tmp_path: Path, get: Callable[..., Get], tls: tuple[Any, str]
 ) -> None:
-    """Pitfall 27."""
+    """failures.md 27."""
     context, trust = tls
     body = trust + "    timeouts: {tls_handshake: 200ms}\n    retry: {max_attempts: 1}\n"
     with FaultServer(tls=context) as server, running(tmp_path, rules(server.url, body)) as hr:

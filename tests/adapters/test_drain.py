@@ -48,7 +48,7 @@ def test_a_failed_answer_that_is_large_or_slow_is_closed_and_does_not_hold_up_th
 ) -> None:
     """Whoever retries, headrace or the caller: 64 KiB, half a second, and on with it.
 
-    Pitfall 15.
+    failures.md 15.
     """
     with running(tmp_path, rules(server.url, RULES, more=INSTALL)) as hr:
         server.next(answer)
@@ -130,7 +130,7 @@ def test_the_body_of_a_failed_answer_that_would_be_read_whole_is_cut_with_its_at
 ) -> None:
     """Where the caller gets the body with the answer, reading it is part of the attempt, and as short.
 
-    Pitfall 15.
+    failures.md 15.
     """
     with running(tmp_path, rules(server.url, SHORT, more=INSTALL)) as hr:
         server.next(answer)

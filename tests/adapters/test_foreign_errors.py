@@ -87,7 +87,7 @@ def is_unblamed(hr: headrace.Headrace) -> bool:
 def test_a_signal_handlers_timeout_leaves_at_once_unretried_and_unblamed(
     tmp_path: Path, served: tuple[FaultServer, str], call: Surface
 ) -> None:
-    """Pitfall 68."""
+    """failures.md 68."""
     server, text = served
     server.always(Silence())
     with running(tmp_path, text) as hr:
@@ -105,7 +105,7 @@ def test_a_signal_handlers_timeout_leaves_at_once_unretried_and_unblamed(
 def test_amid_a_body_it_leaves_as_well(
     tmp_path: Path, served: tuple[FaultServer, str], call: Surface, stream: bool
 ) -> None:
-    """Pitfall 68."""
+    """failures.md 68."""
     server, text = served
     server.always(Answer(body=b"x" * 1000, drip_body_s=0.05))
     with running(tmp_path, text) as hr:
@@ -118,7 +118,7 @@ def test_amid_a_body_it_leaves_as_well(
 
 
 def test_amid_sending_it_is_not_a_stall(tmp_path: Path, served: tuple[FaultServer, str]) -> None:
-    """Pitfall 68."""
+    """failures.md 68."""
     server, text = served
     server.sip_s = 60.0
     with running(tmp_path, text) as hr, alarm(ALARM_S), pytest.raises(TookTooLong):
@@ -127,7 +127,7 @@ def test_amid_sending_it_is_not_a_stall(tmp_path: Path, served: tuple[FaultServe
 
 
 def test_amid_connecting_no_further_address_is_tried(tmp_path: Path) -> None:
-    """Pitfall 68. And amid the handshake nothing is sent."""
+    """failures.md 68. And amid the handshake nothing is sent."""
     authority = trustme.CA()
     with (
         FaultServer(tls=server_context(authority)) as server,
@@ -149,7 +149,7 @@ class _Handler:
     "handler", [pytest.param(_Handler(), id="object"), pytest.param(_Handler().__call__, id="method")]
 )
 def test_a_handler_may_be_any_callable(tmp_path: Path, handler: Any) -> None:
-    """Pitfall 68."""
+    """failures.md 68."""
     with FaultServer() as server, running(tmp_path, rules(server.url, PATIENT)) as hr:
         server.always(Silence())
         with alarm(ALARM_S, handler), pytest.raises(TookTooLong):
@@ -181,7 +181,7 @@ class _File:
 def test_what_the_body_raises_is_the_callers(
     tmp_path: Path, call: Surface, kind: type[Exception], body: Callable[[Exception], Any]
 ) -> None:
-    """Pitfall 68. urllib3 takes a ConnectionResetError for the peer's, and reads on."""
+    """failures.md 68. urllib3 takes a ConnectionResetError for the peer's, and reads on."""
     with FaultServer() as server, running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
         error = kind("mine")
         with pytest.raises(kind) as caught:
@@ -208,7 +208,7 @@ class _Building(HTTPAdapter):
 def test_what_an_adapter_raises_over_an_answer_is_the_callers_and_holds_no_connection(
     tmp_path: Path, kind: type[Exception], retries: Any, stream: bool
 ) -> None:
-    """Pitfall 68. The answer is in the traceback: unclosed, it keeps its slot until the collector comes by."""
+    """failures.md 68. The answer is in the traceback: unclosed, it keeps its slot until the collector comes by."""
     with FaultServer() as server, running(tmp_path, rules(server.url, PATIENT)) as hr:
         adapter = _Building(max_retries=retries)
         adapter.error = kind("mine")
@@ -222,7 +222,7 @@ def test_what_an_adapter_raises_over_an_answer_is_the_callers_and_holds_no_conne
 
 
 def test_observed_it_is_not_blamed_either(tmp_path: Path) -> None:
-    """Pitfall 68."""
+    """failures.md 68."""
     text = PATIENT + "    mode: observe\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, text)) as hr:
         server.always(Silence())
@@ -234,7 +234,7 @@ def test_observed_it_is_not_blamed_either(tmp_path: Path) -> None:
 
 
 def test_errors_of_sockets_and_of_what_stands_for_them_are_not_foreign() -> None:
-    """Pitfall 68. The other side: a replaced socket function speaks for the peer."""
+    """failures.md 68. The other side: a replaced socket function speaks for the peer."""
     import socket
 
     with FaultServer() as server:
@@ -282,7 +282,7 @@ class Unwilling(OSError):
 def test_an_exception_that_refuses_attributes_leaves_as_it_is_with_its_record(
     tmp_path: Path, call: Surface, kind: type[Exception]
 ) -> None:
-    """Pitfall 73."""
+    """failures.md 73."""
     with FaultServer() as server, running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
         error = kind("mine")
         with pytest.raises(kind) as caught:

@@ -41,7 +41,7 @@ def freeze(request: pytest.FixtureRequest) -> Freeze:
 def test_a_circuit_that_opens_in_frozen_time_recovers_in_its_open_period(
     tmp_path: Path, freeze: Freeze, at: datetime.datetime
 ) -> None:
-    """Pitfall 69."""
+    """failures.md 69."""
     body = """\
     retry: {max_attempts: 1}
     circuit_breaker: {consecutive_failures: 2, open_for: {base: 200ms, max: 200ms}, half_open: {ramp: 100ms}}
@@ -71,7 +71,7 @@ def test_a_circuit_that_opens_in_frozen_time_recovers_in_its_open_period(
 def test_a_circuit_that_is_open_recovers_in_frozen_time(
     tmp_path: Path, freeze: Freeze, at: datetime.datetime
 ) -> None:
-    """Pitfall 69."""
+    """failures.md 69."""
     body = """\
     retry: {max_attempts: 1}
     circuit_breaker: {consecutive_failures: 1, open_for: {base: 200ms, max: 200ms}}
@@ -94,7 +94,7 @@ def test_a_circuit_that_is_open_recovers_in_frozen_time(
 def test_calls_in_frozen_time_are_not_timed_out(
     tmp_path: Path, freeze: Freeze, at: datetime.datetime
 ) -> None:
-    """Pitfall 69. Neither on this thread nor on others, which freezegun leaves alone."""
+    """failures.md 69. Neither on this thread nor on others, which freezegun leaves alone."""
     body = "    timeouts: {attempt: 20s, deadline: 40s}\n    retry: {max_attempts: 1}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         server.always(Answer(delay_s=0.2))
@@ -107,7 +107,7 @@ def test_calls_in_frozen_time_are_not_timed_out(
 
 @INSTANTS
 def test_a_limit_holds_in_frozen_time(tmp_path: Path, freeze: Freeze, at: datetime.datetime) -> None:
-    """Pitfall 69."""
+    """failures.md 69."""
     body = "    timeouts: {attempt: 300ms, deadline: 5s}\n    retry: {max_attempts: 1}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         server.always(Answer(drip_head_s=0.05))
@@ -120,7 +120,7 @@ def test_a_limit_holds_in_frozen_time(tmp_path: Path, freeze: Freeze, at: dateti
 
 @INSTANTS
 def test_time_may_freeze_and_thaw_amid_a_call(tmp_path: Path, freeze: Freeze, at: datetime.datetime) -> None:
-    """Pitfall 69."""
+    """failures.md 69."""
     with FaultServer() as server, running(tmp_path, rules(server.url)) as hr, ThreadPoolExecutor(2) as pool:
         server.always(Answer(delay_s=0.3))
         begun_before = pool.submit(hr.upstream("billing").get, "/")
@@ -137,7 +137,7 @@ def test_time_may_freeze_and_thaw_amid_a_call(tmp_path: Path, freeze: Freeze, at
 
 
 def test_first_imported_in_frozen_time_it_still_goes_by_the_real_clock() -> None:
-    """Pitfall 69."""
+    """failures.md 69."""
     script = """
 import freezegun, time
 began = time.monotonic()

@@ -46,7 +46,7 @@ ALL = {**IN_THE_BODY, **IN_THE_HEAD}
 def test_garbage_is_a_protocol_error_retried_and_blamed(
     tmp_path: Path, call: Surface, garbage: str, then: Any
 ) -> None:
-    """Pitfall 64."""
+    """failures.md 64."""
     with FaultServer() as server, running(tmp_path, rules(server.url, RULES, more=INSTALL)) as hr:
         server.always(Raw(ALL[garbage], then=then))
         with pytest.raises(call.error) as caught:
@@ -59,7 +59,7 @@ def test_garbage_is_a_protocol_error_retried_and_blamed(
 
 @pytest.mark.parametrize("garbage", ALL)
 def test_with_the_callers_own_retries_it_is_blamed_as_well(tmp_path: Path, garbage: str) -> None:
-    """Pitfall 64."""
+    """failures.md 64."""
     with FaultServer() as server, running(tmp_path, rules(server.url)) as hr, requests.Session() as session:
         server.always(Raw(ALL[garbage]))
         session.mount(server.url, HTTPAdapter(max_retries=1))
@@ -74,7 +74,7 @@ def test_with_the_callers_own_retries_it_is_blamed_as_well(tmp_path: Path, garba
 def test_amid_a_streamed_body_it_turns_the_success_into_a_failure(
     tmp_path: Path, call: Surface, garbage: str
 ) -> None:
-    """Pitfall 64."""
+    """failures.md 64."""
     with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
         server.always(Raw(ALL[garbage]))
         with pytest.raises(call.error):
@@ -96,7 +96,7 @@ def test_amid_a_streamed_body_it_turns_the_success_into_a_failure(
 def test_an_unreadable_length_of_an_answer_that_ends_with_its_connection_is_overlooked_as_stock_does(
     tmp_path: Path, call: Surface, head: bytes
 ) -> None:
-    """Pitfall 64. The other side of it: such sites work, and `mode: observe` says that they will."""
+    """failures.md 64. The other side of it: such sites work, and `mode: observe` says that they will."""
     with FaultServer() as server, running(tmp_path, rules(server.url, RULES, more=INSTALL)) as hr:
         server.always(Raw(head + b"hello", then="fin"))
         assert body_of(call(hr, server.url)) == b"hello"
@@ -104,7 +104,7 @@ def test_an_unreadable_length_of_an_answer_that_ends_with_its_connection_is_over
 
 
 def test_an_upstream_that_only_talks_garbage_opens_its_circuit(tmp_path: Path) -> None:
-    """Pitfall 64."""
+    """failures.md 64."""
     with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
         server.always(Raw(IN_THE_BODY["a negative chunk size"]))
         for _ in range(20):
@@ -115,7 +115,7 @@ def test_an_upstream_that_only_talks_garbage_opens_its_circuit(tmp_path: Path) -
 
 
 def test_a_body_that_its_reader_closes_is_no_garbage(tmp_path: Path) -> None:
-    """Pitfall 64. The other side of it."""
+    """failures.md 64. The other side of it."""
     with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
         server.always(Answer(body=b"x" * 100_000, chunked=True))
         answer = hr.upstream("billing").get("/", stream=True)

@@ -254,7 +254,7 @@ def test_a_handle_of_an_instance_that_was_never_started_ends_with_close(tmp_path
     ],
 )
 def test_what_a_server_may_read_as_a_step_out_of_the_base_is_refused(tmp_path: Path, path: str) -> None:
-    """Pitfall 57: the headers of the upstream would go along."""
+    """failures.md 57: the headers of the upstream would go along."""
     with FaultServer() as server, running(tmp_path, rules(f"{server.url}/v2")) as hr:
         for call in (hr.upstream("billing").get, lambda path: hr.upstream("billing").urlopen("GET", path)):
             with pytest.raises(ValueError, match="leaves"):

@@ -194,7 +194,7 @@ IDS = ["0190f0f7-8a3c-7e6b-b1c7-3c2f6c0a9e11", "Root=1-67891233-abcdef0123456789
 def test_an_id_of_any_format_is_passed_on_as_it_came(
     tmp_path: Path, serve: Any, call: Surface, sent: str, server: FaultServer
 ) -> None:
-    """Pitfall 45."""
+    """failures.md 45."""
     with running(tmp_path, rules(server.url, FAST, more=MORE)) as hr:
         server.next(Answer(503), Answer(200))
         gateway, kept = calling(serve, hr, lambda: call(hr, server.url))
@@ -207,7 +207,7 @@ def test_an_id_of_any_format_is_passed_on_as_it_came(
 def test_an_id_that_could_do_harm_reaches_no_upstream(
     tmp_path: Path, serve: Any, sent: str, server: FaultServer
 ) -> None:
-    """Pitfall 45."""
+    """failures.md 45."""
     with running(tmp_path, rules(server.url, FAST, more=MORE)) as hr:
         gateway, _ = calling(serve, hr, lambda: REQUESTS(hr, server.url))
         (made,) = gateway.request({"X-Request-ID": sent}).all("X-Request-ID")

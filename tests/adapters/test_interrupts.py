@@ -40,7 +40,7 @@ def streamed(hr: headrace.Headrace, url: str) -> None:
 def test_an_interrupt_anywhere_in_a_call_costs_no_slot(
     tmp_path: Path, call: Callable[[headrace.Headrace, str], object]
 ) -> None:
-    """Pitfall 21."""
+    """failures.md 21."""
     only_one = "    pool: {max_connections: 1}\n    timeouts: {acquire: 1s}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, only_one)) as hr:
         call(hr, server.url)
@@ -73,7 +73,7 @@ def test_an_interrupt_anywhere_in_a_call_costs_no_slot(
 def test_an_interrupt_anywhere_in_an_observed_call_is_not_counted_as_a_call_under_way_for_ever(
     tmp_path: Path,
 ) -> None:
-    """Pitfall 21. `inuse` would stay wrong, and calls would be foretold to find the pool full."""
+    """failures.md 21. `inuse` would stay wrong, and calls would be foretold to find the pool full."""
     rehearsed = "    mode: observe\n    pool: {max_connections: 1}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, rehearsed)) as hr:
         lost = []
@@ -101,6 +101,6 @@ def test_an_interrupt_anywhere_in_an_observed_call_is_not_counted_as_a_call_unde
 def test_two_hundred_interrupts_at_random_points_of_all_kinds_of_calls_leave_the_pools_right(
     tmp_path: Path, seed: int
 ) -> None:
-    """Pitfall 59. `tests/bench/interrupts.py` does it for as many seeds as one likes."""
+    """failures.md 59. `tests/bench/interrupts.py` does it for as many seeds as one likes."""
     assert interrupt_storm(tmp_path, seed, interrupts=200) == []
     gc.collect()

@@ -91,7 +91,7 @@ def installed(tmp_path: Path, base: str, body: str) -> Any:
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
 @pytest.mark.parametrize("read", BUFFERED)
 def test_decoding_ends_with_the_deadline(tmp_path: Path, read: Read, chunked: bool) -> None:
-    """Pitfall 70. In one go it takes seconds, and no shutdown of a socket ends it."""
+    """failures.md 70. In one go it takes seconds, and no shutdown of a socket ends it."""
     body = "    timeouts: {deadline: 150ms}\n    retry: {max_attempts: 1}\n"
     with FaultServer() as server, installed(tmp_path, server.url, body) as hr:
         server.always(Answer(body=GIGABYTE, headers=CODED, chunked=chunked))
@@ -109,7 +109,7 @@ def test_decoding_ends_with_the_deadline(tmp_path: Path, read: Read, chunked: bo
 def test_a_body_above_the_limit_ends_the_call_with_little_memory(
     tmp_path: Path, read: Read, reply: Reply
 ) -> None:
-    """Pitfall 70."""
+    """failures.md 70."""
     body = "    pool: {max_response_body: 1MiB}\n    circuit_breaker: {consecutive_failures: 1}\n"
     with FaultServer() as server, installed(tmp_path, server.url, body) as hr:
         server.always(reply)
@@ -225,7 +225,7 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n"
 def test_what_is_between_the_chunks_has_an_end(
     tmp_path: Path, read: Read, first: bytes, again: bytes
 ) -> None:
-    """Pitfall 70."""
+    """failures.md 70."""
     body = "    timeouts: {attempt: 30s, read: 30s, deadline: 60s}\n    retry: {max_attempts: 1}\n"
     with FaultServer() as server, installed(tmp_path, server.url, body) as hr:
         server.always(Endless(b"HTTP/1.1 200 OK\r\n" + CHUNKED + b"\r\n" + first, again, pause_s=0.001))

@@ -50,7 +50,7 @@ def by_urllib3(url: str) -> Callable[[], int]:
 def test_retries_nested_in_a_callers_retries_are_paid_from_one_budget_and_do_not_multiply(
     tmp_path: Path, server: FaultServer, surface: Callable[[str], Callable[[], int]]
 ) -> None:
-    """Pitfall 12."""
+    """failures.md 12."""
     text = rules(
         server.url, RULES.format(ratio=0.2, reserve=0), more="install: {requests: true, urllib3: true}\n"
     )
@@ -77,7 +77,7 @@ def test_with_room_in_the_budget_the_layers_would_multiply(tmp_path: Path, serve
 def test_adapter_times_decorator_is_what_the_caller_made_it_and_nothing_of_ours_on_top(
     tmp_path: Path, server: FaultServer
 ) -> None:
-    """Pitfall 12."""
+    """failures.md 12."""
     with running(tmp_path, rules(server.url, RULES.format(ratio=1, reserve=100))) as hr:
         with requests.Session() as session:
             session.mount("http://", HTTPAdapter(max_retries=OWN))

@@ -181,7 +181,7 @@ def foretold(hr: headrace.Headrace) -> dict[str, int]:
 
 
 def test_observe_counts_a_refusal_wherever_enforce_refuses(tmp_path: Path, call: Surface) -> None:
-    """Pitfall 85. The retries that are not made count for the breaker as if they ended as the first attempt did."""
+    """failures.md 85. The retries that are not made count for the breaker as if they ended as the first attempt did."""
 
     def script(hr: headrace.Headrace, server: FaultServer) -> int:
         refused = 0
@@ -211,7 +211,7 @@ def test_observe_counts_a_refusal_wherever_enforce_refuses(tmp_path: Path, call:
 def test_observe_counts_what_the_deadline_would_cut_also_where_the_call_brings_its_own_timeout(
     tmp_path: Path, call: Surface
 ) -> None:
-    """Pitfall 85."""
+    """failures.md 85."""
     body = "    mode: observe\n    timeouts: {deadline: 500ms}\n    retry: {max_attempts: 1}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
         server.always(Answer(delay_s=1.0))
@@ -220,7 +220,7 @@ def test_observe_counts_what_the_deadline_would_cut_also_where_the_call_brings_i
 
 
 def test_observe_knows_of_idempotency_keys_made_or_brought(tmp_path: Path, call: Surface) -> None:
-    """Pitfall 85."""
+    """failures.md 85."""
     for keys, headers in (("idempotency_key: {}", {}), ("", {"Idempotency-Key": "k"})):
         body = f"    mode: observe\n    retry: {{backoff: {{base: 1ms}}, {keys}}}\n".replace(", }", "}")
         with FaultServer() as server, running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
@@ -235,7 +235,7 @@ def test_observe_knows_of_idempotency_keys_made_or_brought(tmp_path: Path, call:
 def test_observe_heeds_the_deadline_and_the_retries_of_the_inbound_request_and_spends_none(
     tmp_path: Path,
 ) -> None:
-    """Pitfall 85."""
+    """failures.md 85."""
     body = "    mode: observe\n    retry: {backoff: {base: 1ms, jitter: none}}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         server.always(Answer(500))
@@ -266,7 +266,7 @@ def test_observe_heeds_the_deadline_and_the_retries_of_the_inbound_request_and_s
 def test_observe_heeds_what_the_upstream_asks_to_wait(
     tmp_path: Path, call: Surface, asks: str, retry_after: str, denied: str
 ) -> None:
-    """Pitfall 85."""
+    """failures.md 85."""
     told = []
     for mode in ("enforce", "observe"):
         body = (
@@ -287,7 +287,7 @@ def test_observe_heeds_what_the_upstream_asks_to_wait(
 def test_observe_tells_the_breaker_of_calls_that_bring_their_own_retries(
     tmp_path: Path, call: Surface
 ) -> None:
-    """Pitfall 85. They are one call, and no try of it is left to say how it ended."""
+    """failures.md 85. They are one call, and no try of it is left to say how it ended."""
     told = []
     for mode in ("enforce", "observe"):
         body = f"    mode: {mode}\n"
@@ -307,7 +307,7 @@ def test_observe_tells_the_breaker_of_calls_that_bring_their_own_retries(
 def test_whatever_a_rehearsal_stumbles_over_the_call_is_as_it_was(
     tmp_path: Path, call: Surface, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
 
     def broken(*args: object, **kw: object) -> None:
         raise RuntimeError("the rehearsal is broken")
@@ -326,7 +326,7 @@ def test_whatever_a_rehearsal_stumbles_over_the_call_is_as_it_was(
 
 
 def test_observe_asks_nothing_of_a_request_that_is_over(tmp_path: Path) -> None:
-    """Pitfall 85. What a request has left running is held neither to its deadline nor to its retries."""
+    """failures.md 85. What a request has left running is held neither to its deadline nor to its retries."""
     body = "    mode: observe\n    retry: {backoff: {base: 1ms}}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         server.always(Answer(500))
@@ -343,7 +343,7 @@ def test_observe_asks_nothing_of_a_request_that_is_over(tmp_path: Path) -> None:
 def test_observe_counts_the_fallback_of_calls_that_have_sent_nothing_whatever_their_body(
     tmp_path: Path, call: Surface
 ) -> None:
-    """Pitfall 85. Refused before its first attempt, a call goes elsewhere even if it can be sent only once."""
+    """failures.md 85. Refused before its first attempt, a call goes elsewhere even if it can be sent only once."""
     told = []
     with FaultServer() as server, FaultServer() as other:
         server.always(Answer())
@@ -360,7 +360,7 @@ def test_observe_counts_the_fallback_of_calls_that_have_sent_nothing_whatever_th
 
 
 def test_observe_counts_the_fallback_that_a_refused_call_would_get(tmp_path: Path) -> None:
-    """Pitfall 85."""
+    """failures.md 85."""
     body = "    mode: observe\n    circuit_breaker: {mode: forced_open}\n    fallback: {status: 200, body: later}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         server.always(Answer(500))
@@ -369,7 +369,7 @@ def test_observe_counts_the_fallback_that_a_refused_call_would_get(tmp_path: Pat
 
 
 def test_a_steady_download_is_not_said_to_be_cut_by_attempt(tmp_path: Path) -> None:
-    """Pitfall 89."""
+    """failures.md 89."""
     body = "    mode: observe\n    timeouts: {attempt: 1s}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         server.always(Answer(body=b"x" * 10, drip_body_s=0.15))
@@ -388,7 +388,7 @@ def test_a_steady_download_is_not_said_to_be_cut_by_attempt(tmp_path: Path) -> N
 def test_attempt_bounds_the_body_of_a_bad_answer_only_where_it_would_be_retried(
     tmp_path: Path, method: str, headers: dict[str, str], is_cut: bool
 ) -> None:
-    """Pitfall 89. In a call that is made under the rules, and in one that is rehearsed."""
+    """failures.md 89. In a call that is made under the rules, and in one that is rehearsed."""
     told = []
     with FaultServer() as server:
         server.always(Answer(503, body=b"x" * 10, drip_body_s=0.1))
@@ -405,7 +405,7 @@ def test_attempt_bounds_the_body_of_a_bad_answer_only_where_it_would_be_retried(
 
 
 def test_enforce_does_not_begin_with_what_a_rehearsal_has_assumed(tmp_path: Path) -> None:
-    """Pitfall 88."""
+    """failures.md 88."""
     with FaultServer() as server:
         observing = rules(server.url, "    mode: observe\n    retry: {backoff: {base: 1ms}}\n")
         with running(tmp_path, observing) as hr:

@@ -176,7 +176,7 @@ def test_a_pin_holds_wherever_an_adapter_has_it(
     mode: str,
     more: str,
 ) -> None:
-    """Pitfall 55: the pin was dropped without a word, and the call answered 200 where stock refuses."""
+    """failures.md 55: the pin was dropped without a word, and the call answered 200 where stock refuses."""
     text = rules(secure.url, f"    mode: {mode}\n    tls: {{ca: '{ca}'}}\n", more=more)
     with running(tmp_path, text) as hr, requests.Session() as session:
         session.mount("https://", pin())
@@ -196,7 +196,7 @@ def test_a_pin_holds_wherever_an_adapter_has_it(
 def test_a_pin_holds_on_the_urllib3_surface_alone(
     tmp_path: Path, secure: FaultServer, ca: Path, pin: Callable[[], HTTPAdapter], reason: str
 ) -> None:
-    """Pitfall 55: requests ungoverned, its pools governed."""
+    """failures.md 55: requests ungoverned, its pools governed."""
     with (
         running(tmp_path, rules(secure.url, f"    tls: {{ca: '{ca}'}}\n", more=ONLY)) as hr,
         requests.Session() as session,
@@ -209,7 +209,7 @@ def test_a_pin_holds_on_the_urllib3_surface_alone(
 
 
 def test_a_pin_on_an_adapter_of_our_own_session_holds(tmp_path: Path, secure: FaultServer, ca: Path) -> None:
-    """Pitfall 55."""
+    """failures.md 55."""
     with running(tmp_path, rules(secure.url, f"    tls: {{ca: '{ca}'}}\n")) as hr, hr.session() as session:
         assert session.get(secure.url).headrace.upstream == "billing"
         adapter = session.get_adapter(secure.url)
@@ -276,7 +276,7 @@ class OfRequests2320(HTTPAdapter):
 def test_what_an_adapter_settles_about_dialling_is_left_to_it(
     tmp_path: Path, server: FaultServer, own: type[HTTPAdapter]
 ) -> None:
-    """Pitfall 55."""
+    """failures.md 55."""
     for more in ("", ON):
         with running(tmp_path, rules(server.url, more=more)) as hr, requests.Session() as session:
             session.mount("http://", own())
@@ -285,7 +285,7 @@ def test_what_an_adapter_settles_about_dialling_is_left_to_it(
 
 
 def test_an_adapter_that_dials_elsewhere_reaches_that(tmp_path: Path, server: FaultServer) -> None:
-    """Pitfall 55."""
+    """failures.md 55."""
     with FaultServer() as elsewhere, running(tmp_path, rules(server.url, more=ON)) as hr:
         adapter = OtherAddress()
         adapter.elsewhere = elsewhere.url
@@ -368,7 +368,7 @@ def test_an_adapter_whose_connections_are_stocks_stays_governed(
 
 
 def test_an_adapter_is_looked_at_anew_when_it_changes(tmp_path: Path, server: FaultServer) -> None:
-    """Pitfall 55: whatever was true of it at its last call."""
+    """failures.md 55: whatever was true of it at its last call."""
     adapter = HTTPAdapter()
     with running(tmp_path, rules(server.url)) as hr, requests.Session() as session:
         session.mount("http://", adapter)
@@ -457,7 +457,7 @@ def with_own_pools() -> PoolManager:
 def test_what_a_manager_settles_about_dialling_is_left_to_it(
     tmp_path: Path, server: FaultServer, caplog: pytest.LogCaptureFixture, make: Callable[[], PoolManager]
 ) -> None:
-    """Pitfall 55: boto3's managers were passed over in silence."""
+    """failures.md 55: boto3's managers were passed over in silence."""
     with running(tmp_path, rules(server.url, more=ON)) as hr, make() as manager:
         for _ in range(2):
             assert not hasattr(manager.request("GET", f"{server.url}/a"), "headrace")
@@ -511,7 +511,7 @@ def test_a_manager_whose_connections_are_stocks_stays_governed(
 def test_what_is_written_on_a_pool_handed_out_is_left_to_it(
     tmp_path: Path, server: FaultServer, secure: FaultServer, ca: Path
 ) -> None:
-    """Pitfall 55."""
+    """failures.md 55."""
     with running(tmp_path, rules(server.url, more=ON)) as hr, PoolManager() as manager:
         pool = manager.connection_from_url(server.url)
         assert hasattr(pool.request("GET", "/"), "headrace")
@@ -549,7 +549,7 @@ def test_a_nested_call_of_an_adapter_that_passes_through_is_governed(
 
 
 def test_what_stock_encodes_itself_is_no_way_past_the_rules(tmp_path: Path, server: FaultServer) -> None:
-    """Pitfall 57: a blank in the target slipped past, `forced_open` included."""
+    """failures.md 57: a blank in the target slipped past, `forced_open` included."""
     prepared = requests.Request("GET", server.url).prepare()
     text = rules(f"{server.url}/v2", "    circuit_breaker: {mode: forced_open}\n", more=ON)
     with running(tmp_path, text) as hr, PoolManager() as manager, requests.Session() as session:
@@ -573,7 +573,7 @@ def test_what_stock_encodes_itself_is_no_way_past_the_rules(tmp_path: Path, serv
 def test_headers_of_a_prefix_do_not_go_where_a_server_may_leave_it(
     tmp_path: Path, server: FaultServer, path: str
 ) -> None:
-    """Pitfall 57."""
+    """failures.md 57."""
     text = (
         f"version: 1\n{ON}upstreams:\n"
         f"  inner: {{base_url: '{server.url}/v2', headers: {{X-Key: inner}}}}\n"
@@ -588,7 +588,7 @@ def test_headers_of_a_prefix_do_not_go_where_a_server_may_leave_it(
 
 
 def test_a_host_that_nobody_names_is_cut_and_printable(tmp_path: Path) -> None:
-    """Pitfall 66: 60,000 characters of a name were kept, and its control characters printed."""
+    """failures.md 66: 60,000 characters of a name were kept, and its control characters printed."""
     from headrace.adapters.routing import busiest_unknown_hosts, count_unknown
 
     with running(tmp_path, rules("http://billing.internal")):

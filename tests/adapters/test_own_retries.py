@@ -203,7 +203,7 @@ def opened_meanwhile(hr: headrace.Headrace) -> Answer:
 def test_the_tries_of_a_caller_are_one_call_to_the_circuit(
     tmp_path: Path, server: FaultServer, caller: Caller
 ) -> None:
-    """Pitfall 87."""
+    """failures.md 87."""
     with running(tmp_path, governed(server, "    circuit_breaker: {consecutive_failures: 2}\n")) as hr:
         server.next(Answer(503), Answer(503))
         caller.call("GET", server.url, retry(5))
@@ -222,7 +222,7 @@ def test_the_circuit_is_asked_before_each_try_and_its_refusal_ends_them_all(
 ) -> None:
     """A refusal of ours is not retried by the caller's retries either.
 
-    Pitfall 17.
+    failures.md 17.
     """
     with running(tmp_path, governed(server, "    circuit_breaker: {consecutive_failures: 1}\n")) as hr:
         server.next(Answer(503), lambda _: opened_meanwhile(hr))
@@ -388,7 +388,7 @@ def test_a_used_up_body_is_never_sent_again_empty_by_the_callers_retries_either(
 ) -> None:
     """Stock urllib3 sends it again, as an empty body; what leaves is what leaves when retries are used up.
 
-    Pitfall 13.
+    failures.md 13.
     """
     own = retry(allowed_methods=None, raise_on_status=raise_on_status)
     with running(tmp_path, governed(server)):
@@ -410,7 +410,7 @@ def test_a_file_that_will_not_go_back_is_not_sent_again(
 ) -> None:
     """It could go back when the call began, so the caller's retries were left as they are.
 
-    Pitfall 13.
+    failures.md 13.
     """
 
     class ClosesItself(io.BytesIO):

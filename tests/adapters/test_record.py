@@ -60,7 +60,7 @@ def test_a_post_that_is_not_retried_says_so_on_its_answer_and_once_in_the_log(
 ) -> None:
     """Not retried by default, and whoever wonders why is told, with the key that changes it.
 
-    Pitfall 10.
+    failures.md 10.
     """
     caplog.set_level("INFO")
     with running(tmp_path, rules(server.url, STEADY, more=URLLIB3)) as hr:
@@ -118,7 +118,7 @@ def test_an_exception_tells_each_attempt_each_pause_and_why_there_was_no_further
 ) -> None:
     """`Max retries exceeded` says nothing of what was tried.
 
-    Pitfall 16.
+    failures.md 16.
     """
     with running(tmp_path, rules(server.url, STEADY, more=URLLIB3)):
         server.next(Answer(503, close=True), Break("request"), Break("body", "fin"))

@@ -52,9 +52,9 @@ def test_a_sibling_path_of_the_prefix_passes_through(tmp_path: Path) -> None:
 
 
 def test_connections_are_shared_by_all_sessions_of_the_process(tmp_path: Path) -> None:
-    """`requests.get` closes its session each time (Pitfall 24): the upstream's pool lives on.
+    """`requests.get` closes its session each time (failures.md 24): the upstream's pool lives on.
 
-    Pitfall 24.
+    failures.md 24.
     """
     with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
         pool = hr.snapshot.upstream("billing").state.pool
@@ -109,7 +109,7 @@ def test_the_last_exception_leaves_unwrapped_with_notes(tmp_path: Path) -> None:
 def test_an_exception_is_a_new_one_each_time(tmp_path: Path) -> None:
     """A refusal shared by callers would grow its traceback for ever.
 
-    Pitfall 9.
+    failures.md 9.
     """
     with FaultServer() as server, running(tmp_path, rules(server.url, FAST)):
         server.always(Answer(503))
@@ -186,7 +186,7 @@ def test_a_refusal_pickles_with_its_record(tmp_path: Path) -> None:
 def test_a_full_pool_is_caught_by_except_request_exception(tmp_path: Path) -> None:
     """urllib3's EmptyPoolError escapes requests; ours is of its family.
 
-    Pitfall 30.
+    failures.md 30.
     """
     body = "    pool: {max_connections: 1}\n    timeouts: {acquire: 50ms}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)):
@@ -203,7 +203,7 @@ def test_a_full_pool_is_caught_by_except_request_exception(tmp_path: Path) -> No
 def test_a_refused_lease_takes_no_slot_from_anybody(tmp_path: Path) -> None:
     """Whatever comes out of the pool, the slot that was never taken is not given back.
 
-    Pitfall 23.
+    failures.md 23.
     """
     body = "    pool: {max_connections: 1, when_full: reject}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
@@ -221,7 +221,7 @@ def test_a_refused_lease_takes_no_slot_from_anybody(tmp_path: Path) -> None:
 def test_the_slot_is_free_while_a_failed_call_waits_for_its_next_attempt(tmp_path: Path) -> None:
     """The failed response is kept, its connection is not held while sleeping.
 
-    Pitfall 14.
+    failures.md 14.
     """
     body = (
         "    pool: {max_connections: 1}\n    retry: {max_attempts: 9, backoff: {base: 600ms, max: 600ms}}\n"
@@ -301,7 +301,7 @@ def test_the_timeout_of_the_call_replaces_the_rules_up_or_down(
 def test_a_longer_timeout_of_the_call_is_honoured(tmp_path: Path) -> None:
     """An adapter that swallows `timeout`, `verify`, `cert` or `proxies`: see also the tests of TLS and proxies.
 
-    Pitfall 44.
+    failures.md 44.
     """
     body = "    timeouts: {read: 100ms, connect: 100ms}\n    retry: {max_attempts: 1}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)):

@@ -184,7 +184,7 @@ def pauses_of(answer: Any) -> list[float]:
 def test_what_the_upstream_asks_is_waited_before_the_first_retry(
     tmp_path: Path, server: FaultServer, get: Get
 ) -> None:
-    """Pitfall 11."""
+    """failures.md 11."""
     server.next(unavailable(("Retry-After", "0.3")))
     with running(tmp_path, governed(server.url, "{backoff: {base: 1ms, throttled: 1ms}}")):
         answer = get(server.url)
@@ -196,7 +196,7 @@ def test_what_the_upstream_asks_is_waited_before_the_first_retry(
 def test_blanks_behind_what_the_upstream_asks_are_no_part_of_it(
     tmp_path: Path, server: FaultServer, get: Get
 ) -> None:
-    """Pitfall 58. http.client leaves them in."""
+    """failures.md 58. http.client leaves them in."""
     server.next(unavailable(("Retry-After", "0.3 \t")))
     with running(tmp_path, governed(server.url, "{backoff: {base: 1ms, throttled: 1ms}}")):
         answer = get(server.url)
@@ -209,7 +209,7 @@ def test_blanks_behind_what_the_upstream_asks_are_no_part_of_it(
 def test_without_a_word_of_the_upstream_the_first_retry_waits_for_our_own_pause(
     tmp_path: Path, server: FaultServer, get: Get, jitter: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 11."""
+    """failures.md 11."""
     monkeypatch.setattr("random.random", constant(0.5))
     expected_s = {"full": 0.1, "equal": 0.15, "additive": 0.3, "decorrelated": 0.4, "none": 0.2}[jitter]
     server.next(unavailable())
@@ -231,7 +231,7 @@ def test_without_a_word_of_the_upstream_the_first_retry_waits_for_our_own_pause(
 def test_more_patience_than_max_ends_the_call_at_once_with_the_wish_on_record(
     tmp_path: Path, server: FaultServer, get: Get, asks: tuple[str, str], retry_after_s: float | None
 ) -> None:
-    """Pitfall 11."""
+    """failures.md 11."""
     server.always(unavailable(asks))
     headers = "[{name: Retry-After}, {name: X-RateLimit-Reset, format: unix_timestamp}]"
     with running(tmp_path, governed(server.url, f"{{retry_after: {{headers: {headers}, max: 10s}}}}")):
@@ -249,7 +249,7 @@ def test_more_patience_than_max_ends_the_call_at_once_with_the_wish_on_record(
 def test_a_wait_that_does_not_fit_the_deadline_is_not_begun(
     tmp_path: Path, server: FaultServer, get: Get
 ) -> None:
-    """Pitfall 11."""
+    """failures.md 11."""
     server.always(unavailable(("Retry-After", "20")))
     with running(tmp_path, governed(server.url, "{max_attempts: 2}", deadline="15s")):
         answer, took_s = timed(get, server.url)
@@ -262,7 +262,7 @@ def test_a_wait_that_does_not_fit_the_deadline_is_not_begun(
 def test_a_wait_past_the_deadline_of_the_inbound_request_is_not_begun(
     tmp_path: Path, server: FaultServer, get: Get
 ) -> None:
-    """Pitfall 11."""
+    """failures.md 11."""
     server.always(unavailable(("Retry-After", "20")))
     with running(tmp_path, governed(server.url, "{max_attempts: 2}", deadline="60s")) as hr:
         allowance = RetryAllowance([None] * 10)
@@ -302,7 +302,7 @@ def test_of_two_header_lines_the_more_patient_one_counts(
 def test_a_wall_clock_that_has_jumped_costs_no_more_than_max(
     tmp_path: Path, server: FaultServer, get: Get, monkeypatch: pytest.MonkeyPatch, jumped_s: float
 ) -> None:
-    """Pitfall 8."""
+    """failures.md 8."""
     server.always(unavailable(("Retry-After", formatdate(time.time() + 1, usegmt=True))))
     jumped = constant(time.time() + jumped_s)
     with running(
@@ -333,7 +333,7 @@ def test_a_wall_clock_that_has_jumped_costs_no_more_than_max(
     ],
 )
 def test_a_date_is_measured_against_the_answers_own(value: str, date: str | None, wait_s: float) -> None:
-    """Pitfall 72."""
+    """failures.md 72."""
     headers = HTTPHeaderDict({"Retry-After": value})
     if date is not None:
         headers["Date"] = date
@@ -341,7 +341,7 @@ def test_a_date_is_measured_against_the_answers_own(value: str, date: str | None
 
 
 def test_seconds_are_seconds_whatever_the_date() -> None:
-    """Pitfall 72."""
+    """failures.md 72."""
     headers = HTTPHeaderDict({"Retry-After": "7", "Date": "Sun, 01 Mar 2026 12:05:00 GMT"})
     assert retry_after_s(headers, AUTO, wall_clock=NOON) == 7.0
 
@@ -350,7 +350,7 @@ def test_seconds_are_seconds_whatever_the_date() -> None:
 def test_a_server_whose_clock_is_off_is_waited_for_as_long_as_it_asks(
     tmp_path: Path, server: FaultServer, get: Get, off_s: float
 ) -> None:
-    """Pitfall 72."""
+    """failures.md 72."""
     there = time.time() + off_s
     dated = ("Date", formatdate(there, usegmt=True)), ("Retry-After", formatdate(there + 2, usegmt=True))
     server.next(unavailable(*dated))

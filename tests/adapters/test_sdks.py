@@ -101,7 +101,7 @@ def test_the_sdks_retries_and_ours_stay_within_the_budget(
 ) -> None:
     """Each of its tries is a call to us: what we add to all of them is a fifth, and the reserve.
 
-    Pitfall 12.
+    failures.md 12.
     """
     with running(tmp_path, rules(server.url, STORM)) as hr:
         server.always(Answer(503))
@@ -213,7 +213,7 @@ def test_a_file_given_to_a_decorated_call_is_whole_on_each_of_its_calls(
 ) -> None:
     """Stock would send what is left of it: nothing.
 
-    Pitfall 13.
+    failures.md 13.
     """
     body = "    retry: {methods: [PUT], backoff: {base: 1ms, throttled: 1ms}}\n    circuit_breaker: {mode: disabled}\n"
     with running(tmp_path, rules(server.url, body)):

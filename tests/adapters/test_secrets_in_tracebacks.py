@@ -213,7 +213,7 @@ def assert_nothing_leaks(error: BaseException) -> None:
 def test_no_secret_is_among_the_locals_of_a_failed_call(
     tmp_path: Path, failure: str, way: By, mode: str
 ) -> None:
-    """Pitfall 65: of the file nowhere, of the call not in our frames where no scrubber finds it."""
+    """failures.md 65: of the file nowhere, of the call not in our frames where no scrubber finds it."""
     limit = {"timeout": 0.15} if mode == "observe" else {}  # where the rules' own limits do not hold
     with failing(tmp_path, failure, mode) as (hr, url):
         caught = None
@@ -231,7 +231,7 @@ def test_no_secret_is_among_the_locals_of_a_failed_call(
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("mode", ["enforce", "observe"])
 def test_no_secret_is_among_the_locals_of_a_failed_handshake(tmp_path: Path, way: By, mode: str) -> None:
-    """Pitfall 65."""
+    """failures.md 65."""
     with (
         FaultServer(tls=server_context(trustme.CA())) as server,
         running(tmp_path, configuration(server.url, FAST, mode)) as hr,
@@ -272,7 +272,7 @@ def test_what_is_secret_is_sent_as_it_is(tmp_path: Path) -> None:
 
 
 def test_an_attempt_shows_no_header(tmp_path: Path) -> None:
-    """Pitfall 65: a dataclass made the repr."""
+    """failures.md 65: a dataclass made the repr."""
     seen: list[str] = []
 
     def look(request: Request) -> Answer:
@@ -296,7 +296,7 @@ def test_an_attempt_shows_no_header(tmp_path: Path) -> None:
 
 
 def test_a_secret_is_text_but_for_its_repr() -> None:
-    """Pitfall 65."""
+    """failures.md 65."""
     secret = Secret(OF_FILE)
     assert (secret, str(secret), f"{secret}", secret.encode(), secret + "") == (
         (OF_FILE,) * 3 + (OF_FILE.encode(), OF_FILE)
@@ -310,7 +310,7 @@ def test_a_secret_is_text_but_for_its_repr() -> None:
 
 
 def test_headers_with_a_secret_among_them_show_names_only() -> None:
-    """Pitfall 65: urllib3's HTTPHeaderDict joins values, which makes plain text of them."""
+    """failures.md 65: urllib3's HTTPHeaderDict joins values, which makes plain text of them."""
     for own in (
         {},
         {"Accept": "x"},

@@ -56,7 +56,7 @@ def under(timeouts: str = "", *, more: str = "") -> str:
 def test_a_default_gives_way_to_what_a_call_asks_for_and_is_never_lowered(
     tmp_path: Path, timeout: Any, connect_s: float, read_s: float, attempt_s: float, deadline_s: float | None
 ) -> None:
-    """Pitfall 89."""
+    """failures.md 89."""
     found = limits(tmp_path, under(), timeout)
 
     assert (found.connect_s, found.read_s) == (connect_s, read_s)
@@ -94,7 +94,7 @@ WRITTEN = "attempt: 1s, deadline: 10s"
 def test_a_limit_that_somebody_wrote_stays_whatever_a_call_asks_for(
     tmp_path: Path, text: str, env: dict[str, str], timeout: Any
 ) -> None:
-    """Pitfall 89."""
+    """failures.md 89."""
     found = limits(tmp_path, text, timeout, env)
 
     assert (found.attempt_s, found.deadline_s) == (1.0, 10.0)
@@ -122,7 +122,7 @@ ON_EACH = across(*SURFACES, SESSION)
 def test_an_answer_later_than_the_defaults_comes_where_the_call_waits_for_it(
     tmp_path: Path, call: Surface, timeout: Any
 ) -> None:
-    """Pitfall 89."""
+    """failures.md 89."""
     body = "    timeouts: {connect: 200ms, read: 300ms}\n    retry: {max_attempts: 1}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
         server.always(Answer(delay_s=1.2))
@@ -137,7 +137,7 @@ def test_an_answer_later_than_the_defaults_comes_where_the_call_waits_for_it(
 def test_a_written_attempt_holds_against_a_longer_timeout_of_the_call(tmp_path: Path, call: Surface) -> None:
     """An SDK passes its built-in 80 s with every call.
 
-    Pitfall 89.
+    failures.md 89.
     """
     body = "    timeouts: {attempt: 300ms}\n    retry: {max_attempts: 1}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:

@@ -11,7 +11,7 @@ import requests
 import trustme
 from requests.adapters import HTTPAdapter
 
-from support.faultserver import FaultServer, server_context
+from support.faultserver import Endless, FaultServer, server_context
 from support.governed import reason_of, rules, running
 
 
@@ -157,3 +157,19 @@ def test_verification_is_off_only_with_both_keys_and_says_so(
     with running(tmp_path, rules(server.url, body)) as hr:
         assert hr.upstream("billing").get("/").status_code == 200
         assert [one for one in caplog.records if getattr(one, "event", "") == "tls.verification_disabled"]
+
+
+def test_a_connection_that_is_broken_off_keeps_its_tls_layer(
+    tmp_path: Path, server: FaultServer, ca: Path
+) -> None:
+    """failures.md 28."""
+    with running(tmp_path, rules(server.url, f"    tls: {{ca: '{ca}'}}\n")) as hr:
+        server.always(Endless(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"))
+        with hr.upstream("billing").urlopen("GET", "/", preload_content=False) as answer:
+            sock = answer._connection.sock  # type: ignore[union-attr]
+
+            hr.snapshot.upstream("billing").state.pool.leases.stop()
+
+            assert sock.version() is not None  # None is what an SSLSocket without its layer says
+            with pytest.raises(OSError):
+                sock.send(b"in plain text")

@@ -139,7 +139,7 @@ SURFACES = {
 def test_a_refusal_that_will_not_change_is_neither_retried_nor_blamed_and_says_what_to_do(
     tmp_path: Path, make: Make, version: ssl.TLSVersion, surface: str
 ) -> None:
-    """Pitfall 71."""
+    """failures.md 71."""
     with refusing(make, version, tmp_path) as (hr, server, advice):
         for made in range(1, 6):  # under 1.3 it is a race whether the read or the write comes first
             with pytest.raises(SSL_ERRORS) as caught:
@@ -157,7 +157,7 @@ def test_a_refusal_that_will_not_change_is_neither_retried_nor_blamed_and_says_w
 
 @pytest.mark.parametrize(("make", "version"), [one for one in CASES if "1.3" not in str(one.id)])
 def test_observed_it_is_not_blamed(tmp_path: Path, make: Make, version: ssl.TLSVersion) -> None:
-    """Pitfall 71. Amid the handshake: what comes after a stock connection's failed write, stock does not look at."""
+    """failures.md 71. Amid the handshake: stock does not look at what comes after its connection's failed write."""
     with refusing(make, version, tmp_path, "    mode: observe\n") as (hr, _, _):
         for _ in range(3):
             with pytest.raises((requests.ConnectionError, *SSL_ERRORS)):
@@ -170,7 +170,7 @@ def test_observed_it_is_not_blamed(tmp_path: Path, make: Make, version: ssl.TLSV
 def test_warm_up_and_heartbeats_do_not_hammer_at_it(
     tmp_path: Path, make: Make, version: ssl.TLSVersion, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Pitfall 71."""
+    """failures.md 71."""
     body = "    pool: {min_idle: 2, heartbeat: {path: /health, interval: 1s, timeout: 500ms}}\n"
     with refusing(make, version, tmp_path, body) as (_, server, _):
         wait_until(lambda: server.connections >= 1)
@@ -180,7 +180,7 @@ def test_warm_up_and_heartbeats_do_not_hammer_at_it(
 
 
 def test_a_handshake_that_is_broken_off_is_still_the_networks(tmp_path: Path) -> None:
-    """Pitfall 71. The other side of it."""
+    """failures.md 71. The other side of it."""
     with FaultServer(tls=server_context(AUTHORITY)) as server:
         server.on_accept = "fin"
         with running(tmp_path, rules(server.url, _trusting(tmp_path))) as hr:

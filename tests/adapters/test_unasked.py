@@ -135,7 +135,7 @@ def closed(hr: headrace.Headrace) -> dict[str, int]:
 def test_what_came_after_an_answer_is_not_the_next_calls(
     shape: Shape, tls: ssl.SSLContext | None, governed: Callable[[Talker], Any]
 ) -> None:
-    """Pitfall 53. However short a while ago the connection was used, and whether or not it may be sent twice."""
+    """failures.md 53. However short a while ago the connection was used, and whether or not it may be sent twice."""
     peer = Peer(shape, at_once=False)
     with Talker(peer.say, tls=tls) as server, governed(server) as hr:
         handle = hr.upstream("billing")
@@ -157,7 +157,7 @@ def test_what_came_after_an_answer_is_not_the_next_calls(
 def test_what_came_with_an_answer_ends_its_connection(
     shape: Shape, tls: ssl.SSLContext | None, governed: Callable[[Talker], Any]
 ) -> None:
-    """Pitfall 53. http.client has read it with the answer, and a look at the socket finds nothing."""
+    """failures.md 53. http.client has read it with the answer, and a look at the socket finds nothing."""
     peer = Peer(shape, at_once=True)
     with Talker(peer.say, tls=tls) as server, governed(server) as hr:
         handle = hr.upstream("billing")
@@ -175,7 +175,7 @@ def test_what_came_with_an_answer_ends_its_connection(
 def test_an_answer_framed_twice_ends_its_connection_though_nothing_comes_behind_it(
     name: str, governed: Callable[[Talker], Any]
 ) -> None:
-    """Pitfall 53. RFC 9112 §6.3: somebody in between may have taken the other length for it."""
+    """failures.md 53. RFC 9112 §6.3: somebody in between may have taken the other length for it."""
     peer = Peer(Shape(SHAPES[name].answer, b""), at_once=True)
     with Talker(peer.say) as server, governed(server) as hr:
         hr.upstream("billing").urlopen("GET", "/first")
@@ -187,7 +187,7 @@ def test_an_answer_framed_twice_ends_its_connection_though_nothing_comes_behind_
 def test_an_answer_with_nothing_behind_it_keeps_its_connection(
     name: str, tls: ssl.SSLContext | None, governed: Callable[[Talker], Any]
 ) -> None:
-    """Pitfall 22: and the tickets that come with TLS 1.3 are no answers."""
+    """failures.md 22: and the tickets that come with TLS 1.3 are no answers."""
     peer = Peer(Shape(SHAPES[name].answer, b""), at_once=True)
     with Talker(peer.say, tls=tls) as server, governed(server) as hr:
         for _ in range(5):
@@ -201,7 +201,7 @@ def test_an_answer_with_nothing_behind_it_keeps_its_connection(
 def test_part_of_a_tls_record_is_not_silence(
     size: int, version: str, ca: trustme.CA, governed: Callable[[Talker], Any]
 ) -> None:
-    """Pitfall 53. A read that says "nothing yet" has taken the part, and the rest comes to the next call."""
+    """failures.md 53. A read that says "nothing yet" has taken the part, and the rest comes to the next call."""
     context = server_context(ca, "127.0.0.1")
     context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
     said = threading.Event()
@@ -230,7 +230,7 @@ def test_part_of_a_tls_record_is_not_silence(
 def test_on_every_surface_a_call_gets_its_own_answer(
     call: Surface, stream: bool, at_once: bool, governed: Callable[[Talker], Any]
 ) -> None:
-    """Pitfall 53."""
+    """failures.md 53."""
     peer = Peer(SHAPES["a second answer"], at_once=at_once)
     with Talker(peer.say) as server, governed(server) as hr:
         assert body_of(call(hr, server.url, path="/first", stream=stream))
@@ -244,7 +244,7 @@ def test_on_every_surface_a_call_gets_its_own_answer(
 
 
 def test_in_a_storm_of_unasked_answers_nobody_gets_a_foreign_one(tmp_path: Path) -> None:
-    """Pitfall 53. `tests/bench/unasked.py` makes 10,000 calls of it."""
+    """failures.md 53. `tests/bench/unasked.py` makes 10,000 calls of it."""
     told = storm(tmp_path, threads=20, rounds=20, tls=None)
     assert told.calls == 400
     assert told.unasked == 40

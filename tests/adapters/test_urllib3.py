@@ -173,7 +173,7 @@ def test_a_failed_get_is_retried_by_the_rules_alone(
 ) -> None:
     """urllib3's default of 3 retries is nobody's wish: it does not multiply with the rule's attempts.
 
-    Pitfall 12.
+    failures.md 12.
     """
     with running(tmp_path, governed(server.url, FAST)) as hr:
         server.next(Answer(503), Break("head"))
@@ -294,7 +294,7 @@ def test_refusals_leave_raw_and_in_urllib3s_family(
 ) -> None:
     """As stock raises EmptyPoolError: not wrapped in MaxRetryError, and not retried by a caller's own retries.
 
-    Pitfall 17.
+    failures.md 17.
     """
     body = FAST + "    pool: {max_connections: 1, when_full: reject}\n"
     with running(tmp_path, governed(server.url, body)) as hr:
@@ -495,7 +495,7 @@ def test_a_body_is_sent_again_where_it_can_be(
 ) -> None:
     """What cannot be read again is never sent again as an empty body.
 
-    Pitfall 13.
+    failures.md 13.
     """
     with running(
         tmp_path, governed(server.url, "    retry: {backoff: {base: 1ms, throttled: 1ms}, methods: [PUT]}\n")
@@ -662,7 +662,7 @@ def test_closing_a_handed_out_pool_closes_no_connection_of_the_upstream(
 def test_churn_of_a_managers_pools_never_closes_a_governed_connection(tmp_path: Path) -> None:
     """A manager that keeps one pool evicts with every host; the upstreams' connections live on.
 
-    Pitfall 24.
+    failures.md 24.
     """
     with FaultServer() as one, FaultServer() as two, FaultServer() as other:
         text = f"version: 1\n{ON}upstreams:\n  a: {{base_url: '{one.url}'}}\n  b: {{base_url: '{two.url}'}}\n"
@@ -804,7 +804,7 @@ def test_a_host_unknown_to_both_surfaces_is_counted_once(tmp_path: Path, server:
 def test_an_adapter_that_picks_its_pool_itself_passes_through_both_surfaces(
     tmp_path: Path, server: FaultServer
 ) -> None:
-    """Pitfall 55: and is counted once."""
+    """failures.md 55: and is counted once."""
 
     class Own(HTTPAdapter):
         def get_connection_with_tls_context(self, request, verify, proxies=None, cert=None):  # type: ignore[no-untyped-def]

@@ -64,7 +64,7 @@ def installed(tmp_path: Path, text: str) -> Any:
 def test_a_steady_download_is_fetched_once_whatever_attempt_says(
     tmp_path: Path, get: Callable[[headrace.Headrace, str], Get]
 ) -> None:
-    """Pitfall 89. `attempt` is for the head; the body of a good answer may take until the deadline."""
+    """failures.md 89. `attempt` is for the head; the body of a good answer may take until the deadline."""
     with FaultServer() as server, installed(tmp_path, rules(server.url, LIMITS)) as hr:
         server.always(STEADY)
         answer = get(hr, server.url)()
@@ -76,7 +76,7 @@ def test_a_steady_download_is_fetched_once_whatever_attempt_says(
 def test_a_steady_download_without_a_deadline_goes_on_for_as_long_as_it_is_not_silent(
     tmp_path: Path, get: Callable[[headrace.Headrace, str], Get]
 ) -> None:
-    """Pitfall 89."""
+    """failures.md 89."""
     limits = "    timeouts: {attempt: 1s, read: 1s, deadline: null}\n"
     with FaultServer() as server, installed(tmp_path, rules(server.url, limits)) as hr:
         server.always(STEADY)
@@ -87,7 +87,7 @@ def test_a_steady_download_without_a_deadline_goes_on_for_as_long_as_it_is_not_s
 def test_a_body_that_drips_is_cut_by_the_deadline(
     tmp_path: Path, get: Callable[[headrace.Headrace, str], Get]
 ) -> None:
-    """Pitfall 27."""
+    """failures.md 27."""
     limits = "    timeouts: {attempt: 700ms, read: 700ms, deadline: 1s}\n"
     with FaultServer() as server, installed(tmp_path, rules(server.url, limits)) as hr:
         server.always(Answer(body=b"x" * 1000, drip_body_s=0.05))
@@ -112,7 +112,7 @@ def test_silence_amid_a_good_body_is_bounded_by_read(
 
 @pytest.mark.parametrize("way", ["requests", "urlopen"])
 def test_an_answer_that_is_retried_is_bounded_by_attempt_to_its_end(tmp_path: Path, way: str) -> None:
-    """Pitfall 27."""
+    """failures.md 27."""
     limits = (
         "    timeouts: {attempt: 1s, read: 1s, deadline: 60s}\n"
         "    retry: {max_attempts: 2, backoff: {base: 1ms, throttled: 1ms, max: 1ms}}\n"
@@ -128,7 +128,7 @@ def test_an_answer_that_is_retried_is_bounded_by_attempt_to_its_end(tmp_path: Pa
 def test_a_failed_answer_that_the_rules_do_not_retry_is_the_callers_however_slowly_it_comes(
     tmp_path: Path,
 ) -> None:
-    """Pitfall 89. A POST is not sent again: its 503 has until the deadline."""
+    """failures.md 89. A POST is not sent again: its 503 has until the deadline."""
     with FaultServer() as server, running(tmp_path, rules(server.url, LIMITS)) as hr:
         server.always(replace(STEADY, status=503))  # longer than an attempt
         assert hr.upstream("billing").post("/", data=b"once").content == STEADY.body
@@ -170,7 +170,7 @@ def look(response: requests.Response, *args: Any, **kw: Any) -> None:
 def test_a_redirect_whose_body_is_broken_is_followed_as_requests_follows_it(
     tmp_path: Path, mode: str, way: str, redirect: Reply, error: type[Exception] | None
 ) -> None:
-    """Pitfall 56."""
+    """failures.md 56."""
     body = f"    mode: {mode}\n    circuit_breaker: {{consecutive_failures: 1}}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr, requests.Session() as s:
         server.at("/a", redirect)
@@ -223,7 +223,7 @@ def test_a_redirect_whose_body_is_broken_is_followed_as_requests_follows_it(
 def test_whoever_looks_at_the_raw_answer_before_the_session_finds_its_body(
     tmp_path: Path, mode: str, who: str, own_retries: bool, reply: Answer
 ) -> None:
-    """Pitfall 56. A response hook, or a `send` around ours."""
+    """failures.md 56. A response hook, or a `send` around ours."""
     retries = Retry(2) if own_retries else 0
     with (
         FaultServer() as server,
@@ -295,7 +295,7 @@ def test_once_the_session_has_read_the_content_the_raw_answer_is_read(
 
 
 def test_a_truncated_body_is_retried_though_a_hook_is_waiting(tmp_path: Path) -> None:
-    """Pitfall 56. What the library does insist on decides as ever."""
+    """failures.md 56. What the library does insist on decides as ever."""
     with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
         server.next(Break("body", how="fin"))
         answer = hr.upstream("billing").get("/", hooks={"response": look})
@@ -309,7 +309,7 @@ def test_a_truncated_body_is_retried_though_a_hook_is_waiting(tmp_path: Path) ->
 def test_hooks_that_authenticate_a_connection_find_its_socket(
     tmp_path: Path, secure: bool, status: int, own_retries: bool
 ) -> None:
-    """Pitfall 54. requests-ntlm and requests-kerberos ask it for the certificate that they bind to."""
+    """failures.md 54. requests-ntlm and requests-kerberos ask it for the certificate that they bind to."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     found: list[socket.socket] = []
@@ -342,7 +342,7 @@ def test_hooks_that_authenticate_a_connection_find_its_socket(
 def test_a_kept_answer_of_a_streamed_call_is_read_by_its_raw_too(
     tmp_path: Path, read: str, encoded: bool
 ) -> None:
-    """Pitfall 73. It was set aside for a retry that is not made: meanwhile the circuit has opened."""
+    """failures.md 73. It was set aside for a retry that is not made: meanwhile the circuit has opened."""
     body = (
         "    retry: {max_attempts: 2, backoff: {base: 500ms, max: 500ms, jitter: none}}\n"
         "    circuit_breaker: {consecutive_failures: 1}\n"

@@ -36,7 +36,7 @@ def test_a_connection_on_which_another_answer_may_follow_is_not_used_again(
 def test_a_redirect_to_another_host_does_not_take_the_headers_of_the_rule_along(
     tmp_path: Path, server: FaultServer, mode: str
 ) -> None:
-    """Pitfall 52: what the file adds may be a secret, and it is meant for the upstream alone."""
+    """failures.md 52: what the file adds may be a secret, and it is meant for the upstream alone."""
     with FaultServer() as stranger:
         server.at("/moved", Answer(302, headers=(("Location", f"{stranger.url}/"),)))
         body = f"    mode: {mode}\n    headers: {{X-Api-Key: secret}}\n"

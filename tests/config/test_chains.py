@@ -32,7 +32,7 @@ def chained(key: str, links: int, *, in_a_circle: bool = False, reverse: bool = 
 def test_as_many_links_as_may_be_are_good_and_one_more_is_refused_where_it_becomes_too_long(
     key: str, path: str, reverse: bool, load_text: LoadText, inspect_text: InspectText
 ) -> None:
-    """Pitfall 63."""
+    """failures.md 63."""
     upstreams = load_text(chained(key, MAX_LINKS, reverse=reverse)).upstreams
     if path == "extends":
         assert upstreams["u0"].pool.max_waiting == 7
@@ -50,7 +50,7 @@ def test_as_many_links_as_may_be_are_good_and_one_more_is_refused_where_it_becom
 def test_a_thousand_links_are_one_problem_found_at_once(
     key: str, path: str, in_a_circle: bool, reverse: bool, inspect_text: InspectText
 ) -> None:
-    """Pitfall 63."""
+    """failures.md 63."""
     plain = chained("mode: enforce", 1000)
     text = chained(key, 1000, in_a_circle=in_a_circle, reverse=reverse)
     inspect_text("upstreams: {}")
@@ -96,7 +96,7 @@ def test_many_names_are_told_by_the_first_ones_and_the_last() -> None:
 
 
 def test_a_call_goes_down_a_chain_of_open_circuits_to_its_end(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    """Pitfall 63."""
+    """failures.md 63."""
     last = MAX_LINKS
     lines = [
         f"  u{n}: {{base_url: 'http://u{n}.invalid', circuit_breaker: {{mode: forced_open}},"
@@ -114,7 +114,7 @@ def test_a_call_goes_down_a_chain_of_open_circuits_to_its_end(tmp_path) -> None:
 
 
 def test_the_constructor_refuses_a_chain_of_a_thousand_as_any_mistake(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    """Pitfall 63: it ended in RecursionError."""
+    """failures.md 63: it ended in RecursionError."""
     file = tmp_path / "upstreams.yaml"
     file.write_text(chained("fallback: {{upstream: {}}}", 1000))
     with pytest.raises(headrace.ConfigError, match="more than 8 fallbacks in a row"):

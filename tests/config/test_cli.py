@@ -174,7 +174,7 @@ def test_lint_alone_does_not_fail(folder: Path, capsys: Captured) -> None:
 
 
 def test_misspelt_variable_fails_the_check(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    """Pitfall 50."""
+    """failures.md 50."""
     monkeypatch.setenv("HEADRACE_UPSTREAMS__BILLING__MOD", "off")
     assert main(["check", "good.yaml"]) == 1
     assert "did you mean HEADRACE_UPSTREAMS__BILLING__MODE?" in capsys.readouterr().err

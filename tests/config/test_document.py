@@ -71,14 +71,14 @@ def read(text: str) -> Table:
     ],
 )
 def test_plain_scalar_is_read_the_yaml_1_2_way(text: str, value: object) -> None:
-    """Pitfall 51."""
+    """failures.md 51."""
     found = resolve(text)
     assert found == value
     assert type(found) is type(value)
 
 
 def test_key_on_is_the_text_on(loader: str) -> None:
-    """Pitfall 51: YAML 1.1 reads `on:` as True."""
+    """failures.md 51: YAML 1.1 reads `on:` as True."""
     assert plain(read("on: 1\nno: 2\n")) == {"on": 1, "no": 2}
 
 
@@ -92,14 +92,14 @@ def test_quoted_and_block_scalars_are_text(loader: str) -> None:
 
 
 def test_duplicate_keys_are_refused_not_last_wins(loader: str) -> None:
-    """Pitfall 51."""
+    """failures.md 51."""
     with pytest.raises(DocumentError) as caught:
         read("a: {b: 1, b: 2}\na: 3\n")
     assert [(p.line, p.column, p.path) for p in caught.value.problems] == [(1, 11, "a.b"), (2, 1, "a")]
 
 
 def test_billion_laughs_end_at_the_alias_budget(loader: str) -> None:
-    """Pitfall 51."""
+    """failures.md 51."""
     lines = ["a0: &a0 [" + ", ".join(["lol"] * 10) + "]"]
     lines += [f"a{n}: &a{n} [" + ", ".join([f"*a{n - 1}"] * 10) + "]" for n in range(1, 10)]
     with pytest.raises(DocumentError, match="aliases expand to more than 20000 values"):
@@ -122,8 +122,9 @@ def test_a_few_aliases_are_welcome(loader: str) -> None:
 def test_deep_nesting_is_refused_before_it_can_hurt(loader: str, opening: str, closing: str) -> None:
     """The C composer recurses in C: this many brackets end the process there.
 
-    Pitfall 74: libyaml 0.2.6 (PyYAML 6.0.4) refuses a thousand brackets itself, in words of its own, and as it looks
-    ahead for a key's colon it does so before it has told of the first. Garbage behind the brackets comes as early.
+    failures.md 74: libyaml 0.2.6 (PyYAML 6.0.4) refuses a thousand brackets itself, in words of its own, and as it
+    looks ahead for a key's colon it does so before it has told of the first. Garbage behind the brackets comes as
+    early.
     """
     with pytest.raises(DocumentError) as caught:
         read("a:\n " + opening * 20_000 + closing)

@@ -22,7 +22,7 @@ def refused(files: object, folder: Path, **rest: object) -> str:
 
 
 def test_missing_file_is_an_error_that_says_where_it_looked(tmp_path: Path) -> None:
-    """Pitfall 50. And it is watched, for it may appear."""
+    """failures.md 50. And it is watched, for it may appear."""
     with pytest.raises(ConfigError) as caught:
         load("nope.yaml", env={}, cwd=tmp_path)
     assert str(caught.value).startswith(

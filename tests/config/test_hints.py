@@ -86,7 +86,7 @@ def test_a_host_of_match_is_hinted_at_where_it_stands_and_an_sdk_only_once(
 def test_a_host_that_is_a_secret_is_not_given_away(
     folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 52."""
+    """failures.md 52."""
     monkeypatch.setenv("PAY_HOST", "api.stripe.com")
 
     assert checked(folder, capsys, upstream("${env:PAY_HOST}")) == ""

@@ -50,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_the_command_line_brings_is_printed_harmlessly(
     folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
-    """Pitfall 66: `headrace explain` obeyed the escape sequences of its argument."""
+    """failures.md 66: `headrace explain` obeyed the escape sequences of its argument."""
     main(arguments)
     captured = capsys.readouterr()
     assert is_fit(captured.out + captured.err), captured
@@ -78,7 +78,7 @@ FILES = [
 def test_what_the_file_holds_is_printed_harmlessly(
     folder: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
-    """Pitfall 66."""
+    """failures.md 66."""
     (folder / "u.yaml").write_text(f"upstreams:\n  {text}\n")
     assert main(["check", "u.yaml"]) == 1
     main(["check", "--format", "json", "u.yaml"])
@@ -91,7 +91,7 @@ def test_what_the_file_holds_is_printed_harmlessly(
 
 
 def test_an_event_is_one_line_and_its_fields_are_fit_to_be_printed(caplog: pytest.LogCaptureFixture) -> None:
-    """Pitfall 66: and its line breaks are no second line of the log."""
+    """failures.md 66: and its line breaks are no second line of the log."""
     emit(
         events.ConfigRejected(
             files=(f"/etc/{RED}.yaml",),

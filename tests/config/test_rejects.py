@@ -23,7 +23,7 @@ ENVIRONMENT = {
 
 @pytest.mark.parametrize("file", sorted(REJECTS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_bad_file_is_refused_with_every_problem_its_position_and_the_way_out(file: Path) -> None:
-    """Pitfall 50: no bad value is repaired in silence."""
+    """failures.md 50: no bad value is repaired in silence."""
     with pytest.raises(ConfigError) as caught:
         load(file.name, env=ENVIRONMENT, cwd=REJECTS)
     text = str(caught.value).replace(str(REJECTS), "<cwd>") + "\n"

@@ -46,7 +46,7 @@ BASE = "upstreams:\n  billing:\n    base_url: https://billing.internal\n"
 def test_secret_is_in_no_error_text_problem_repr_or_traceback(
     load_text: LoadText, tmp_path: Path, yaml: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Pitfall 52."""
+    """failures.md 52."""
     (tmp_path / "secret").write_text(SECRET)
     with caplog.at_level(logging.DEBUG), pytest.raises(ConfigError) as caught:
         load_text(yaml, env={"S": SECRET})
@@ -66,7 +66,7 @@ def test_secret_is_in_no_error_text_problem_repr_or_traceback(
 )
 @pytest.mark.parametrize("value", [SECRET, f"[{SECRET}", f"{{a: {SECRET}}}"])
 def test_secret_in_the_wrong_variable_is_in_no_error(load_text: LoadText, name: str, value: str) -> None:
-    """Pitfall 52."""
+    """failures.md 52."""
     with pytest.raises(ConfigError) as caught:
         load_text(BASE, env={f"HEADRACE_UPSTREAMS__BILLING__{name}": value})
     assert SECRET not in str(caught.value) + repr(caught.value.problems)
@@ -84,7 +84,7 @@ def good(inspect_text: InspectText, tmp_path: Path) -> Inspection:
 
 
 def test_secret_is_in_no_repr_of_a_good_configuration(inspect_text: InspectText, tmp_path: Path) -> None:
-    """Pitfall 52: headers are not in a plan's repr, and trees mask what came from outside."""
+    """failures.md 52: headers are not in a plan's repr, and trees mask what came from outside."""
     inspection = good(inspect_text, tmp_path)
     assert inspection.configuration is not None
     plan = inspection.configuration.upstreams["billing"]
@@ -96,7 +96,7 @@ def test_secret_is_in_no_repr_of_a_good_configuration(inspect_text: InspectText,
 
 
 def test_secret_is_not_explained(inspect_text: InspectText, tmp_path: Path) -> None:
-    """Pitfall 52."""
+    """failures.md 52."""
     inspection = good(inspect_text, tmp_path)
     url = f"https://{SECRET}.internal/x"
     text = explain(inspection, url, method="POST", status=503, env={})
@@ -110,7 +110,7 @@ def test_secret_is_not_explained(inspect_text: InspectText, tmp_path: Path) -> N
 
 
 def test_password_in_the_url_to_explain_is_not_repeated(inspect_text: InspectText) -> None:
-    """Pitfall 52."""
+    """failures.md 52."""
     inspection = inspect_text("upstreams: {a: {base_url: http://a}}")
     for host in ("a", "b"):
         assert "pw" not in explain(inspection, f"http://user:pw@{host}/x", env={})
@@ -119,7 +119,7 @@ def test_password_in_the_url_to_explain_is_not_repeated(inspect_text: InspectTex
 def test_secret_is_not_checked_aloud(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Pitfall 52."""
+    """failures.md 52."""
     (tmp_path / "u.yaml").write_text(
         "upstreams:\n  billing: {base_url: 'https://${env:S}.internal', headers: {X: '${env:S}'}}\n"
     )
@@ -133,7 +133,7 @@ def test_secret_is_not_checked_aloud(
 
 
 def test_password_written_into_a_base_url_is_not_repeated(load_text: LoadText) -> None:
-    """Pitfall 52."""
+    """failures.md 52."""
     with pytest.raises(ConfigError) as caught:
         load_text("upstreams: {a: {base_url: 'https://user:p@ss/w0rd@a.internal/x'}}")
     assert "w0rd" not in str(caught.value)

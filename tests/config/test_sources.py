@@ -121,7 +121,7 @@ def test_variable_overrides_the_file(load_text: LoadText, name: str, value: str,
 def test_misspelt_variable_is_a_warning_with_the_name_that_was_meant(
     load_text: LoadText, name: str, fix: str
 ) -> None:
-    """Pitfall 50."""
+    """failures.md 50."""
     (warning,) = load_text(BASE, env={name: "1"}).warnings
     assert warning.startswith(f"environment {name}\n")
     assert warning.endswith(fix)
@@ -165,7 +165,7 @@ def test_unset_reference_in_a_file_is_reported_even_beside_a_variable(load_text:
 def test_a_key_that_has_left_the_format_is_refused_with_the_reason_wherever_it_comes_from(
     tmp_path: Path,
 ) -> None:
-    """Pitfall 50: nobody may believe that it still does something."""
+    """failures.md 50: nobody may believe that it still does something."""
     (tmp_path / "u.yaml").write_text(BASE)
     env = {"HEADRACE_UPSTREAMS__BILLING__POOL__VALIDATION_BYPASS": "0s"}
     with pytest.raises(
@@ -192,7 +192,7 @@ def test_other_files_of_a_secrets_directory_are_left_alone(tmp_path: Path) -> No
 
 
 def test_missing_secrets_directory_is_an_error(tmp_path: Path) -> None:
-    """Pitfall 50."""
+    """failures.md 50."""
     (tmp_path / "u.yaml").write_text(BASE)
     with pytest.raises(ConfigError, match="the secrets directory cannot be read"):
         load("u.yaml", env={"HEADRACE_SECRETS_DIR": "nope"}, cwd=tmp_path)
@@ -208,7 +208,7 @@ def test_kill_switch(value: str | None, mode: str | None) -> None:
 
 @pytest.mark.parametrize("value", ["on", "0", "offf", "disabled"])
 def test_misspelt_kill_switch_is_an_error_not_ignored(inspect_text: InspectText, value: str) -> None:
-    """Pitfall 50."""
+    """failures.md 50."""
     with pytest.raises(ConfigError, match="must be off, observe or enforce"):
         mode_override({"HEADRACE_MODE": value})
     assert [p.path for p in inspect_text(BASE, env={"HEADRACE_MODE": value}).problems] == ["HEADRACE_MODE"]

@@ -197,7 +197,7 @@ def test_what_asks_for_patience_gets_it_and_explain_says_so(file: str, capsys: C
 def test_a_written_maximum_cuts_the_default_of_throttled_and_explain_says_so(
     tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 89."""
+    """failures.md 89."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.yaml").write_text(
         "upstreams: {a: {base_url: http://a, retry: {backoff: {max: 200ms}}},"

@@ -156,7 +156,7 @@ PRELOAD = """
 
 
 def test_workers_leave_a_preloading_master_its_connection(tmp_path: Path, upstream: FaultServer) -> None:
-    """Pitfall 26: the master calls at import and after a worker has died, over one connection, which is its own."""
+    """failures.md 26: the master calls at import and after a worker has died, over one connection, which is its own."""
     (tmp_path / "upstreams.yaml").write_text(rules(upstream.url))
     with gunicorn(tmp_path, PRELOADED, conf=PRELOAD, UPSTREAM=upstream.url) as (url, master):
         pids = call_until(url, 2)

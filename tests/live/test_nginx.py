@@ -64,7 +64,7 @@ def test_a_limit_of_requests_per_connection_costs_no_attempt(tmp_path: Path, ngi
 def test_connections_that_nginx_has_closed_are_all_skipped(
     tmp_path: Path, nginx: MakeNginx, method: str
 ) -> None:
-    """Pitfall 18: not only one of them. A POST is sent once although it met twenty dead connections."""
+    """failures.md 18: not only one of them. A POST is sent once although it met twenty dead connections."""
     server = nginx(FINE + "keepalive_timeout 100ms;")
     with running(tmp_path, rules(server.url, FAST)) as hr:
         answers = [requests.get(server.url, stream=True) for _ in range(20)]
@@ -159,7 +159,7 @@ def test_after_a_restart_of_nginx_nothing_fails(tmp_path: Path, nginx: MakeNginx
 def test_warmed_tls_connections_with_a_ticket_to_read_do_not_look_dropped(
     tmp_path: Path, nginx: MakeNginx, method: str
 ) -> None:
-    """Pitfall 22: nginx sends two session tickets after the handshake, before any request."""
+    """failures.md 22: nginx sends two session tickets after the handshake, before any request."""
     ca = trustme.CA()
     ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     server = nginx(FINE, ca=ca)

@@ -41,7 +41,7 @@ def test_a_file_and_a_headrace_at_once_are_refused() -> None:
 
 
 def test_it_adds_few_calls_to_a_request_and_none_of_starlettes() -> None:
-    """Pitfall 43. Counted, not timed: one Python-level call costs about a microsecond."""
+    """failures.md 43. Counted, not timed: one Python-level call costs about a microsecond."""
     middleware = ASGIMiddleware(plain_app, headrace=FakeHeadrace())  # type: ignore[arg-type]
 
     bare = asyncio.run(calls_of(plain_app))
@@ -97,7 +97,7 @@ async def calls_of(app: Any, headers: dict[str, str] | None = None) -> list[str]
 
 
 def test_a_context_variable_that_the_application_sets_is_visible_outside() -> None:
-    """Pitfall 43. BaseHTTPMiddleware runs the application in a task of its own, with a copy."""
+    """failures.md 43. BaseHTTPMiddleware runs the application in a task of its own, with a copy."""
     inside: contextvars.ContextVar[str] = contextvars.ContextVar("inside", default="unset")
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -251,7 +251,7 @@ def test_starting_does_not_block_the_event_loop() -> None:
 
 @pytest.mark.parametrize("kind", ["websocket", "something.new"])
 def test_scopes_of_other_types_pass_untouched(kind: str) -> None:
-    """Pitfall 49."""
+    """failures.md 49."""
     passed: list[Any] = []
 
     async def app(*arguments: Any) -> None:
@@ -319,7 +319,7 @@ def types(sent: list[dict[str, Any]]) -> list[str]:
 
 
 def test_headrace_starts_before_the_application_and_closes_after_it() -> None:
-    """Pitfall 49."""
+    """failures.md 49."""
     headrace = FakeHeadrace()
     sent = asyncio.run(live(Owned(living_app(headrace.log), headrace)))
     assert types(sent) == ["startup.complete", "shutdown.complete"]
@@ -334,7 +334,7 @@ def test_a_given_headrace_is_started_but_left_open_for_whoever_made_it() -> None
 
 @pytest.mark.parametrize("fails_at", ["startup", "shutdown"])
 def test_headrace_closes_when_the_application_says_it_failed(fails_at: str) -> None:
-    """Pitfall 49."""
+    """failures.md 49."""
     headrace = FakeHeadrace()
     sent = asyncio.run(live(Owned(living_app(headrace.log, fails_at=fails_at), headrace)))
     assert sent[-1] == {"type": f"lifespan.{fails_at}.failed", "message": "no database"}
@@ -342,7 +342,7 @@ def test_headrace_closes_when_the_application_says_it_failed(fails_at: str) -> N
 
 
 def test_an_application_without_a_lifespan_looks_to_the_server_as_it_does_without_us() -> None:
-    """Pitfall 49."""
+    """failures.md 49."""
     headrace = FakeHeadrace()
     middleware = Owned(plain_app, headrace)
     with pytest.raises(AssertionError):
@@ -354,7 +354,7 @@ def test_an_application_without_a_lifespan_looks_to_the_server_as_it_does_withou
 
 
 def test_an_application_that_returns_from_the_lifespan_at_once_works() -> None:
-    """Pitfall 49."""
+    """failures.md 49."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -377,7 +377,7 @@ def test_a_start_that_fails_stops_the_boot_and_the_application_never_runs() -> N
 
 
 def test_an_exception_of_the_applications_startup_reaches_the_server() -> None:
-    """Pitfall 49."""
+    """failures.md 49."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
@@ -406,6 +406,6 @@ def test_a_second_lifespan_starts_anew() -> None:
 
 
 def test_basehttpmiddleware_is_nowhere_in_it() -> None:
-    """Pitfall 43."""
+    """failures.md 43."""
     assert asgi.__file__ is not None
     assert "import BaseHTTPMiddleware" not in Path(asgi.__file__).read_text()

@@ -332,7 +332,7 @@ def leave_amid(server: Server, clients: int) -> None:
 def test_two_hundred_clients_that_leave_amid_a_relayed_stream_hold_no_slot(
     cancels: bool, hr: headrace.Headrace, upstream: FaultServer, tmp_path: Path
 ) -> None:
-    """Pitfall 61. The answer is part of a cycle then, and nobody collects."""
+    """failures.md 61. The answer is part of a cycle then, and nobody collects."""
     reading(hr, tmp_path, cancel_on_disconnect=cancels)
     upstream.always(BYTES)
     with (

@@ -316,7 +316,7 @@ def test_without_a_valid_trace_the_id_is_made(parent: str | None, serve: Serve) 
 
 
 def test_an_id_of_10_kb_is_replaced(serve: Serve) -> None:
-    """Pitfall 45."""
+    """failures.md 45."""
     (made,) = serve(Handler(), headrace_with()).request({"X-Request-ID": "x" * 10_240}).all("X-Request-ID")
     assert len(made) == 32
 
@@ -327,7 +327,7 @@ def test_an_id_of_10_kb_is_replaced(serve: Serve) -> None:
 @pytest.mark.parametrize("before", ["", " ", "\t "])
 @pytest.mark.parametrize("behind", ["", " ", "\t", " \t \t "])
 def test_blanks_around_a_header_are_no_part_of_its_value(before: str, behind: str, serve: Serve) -> None:
-    """Pitfall 58. uvicorn with httptools and werkzeug leave in what comes behind."""
+    """failures.md 58. uvicorn with httptools and werkzeug leave in what comes behind."""
     sent = {"X-Request-ID": "abc", "traceparent": PARENT, "tracestate": "a=1", "X-Request-Timeout": "2.5"}
     handler, headrace = Handler(), headrace_with(deadline())
     padded = {name: f"{before}{value}{behind}" for name, value in sent.items()}
@@ -340,7 +340,7 @@ def test_blanks_around_a_header_are_no_part_of_its_value(before: str, behind: st
 
 
 def test_blanks_behind_grpcs_deadline_and_a_trace_that_is_the_id(serve: Serve) -> None:
-    """Pitfall 58."""
+    """failures.md 58."""
     handler = Handler()
     gateway = serve(handler, headrace_with(deadline("grpc-timeout"), is_trace_id=True))
     answer = gateway.request({"grpc-timeout": "3S ", "traceparent": PARENT + "\t"})
@@ -350,7 +350,7 @@ def test_blanks_behind_grpcs_deadline_and_a_trace_that_is_the_id(serve: Serve) -
 
 @pytest.mark.parametrize("value", ["", " ", " \t "])
 def test_a_value_of_nothing_but_blanks_is_empty(value: str, serve: Serve) -> None:
-    """Pitfall 58."""
+    """failures.md 58."""
     names = ("X-Request-ID", "traceparent", "tracestate", "X-Request-Timeout")
     handler, headrace = Handler(), headrace_with(deadline())
     (made,) = serve(handler, headrace).request(dict.fromkeys(names, value)).all("X-Request-ID")
@@ -368,7 +368,7 @@ def test_a_blank_within_an_id_still_makes_it_unfit(within: str, serve: Serve) ->
 
 
 def test_a_server_that_leaves_blanks_in_loses_nothing() -> None:
-    """Pitfall 58. werkzeug's, over a real socket."""
+    """failures.md 58. werkzeug's, over a real socket."""
     handler, headrace = Handler(), headrace_with(deadline())
 
     def app(environ: Any, start_response: Any) -> list[bytes]:

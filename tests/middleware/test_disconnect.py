@@ -225,7 +225,7 @@ def test_closing_ends_what_waits_and_asks_no_further() -> None:
 
 @pytest.mark.parametrize("value", [b"100-Continue", b"100-continue \t", b" 100-continue"])
 def test_a_body_that_the_client_sends_only_when_asked_is_not_asked_for(value: bytes) -> None:
-    """Pitfall 58. `Expect: 100-continue`: a server sends 100 Continue when somebody calls `receive`."""
+    """failures.md 58. `Expect: 100-continue`: a server sends 100 Continue when somebody calls `receive`."""
 
     async def test() -> None:
         rig = Rig(part(b"a", more=False), LEFT, headers=[(b"expect", value)])

@@ -128,7 +128,7 @@ def flask_app(hr: headrace.Headrace, url: str) -> Get:
 def test_a_framework(
     make: Callable[[headrace.Headrace, str], Get], file: Path, upstream: FaultServer
 ) -> None:
-    """Pitfall 45."""
+    """failures.md 45."""
     with headrace.Headrace(file, registry=CollectorRegistry()) as hr:
         get = make(hr, upstream.url)
         assert_context(get(SENT))

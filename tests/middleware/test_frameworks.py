@@ -202,7 +202,7 @@ def test_starlette_handlers_on_threads_and_on_the_loop_belong_to_their_request(
 def test_starlette_background_tasks_and_streamed_bodies_belong_to_their_request(
     starlette: tuple[Any, list[str]],
 ) -> None:
-    """Pitfall 43."""
+    """failures.md 43."""
     app, log = starlette
     client = TestClient(app)  # no lifespan
     assert client.get("/background", headers={"X-Request-ID": "b"}).status_code == 200
@@ -229,7 +229,7 @@ def test_starlette_gets_an_error_without_a_record_back(starlette: tuple[Any, lis
 
 
 def test_starlette_websockets_pass(starlette: tuple[Any, list[str]]) -> None:
-    """Pitfall 49."""
+    """failures.md 49."""
     app, _ = starlette
     with TestClient(app) as client, client.websocket_connect("/socket") as connection:
         connection.send_text("echo")
@@ -451,7 +451,7 @@ def test_django_under_wsgi(file: Path, healthy: str, dead: str) -> None:
 
 
 def test_django_under_asgi(file: Path, healthy: str, dead: str) -> None:
-    """Pitfall 49."""
+    """failures.md 49."""
     lifespan, async_ok, first, second, not_ours = run_django(DJANGO_ASGI, file, healthy, dead)
     assert "lifespan" in lifespan
     assert json.loads(async_ok[2]) == {"sent": "mine", "bound": "mine"}
@@ -483,7 +483,7 @@ def own(file: Path, healthy: str, threads_come_back: None) -> Wrap:
 
 
 def test_under_uvicorn_the_lifespan_starts_and_closes(own: Wrap, healthy: str, dead: str) -> None:
-    """Pitfall 49."""
+    """failures.md 49."""
     log: list[str] = []
     app = own(starlette_app(healthy, dead, log))
     assert "not started" in repr(app.headrace)
@@ -504,7 +504,7 @@ def test_under_uvicorn_the_lifespan_starts_and_closes(own: Wrap, healthy: str, d
 
 
 def test_under_uvicorn_an_application_without_a_lifespan_works(own: Wrap) -> None:
-    """Pitfall 49."""
+    """failures.md 49."""
 
     async def bare(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "http"
@@ -613,7 +613,7 @@ def test_a_request_keeps_the_configuration_it_began_with_over_a_reload(
 
 @pytest.mark.parametrize("kind", [headrace.ASGIMiddleware, headrace.WSGIMiddleware])
 def test_a_bad_file_stops_the_boot_when_the_middleware_is_built(kind: Any, tmp_path: Path) -> None:
-    """Pitfall 50."""
+    """failures.md 50."""
     bad = tmp_path / "upstreams.yaml"
     with pytest.raises(headrace.ConfigError):
         kind(lambda *_: None, bad)

@@ -47,7 +47,7 @@ INSANE = [
 
 @pytest.mark.parametrize("sent", SANE)
 def test_a_sane_request_id_of_any_format_is_taken_as_it_is(sent: str, serve: Serve) -> None:
-    """Pitfall 45."""
+    """failures.md 45."""
     seen: list[Inbound | None] = []
 
     def handler(_: Seen) -> tuple[int, Headers, list[bytes]]:
@@ -62,7 +62,7 @@ def test_a_sane_request_id_of_any_format_is_taken_as_it_is(sent: str, serve: Ser
 
 @pytest.mark.parametrize("sent", INSANE)
 def test_a_request_id_that_could_hurt_a_header_or_a_log_is_replaced(sent: str, serve: Serve) -> None:
-    """Pitfall 45."""
+    """failures.md 45."""
     (made,) = serve(ok, FakeHeadrace()).request({"X-Request-ID": sent}).all("X-Request-ID")
     assert made != sent
     assert len(made) == 32
@@ -248,7 +248,7 @@ def test_neither_the_answer_nor_the_log_repeats_the_text_of_the_exception(
     serve: Serve,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Pitfall 52."""
+    """failures.md 52."""
     caplog.set_level(logging.INFO, "headrace")
     answer = serve(raising(make), FakeHeadrace(configured(error_responses="map"))).request()
     assert "hunter2" in SECRET_URL
@@ -297,7 +297,7 @@ def test_an_error_after_the_response_has_started_propagates(serve: Serve) -> Non
 
 
 def test_context_variables_set_outside_are_visible_inside(serve: Serve) -> None:
-    """Pitfall 43."""
+    """failures.md 43."""
     outside: ContextVar[str] = ContextVar("outside", default="unset")
     seen: list[str] = []
 

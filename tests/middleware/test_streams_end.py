@@ -195,7 +195,7 @@ def assert_an_answer_ends(
 def test_an_answer_left_open_ends_with_its_request(
     call: Surface, body: Endless, hr: headrace.Headrace, upstream: FaultServer
 ) -> None:
-    """Pitfall 61."""
+    """failures.md 61."""
     assert_an_answer_ends(call, body, under_asgi, hr, upstream)
 
 
@@ -203,7 +203,7 @@ def test_an_answer_left_open_ends_with_its_request(
 def test_whatever_the_interface(
     call: Surface, serve: Serve, hr: headrace.Headrace, upstream: FaultServer
 ) -> None:
-    """Pitfall 61."""
+    """failures.md 61."""
     assert_an_answer_ends(call, ENDLESS, serve, hr, upstream)
 
 
@@ -211,7 +211,7 @@ def test_whatever_the_interface(
 def test_one_whose_body_is_half_iterated_is_not_taken_for_whole(
     body: Endless, hr: headrace.Headrace, upstream: FaultServer
 ) -> None:
-    """Pitfall 61. The generators of both libraries take a closed file for the end of the body."""
+    """failures.md 61. The generators of both libraries take a closed file for the end of the body."""
     upstream.always(body)
     kept: list[Iterator[bytes]] = []
 
@@ -229,7 +229,7 @@ def test_one_whose_body_is_half_iterated_is_not_taken_for_whole(
 
 
 def test_over_tls(tmp_path: Path, serve: Serve) -> None:
-    """Pitfall 61."""
+    """failures.md 61."""
     ca = trustme.CA()
     ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     with FaultServer(tls=server_context(ca, "localhost")) as upstream:
@@ -320,7 +320,7 @@ class Bug(Exception): ...
 def test_a_request_that_fails_ends_its_answers_too(
     error: type[BaseException], serve: Serve, hr: headrace.Headrace, upstream: FaultServer
 ) -> None:
-    """Pitfall 61. The exception holds the frames, and these hold the answer."""
+    """failures.md 61. The exception holds the frames, and these hold the answer."""
     if serve is under_asgi and error is KeyboardInterrupt:
         return  # that one ends the event loop, and with it everything
 
@@ -338,7 +338,7 @@ def test_a_request_that_fails_ends_its_answers_too(
 def test_a_task_of_the_server_that_is_cancelled_ends_its_answers_too(
     hr: headrace.Headrace, upstream: FaultServer
 ) -> None:
-    """Pitfall 61."""
+    """failures.md 61."""
     kept: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -434,7 +434,7 @@ def test_the_servers_file_wrapper_may_send_an_answer_and_then_it_ends(
 def test_one_that_cannot_be_ended_keeps_no_other_open(
     hr: headrace.Headrace, upstream: FaultServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
 
     class Broken:
         def end(self, token: Any, reason: str) -> bool:
@@ -484,7 +484,7 @@ def test_a_close_that_stumbles_over_its_answer_costs_no_slot(
 def test_a_thread_that_is_still_reading_is_stopped(
     body: Endless | None, hr: headrace.Headrace, upstream: FaultServer
 ) -> None:
-    """Pitfall 61."""
+    """failures.md 61."""
     upstream.always(body or Endless(HEAD + b"Content-Length: 100\r\n\r\nsome", b"", pause_s=60.0))
     errors: list[BaseException] = []
     began = threading.Event()
@@ -516,7 +516,7 @@ def test_a_thread_that_is_still_reading_is_stopped(
 def test_an_answer_that_comes_after_the_end_of_its_request_ends_at_once(
     hr: headrace.Headrace, upstream: FaultServer
 ) -> None:
-    """Pitfall 61."""
+    """failures.md 61."""
     asked, over, kept = threading.Event(), threading.Event(), []
 
     def late(request: Any) -> Endless:

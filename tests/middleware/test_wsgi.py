@@ -76,7 +76,7 @@ def test_that_cancel_on_disconnect_has_no_effect_is_said_once_for_each_configura
 
 
 def test_close_is_called_exactly_once_even_if_the_server_calls_it_twice() -> None:
-    """Pitfall 47."""
+    """failures.md 47."""
     headrace = FakeHeadrace()
     body = Body(b"a", b"b")
     response = wrapped(answering(body), headrace)(wsgi_environ(), lambda *_: lambda _: None)
@@ -89,14 +89,14 @@ def test_close_is_called_exactly_once_even_if_the_server_calls_it_twice() -> Non
 
 
 def test_close_is_called_when_the_client_leaves_before_the_first_chunk() -> None:
-    """Pitfall 47."""
+    """failures.md 47."""
     body = Body(b"a")
     wrapped(answering(body))(wsgi_environ(), lambda *_: lambda _: None).close()
     assert body.log == ["close"]
 
 
 def test_close_is_called_when_the_iteration_raises() -> None:
-    """Pitfall 47."""
+    """failures.md 47."""
     body = Body(b"a", LookupError("bug"))
     with pytest.raises(LookupError, match="bug"):
         call_wsgi(wrapped(answering(body)), wsgi_environ())
@@ -104,7 +104,7 @@ def test_close_is_called_when_the_iteration_raises() -> None:
 
 
 def test_close_is_called_when_an_error_of_the_iteration_is_mapped() -> None:
-    """Pitfall 47."""
+    """failures.md 47."""
     headrace = FakeHeadrace(configured(error_responses="map"))
     body = Body(b"", with_record(ConnectionError("x")))
     answer = call_wsgi(wrapped(answering(body), headrace), wsgi_environ())
@@ -115,7 +115,7 @@ def test_close_is_called_when_an_error_of_the_iteration_is_mapped() -> None:
 
 
 def test_an_error_of_close_reaches_the_server_and_the_request_is_counted() -> None:
-    """Pitfall 47."""
+    """failures.md 47."""
 
     class Bad(Body):
         def close(self) -> None:
@@ -128,7 +128,7 @@ def test_an_error_of_close_reaches_the_server_and_the_request_is_counted() -> No
 
 
 def test_a_generator_is_closed_where_it_stands() -> None:
-    """Pitfall 47."""
+    """failures.md 47."""
     log: list[str] = []
 
     def app(environ: Any, start_response: Any) -> Iterator[bytes]:
@@ -149,7 +149,7 @@ def test_a_generator_is_closed_where_it_stands() -> None:
 
 
 def test_start_response_called_late_with_exc_info_reaches_the_server() -> None:
-    """Pitfall 47."""
+    """failures.md 47."""
     calls: list[Any] = []
 
     def app(environ: Any, start_response: Any) -> Iterator[bytes]:
@@ -179,7 +179,7 @@ def test_start_response_called_late_with_exc_info_reaches_the_server() -> None:
 
 
 def test_the_servers_refusal_to_start_again_reaches_the_application() -> None:
-    """Pitfall 47."""
+    """failures.md 47."""
     body = Body(b"sent", LookupError("bug"))
 
     def app(environ: Any, start_response: Any) -> Iterator[bytes]:
@@ -298,7 +298,7 @@ def test_a_list_is_returned_as_it_is_because_the_server_may_want_its_length(body
 
 
 def test_the_servers_file_wrapper_is_returned_as_it_is_and_its_file_is_closed_once(tmp_path: Path) -> None:
-    """Pitfall 47."""
+    """failures.md 47."""
     path = tmp_path / "f"
     path.write_bytes(b"x" * 10_000)
     file = path.open("rb")

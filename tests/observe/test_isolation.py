@@ -12,7 +12,7 @@ from headrace.observe.isolation import answers, each, stumbled
 def test_an_element_that_raises_is_left_out_and_the_others_are_served(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
 
     class Odd(Exception):
         pass

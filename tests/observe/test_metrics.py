@@ -219,7 +219,7 @@ def test_both_text_formats_can_be_read_back(show: Show, registry: CollectorRegis
 
 
 def test_no_label_of_any_family_can_hold_a_url() -> None:
-    """Pitfall 48."""
+    """failures.md 48."""
     labels = {label for _, names in FAMILIES.values() for label in names}
 
     # Names from the file and words from closed lists.

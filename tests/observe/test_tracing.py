@@ -567,7 +567,7 @@ def test_a_method_that_the_conventions_do_not_know_is_no_name(
     ],
 )
 def test_a_url_is_shown_without_credentials_and_values(url: str, shown: str) -> None:
-    """Pitfall 52."""
+    """failures.md 52."""
     assert redacted(url) == shown
 
 

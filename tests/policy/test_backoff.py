@@ -62,7 +62,7 @@ def test_the_ceiling_of_the_default_backoff_doubles_up_to_its_maximum(n: int, ce
 
 @pytest.mark.parametrize("jitter", [jitter for jitter in JITTERS if jitter != "none"])
 def test_the_first_pauses_of_many_callers_are_spread_over_the_whole_range(jitter: Jitter) -> None:
-    """Pitfall 11."""
+    """failures.md 11."""
     plan, rng = replace(PLAN, jitter=jitter), seeded()
     low_s, high_s = backoff_range_s(plan, 1)
     drawn = sorted(backoff_s(plan, 1, rng) for _ in range(1000))
@@ -158,7 +158,7 @@ def test_after_that_the_pause_begins_at_throttled_and_is_spread_like_the_rest() 
 
 
 def test_throttled_stands_in_for_a_shorter_maximum_and_stays_spread_in_every_way_but_none() -> None:
-    """Pitfall 11."""
+    """failures.md 11."""
     for jitter in JITTERS:
         plan = BackoffPlan(0.025, 2.0, 0.5, jitter, throttled_s=1.0)
         low_s, high_s = backoff_range_s(plan, 1, throttled=True)

@@ -40,7 +40,7 @@ def test_an_outcome_is_blamed_by_failure_on_and_blame_after(outcome: Outcome, ve
 
 @pytest.mark.parametrize("status", [400, 401, 404, 409, 422, 429, 499])
 def test_a_4xx_is_never_blamed_on_the_upstream_unless_the_rules_name_it(status: int) -> None:
-    """Pitfall 6."""
+    """failures.md 6."""
     answer = Outcome(status=status, sent=True)
 
     assert blame(answer, circuit_plan()) is SUCCESS
@@ -58,26 +58,26 @@ def test_a_4xx_is_never_blamed_on_the_upstream_unless_the_rules_name_it(status: 
     ],
 )
 def test_local_trouble_is_never_blamed_on_the_upstream(fault: Fault) -> None:
-    """Pitfall 6."""
+    """failures.md 6."""
     assert blame(Outcome(fault=fault, duration_s=9.0), circuit_plan()) is IGNORED
 
 
 def test_an_attempt_our_own_deadline_cut_short_is_not_blamed_on_the_upstream() -> None:
-    """Pitfall 6."""
+    """failures.md 6."""
     cut_short = Outcome(fault=Fault.TIMEOUT, sent=True, cut=True, duration_s=0.02)
 
     assert blame(cut_short, circuit_plan()) is IGNORED
 
 
 def test_a_connection_that_we_have_shut_ourselves_is_not_blamed_on_the_upstream() -> None:
-    """Pitfall 6."""
+    """failures.md 6."""
     ours = Outcome(fault=Fault.RESET, sent=True, broken_off=True, duration_s=9.0)
 
     assert blame(ours, circuit_plan()) is IGNORED
 
 
 def test_a_fault_that_failure_on_leaves_out_is_not_a_success_either() -> None:
-    """Pitfall 5."""
+    """failures.md 5."""
     only_statuses = circuit_plan(failure_on=condition(["5xx"]))
 
     assert blame(Outcome(fault=Fault.RESET, sent=True), only_statuses) is IGNORED

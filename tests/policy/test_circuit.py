@@ -109,7 +109,7 @@ def test_a_success_starts_the_consecutive_count_again_and_an_ignored_outcome_doe
 
 
 def test_eighty_percent_failures_trip_although_they_are_never_consecutive_enough() -> None:
-    """Pitfall 5."""
+    """failures.md 5."""
     bench = Bench()
     for number in range(20):
         bench.call(SUCCESS if number % 5 == 0 else FAILURE, T0)
@@ -124,7 +124,7 @@ def test_eighty_percent_failures_trip_although_they_are_never_consecutive_enough
 
 
 def test_ignored_outcomes_are_in_neither_part_of_the_failure_rate() -> None:
-    """Pitfall 5."""
+    """failures.md 5."""
     bench = Bench(circuit_plan(consecutive_failures=None))
     for verdict in [SUCCESS] * 9 + [IGNORED] * 100 + [FAILURE] * 10:
         bench.call(verdict, T0)
@@ -165,7 +165,7 @@ def test_a_disabled_circuit_counts_and_never_trips() -> None:
 
 
 def test_a_late_success_of_an_earlier_generation_does_not_close_an_open_circuit() -> None:
-    """Pitfall 4."""
+    """failures.md 4."""
     bench = Bench()
     early = bench.permit(T0)
     bench.opened()
@@ -182,7 +182,7 @@ def test_a_late_success_of_an_earlier_generation_does_not_close_an_open_circuit(
 def test_a_late_success_of_a_probe_says_nothing_once_the_circuit_has_opened_again() -> None:
     """Its number is that of a probe of the later phase.
 
-    Pitfall 4.
+    failures.md 4.
     """
     one_probe = replace(HALF_OPEN, max_probes=2, success_rate_threshold=1.0)
     bench = Bench(circuit_plan(half_open=one_probe)).opened()
@@ -198,7 +198,7 @@ def test_a_late_success_of_a_probe_says_nothing_once_the_circuit_has_opened_agai
 
 
 def test_a_late_failure_of_before_an_opening_does_not_count_once_the_circuit_is_closed_again() -> None:
-    """Pitfall 4."""
+    """failures.md 4."""
     bench = Bench()
     late = bench.permit(T0)
     bench.opened()
@@ -273,7 +273,7 @@ def test_an_upstream_down_for_ever_does_not_overflow_the_growth() -> None:
 
 
 def test_half_open_admits_only_max_probes() -> None:
-    """Pitfall 1."""
+    """failures.md 1."""
     bench = Bench().opened()
 
     answers = [bench.circuit.acquire(T0 + 5) for _ in range(20)]
@@ -349,7 +349,7 @@ def test_half_open_decides_by_its_success_rate(
 
 
 def test_a_hung_probe_expires_and_counts_as_failed_instead_of_rejecting_everybody_for_ever() -> None:
-    """Pitfall 2."""
+    """failures.md 2."""
     bench = Bench().opened()
     hung = bench.permit(T0 + 5)
 
@@ -375,7 +375,7 @@ def test_the_late_answer_of_an_expired_probe_changes_nothing_even_when_nobody_ca
 
 
 def test_a_cancelled_probe_gives_its_place_back_and_decides_nothing() -> None:
-    """Pitfall 3."""
+    """failures.md 3."""
     bench = Bench().opened()
     probes = [bench.permit(T0 + 5) for _ in range(3)]
     bench.refused(T0 + 5)
@@ -966,7 +966,7 @@ def test_the_repr_answers_what_it_is_doing(steps: list[int], text: str) -> None:
 
 
 def test_the_listener_is_told_after_the_lock_is_released_and_may_use_the_circuit() -> None:
-    """Pitfall 7."""
+    """failures.md 7."""
     lock = threading.Lock()
     heard: list[tuple[bool, CircuitState]] = []
 
@@ -1000,7 +1000,7 @@ def test_a_listener_that_raises_leaves_the_circuit_consistent() -> None:
 def test_a_probe_that_its_caller_never_got_because_a_listener_raised_returns() -> None:
     """As KeyboardInterrupt in a log handler does.
 
-    Pitfall 3.
+    failures.md 3.
     """
 
     def listen(told: Transition) -> None:

@@ -112,7 +112,7 @@ def test_a_ramp_admits_its_share_of_eight_threads_exactly() -> None:
 
 
 def test_of_twenty_callers_that_meet_a_half_open_circuit_max_probes_get_through() -> None:
-    """Pitfall 1."""
+    """failures.md 1."""
     told: list[Transition] = []
     circuit = Circuit(circuit_plan(), rng=seeded(), lock=threading.Lock(), on_transition=told.append)
     for _ in range(5):
@@ -155,7 +155,7 @@ def test_eight_threads_spend_a_budget_exactly() -> None:
 
 
 def test_calls_through_one_circuit_run_at_the_same_time() -> None:
-    """Pitfall 7."""
+    """failures.md 7."""
     n_threads = 8
     under_way = threading.Barrier(n_threads)
     circuit = Circuit(circuit_plan(), rng=seeded(), lock=threading.Lock())

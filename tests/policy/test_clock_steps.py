@@ -41,7 +41,7 @@ VERDICTS = st.sampled_from(
 def test_after_any_steps_a_circuit_admits_within_its_longest_open_period(
     steps: list[tuple[float, Verdict | None]], now: float, window: TimeWindowPlan | CountWindowPlan, seed: int
 ) -> None:
-    """Pitfall 69."""
+    """failures.md 69."""
     plan = circuit_plan(window=window, half_open=HALF, open_for=OPEN_FOR)
     circuit = Circuit(plan, rng=random.Random(seed).random)
     for at, verdict in steps:
@@ -60,7 +60,7 @@ def test_after_any_steps_a_circuit_admits_within_its_longest_open_period(
 
 @pytest.mark.parametrize("opened_at", [T0 + DECADES_S, T0 + 3600.0, T0 + 1.0])
 def test_an_open_period_is_no_longer_than_it_was_meant_when_the_clock_steps_back(opened_at: float) -> None:
-    """Pitfall 69."""
+    """failures.md 69."""
     circuit = Circuit(circuit_plan(), rng=lambda: 0.5)
     while circuit.state is CircuitState.CLOSED:
         permit = circuit.acquire(opened_at)
@@ -75,7 +75,7 @@ def test_an_open_period_is_no_longer_than_it_was_meant_when_the_clock_steps_back
 
 
 def test_a_hung_probe_expires_after_its_time_when_the_clock_steps_back() -> None:
-    """Pitfall 69."""
+    """failures.md 69."""
     circuit = Circuit(circuit_plan(), rng=lambda: 0.5)
     while circuit.state is CircuitState.CLOSED:
         permit = circuit.acquire(DECADES_S)
@@ -92,7 +92,7 @@ def test_a_hung_probe_expires_after_its_time_when_the_clock_steps_back() -> None
 
 
 def test_a_ramp_goes_on_when_the_clock_steps_back() -> None:
-    """Pitfall 69."""
+    """failures.md 69."""
     plan = circuit_plan(half_open=replace(HALF_OPEN, max_probes=1, ramp_s=10.0))
     circuit = Circuit(plan, rng=lambda: 0.5)
     now = DECADES_S
@@ -112,7 +112,7 @@ def test_a_ramp_goes_on_when_the_clock_steps_back() -> None:
     "window", [TimeWindow(10.0), CountWindow(1000, max_age_s=10.0)], ids=["time", "count"]
 )
 def test_a_window_keeps_and_forgets_after_the_clock_was_set_back(window: TimeWindow | CountWindow) -> None:
-    """Pitfall 69."""
+    """failures.md 69."""
     window.add(DECADES_S, 1)
     window.add(T0, 1)
     assert (window.calls, window.marked) == (2, 2)
@@ -123,7 +123,7 @@ def test_a_window_keeps_and_forgets_after_the_clock_was_set_back(window: TimeWin
 
 
 def test_what_a_window_holds_keeps_its_age_when_the_clock_is_set_back() -> None:
-    """Pitfall 69."""
+    """failures.md 69."""
     window = TimeWindow(10.0)
     place = window.add(DECADES_S, 1)
     window.add(DECADES_S + 5.0)
@@ -134,7 +134,7 @@ def test_what_a_window_holds_keeps_its_age_when_the_clock_is_set_back() -> None:
 
 
 def test_a_budget_is_refilled_after_the_clock_was_set_back() -> None:
-    """Pitfall 69."""
+    """failures.md 69."""
     budget = RetryBudget(BudgetPlan(ratio=0.0, min_per_second=1.0, ttl_s=1.0))
     assert budget.try_withdraw(DECADES_S)
     assert not budget.try_withdraw(T0)
@@ -142,7 +142,7 @@ def test_a_budget_is_refilled_after_the_clock_was_set_back() -> None:
 
 
 def test_an_adaptive_pool_still_grows_and_shrinks_after_the_clock_was_set_back() -> None:
-    """Pitfall 69."""
+    """failures.md 69."""
     plan = AdaptivePlan(
         min=10,
         grow_when_waiting=0.3,
@@ -167,7 +167,7 @@ def test_an_adaptive_pool_still_grows_and_shrinks_after_the_clock_was_set_back()
 
 
 def test_files_are_looked_at_again_after_the_clock_was_set_back() -> None:
-    """Pitfall 69."""
+    """failures.md 69."""
     plan = ReloadPlan(debounce_s=0.1, max_delay_s=1.0, poll_s=2.0, drain_s=30.0)
     settling = Settling(plan, now=DECADES_S)
     settling.take(DECADES_S)
@@ -179,7 +179,7 @@ def test_files_are_looked_at_again_after_the_clock_was_set_back() -> None:
 
 
 def test_nothing_in_the_package_asks_another_monotonic_clock() -> None:
-    """Pitfall 69. Half of a limit by one clock and half by another is a call that has always timed out."""
+    """failures.md 69. Half of a limit by one clock and half by another is a call that has always timed out."""
     package = Path(headrace.__file__).parent
     other = re.compile(
         r"\btime\.(?:monotonic|perf_counter)\b|from time import .*\b(?:monotonic|perf_counter)\b"

@@ -67,7 +67,7 @@ def owner(routes: RouteTable[str], path: str) -> str | None:
     ],
 )
 def test_what_a_server_may_read_as_a_step_out_is_not_below_the_prefix(path: str) -> None:
-    """Pitfall 57: the headers of `/v2` are its own, whatever else is spelt like it."""
+    """failures.md 57: the headers of `/v2` are its own, whatever else is spelt like it."""
     assert owner(table("/v2"), path) is None
     # The root claims all of its origin, so every reading is below it.
     assert owner(table("/v2", ""), path) == ""
@@ -102,7 +102,7 @@ def test_what_a_server_may_read_as_a_step_out_is_not_below_the_prefix(path: str)
     ],
 )
 def test_what_stays_below_in_every_reading_is_matched(path: str) -> None:
-    """Pitfall 57: a blank, or what else HTTP libraries encode themselves, is no way past the rules."""
+    """failures.md 57: a blank, or what else HTTP libraries encode themselves, is no way past the rules."""
     assert owner(table("/v2", ""), path) == "/v2"
 
 
@@ -231,7 +231,7 @@ def readings(path: str) -> set[tuple[str, ...]]:
 @example("/a/;x%2fc/../b")
 @example("/a/..;/b/../../a/b")
 def test_every_reading_of_a_matched_path_is_below_its_prefix(path: str) -> None:
-    """Pitfall 57: the headers of a prefix never go where a server may take the request out of it."""
+    """failures.md 57: the headers of a prefix never go where a server may take the request out of it."""
     prefixes = [("a",), ("a", "b"), ("b",), ("a", "a"), ("a", "b", "a")]
     routes = RouteTable((UrlPrefix(H, prefix), prefix) for prefix in prefixes)
 

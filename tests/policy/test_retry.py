@@ -75,7 +75,7 @@ def test_method_and_body_decide_whether_a_wanted_attempt_is_allowed(
     ],
 )
 def test_own_refusals_and_trouble_are_never_retried(fault: Fault) -> None:
-    """Pitfall 17."""
+    """failures.md 17."""
     assert classify(lost(fault), RETRY, method="GET", replayable=True) is LOCAL
 
 

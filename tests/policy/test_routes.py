@@ -113,7 +113,7 @@ def test_what_is_no_prefix_is_refused_without_repeating_it(url: str) -> None:
     ],
 )
 def test_host_is_matched_as_a_whole_never_as_the_beginning_of_a_text(url: str) -> None:
-    """Pitfall 29."""
+    """failures.md 29."""
     assert matched(table("http://api.example.com"), url) is None
 
 
@@ -158,7 +158,7 @@ def test_spellings_of_one_origin_are_one_origin(url: str) -> None:
     ],
 )
 def test_longest_segment_prefix_wins(path: str, owner: str | None) -> None:
-    """Pitfall 29: and never by the beginning of a segment, or around it by dots."""
+    """failures.md 29: and never by the beginning of a segment, or around it by dots."""
     assert matched(table("https://a/v2", "https://a/v2/invoices"), f"https://a{path}") == owner
 
 
@@ -168,7 +168,7 @@ def test_two_values_for_one_prefix_are_an_error() -> None:
 
 
 def test_empty_table_is_a_table() -> None:
-    """Pitfall 24 is about a falsy `__len__`."""
+    """failures.md 24 is about a falsy `__len__`."""
     assert table()
     assert len(table()) == 0
     assert matched(table(), "http://a") is None

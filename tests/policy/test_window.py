@@ -42,7 +42,7 @@ def test_clear_forgets_all_and_counting_goes_on() -> None:
 
 
 def test_a_clock_step_backwards_neither_empties_nor_freezes_the_window() -> None:
-    """Pitfall 8.
+    """failures.md 8.
 
     Monotonic clocks do not step, but threads hand in instants out of order.
     """
@@ -103,7 +103,7 @@ def test_a_call_leaves_a_count_window_at_its_age() -> None:
 
 
 def test_a_clock_step_backwards_does_not_disturb_a_count_window() -> None:
-    """Pitfall 8."""
+    """failures.md 8."""
     window = CountWindow(100, max_age_s=2.0)
     window.add(1000.0, 1)
 

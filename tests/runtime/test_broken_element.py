@@ -112,7 +112,7 @@ def drain_to_the_end(hr: headrace.Headrace) -> None:
 def test_a_broken_pool_costs_the_others_nothing(
     three: Three, act: Callable[[headrace.Headrace], object], asked_for: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
     hr, asked = three
     for seen in asked.values():
         seen.clear()
@@ -123,7 +123,7 @@ def test_a_broken_pool_costs_the_others_nothing(
 
 
 def test_the_status_says_of_a_broken_upstream_that_it_is_and_metrics_leave_it_out(three: Three) -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
     hr, _ = three
 
     status = hr.status()["upstreams"]
@@ -168,7 +168,7 @@ def test_new_rules_are_in_force_for_the_others(three: Three) -> None:
 
 
 def test_a_task_of_housekeeping_that_raises_costs_the_others_no_round() -> None:
-    """Pitfall 60."""
+    """failures.md 60."""
     rounds: list[float] = []
 
     def raises(now: float) -> None:
@@ -187,7 +187,7 @@ def test_a_task_of_housekeeping_that_raises_costs_the_others_no_round() -> None:
 def test_a_thread_whose_start_was_interrupted_when_it_ran_already_ends_by_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Pitfall 62."""
+    """failures.md 62."""
     start, ends = threading.Thread.start, []
 
     def interrupted(self: threading.Thread) -> None:
@@ -211,7 +211,7 @@ def test_a_thread_whose_start_was_interrupted_when_it_ran_already_ends_by_itself
 
 
 def test_a_body_that_raises_is_logged_once_and_the_next_start_works(caplog: pytest.LogCaptureFixture) -> None:
-    """Pitfall 60."""
+    """failures.md 60."""
 
     class OfThisTest(Exception):
         pass
@@ -228,7 +228,7 @@ def test_a_body_that_raises_is_logged_once_and_the_next_start_works(caplog: pyte
 
 
 def test_an_instance_that_cannot_be_read_leaves_the_metrics_of_the_others(tmp_path: Path) -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
     registry = CollectorRegistry()
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -246,7 +246,7 @@ def test_an_instance_that_cannot_be_read_leaves_the_metrics_of_the_others(tmp_pa
 
 
 def test_a_flush_of_one_instance_that_raises_costs_the_others_none() -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
     writer, read = Writer(), []
 
     def raises() -> Any:
@@ -267,7 +267,7 @@ def test_a_flush_of_one_instance_that_raises_costs_the_others_none() -> None:
 def test_a_library_that_cannot_be_let_go_keeps_no_other_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
     with running(tmp_path, "install: {urllib3: true}\n" + rules("http://u.invalid")) as hr:
         requests_library, urllib3_library = install._LIBRARIES
         assert urllib3_library._patch.is_on_top()
@@ -284,7 +284,7 @@ def test_a_library_that_cannot_be_let_go_keeps_no_other_from_it(
 def test_a_library_that_cannot_be_taken_keeps_none_half_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 62."""
+    """failures.md 62."""
     file = tmp_path / "upstreams.yaml"
     file.write_text("install: {urllib3: true}\n" + rules("http://u.invalid"))
     hr = headrace.Headrace(file, registry=CollectorRegistry())
@@ -305,7 +305,7 @@ def test_a_library_that_cannot_be_taken_keeps_none_half_taken(
 def test_a_library_that_cannot_follow_a_reload_leaves_the_others_at_the_old_rules(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 62."""
+    """failures.md 62."""
     file = tmp_path / "upstreams.yaml"
     file.write_text(rules("http://u.invalid"))
     hr = headrace.Headrace(file, registry=CollectorRegistry())
@@ -333,7 +333,7 @@ def test_a_library_that_cannot_follow_a_reload_leaves_the_others_at_the_old_rule
 def test_a_renewal_that_raises_in_a_forked_child_costs_the_others_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
     renewed: list[str] = []
 
     def raises() -> None:
@@ -349,7 +349,7 @@ def test_a_renewal_that_raises_in_a_forked_child_costs_the_others_none(
 def test_an_instance_that_cannot_be_renewed_costs_the_others_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
     file = tmp_path / "upstreams.yaml"
     file.write_text(rules("http://u.invalid"))
     made = [headrace.Headrace(file, registry=CollectorRegistry()) for _ in range(3)]
@@ -362,7 +362,7 @@ def test_an_instance_that_cannot_be_renewed_costs_the_others_nothing(
 
 
 def test_a_call_that_cannot_be_aborted_keeps_no_other_going() -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
     aborted: list[object] = []
 
     class Pool:
@@ -377,7 +377,7 @@ def test_a_call_that_cannot_be_aborted_keeps_no_other_going() -> None:
 
 
 def test_a_filter_of_the_applications_log_that_raises_costs_no_call(tmp_path: Path) -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
 
     class Filter(logging.Filter):
         def filter(self, record: logging.LogRecord) -> bool:
@@ -400,7 +400,7 @@ def test_a_filter_of_the_applications_log_that_raises_costs_no_call(tmp_path: Pa
 def test_no_thread_for_a_heartbeat_gives_the_connections_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
     with FaultServer() as server:
         file = tmp_path / "upstreams.yaml"
         file.write_text(rules(server.url, "    pool: {heartbeat: {interval: 1s}, max_connections: 2}\n"))

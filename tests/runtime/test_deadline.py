@@ -88,7 +88,7 @@ def test_one_that_has_no_connection_yet_is_asked_again_ever_more_rarely_until_it
 def test_one_whose_connection_cannot_be_shut_keeps_no_other_from_being_cut(
     leases: Leases, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
 
     class Unhashable(Exception):
         pass
@@ -135,7 +135,7 @@ def test_the_thread_sleeps_through_calls_that_end_in_time(
 
 
 def test_a_late_look_gives_everybody_overdue_a_grace_whatever_the_sockets_say(leases: Leases) -> None:
-    """Pitfall 67. The owner may have read the answer and not yet settled: the socket is silent then."""
+    """failures.md 67. The owner may have read the answer and not yet settled: the socket is silent then."""
     deadlines = Deadlines()
     silent, young = attempt_over(leases, "a", ends_at=10.0), attempt_over(leases, "b", ends_at=11.79)
     deadlines.table |= {silent: 10.0, young: 11.79}
@@ -153,7 +153,7 @@ def test_a_late_look_gives_everybody_overdue_a_grace_whatever_the_sockets_say(le
 
 
 def test_a_look_in_time_gives_a_grace_once_where_something_has_arrived(leases: Leases) -> None:
-    """Pitfall 67."""
+    """failures.md 67."""
     deadlines = Deadlines()
     said, silent = attempt_over(leases, "said", ends_at=10.0), attempt_over(leases, "silent", ends_at=10.0)
     deadlines.table |= {said: 10.0, silent: 10.0}
@@ -166,7 +166,7 @@ def test_a_look_in_time_gives_a_grace_once_where_something_has_arrived(leases: L
 
 
 def test_a_limit_holds_even_where_every_look_is_late(leases: Leases) -> None:
-    """Pitfall 67."""
+    """failures.md 67."""
     deadlines, attempt = Deadlines(), attempt_over(leases, "a", ends_at=10.0)
     deadlines.table[attempt] = 10.0
     now, looks = 11.0, 0
@@ -205,7 +205,7 @@ def test_an_end_before_those_known_is_met_all_the_same(leases: Leases) -> None:
 def test_a_thread_that_ends_by_itself_is_replaced_by_the_next_attempt(
     leases: Leases, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Pitfall 60."""
+    """failures.md 60."""
 
     class OfThisTest(Exception):
         pass

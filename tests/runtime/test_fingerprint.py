@@ -10,7 +10,7 @@ from headrace.runtime.watch.fingerprint import MAX_SYMLINKS, fingerprint, lookup
 
 
 def test_a_same_size_edit_with_the_same_mtime_is_seen(tmp_path: Path) -> None:
-    """Pitfall 37."""
+    """failures.md 37."""
     file = tmp_path / "f"
     file.write_text("attempts: 3")
     os.utime(file, (1, 1))
@@ -65,7 +65,7 @@ def test_a_plain_file_depends_on_its_name_only(tmp_path: Path) -> None:
 
 
 def test_every_directory_of_the_symlink_chain_is_found(tmp_path: Path) -> None:
-    """Pitfall 37."""
+    """failures.md 37."""
     root = tmp_path.resolve()
     (root / "etc").mkdir()
     (root / "etc" / "..2026").mkdir()

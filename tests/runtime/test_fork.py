@@ -45,7 +45,7 @@ def in_child(act: Callable[[], object]) -> int:
 
 
 def test_a_forked_child_calls_over_a_connection_of_its_own(tmp_path: Path, server: FaultServer) -> None:
-    """Pitfall 26."""
+    """failures.md 26."""
     with running(tmp_path, rules(server.url)):
         requests.get(f"{server.url}/before")
 
@@ -80,7 +80,7 @@ def test_a_handle_made_before_the_fork_works_in_the_child_over_its_own_connectio
 def test_a_child_that_closes_or_exits_leaves_the_calls_of_its_parent_alone(
     tmp_path: Path, server: FaultServer
 ) -> None:
-    """Pitfall 26."""
+    """failures.md 26."""
     server.at("/slow", Answer(delay_s=0.3))
     with running(tmp_path, rules(server.url)) as hr:
         answers: list[requests.Response] = []
@@ -118,7 +118,7 @@ def test_a_child_can_start_and_close_for_itself(tmp_path: Path, server: FaultSer
 def test_locks_that_other_threads_held_at_the_fork_do_not_hang_the_child(
     tmp_path: Path, server: FaultServer
 ) -> None:
-    """Pitfall 26."""
+    """failures.md 26."""
     with running(tmp_path, rules(server.url)) as hr:
         state = hr.upstream("billing") and hr.snapshot.upstream("billing").state
         reloader = hr._reloader
@@ -182,7 +182,7 @@ def test_where_the_fork_hook_was_skipped_the_next_call_renews_before_it_takes_a_
     Set up by hand in an ordinary child: in one of a bare fork(2) CPython itself may wait for ever for a thread
     that wanted the interpreter lock, which is nobody's to mend but its own.
 
-    Pitfall 26.
+    failures.md 26.
     """
     with running(tmp_path, rules(server.url)) as hr:
         handle = hr.upstream("billing")
@@ -205,7 +205,7 @@ def test_where_the_fork_hook_was_skipped_the_next_call_renews_before_it_takes_a_
 def test_a_child_that_dies_with_a_probe_costs_its_parent_none(tmp_path: Path, server: FaultServer) -> None:
     """Each process has a circuit of its own: the child's is closed, whatever the parent's was amid.
 
-    Pitfall 2.
+    failures.md 2.
     """
     body = (
         "    retry: {max_attempts: 1}\n"

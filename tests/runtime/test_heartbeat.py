@@ -145,7 +145,7 @@ def test_an_upstream_that_hangs_delays_no_other(tmp_path: Path) -> None:
     ],
 )
 def test_a_peer_that_drips_is_a_miss_and_holds_no_slot(tmp_path: Path, behaviour: Reply) -> None:
-    """Pitfall 27."""
+    """failures.md 27."""
     with FaultServer() as server:
         server.at("/healthz", behaviour)
         text = rules(server.url, body("path: /healthz, interval: 300ms, timeout: 250ms, failures: 1"))

@@ -67,7 +67,7 @@ def connections(server: FaultServer, who: str) -> set[int]:
 def test_a_child_of_multiprocessing_has_connections_of_its_own(
     tmp_path: Path, server: FaultServer, method: str
 ) -> None:
-    """Pitfall 26. Forked, it is governed as its parent is; spawned, it installs for itself."""
+    """failures.md 26. Forked, it is governed as its parent is; spawned, it installs for itself."""
     run(
         tmp_path,
         server,
@@ -105,7 +105,7 @@ def test_a_child_of_multiprocessing_has_connections_of_its_own(
 
 @pytest.mark.parametrize("server", ["http", "https"], indirect=True)
 def test_a_child_of_a_bare_fork_has_connections_of_its_own(tmp_path: Path, server: FaultServer) -> None:
-    """Pitfall 26: fork(2) called from C, as uWSGI does: none of Python's hooks runs, the pid tells."""
+    """failures.md 26: fork(2) called from C, as uWSGI does: none of Python's hooks runs, the pid tells."""
     run(
         tmp_path,
         server,

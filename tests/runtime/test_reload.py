@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 import headrace
 from headrace.runtime import reload as reload_module
-from support.faultserver import Answer, FaultServer
+from support.faultserver import Answer, Endless, FaultServer
 from support.governed import rules, running
 from support.waiting import wait_until
 
@@ -55,7 +55,7 @@ def test_an_unchanged_upstream_keeps_the_very_same_objects_and_a_changed_one_get
 def test_an_edit_is_in_force_without_asking(tmp_path: Path) -> None:
     """A reload that does reload.
 
-    Pitfall 41.
+    failures.md 41.
     """
     with running(tmp_path, two("http://a.test", "http://b.test")) as hr:
         put(tmp_path / "upstreams.yaml", two("http://a.test", "http://b.test", ", timeouts: {attempt: 3s}"))
@@ -68,7 +68,7 @@ def test_a_bad_edit_changes_nothing_and_the_next_good_one_is_taken(
 ) -> None:
     """The watching survives any number of bad files.
 
-    Pitfall 36.
+    failures.md 36.
     """
     file = tmp_path / "upstreams.yaml"
     with running(tmp_path, two("http://a.test", "http://b.test")) as hr:
@@ -104,7 +104,7 @@ def test_a_bad_edit_changes_nothing_and_the_next_good_one_is_taken(
 def test_a_damaged_file_is_a_failure_and_never_no_upstreams(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
     """Nothing is dropped because a file was caught half written.
 
-    Pitfall 38.
+    failures.md 38.
     """
     with running(tmp_path, two("http://a.test", "http://b.test")) as hr:
         before = hr.snapshot
@@ -244,6 +244,30 @@ def test_a_stream_over_a_replaced_pool_is_read_to_its_end_and_the_pool_stopped_a
             assert len(response.content) == 100_000
         assert (old.view().inuse, old.view().idle) == (0, 0)  # closed when it came back
         wait_until(lambda: old.stopped)
+
+
+def test_the_streams_of_an_upstream_that_did_not_change_outlive_the_drains_of_the_others(
+    tmp_path: Path,
+) -> None:
+    """failures.md 42."""
+    with FaultServer() as server, FaultServer() as other:
+        text = f"version: 1\n{QUICK.replace('drain: 1s', 'drain: 50ms')}upstreams:\n"
+        text += f"  billing: {{base_url: '{server.url}'}}\n  inventory: {{base_url: '{other.url}'%s}}\n"
+        with running(tmp_path, text % "") as hr:
+            server.always(
+                Endless(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n", pause_s=0.02)
+            )
+            with requests.get(server.url, stream=True) as stream:
+                pieces = stream.iter_content(1)
+                for more in (OTHER_POOL, ""):
+                    replaced = hr.snapshot.upstream("inventory").state.pool.leases
+                    put(tmp_path / "upstreams.yaml", text % more)
+                    assert hr.reload() == "applied"
+                    wait_until(lambda leases=replaced: leases.stopped)  # type: ignore[misc]
+                    assert hr.snapshot.upstream("billing").state.pool.leases.view().inuse == 1
+                    before = time.monotonic()
+                    while time.monotonic() < before + 0.2:  # longer than what has arrived can last
+                        assert next(pieces) == b"x"
 
 
 def test_a_stream_that_outlives_the_drain_is_cut(tmp_path: Path) -> None:

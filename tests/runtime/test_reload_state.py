@@ -37,7 +37,7 @@ def status(hr: headrace.Headrace) -> dict[str, object]:
 
 
 def test_a_threshold_is_live_and_what_was_counted_counts(tmp_path: Path) -> None:
-    """Pitfall 40."""
+    """failures.md 40."""
     with FaultServer() as server, running(tmp_path, rules(server.url, breaker())) as hr:
         server.always(FAILING)
         for _ in range(3):
@@ -239,6 +239,7 @@ def test_a_pool_that_cannot_follow_is_replaced_and_the_circuit_stays(tmp_path: P
 
 
 def test_a_rotated_certificate_makes_a_new_pool_and_the_circuit_stays(tmp_path: Path) -> None:
+    """failures.md 33."""
     ca = tmp_path / "ca.pem"
     trustme.CA().cert_pem.write_to_path(str(ca))
     text = rules("https://a.test", f"    tls: {{ca: '{ca}'}}\n")
@@ -249,6 +250,7 @@ def test_a_rotated_certificate_makes_a_new_pool_and_the_circuit_stays(tmp_path: 
         after = edit(hr, text).state
 
         assert after.pool is not before.pool
+        assert before.pool.leases.retired  # what is connected by the old file is closed when it comes back
         assert after.circuit is before.circuit
 
 
@@ -288,7 +290,7 @@ def test_an_origin_that_leaves_match_takes_its_pool_with_it_and_the_others_stay(
 def test_a_reload_that_is_refused_at_the_last_step_changes_no_threshold(tmp_path: Path) -> None:
     """What is in force is what it was, half of a file never takes force.
 
-    Pitfall 39.
+    failures.md 39.
     """
     other = tmp_path / "other"
     other.mkdir()

@@ -131,7 +131,7 @@ ERRORS = [
 def test_a_start_that_fails_at_any_step_is_undone(
     owner: Any, name: str, error: BaseException, when: str, process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 62."""
+    """failures.md 62."""
     hr, real = process.make(), getattr(owner, name)
 
     def fails(*args: Any, **kwargs: Any) -> None:
@@ -154,7 +154,7 @@ def test_a_start_that_fails_at_any_step_is_undone(
 def test_a_start_that_failed_leaves_a_handle_that_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 62: every call was refused by a stopped pool."""
+    """failures.md 62: every call was refused by a stopped pool."""
     with FaultServer() as server:
         file = tmp_path / "upstreams.yaml"
         file.write_text(rules(server.url))
@@ -189,7 +189,7 @@ def test_a_start_that_failed_leaves_a_handle_that_works(
 def test_a_step_of_close_that_raises_keeps_none_of_the_others_from_being_done(
     owner: Any, name: str, process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 62."""
+    """failures.md 62."""
     hr, real = process.make(), getattr(owner, name)
     hr.start()
 
@@ -220,7 +220,7 @@ def each_point(act: Callable[[int], tuple[bool, bool]]) -> int:
 
 
 def test_an_interrupt_anywhere_in_a_start_undoes_it(process: Process) -> None:
-    """Pitfall 62."""
+    """failures.md 62."""
 
     def start(point: int) -> tuple[bool, bool]:
         hr = process.make()
@@ -235,7 +235,7 @@ def test_an_interrupt_anywhere_in_a_start_undoes_it(process: Process) -> None:
 
 
 def test_an_interrupt_anywhere_in_a_with_statement_leaves_nothing(process: Process) -> None:
-    """Pitfall 62."""
+    """failures.md 62."""
 
     def enter(point: int) -> tuple[bool, bool]:
         def block() -> None:
@@ -252,7 +252,7 @@ def test_an_interrupt_anywhere_in_a_with_statement_leaves_nothing(process: Proce
 
 
 def test_an_interrupt_anywhere_in_a_close_leaves_the_rest_to_the_next_one(process: Process) -> None:
-    """Pitfall 62."""
+    """failures.md 62."""
     left_to_the_next = 0
 
     def close(point: int) -> tuple[bool, bool]:
@@ -272,7 +272,7 @@ def test_an_interrupt_anywhere_in_a_close_leaves_the_rest_to_the_next_one(proces
 def test_an_interrupt_anywhere_in_the_undoing_of_a_failed_start_leaves_the_rest_to_close(
     process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 62."""
+    """failures.md 62."""
 
     def raises(watcher: Watcher) -> None:
         raise RuntimeError("can't start new thread")
@@ -295,7 +295,7 @@ def test_an_interrupt_anywhere_in_the_undoing_of_a_failed_start_leaves_the_rest_
 
 
 def test_an_interrupt_anywhere_in_a_reload_leaves_the_old_rules_or_the_new_ones(process: Process) -> None:
-    """Pitfall 62."""
+    """failures.md 62."""
     url = "http://u.invalid"
     old = rules(url, "    pool: {max_connections: 5}\n", more="install: {urllib3: true}\n")
     new = rules(url, "    pool: {max_connections: 6, tcp_keepalive: {}}\n", more="install: {urllib3: true}\n")
@@ -359,7 +359,7 @@ class Lifespan:
 def test_a_lifespan_that_is_cancelled_amid_our_start_is_closed_when_that_is_over(
     process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 62."""
+    """failures.md 62."""
     starting, go_on, real = threading.Event(), threading.Event(), Housekeeping.start
 
     def slowly(housekeeping: Housekeeping) -> None:
@@ -384,7 +384,7 @@ def test_a_lifespan_that_is_cancelled_amid_our_start_is_closed_when_that_is_over
 
 @pytest.mark.parametrize("amid", ["startup", "serving"])
 def test_a_lifespan_that_is_cancelled_amid_the_applications_is_closed(amid: str, process: Process) -> None:
-    """Pitfall 62."""
+    """failures.md 62."""
 
     async def serve() -> None:
         reached = asyncio.Event()

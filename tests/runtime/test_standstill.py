@@ -60,7 +60,7 @@ def served(
 def test_what_has_arrived_while_the_process_was_stopped_is_an_answer(
     tmp_path: Path, served: tuple[FaultServer, str], surface: Surface, length: int
 ) -> None:
-    """Pitfall 67."""
+    """failures.md 67."""
     server, text = served
     server.always(Answer(body=b"x" * length, delay_s=0.4))
     with Standing(tmp_path, text, surface=surface, threads=THREADS) as child:
@@ -75,7 +75,7 @@ def test_what_has_arrived_while_the_process_was_stopped_is_an_answer(
 def test_what_has_arrived_while_a_c_call_held_the_gil_is_an_answer(
     tmp_path: Path, served: tuple[FaultServer, str], length: int
 ) -> None:
-    """Pitfall 67. Over TLS CPython itself says TimeoutError then."""
+    """failures.md 67. Over TLS CPython itself says TimeoutError then."""
     server, text = served
     server.always(Answer(body=b"x" * length, delay_s=0.4))
     with Standing(tmp_path, text, threads=THREADS) as child:
@@ -87,7 +87,7 @@ def test_what_has_arrived_while_a_c_call_held_the_gil_is_an_answer(
 
 
 def test_a_peer_that_drips_and_is_cut_after_a_standstill_is_not_blamed(tmp_path: Path) -> None:
-    """Pitfall 67."""
+    """failures.md 67."""
     with FaultServer() as server:
         server.always(Answer(drip_head_s=0.05, headers=(("X-Long", "x" * 2000),)))
         with Standing(tmp_path, rules(server.url, LIMIT), threads=2) as child:
@@ -99,7 +99,7 @@ def test_a_peer_that_drips_and_is_cut_after_a_standstill_is_not_blamed(tmp_path:
 
 
 def test_a_real_hang_is_cut_at_its_limit_and_blamed(tmp_path: Path, served: tuple[FaultServer, str]) -> None:
-    """Pitfall 67. The other side of it."""
+    """failures.md 67. The other side of it."""
     server, text = served
     server.always(Silence())
     with Standing(tmp_path, text, threads=2) as child:
@@ -111,7 +111,7 @@ def test_a_real_hang_is_cut_at_its_limit_and_blamed(tmp_path: Path, served: tupl
 def test_who_waits_for_a_connection_still_gets_the_one_that_comes_free(
     tmp_path: Path, served: tuple[FaultServer, str]
 ) -> None:
-    """Pitfall 67. Whoever was to give it back has stood still, too."""
+    """failures.md 67. Whoever was to give it back has stood still, too."""
     server, text = served
     text = text.replace("attempt: 1s", "attempt: 1s, acquire: 1s") + "    pool: {max_connections: 1}\n"
     server.next(Answer(delay_s=0.4))
@@ -125,7 +125,7 @@ def test_who_waits_for_a_connection_still_gets_the_one_that_comes_free(
 def test_a_handshake_goes_on_after_the_process_was_stopped_amid_it(
     tmp_path: Path, authority: trustme.CA
 ) -> None:
-    """Pitfall 67."""
+    """failures.md 67."""
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     trust = f"    tls: {{ca: '{tmp_path / 'ca.pem'}'}}\n"
     context: Any = SlowToShakeHands(server_context(authority))
@@ -138,7 +138,7 @@ def test_a_handshake_goes_on_after_the_process_was_stopped_amid_it(
 
 
 def test_a_heartbeat_whose_answer_is_there_is_no_miss_however_late_it_is_looked_for() -> None:
-    """Pitfall 67."""
+    """failures.md 67."""
     ours, theirs = socket.socketpair()
     with theirs:
         theirs.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")

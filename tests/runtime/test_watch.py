@@ -150,7 +150,7 @@ def file(tmp_path: Path) -> Path:
 def test_every_way_to_edit_a_file_is_seen_by_its_events_again_and_again(
     edit: Callable[[Path, str], None], file: Path, watch: Watch
 ) -> None:
-    """Pitfall 37."""
+    """failures.md 37."""
     _, reader = watch(file)
     for content in "123":
         edit(file, content)
@@ -195,7 +195,7 @@ class ConfigMap:
 
 @pytest.mark.parametrize("eyes", [InotifyEyes, ObserverEyes])
 def test_configmap_swaps_are_seen(eyes: type[Eyes], tmp_path: Path, watch: Watch) -> None:
-    """Pitfall 37."""
+    """failures.md 37."""
     volume = ConfigMap(tmp_path / "volume")
     _, reader = watch(volume.file, eyes=eyes)
     for content in "123":
@@ -204,7 +204,7 @@ def test_configmap_swaps_are_seen(eyes: type[Eyes], tmp_path: Path, watch: Watch
 
 
 def test_a_link_from_outside_into_a_configmap_is_followed(tmp_path: Path, watch: Watch) -> None:
-    """Pitfall 37."""
+    """failures.md 37."""
     volume = ConfigMap(tmp_path / "volume")
     link = tmp_path / "app.yaml"
     link.symlink_to(volume.file)
@@ -221,7 +221,7 @@ def test_a_link_from_outside_into_a_configmap_is_followed(tmp_path: Path, watch:
 
 
 def test_a_dangling_link_is_awaited_and_its_loss_is_seen(tmp_path: Path, watch: Watch) -> None:
-    """Pitfall 37."""
+    """failures.md 37."""
     link, target = tmp_path / "link", tmp_path / "not" / "yet" / "f"
     link.symlink_to(target)
     _, reader = watch(link)
@@ -236,7 +236,7 @@ def test_a_dangling_link_is_awaited_and_its_loss_is_seen(tmp_path: Path, watch: 
 
 
 def test_a_directory_that_stays_away_for_a_while_is_watched_again(file: Path, watch: Watch) -> None:
-    """Pitfall 37."""
+    """failures.md 37."""
     _, reader = watch(file)
     shutil.rmtree(file.parent)
     reader.wait_until_it_held(None)
@@ -278,7 +278,7 @@ def test_many_files_of_one_directory_take_one_watch_and_each_is_seen(tmp_path: P
 
 
 def test_an_edit_while_the_callback_runs_leads_to_another_call(file: Path) -> None:
-    """Pitfall 37."""
+    """failures.md 37."""
     entered, go_on = threading.Event(), threading.Event()
     reader = Reader(file)
 
@@ -302,7 +302,7 @@ def test_an_edit_while_the_callback_runs_leads_to_another_call(file: Path) -> No
 def test_a_callback_that_raises_does_not_end_the_watching(
     file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Pitfall 36."""
+    """failures.md 36."""
     reader = Reader(file)
 
     def changed() -> None:
@@ -412,7 +412,7 @@ class NoWatchesLeft(InotifyEyes):
 def test_without_inotify_files_are_polled_and_that_is_said_once(
     eyes: Callable[[OnEvent], Eyes], text: str, file: Path, watch: Watch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Pitfall 37."""
+    """failures.md 37."""
     watcher, reader = watch(file, POLLING, eyes=eyes)
     for number, edit in enumerate(EDITS, 1):
         edit(file, str(number))

@@ -36,7 +36,7 @@ NO_PATHS = [
 
 @pytest.mark.parametrize("path", NO_PATHS)
 def test_what_is_no_path_has_a_print_and_lookups_like_any_other(path: str) -> None:
-    """Pitfall 60."""
+    """failures.md 60."""
     assert fingerprint(path).startswith(b"no content: ")
     assert lookups(path)
 
@@ -45,7 +45,7 @@ def test_what_is_no_path_has_a_print_and_lookups_like_any_other(path: str) -> No
 def test_a_watcher_that_is_given_what_is_no_path_hears_the_edits_of_the_others(
     path: str, tmp_path: Path
 ) -> None:
-    """Pitfall 60."""
+    """failures.md 60."""
     file, heard = tmp_path / "file", threading.Event()
     file.write_text("0")
     watcher = Watcher([path, str(file)], heard.set, POLLING)
@@ -71,7 +71,7 @@ def test_a_watcher_that_is_given_what_is_no_path_hears_the_edits_of_the_others(
     ],
 )
 def test_after_a_refused_path_that_is_none_the_next_edit_is_heard(tmp_path: Path, reference: str) -> None:
-    """Pitfall 36. Pitfall 60. It is refused as any other, and costs no edit after it."""
+    """failures.md 36. failures.md 60. It is refused as any other, and costs no edit after it."""
     good = QUICK + rules("https://u.invalid")
     with running(tmp_path, good) as hr:
         file = Path(hr.files[0])
@@ -90,7 +90,7 @@ def test_after_a_refused_path_that_is_none_the_next_edit_is_heard(tmp_path: Path
 def test_no_thread_for_inotify_means_polling_and_no_descriptor_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Pitfall 60: once, at a container's limit of processes."""
+    """failures.md 60: once, at a container's limit of processes."""
     start = threading.Thread.start
 
     def refuse_inotify(self: threading.Thread) -> None:
@@ -132,7 +132,7 @@ def test_no_thread_for_inotify_means_polling_and_no_descriptor_is_left(
 def test_whatever_a_look_raises_the_next_edit_is_heard(
     place: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 60."""
+    """failures.md 60."""
     monkeypatch.setattr(watch, "STUMBLE_PAUSE_S", 0.01)
     file, heard = tmp_path / "file", threading.Event()
     file.write_text("0")
@@ -162,7 +162,7 @@ def test_whatever_a_look_raises_the_next_edit_is_heard(
 def test_a_look_that_always_raises_is_said_once_and_takes_no_processor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Pitfall 60."""
+    """failures.md 60."""
 
     class OfThisTest(Exception):
         pass
@@ -202,7 +202,7 @@ def sparse(tmp_path: Path) -> Callable[[int], Path]:
 def test_a_file_longer_than_any_of_a_configuration_is_not_read(
     sparse: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 60: a watcher that reads 6 GiB at each poll is deaf."""
+    """failures.md 60: a watcher that reads 6 GiB at each poll is deaf."""
     read = []
     real = os.read
 
@@ -224,7 +224,7 @@ def test_a_file_longer_than_any_of_a_configuration_is_not_read(
 def test_what_grows_while_it_is_read_is_read_to_the_limit_and_one_byte(
     sparse: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 60."""
+    """failures.md 60."""
     monkeypatch.setattr(fingerprints, "MOST_BYTES", 1 << 40)
     long = str(sparse(6 << 30))
     status = os.stat(str(sparse(6 << 30)))
@@ -250,7 +250,7 @@ def test_a_directory_with_more_entries_than_the_loader_takes_is_not_listed_whole
 def test_a_file_of_six_gigabytes_is_refused_and_its_becoming_small_again_is_heard(
     tmp_path: Path, what: str
 ) -> None:
-    """Pitfall 60."""
+    """failures.md 60."""
     secret, ca = tmp_path / "secret", tmp_path / "ca.pem"
     secret.write_text("token")
     ca.write_bytes(trustme.CA().cert_pem.bytes())
@@ -270,7 +270,7 @@ def test_a_file_of_six_gigabytes_is_refused_and_its_becoming_small_again_is_hear
 def test_close_does_not_wait_for_the_hashing_of_many_large_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 60."""
+    """failures.md 60."""
     hashing, go_on, hashed = threading.Event(), threading.Event(), []
 
     def slow(path: str) -> bytes:
@@ -293,7 +293,7 @@ def test_close_does_not_wait_for_the_hashing_of_many_large_files(
 
 
 def test_the_status_tells_of_each_thread_whether_it_lives_and_when_it_last_looked(tmp_path: Path) -> None:
-    """Pitfall 60."""
+    """failures.md 60."""
     file = tmp_path / "upstreams.yaml"
     file.write_text(QUICK + rules("http://u.invalid"))
     hr = headrace.Headrace(file, registry=CollectorRegistry())

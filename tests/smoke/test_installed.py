@@ -56,6 +56,10 @@ def test_it_is_typed_and_ships_its_schema() -> None:
     assert metadata.version("headrace")
 
 
+def test_it_ships_the_words_that_its_comments_point_to() -> None:
+    assert (resources.files("headrace") / "docs" / "failures.md").is_file()
+
+
 def test_every_public_name_can_be_had() -> None:
     for name in headrace.__all__:
         assert getattr(headrace, name) is not None

@@ -18,7 +18,7 @@ import breaker_harm as bench
 def test_independent_failures_below_the_threshold_cost_no_more_than_without_a_breaker(
     p: float, rate: float, status: int
 ) -> None:
-    """Pitfall 87."""
+    """failures.md 87."""
     found = [
         bench.harm(
             lambda s=seed: bench.independent(p, s, status=status),  # type: ignore[misc]
@@ -36,7 +36,7 @@ def test_independent_failures_below_the_threshold_cost_no_more_than_without_a_br
 def test_one_second_bursts_cost_at_most_ten_points_more_than_without_a_breaker(
     p: float, rate: float, calls: int
 ) -> None:
-    """Pitfall 87."""
+    """failures.md 87."""
     found = [
         bench.harm(
             lambda s=seed: bench.in_bursts(p, s),  # type: ignore[misc]

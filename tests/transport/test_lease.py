@@ -44,7 +44,7 @@ def test_a_lease_given_back_twice_frees_one_slot_and_pools_one_connection() -> N
 
 
 def test_checkout_skips_every_dead_connection_and_probes_each_once() -> None:
-    """Pitfall 18."""
+    """failures.md 18."""
     r = rig(max_connections=5)
     conns = r.fill_idle("alive", "dead", "dead", "dead", "dead")
     for conn in conns:
@@ -70,7 +70,7 @@ def test_checkout_skips_every_expired_connection_without_probing_it() -> None:
 
 
 def test_a_connection_is_probed_and_closed_without_the_lock() -> None:
-    """Pitfall 7."""
+    """failures.md 7."""
     r = rig()
     (conn,) = r.fill_idle("dead")
     conn.alive = False
@@ -232,7 +232,7 @@ def test_a_waiter_that_is_served_while_it_gives_up_takes_the_lease() -> None:
     "served", [pytest.param(False, id="still waiting"), pytest.param(True, id="just served")]
 )
 def test_an_interrupted_waiter_leaves_no_trace_and_gives_on_what_it_was_handed(served: bool) -> None:
-    """Pitfall 21."""
+    """failures.md 21."""
     r = rig(max_connections=1)
     held = r.lease()
 
@@ -323,7 +323,7 @@ def test_hit_rate_is_that_of_the_last_ten_seconds() -> None:
 
 
 def test_gauges_count_leases_and_connections_not_placeholders_and_fall_again() -> None:
-    """Pitfall 20."""
+    """failures.md 20."""
     r = rig(max_connections=50)
     assert (r.pool.view().inuse, r.pool.view().idle) == (0, 0)  # urllib3's qsize() says 50 here
     leases = [r.lease() for _ in range(7)]

@@ -53,7 +53,7 @@ def rig_that_asks(**changes: Any) -> tuple[Rig, list[bool]]:
 
 @pytest.mark.usefixtures("_no_collection_of_its_own")
 def test_who_waits_at_a_full_pool_gets_the_slot_of_what_only_the_collector_can_free() -> None:
-    """Pitfall 61."""
+    """failures.md 61."""
     r, asked = rig_that_asks()
     leak(r)
     lease = r.pool.acquire(10.0)
@@ -86,7 +86,7 @@ def test_who_is_served_soon_asks_nobody() -> None:
 def test_where_nobody_waits_long_enough_housekeeping_asks(
     changes: dict[str, Any], timeout_s: float, error: type[Exception]
 ) -> None:
-    """Pitfall 61. On an event loop nobody ever waits."""
+    """failures.md 61. On an event loop nobody ever waits."""
     r, asked = rig_that_asks(**changes)
     leak(r)
     with pytest.raises(error):
@@ -99,7 +99,7 @@ def test_where_nobody_waits_long_enough_housekeeping_asks(
 
 
 def test_a_finalizer_in_the_collection_may_give_back() -> None:
-    """Pitfall 25. No lock is held meanwhile."""
+    """failures.md 25. No lock is held meanwhile."""
     r = rig()
     held = []
 
@@ -176,7 +176,7 @@ def test_a_collection_that_fails_is_no_ones_turn_for_ever() -> None:
 def test_streamed_answers_that_are_garbage_give_their_slots_to_the_next_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 61."""
+    """failures.md 61."""
     monkeypatch.setattr(collector, "_pause_s", 0.0)
     body = "    pool: {max_connections: 2}\n    timeouts: {acquire: 10s}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:

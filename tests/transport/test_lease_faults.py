@@ -37,7 +37,7 @@ def broken_for(r: Rig, step: str, is_it: Callable[..., bool]) -> None:
 
 
 def test_an_interrupt_amid_a_refusal_leaves_the_pool_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pitfall 59. The token of the refused lease was never hashed: collected, it could not be looked up."""
+    """failures.md 59. The token of the refused lease was never hashed: collected, it could not be looked up."""
     r = rig(max_connections=1, when_full="reject")
     held = r.lease()
 
@@ -57,7 +57,7 @@ def test_an_interrupt_amid_a_refusal_leaves_the_pool_whole(monkeypatch: pytest.M
 
 
 def test_an_interrupt_between_the_making_of_a_token_and_its_hash_leaves_the_pool_whole() -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
     r = rig(max_connections=1)
     lease: Lease[Conn] = Lease()
     lease.token = ref(lease, r.pool._on_drop)
@@ -68,7 +68,7 @@ def test_an_interrupt_between_the_making_of_a_token_and_its_hash_leaves_the_pool
 
 
 def test_a_token_that_nobody_can_look_up_is_cast_out_and_told_once() -> None:
-    """Pitfall 59. However it came there."""
+    """failures.md 59. However it came there."""
     r = rig(max_connections=2)
     dropped = r.pool.acquire(0.0)
     for _ in range(3):
@@ -96,7 +96,7 @@ def test_a_token_that_nobody_can_look_up_is_cast_out_and_told_once() -> None:
 def test_a_return_that_cannot_be_processed_frees_its_slot_and_holds_up_no_other(
     step: str, give_back: Callable[[Rig, Lease[Conn]], None]
 ) -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
     r = rig(max_connections=2)
     bad, good = r.lease("bad"), r.lease("good")
     bad_conn = bad.conn
@@ -113,7 +113,7 @@ def test_a_return_that_cannot_be_processed_frees_its_slot_and_holds_up_no_other(
 
 
 def test_a_dropped_lease_that_cannot_be_processed_frees_its_slot() -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
     r = rig(max_connections=2)
     bad, good = r.pool.acquire(0.0), r.pool.acquire(0.0)
     token = bad.token
@@ -125,7 +125,7 @@ def test_a_dropped_lease_that_cannot_be_processed_frees_its_slot() -> None:
 
 
 def test_a_waiter_that_cannot_be_served_leaves_and_the_next_is_served() -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
     r = rig(max_connections=1)
     held = r.lease()
     first, second = r.waiter(), r.waiter()
@@ -141,7 +141,7 @@ def test_a_waiter_that_cannot_be_served_leaves_and_the_next_is_served() -> None:
 
 
 def test_housekeeping_passes_over_an_idle_connection_that_raises() -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
     r = rig(max_connections=3)
     bad, *others = r.fill_idle("a", "b", "c")
     r.now += 61.0
@@ -156,7 +156,7 @@ def test_housekeeping_passes_over_an_idle_connection_that_raises() -> None:
 
 
 def test_housekeeping_passes_over_a_lease_in_use_that_raises() -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
     r = rig(max_connections=3, max_lifetime_s=10.0, max_lifetime_grace_s=5.0)
     first, bad, last = r.lease("first"), r.lease("bad"), r.lease("last")
     del bad.taken_at
@@ -168,7 +168,7 @@ def test_housekeeping_passes_over_a_lease_in_use_that_raises() -> None:
 
 
 def test_an_abort_or_a_close_that_raises_is_told_and_the_rest_are_aborted_and_closed() -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
     r = rig(max_connections=4)
     idle = r.fill_idle("a", "b")
     held = [r.lease() for _ in range(4)]
@@ -193,7 +193,7 @@ def test_an_abort_or_a_close_that_raises_is_told_and_the_rest_are_aborted_and_cl
 
 
 def test_a_child_gives_up_every_inherited_connection_though_one_raises() -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
     r = rig(max_connections=3)
     conns = r.fill_idle("a", "b", "c")
     discarded = []
@@ -235,7 +235,7 @@ def test_what_a_signals_handler_raises_amid_the_loop_reaches_its_thread() -> Non
 
 
 def test_a_lease_whose_drop_went_unheard_is_found_by_housekeeping() -> None:
-    """Pitfall 61. An interrupt that lands in a weak reference's callback is swallowed there, and with it the slot."""
+    """failures.md 61. An interrupt in a weak reference's callback is swallowed there, and with it the slot."""
     r = rig(max_connections=1)
     lease = r.pool.acquire(0.0)
     assert lease.token is not None
@@ -263,7 +263,7 @@ def test_a_fault_is_told_once_for_each_place() -> None:
 
 
 def test_the_lock_is_free_after_every_fault() -> None:
-    """Pitfall 59."""
+    """failures.md 59."""
     r = rig(max_connections=1)
     for step in ("_keep", "_end_returned", "_end_dropped", "_serve_one"):
         broken_for(r, step, lambda element: True)

@@ -67,7 +67,7 @@ def bare_fork() -> int:
 def test_a_child_gives_up_every_connection_at_its_first_checkout_without_a_word(
     fork: Callable[[], int],
 ) -> None:
-    """Pitfall 26."""
+    """failures.md 26."""
     pool = wired_pool()
     idle, busy, returned = (pool.acquire(1.0) for _ in range(3))
     wires = []
@@ -106,7 +106,7 @@ def test_a_child_gives_up_every_connection_at_its_first_checkout_without_a_word(
 
 
 def test_a_lock_that_another_thread_held_at_a_bare_fork_does_not_hang_the_child() -> None:
-    """Pitfall 26."""
+    """failures.md 26."""
     pool = wired_pool()
     pool.acquire(1.0)
     with pool._lock:
@@ -151,7 +151,7 @@ def test_counts_go_on_in_a_child() -> None:
 
 @pytest.mark.parametrize("fork", [pytest.param(os.fork, id="os.fork"), pytest.param(bare_fork, id="fork(2)")])
 def test_a_request_that_ends_in_a_child_does_not_end_the_parents_answers(fork: Callable[[], int]) -> None:
-    """Pitfall 26."""
+    """failures.md 26."""
     pool = wired_pool()
     lease = pool.acquire(1.0)
     lease.conn = wire = Wire()

@@ -99,7 +99,7 @@ def test_a_lease_that_has_ended_cannot_be_broken_off() -> None:
 
 
 def test_a_lease_is_ended_in_place_of_its_holder() -> None:
-    """Pitfall 61."""
+    """failures.md 61."""
     r = rig(max_connections=1)
     lease = r.lease()
     conn, token = lease.conn, lease.token
@@ -184,7 +184,7 @@ def test_no_limit_means_no_limit() -> None:
 
 @pytest.mark.parametrize("idle_s", [0.0, 0.001, 0.5, 59.0])
 def test_an_idle_connection_is_looked_at_however_recently_it_was_used(idle_s: float) -> None:
-    """Pitfall 53."""
+    """failures.md 53."""
     r = rig()
     (conn,) = r.fill_idle("conn")
     r.now += idle_s
@@ -193,7 +193,7 @@ def test_an_idle_connection_is_looked_at_however_recently_it_was_used(idle_s: fl
 
 
 def test_a_call_never_gets_a_dead_connection_however_many_there_are() -> None:
-    """Pitfall 18."""
+    """failures.md 18."""
     r = rig(max_connections=4)
     for conn in r.fill_idle("a", "b", "c", "d"):
         conn.alive = False
@@ -203,7 +203,7 @@ def test_a_call_never_gets_a_dead_connection_however_many_there_are() -> None:
 
 
 def test_a_connection_handed_to_a_waiter_is_looked_at_too() -> None:
-    """Pitfall 53. What came behind the answer before is there already."""
+    """failures.md 53. What came behind the answer before is there already."""
     r = rig(max_connections=1)
     held = r.lease()
     waiter = r.waiter()
@@ -324,7 +324,7 @@ def test_connections_that_were_kept_warm_for_too_long_are_replaced() -> None:
 
 
 def test_a_lease_that_is_dropped_frees_its_slot_at_once_and_is_counted() -> None:
-    """Pitfall 19."""
+    """failures.md 19."""
     r = rig(max_connections=1)
     lease: Any = r.pool.acquire(0.0)
     lease.conn = Conn()
@@ -336,7 +336,7 @@ def test_a_lease_that_is_dropped_frees_its_slot_at_once_and_is_counted() -> None
 
 
 def test_a_lease_and_a_connection_that_hold_each_other_are_reclaimed_by_the_collector() -> None:
-    """Pitfall 19."""
+    """failures.md 19."""
     r = rig(max_connections=1)
     lease: Any = r.pool.acquire(0.0)
     lease.conn = conn = Conn()

@@ -411,7 +411,7 @@ class LeaseMachine(RuleBasedStateMachine):
     @rule()
     @precondition(lambda self: not self.waiting)  # they would not exist in the child
     def wake_up_as_a_forked_child(self) -> None:
-        """Pitfall 26."""
+        """failures.md 26."""
         closed, inherited = len(self.rig.closed), [conn for conn, _ in self.idle]
         inherited += [lease.conn for lease in (*self.held, *self.one_off) if lease.conn is not None]
         self.rig.pool._pid = -1

@@ -26,7 +26,7 @@ def owned(r: Rig, owner: object, name: str = "own") -> Conn:
 
 
 def test_others_pass_a_connection_over_and_its_owner_finds_it_before_newer_ones() -> None:
-    """Pitfall 54."""
+    """failures.md 54."""
     r = rig(max_connections=4)
     alice, bob = Owner(), Owner()
     own = owned(r, alice)
@@ -40,7 +40,7 @@ def test_others_pass_a_connection_over_and_its_owner_finds_it_before_newer_ones(
 
 
 def test_a_call_after_the_next_one_finds_it_again_as_the_third_message_of_ntlm_must() -> None:
-    """Pitfall 54."""
+    """failures.md 54."""
     r = rig(max_connections=4)
     alice = Owner()
     own = owned(r, alice)
@@ -52,7 +52,7 @@ def test_a_call_after_the_next_one_finds_it_again_as_the_third_message_of_ntlm_m
 
 
 def test_a_pool_full_of_other_peoples_connections_makes_room_by_closing_the_longest_idle() -> None:
-    """Pitfall 54."""
+    """failures.md 54."""
     r = rig(max_connections=2)
     alice, bob = Owner(), Owner()
     first = owned(r, alice, "alice's")
@@ -66,7 +66,7 @@ def test_a_pool_full_of_other_peoples_connections_makes_room_by_closing_the_long
 
 
 def test_a_connection_given_back_by_its_owner_goes_to_the_owner_who_waits_or_makes_room() -> None:
-    """Pitfall 54."""
+    """failures.md 54."""
     r = rig(max_connections=1)
     alice, bob = Owner(), Owner()
     held = r.lease("alice's")
@@ -84,7 +84,7 @@ def test_a_connection_given_back_by_its_owner_goes_to_the_owner_who_waits_or_mak
 
 
 def test_it_is_closed_when_its_owner_has_gone() -> None:
-    """Pitfall 54."""
+    """failures.md 54."""
     r = rig(max_connections=3)
     alice: Any = Owner()
     alice.cycle = alice
@@ -101,7 +101,7 @@ def test_it_is_closed_when_its_owner_has_gone() -> None:
 
 
 def test_what_belongs_to_nobody_is_closed_when_it_comes_back() -> None:
-    """Pitfall 54."""
+    """failures.md 54."""
     r = rig()
     lease = r.lease()
     r.pool.claim(lease, None)
@@ -161,7 +161,7 @@ def test_a_shrunk_pool_closes_those_that_are_everybodys_first() -> None:
 
 
 def test_a_child_gives_them_up_too() -> None:
-    """Pitfall 26."""
+    """failures.md 26."""
     r = rig()
     alice = Owner()
     own = owned(r, alice)

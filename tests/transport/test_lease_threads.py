@@ -28,7 +28,7 @@ def _switch_often() -> Any:
 
 @pytest.mark.usefixtures("_switch_often")
 def test_two_hundred_threads_on_four_slots_lose_nothing() -> None:
-    """Pitfall 21."""
+    """failures.md 21."""
     r = rig(max_connections=4, max_waiting=1000)
     r.pool._clock = time.monotonic
     inside = threading.Semaphore(4)
@@ -78,7 +78,7 @@ def test_two_hundred_threads_on_four_slots_lose_nothing() -> None:
 
 
 def test_a_finalizer_that_gives_back_while_its_thread_holds_the_lock_does_not_deadlock() -> None:
-    """Pitfall 25."""
+    """failures.md 25."""
     r = rig(max_connections=2)
 
     class Dropped:
@@ -156,7 +156,7 @@ def test_the_collector_may_run_at_any_allocation() -> None:
 
 
 def test_an_interrupt_between_any_two_bytecodes_costs_no_slot() -> None:
-    """Pitfall 21."""
+    """failures.md 21."""
     if not hasattr(signal, "setitimer"):
         pytest.skip("no interval timer here")
     r = rig(max_connections=1)

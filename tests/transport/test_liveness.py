@@ -122,7 +122,7 @@ def _system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.usefixtures("_system")
 def test_a_silent_peer_is_alive_however_often_one_looks(pair: Pair) -> None:
-    """Pitfall 22: over TLS 1.3 its tickets are there to be read at the first look, and no sign of an end."""
+    """failures.md 22: over TLS 1.3 its tickets are there to be read at the first look, and no sign of an end."""
     assert [is_alive(pair) for _ in range(3)] == [True, True, True]
     pair.sock.settimeout(5.0)
     pair.says(b"answer")
@@ -136,7 +136,7 @@ def test_a_silent_peer_is_alive_however_often_one_looks(pair: Pair) -> None:
 def test_a_peer_that_has_said_anything_or_has_gone_is_not(
     pair: Pair, deed: Callable[[Pair], object], looked_before: bool
 ) -> None:
-    """Pitfall 53."""
+    """failures.md 53."""
     if looked_before:
         assert is_alive(pair)
     deed(pair)
@@ -145,7 +145,7 @@ def test_a_peer_that_has_said_anything_or_has_gone_is_not(
 
 @pytest.mark.usefixtures("_system")
 def test_what_openssl_has_taken_already_is_seen(pair: Pair) -> None:
-    """Pitfall 53. The socket is silent: the rest of a record that was read in part is in OpenSSL."""
+    """failures.md 53. The socket is silent: the rest of a record that was read in part is in OpenSSL."""
     pair.says(b"answer and more")
     assert pair.sock.recv(6) == b"answer"
     assert not is_alive(pair)

@@ -41,7 +41,7 @@ def test_idle_connections_are_made_at_the_start_and_made_again_when_they_go(tmp_
 def test_a_call_goes_out_over_a_warm_connection(tmp_path: Path) -> None:
     """Over TLS 1.3, where tickets wait to be read on a connection that was never used.
 
-    Pitfall 22.
+    failures.md 22.
     """
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
@@ -94,7 +94,7 @@ def test_closing_ends_the_thread_that_warms(tmp_path: Path) -> None:
 def test_a_response_dropped_unread_frees_its_slot_and_is_told_with_its_site(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Pitfall 19."""
+    """failures.md 19."""
     body = "    pool: {max_connections: 1, leak_detection_threshold: 10s}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         server.always(Answer(body=b"x" * 100_000))

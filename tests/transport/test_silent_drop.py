@@ -65,7 +65,7 @@ def get(proxy: SilentProxy, name: str) -> Record:
 def test_below_the_age_of_the_drop_no_dropped_connection_is_used(
     tmp_path: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 18: `idle_timeout` 150 ms and a NAT that forgets after a second, until it has dropped a hundred."""
+    """failures.md 18: `idle_timeout` 150 ms and a NAT that forgets after a second, until it has dropped a hundred."""
     # Housekeeping, twice a second, would close them before they drop: here who leases has to see it.
     monkeypatch.setattr(LeasePool, "tend", lambda self, now: None)
     with (
@@ -90,7 +90,7 @@ def test_below_the_age_of_the_drop_no_dropped_connection_is_used(
 def test_above_it_no_get_fails_and_none_takes_more_than_one_extra_attempt(
     tmp_path: Path, server: FaultServer
 ) -> None:
-    """Pitfall 18: the retry does not take the next dropped connection, though the pool is full of them."""
+    """failures.md 18: the retry does not take the next dropped connection, though the pool is full of them."""
     with SilentProxy(server.port) as proxy, running(tmp_path, rules(proxy, PATIENT)):
         for name in NAMES:
             open_idle(proxy, name, EACH + 5)
@@ -107,7 +107,7 @@ def test_above_it_no_get_fails_and_none_takes_more_than_one_extra_attempt(
 def test_a_retry_after_silence_on_a_pooled_connection_takes_a_fresh_one(
     tmp_path: Path, server: FaultServer
 ) -> None:
-    """Pitfall 18: three attempts over three of ten dropped connections would have been a failure."""
+    """failures.md 18: three attempts over three of ten dropped connections would have been a failure."""
     with SilentProxy(server.port) as proxy, running(tmp_path, rules(proxy, "pool: {}")):
         open_idle(proxy, "billing", 10)
         assert proxy.forget_idle() == 10

@@ -111,7 +111,7 @@ def _subject_hash(ca: trustme.CA, tmp_path: Path) -> str:
 
 
 def test_requests_cannot_widen_a_private_ca_by_the_public_ones(plan: TlsPlan) -> None:
-    """Pitfall 31."""
+    """failures.md 31."""
     context = context_for(plan)
     before = context.cert_store_stats()
     context.load_verify_locations(requests.certs.where())
@@ -145,6 +145,7 @@ def test_a_call_that_asks_for_no_verification_is_verified_all_the_same(
     ],
 )
 def test_a_sealed_context_refuses_to_be_changed(plan: TlsPlan, loosen: Any) -> None:
+    """failures.md 33 and failures.md 31."""
     with pytest.raises(SealedContextError, match="shared by all calls"):
         loosen(context_for(plan))
 
@@ -237,7 +238,7 @@ def _files(ca: trustme.CA, directory: Path) -> dict[str, str]:
 def test_files_that_cannot_be_taken_into_force_are_named_and_nothing_falls_back(
     ca: trustme.CA, tmp_path: Path, changes: dict[str, str], at_fault: str, words: str
 ) -> None:
-    """Pitfall 35."""
+    """failures.md 35."""
     files = _files(ca, tmp_path)
     with pytest.raises(TlsError, match=words) as caught:
         context_for(replace(PLAN, **{key: files[name] for key, name in changes.items()}))
@@ -248,7 +249,7 @@ def test_files_that_cannot_be_taken_into_force_are_named_and_nothing_falls_back(
 def test_a_session_ticket_does_not_make_an_idle_connection_look_dead(
     plan: TlsPlan, ca: trustme.CA, version: ssl.TLSVersion
 ) -> None:
-    """Pitfall 22."""
+    """failures.md 22."""
     tls = server_context(ca)
     tls.minimum_version = tls.maximum_version = version
     with FaultServer(tls=tls) as server:

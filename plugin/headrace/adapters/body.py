@@ -1,7 +1,7 @@
 """Whether the body of a request can be sent again, and putting it back to where it began.
 
 Bytes and text always can, files if they can seek. Nothing else: an iterator that is
-used up would go out as an empty body, and the server could not tell (Pitfall 13).
+used up would go out as an empty body, and the server could not tell (failures.md 13).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pure ASGI middleware: what an inbound HTTP request gets, and the application's lifespan.
 
 Never Starlette's BaseHTTPMiddleware: it costs a hundred times as much and cuts
-context variables (Pitfall 43).
+context variables (failures.md 43).
 """
 
 from __future__ import annotations

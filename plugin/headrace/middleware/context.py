@@ -1,6 +1,6 @@
 """What an inbound request brings along: its id, its trace, and how long its caller waits.
 
-An id is passed on and logged unchanged, whatever its format (Pitfall 45: peers throw
+An id is passed on and logged unchanged, whatever its format (failures.md 45: peers throw
 away what is not a UUID), so it must not be able to end a header line or a log line.
 
 White space around a value is no part of it (RFC 9110 §5.5), and not every server takes it off: uvicorn with

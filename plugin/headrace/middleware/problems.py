@@ -8,7 +8,7 @@ An outer middleware never sees an exception that Flask or Django has turned into
     Starlette   exception_handlers={requests.RequestException: headrace.asgi_problem}
 
 The text of an exception never goes into an answer: requests and urllib3 put whole
-URLs there, tokens in the query included (Pitfall 52).
+URLs there, tokens in the query included (failures.md 52).
 """
 
 from __future__ import annotations

@@ -287,7 +287,7 @@ class _AnswerIterable:
         return chunk
 
     def close(self) -> None:
-        """The application's `close()`, once (Pitfall 47), the end of the request, and the count."""
+        """The application's `close()`, once (failures.md 47), the end of the request, and the count."""
         if self._is_closed:
             return
         self._is_closed = True

@@ -1,4 +1,4 @@
-"""Loops that serve many: one element that raises is skipped and said once, and costs the others nothing (Pitfall 59).
+"""Loops that serve many: one element that raises is skipped, said once, and costs the others nothing (failures.md 59).
 
 Everything that goes over upstreams, leases, attempts, states, instances or listeners goes by `each` or `answers`:
 a broken element would else end the loop for whoever comes after it, on every round.

@@ -188,7 +188,7 @@ class RouteTable(Generic[V]):
         return sum(len(paths.values) for paths in self._by_origin.values())
 
     def __bool__(self) -> bool:
-        return True  # an empty table is a table (Pitfall 24: a falsy __len__)
+        return True  # an empty table is a table (failures.md 24: a falsy __len__)
 
 
 class _Paths(Generic[V]):

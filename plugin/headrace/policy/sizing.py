@@ -80,7 +80,7 @@ class Sizing:
     """The size rule of one pool, with what it remembers. Not thread-safe: the owner's lock guards it.
 
     Instants are monotonic seconds; one before the last is taken as the last. After one that lies more than
-    `LATEST_S` before it, a clock that was stepped back, time goes on from there (Pitfall 69).
+    `LATEST_S` before it, a clock that was stepped back, time goes on from there (failures.md 69).
 
     Args:
         plan: The thresholds and the smallest size.

@@ -1,4 +1,4 @@
-"""Where the record of a call is kept: on the answer or exception, or beside it where that refuses (Pitfall 73).
+"""Where the record of a call is kept: on the answer or exception, or beside it where that refuses (failures.md 73).
 
 What passes through may be the caller's own: an exception that is a frozen dataclass raises at every
 attribute that is set, a response of a mock may have slots. It leaves as it came.

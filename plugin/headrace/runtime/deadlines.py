@@ -1,7 +1,7 @@
 """The deadline thread: an attempt ends in time whatever its peer does.
 
 A socket's own limit is a limit on silence: a peer that sends a byte now and then, or takes one,
-is never silent (Pitfall 27). So every attempt is written into one table with the instant at
+is never silent (failures.md 27). So every attempt is written into one table with the instant at
 which its time is up, and the thread `headrace-deadline` shuts the sockets of those that are late.
 
 **Who ends an attempt.** Its owner and the thread both end it by taking it out of the table,
@@ -26,7 +26,7 @@ GIL) has not watched, and the owners have slept as long: what has arrived may no
 yet taken out of the table. So a late look cuts nobody who is overdue: it gives each `GRACE_S`, and so do the looks
 that follow, `MOST_GRACES` in all, for everybody runs at once then, on a busy machine without a processor for long. A
 look in time gives it once, where something lies there unread. Who is cut after a grace is `excused`: that end is held
-against nobody (Pitfall 67).
+against nobody (failures.md 67).
 
 **Without the GIL** this holds by the table's own lock, which CPython takes for a store, a pop and a copy: who
 stores after the copy of a look sees the infinite `wake_at` that was set before that copy; who stores before is in it.

@@ -174,7 +174,7 @@ class Reloader:
                 pass  # reported by reload()
 
     def _take_a_step_back(self, step_s: float) -> None:
-        """The clock was stepped by *step_s*, which is negative: what runs has as long to go as before (Pitfall 69)."""
+        """The clock was stepped back by *-step_s*: what runs has as long to go as before (failures.md 69)."""
         with self._lock:
             self._draining = [(stop_at + step_s, state) for stop_at, state in self._draining]
             if self._held is not None:

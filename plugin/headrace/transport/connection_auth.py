@@ -25,7 +25,7 @@ def is_of_connection(headers: Mapping[str, str | bytes]) -> bool:
 
 
 def authenticates_connection(head: bytes) -> bool:
-    """Whether the request with *head*, in small letters, speaks NTLM, Negotiate or Kerberos (Pitfall 54).
+    """Whether the request with *head*, in small letters, speaks NTLM, Negotiate or Kerberos (failures.md 54).
 
     Asked of the request, on the wire: `WWW-Authenticate` alone would miss who authenticates without being asked, and
     would take the connections of callers who never do. The first message of a handshake is such a request,

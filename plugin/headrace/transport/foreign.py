@@ -1,4 +1,4 @@
-"""Errors of the caller's own code that ran amid an attempt: a signal handler's, a body's (Pitfall 68).
+"""Errors of the caller's own code that ran amid an attempt: a signal handler's, a body's (failures.md 68).
 
 A `TimeoutError` that a SIGALRM handler raises comes out of the very socket call that it interrupted, and libraries
 wrap it like a peer's. What tells them apart is where it was raised; that is looked at when there is an error, and

@@ -1,7 +1,7 @@
 """When this process itself stood still: stopped, throttled, or the GIL held by somebody's C code.
 
 Whoever wakes well after his limit has not watched its end, so that end says nothing yet of the peer: what has
-arrived meanwhile is an answer (Pitfall 67). The deadline thread gives a grace (`runtime.deadlines`), waits
+arrived meanwhile is an answer (failures.md 67). The deadline thread gives a grace (`runtime.deadlines`), waits
 for connections get one (`lease`), and TLS sockets read once more (`PatientSSLSocket`).
 """
 

@@ -24,7 +24,7 @@ _TOLERATED = (ChunkedEncodingError, ContentDecodingError, RuntimeError)
 def read_body(response: Response, attempt: Attempt, *, is_seen: bool, is_judged: bool) -> None:
     """Read *response* to its end, as its `content`. Blocks; mutates *response*, which is closed when this raises.
 
-    The broken body of a redirect is no error yet: requests follows it all the same (Pitfall 56), and who
+    The broken body of a redirect is no error yet: requests follows it all the same (failures.md 56), and who
     reads it gets the error then.
 
     Args:

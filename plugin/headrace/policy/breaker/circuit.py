@@ -4,7 +4,7 @@
 given (monotonic seconds) and never waited for: what time alone decides (a probe
 that hung, a half-open window that passed) is settled when the circuit is next
 touched, at the instant it happened. Should the clock step back, what runs has at most its
-whole length to go from there: an end is never further off than that (Pitfall 69).
+whole length to go from there: an end is never further off than that (failures.md 69).
 
 The file is a little long because everything that happens under the circuit's lock, and what a
 mode or a reload makes of it, is to be read in one place; the arithmetic is elsewhere (`window`,

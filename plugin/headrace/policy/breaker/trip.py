@@ -66,7 +66,7 @@ def run_of_failures(tally: Tally, plan: CircuitPlan) -> int | None:
     """Failed calls in a row, or None from `minimum_calls` on: it is the measure for low traffic.
 
     Below `minimum_calls` a rate means nothing. Where it means something, it is asked alone: a run of any length comes
-    sooner or later at any failure rate, and the sooner the more calls there are (Pitfall 87).
+    sooner or later at any failure rate, and the sooner the more calls there are (failures.md 87).
     """
     return tally.consecutive_failures if tally.calls < plan.minimum_calls else None
 

@@ -7,7 +7,7 @@ circuit marks failures; the retry budget counts first attempts and marks retries
 Not thread-safe: the owner's lock guards a window. Instants are monotonic seconds. One
 that lies before the newest (threads read the clock before they get the lock) is
 taken for the newest, so time never runs backwards here. One that lies further before it than any thread
-can be late is a clock that was stepped back: what is in the window stays, and ages from there (Pitfall 69).
+can be late is a clock that was stepped back: what is in the window stays, and ages from there (failures.md 69).
 """
 
 from __future__ import annotations

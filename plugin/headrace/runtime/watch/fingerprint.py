@@ -28,7 +28,7 @@ def fingerprint(path: str) -> bytes:
     """What *path* holds now, as a value that is equal only for equal content.
 
     Reads the whole file each time: size and mtime miss a same-size edit within
-    the clock's granularity (Pitfall 37). A directory stands for the names, sizes
+    the clock's granularity (failures.md 37). A directory stands for the names, sizes
     and times of its entries. Missing, unreadable, irregular and longer than the loader
     takes are values too, so that losing a file counts as a change, and so does one that
     was too long becoming shorter; a log file that is named by mistake is none for each line.

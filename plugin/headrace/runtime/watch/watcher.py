@@ -201,7 +201,7 @@ class Watcher:
     """Calls `changed()` on its own thread whenever the content of a watched file has changed.
 
     Lazy: nothing happens before `start()`. A `changed()` that raises is logged and
-    the watching goes on (Pitfall 36). Changes during a `changed()` lead to another one.
+    the watching goes on (failures.md 36). Changes during a `changed()` lead to another one.
 
     Thread-safe. `_lock` guards what both threads touch (`_settling`, `_files`,
     `_lost`, and the name sets of `_armed`); nothing that blocks, and no call into

@@ -29,9 +29,9 @@ def is_alive(conn: HasSocket) -> bool:
     """Whether the peer of the idle *conn* has neither closed it nor said anything.
 
     Nothing may be readable between two answers: end of file means the peer has
-    left, and data belongs to no request of ours (Pitfall 53: the next call would
+    left, and data belongs to no request of ours (failures.md 53: the next call would
     take it for its answer). Over TLS 1.3 whole records may be session tickets,
-    and reading swallows those (Pitfall 22: a mere poll() would take a ticket for
+    and reading swallows those (failures.md 22: a mere poll() would take a ticket for
     a dropped connection). Part of a record is not silence, although a read then
     says "nothing yet": OpenSSL has taken the part, the socket looks silent, and the
     rest comes to whoever reads next.

@@ -1,4 +1,4 @@
-"""TLS refusals that the next attempt would meet again, and what to do about each (Pitfall 71).
+"""TLS refusals that the next attempt would meet again, and what to do about each (failures.md 71).
 
 They are of the certificate kind: neither retried nor held against the upstream. Under TLS 1.2 they come amid the
 handshake; under 1.3 the client has finished before its server has looked at the certificate, so

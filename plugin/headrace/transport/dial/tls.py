@@ -3,7 +3,7 @@
 urllib3 and requests write to the context that they are handed: urllib3 sets
 `verify_mode` and ALPN on it for every new connection, requests makes it load
 its own CA bundle, which would widen a private CA by all public ones
-(Pitfall 31). A shared context must not change by what one call passes.
+(failures.md 31). A shared context must not change by what one call passes.
 """
 
 from __future__ import annotations
@@ -127,11 +127,11 @@ def context_for(plan: TlsPlan) -> SealedContext:
 
     Blocks (reads files, 40 ms). A rotated file makes an unequal plan (its
     fingerprint differs) and so a new context; the old one is never reloaded in
-    place (Pitfall 33).
+    place (failures.md 33).
 
     Raises:
         TlsError: A file is missing or unreadable, does not parse, or the pair
-            does not match. There is no fall-back to default TLS (Pitfall 35).
+            does not match. There is no fall-back to default TLS (failures.md 35).
     """
     with _contexts_lock:
         context = _contexts.get(plan)

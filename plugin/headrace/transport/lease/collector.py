@@ -24,7 +24,7 @@ class Collector:
 
     A response that nobody holds any more may be in a cycle, with the exception and the frames of the
     request that was broken off. It goes when the oldest generation is collected, which a process that
-    waits for its slots, and allocates nothing, does not come to (Pitfall 61).
+    waits for its slots, and allocates nothing, does not come to (failures.md 61).
     """
 
     def __init__(

@@ -12,7 +12,7 @@ while `_lock` is held, once per `view()` or round of housekeeping.
 
 **Giving back takes no lock.** A dropped response gives its lease back from a
 finalizer, which the garbage collector may run at almost any point of any
-thread: also of the one that holds `_lock` at this moment (Pitfall 25). So a
+thread: also of the one that holds `_lock` at this moment (failures.md 25). So a
 return is appended to `_kept` or `_returns` (one atomic step), and that is all, unless
 somebody has to be told: a waiter, or the close of a connection. Then the lock is *tried*,
 and if it is taken, its holder does the work: whoever releases `_lock` looks at
@@ -168,7 +168,7 @@ class LeasePool(Generic[C]):
         close: Closes a connection for good; called without the lock, also from finalizers. What it raises is dropped.
         abort: Breaks off what the holder of a connection is doing (a shutdown of the socket); called *with*
             the lock held, so that it can never hit a connection that was leased anew; must not block.
-        discard: Closes a forked child's copy of a connection, without a word to the peer (Pitfall 26).
+        discard: Closes a forked child's copy of a connection, without a word to the peer (failures.md 26).
         collect: Asks for a collection of garbage, and answers whether there was one; called without the lock where
             somebody has waited for PATIENCE_S, or was refused, because the pool is full. None: nobody is asked.
 
@@ -324,7 +324,7 @@ class LeasePool(Generic[C]):
             if gate is not None:
                 self._wait(lease, gate, timeout_s, on_wait)
             if lease.conn is not None:
-                # However recently it was used: what its peer has sent since then is nobody's answer (Pitfall 53).
+                # However recently it was used: what its peer has sent since then is nobody's answer (failures.md 53).
                 if (
                     now < lease.expires_at
                     and now - lease.idle_since < self._idle_timeout_s
@@ -967,7 +967,7 @@ class LeasePool(Generic[C]):
         return before - len(self._idle) - len(self._owned)
 
     def _take_a_step_back(self, lease: Lease[C], now: float) -> None:
-        """The clock was stepped back since *lease* became idle: it is as if that had been just now (Pitfall 69)."""
+        """The clock was stepped back since *lease* became idle: it is as if that had been just now (failures.md 69)."""
         lease.idle_since = lease.taken_at = now
         if self.plan.max_lifetime_s is not None:
             lease.expires_at = min(lease.expires_at, now + self.plan.max_lifetime_s)

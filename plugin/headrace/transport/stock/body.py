@@ -1,7 +1,7 @@
 """Reading a body by pieces: between them it is asked whether there is time, and room, for more.
 
 A coded body (gzip and the like) may be a thousand times what comes over the wire, and urllib3's `read()` decodes
-all of it in one go: no shutdown of a socket ends that (Pitfall 70). Other bodies are read whole
+all of it in one go: no shutdown of a socket ends that (failures.md 70). Other bodies are read whole
 where nothing limits them: the wire is what takes the time there.
 """
 

@@ -40,7 +40,7 @@ class FramedAnswer(http.client.HTTPResponse):
 
     Its reader takes from the socket what is there, up to 8 KiB at a time. What it has taken beyond the
     end of the answer goes with it, unseen, and nobody looking at the socket finds it. It is no answer
-    that anybody asked for, and the rest of it may be still to come (Pitfall 53).
+    that anybody asked for, and the rest of it may be still to come (failures.md 53).
 
     Attributes:
         is_last: No other answer may follow it on its connection.

@@ -1,4 +1,4 @@
-"""Answers that are no HTTP where http.client does not say so: an error of arithmetic instead (Pitfall 64)."""
+"""Answers that are no HTTP where http.client does not say so: an error of arithmetic instead (failures.md 64)."""
 
 from __future__ import annotations
 

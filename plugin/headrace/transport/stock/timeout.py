@@ -12,7 +12,7 @@ class AttemptTimeout(Timeout):
     """What urllib3 is told of an attempt's limits. The end of the attempt itself is the deadline thread's.
 
     Stock gives up before it has looked at the socket when the time was over by the end of sending: a process
-    that stood still there would lose an answer that has arrived (Pitfall 67).
+    that stood still there would lose an answer that has arrived (failures.md 67).
     """
 
     def clone(self) -> AttemptTimeout:
