@@ -250,18 +250,18 @@ class Headrace:
 
     def status(self) -> dict[str, Any]:
         """What is in force and what it is doing: plain data, fit for JSON, without secrets."""
-        refused = self._reloader.refused
+        refused, service = self._reloader.refused, self._readings.service()
         return {
             "files": list(self.files),
             "running": self._running_in == os.getpid(),
             "mode_override": self._mode_override,
-            "digest": self.snapshot.digest,
-            "loaded_at": self.snapshot.loaded_at,
+            "digest": service.digest,
+            "loaded_at": service.last_success_timestamp_s,
             "rejected": None if refused is None else {"at": refused.at, "problems": refused.text},
             "held": self._reloader.is_holding,
-            "reloads": dict(self.service.reloads),
-            "ungoverned": dict(self.service.ungoverned),
-            "inbound_deadlines": dict(self.service.inbound_deadlines),
+            "reloads": service.reloads,
+            "ungoverned": service.ungoverned,
+            "inbound_deadlines": service.inbound_deadlines,
             "threads": self._lives(),
             "unknown_hosts": [
                 {"host": host, "calls": calls} for host, calls in install.busiest_unknown_hosts()

@@ -15,7 +15,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 
 import headrace
-from headrace.observe.families import FAMILIES, Reading, ServiceReading, UpstreamReading, samples_of
+from headrace.observe.families import FAMILIES
+from headrace.observe.readings import Reading, ServiceReading, UpstreamReading
+from headrace.observe.samples import samples_of
 from headrace.policy.breaker.circuit import CircuitState, CircuitView
 from headrace.policy.counters import Histogram, UpstreamCounters
 from headrace.transport.lease.tally import LeaseTally

@@ -14,7 +14,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from headrace.observe.families import FAMILIES
-from headrace.observe.metrics import Metrics, Reading, ServiceReading, UpstreamReading
+from headrace.observe.metrics import Metrics
+from headrace.observe.readings import Reading, ServiceReading, UpstreamReading
 from headrace.policy.breaker.circuit import CircuitState, CircuitView
 from headrace.policy.counters import Exemplar, Histogram, UpstreamCounters, add
 from headrace.policy.plan import CircuitMode

@@ -14,7 +14,8 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 WORKER = """
 import os, sys, threading
 from prometheus_client import REGISTRY
-from headrace.observe.metrics import Metrics, Reading, ServiceReading, UpstreamReading
+from headrace.observe.metrics import Metrics
+from headrace.observe.readings import Reading, ServiceReading, UpstreamReading
 from headrace.policy.breaker.circuit import CircuitState, CircuitView
 from headrace.policy.counters import Histogram, UpstreamCounters, add
 

@@ -1,80 +1,18 @@
-"""The table of metric families and the readings that they are made of.
+"""The table of metric families: what each is called, and how it is made of a reading.
 
-One table says how each family is read from plain totals; it drives the Collector
-(`metrics`) and the files of prometheus_client's multiprocess mode (`multiprocess`).
-Labels are names from the configuration and words from closed lists, never a URL.
+It drives the Collector (`metrics`) and the files of prometheus_client's multiprocess mode (`multiprocess`), both by
+way of `samples`. Labels are names from the configuration and words from closed lists, never a URL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from prometheus_client.utils import floatToGoString
-
-from headrace.observe.isolation import answers
+from headrace.observe.readings import ServiceReading, UpstreamReading
 from headrace.policy.breaker.circuit import CircuitState, CircuitView
-from headrace.policy.counters import Histogram, UpstreamCounters, totals_of
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamReading:
-    """One upstream at this moment.
-
-    Attributes:
-        counters: The live totals; they are copied here, under their own lock.
-        hit_rate: Share of checkouts served by an idle connection, 0..1, or None without any.
-        max_connections: The limit in force; count.
-        target_size: What the pool may have now: `max_connections`, or what `adaptive` makes of it; count.
-        circuit: None when the upstream has no circuit.
-        budget_tokens: Retries that could be paid for now, or None without a budget.
-        suspect: Heartbeats were missed.
-    """
-
-    name: str
-    counters: UpstreamCounters
-    inuse: int
-    idle: int
-    waiting: int
-    hit_rate: float | None
-    max_connections: int
-    target_size: int
-    circuit: CircuitView | None
-    budget_tokens: float | None
-    suspect: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceReading:
-    """The instance itself at this moment; mappings and histogram are the reader's own copies.
-
-    Attributes:
-        reloads: Reloads by result (applied, rejected, …).
-        digest: Hex digest in force, or "" before the first.
-        last_success_timestamp_s: Unix time of the last configuration taken into force; 0 before the first.
-        ungoverned: Calls passed through by reason.
-        inbound_deadlines: Deadlines of inbound requests that were not simply taken, by result.
-        served: Inbound requests by status class.
-        served_duration: How long those took.
-    """
-
-    reloads: Mapping[str, int]
-    digest: str
-    last_success_timestamp_s: float
-    ungoverned: Mapping[str, int]
-    served: Mapping[str, int]
-    served_duration: Histogram
-    inbound_deadlines: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """Everything that the families are made of."""
-
-    upstreams: Sequence[UpstreamReading]
-    service: ServiceReading
-
+from headrace.policy.counters import Histogram, totals_of
 
 Labels = tuple[str, ...]
 Value = float | Histogram
@@ -415,64 +353,3 @@ FAMILIES: Mapping[str, tuple[Family[Any], Labels]] = {
 def digest_number(digest: str) -> int:
     """First 48 bits of hex *digest* as a number, which a float64 holds exactly; 0 for ""."""
     return int(digest[:12] or "0", 16)
-
-
-Samples = Mapping[str, Mapping[Labels, Value]]
-"""Values by family name and label values."""
-
-
-def samples_of(reading: Reading) -> Samples:
-    """All samples of *reading*, its counters copied: the caller's own. An upstream that cannot be read is left out."""
-    service = replace(reading.service, served_duration=reading.service.served_duration.copy())
-    found: dict[str, dict[Labels, Value]] = {family.name: {} for family in UPSTREAM_FAMILIES}
-    for _, rows in answers(
-        reading.upstreams, _rows_of, doing="fold the metrics of an upstream", of=lambda one: one.name
-    ):
-        for name, labels, value in rows:
-            found[name][labels] = value
-    for service_family in SERVICE_FAMILIES:
-        found[service_family.name] = dict(service_family.read(service))
-    return found
-
-
-def _rows_of(upstream: UpstreamReading) -> list[tuple[str, Labels, Value]]:
-    """All of an upstream or, where that raises, nothing: half of it would lie."""
-    copied = replace(upstream, counters=upstream.counters.copy())
-    return [
-        (family.name, (copied.name, *labels), value)
-        for family in UPSTREAM_FAMILIES
-        for labels, value in family.read(copied)
-    ]
-
-
-def _sum(old: Histogram, new: Histogram) -> Histogram:
-    """The counts of both, which have the same bounds."""
-    total = Histogram(old.bounds)
-    total.counts = [a + b for a, b in zip(old.counts, new.counts, strict=True)]
-    total.sum = old.sum + new.sum
-    total.exemplars = {**old.exemplars, **new.exemplars}
-    return total
-
-
-def merged(instances: Sequence[Samples]) -> Samples:
-    """The samples of all *instances*, equal label sets made one as the table says."""
-    if len(instances) == 1:
-        return instances[0]
-    merged: dict[str, dict[Labels, Value]] = {name: {} for name in FAMILIES}
-    for instance in instances:
-        for name, samples in instance.items():
-            family, into = FAMILIES[name][0], merged[name]
-            for labels, value in samples.items():
-                old = into.get(labels)
-                if isinstance(old, Histogram) and isinstance(value, Histogram):
-                    into[labels] = _sum(old, value)
-                elif isinstance(old, float | int) and isinstance(value, float | int):
-                    into[labels] = family.merge(old, value)
-                else:
-                    into[labels] = value
-    return merged
-
-
-def le_labels(histogram: Histogram) -> list[str]:
-    """The `le` label of each bucket, in prometheus_client's spelling."""
-    return [*map(floatToGoString, histogram.bounds), "+Inf"]

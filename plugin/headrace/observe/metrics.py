@@ -26,24 +26,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.samples import Exemplar
 
 from headrace.observe.events import ConfigWarning
-from headrace.observe.families import (
-    FAMILIES,
-    Family,
-    Labels,
-    Reading,
-    Samples,
-    ServiceReading,
-    UpstreamReading,
-    le_labels,
-    merged,
-    samples_of,
-)
+from headrace.observe.families import FAMILIES, Family, Labels
 from headrace.observe.isolation import answers, undisturbed
 from headrace.observe.logs import emit
 from headrace.observe.multiprocess import WRITER, is_multiprocess
+from headrace.observe.readings import Reading
+from headrace.observe.samples import Samples, le_labels, merged, samples_of
 from headrace.policy.counters import Histogram
-
-__all__ = ["Metrics", "Reading", "ServiceReading", "UpstreamReading"]
 
 
 class Metrics:

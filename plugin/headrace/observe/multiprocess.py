@@ -9,8 +9,9 @@ from typing import Any
 
 from prometheus_client import values
 
-from headrace.observe.families import FAMILIES, Family, Labels, Samples, Value, le_labels, merged
+from headrace.observe.families import FAMILIES, Family, Labels, Value
 from headrace.observe.isolation import each
+from headrace.observe.samples import Samples, le_labels, merged
 from headrace.policy.counters import Histogram
 
 Read = Callable[[], Samples]

@@ -8,7 +8,7 @@ and no lock is ever taken while it is held.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import count
@@ -171,19 +171,27 @@ class UpstreamCounters:
         """The totals as they stand together, apart from these. Takes the lock, only to copy."""
         twin = UpstreamCounters()
         with self.lock:
-            for name in self.__slots__:
-                if name != "lock":
-                    setattr(twin, name, _copied(getattr(self, name)))
+            copy_totals(self, twin, self.__slots__)
         return twin
 
 
-def _copied(total: Any) -> Any:
+def copy_totals(source: object, twin: object, slots: Iterable[str]) -> None:
+    """Give *twin* all that *source* counts: what is in *slots*, but for `lock` and what is private.
+
+    Nobody lists the totals, so that none can be forgotten. Mutates *twin*; the caller holds the lock.
+    """
+    for name in slots:
+        if name != "lock" and not name.startswith("_"):
+            setattr(twin, name, copied(getattr(source, name)))
+
+
+def copied(total: Any) -> Any:
     """*total* apart from the original; the caller holds the lock."""
     match total:
         case Histogram() | Ticker():
             return total.copy()
         case dict():
-            return {key: _copied(value) for key, value in total.items()}
+            return {key: copied(value) for key, value in total.items()}
         case _:
             return total
 

@@ -1,4 +1,4 @@
-"""What the upstreams of one instance hold and have counted: read for `status()` and for metrics, from one place.
+"""Reads what one instance holds and has counted, for all that shows it: metrics and `status()`.
 
 An upstream that cannot be read costs the others nothing: metrics leave it out, the status says what is wrong with it.
 """
@@ -10,8 +10,8 @@ from typing import Any
 
 from headrace.clock import monotonic
 from headrace.observe.isolation import answers, stumbled
-from headrace.observe.metrics import Reading, ServiceReading, UpstreamReading
-from headrace.policy.counters import totals_of
+from headrace.observe.readings import Reading, ServiceReading, UpstreamReading
+from headrace.observe.status import upstream_status
 from headrace.runtime.reload import Reloader
 from headrace.runtime.upstream import Upstream
 
@@ -27,21 +27,25 @@ class Readings:
         self._reloader = reloader
 
     def read(self) -> Reading:
-        """The numbers of now, for metrics; upstreams that have left the file included."""
-        service = self._reloader.service.copy()
-        snapshot = self._reloader.snapshot
+        """The numbers of now; upstreams that have left the file included, those that cannot be read left out."""
+        service = self.service()
         names = list(self._reloader.counters)
         return Reading(
             upstreams=[found for _, found in answers(names, self._reading_of, doing=_READING, of=str)],
-            service=ServiceReading(
-                reloads=service.reloads,
-                digest=snapshot.digest,
-                last_success_timestamp_s=snapshot.loaded_at,
-                ungoverned=service.ungoverned,
-                inbound_deadlines=service.inbound_deadlines,
-                served=service.served_by_class,
-                served_duration=service.served_duration,
-            ),
+            service=service,
+        )
+
+    def service(self) -> ServiceReading:
+        """What belongs to no single upstream; the caller's own."""
+        counters, snapshot = self._reloader.service.copy(), self._reloader.snapshot
+        return ServiceReading(
+            reloads=counters.reloads,
+            digest=snapshot.digest,
+            last_success_timestamp_s=snapshot.loaded_at,
+            ungoverned=counters.ungoverned,
+            inbound_deadlines=counters.inbound_deadlines,
+            served=counters.served_by_class,
+            served_duration=counters.served_duration,
         )
 
     def status(self) -> dict[str, Mapping[str, Any]]:
@@ -53,14 +57,17 @@ class Readings:
 
     def _status_or_error(self, upstream: Upstream) -> Mapping[str, Any]:
         try:
-            return self._status_of(upstream)
+            return upstream_status(self._reading(upstream.plan.name, upstream), mode=upstream.mode)
         except Exception as error:
             stumbled(f"{_READING} ({upstream.plan.name})", error)
             return {"error": f"{type(error).__name__}: {error}"}
 
     def _reading_of(self, name: str) -> UpstreamReading:
-        upstream = self._reloader.snapshot.upstreams.get(name)
-        states = self._reloader.states(name)
+        return self._reading(name, self._reloader.snapshot.upstreams.get(name))
+
+    def _reading(self, name: str, upstream: Upstream | None) -> UpstreamReading:
+        """Of *upstream*; None: of what still drains of the one that had *name*."""
+        states = self._reloader.states(name, upstream)
         views = [state.pool.leases.view() for state in states]
         now = monotonic()
         return UpstreamReading(
@@ -76,58 +83,3 @@ class Readings:
             suspect=any(state.suspect for state in states),
             budget_tokens=None if upstream is None else upstream.state.budget.balance(now),
         )
-
-    def _status_of(self, upstream: Upstream) -> Mapping[str, Any]:
-        reading = self._reading_of(upstream.plan.name)
-        circuit = upstream.state.circuit.view(monotonic())
-        counters = reading.counters
-        with counters.lock:
-            requests, attempts = dict(counters.requests), dict(counters.attempts)
-            retries, denied = dict(counters.retries), dict(counters.retries_denied)
-            acquires, closed = dict(counters.acquires), dict(counters.closed)
-            collections = counters.collections
-            observed, refused = dict(counters.observed), counters.refused
-            delegated, resent = counters.retries_delegated, counters.resent
-            fallbacks, broken_bodies = counters.fallbacks, counters.broken_bodies
-            protected = totals_of(counters.protected)
-        return {
-            "mode": upstream.mode,
-            "pool": {
-                "inuse": reading.inuse,
-                "idle": reading.idle,
-                "waiting": reading.waiting,
-                "max_connections": reading.max_connections,
-                "target_size": reading.target_size,
-                "hit_rate": reading.hit_rate,
-                "suspect": reading.suspect,
-                "acquires": acquires,
-                "closed": closed,
-                "collections": collections,
-            },
-            "circuit_breaker": {
-                "mode": circuit.mode,
-                "state": circuit.state.value,
-                "failure_rate": circuit.failure_rate,
-                "calls": circuit.calls,
-                "failures": circuit.failures,
-                "slow_calls": circuit.slow_calls,
-                "slow_call_rate": circuit.slow_call_rate,
-                "consecutive_failures": circuit.consecutive_failures,
-                "retry_after": circuit.retry_after_s,
-                "ramp_share": circuit.ramp_share,
-                "refused": refused,
-                "fallbacks": fallbacks,
-            },
-            "retry": {
-                "budget_tokens": reading.budget_tokens,
-                "retries": retries,
-                "denied": denied,
-                "delegated": delegated,
-                "resent": resent,
-            },
-            "requests": requests,
-            "attempts": attempts,
-            "protected": protected,
-            "broken_bodies": broken_bodies,
-            "observed": observed,
-        }

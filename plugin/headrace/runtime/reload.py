@@ -192,13 +192,12 @@ class Reloader:
             self._draining = [one for one in self._draining if now < one[0]]
         each(over, lambda state: state.pool.leases.stop(), doing="stop a pool that has drained")
 
-    def states(self, name: str) -> list[UpstreamState]:
-        """The state in force under *name* and those that still drain: gauges are sums over both."""
-        found = self.snapshot.upstreams.get(name)
+    def states(self, name: str, upstream: Upstream | None) -> list[UpstreamState]:
+        """Those of *upstream*, and after them what drains under its *name*: gauges are sums over both."""
+        own = () if upstream is None else upstream.states()
         draining = self._draining  # replaced as a whole, never changed in place
         counters = self.counters.get(name)
-        states = [state for _, state in draining if state.counters is counters]
-        return [*(found.states() if found is not None else ()), *states]
+        return [*own, *(state for _, state in draining if state.counters is counters and state not in own)]
 
     def close(self) -> None:
         """Stop every pool, in force or draining. Blocks shortly. Idempotent; never stops half way for an error."""

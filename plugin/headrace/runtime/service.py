@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Literal
 
-from headrace.policy.counters import Histogram, add
+from headrace.policy.counters import Histogram, add, copy_totals
 from headrace.policy.deadline_header import ExpiryGuard
 from headrace.policy.outcome import STATUS_CLASS
 
@@ -45,11 +45,7 @@ class ServiceCounters:
         """The totals of now, apart from these."""
         twin = ServiceCounters()
         with self.lock:
-            twin.reloads = dict(self.reloads)
-            twin.ungoverned = dict(self.ungoverned)
-            twin.inbound_deadlines = dict(self.inbound_deadlines)
-            twin.served_by_class = dict(self.served_by_class)
-            twin.served_duration = self.served_duration.copy()
+            copy_totals(self, twin, self.__slots__)
         return twin
 
     def served(self, status: int, duration_s: float) -> None:

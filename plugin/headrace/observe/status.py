@@ -1,0 +1,61 @@
+"""What `status()` says of one upstream: plain data, fit for JSON, made of a reading."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headrace.observe.readings import UpstreamReading
+from headrace.policy.counters import totals_of
+from headrace.policy.plan import Mode
+
+
+def upstream_status(reading: UpstreamReading, *, mode: Mode) -> dict[str, Any]:
+    """The numbers of *reading*, which has a circuit: of an upstream in force. Its totals are copied, as `copy` does.
+
+    Args:
+        mode: What the upstream goes by.
+    """
+    reading = reading.copy()
+    counters, circuit = reading.counters, reading.circuit
+    assert circuit is not None
+    return {
+        "mode": mode,
+        "pool": {
+            "inuse": reading.inuse,
+            "idle": reading.idle,
+            "waiting": reading.waiting,
+            "max_connections": reading.max_connections,
+            "target_size": reading.target_size,
+            "hit_rate": reading.hit_rate,
+            "suspect": reading.suspect,
+            "acquires": counters.acquires,
+            "closed": counters.closed,
+            "collections": counters.collections,
+        },
+        "circuit_breaker": {
+            "mode": circuit.mode,
+            "state": circuit.state.value,
+            "failure_rate": circuit.failure_rate,
+            "calls": circuit.calls,
+            "failures": circuit.failures,
+            "slow_calls": circuit.slow_calls,
+            "slow_call_rate": circuit.slow_call_rate,
+            "consecutive_failures": circuit.consecutive_failures,
+            "retry_after": circuit.retry_after_s,
+            "ramp_share": circuit.ramp_share,
+            "refused": counters.refused,
+            "fallbacks": counters.fallbacks,
+        },
+        "retry": {
+            "budget_tokens": reading.budget_tokens,
+            "retries": counters.retries,
+            "denied": counters.retries_denied,
+            "delegated": counters.retries_delegated,
+            "resent": counters.resent,
+        },
+        "requests": counters.requests,
+        "attempts": counters.attempts,
+        "protected": totals_of(counters.protected),
+        "broken_bodies": counters.broken_bodies,
+        "observed": counters.observed,
+    }
