@@ -5,7 +5,7 @@
 GET of 1 KiB over a kept connection on loopback; the server is another process, so
 that `time.process_time` is the client's work alone. The sides take turns
 within each round; a ratio is the median over the rounds. Python-level calls are
-counted for one warm call (about a microsecond each in situ, DESIGN §7): the
+counted for one warm call (about a microsecond each in situ): the
 count is the same on every machine. Prints a table; asserts nothing.
 """
 

@@ -29,7 +29,7 @@ from servers import upstream
 
 import headrace
 
-LIMIT_S = 0.250  # DESIGN §1: in force within a quarter of a second
+LIMIT_S = 0.250  # a quarter of a second, as README promises
 PATIENCE_S = 10.0
 
 

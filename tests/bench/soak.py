@@ -2,7 +2,7 @@
 
     python tests/bench/soak.py [--seconds 60] [--threads 50]
 
-Prints what it measured and exits 1 where a claim of issue 2 does not hold.
+Prints what it measured and exits 1 where the books do not balance.
 """
 
 from __future__ import annotations

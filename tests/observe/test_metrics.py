@@ -237,7 +237,7 @@ def test_no_label_of_any_family_can_hold_a_url() -> None:
     }
 
 
-def test_every_name_of_the_design_is_a_lower_case_word_with_its_unit() -> None:
+def test_every_name_is_a_lower_case_word_with_its_unit() -> None:
     for name, (family, _) in FAMILIES.items():
         assert re.fullmatch(r"headrace_[a-z_]+", name)
         assert name.endswith("_total") == (family.kind == "counter")

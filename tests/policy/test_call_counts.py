@@ -1,4 +1,4 @@
-"""What the happy path costs, counted: a Python-level call is about a microsecond in situ (DESIGN §7)."""
+"""What the happy path costs, counted: a Python-level call is about a microsecond in situ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans with DESIGN §3's defaults, and the few that a test changes."""
+"""Plans with the defaults of `upstreams.yaml`, and the few that a test changes."""
 
 from __future__ import annotations
 

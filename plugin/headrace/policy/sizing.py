@@ -24,7 +24,7 @@ EVALUATE_EVERY_S = 0.1
 """Growth is considered at most this often: a step must have served somebody before the next one is judged."""
 
 BASELINE_HALF_LIFE_S = 600.0
-"""What was usual ten minutes ago counts half (DESIGN §4.1)."""
+"""What was usual ten minutes ago counts half: a busy hour becomes what is usual, a burst does not."""
 
 _N_SAMPLES = 60  # of the count of arrivals, per rate_window: the rate is exact to 1/60 of it
 _SHORTEST_S = 1.0  # a rate over less would make a thousand calls per second of the first two

@@ -39,7 +39,7 @@ from headrace.runtime.warmup import Warmer
 from headrace.transport.dial.tls import TlsError
 
 HOLD_S = 5.0
-"""How long a file that drops most upstreams must stand before it is believed (DESIGN §4.7)."""
+"""How long a file that drops most upstreams must stand before it is believed: a half-written one looks the same."""
 
 ReloadResult = Literal["applied", "unchanged", "held"]
 

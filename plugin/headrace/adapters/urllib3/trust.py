@@ -1,4 +1,4 @@
-"""Whether a manager brings TLS of its own: then its calls pass through untouched (DESIGN §4.2, in terms of urllib3)."""
+"""Whether a manager brings TLS of its own: then its calls pass through untouched. In the words of urllib3."""
 
 from __future__ import annotations
 

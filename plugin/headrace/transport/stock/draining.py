@@ -10,7 +10,8 @@ from headrace.clock import monotonic
 from headrace.transport.stock.faults import callers_own
 
 KEEP_BYTES: Final = 64 * 1024
-"""How much of a failed answer is read to keep it and its connection; a larger one is closed (DESIGN §4.1)."""
+"""How much of a failed answer is read to keep it and its connection. A larger one is closed: to read it costs more than
+to dial."""
 
 KEEP_S: Final = 0.5
 """How long reading it may take: an answer that only drips in, or stalls, is closed and not waited for."""
