@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from headrace.transport.lease.pool import LeaseCancelled, LeaseRejected, LeaseReport, LeaseTimeout
+from headrace.transport.lease.pool import Lease, LeaseCancelled, LeaseRejected, LeaseReport, LeaseTimeout
 from support.leases import Conn, Rig, rig
 from support.waiting import wait_until
 
@@ -393,6 +393,54 @@ def test_a_lease_held_for_longer_than_the_threshold_is_told_once() -> None:
     r.pool.tend()
     assert len(r.pool.reports()) == 1
     assert again.conn is lease.conn
+
+
+def test_who_has_waited_for_a_lease_has_not_held_it_meanwhile() -> None:
+    r = rig(max_connections=1, leak_detection_threshold_s=10.0)
+    held = r.lease()
+    waiter = r.waiter(timeout_s=1000.0)
+    r.now += 100.0
+    r.pool.give_back(held, reusable=True)
+    lease = waiter.outcome()
+    assert lease.waited_s == 100.0
+
+    r.now += 9.9
+    r.pool.tend()
+    assert r.pool.reports() == []
+    r.now += 0.1
+    r.pool.tend()
+    (report,) = r.pool.reports()
+    assert report.held_s == pytest.approx(10.0)
+
+
+def test_a_waiter_that_was_served_and_has_not_run_since_has_held_nothing_for_too_long() -> None:
+    r = rig(max_connections=1, leak_detection_threshold_s=10.0)
+    held = r.lease()
+
+    class Gate:
+        """Opens after a long wait, and its waiter comes to run only after a round of housekeeping."""
+
+        def acquire(self, timeout: float = 0.0) -> bool:
+            r.now += 100.0
+            r.pool.give_back(held, reusable=True)
+            r.pool.tend()
+            return True
+
+        def release(self) -> None:
+            pass
+
+    slot_or_gate = r.pool._slot_or_gate
+
+    def rigged(lease: Lease[Conn], *args: Any) -> Any:
+        slot_or_gate(lease, *args)
+        r.pool._waiters[lease] = gate = Gate()  # type: ignore[assignment]
+        return gate
+
+    r.pool._slot_or_gate = rigged  # type: ignore[method-assign]
+    lease = r.pool.acquire(1000.0)
+
+    assert (lease.conn, lease.waited_s) == (held.conn, 100.0)
+    assert r.pool.reports() == []
 
 
 def test_a_reason_given_with_a_return_is_what_is_counted() -> None:

@@ -322,7 +322,7 @@ class LeasePool(Generic[C]):
             if self._doomed or self._returns or self._dropped or self._waiters or self._choosy or self._gone:
                 self._settle()
             if gate is not None:
-                self._wait(lease, gate, timeout_s, on_wait)
+                self._wait(lease, gate, now, timeout_s, on_wait)
             if lease.conn is not None:
                 # However recently it was used: what its peer has sent since then is nobody's answer (failures.md 53).
                 if (
@@ -927,6 +927,7 @@ class LeasePool(Generic[C]):
                 self._begin_life(lease)
                 self._tally.misses += 1
             self._tally.waited += 1
+            lease.taken_at = self._clock()  # it is held from here on, whenever its waiter comes to run
             self._inuse[token] = lease.site
         self._fresh.discard(lease)
         del self._waiters[lease]
@@ -1070,11 +1071,11 @@ class LeasePool(Generic[C]):
         self,
         lease: Lease[C],
         gate: threading.Lock,
+        started: float,
         timeout_s: float,
         on_wait: Callable[[ref[Lease[C]]], object] | None,
     ) -> None:
-        """Until *lease* was put in use by somebody who gave back. Blocks."""
-        started = lease.taken_at
+        """Until *lease* was put in use by somebody who gave back, *timeout_s* from *started* at most. Blocks."""
         if on_wait is not None and lease.token is not None:
             on_wait(lease.token)
         if self.on_enqueue is not None:
@@ -1099,8 +1100,7 @@ class LeasePool(Generic[C]):
                 if gave_up or lease.token not in self._inuse:
                     view = self._view()
             self._settle()
-        lease.taken_at = self._clock()
-        lease.waited_s = waited_s = lease.taken_at - started
+        lease.waited_s = waited_s = self._clock() - started
         if view is not None:
             if lease.aborted is not None:
                 raise LeaseCancelled("whoever waited has gone", view, waited_s=waited_s)
