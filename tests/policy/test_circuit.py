@@ -805,6 +805,23 @@ def test_verdicts_in_hand_decide_at_once_under_a_lower_number_of_probes() -> Non
     assert bench.circuit.view(T0 + 6).failures == 0
 
 
+def test_what_had_happened_before_a_reload_is_judged_by_the_rules_of_its_time() -> None:
+    bench = Bench().opened()
+    bench.permit(T0 + 5.0)  # a probe that hangs; its lease is over at T0 + 13
+
+    told = bench.circuit.apply(
+        circuit_plan(half_open=replace(HALF_OPEN, success_rate_threshold=0.5)), T0 + 20.0
+    )
+
+    (transition,) = told
+    assert (transition.reason, transition.to_state, transition.at_s) == (
+        Trigger.PROBE_EXPIRED,
+        OPEN,
+        T0 + 13.0,
+    )
+    assert transition.threshold == 0.9
+
+
 def test_a_probe_under_way_survives_a_reload_and_its_verdict_counts() -> None:
     bench = Bench().opened()
     probe = bench.permit(T0 + 5)

@@ -1,13 +1,23 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.policy.outcome import Fault, Outcome, condition
-from headrace.policy.plan import BudgetPlan
-from headrace.policy.retry import Retriability, RetryBudget, classify
-from support.plans import BUDGET, RETRY, retry_plan
+from headrace.policy.plan import BudgetPlan, IdempotencyKeyPlan, UpstreamPlan
+from headrace.policy.retry import (
+    RehearsedAllowance,
+    Retriability,
+    RetryAllowance,
+    RetryBudget,
+    classify,
+    is_keyed,
+    is_resendable,
+)
+from support.plans import BUDGET, RETRY, retry_plan, upstream_plan
 
 T0 = 1000.0
 RETRIABLE, UNWANTED, LOCAL = Retriability.RETRIABLE, Retriability.UNWANTED, Retriability.LOCAL
@@ -85,6 +95,73 @@ def test_a_fault_that_retry_on_leaves_out_is_not_retried() -> None:
     assert classify(lost(Fault.CONNECT_FAILURE), only_resets, method="GET", replayable=True) is UNWANTED
 
 
+@pytest.mark.parametrize(
+    ("fault", "reused", "answered", "repeatable", "is_resent"),
+    [
+        pytest.param(Fault.RESET, True, False, True, True, id="died in the pool"),
+        pytest.param(Fault.RESET, False, False, True, False, id="a new connection"),
+        pytest.param(Fault.RESET, True, True, True, False, id="an answer had begun"),
+        pytest.param(Fault.RESET, True, False, False, False, id="must not be repeated"),
+        pytest.param(Fault.TIMEOUT, True, False, True, False, id="silence says nothing of the pool"),
+    ],
+)
+def test_a_request_goes_out_again_at_once_only_where_its_pooled_connection_had_died_unheard(
+    fault: Fault, reused: bool, answered: bool, repeatable: bool, is_resent: bool
+) -> None:
+    failed = lost(fault, sent=True)
+    assert is_resendable(failed, reused=reused, answered=answered, repeatable=repeatable) is is_resent
+
+
+KEYED = upstream_plan(
+    retry=retry_plan(idempotency_key=IdempotencyKeyPlan(header="X-Idem", methods=frozenset({"POST"})))
+)
+
+
+@pytest.mark.parametrize(
+    ("plan", "method", "own", "carries"),
+    [
+        pytest.param(KEYED, "POST", [], True, id="one is made"),
+        pytest.param(KEYED, "PUT", [], False, id="none is made for this method"),
+        pytest.param(KEYED, "PUT", ["x-idem"], True, id="the call's own"),
+        pytest.param(KEYED, "GET", ["X-Idem"], False, id="not asked for where it may be repeated anyhow"),
+        pytest.param(upstream_plan(), "PUT", ["Idempotency-Key"], True, id="the draft's header"),
+        pytest.param(KEYED, "PUT", ["Idempotency-Key"], False, id="the file names another header"),
+        pytest.param(
+            replace(KEYED, headers=(("x-IDEM", "1"),)), "PUT", [], True, id="among the file's headers"
+        ),
+    ],
+)
+def test_what_makes_a_call_carry_an_idempotency_key(
+    plan: UpstreamPlan, method: str, own: list[str], carries: bool
+) -> None:
+    assert is_keyed(plan, method, own) is carries
+
+
+# Allowance of an inbound request
+
+
+def test_an_allowance_gives_what_it_has_and_takes_back_what_was_not_used() -> None:
+    allowance = RetryAllowance([None] * 2)
+    assert [allowance.take() for _ in range(3)] == [True, True, False]
+
+    allowance.put_back()
+
+    assert [allowance.take() for _ in range(2)] == [True, False]
+
+
+def test_a_rehearsal_takes_nothing_from_the_real_allowance_and_stops_where_that_would() -> None:
+    real = RetryAllowance([None] * 2)
+    rehearsed = RehearsedAllowance(real)
+    assert [rehearsed.take() for _ in range(3)] == [True, True, False]
+    rehearsed.put_back()
+    assert rehearsed.take()
+
+    assert len(real) == 2
+    real.take()
+    rehearsed.put_back()
+    assert not rehearsed.take()  # one is left, and one has been rehearsed
+
+
 # Budget
 
 
@@ -121,6 +198,32 @@ def test_deposits_and_withdrawals_are_forgotten_after_the_ttl() -> None:
     assert budget.balance(T0 + 9.9) == 40.0
 
     assert budget.balance(T0 + 11.0) == 30.0
+
+
+@pytest.mark.parametrize("ttl_s", [5.0, 30.0], ids=["shorter", "longer"])
+def test_what_was_earned_and_spent_is_known_after_a_reload_that_changes_the_ttl(ttl_s: float) -> None:
+    """An edit during an outage hands nobody a fresh reserve: that would be the storm."""
+    budget = RetryBudget(BudgetPlan(ratio=0.5, min_per_second=1.0, ttl_s=10.0))
+    for _ in range(40):
+        budget.deposit(T0)
+    while budget.try_withdraw(T0):
+        pass
+    assert budget.balance(T0) == 0.0  # 20 earned and a reserve of 10, all spent
+
+    budget.apply(BudgetPlan(ratio=0.5, min_per_second=1.0, ttl_s=ttl_s), T0)
+
+    assert repr(budget) == "<RetryBudget: 30 retries over 40 first attempts>"
+    assert budget.balance(T0) == ttl_s - 10.0  # the reserve is another one, the rest is as before
+
+
+def test_a_new_ratio_counts_for_what_was_earned_before() -> None:
+    budget = RetryBudget(BudgetPlan(ratio=0.5, min_per_second=0.0, ttl_s=10.0))
+    for _ in range(4):
+        budget.deposit(T0)
+
+    budget.apply(BudgetPlan(ratio=1.0, min_per_second=0.0, ttl_s=10.0), T0)
+
+    assert budget.balance(T0) == 4.0
 
 
 def test_a_budget_without_ratio_and_reserve_pays_for_nothing() -> None:

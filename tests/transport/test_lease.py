@@ -197,6 +197,19 @@ def test_a_newcomer_does_not_overtake_a_waiter() -> None:
     assert waiter.outcome().conn is None
 
 
+def test_a_newcomer_does_not_overtake_a_waiter_that_a_return_has_not_yet_got_round_to() -> None:
+    r = rig(max_connections=1)
+    lease = r.lease()
+    waiter = r.waiter()
+    with r.pool._lock:  # so the return can only be noted down
+        r.pool.give_back(lease, reusable=True)
+
+    with pytest.raises(LeaseTimeout):
+        r.pool.acquire(0.0)
+
+    assert waiter.outcome().conn is lease.conn
+
+
 def test_a_waiter_that_is_served_while_it_gives_up_takes_the_lease() -> None:
     r = rig(max_connections=1)
     held = r.lease()

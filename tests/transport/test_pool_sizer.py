@@ -222,6 +222,18 @@ class Use:
         return max([out for at, out in self.history if at >= since] + before[-1:])
 
 
+def test_a_connection_made_ahead_of_need_was_never_in_use() -> None:
+    pool = rig(max_connections=8)
+    since = pool.now
+    for name in "abc":
+        assert pool.pool.offer(Conn(name))
+    assert pool.pool.busiest(since) == 0
+
+    pool.pool.give_back(pool.lease(), reusable=True)
+
+    assert pool.pool.busiest(since) == 1
+
+
 @given(st.lists(st.tuples(st.sampled_from([0.5, 1.0, 3.0]), st.booleans()), max_size=40), st.integers(0, 30))
 def test_the_most_in_use_at_once_can_be_told_from_what_lies_idle(
     steps: list[tuple[float, bool]], back: int
