@@ -223,6 +223,12 @@ def test_explain_names_the_upstream_the_prefix_and_the_line(folder: Path, capsys
     assert "upstream invoices, by match[0]: https://invoices.example (e.yaml:12)" in text
 
 
+def test_explain_says_that_an_upstream_is_left_alone(folder: Path, capsys: Captured) -> None:
+    (folder / "off.yaml").write_text("upstreams: {a: {base_url: http://a, mode: off}}")
+    assert main(["explain", "off.yaml", "http://a"]) == 0
+    assert "mode is off: the call is left alone, none of what follows applies" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "url", ["https://billing.internal.evil.org:8443/v2", "http://billing.internal:8443/v2", "nonsense"]
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from headrace.config import load
+from headrace.config.check.trust import MAX_DIRECTORY_FILES
 from headrace.errors import ConfigError
 from headrace.policy.outcome import condition
 from headrace.policy.plan import (
@@ -328,6 +329,29 @@ def test_given_ca_wins_over_the_variables(tmp_path: Path) -> None:
     )
     assert tls is not None
     assert tls.ca == str(tmp_path / "ca.pem")
+
+
+def test_a_directory_of_cas_is_read_without_what_lies_below_it_and_has_its_limit(tmp_path: Path) -> None:
+    (tmp_path / "cas" / "below").mkdir(parents=True)
+    (tmp_path / "cas" / "ca.pem").write_text("a")
+    file = tls_file(tmp_path, "{ca: cas}")
+    first = load(file, env={}, cwd=tmp_path)
+    (tmp_path / "cas" / "below" / "other.pem").write_text("b")
+    assert load(file, env={}, cwd=tmp_path).upstreams == first.upstreams
+
+    for number in range(MAX_DIRECTORY_FILES):
+        (tmp_path / "cas" / f"{number}.pem").touch()
+    with pytest.raises(ConfigError, match=f"has more than {MAX_DIRECTORY_FILES} files"):
+        load(file, env={}, cwd=tmp_path)
+
+
+def test_ever_so_many_lists_of_words_are_each_compiled_to_their_own_outcomes(load_text: LoadText) -> None:
+    upstreams = "".join(
+        f"  u{status}: {{base_url: 'http://u{status}', retry: {{retry_on: [{status}]}}}}\n"
+        for status in range(100, 600)
+    )
+    for plan in load_text(f"upstreams:\n{upstreams}").upstreams.values():
+        assert plan.retry.retry_on == condition([int(plan.name[1:])])
 
 
 def test_defaults_for_tls_do_not_hurt_http_upstreams(load_text: LoadText) -> None:

@@ -31,6 +31,13 @@ def test_missing_file_is_an_error_that_says_where_it_looked(tmp_path: Path) -> N
     assert caught.value.watched == (str(tmp_path / "nope.yaml"),)
 
 
+def test_a_home_of_nobody_is_a_name_like_any_other(tmp_path: Path) -> None:
+    assert "does not exist" in refused("~nobody_has_this_name/u.yaml", tmp_path)
+    (tmp_path / "~nobody_has_this_name").mkdir()
+    (tmp_path / "~nobody_has_this_name" / "u.yaml").write_text(GOOD)
+    assert load("~nobody_has_this_name/u.yaml", env={}, cwd=tmp_path).upstreams.keys() == {"billing"}
+
+
 def test_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "upstreams.yaml").mkdir()
     assert "is a directory" in refused("upstreams.yaml", tmp_path)

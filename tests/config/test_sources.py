@@ -191,6 +191,26 @@ def test_other_files_of_a_secrets_directory_are_left_alone(tmp_path: Path) -> No
     assert str(secrets / "upstreams__billing__headers__Authorization") in inspection.watched
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(b"x" * 2_000_000, "is longer than", id="too long"),
+        pytest.param(b"\xff\xfe", "is not UTF-8 text", id="not UTF-8"),
+        pytest.param(b"[GET, ", "begins like a YAML list or map but is not one", id="broken"),
+    ],
+)
+def test_a_file_of_a_secrets_directory_that_cannot_be_used_is_named_and_not_quoted(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "u.yaml").write_text(BASE)
+    secret = tmp_path / "secrets" / "upstreams__billing__retry__methods"
+    secret.parent.mkdir()
+    secret.write_bytes(content)
+    (problem,) = inspect("u.yaml", env={}, cwd=tmp_path, secrets_dir=secret.parent).problems
+    assert (problem.file, problem.path) == (str(secret), "upstreams.billing.retry.methods")
+    assert message in problem.message
+
+
 def test_missing_secrets_directory_is_an_error(tmp_path: Path) -> None:
     """failures.md 50."""
     (tmp_path / "u.yaml").write_text(BASE)

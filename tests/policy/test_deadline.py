@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.policy.deadline_header import ExpiryGuard, format_remaining, parse_remaining_s
+from headrace.policy.deadline_header import ExpiryGuard, allowed_s, format_remaining, parse_remaining_s
+from headrace.policy.plan import InboundDeadlinePlan
 
 SECONDS = [
     pytest.param("2", 2.0, id="whole"),
@@ -166,3 +167,24 @@ def test_an_exhausted_guard_is_told_from_one_that_has_seen_too_little() -> None:
     guard.count(0.0)
     assert not guard.may_refuse(0.0)
     assert guard.is_exhausted
+
+
+@pytest.mark.parametrize(
+    ("plan", "said_s", "allowed"),
+    [
+        pytest.param(None, None, None, id="nobody says anything"),
+        pytest.param(None, 7.0, 7.0, id="without a rule what the caller says holds"),
+        pytest.param(
+            InboundDeadlinePlan("X-T", 5.0, 60.0), None, 5.0, id="the default, for want of a header"
+        ),
+        pytest.param(InboundDeadlinePlan("X-T", None, 60.0), None, None, id="no default"),
+        pytest.param(
+            InboundDeadlinePlan("X-T", 5.0, 60.0), 7.0, 7.0, id="the header, longer than the default"
+        ),
+        pytest.param(InboundDeadlinePlan("X-T", 5.0, 60.0), 61.0, 60.0, id="cut to the longest"),
+    ],
+)
+def test_how_long_a_caller_waits(
+    plan: InboundDeadlinePlan | None, said_s: float | None, allowed: float | None
+) -> None:
+    assert allowed_s(plan, said_s) == allowed

@@ -253,6 +253,18 @@ def test_a_failure_that_opened_the_circuit_ends_the_call_without_sleeping_toward
     assert bench.budget.balance(bench.clock.now) == pytest.approx(30.2)
 
 
+def test_a_circuit_that_opened_and_recovered_during_the_pause_lets_the_call_go_on_as_a_probe() -> None:
+    bench = Bench()
+    bench.decide()
+    sleep = bench.after(UNAVAILABLE)
+    open_up(bench.circuit, T0 - 5.0)
+
+    assert bench.wake(sleep) == Send(2, 4.0)
+    assert bench.circuit.view(bench.clock.now).probes_in_flight == 1
+    bench.after(OK)
+    assert bench.circuit.view(bench.clock.now).verdicts == 1
+
+
 def test_a_circuit_that_opened_during_the_pause_ends_the_call_with_the_answer_it_has() -> None:
     bench = Bench()
     bench.decide()
@@ -356,6 +368,51 @@ def test_an_attempt_that_hangs_twice_counts_once() -> None:
 
     assert bench.exchange.reason is EndReason.ATTEMPTS
     assert counted(bench) == (1, 1, 1)
+
+
+def test_a_body_that_breaks_off_as_it_is_read_makes_a_failure_of_its_success_once() -> None:
+    bench = Bench()
+    bench.decide()
+    bench.after(OK)
+    assert counted(bench) == (1, 0, 0)
+
+    for _ in range(2):
+        bench.exchange.body_broke(RESET, bench.clock.now)
+
+    assert counted(bench) == (1, 1, 1)
+    assert bench.exchange.verdicts == [Verdict.FAILURE]
+
+
+@pytest.mark.parametrize(
+    ("answer", "broken", "verdict"),
+    [
+        pytest.param(
+            OK, Outcome(fault=Fault.CANCELLED, sent=True), Verdict.SUCCESS, id="the reader went away"
+        ),
+        pytest.param(Outcome(status=500, sent=True), RESET, Verdict.FAILURE, id="it was a failure already"),
+    ],
+)
+def test_a_body_that_breaks_off_changes_nothing_where_it_says_nothing_new(
+    answer: Outcome, broken: Outcome, verdict: Verdict
+) -> None:
+    bench = Bench(max_attempts=1)
+    bench.decide()
+    bench.after(answer)
+    before = counted(bench)
+
+    bench.exchange.body_broke(broken, bench.clock.now)
+
+    assert (counted(bench), bench.exchange.verdicts) == (before, [verdict])
+
+
+def test_a_correction_that_comes_after_the_window_has_forgotten_is_a_call_of_its_own() -> None:
+    bench = Bench(upstream_plan(timeouts=replace(TIMEOUTS, deadline_s=None)))
+    bench.decide()
+    bench.wake(hang(bench))
+    bench.clock.advance(20.0)  # the window reaches back 10 s
+    bench.after(OK)
+
+    assert counted(bench) == (1, 0, 0)
 
 
 def test_a_call_keeps_its_probe_over_its_retries_and_is_one_verdict() -> None:
@@ -677,6 +734,30 @@ def test_an_idempotency_key_lets_any_method_be_sent_again() -> None:
         bench = Bench(method="POST", keyed=keyed)
         bench.decide()
         assert isinstance(bench.after(UNAVAILABLE), expected)
+
+
+def test_a_body_that_turns_out_to_be_spent_ends_the_retries() -> None:
+    bench = Bench()
+    bench.decide()
+    bench.exchange.body_is_spent()
+
+    assert bench.after(UNAVAILABLE) == Finish(EndReason.NOT_REPLAYABLE)
+    assert bench.exchange.denied is EndReason.NOT_REPLAYABLE
+
+
+def test_where_a_pause_would_stall_an_event_loop_there_is_no_retry() -> None:
+    bench = Bench(may_sleep=False)
+    bench.decide()
+
+    assert bench.after(UNAVAILABLE) == Finish(EndReason.EVENT_LOOP)
+    assert bench.budget.balance(T0) == pytest.approx(30.2)  # no retry was paid for
+
+
+def test_a_retry_without_a_pause_is_made_on_an_event_loop_too() -> None:
+    bench = Bench(may_sleep=False, rng=0.0)
+    bench.decide()
+
+    assert bench.after(UNAVAILABLE) == Send(2, 4.0)
 
 
 def test_a_key_does_not_make_a_spent_body_replayable() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.policy.plan import Origin, UrlPrefix
-from headrace.policy.routes import RouteTable, UrlError, parse_prefix, target_of, url_of
+from headrace.policy.routes import RouteTable, UrlError, moved, parse_prefix, target_of, url_of
 
 
 def table(*urls: str) -> RouteTable[str]:
@@ -72,6 +72,7 @@ def test_prefix_is_normalised(url: str, prefix: UrlPrefix) -> None:
         "https://a\tb",
         "https://[::1",
         "https://[x]",
+        "https://[v1.a]",
         "https://[::1]x",
         "https://a..b",
         "https://-a",
@@ -165,6 +166,30 @@ def test_longest_segment_prefix_wins(path: str, owner: str | None) -> None:
 def test_two_values_for_one_prefix_are_an_error() -> None:
     with pytest.raises(ValueError, match="two routes claim https://a/v2"):
         table("https://a/v2", "https://A:443/v2/")
+
+
+@pytest.mark.parametrize(
+    ("host", "value"),
+    [
+        ("a", "https://a"),
+        ("A.", "https://a"),
+        ("2001:db8::1", "https://[2001:DB8::1]/v2"),
+        ("b", None),
+        ("a:b", None),
+    ],
+)
+def test_an_origin_is_known_by_its_shortest_prefix_however_it_is_spelt(host: str, value: str | None) -> None:
+    routes = table("https://a/v2", "https://a", "https://[2001:DB8::1]/v2")
+
+    assert routes.of_origin("https", host, 443) == value
+    assert routes.names_origin("https", host.lower(), 443) == (value is not None)
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://a/v2", "https://a@b@c/v2", "https://[v1.a]/v2", "https://b/v2", "https://a/v"]
+)
+def test_what_does_not_lie_below_a_prefix_is_not_moved(url: str) -> None:
+    assert moved(url, [parse_prefix("https://a/v2")], to=parse_prefix("https://other")) is None
 
 
 def test_empty_table_is_a_table() -> None:

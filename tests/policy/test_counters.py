@@ -1,0 +1,75 @@
+"""Totals: what a bucket holds, what a tick costs nobody, and which of them stand together."""
+
+from __future__ import annotations
+
+import pytest
+
+from headrace.policy.counters import (
+    PROTECTED_OUTCOMES,
+    Exemplar,
+    Histogram,
+    Ticker,
+    UpstreamCounters,
+    add,
+    totals_of,
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "bucket"),
+    [(0.0, 0), (0.005, 0), (0.006, 1), (30.0, 11), (30.1, 12)],
+)
+def test_a_value_is_counted_up_to_the_bound_that_it_equals(value: float, bucket: int) -> None:
+    histogram = Histogram()
+    histogram.observe(value)
+
+    assert [index for index, count in enumerate(histogram.counts) if count] == [bucket]
+    assert histogram.sum == value
+
+
+def test_a_bucket_shows_the_latest_of_its_exemplars() -> None:
+    histogram = Histogram((1, 2))
+    first, second, other = (
+        Exemplar("a" * 32, "b" * 16, 0.5, 1.0),
+        Exemplar("c" * 32, "d" * 16, 1.0, 2.0),
+        Exemplar("e" * 32, "f" * 16, 9.0, 3.0),
+    )
+    for exemplar in (first, second, other):
+        histogram.exemplify(exemplar)
+
+    assert histogram.exemplars == {0: second, 2: other}
+
+
+def test_a_look_at_a_ticker_is_not_counted_and_its_copy_goes_on_from_there() -> None:
+    ticker = Ticker(3)
+    ticker.tick()
+    assert (ticker.total(), ticker.total()) == (4, 4)
+
+    copy = ticker.copy()
+    copy.tick()
+
+    assert (ticker.total(), copy.total()) == (4, 5)
+
+
+def test_tickers_that_have_not_ticked_are_in_no_total() -> None:
+    tickers = {outcome: Ticker() for outcome in PROTECTED_OUTCOMES}
+    tickers["failure"].tick()
+
+    assert totals_of(tickers) == {"failure": 1}
+
+
+def test_a_copy_of_the_counters_is_apart_from_them() -> None:
+    counters = UpstreamCounters()
+    add(counters.requests, "2xx", 2)
+    counters.resent += 1
+    counters.protected["success"].tick()
+    counters.wait.observe(0.01)
+    copy = counters.copy()
+
+    add(counters.requests, "2xx")
+    counters.resent += 1
+    counters.protected["success"].tick()
+    counters.wait.observe(0.01)
+
+    assert (copy.requests, copy.resent, totals_of(copy.protected)) == ({"2xx": 2}, 1, {"success": 1})
+    assert (sum(copy.wait.counts), copy.wait.bounds) == (1, counters.wait.bounds)
