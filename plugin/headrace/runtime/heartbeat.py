@@ -15,6 +15,7 @@ from headrace.runtime.threads import Life, ServiceThread
 from headrace.runtime.upstream import Upstream, name_of
 from headrace.transport.attempt import Attempt
 from headrace.transport.lease.pool import Lease
+from headrace.transport.standstill import GRACE_S
 from headrace.transport.stock.probe import Beat, beat
 
 MOST_PER_ROUND = 8
@@ -75,14 +76,18 @@ class Heartbeats:
             doing="look at an idle connection",
             of=lambda one: one[0].plan.name,
         )
-        asked = [one for _, one in looked if one is not None]
+        asked = {id(one[3]): one for _, one in looked if one is not None}
+
+        def settle(answered: Beat) -> None:
+            one = asked.pop(id(answered))
+            each([one], self._settle, doing="settle a heartbeat", of=lambda one: one[0].plan.name)
+
         try:
-            _beat_in_time(asked)
-        except (
-            Exception
-        ) as error:  # no descriptor left for a selector: unanswered, and given back all the same
+            _beat_in_time(list(asked.values()), on_answer=settle)
+        except Exception as error:
+            # No descriptor is left for a selector, say: unanswered, and given back all the same.
             stumbled("ask for a sign of life on idle connections", error)
-        each(asked, self._settle, doing="settle a heartbeat", of=lambda one: one[0].plan.name)
+        each(asked.values(), self._settle, doing="settle a heartbeat", of=lambda one: one[0].plan.name)
 
     def _settle(self, asked: Asked) -> None:
         upstream, plan, lease, one = asked
@@ -137,20 +142,32 @@ def _looked_at(due: Due, now: float) -> Asked | None:
     return None
 
 
-def _beat_in_time(asked: Sequence[Asked]) -> None:
-    """Ask, and have the deadline thread cut off whoever drips: a socket's limit is one on silence only. Blocks."""
-    under_way = []
+def _beat_in_time(asked: Sequence[Asked], *, on_answer: Callable[[Beat], None]) -> None:
+    """Ask, and have the deadline thread cut off whoever drips: a socket's limit is one on silence only. Blocks.
+
+    Args:
+        on_answer: Told of each that has answered in time, when it has.
+    """
+    under_way: dict[int, Attempt] = {}
     for upstream, _, lease, one in asked:
         pool, timeouts = upstream.state.pool, upstream.plan.timeouts
-        attempt = Attempt(pool, one, None, (), timeouts, one.ends_at, streamed=False)
+        # Later than the round's own limit, which says of silence that it is a miss: this is for those that drip.
+        attempt = Attempt(pool, one, None, (), timeouts, one.ends_at + GRACE_S, streamed=False)
         attempt.token = lease.token
-        deadlines.table[attempt] = one.ends_at
-        under_way.append(attempt)
-    if under_way and (first_at := min(one.ends_at for one in under_way)) < deadlines.wake_at:
+        deadlines.table[attempt] = attempt.ends_at
+        under_way[id(one)] = attempt
+    if under_way and (first_at := min(one.ends_at for one in under_way.values())) < deadlines.wake_at:
         deadlines.rouse(first_at)
+
+    def has_answered(one: Beat) -> None:
+        # At once: the limit of those that hang is not for a connection that has gone back.
+        if deadlines.table.pop(under_way.pop(id(one)), None) is None:
+            one.answered = False  # an answer that ends with the connection looks whole when it was cut
+        else:
+            on_answer(one)
+
     try:
-        beat([one for _, _, _, one in asked])
+        beat([one for _, _, _, one in asked], on_answer=has_answered)
     finally:
-        for attempt, (_, _, _, one) in zip(under_way, asked, strict=True):
-            if deadlines.table.pop(attempt, None) is None:
-                one.answered = False  # an answer that ends with the connection looks whole when it was cut
+        for attempt in under_way.values():
+            deadlines.table.pop(attempt, None)

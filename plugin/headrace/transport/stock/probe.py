@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import selectors
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from headrace.clock import monotonic
@@ -33,10 +33,13 @@ class Beat:
     answered: bool = False
 
 
-def beat(round_: Sequence[Beat]) -> None:
+def beat(round_: Sequence[Beat], *, on_answer: Callable[[Beat], object]) -> None:
     """Ask on every connection of *round_*, then read the answers as they come. Blocks until the last `ends_at`.
 
     Mutates: sets `answered`. Never raises for what a peer does.
+
+    Args:
+        on_answer: Told of each that has answered, when it has: it need not wait for those that do not.
     """
     with selectors.DefaultSelector() as selector:
         for one in round_:
@@ -53,6 +56,8 @@ def beat(round_: Sequence[Beat]) -> None:
             for key, _ in ready:
                 selector.unregister(key.fileobj)
                 key.data.answered = _read(key.data)
+                if key.data.answered:
+                    on_answer(key.data)
 
 
 def _asked(one: Beat) -> bool:
