@@ -272,6 +272,13 @@ def test_an_upstream_down_for_ever_does_not_overflow_the_growth() -> None:
 # Half open
 
 
+def test_a_circuit_that_begins_to_probe_says_what_ended_its_open_period() -> None:
+    bench = Bench().opened()
+    bench.permit(T0 + 5.0)
+
+    assert bench.told[-1].why == "open_for elapsed"
+
+
 def test_half_open_admits_only_max_probes() -> None:
     """failures.md 1."""
     bench = Bench().opened()
