@@ -13,13 +13,13 @@ from typing import Any, Self
 from weakref import WeakSet
 
 from headrace.adapters import install
-from headrace.adapters.handles import Handle, governed_session, stock_pools
+from headrace.adapters.handles import Handle, Session, governed_session, stock_pools
 from headrace.config import load, mode_override
 from headrace.errors import ConfigError, HeadraceError
 from headrace.observe.events import HeadraceStarted, HeadraceStopped, ModeOverridden
 from headrace.observe.isolation import carry_out, each
 from headrace.observe.logs import emit
-from headrace.observe.metrics import Metrics
+from headrace.observe.metrics import Metrics, Registry
 from headrace.policy.plan import Configuration
 from headrace.runtime import process
 from headrace.runtime.deadlines import deadlines
@@ -59,9 +59,11 @@ class Headrace:
         ConfigError: The files have problems; all of them are in the text.
     """
 
-    def __init__(self, file: File | Sequence[File] | None = None, *, registry: Any = None) -> None:
-        self.files = _absolute(file)
-        self.started_in = 0  # pid
+    def __init__(
+        self, file: File | Sequence[File] | None = None, *, registry: Registry | None = None
+    ) -> None:
+        self.files: tuple[str, ...] = _absolute(file)
+        self.started_in: int = 0  # pid
         self._mode_override = mode_override(os.environ)
         self._cwd = Path.cwd()
         self._lock = threading.Lock()
@@ -244,7 +246,7 @@ class Headrace:
             )
         return handle
 
-    def session(self) -> Any:
+    def session(self) -> Session:
         """A new `requests.Session` governed by URL, whether or not `install.requests` is on."""
         return governed_session(self._find)
 
@@ -410,7 +412,7 @@ def current() -> Headrace:
     return owners[0]  # type: ignore[return-value]
 
 
-def start_from(file: File | Sequence[File] | None = None, *, registry: Any = None) -> Headrace:
+def start_from(file: File | Sequence[File] | None = None, *, registry: Registry | None = None) -> Headrace:
     """A started Headrace, for processes without middleware (Celery, cron, Jupyter). Also a context manager.
 
     Raises:

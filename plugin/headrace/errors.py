@@ -7,11 +7,39 @@ requests or urllib3 already catch; those pairs are what leaves headrace.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from headrace.policy.record import AttemptRecord
 
 
 class HeadraceError(Exception):
     """Base of everything headrace raises."""
+
+
+class Problem(Protocol):
+    """One thing that is wrong with a configuration; `str()` is its whole text.
+
+    Attributes:
+        file: The file as it was named, `environment NAME`, or a file of the secrets directory.
+        line, column: From 1; 0 where there is none.
+        path: The key with dots, or "" for the file as a whole.
+        message: What is wrong and what was found.
+        fix: What to write instead, or "" when only the author can know.
+    """
+
+    @property
+    def file(self) -> str: ...
+    @property
+    def line(self) -> int: ...
+    @property
+    def column(self) -> int: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def message(self) -> str: ...
+    @property
+    def fix(self) -> str: ...
 
 
 class ConfigError(HeadraceError):
@@ -22,10 +50,12 @@ class ConfigError(HeadraceError):
         watched: Absolute paths of what was read, or should have been: when one changes, trying again makes sense.
     """
 
-    def __init__(self, message: str, *, problems: Sequence[Any] = (), watched: Sequence[str] = ()) -> None:
+    def __init__(
+        self, message: str, *, problems: Sequence[Problem] = (), watched: Sequence[str] = ()
+    ) -> None:
         super().__init__(message)
-        self.problems = tuple(problems)
-        self.watched = tuple(watched)
+        self.problems: tuple[Problem, ...] = tuple(problems)
+        self.watched: tuple[str, ...] = tuple(watched)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.args, self.__dict__)
@@ -45,7 +75,7 @@ class UpstreamError(HeadraceError):
     """
 
     upstream: str
-    attempts: tuple[Any, ...]
+    attempts: tuple[AttemptRecord, ...]
     request_id: str | None
 
     def __init__(
@@ -53,7 +83,7 @@ class UpstreamError(HeadraceError):
         message: str,
         *,
         upstream: str = "",
-        attempts: Sequence[Any] = (),
+        attempts: Sequence[AttemptRecord] = (),
         request_id: str | None = None,
         **family: Any,
     ) -> None:
@@ -82,7 +112,7 @@ class CircuitOpenError(UpstreamError):
 
     def __init__(self, message: str, *, retry_after_s: float = 0.0, **rest: Any) -> None:
         super().__init__(message, **rest)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s: float = retry_after_s
 
 
 class DeadlineExceeded(UpstreamError):
@@ -94,7 +124,7 @@ class DeadlineExceeded(UpstreamError):
 
     def __init__(self, message: str, *, deadline_s: float = 0.0, **rest: Any) -> None:
         super().__init__(message, **rest)
-        self.deadline_s = deadline_s
+        self.deadline_s: float = deadline_s
 
 
 class CallCancelled(UpstreamError):
@@ -110,7 +140,7 @@ class ResponseTooLarge(UpstreamError):
 
     def __init__(self, message: str, *, max_bytes: int = 0, **rest: Any) -> None:
         super().__init__(message, **rest)
-        self.max_bytes = max_bytes
+        self.max_bytes: int = max_bytes
 
 
 class PoolTimeout(UpstreamError):

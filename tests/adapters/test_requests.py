@@ -464,10 +464,15 @@ def test_two_instances_cannot_claim_one_prefix(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with (
         running(tmp_path, rules("https://billing.internal/v2")),
-        pytest.raises(headrace.ConfigError, match=r"https://billing.internal/v2 is already claimed"),
+        pytest.raises(
+            headrace.ConfigError, match=r"https://billing.internal/v2 is already claimed"
+        ) as caught,
         running(tmp_path / "a", rules("https://billing.internal/v2", name="twin")),
     ):
         raise AssertionError("unreachable")
+    (problem,) = caught.value.problems
+    assert (problem.file, problem.path) == (str(tmp_path / "a" / "upstreams.yaml"), "upstreams.twin")
+    assert "already claimed" in problem.message
 
 
 def test_with_install_requests_off_only_sessions_and_handles_are_governed(tmp_path: Path) -> None:

@@ -322,6 +322,26 @@ def test_a_rotated_certificate_file_makes_a_new_pool(tmp_path: Path) -> None:
         assert "ca.pem" in hr.status()["rejected"]["problems"]
 
 
+def test_what_is_wrong_with_a_certificate_is_a_problem_as_any_other(tmp_path: Path) -> None:
+    """It comes to light when the pools are built: the file itself is good."""
+    import trustme
+
+    pairs = [trustme.CA().issue_cert("a.test") for _ in range(2)]
+    pairs[0].cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    pairs[1].private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    file = tmp_path / "upstreams.yaml"
+    tls = f", tls: {{cert: '{tmp_path}/cert.pem', key: '{tmp_path}/key.pem'}}"
+    file.write_text(two("https://a.test", "http://b.test", tls))
+
+    with pytest.raises(headrace.ConfigError) as caught:
+        headrace.Headrace(file)
+
+    (problem,) = caught.value.problems
+    assert (problem.file, problem.line, problem.path) == (str(file), 0, "")
+    assert problem.message == str(caught.value)
+    assert "key.pem" in problem.message
+
+
 def test_the_constructor_starts_nothing_and_a_bad_file_stops_the_boot(tmp_path: Path) -> None:
     file = tmp_path / "upstreams.yaml"
     file.write_text(two("http://a.test", "http://b.test"))

@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Callable, Mapping
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeAlias, TypeVar, overload
 
 import requests
 import urllib3
@@ -31,6 +31,9 @@ from headrace.transport.stock.pool import with_defaults
 P = ParamSpec("P")
 T = TypeVar("T")
 
+Session: TypeAlias = requests.Session
+"""For annotations above, where no HTTP library is imported."""
+
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _FORBIDDEN = re.compile(r"[\x00-\x20\\\x7f]")
 
@@ -52,7 +55,7 @@ class Handle:
         find_by_url: Callable[[PreparedRequest], Upstream | None],
         stock: urllib3.PoolManager,
     ) -> None:
-        self.name = name
+        self.name: str = name
         self._resolve = resolve
         self._in_force = in_force
         self._find_by_url = find_by_url

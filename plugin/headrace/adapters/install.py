@@ -13,6 +13,7 @@ from headrace.adapters import routing
 from headrace.adapters.requests.patch import RequestsPatch
 from headrace.adapters.routing import Routing, busiest_unknown_hosts
 from headrace.adapters.urllib3.patch import Urllib3Patch
+from headrace.config.check.problems import Problem
 from headrace.errors import ConfigError
 from headrace.observe.isolation import each
 from headrace.policy.plan import UrlPrefix
@@ -129,11 +130,13 @@ def _refuse_double_claims(owner: object, snapshot: Snapshot) -> None:
                 claimed[prefix] = upstream.plan.name
     for prefix, upstream in routes_of(snapshot.upstreams.values()):
         if prefix in claimed:
-            raise ConfigError(
-                f'upstream "{upstream.plan.name}": {url_of(prefix)} is already claimed by upstream '
-                f'"{claimed[prefix]}" of another Headrace in this process; one prefix, one owner',
-                problems=(prefix,),
+            name = upstream.plan.name
+            text = (
+                f'upstream "{name}": {url_of(prefix)} is already claimed by upstream '
+                f'"{claimed[prefix]}" of another Headrace in this process; one prefix, one owner'
             )
+            file = next(iter(snapshot.configuration.watched), "")  # the first that was read
+            raise ConfigError(text, problems=(Problem(file, 0, 0, f"upstreams.{name}", text),))
 
 
 def _forget_inherited() -> None:

@@ -23,14 +23,13 @@ from headrace.config.source.interpolate import Interpolation
 from headrace.config.source.sources import (
     FILE_VARIABLE,
     SECRETS_VARIABLE,
-    mode_override,
+    mode_problem,
     read_environment,
     read_files,
     read_secrets,
 )
 from headrace.config.source.tree import Mark, Table, merge, problem_at
 from headrace.config.source.written import Written
-from headrace.errors import ConfigError
 from headrace.policy.plan import Configuration, TlsPlan
 
 Files: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
@@ -97,10 +96,8 @@ def inspect(
     reader = Reader(FilePath.cwd() if cwd is None else FilePath(cwd).absolute())
     problems: list[Problem] = []
     misspelt: list[Problem] = []
-    try:
-        mode_override(env)
-    except ConfigError as error:
-        problems.extend(error.problems)
+    if (wrong := mode_problem(env)) is not None:
+        problems.append(wrong)
 
     names = _names(files, env)
     if not names:

@@ -29,6 +29,7 @@ from headrace.middleware.problems import (
 )
 from headrace.observe.events import ErrorMapped
 from headrace.observe.logs import emit
+from headrace.observe.metrics import Registry
 from headrace.policy.retry import RetryAllowance
 from headrace.runtime.cancellation import Cancellation
 from headrace.runtime.carrying import record_of
@@ -74,12 +75,12 @@ class ASGIMiddleware:
         file: File | Sequence[File] | None = None,
         *,
         headrace: Headrace | None = None,
-        registry: Any = None,
+        registry: Registry | None = None,
     ) -> None:
         if headrace is not None and (file is not None or registry is not None):
             raise TypeError("give a file (and registry), or headrace=…, not both: a Headrace has its own")
         self.app = app
-        self.headrace = headrace if headrace is not None else Headrace(file, registry=registry)
+        self.headrace: Headrace = headrace if headrace is not None else Headrace(file, registry=registry)
         self._is_ours = headrace is None
         self._given_up = False  # while starting
         self._names: HeaderNames | None = None

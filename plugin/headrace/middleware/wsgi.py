@@ -25,6 +25,7 @@ from headrace.middleware.context import BLANKS, HeaderNames, Trace, deadline_at,
 from headrace.middleware.problems import CLIENT_CLOSED_REQUEST, ProblemAnswer, answer, too_late
 from headrace.observe.events import ConfigWarning, ErrorMapped
 from headrace.observe.logs import emit
+from headrace.observe.metrics import Registry
 from headrace.policy.plan import Configuration
 from headrace.policy.retry import RetryAllowance
 from headrace.runtime.carrying import record_of
@@ -74,12 +75,12 @@ class WSGIMiddleware:
         file: File | Sequence[File] | None = None,
         *,
         headrace: Headrace | None = None,
-        registry: Any = None,
+        registry: Registry | None = None,
     ) -> None:
         if headrace is not None and (file is not None or registry is not None):
             raise TypeError("give a file (and registry), or headrace=…, not both: a Headrace has its own")
         self.app = app
-        self.headrace = headrace if headrace is not None else Headrace(file, registry=registry)
+        self.headrace: Headrace = headrace if headrace is not None else Headrace(file, registry=registry)
         self._names: _Keys | None = None
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

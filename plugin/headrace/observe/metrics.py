@@ -18,7 +18,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -34,6 +34,9 @@ from headrace.observe.readings import Reading
 from headrace.observe.samples import Samples, le_labels, merged, samples_of
 from headrace.policy.counters import Histogram
 
+Registry: TypeAlias = CollectorRegistry
+"""For annotations outside, where prometheus_client is not imported."""
+
 
 class Metrics:
     """What one instance shows to prometheus.
@@ -45,7 +48,7 @@ class Metrics:
             In multiprocess mode no registry is touched.
     """
 
-    def __init__(self, read: Callable[[], Reading], *, registry: CollectorRegistry | None = None) -> None:
+    def __init__(self, read: Callable[[], Reading], *, registry: Registry | None = None) -> None:
         self._read = read
         self._registry = REGISTRY if registry is None else registry
 

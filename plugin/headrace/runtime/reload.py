@@ -16,6 +16,7 @@ from math import inf
 from typing import Literal
 
 from headrace.clock import monotonic
+from headrace.config.check.problems import Problem
 from headrace.errors import ConfigError
 from headrace.observe.events import (
     ConfigApplied,
@@ -312,7 +313,8 @@ class Reloader:
                 loaded_at=time.time(),
             )
         except TlsError as error:
-            raise ConfigError(str(error), problems=(error,), watched=configuration.watched) from error
+            problem = Problem(", ".join(self._files), 0, 0, "", str(error))
+            raise ConfigError(str(error), problems=(problem,), watched=configuration.watched) from error
 
     def _drain(self, states: list[UpstreamState], stop_at: float) -> None:
         known = {id(state) for _, state in self._draining}  # an interrupted one is done again

@@ -12,7 +12,7 @@ class VirtualClock:
     """
 
     def __init__(self, now: float = 1000.0) -> None:
-        self.now = now
+        self.now: float = now
         self.sleeps: list[float] = []
 
     def __call__(self) -> float:

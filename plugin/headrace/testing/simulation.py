@@ -151,9 +151,9 @@ class SimulatedUpstream:
             on_waived=lambda refused: self._note(f"would be refused: {refused}"),
         )
         self._budget = RetryBudget(plan.retry.budget)
-        self.timeline = Timeline()
-        self.transitions = Timeline()
-        self.arrived = 0
+        self.timeline: Timeline = Timeline()
+        self.transitions: Timeline = Timeline()
+        self.arrived: int = 0
 
     def answers(
         self,

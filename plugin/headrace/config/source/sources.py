@@ -34,24 +34,31 @@ def mode_override(env: Mapping[str, str]) -> Literal["off", "observe"] | None:
     Raises:
         ConfigError: Any other value: a kill switch that is misspelt must not be ignored.
     """
-    value = env.get(MODE_VARIABLE, "").strip().lower()
-    if value in ("", "enforce"):
-        return None
+    problem = mode_problem(env)
+    if problem is not None:
+        raise refusal([problem])
+    value = _mode_of(env)
     if value == "off":
         return "off"
-    if value == "observe":
-        return "observe"
+    return "observe" if value == "observe" else None
+
+
+def mode_problem(env: Mapping[str, str]) -> Problem | None:
+    """What is wrong with HEADRACE_MODE, or None."""
+    value = _mode_of(env)
+    if value in ("", "enforce", "off", "observe"):
+        return None
     near = did_you_mean(value, ["off", "observe", "enforce"])
-    raise refusal(
-        [
-            problem_at(
-                Mark("environment"),
-                MODE_VARIABLE,
-                f'must be off, observe or enforce; found the text "{printable(value[:40])}"',
-                f"did you mean {near}?" if near else "set it to off, observe or enforce, or unset it",
-            )
-        ]
+    return problem_at(
+        Mark("environment"),
+        MODE_VARIABLE,
+        f'must be off, observe or enforce; found the text "{printable(value[:40])}"',
+        f"did you mean {near}?" if near else "set it to off, observe or enforce, or unset it",
     )
+
+
+def _mode_of(env: Mapping[str, str]) -> str:
+    return env.get(MODE_VARIABLE, "").strip().lower()
 
 
 def read_files(files: Sequence[str], reader: Reader) -> tuple[Table | None, list[Problem]]:

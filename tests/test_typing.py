@@ -1,0 +1,72 @@
+"""`tests/typing/api.py`, which the checkers read, leaves nothing of the public face out."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import headrace
+import pytest_headrace
+from headrace import testing
+from headrace.adapters.handles import Handle
+from headrace.errors import Problem
+from headrace.policy.record import AttemptRecord
+
+API = (Path(__file__).parent / "typing" / "api.py").read_text("utf-8")
+USED = frozenset(re.findall(r"\.(\w+)", API))
+
+NOT_FOR_USERS = {
+    (headrace.Headrace, "forget"),  # what `headrace.testing.isolated` does
+    (headrace.Headrace, "service"),  # the middlewares' counters
+    (headrace.Record, "judge_last"),
+    (Handle, "forget_inherited"),
+    (testing.Simulation, "inbound"),  # what its upstreams ask
+    (testing.Timeline, "note"),
+    (headrace.PropagatingExecutor, "shutdown"),  # as every executor's
+    (headrace.RequestIdFilter, "filter"),  # as every filter's
+}
+CLASSES = [
+    *(found for name in headrace.__all__ if isinstance(found := getattr(headrace, name), type)),
+    *(found for name in testing.__all__ if isinstance(found := getattr(testing, name), type)),
+    Handle,
+    AttemptRecord,
+    Problem,
+]
+
+
+def attributes(cls: type) -> set[str]:
+    """Public ones, of the class itself and of those of ours above it: methods, properties, slots, annotations."""
+    ours = [one for one in cls.__mro__ if one.__module__.startswith("headrace")]
+    return {name for one in ours for name in {**vars(one), **inspect.get_annotations(one)} if name[0] != "_"}
+
+
+@pytest.mark.parametrize("module", [headrace, testing])
+def test_every_public_name_is_used_as_a_user_would(module: object) -> None:
+    prefix = "headrace." if module is headrace else ""
+    assert [name for name in module.__all__ if not re.search(rf"\b{prefix}{name}\b", API)] == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_every_attribute_of_a_public_class_is_used(cls: type) -> None:
+    wanted = {name for name in attributes(cls) if (cls, name) not in NOT_FOR_USERS}
+    assert sorted(wanted - USED) == []
+
+
+@pytest.mark.parametrize("error", [one for one in CLASSES if issubclass(one, Exception)])
+def test_every_attribute_of_an_error_is_used(error: type[Exception]) -> None:
+    """Those are set by its constructor: the class knows of some only."""
+    names = {name for name in vars(error("text")) if name[0] != "_"}
+    assert sorted(names - USED) == []
+
+
+def test_what_is_not_for_users_is_there() -> None:
+    assert [(cls.__name__, name) for cls, name in NOT_FOR_USERS if not hasattr(cls, name)] == []
+
+
+def test_every_fixture_is_used() -> None:
+    fixtures = [name for name in vars(pytest_headrace) if name.startswith("headrace_")]
+    assert fixtures == ["headrace_isolation", "headrace_instance"]
+    assert [name for name in fixtures if f"{name}: headrace.Headrace" not in API] == []
