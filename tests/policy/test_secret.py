@@ -6,7 +6,7 @@ from headrace.policy.secret import Secret
 
 
 def test_a_secret_is_itself_where_it_is_sent_and_three_stars_where_it_is_shown() -> None:
-    """Pitfall 52."""
+    """failures.md 52."""
     secret = Secret("hunter2")
 
     assert f"{[secret]} { ({'a': secret}) }" == "['***'] {'a': '***'}"

@@ -57,7 +57,8 @@ def test_it_is_typed_and_ships_its_schema() -> None:
 
 
 def test_it_ships_the_words_that_its_comments_point_to() -> None:
-    assert (resources.files("headrace") / "docs" / "failures.md").is_file()
+    for page in ("architecture.md", "failures.md"):
+        assert (resources.files("headrace") / "docs" / page).is_file()
 
 
 def test_every_public_name_can_be_had() -> None:
