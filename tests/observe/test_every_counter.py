@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import os
 import subprocess
 import sys
@@ -72,6 +74,18 @@ def _numbers(status: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], i
     return {path: status} if isinstance(status, int) else {}
 
 
+@functools.cache
+def _named_where_things_happen() -> frozenset[str]:
+    """Attributes named in modules that neither keep totals nor show them."""
+    package = Path(headrace.__file__).parent
+    modules = [file for file in package.rglob("*.py") if file.parent.name != "observe"]
+    modules.remove(package / "policy" / "counters.py")
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in modules]
+    return frozenset(
+        node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+    )
+
+
 @pytest.fixture(scope="module")
 def hr(tmp_path_factory: pytest.TempPathFactory) -> Iterator[headrace.Headrace]:
     with _instance(tmp_path_factory.mktemp("hr"), 9) as instance:
@@ -124,6 +138,11 @@ def test_every_total_but_distributions_is_in_the_status(
 
     grown = [path for path, number in after.items() if number - before.get(path, 0) == AMOUNT]
     assert bool(grown) == (name not in NOT_IN_STATUS and not isinstance(getattr(counters, name), Histogram))
+
+
+@pytest.mark.parametrize("name", totals_in(UpstreamCounters))
+def test_every_total_of_an_upstream_is_raised_somewhere(name: str) -> None:
+    assert name in _named_where_things_happen()
 
 
 def test_over_processes_the_same_totals_are_shown(tmp_path: Path) -> None:

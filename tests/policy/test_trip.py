@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,14 @@ from headrace.policy.breaker.transition import TRANSITIONS
 from headrace.policy.breaker.trip import TRIP_RULES
 from headrace.policy.plan import CircuitPlan
 from support.trips import BREAKER, RUNS, told_by
+
+NOT_OF_THE_RULES: Mapping[str, str] = {
+    "failure_on": "it says what a failure is",
+    "failure_if": "it says what a failure is",
+    "blame_after_s": "it says what a failure is",
+    "half_open": "it says when an open circuit closes",
+}
+"""Parts of the plan that say nothing about when a closed circuit opens, and what they say."""
 
 each_rule = pytest.mark.parametrize("rule", TRIP_RULES)
 
@@ -63,6 +71,23 @@ def test_the_words_of_an_opening_hold_its_threshold_and_are_the_rules_own(
     openings = {trigger: told for trigger in TRIP_RULES for told in told_by(plan, RUNS[trigger])}
     assert f"{openings[rule].threshold:g}" in re.findall(r"[\d.]+", openings[rule].why)
     assert [trigger for trigger, told in openings.items() if _words(told) == _words(openings[rule])] == [rule]
+
+
+def test_no_number_of_the_breaker_is_left_out_by_the_rules(plan: CircuitPlan) -> None:
+    asked = set()
+
+    class Watched(CircuitPlan):
+        def __getattribute__(self, name: str) -> Any:
+            asked.add(name)
+            return super().__getattribute__(name)
+
+    names = {field.name for field in fields(plan)}
+    watched = Watched(**{name: getattr(plan, name) for name in names})
+
+    for calls in RUNS.values():
+        told_by(watched, calls)
+
+    assert names - asked == NOT_OF_THE_RULES.keys()
 
 
 def _words(told: Transition) -> str:

@@ -115,6 +115,8 @@ class UpstreamCounters:
         transitions: Circuit transitions by (from_state, to_state).
         refused: Calls the open circuit refused.
         protected: Calls of protected functions by what the circuit was told (success, failure, ignored), or refused.
+        duration: Of ended calls; seconds.
+        wait: For a connection, until there was one or the caller gave up; seconds.
         attempts_per_call: Of calls that made at least one; count.
         deadline_left: Of the call, whenever one of its attempts had its connection; seconds.
         observed: `mode: observe`, the upstream's or its breaker's: what would have been done, by action.
