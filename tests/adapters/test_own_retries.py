@@ -25,7 +25,7 @@ from urllib3.util.retry import Retry
 
 import headrace
 from headrace.policy.breaker.permit import Permit, Verdict
-from headrace.policy.exchange import EndReason
+from headrace.policy.decision import EndReason
 from headrace.transport.attempt import current_attempt
 from support.faultserver import Answer, Break, FaultServer, Raw, Silence, on_reuse, server_context
 from support.governed import reason_of, rules, running

@@ -13,7 +13,7 @@ import requests
 import urllib3
 
 import headrace
-from headrace.policy.exchange import EndReason
+from headrace.policy.decision import EndReason
 from headrace.policy.outcome import Outcome
 from headrace.policy.record import Record
 from support.faultserver import Answer, Break, FaultServer

@@ -312,7 +312,7 @@ def test_a_wall_clock_that_has_jumped_costs_no_more_than_max(
         ),
     ):
         with monkeypatch.context() as patched:
-            patched.setattr(headrace.adapters.call.time, "time", jumped)
+            patched.setattr(headrace.engine.call.time, "time", jumped)
             answer, took_s = timed(get, server.url)
 
     assert took_s < 12.0

@@ -23,7 +23,7 @@ from urllib3._collections import HTTPHeaderDict
 from urllib3.util.retry import Retry
 
 import headrace
-from headrace.adapters.surface import Substitute
+from headrace.engine.surface import Substitute
 from headrace.policy.secret import Secret
 from headrace.transport.attempt import current_attempt
 from headrace.transport.stock.pool import with_defaults

@@ -21,7 +21,7 @@ import requests
 from servers import upstream
 
 import headrace
-from headrace.policy.exchange import EndReason
+from headrace.policy.decision import EndReason
 
 REASONS = frozenset(reason.value for reason in EndReason)
 

@@ -31,7 +31,7 @@ from headrace.config import inspect as inspect_files
 from headrace.config.source.sources import KNOWN_VARIABLES
 from headrace.observe import events
 from headrace.observe.tracing import call_trace, otel, span_facts
-from headrace.policy.exchange import EndReason
+from headrace.policy.decision import EndReason
 from headrace.policy.outcome import FAULT_WORDS, STATUS_WORDS, Fault
 from headrace.policy.plan import CountWindowPlan
 from headrace.policy.record import AttemptRecord, Record

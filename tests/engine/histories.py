@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from headrace.policy.breaker.circuit import CircuitState
-from headrace.policy.exchange import EndReason
+from headrace.policy.decision import EndReason
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import UpstreamPlan
 from support.plans import BACKOFF, BUDGET, TIMEOUTS, circuit_plan, retry_plan, upstream_plan
@@ -20,6 +20,7 @@ OK = Outcome(status=200, sent=True)
 UNAVAILABLE = Outcome(status=503, sent=True)
 TOO_MANY = Outcome(status=429, sent=True, retry_after_s=1.5)
 RESET = Outcome(fault=Fault.RESET, sent=True)
+DIED = Outcome(fault=Fault.RESET, sent=True, started_s=1000.0, reused=True)  # when the clock starts
 UNREACHABLE = Outcome(fault=Fault.CONNECT_FAILURE)
 TIMEOUT = Outcome(fault=Fault.TIMEOUT, sent=True, cut=True, duration_s=4.0)
 POOL_FULL = Outcome(fault=Fault.POOL_TIMEOUT)
@@ -108,6 +109,18 @@ HISTORIES: Sequence[History] = (
         state=CircuitState.CLOSED,
         counted=(1, 0),
         plan=upstream_plan(retry=retry_plan(backoff=replace(BACKOFF, base_s=0.0))),
+    ),
+    History(
+        name="a pooled connection that had died: sent again at once, and neither retried nor blamed",
+        calls=[
+            Call(
+                [(0.1, DIED), (0.1, Outcome(status=200, sent=True))],
+                EndReason.SUCCESS,
+                events=["send 1", "resend"],
+            )
+        ],
+        state=CircuitState.CLOSED,
+        counted=(1, 0),
     ),
     History(
         name="Retry-After is waited",

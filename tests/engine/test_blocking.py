@@ -5,9 +5,11 @@ import pytest
 from engine.histories import HISTORIES, OK, PLAN, UNAVAILABLE, Call, History
 from headrace.engine.blocking import run
 from headrace.policy.breaker.circuit import Circuit, CircuitState
-from headrace.policy.exchange import EndReason, Exchange, Finish, Refuse, Send
+from headrace.policy.decision import EndReason, Finish, Refuse, Resend, Send
+from headrace.policy.exchange import Exchange
 from headrace.policy.outcome import Outcome
 from headrace.policy.retry import RetryBudget
+from support.plans import request
 from support.virtual import VirtualClock, constant
 
 
@@ -25,6 +27,13 @@ class ScriptedAttempt:
         self._clock.advance(takes_s)
         if isinstance(reply, BaseException):
             raise reply
+        return reply
+
+    def resend(self, resend: Resend) -> Outcome | None:
+        self.events.append("resend")
+        takes_s, reply = self._replies.pop(0)
+        self._clock.advance(takes_s)
+        assert not isinstance(reply, BaseException)
         return reply
 
     def set_aside(self) -> None:
@@ -45,12 +54,9 @@ def exchange_for(call: Call, history: History, circuit: Circuit, budget: RetryBu
         plan,
         circuit,
         budget,
+        request(call.method, timeouts=plan.timeouts),
         now=now,
         rng=constant(0.5),
-        method=call.method,
-        replayable=True,
-        timeouts=plan.timeouts,
-        max_attempts=plan.retry.max_attempts,
     )
 
 

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from headrace.engine.blocking import run
 from headrace.engine.rehearsal import Foretold, Seen, rehearse
 from headrace.policy.breaker.circuit import Circuit
-from headrace.policy.exchange import EndReason, Exchange, Refuse, Send
+from headrace.policy.decision import EndReason, Refuse, Send
+from headrace.policy.exchange import Exchange, Served
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import BackoffPlan, BudgetPlan, OpenForPlan, SlowCallPlan, UpstreamPlan
 from headrace.policy.retry import RehearsedAllowance, RetryAllowance, RetryBudget
-from support.plans import HALF_OPEN, TIMEOUTS, circuit_plan, retry_plan, upstream_plan
+from support.plans import HALF_OPEN, TIMEOUTS, circuit_plan, request, retry_plan, upstream_plan
 from support.virtual import VirtualClock, constant
 
 T0 = 1000.0
@@ -129,15 +130,15 @@ class Side:
             self.plan,
             self.circuit,
             self.budget,
+            request(
+                asked.method,
+                timeouts=self.plan.timeouts,
+                replayable=asked.replayable,
+                keyed=asked.keyed,
+            ),
             now=now,
             rng=constant(0.5),
-            method=asked.method,
-            replayable=asked.replayable,
-            timeouts=self.plan.timeouts,
-            max_attempts=self.plan.retry.max_attempts,
-            deadline_at=None if asked.deadline_in_s is None else now + asked.deadline_in_s,
-            allowance=allowance,
-            keyed=asked.keyed,
+            served=Served(None if asked.deadline_in_s is None else now + asked.deadline_in_s, allowance),
         )
 
     def told(self, per_call: list[tuple[int, bool, bool, EndReason]], now: float) -> Told:

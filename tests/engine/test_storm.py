@@ -10,11 +10,12 @@ from itertools import count
 import pytest
 
 from headrace.policy.breaker.circuit import Circuit
-from headrace.policy.exchange import Exchange, Finish, Refuse, Send, Sleep
+from headrace.policy.decision import Finish, Refuse, Send, Sleep
+from headrace.policy.exchange import Exchange
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import BudgetPlan, UpstreamPlan
 from headrace.policy.retry import RetryBudget
-from support.plans import BUDGET, circuit_plan, retry_plan, upstream_plan
+from support.plans import BUDGET, circuit_plan, request, retry_plan, upstream_plan
 from support.storm import SIZE_S, worst
 
 CLIENTS = 100
@@ -69,12 +70,9 @@ class Storm:
             self.plan,
             circuit,
             budget,
+            request(timeouts=self.plan.timeouts),
             now=now,
             rng=rng.random,
-            method="GET",
-            replayable=True,
-            timeouts=self.plan.timeouts,
-            max_attempts=self.plan.retry.max_attempts,
         )
 
     def _answer(self, now: float) -> Outcome:

@@ -10,7 +10,7 @@ import requests
 import urllib3.exceptions
 
 from headrace.adapters.twins import REQUESTS, URLLIB3
-from headrace.policy.exchange import EndReason
+from headrace.policy.decision import EndReason
 from headrace.policy.record import Record
 from support.gateways import AsgiGateway, Gateway, Handler, WsgiGateway
 

@@ -14,7 +14,7 @@ import requests
 from headrace.errors import CallCancelled
 from headrace.middleware.asgi import ASGIMiddleware
 from headrace.middleware.disconnect import DisconnectWatch
-from headrace.policy.exchange import EndReason
+from headrace.policy.decision import EndReason
 from headrace.runtime.cancellation import Cancellation
 from headrace.runtime.inbound import inbound_var
 from support.gateways import CONFIGURATION, FakeHeadrace, asgi_scope

@@ -15,6 +15,8 @@ import fastapi
 import flask
 import pytest
 import requests
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -144,7 +146,10 @@ def assert_context(answer: tuple[int, dict[str, str], bytes]) -> None:
     assert headers["x-request-id"] == SENT["X-Request-ID"]
     sent = told["sent"]
     assert sent["x-request-id"] == SENT["X-Request-ID"]
-    assert (sent["traceparent"], sent["tracestate"]) == (PARENT, "a=1,b=2")
+    parent, is_told = sent["traceparent"], isinstance(trace.get_tracer_provider(), TracerProvider)
+    # Where a test before this one has set OpenTelemetry up for the process, FastAPI makes a span of its own.
+    assert (parent[:36] if is_told else parent) == (PARENT[:36] if is_told else PARENT)
+    assert sent["tracestate"] == "a=1,b=2"
     assert 0.0 < float(sent["x-request-timeout"]) <= 7.5
 
 

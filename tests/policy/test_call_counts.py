@@ -16,7 +16,7 @@ from headrace.policy.exchange import Exchange
 from headrace.policy.outcome import Outcome
 from headrace.policy.plan import CountWindowPlan, SlowCallPlan, TimeWindowPlan
 from headrace.policy.retry import RetryBudget
-from support.plans import HALF_OPEN, circuit_plan, upstream_plan
+from support.plans import HALF_OPEN, circuit_plan, request, upstream_plan
 from support.virtual import seeded
 
 T0 = 1000.0
@@ -45,18 +45,16 @@ def test_a_call_that_succeeds_at_once_makes_at_most_thirteen_python_calls_in_the
     circuit = Circuit(circuit_plan(), rng=seeded(), lock=threading.Lock())
     budget = RetryBudget(plan.retry.budget, lock=threading.Lock())
     outcome, rng = Outcome(status=200, sent=True), seeded()
+    asked = request(timeouts=plan.timeouts)
 
     def call() -> None:
         exchange = Exchange(
             plan,
             circuit,
             budget,
+            asked,
             now=T0,
             rng=rng,
-            method="GET",
-            replayable=True,
-            timeouts=plan.timeouts,
-            max_attempts=3,
         )
         exchange.decide(T0)
         exchange.record(outcome, T0)

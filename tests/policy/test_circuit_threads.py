@@ -12,11 +12,12 @@ import pytest
 
 from headrace.engine.blocking import run
 from headrace.policy.breaker.circuit import Circuit, CircuitState, Permit, Transition, Verdict
-from headrace.policy.exchange import EndReason, Exchange, Send
+from headrace.policy.decision import EndReason, Resend, Send
+from headrace.policy.exchange import Exchange
 from headrace.policy.outcome import Outcome
 from headrace.policy.plan import CountWindowPlan, SlowCallPlan, TimeWindowPlan
 from headrace.policy.retry import RetryBudget
-from support.plans import BUDGET, HALF_OPEN, circuit_plan, upstream_plan
+from support.plans import BUDGET, HALF_OPEN, circuit_plan, request, upstream_plan
 from support.virtual import VirtualClock, seeded
 
 T0 = 1000.0
@@ -167,6 +168,8 @@ def test_calls_through_one_circuit_run_at_the_same_time() -> None:
             under_way.wait(PATIENCE_S)  # passes only when all eight are inside their attempt
             return Outcome(status=200, sent=True)
 
+        def resend(self, resend: Resend) -> Outcome | None: ...
+
         def set_aside(self) -> None: ...
 
     def call(_: int) -> EndReason:
@@ -175,12 +178,9 @@ def test_calls_through_one_circuit_run_at_the_same_time() -> None:
             plan,
             circuit,
             budget,
+            request(timeouts=plan.timeouts),
             now=clock(),
             rng=seeded(),
-            method="GET",
-            replayable=True,
-            timeouts=plan.timeouts,
-            max_attempts=1,
         )
         return run(exchange, Meeting(), clock=clock, sleep=clock.sleep).reason
 

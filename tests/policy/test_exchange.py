@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.policy.breaker.circuit import Circuit, CircuitState, Permit, Refused, Verdict
-from headrace.policy.exchange import Decision, EndReason, Exchange, Finish, Refuse, Send, Sleep
+from headrace.policy.decision import Decision, EndReason, Finish, Refuse, Send, Sleep
+from headrace.policy.exchange import Exchange, Served
 from headrace.policy.outcome import Fault, Outcome, condition
 from headrace.policy.plan import BackoffPlan, BudgetPlan, UpstreamPlan
 from headrace.policy.retry import RetryAllowance, RetryBudget
-from support.plans import BUDGET, TIMEOUTS, circuit_plan, retry_plan, upstream_plan
+from support.plans import BUDGET, TIMEOUTS, circuit_plan, request, retry_plan, upstream_plan
 from support.virtual import VirtualClock, constant
 
 T0 = 1000.0
@@ -33,10 +34,16 @@ class Bench:
         rng: float = 0.5,
         method: str = "GET",
         replayable: bool = True,
+        keyed: bool = False,
         max_attempts: int | None = None,
-        **context: Any,
+        may_wait: bool = True,
+        nth_try: int = 0,
+        after: Exchange | None = None,
+        **served: Any,
     ) -> None:
         self.plan = plan if plan is not None else upstream_plan()
+        if max_attempts is not None:
+            self.plan = replace(self.plan, retry=replace(self.plan.retry, max_attempts=max_attempts))
         self.clock = VirtualClock(T0)
         self.circuit = circuit or Circuit(self.plan.circuit_breaker, rng=constant(0.5))
         self.budget = RetryBudget(self.plan.retry.budget)
@@ -44,13 +51,13 @@ class Bench:
             self.plan,
             self.circuit,
             self.budget,
+            request(method, timeouts=self.plan.timeouts, replayable=replayable, keyed=keyed),
             now=T0,
             rng=constant(rng),
-            method=method,
-            replayable=replayable,
-            timeouts=self.plan.timeouts,
-            max_attempts=self.plan.retry.max_attempts if max_attempts is None else max_attempts,
-            **context,
+            may_wait=may_wait,
+            served=Served(**served) if served else None,
+            nth_try=nth_try,
+            after=after,
         )
 
     def decide(self) -> Decision:
@@ -79,21 +86,21 @@ def open_up(circuit: Circuit, now: float = T0) -> None:
 
 
 def test_the_first_decision_is_to_send_with_the_attempt_timeout() -> None:
-    assert Bench().decide() == Send(1, 4.0)
+    assert Bench().decide() == Send(1, 4.0, 0.5)
 
 
 def test_the_attempt_timeout_is_cut_to_what_is_left_of_the_deadline() -> None:
     bench = Bench()
     bench.clock.advance(13.0)
 
-    assert bench.decide() == Send(1, 2.0)
+    assert bench.decide() == Send(1, 2.0, 0.5)
 
 
 def test_without_a_deadline_the_attempt_timeout_is_never_cut() -> None:
     bench = Bench(upstream_plan(timeouts=replace(TIMEOUTS, deadline_s=None)))
     bench.clock.advance(1e6)
 
-    assert bench.decide() == Send(1, 4.0)
+    assert bench.decide() == Send(1, 4.0, 0.5)
     assert bench.exchange.deadline_at is None
 
 
@@ -202,10 +209,10 @@ def test_failures_are_retried_after_a_pause_until_the_attempts_run_out() -> None
 
     first = bench.after(UNAVAILABLE, takes_s=0.1)
     assert first == Sleep(FAST_BACKOFF_S[0])
-    assert bench.wake(first) == Send(2, 4.0)
+    assert bench.wake(first) == Send(2, 4.0, 0.5)
     second = bench.after(RESET, takes_s=0.1)
     assert second == Sleep(FAST_BACKOFF_S[1])
-    assert bench.wake(second) == Send(3, 4.0)
+    assert bench.wake(second) == Send(3, 4.0, 0.5)
     assert bench.after(UNAVAILABLE) == Finish(EndReason.ATTEMPTS)
 
     assert bench.exchange.outcomes == [UNAVAILABLE, RESET, UNAVAILABLE]
@@ -225,7 +232,8 @@ def test_a_pause_of_nothing_is_not_slept() -> None:
     bench = Bench(rng=0.0)
     bench.decide()
 
-    assert bench.after(RESET) == Send(2, 4.0)
+    assert bench.after(RESET) == Sleep(0.0)  # the answer is set aside all the same
+    assert bench.decide() == Send(2, 4.0, 0.5)
 
 
 def test_the_decision_after_the_end_is_the_same_again() -> None:
@@ -259,7 +267,7 @@ def test_a_circuit_that_opened_and_recovered_during_the_pause_lets_the_call_go_o
     sleep = bench.after(UNAVAILABLE)
     open_up(bench.circuit, T0 - 5.0)
 
-    assert bench.wake(sleep) == Send(2, 4.0)
+    assert bench.wake(sleep) == Send(2, 4.0, 0.5)
     assert bench.circuit.view(bench.clock.now).probes_in_flight == 1
     bench.after(OK)
     assert bench.circuit.view(bench.clock.now).verdicts == 1
@@ -667,7 +675,7 @@ def test_whatever_the_upstream_does_a_call_keeps_its_bounds(
             break
         if isinstance(decision, Sleep):
             sleeps += 1
-            assert 0.0 < decision.delay_s <= plan.retry.retry_after.max_s
+            assert 0.0 <= decision.delay_s <= plan.retry.retry_after.max_s
             assert decision.delay_s < left_s
             clock.sleep(decision.delay_s + overslept_s)
             continue
@@ -699,7 +707,7 @@ def test_whatever_the_upstream_does_a_call_keeps_its_bounds(
 
 
 def test_the_earlier_of_the_calls_and_the_inbound_deadline_holds() -> None:
-    assert Bench(deadline_at=T0 + 2.0).decide() == Send(1, 2.0)
+    assert Bench(deadline_at=T0 + 2.0).decide() == Send(1, 2.0, 0.5)
     assert Bench(deadline_at=T0 + 60.0).exchange.deadline_at == T0 + 15.0
     unbounded = upstream_plan(timeouts=replace(TIMEOUTS, deadline_s=None))
     assert Bench(unbounded, deadline_at=T0 + 2.0).exchange.deadline_at == T0 + 2.0
@@ -746,7 +754,7 @@ def test_a_body_that_turns_out_to_be_spent_ends_the_retries() -> None:
 
 
 def test_where_a_pause_would_stall_an_event_loop_there_is_no_retry() -> None:
-    bench = Bench(may_sleep=False)
+    bench = Bench(may_wait=False)
     bench.decide()
 
     assert bench.after(UNAVAILABLE) == Finish(EndReason.EVENT_LOOP)
@@ -754,10 +762,11 @@ def test_where_a_pause_would_stall_an_event_loop_there_is_no_retry() -> None:
 
 
 def test_a_retry_without_a_pause_is_made_on_an_event_loop_too() -> None:
-    bench = Bench(may_sleep=False, rng=0.0)
+    bench = Bench(may_wait=False, rng=0.0)
     bench.decide()
 
-    assert bench.after(UNAVAILABLE) == Send(2, 4.0)
+    assert bench.after(UNAVAILABLE) == Sleep(0.0)
+    assert bench.decide() == Send(2, 4.0, patience_s=0.0)
 
 
 def test_a_key_does_not_make_a_spent_body_replayable() -> None:
@@ -816,13 +825,10 @@ def test_a_callers_first_try_earns_and_his_further_ones_pay_if_they_can() -> Non
             plan,
             bench.circuit,
             bench.budget,
+            request(timeouts=plan.timeouts),
             now=T0,
             rng=constant(0.5),
-            method="GET",
-            replayable=True,
-            timeouts=plan.timeouts,
-            max_attempts=3,
-            allowance=allowance,
+            served=Served(allowance=allowance),
             nth_try=2,
         )
         assert isinstance(again.decide(T0), Send)

@@ -8,12 +8,13 @@ from itertools import product
 import pytest
 
 from headrace.policy.breaker.circuit import Circuit
-from headrace.policy.exchange import Divert, EndReason, Exchange, Finish, Refuse, Sleep
+from headrace.policy.decision import Divert, EndReason, Finish, Refuse, Sleep
+from headrace.policy.exchange import Exchange
 from headrace.policy.fallback import stands_in
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import FallbackPlan
 from headrace.policy.retry import RetryBudget
-from support.plans import upstream_plan
+from support.plans import request, upstream_plan
 from support.virtual import constant
 
 SPARE = FallbackPlan(status=200, headers=(), body=b"", upstream="spare")
@@ -62,13 +63,9 @@ def begun(fallback: FallbackPlan | None, method: str = "GET", after: Exchange | 
         plan,
         Circuit(plan.circuit_breaker, rng=constant(0.5)),
         RetryBudget(plan.retry.budget),
+        request(method, timeouts=plan.timeouts, keyed=True),
         now=0.0,
         rng=constant(0.5),
-        method=method,
-        replayable=True,
-        timeouts=plan.timeouts,
-        max_attempts=3,
-        keyed=True,
         nth_try=0 if after is None else 2,
         after=after,
     )

@@ -10,7 +10,7 @@ import pytest
 from headrace.policy.breaker.circuit import CircuitState, Refused, Verdict
 from headrace.policy.breaker.permit import Refusal
 from headrace.policy.counters import Exemplar, UpstreamCounters
-from headrace.policy.exchange import EndReason
+from headrace.policy.decision import EndReason
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.record import Record, tally
 

@@ -108,8 +108,8 @@ def test_a_fault_that_retry_on_leaves_out_is_not_retried() -> None:
 def test_a_request_goes_out_again_at_once_only_where_its_pooled_connection_had_died_unheard(
     fault: Fault, reused: bool, answered: bool, repeatable: bool, is_resent: bool
 ) -> None:
-    failed = lost(fault, sent=True)
-    assert is_resendable(failed, reused=reused, answered=answered, repeatable=repeatable) is is_resent
+    failed = replace(lost(fault, sent=True), reused=reused, answered=answered)
+    assert is_resendable(failed, repeatable=repeatable) is is_resent
 
 
 KEYED = upstream_plan(

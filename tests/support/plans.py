@@ -24,6 +24,7 @@ from headrace.policy.plan import (
     UpstreamPlan,
     UrlPrefix,
 )
+from headrace.policy.request import Request
 
 OPEN_FOR = OpenForPlan(base_s=5.0, multiplier=2.0, max_s=60.0, jitter=0.1)
 HALF_OPEN = HalfOpenPlan(max_probes=3, success_rate_threshold=0.9, window_s=60.0, probe_timeout_s=8.0)
@@ -82,6 +83,11 @@ def circuit_plan(**changes: Any) -> CircuitPlan:
 def retry_plan(**changes: Any) -> RetryPlan:
     """The default retry rules with *changes*."""
     return replace(RETRY, **changes)
+
+
+def request(method: str = "GET", *, timeouts: TimeoutPlan = TIMEOUTS, **facts: Any) -> Request:
+    """A request of that method that its driver would send; *facts* are those of `Request`."""
+    return Request(None, method, None, timeouts, **facts)
 
 
 def upstream_plan(

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import headrace
-from headrace.policy.exchange import EndReason
+from headrace.policy.decision import EndReason
 from headrace.policy.outcome import Fault
 from headrace.testing import ScriptExhausted, SimulatedUpstream, Simulation
 from support.faultserver import Answer, Break, FaultServer

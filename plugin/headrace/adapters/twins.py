@@ -6,11 +6,10 @@ twin; `except headrace.CircuitOpenError` catches both. All pickle.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import requests
 import urllib3.exceptions
 
+from headrace.engine.surface import Twins
 from headrace.errors import (
     CallCancelled,
     CircuitOpenError,
@@ -67,18 +66,6 @@ class Urllib3CallCancelled(CallCancelled, urllib3.exceptions.HTTPError):
 
 class Urllib3ResponseTooLarge(ResponseTooLarge, urllib3.exceptions.HTTPError):
     """ResponseTooLarge for callers of urllib3."""
-
-
-@dataclass(frozen=True, slots=True)
-class Twins:
-    """The classes that one surface raises."""
-
-    circuit_open: type[CircuitOpenError]
-    deadline: type[DeadlineExceeded]
-    pool_timeout: type[PoolTimeout]
-    pool_rejected: type[PoolRejected]
-    cancelled: type[CallCancelled]
-    too_large: type[ResponseTooLarge]
 
 
 REQUESTS = Twins(

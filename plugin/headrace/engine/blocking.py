@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import assert_never
 
-from headrace.policy.exchange import Divert, End, Exchange, Finish, Performer, Refuse, Send, Sleep
+from headrace.policy.decision import Divert, End, Finish, Performer, Refuse, Resend, Send, Sleep
+from headrace.policy.exchange import Exchange
 
 
 def run(
@@ -23,21 +24,19 @@ def run(
         clock: Monotonic seconds.
         sleep: Waits the given seconds.
     """
-    in_hand = False  # an answer (or error) of an attempt that was not set aside
     try:
         while True:
             decision = exchange.decide(clock())
             match decision:
                 case Send():
-                    if in_hand:
-                        performer.set_aside()
                     outcome = performer.perform(decision)
-                    in_hand = True
                     exchange.record(outcome, clock())
+                case Resend():
+                    exchange.record(performer.resend(decision), clock())
                 case Sleep():
                     performer.set_aside()
-                    in_hand = False
-                    sleep(decision.delay_s)
+                    if decision.delay_s > 0.0:
+                        sleep(decision.delay_s)
                 case Divert() | Finish() | Refuse():
                     return decision
                 case _:

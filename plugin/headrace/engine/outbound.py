@@ -40,7 +40,6 @@ class Outbound:
         "inbound",
         "keyed",
         "request_id",
-        "sent",
     )
 
     def __init__(self, upstream: Upstream, method: str, own: Mapping[str, Any] | None) -> None:
@@ -50,7 +49,6 @@ class Outbound:
         self.request_id: str | None = None if inbound is None else inbound.request_id
         self.headers = plan.headers
         self.keyed = False
-        self.sent = 0
         propagate = plan.propagate
         self._tells_sequence = propagate.retry_sequence
         self.deadline_header = upstream.deadline_header if propagate.deadline else None
@@ -64,11 +62,16 @@ class Outbound:
             self.keyed = True
             self._take_key(plan, own or ())
 
-    def for_attempt(self, left_s: float | None) -> tuple[tuple[str, str], ...]:
-        """The headers of the next attempt, made with *left_s* left of the deadline (None: there is none)."""
+    def for_attempt(self, sent: int, left_s: float | None) -> tuple[tuple[str, str], ...]:
+        """The headers of the next attempt.
+
+        Args:
+            sent: How many attempts before it may have reached the upstream.
+            left_s: Of the deadline; None: there is none.
+        """
         headers = self.headers
-        if self.sent and self._tells_sequence:
-            headers = (*headers, (RETRY_SEQ, str(self.sent)))
+        if sent and self._tells_sequence:
+            headers = (*headers, (RETRY_SEQ, str(sent)))
         name = self.deadline_header
         if name is not None and left_s is not None:
             headers = (*headers, (name, format_remaining(left_s, is_grpc=name.lower() == GRPC_HEADER)))

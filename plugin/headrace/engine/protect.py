@@ -16,7 +16,7 @@ from headrace.clock import monotonic
 from headrace.errors import CircuitOpenError, DeadlineExceeded, UpstreamError
 from headrace.policy.breaker.circuit import Refused, Verdict
 from headrace.policy.counters import add
-from headrace.policy.exchange import EndReason
+from headrace.policy.decision import EndReason
 from headrace.policy.plan import CircuitPlan
 from headrace.policy.record import Record
 from headrace.runtime.carrying import carry

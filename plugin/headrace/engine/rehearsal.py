@@ -14,7 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from headrace.policy.exchange import Decision, Divert, EndReason, Exchange, Finish, Refuse, Send, Sleep
+from headrace.policy.decision import Decision, Divert, EndReason, Finish, Refuse, Resend, Send, Sleep
+from headrace.policy.exchange import Exchange
 from headrace.policy.outcome import Fault, Outcome
 
 
@@ -64,7 +65,7 @@ def rehearse(exchange: Exchange, first: Send | Divert | Refuse, seen: Seen) -> F
     try:
         while True:
             match decision:
-                case Send():
+                case Send() | Resend():
                     left_s = None if exchange.deadline_at is None else exchange.deadline_at - now
                     outcome = _cut(seen, decision.timeout_s, left_s)
                     timed_out = timed_out or outcome is not seen.outcome

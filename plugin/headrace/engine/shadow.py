@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from asyncio import _get_running_loop
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from headrace.clock import monotonic
@@ -13,16 +13,18 @@ from headrace.engine.predicate import is_condemned
 from headrace.engine.rehearsal import Foretold, Seen, rehearse
 from headrace.engine.retry_after import retry_after_s
 from headrace.observe.isolation import stumbled
+from headrace.policy.attempt_end import Phase
 from headrace.policy.breaker.permit import Refused, Verdict
 from headrace.policy.counters import add
-from headrace.policy.exchange import Divert, EndReason, Exchange, Refuse, Send
-from headrace.policy.outcome import Outcome
-from headrace.policy.plan import TimeoutPlan, UpstreamPlan
+from headrace.policy.decision import Divert, EndReason, Refuse, Send
+from headrace.policy.exchange import Exchange, Served
+from headrace.policy.outcome import Fault, Outcome
+from headrace.policy.plan import UpstreamPlan
 from headrace.policy.record import tally
+from headrace.policy.request import Request
 from headrace.policy.retry import RETRY_AFTER_FROM, RehearsedAllowance, is_keyed
 from headrace.runtime.inbound import inbound_var
 from headrace.runtime.upstream import Upstream
-from headrace.transport.stock.faults import fault_of, phase_of
 
 T = TypeVar("T")
 
@@ -30,13 +32,10 @@ T = TypeVar("T")
 def observed(
     upstream: Upstream,
     go: Callable[[], T],
+    request: Request,
     *,
     status_of: Callable[[T], int],
-    method: str,
-    replayable: bool,
-    timeouts: TimeoutPlan,
-    streamed: bool,
-    headers: Mapping[str, Any] | None,
+    facts_of: Callable[[BaseException], tuple[Fault, bool, Phase]],
     read: Callable[[T], object] | None = None,
     nth_try: int = 0,
 ) -> T:
@@ -47,7 +46,8 @@ def observed(
     `waited`, `rejected`, `timed_out`, `retried` (attempts).
 
     Args:
-        headers: What the call itself has set.
+        request: What the rules need to know of it; `replayable` as if the call were made by us.
+        facts_of: What an exception of *go* says: its fault, whether a limit was hit, how far it got.
         read: Reads the body of what *go* returned at its head; None: *go* has done that, or its caller will.
     """
     plan, state = upstream.plan, upstream.state
@@ -60,22 +60,21 @@ def observed(
             served.rehearsed = RehearsedAllowance(served.allowance)
         allowance = served.rehearsed
     may_wait = _get_running_loop() is None
+    request.keyed = is_keyed(plan, request.method, request.headers or ())
     began = monotonic()
     exchange = Exchange(
         plan,
         state.circuit,
         state.budget,
+        request,
         now=began,
         rng=random.random,
-        method=method,
-        replayable=replayable,
-        timeouts=timeouts,
-        max_attempts=plan.retry.max_attempts,
-        may_sleep=may_wait,
-        deadline_at=None if served is None else served.deadline_at,
-        allowance=allowance,
-        keyed=is_keyed(plan, method, headers or ()),
-        cancellation=None if inbound is None else inbound.cancellation,
+        may_wait=may_wait,
+        served=Served(
+            None if served is None else served.deadline_at,
+            allowance,
+            None if inbound is None else inbound.cancellation,
+        ),
         nth_try=nth_try,
     )
     tracing = upstream.tracing
@@ -89,7 +88,7 @@ def observed(
         held = _Connection()
         with counters.lock:
             state.in_flight.add(held)
-            _count_full(upstream, may_wait=may_wait and timeouts.acquire_s > 0.0)
+            _count_full(upstream, may_wait=may_wait and request.timeouts.acquire_s > 0.0)
     outcome = Outcome(started_s=began)
     head_s = None
     try:
@@ -101,13 +100,12 @@ def observed(
         if read is not None:
             head_s = monotonic() - began
             read(response)
-        if not streamed:
+        if not request.streamed:
             outcome.condemned = is_condemned(upstream, response, outcome.status)
         return response
     except BaseException as error:
         outcome.status = outcome.retry_after_s = None
-        phase = phase_of(error)
-        outcome.fault, outcome.cut = fault_of(error, phase)
+        outcome.fault, outcome.cut, phase = facts_of(error)
         outcome.sent = phase == "sent"
         raise
     finally:
@@ -116,7 +114,7 @@ def observed(
             with counters.lock:
                 state.in_flight.discard(held)
         try:
-            seen = Seen(outcome, head_s, streamed, exchange.is_retried(outcome.status))
+            seen = Seen(outcome, head_s, request.streamed, exchange.is_retried(outcome.status))
             foretold = rehearse(exchange, first, seen)
             with counters.lock:
                 _count(upstream, foretold)

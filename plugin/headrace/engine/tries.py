@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from headrace.clock import monotonic
 from headrace.engine.outbound import Outbound
 from headrace.policy.breaker.circuit import Refused, Verdict
-from headrace.policy.exchange import EndReason, Exchange
+from headrace.policy.decision import EndReason
+from headrace.policy.exchange import Exchange
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.record import tally
 from headrace.runtime.upstream import Upstream
@@ -26,7 +27,6 @@ class Tries:
         outcomes, verdicts: Of the attempts of all tries, oldest first; records share them.
         deadline_at, denied, refused: As the last try's exchange has them.
         last: The last try's exchange, or None: what it has not told the circuit is the next one's to say.
-        suspects_idle: The last try met silence on a pooled connection: its idle neighbours may be as dead.
     """
 
     __slots__ = (
@@ -41,7 +41,6 @@ class Tries:
         "made",
         "outcomes",
         "refused",
-        "suspects_idle",
         "verdicts",
     )
 
@@ -53,7 +52,6 @@ class Tries:
         self.began = monotonic()
         self.made = 0
         self.last: Exchange | None = None
-        self.suspects_idle = False
         self.outcomes: list[Outcome] = []
         self.verdicts: list[Verdict] = []
         self.deadline_at: float | None = None
@@ -67,9 +65,7 @@ class Tries:
             self._outbound = Outbound(upstream, method, headers)
         return self._outbound
 
-    def add(
-        self, exchange: Exchange, *, label: str | None, suspects_idle: bool, trace: CallTrace | None
-    ) -> None:
+    def add(self, exchange: Exchange, *, label: str | None, trace: CallTrace | None) -> None:
         """Take over what became of a try; *label* as for `record.tally`. Mutates.
 
         Args:
@@ -81,7 +77,6 @@ class Tries:
         self.deadline_at = exchange.deadline_at
         self.denied = exchange.denied
         self.refused = exchange.refused
-        self.suspects_idle = suspects_idle
         self._label = label
         self._trace = trace
 

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from headrace.errors import CallCancelled, CircuitOpenError, DeadlineExceeded, PoolRejected, PoolTimeout
-from headrace.policy.exchange import EndReason
+from headrace.policy.decision import EndReason
 from headrace.runtime.carrying import record_of
 from headrace.runtime.inbound import inbound_var
 

@@ -2,10 +2,11 @@
 
 Per-call object (not thread-safe); the circuit and the budget it is given are the
 shared ones. It measures nothing and waits for nothing: a driver asks `decide(now)`,
-does what the answer says, tells `record(outcome, now)` after each Send, and runs
+does what the answer says, tells `record(outcome, now)` after each Send and Resend, and runs
 `abandon(now)` in `finally`.
 
-The order of a call is fixed: deadline, circuit, [attempt], then for another attempt:
+The order of a call is fixed: deadline, circuit, [attempt, once more over a fresh connection where the pooled
+one had died unnoticed], then for another attempt:
 rules (`retry_on`, certificate, own refusals), method, replayable, cancelled, attempts, circuit
 opened, Retry-After, deadline, event loop, allowance of the inbound request, budget; then
 the pause, and deadline and circuit again. Where the circuit refuses, the `fallback` is asked for last.
@@ -19,112 +20,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from types import MappingProxyType
-from typing import Final, Protocol, TypeAlias, assert_never
+from typing import Final, Protocol, assert_never
 
 from headrace.policy.backoff import backoff_s, is_throttled
 from headrace.policy.blame import blame
 from headrace.policy.breaker.circuit import Circuit, Permit, Refused, Verdict
+from headrace.policy.decision import Decision, Divert, End, EndReason, Finish, Refuse, Resend, Send, Sleep
 from headrace.policy.fallback import stands_in
 from headrace.policy.outcome import Fault, Outcome
-from headrace.policy.plan import TimeoutPlan, UpstreamPlan
-from headrace.policy.retry import Retriability, RetryAllowance, RetryBudget, classify
-
-
-class EndReason(StrEnum):
-    """Why a call ended: the closed list."""
-
-    # Nothing more was wanted.
-    SUCCESS = "success"  # an answer that `retry_on` does not name, whatever its status
-    NOT_RETRIABLE = "not_retriable"  # no answer, by a fault that `retry_on` does not name
-    CERTIFICATE = "certificate"  # the peer is not who it should be, or refuses TLS with us for good
-    DELEGATED = "delegated"  # the caller retries himself: whether there is a further try is up to him
-    # Our own refusals and trouble: never retried.
-    POOL_TIMEOUT = "pool_timeout"
-    POOL_REJECTED = "pool_rejected"
-    CANCELLED = "cancelled"  # the caller, or the client he serves, went away; also a call abandoned half way
-    RESPONSE_TOO_LARGE = "response_too_large"  # a body above `pool.max_response_body`
-    LOCAL_ERROR = "local_error"  # the request could not be made, or the caller's own code ended it
-    # Another attempt was wanted and something forbade it (`Exchange.denied`).
-    METHOD = "method"  # it may have been sent, and `methods` does not name the method
-    NOT_REPLAYABLE = "not_replayable"  # the body can be sent only once
-    ATTEMPTS = "attempts"  # max_attempts are used up
-    EVENT_LOOP = "event_loop"  # the pause would stall the event loop that runs on the calling thread
-    CIRCUIT_OPENED = (
-        "circuit_opened"  # the circuit is open after this failure: no sleeping towards a shut door
-    )
-    RETRY_AFTER = "retry_after"  # the upstream asks for more patience than `retry_after.max`
-    REQUEST_RETRIES = "request_retries"  # the inbound request has used up its max_retries_per_request
-    BUDGET = "budget"  # the retry budget is spent
-    # May end a call at its start (Refuse: nothing was sent) or before a further attempt (Finish).
-    DEADLINE = "deadline"  # the time is up, or the pause before the next attempt does not fit
-    CIRCUIT_OPEN = "circuit_open"  # no permit
-
-
-@dataclass(slots=True)
-class Send:
-    """Make an attempt.
-
-    Attributes:
-        attempt: Which one; count from 1.
-        timeout_s: Seconds it may take: `attempt`, cut to what is left of the deadline. Time spent
-            waiting for a connection is outside `attempt` but inside the deadline, so
-            a transport that waited cuts again by `Exchange.deadline_at`.
-    """
-
-    attempt: int
-    timeout_s: float
-
-
-@dataclass(slots=True)
-class Sleep:
-    """Wait, then ask again. The failed answer is set aside and its connection given back first."""
-
-    delay_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The call is over with the last outcome: the answer kept, or the error."""
-
-    reason: EndReason
-
-
-@dataclass(slots=True)
-class Refuse:
-    """The call is over before anything was sent.
-
-    Attributes:
-        retry_after_s: CIRCUIT_OPEN: when asking again makes sense, seconds from now; else 0.
-    """
-
-    reason: EndReason
-    retry_after_s: float
-
-
-@dataclass(slots=True)
-class Divert:
-    """The call is over here, for the circuit refuses it: its `fallback` stands in.
-
-    Attributes:
-        upstream: Name of the upstream that is asked instead; None: the answer that the file has written.
-        otherwise: How the call ends where the driver cannot say it to that upstream.
-    """
-
-    upstream: str | None
-    otherwise: Finish | Refuse
-
-    @property
-    def reason(self) -> EndReason:
-        """Why the call ended here."""
-        return self.otherwise.reason
-
-
-End: TypeAlias = Divert | Finish | Refuse
-"""Nothing follows, as far as this upstream is asked."""
-
-Decision: TypeAlias = Send | Sleep | End
+from headrace.policy.plan import UpstreamPlan
+from headrace.policy.request import Request
+from headrace.policy.retry import Retriability, RetryAllowance, RetryBudget, classify, is_resendable
 
 HOLD_S: Final = 1.0
 """How long a failed attempt may wait for the one after it to say better, seconds.
@@ -132,6 +39,12 @@ HOLD_S: Final = 1.0
 Back-offs of the default rules are mostly shorter, and timeouts longer: an upstream that hangs must not be
 known for it only when the last of its attempts has ended.
 """
+
+KEEP_S: Final = 0.5
+"""How long setting a failed answer aside may take: one that only drips in, or stalls, is closed and not waited for."""
+
+_SHORTEST_S: Final = 0.001
+"""Less is no time to send in."""
 
 _FINISH: Mapping[EndReason, Finish] = MappingProxyType({reason: Finish(reason) for reason in EndReason})
 _FINISH_SUCCESS: Final = _FINISH[EndReason.SUCCESS]
@@ -151,6 +64,9 @@ _LOCAL_REASONS: Mapping[Fault, EndReason] = MappingProxyType(
 )
 
 
+_NO_CONNECTION: Final = frozenset({Fault.POOL_TIMEOUT, Fault.POOL_REJECTED})
+
+
 class Cancellable(Protocol):
     """Whoever the call is made for."""
 
@@ -159,22 +75,31 @@ class Cancellable(Protocol):
         """Whether he has gone. Set by another thread, and never unset."""
 
 
+@dataclass(slots=True)
+class Served:
+    """The inbound request that a call is made for, as far as it bounds the call.
+
+    Attributes:
+        deadline_at: When it must be over, monotonic seconds; the earlier of it and the call's own holds.
+        allowance: Retries that it has left; None: no limit on them.
+        cancellation: Tells when nobody waits for the answer any more; then no further attempt is made.
+    """
+
+    deadline_at: float | None = None
+    allowance: RetryAllowance | None = None
+    cancellation: Cancellable | None = None
+
+
 class Exchange:
     """One logical call, as a sequence of decisions.
 
     Args:
         plan: Rules the call started with and keeps to its end.
+        request: What is sent, and within which limits.
         now: When the call started, monotonic seconds; the deadline runs from here.
         rng: Uniform numbers in [0, 1), for the back-off.
-        method: Upper case.
-        replayable: The body can be sent again from its start.
-        timeouts: `plan.timeouts`, or the call's own.
-        max_attempts: `plan.retry.max_attempts`; >= 1.
-        may_sleep: False where a pause would stall an event loop; then none is made.
-        deadline_at: Of the inbound request, monotonic seconds; the earlier of it and the call's own holds.
-        allowance: Retries that the inbound request has left; None: not one of an inbound request.
-        keyed: The request carries an idempotency key: it may be sent again whatever its method.
-        cancellation: Tells when nobody waits for the answer any more; then no further attempt is made.
+        may_wait: False where waiting would stall an event loop; then no pause is made and no connection waited for.
+        served: The inbound request that it is made for, or None.
         nth_try: Which try this is of a caller who retries himself, from 1: one attempt is made. Further tries
             earn the budget nothing and take what it and the allowance have, without being denied for the lack
             of it: they are not ours to deny, but ours give way to them. 0: headrace alone retries.
@@ -189,40 +114,43 @@ class Exchange:
         denied: What forbade an attempt that the rules wanted, or None. Set at most once.
         refused: The circuit's last refusal, or None.
         retry_after_s: What the last answer (`Retry-After`) or the circuit asks to wait, or None.
+        may_wait: As given.
+        retried: Statuses of answers that the rules retry, where the call may be repeated.
+        sent: Attempts so far that may have reached the upstream, those of earlier tries among them; count.
     """
 
     __slots__ = (
         "_allowance",
-        "_arrived_before",
         "_backoff_s",
         "_budget",
         "_cancellation",
         "_circuit",
         "_ended",
+        "_fresh",
         "_held",
         "_is_out",
-        "_keyed",
+        "_limit_s",
         "_lost",
-        "_max_attempts",
-        "_may_sleep",
-        "_method",
         "_nth_try",
         "_permit",
         "_place",
         "_plan",
-        "_replayable",
+        "_request",
+        "_resent",
         "_rng",
-        "_timeouts",
         "_told",
         "_took_s",
         "_undecided",
         "deadline_at",
         "deadline_s",
         "denied",
+        "may_wait",
         "outcomes",
         "reason",
         "refused",
+        "retried",
         "retry_after_s",
+        "sent",
         "verdicts",
     )
 
@@ -231,34 +159,28 @@ class Exchange:
         plan: UpstreamPlan,
         circuit: Circuit,
         budget: RetryBudget,
+        request: Request,
         *,
         now: float,
         rng: Callable[[], float],
-        method: str,
-        replayable: bool,
-        timeouts: TimeoutPlan,
-        max_attempts: int,
-        may_sleep: bool = True,
-        deadline_at: float | None = None,
-        allowance: RetryAllowance | None = None,
-        keyed: bool = False,
-        cancellation: Cancellable | None = None,
+        may_wait: bool = True,
+        served: Served | None = None,
         nth_try: int = 0,
         after: Exchange | None = None,
     ) -> None:
         self._plan = plan
         self._circuit = circuit
         self._budget = budget
+        self._request = request
         self._rng = rng
-        self._method = method
-        self._replayable = replayable
-        self._timeouts = timeouts
-        self._max_attempts = max_attempts
-        self._may_sleep = may_sleep
-        self._allowance = allowance
-        self._keyed = keyed
-        self._cancellation = cancellation
         self._nth_try = nth_try
+        self.may_wait = may_wait
+        self.retried = plan.retry.retry_on.statuses
+        deadline_at = self._allowance = self._cancellation = None
+        if served is not None:
+            deadline_at = served.deadline_at
+            self._allowance = served.allowance
+            self._cancellation = served.cancellation
         self._backoff_s: float | None = None  # our own last pause, whatever the upstream asked for
         self._permit: Permit | None = None  # the call's, from its first attempt to its end
         self._is_out = False  # a Send was decided and not yet recorded
@@ -269,10 +191,15 @@ class Exchange:
         self._undecided: Outcome | None = None  # recorded, and decide() has not looked at it yet
         self._ended: End | None = None
         self._lost = 0  # the attempt, from 1, whose answer was set aside and could not be kept
-        self._arrived_before = False  # a try before this one may have reached the upstream
+        self._resent: Outcome | None = (
+            None  # a failed send that is, or is to be, repeated as if it had not been
+        )
+        self._limit_s = 0.0  # of the attempt last sent
+        self._fresh = False
+        self.sent = 0
         self.outcomes: list[Outcome] = []
         self.verdicts: list[Verdict] = []
-        self.deadline_s = timeouts.deadline_s
+        self.deadline_s = request.timeouts.deadline_s
         if deadline_at is not None and (self.deadline_s is None or deadline_at < now + self.deadline_s):
             self.deadline_s = deadline_at - now
         elif self.deadline_s is not None:
@@ -292,15 +219,16 @@ class Exchange:
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether the request may be sent again even where it may have arrived."""
-        return self._replayable and (self._keyed or self._method in self._plan.retry.methods)
+        """Whether the request may be sent again although it may have arrived, and can be."""
+        request = self._request
+        return request.replayable and (request.keyed or request.method in self._plan.retry.methods)
 
     def is_retried(self, status: int | None) -> bool:
         """Whether an answer of *status* is one that is retried: then `attempt` bounds it to its end.
 
         So it is where no attempt is left, or where it is the caller who retries.
         """
-        return status in self._plan.retry.retry_on.statuses and (self._nth_try > 0 or self.is_repeatable)
+        return status in self.retried and (self._nth_try > 0 or self.is_repeatable)
 
     def decide(self, now: float) -> Decision:
         """What to do next. Mutates: takes a permit with a Send, a token with a retry.
@@ -314,31 +242,39 @@ class Exchange:
             return self._ended
         if self._is_out:
             raise RuntimeError("decide() while an attempt is out: record its outcome first")
+        if self._resent is not None:
+            left_s = self._resent.started_s + self._resent.wait_s + self._limit_s - now
+            self._is_out = True
+            if left_s > _SHORTEST_S:
+                return Resend(left_s)
+            self.record(None, now)
         outcome = self._undecided
         if outcome is not None:
             self._undecided = None
             # Ahead of classify() because it is nearly every call: an answer that no rule names.
-            if outcome.fault is None and outcome.status not in self._plan.retry.retry_on.statuses:
+            if outcome.fault is None and outcome.status not in self.retried:
                 self.reason = _FINISH_SUCCESS.reason
                 self._ended = _FINISH_SUCCESS
                 if self._told is not _SUCCESS:
                     self.settle(now)
                 return _FINISH_SUCCESS
             wait = self._wait_or_end(outcome, now)
-            if isinstance(wait, Finish):
-                # Where the caller retries himself, his next try, or his end, says how the call ended.
-                if wait.reason is not EndReason.DELEGATED or self._is_long(outcome.duration_s):
-                    self.settle(now)
-                return wait
-            if wait.delay_s > 0.0:
-                return wait
+            # Where the caller retries himself, his next try, or his end, says how the call ended.
+            if isinstance(wait, Finish) and (
+                wait.reason is not EndReason.DELEGATED or self._is_long(outcome.duration_s)
+            ):
+                self.settle(now)
+            return wait
         decision = self._send_or_end(now)
         if self._ended is not None:
             self.settle(now)
         return decision
 
-    def record(self, outcome: Outcome, now: float) -> None:
+    def record(self, outcome: Outcome | None, now: float) -> None:
         """Tell what became of the attempt last sent. Mutates; a success is told the circuit.
+
+        Args:
+            outcome: Of a Resend for which there was no connection: None.
 
         Raises:
             RuntimeError: No attempt is out.
@@ -346,21 +282,30 @@ class Exchange:
         permit = self._permit
         if permit is None or not self._is_out:
             raise RuntimeError("record() without an attempt that is out")
-        verdict = blame(outcome, self._plan.circuit_breaker)
         self._is_out = False
+        if self._resent is not None:
+            outcome, self._resent = _as_one(self._resent, outcome), None
+        elif outcome is None:
+            raise RuntimeError("record() without an outcome, and the attempt was no Resend")
+        elif outcome.fault is not None:
+            if is_resendable(outcome, repeatable=self.is_repeatable):
+                self._resent = outcome
+                return
+            # What has silently dropped this connection (a NAT) has dropped its idle neighbours, too: each of
+            # them would cost the next attempt its whole timeout (Pitfall 18).
+            if outcome.fault not in _NO_CONNECTION:
+                self._fresh = outcome.reused and not outcome.answered
+        verdict = blame(outcome, self._plan.circuit_breaker)
         self._undecided = outcome
         self.outcomes.append(outcome)
         self.verdicts.append(verdict)
+        self.sent += outcome.sent
         self.retry_after_s = outcome.retry_after_s
         if outcome.duration_s > self._took_s:
             self._took_s = outcome.duration_s
         if verdict is not _IGNORED:
             self._held = verdict
-            if (
-                verdict is _SUCCESS
-                and self._told is None
-                and outcome.status not in self._plan.retry.retry_on.statuses
-            ):
+            if verdict is _SUCCESS and self._told is None and outcome.status not in self.retried:
                 self._told = verdict
                 self._place = self._circuit.record(permit, verdict, now, self._took_s)
 
@@ -397,7 +342,7 @@ class Exchange:
 
     def body_is_spent(self) -> None:
         """Tell that the body cannot be sent again after all. Mutates."""
-        self._replayable = False
+        self._request.replayable = False
 
     def answer_is_lost(self) -> None:
         """Tell that the answer of the last attempt was set aside and could not be kept. Mutates."""
@@ -418,11 +363,7 @@ class Exchange:
         self._permit, before._permit = before._permit, None
         self._held, self._told = before._held, before._told
         self._took_s, self._place = before._took_s, before._place
-        self._arrived_before = before._may_have_arrived
-
-    @property
-    def _may_have_arrived(self) -> bool:
-        return self._arrived_before or any(outcome.sent for outcome in self.outcomes)
+        self.sent, self._fresh = before.sent, before._fresh
 
     def _is_long(self, wait_s: float) -> bool:
         """Whether the next attempt cannot be waited for: the circuit should hear of this failure now."""
@@ -445,13 +386,17 @@ class Exchange:
     def _send_or_end(self, now: float) -> Send | End:
         if self._cancellation is not None and self._cancellation.is_cancelled:
             return self._deny_send(EndReason.CANCELLED)
-        timeout_s = self._timeouts.attempt_s
+        timeouts = self._request.timeouts
+        timeout_s = timeouts.attempt_s
+        patience_s, by_deadline = timeouts.acquire_s if self.may_wait else 0.0, False
         if self.deadline_at is not None:
             left_s = self.deadline_at - now
             if left_s <= 0.0:
                 return self._deny_send(EndReason.DEADLINE)
             if left_s < timeout_s:
                 timeout_s = left_s
+            if left_s < patience_s:
+                patience_s, by_deadline = left_s, True
         if self._permit is None:
             answer = self._circuit.acquire(now)
             refused = answer if isinstance(answer, Refused) else None
@@ -463,13 +408,14 @@ class Exchange:
             self.retry_after_s = refused.retry_after_s
             return self._divert(self._deny_send(EndReason.CIRCUIT_OPEN))
         self._is_out = True
+        self._limit_s = timeout_s
         n_made = len(self.outcomes)
         if n_made == 0:
             if self._nth_try <= 1:
                 self._budget.deposit(now)
             else:
                 self._charge_try(now)
-        return Send(n_made + 1, timeout_s)
+        return Send(n_made + 1, timeout_s, patience_s, by_deadline, self._fresh)
 
     def _charge_try(self, now: float) -> None:
         self._budget.try_withdraw(now)
@@ -483,9 +429,9 @@ class Exchange:
             fallback,
             has_answer=bool(outcomes) and outcomes[-1].fault is None and self._lost != len(outcomes),
             was_tried=bool(outcomes),
-            may_have_arrived=self._may_have_arrived,
-            replayable=self._replayable,
-            method_is_listed=self._method in self._plan.retry.methods,
+            may_have_arrived=self.sent > 0,
+            replayable=self._request.replayable,
+            method_is_listed=self._request.method in self._plan.retry.methods,
         ):
             return otherwise
         self._ended = divert = Divert(fallback.upstream, otherwise)
@@ -500,9 +446,11 @@ class Exchange:
         return refusal
 
     def _wait_or_end(self, outcome: Outcome, now: float) -> Sleep | Finish:
-        """The pause before another attempt (0: none), or why there is none."""
-        retry = self._plan.retry
-        answer = classify(outcome, retry, method=self._method, replayable=self._replayable, keyed=self._keyed)
+        """The pause before another attempt, or why there is none."""
+        retry, request = self._plan.retry, self._request
+        answer = classify(
+            outcome, retry, method=request.method, replayable=request.replayable, keyed=request.keyed
+        )
         match answer:
             case Retriability.UNWANTED:
                 return self._end(EndReason.SUCCESS if outcome.fault is None else EndReason.NOT_RETRIABLE)
@@ -513,7 +461,7 @@ class Exchange:
                     EndReason.LOCAL_ERROR if outcome.fault is None else _LOCAL_REASONS[outcome.fault]
                 )
             case _ if self._nth_try:
-                if outcome.sent and not self._replayable:
+                if outcome.sent and not request.replayable:
                     return self._deny(EndReason.NOT_REPLAYABLE)
                 return self._end(EndReason.DELEGATED)
             case Retriability.METHOD:
@@ -527,7 +475,7 @@ class Exchange:
         if self.is_cancelled:
             return self._deny(EndReason.CANCELLED)
         n_made = len(self.outcomes)
-        if n_made >= self._max_attempts:
+        if n_made >= retry.max_attempts:
             return self._deny(EndReason.ATTEMPTS)
         asked_s = outcome.retry_after_s or 0.0
         if self._is_long(outcome.duration_s + asked_s):
@@ -548,7 +496,7 @@ class Exchange:
         delay_s = max(asked_s, self._backoff_s)
         if self.deadline_at is not None and now + delay_s >= self.deadline_at:
             return self._deny(EndReason.DEADLINE)
-        if delay_s > 0.0 and not self._may_sleep:
+        if delay_s > 0.0 and not self.may_wait:
             return self._deny(EndReason.EVENT_LOOP)
         allowance = self._allowance
         if allowance is not None and not allowance.take():
@@ -570,18 +518,11 @@ class Exchange:
         return finish
 
 
-class Performer(Protocol):
-    """How one call is sent; made by an adapter, once per call."""
-
-    def perform(self, send: Send) -> Outcome:
-        """Make one attempt. Blocks; turns every error of the transport into an Outcome.
-
-        What it raises nevertheless (KeyboardInterrupt, GreenletExit, a bug) ends the call.
-        """
-
-    def set_aside(self) -> None:
-        """Give the slot back and keep or close the failed answer: another attempt may follow.
-
-        Called at most once per attempt, before the sleep or the Send that follows it. The call may
-        still end there (the circuit opened meanwhile); then the answer kept is what the caller gets.
-        """
+def _as_one(failed: Outcome, again: Outcome | None) -> Outcome:
+    """The outcome of an attempt whose send *failed* and was made *again*; None: it was not, and *failed* stands."""
+    if again is None:
+        return failed
+    again.duration_s += again.started_s - failed.started_s - failed.wait_s
+    again.started_s, again.wait_s, again.resent = failed.started_s, failed.wait_s, True
+    again.sent = again.sent or failed.sent  # the fresh connection may never have come about
+    return again

@@ -1,4 +1,4 @@
-"""Who gets the `fallback`: the rule behind `exchange.Divert`."""
+"""Who gets the `fallback`: the rule behind `decision.Divert`."""
 
 from __future__ import annotations
 

@@ -59,6 +59,8 @@ class Outcome:
         advice: What is wrong and what to do, where that is known; None: the outcome's word says it all.
         excused: It was cut by us after this process had stood still: that the peer was silent is not known.
         broken_off: headrace itself has shut the connection: its pool was stopped, or its lifetime was over.
+        reused: The connection had carried a request before. Told of failed attempts only, as the next.
+        answered: A status line had arrived.
     """
 
     fault: Fault | None = None
@@ -75,6 +77,8 @@ class Outcome:
     broken_off: bool = False
     excused: bool = False
     advice: str | None = None
+    reused: bool = False
+    answered: bool = False
 
     @property
     def label(self) -> str:

@@ -75,8 +75,11 @@ def segments_of(path: str) -> tuple[tuple[str, ...], int]:
 
 def may_leave(path: str) -> bool:
     """Whether *path*, appended to another, leads out of that in any reading."""
+    path = path if path.startswith("/") else f"/{path}"
+    if not _ODD_PATH.search(path):
+        return False
     walk = _Walk()
-    for segment in _literal(path if path.startswith("/") else f"/{path}"):
+    for segment in _literal(path):
         if segment == "..":
             walk.up()
         elif segment != ".":

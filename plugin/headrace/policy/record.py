@@ -10,7 +10,7 @@ from typing import Protocol
 
 from headrace.policy.breaker.circuit import Refused, Verdict
 from headrace.policy.counters import Exemplar, UpstreamCounters, add
-from headrace.policy.exchange import EndReason
+from headrace.policy.decision import EndReason
 from headrace.policy.outcome import Fault, Outcome
 
 
@@ -54,7 +54,7 @@ class Record:
         upstream: Name of the upstream.
         method: Upper case.
         request_id: Of the inbound request, sent on or not; of the call, when there is none; None when none was made.
-        reason: Why the call ended: a word of `policy.exchange.EndReason`.
+        reason: Why the call ended: a word of `policy.decision.EndReason`.
         retry_after_s: What the upstream, or our circuit, asks to wait, seconds, or None.
         config_digest: Of the configuration the call began with.
         fallback_for: The upstream whose circuit refused the call, where this is its `fallback`; else None.

@@ -88,7 +88,7 @@ def sets_key(plan: UpstreamPlan, own: Iterable[str]) -> bool:
     return any(name.lower() == header for name in (*own, *dict(plan.headers)))
 
 
-def is_resendable(outcome: Outcome, *, reused: bool, answered: bool, repeatable: bool) -> bool:
+def is_resendable(outcome: Outcome, *, repeatable: bool) -> bool:
     """Whether a failed send is repeated at once on a fresh connection, as if it had not happened.
 
     A pooled connection that the peer closed meanwhile looks like this: reset, and not a
@@ -96,11 +96,9 @@ def is_resendable(outcome: Outcome, *, reused: bool, answered: bool, repeatable:
     for what may be repeated; DESIGN §4.1).
 
     Args:
-        reused: The connection had carried a request before.
-        answered: A status line had arrived.
         repeatable: The method is one of `retry.methods`, and the body can be sent again.
     """
-    return outcome.fault is Fault.RESET and reused and not answered and repeatable
+    return outcome.fault is Fault.RESET and outcome.reused and not outcome.answered and repeatable
 
 
 class RetryAllowance(deque[None]):

@@ -21,10 +21,12 @@ from headrace.engine.blocking import run
 from headrace.errors import UnknownUpstream
 from headrace.policy.breaker.circuit import Circuit, CircuitState, CircuitView, Transition
 from headrace.policy.deadline_header import allowed_s
-from headrace.policy.exchange import Divert, End, EndReason, Exchange
+from headrace.policy.decision import Divert, End, EndReason
+from headrace.policy.exchange import Exchange, Served
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import UpstreamPlan
 from headrace.policy.record import Record
+from headrace.policy.request import Request
 from headrace.policy.retry import RetryAllowance, RetryBudget, is_keyed, key_header
 from headrace.testing.clock import VirtualClock
 from headrace.testing.script import Script, ScriptExhausted, What, reply, seconds
@@ -313,15 +315,17 @@ class SimulatedUpstream:
             plan,
             self._circuit,
             self._budget,
+            Request(
+                None,
+                method,
+                None,
+                plan.timeouts,
+                replayable=replayable,
+                keyed=is_keyed(plan, method, headers),
+            ),
             now=self._clock.now,
             rng=self._rng,
-            method=method,
-            replayable=replayable,
-            timeouts=plan.timeouts,
-            max_attempts=plan.retry.max_attempts,
-            deadline_at=deadline_at,
-            allowance=None if inbound is None else inbound.allowance,
-            keyed=is_keyed(plan, method, headers),
+            served=Served(deadline_at, None if inbound is None else inbound.allowance),
         )
 
     def _divert(

@@ -8,7 +8,8 @@ from heapq import heappop, heappush
 from typing import Protocol, TypeAlias, assert_never
 
 from headrace.policy.breaker.permit import Verdict
-from headrace.policy.exchange import Divert, Exchange, Finish, Refuse, Send, Sleep
+from headrace.policy.decision import Divert, Finish, Refuse, Resend, Send, Sleep
+from headrace.policy.exchange import Exchange
 from headrace.policy.outcome import Outcome
 from headrace.testing.clock import VirtualClock
 
@@ -41,7 +42,7 @@ class Traffic:
 class Meets(Protocol):
     """What tells an attempt its outcome, without waiting for it."""
 
-    def meet(self, send: Send) -> Outcome:
+    def meet(self, send: Send | Resend) -> Outcome:
         """What becomes of the attempt that begins now."""
 
 
@@ -51,7 +52,7 @@ def steps(exchange: Exchange, attempt: Meets, clock: Callable[[], float]) -> Ste
         while True:
             decision = exchange.decide(clock())
             match decision:
-                case Send():
+                case Send() | Resend():
                     outcome = attempt.meet(decision)
                     yield outcome.wait_s + outcome.duration_s
                     exchange.record(outcome, clock())

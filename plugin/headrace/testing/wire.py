@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from requests import Response
 
-from headrace.policy.exchange import Send
+from headrace.policy.decision import Resend, Send
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import UpstreamPlan
 from headrace.policy.retry import RETRY_AFTER_FROM
@@ -21,7 +21,7 @@ class CallerLeft(BaseException):
 
 
 class ScriptedAttempt:
-    """An `engine.blocking.Attempt` that plays a script, cut where the limits of *plan* would have cut it.
+    """A `Performer` that plays a script, cut where the limits of *plan* would have cut it.
 
     Args:
         tell: Told of each attempt when it is over.
@@ -76,7 +76,11 @@ class ScriptedAttempt:
             raise CallerLeft
         return outcome
 
-    def meet(self, send: Send) -> Outcome:
+    def resend(self, resend: Resend) -> Outcome | None:
+        """Nothing is: no connection is reused."""
+        return None
+
+    def meet(self, send: Send | Resend) -> Outcome:
         """What becomes of the attempt, as it will be known after its time. The clock stays, and nothing is told.
 
         Raises:
@@ -87,7 +91,7 @@ class ScriptedAttempt:
             outcome.condemned = self._is_condemned(outcome.status, body)
         return outcome
 
-    def _meet(self, send: Send) -> tuple[Outcome, bytes]:
+    def _meet(self, send: Send | Resend) -> tuple[Outcome, bytes]:
         met = self._script.next(self._clock.now)
         outcome = self._outcome(met, send.timeout_s)
         outcome.started_s = self._clock.now

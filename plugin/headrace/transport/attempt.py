@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+from headrace.policy.attempt_end import Phase as Phase
 from headrace.policy.plan import TimeoutPlan
 
 if TYPE_CHECKING:
     from headrace.transport.lease.pool import Lease
-
-Phase = Literal["lease", "tcp", "tls", "sent"]
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +40,9 @@ class Attempt:
         owner: Whose the connection becomes if the request authenticates it; None: nobody's.
         own_error: What the body of the request has raised as it was read: the caller's, not the peer's.
         max_body_bytes: Most bytes of a body, decoded; None: no limit.
+        began: When it got its lease, monotonic seconds.
+        limit_s: Seconds that it had then.
+        was_in_time: It came to its end before its time was up; None: not known yet.
         excused: It was cut after a grace: this process had stood still, and whose fault it was nobody knows.
     """
 
@@ -60,6 +63,9 @@ class Attempt:
     excused: bool = False
     token: ref[Lease[Any]] | None = None
     max_body_bytes: int | None = None
+    began: float = 0.0
+    limit_s: float = math.inf
+    was_in_time: bool | None = None
 
 
 current_attempt: ContextVar[Attempt | None] = ContextVar("headrace_attempt", default=None)

@@ -15,27 +15,30 @@ from requests.models import PreparedRequest, Response
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 from urllib3.response import BaseHTTPResponse
 from urllib3.util.retry import Retry
-from urllib3.util.timeout import Timeout
 
 from headrace.adapters.body import rewind
-from headrace.adapters.call import Call
+from headrace.adapters.failures import as_it_is, broken_off, failure_of
 from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.owner import owner_behind
 from headrace.adapters.requests.body import read_body
-from headrace.adapters.surface import Substitute
 from headrace.adapters.twins import REQUESTS
 from headrace.adapters.urllib3.hop import Hop, RefusalInFlight, is_callers_own
 from headrace.adapters.urllib3.kept import KeptResponse
 from headrace.adapters.urllib3.own_retries import count_delegated, unsent_only
 from headrace.adapters.urllib3.surface import NO_RETRY, url_through
+from headrace.engine.call import Call
+from headrace.engine.surface import Failure, Streamed, Substitute
 from headrace.engine.tries import Tries
 from headrace.errors import UpstreamError
 from headrace.policy.plan import FallbackPlan, TimeoutPlan, UrlPrefix
+from headrace.policy.request import Request
 from headrace.policy.routes import url_of
 from headrace.runtime.carrying import carry, record_of
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt, current_attempt
+from headrace.transport.stock.connection import StreamedResponse
 from headrace.transport.stock.pool import GovernedHTTPPool
+from headrace.transport.stock.timeout import AttemptTimeout
 
 
 def send_in_tries(
@@ -145,17 +148,8 @@ class _Hop(Hop):
             chunked=response_kw["chunked"],
         )
         try:
-            answer = Call(
-                self.upstream,
-                surface,
-                message=surface,
-                streamed=self.stream,
-                timeouts=self.timeouts,
-                method=method,
-                replayable=self.replayable,
-                headers=headers,
-                tries=self.tries,
-            ).run()
+            request = Request(surface, method, headers, self.timeouts, self.stream, self.replayable)
+            answer = Call(self.upstream, surface, request, tries=self.tries).run()
         except Exception as error:
             # An answer whose body broke off is an answer to stock's loop: requests reads it after that.
             broken = surface.broken
@@ -220,7 +214,7 @@ class _Surface:
         self.broken: KeptResponse | None = None
         self.late: ReadTimeoutError | None = None
 
-    def send(self, timeout: Timeout) -> Response:
+    def send(self, attempt: Attempt) -> Response:
         request = self._request
         method = request.method or "GET"
         raw = self._pool.urlopen(
@@ -231,7 +225,7 @@ class _Surface:
             retries=NO_RETRY,
             redirect=False,
             assert_same_host=False,  # the target is a path
-            timeout=timeout,
+            timeout=AttemptTimeout(attempt),
             chunked=self._chunked,
             preload_content=False,
             decode_content=False,
@@ -255,8 +249,11 @@ class _Surface:
     def head(self, answer: Response) -> tuple[int, Mapping[str, str]]:
         return answer.status_code, answer.headers
 
-    def raw(self, answer: Response) -> object:
-        return answer.raw
+    def streamed(self, answer: Response) -> Streamed | None:
+        return answer.raw if isinstance(answer.raw, StreamedResponse) else None
+
+    def close(self, answer: Response) -> None:
+        answer.close()
 
     def set_aside(self, answer: Response) -> Response | None:
         return answer  # a try is one attempt: stock's loop is who sets it aside
@@ -283,12 +280,15 @@ class _Surface:
         )
         return Substitute(surface, surface, headers)
 
-    def timed_out(self, cause: ReadTimeoutError) -> ReadTimeoutError:
-        self.late = cause
-        return cause  # stock's loop is who makes something of it
+    def failure(self, error: Exception, attempt: Attempt, *, presents: bool) -> Failure:
+        return failure_of(error, attempt, presents=presents, as_broken=as_it_is)
 
-    def broken_off(self, cause: ProtocolError) -> ProtocolError:
-        return cause
+    def timed_out(self, text: str, attempt: Attempt) -> ReadTimeoutError:
+        self.late = late = ReadTimeoutError(attempt.pool, "", text)
+        return late  # stock's loop is who makes something of it
+
+    def broken_off(self, text: str) -> ProtocolError:
+        return broken_off(text)
 
     def family(self) -> dict[str, Any]:
         return {"request": self._request, "response": None}

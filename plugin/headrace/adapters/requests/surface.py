@@ -18,29 +18,32 @@ from requests.models import PreparedRequest, Response
 from requests.structures import CaseInsensitiveDict
 from requests.utils import select_proxy
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
-from urllib3.util.timeout import Timeout
 
 from headrace.adapters.body import position_of, rewind
-from headrace.adapters.call import Call
+from headrace.adapters.failures import broken_off, facts_of, failure_of
 from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.own_connections import PlainPoolManager, settled_by_adapter
 from headrace.adapters.owner import owner_behind
 from headrace.adapters.requests.body import hand_out, read_body
 from headrace.adapters.requests.own_retries import send_in_tries
-from headrace.adapters.surface import Substitute
 from headrace.adapters.timeouts import timeouts_of_call
 from headrace.adapters.twins import REQUESTS
 from headrace.adapters.urllib3.kept import KeptResponse
 from headrace.adapters.urllib3.own_retries import count_delegated, retries_itself
 from headrace.adapters.urllib3.trust import bundles_of_environment
+from headrace.engine.call import Call
 from headrace.engine.notices import count_ungoverned, let_through
 from headrace.engine.shadow import observed
+from headrace.engine.surface import Failure, Streamed, Substitute
 from headrace.engine.tries import Tries
 from headrace.policy.plan import FallbackPlan, TlsPlan, UpstreamPlan
+from headrace.policy.request import Request
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.dial.tls import trust_of
+from headrace.transport.stock.connection import StreamedResponse
 from headrace.transport.stock.draining import drained
+from headrace.transport.stock.timeout import AttemptTimeout
 
 Send = Callable[..., Response]
 """`HTTPAdapter.send`, unbound."""
@@ -77,7 +80,10 @@ def send(
         count_ungoverned(upstream, reason)
         return let_through(request, go)
     is_delegated = retries_itself(adapter.max_retries)
-    timeouts = timeouts_of_call(upstream.plan.timeouts, timeout)
+    timeouts = upstream.plan.timeouts
+    if timeout is not None:
+        timeouts = timeouts_of_call(timeouts, timeout)
+    method = (request.method or "GET").upper()
     body = request.body
     # Not requests' own `_body_position`: a request prepared once and sent twice begins elsewhere the second time.
     replayable, body_at = (True, None) if body is None or type(body) is bytes else position_of(body)
@@ -95,13 +101,10 @@ def send(
         return observed(
             upstream,
             go,
+            Request(request, method, request.headers, timeouts, stream or is_seen, replayable),
             status_of=_status,
-            method=_method(request),
-            replayable=replayable,
-            timeouts=timeouts,
+            facts_of=facts_of,
             nth_try=int(is_delegated),
-            streamed=stream or is_seen,
-            headers=request.headers,
             read=None if stream or is_seen else read,
         )
     tries = None
@@ -133,17 +136,8 @@ def send(
         proxies=proxies,
     )
     try:
-        return Call(
-            upstream,
-            surface,
-            message=request,
-            streamed=stream,
-            timeouts=timeouts,
-            method=_method(request),
-            replayable=replayable,
-            headers=request.headers,
-            tries=tries,
-        ).run()
+        asked = Request(request, method, request.headers, timeouts, stream, replayable)
+        return Call(upstream, surface, asked, tries=tries).run()
     finally:
         if tries is not None:
             tries.settle()
@@ -257,8 +251,10 @@ class _Surface:
         self._asked = asked  # of a fallback elsewhere: the request in whose place this one is made
         self._arguments = arguments
 
-    def send(self, timeout: Timeout) -> Response:
-        response = self._original(self._adapter, self._request, timeout=timeout, **self._arguments)
+    def send(self, attempt: Attempt) -> Response:
+        response = self._original(
+            self._adapter, self._request, timeout=AttemptTimeout(attempt), **self._arguments
+        )
         if self._asked is not None:
             _as_if_for(self._asked, response)
         return response
@@ -275,8 +271,11 @@ class _Surface:
     def head(self, answer: Response) -> tuple[int, Mapping[str, str]]:
         return answer.status_code, answer.headers
 
-    def raw(self, answer: Response) -> object:
-        return answer.raw
+    def streamed(self, answer: Response) -> Streamed | None:
+        return answer.raw if isinstance(answer.raw, StreamedResponse) else None
+
+    def close(self, answer: Response) -> None:
+        answer.close()
 
     def set_aside(self, answer: Response) -> Response | None:
         if not self._arguments["stream"]:
@@ -325,10 +324,16 @@ class _Surface:
         )
         return Substitute(surface, request, request.headers)
 
-    def timed_out(self, cause: ReadTimeoutError) -> ReadTimeout:
-        return ReadTimeout(cause, request=self._request)
+    def failure(self, error: Exception, attempt: Attempt, *, presents: bool) -> Failure:
+        return failure_of(error, attempt, presents=presents, as_broken=self._as_broken)
 
-    def broken_off(self, cause: ProtocolError) -> RequestsConnectionError:
+    def timed_out(self, text: str, attempt: Attempt) -> ReadTimeout:
+        return ReadTimeout(ReadTimeoutError(attempt.pool, "", text), request=self._request)
+
+    def broken_off(self, text: str) -> RequestsConnectionError:
+        return self._as_broken(broken_off(text))
+
+    def _as_broken(self, cause: ProtocolError) -> RequestsConnectionError:
         return RequestsConnectionError(cause, request=self._request)
 
     def family(self) -> dict[str, Any]:

@@ -21,8 +21,9 @@ def retries_itself(retries: object) -> bool:
     """Whether *retries* makes further attempts after errors or answers: then headrace makes one attempt per try."""
     if not isinstance(retries, Retry) or isinstance(retries, RedirectsOnly):
         return False
-    if any(one.redirect_location is None for one in retries.history):
-        return True  # in the midst of its tries, perhaps the last of them
+    for one in retries.history:
+        if one.redirect_location is None:
+            return True  # in the midst of its tries, perhaps the last of them
     if retries.total is False or (retries.total is not None and retries.total + len(retries.history) <= 0):
         return False
     limits = (retries.connect, retries.read, retries.status, retries.other)

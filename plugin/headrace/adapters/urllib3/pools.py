@@ -21,7 +21,7 @@ from urllib3.util.retry import Retry
 from urllib3.util.timeout import _DEFAULT_TIMEOUT
 
 from headrace.adapters.body import position_of
-from headrace.adapters.call import Call
+from headrace.adapters.failures import facts_of
 from headrace.adapters.own_connections import STOCK, is_settled_by_manager
 from headrace.adapters.routing import Routing, count_unknown
 from headrace.adapters.timeouts import timeouts_of_call
@@ -35,11 +35,13 @@ from headrace.adapters.urllib3.own_retries import (
 )
 from headrace.adapters.urllib3.surface import UrlopenSurface, status_of
 from headrace.adapters.urllib3.trust import brings_own_tls
+from headrace.engine.call import Call
 from headrace.engine.notices import count_ungoverned, passing
 from headrace.engine.shadow import observed
 from headrace.engine.tries import Tries
 from headrace.policy.paths import quoted
 from headrace.policy.plan import TimeoutPlan
+from headrace.policy.request import Request
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import current_attempt
 
@@ -127,13 +129,17 @@ class RoutedHTTPPool(HTTPConnectionPool):
             return observed(
                 upstream,
                 go,
+                Request(
+                    None,
+                    method.upper(),
+                    self.headers if headers is None else headers,
+                    self._timeouts(upstream.plan.timeouts, timeout, pool_timeout),
+                    not preload_content,
+                    replayable,
+                ),
                 status_of=status_of,
-                method=method.upper(),
-                replayable=replayable,
-                timeouts=self._timeouts(upstream.plan.timeouts, timeout, pool_timeout),
+                facts_of=facts_of,
                 nth_try=int(is_own),
-                streamed=not preload_content,
-                headers=self.headers if headers is None else headers,
             )
         if not isinstance(retries, Retry):
             retries = Retry.from_int(retries, redirect=redirect, default=self.retries)
@@ -330,17 +336,9 @@ class _Hop(Hop):
             response_kw,
             self.front.stock,  # not its manager: stock shares connections by pool, and who has a pool needs no manager
         )
-        return Call(
-            self.upstream,
-            surface,
-            message=surface,
-            streamed=not response_kw["preload_content"],
-            timeouts=self.timeouts,
-            method=method,
-            replayable=replayable,
-            headers=headers,
-            tries=self.tries,
-        ).run()
+        streamed = not response_kw["preload_content"]
+        request = Request(surface, method, headers, self.timeouts, streamed, replayable)
+        return Call(self.upstream, surface, request, tries=self.tries).run()
 
     def _get_conn(self, timeout: float | None = None) -> Any:
         if self.pool is None:

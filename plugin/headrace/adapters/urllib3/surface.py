@@ -10,28 +10,31 @@ import urllib3
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 from urllib3.response import BaseHTTPResponse
 from urllib3.util.retry import Retry
-from urllib3.util.timeout import Timeout
 
 from headrace.adapters.body import position_of, rewind
-from headrace.adapters.call import Call
+from headrace.adapters.failures import as_it_is, broken_off, facts_of, failure_of
 from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.own_connections import PlainPoolManager
 from headrace.adapters.owner import CallByName
-from headrace.adapters.surface import Substitute
 from headrace.adapters.timeouts import timeouts_of_call
 from headrace.adapters.twins import URLLIB3
 from headrace.adapters.urllib3.kept import KeptResponse
+from headrace.engine.call import Call
 from headrace.engine.outbound import Outbound
 from headrace.engine.shadow import observed
+from headrace.engine.surface import Failure, Streamed, Substitute
 from headrace.policy.plan import FallbackPlan, UrlPrefix
+from headrace.policy.request import Request
 from headrace.policy.routes import url_of
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt
 from headrace.transport.connection_auth import is_of_connection
 from headrace.transport.dial.tls import trust_of
 from headrace.transport.stock.body import body_of
+from headrace.transport.stock.connection import StreamedResponse
 from headrace.transport.stock.draining import drained
 from headrace.transport.stock.pool import GovernedHTTPPool, with_defaults
+from headrace.transport.stock.timeout import AttemptTimeout
 
 status_of: Callable[[BaseHTTPResponse], int] = operator.attrgetter("status")
 NO_RETRY = Retry(False, redirect=False)  # urllib3 treats it as immutable, and building one costs 20 calls
@@ -101,18 +104,16 @@ def urlopen(
 
         if upstream.mode == "off":
             return go()
+        timeouts = timeouts_of_call(upstream.plan.timeouts, timeout)
         return observed(
             upstream,
             go,
+            Request(None, method, headers, timeouts, not preload_content, replayable),
             status_of=status_of,
-            method=method,
-            replayable=replayable,
-            timeouts=timeouts_of_call(upstream.plan.timeouts, timeout),
-            streamed=not preload_content,
-            headers=headers,
+            facts_of=facts_of,
             read=read if is_read_here else None,
         )
-    plan = upstream.plan
+    timeouts = upstream.plan.timeouts
     surface = UrlopenSurface(
         upstream.state.pool,
         method,
@@ -123,16 +124,10 @@ def urlopen(
         {"preload_content": preload_content, "decode_content": decode_content, **response_kw},
         CallByName(),
     )
-    return Call(
-        upstream,
-        surface,
-        message=surface,
-        streamed=not preload_content,
-        timeouts=plan.timeouts if timeout is None else timeouts_of_call(plan.timeouts, timeout),
-        method=method,
-        replayable=replayable,
-        headers=headers,
-    ).run()
+    if timeout is not None:
+        timeouts = timeouts_of_call(timeouts, timeout)
+    request = Request(surface, method, headers, timeouts, not preload_content, replayable)
+    return Call(upstream, surface, request).run()
 
 
 def url_through(pool: GovernedHTTPPool, target: str) -> str:
@@ -170,7 +165,7 @@ class UrlopenSurface:
         self._body_at = body_at
         self._response_kw = response_kw
 
-    def send(self, timeout: Timeout) -> BaseHTTPResponse:
+    def send(self, attempt: Attempt) -> BaseHTTPResponse:
         response_kw = self._response_kw
         if response_kw["preload_content"]:
             # Its head first: by that it is decided how long the body may take.
@@ -183,7 +178,7 @@ class UrlopenSurface:
             retries=NO_RETRY,
             redirect=False,
             assert_same_host=False,  # the target is a path
-            timeout=timeout,
+            timeout=AttemptTimeout(attempt),
             **response_kw,
         )
 
@@ -208,8 +203,11 @@ class UrlopenSurface:
     def head(self, answer: BaseHTTPResponse) -> tuple[int, Mapping[str, str]]:
         return answer.status, answer.headers
 
-    def raw(self, answer: BaseHTTPResponse) -> object:
-        return answer
+    def streamed(self, answer: BaseHTTPResponse) -> Streamed | None:
+        return answer if isinstance(answer, StreamedResponse) else None
+
+    def close(self, answer: BaseHTTPResponse) -> None:
+        answer.close()
 
     def set_aside(self, answer: BaseHTTPResponse) -> BaseHTTPResponse | None:
         if self._response_kw["preload_content"]:
@@ -258,11 +256,14 @@ class UrlopenSurface:
         )
         return Substitute(surface, surface, headers)
 
-    def timed_out(self, cause: ReadTimeoutError) -> ReadTimeoutError:
-        return cause
+    def failure(self, error: Exception, attempt: Attempt, *, presents: bool) -> Failure:
+        return failure_of(error, attempt, presents=presents, as_broken=as_it_is)
 
-    def broken_off(self, cause: ProtocolError) -> ProtocolError:
-        return cause
+    def timed_out(self, text: str, attempt: Attempt) -> ReadTimeoutError:
+        return ReadTimeoutError(attempt.pool, "", text)
+
+    def broken_off(self, text: str) -> ProtocolError:
+        return broken_off(text)
 
     def family(self) -> dict[str, Any]:
         return {"pool": self._pool}

@@ -39,6 +39,7 @@ class AttemptSpans:
 
     Attributes:
         span: The one that is open; the invalid one while none is.
+        context: The one that the code under it runs in.
         last: Context of the latest.
     """
 
@@ -50,6 +51,7 @@ class AttemptSpans:
         "_resent",
         "_tracer",
         "_url",
+        "context",
         "last",
         "span",
     )
@@ -74,6 +76,7 @@ class AttemptSpans:
         self._attempt = 0
         self.span: Span = trace.INVALID_SPAN
         self.last = trace.INVALID_SPAN_CONTEXT
+        self.context = Context()
 
     def open(self, attempt: int, context: Context) -> Context:
         """Begin the span of the *attempt*-th; its context, in which other instrumentations make none."""
@@ -86,7 +89,10 @@ class AttemptSpans:
         )
         self.last = span.get_span_context()
         context = contexts.set_value(_OURS, True, trace.set_span_in_context(span, context))
-        return context if _SUPPRESS_HTTP is None else contexts.set_value(_SUPPRESS_HTTP, True, context)
+        if _SUPPRESS_HTTP is not None:
+            context = contexts.set_value(_SUPPRESS_HTTP, True, context)
+        self.context = context
+        return context
 
     def judge(self, outcome: Outcome | None) -> None:
         """Put *outcome* on the open span; None: it was broken off."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
 
 from opentelemetry import context as contexts
 from opentelemetry import propagate, trace
@@ -17,9 +17,11 @@ from headrace.observe.tracing.attempt_spans import AttemptSpans
 from headrace.observe.tracing.request_trace import Request, told_of
 from headrace.policy.breaker.circuit import Circuit, Refused
 from headrace.policy.counters import Exemplar
-from headrace.policy.exchange import Exchange, Performer, Send
+from headrace.policy.decision import Performer, Resend, Send
+from headrace.policy.exchange import Exchange
 from headrace.policy.outcome import Outcome
 
+T = TypeVar("T")
 Headers = tuple[tuple[str, str], ...]
 
 # As propagators write them: in lower case.
@@ -54,6 +56,7 @@ class CallTrace:
         "_request",
         "_span",
         "_spans",
+        "_unjudged",
         "_upstream",
         "performer",
     )
@@ -84,6 +87,7 @@ class CallTrace:
         self.performer: Performer | None = None
         self._earlier = earlier
         self._last: Outcome | None = earlier[-1] if earlier else None
+        self._unjudged: Outcome | None = None  # of the attempt whose span is open
         self._carried: dict[str, str] = {}
         if propagates and spans is None:
             propagate.inject(self._carried, context)
@@ -112,23 +116,38 @@ class CallTrace:
                 self._tell_retry(self._span, send.attempt, self._last)
             self._last = outcome = performer.perform(send)
             return outcome
-        self._end_attempt(spans)  # of an attempt that was followed by this one without a pause
         context = spans.open(send.attempt, self._context)
         if self._last is not None:
             self._tell_retry(spans.span, send.attempt, self._last)
         if self._propagates:
             self._carried.clear()
             propagate.inject(self._carried, context)
+        self._last = self._unjudged = outcome = self._within(spans, context, lambda: performer.perform(send))
+        return outcome
+
+    def resend(self, resend: Resend) -> Outcome | None:
+        """Make the attempt once more, in the same span. Blocks."""
+        spans, performer = self._spans, self.performer
+        assert performer is not None
+        if spans is None:
+            outcome = performer.resend(resend)
+        else:
+            outcome = self._within(spans, spans.context, lambda: performer.resend(resend))
+        if outcome is not None:
+            self._last = outcome
+            self._unjudged = None if spans is None else outcome
+        return outcome
+
+    def _within(self, spans: AttemptSpans, context: Context, go: Callable[[], T]) -> T:
         token = contexts.attach(context)
         try:
-            self._last = outcome = performer.perform(send)
+            return go()
         except BaseException:
+            self._unjudged = None
             spans.judge(None)
             raise
         finally:
             contexts.detach(token)
-        spans.judge(outcome)
-        return outcome
 
     def set_aside(self) -> None:
         """As the performer's. The attempt is over, and what it did to the circuit known."""
@@ -222,6 +241,10 @@ class CallTrace:
 
     def _end_attempt(self, spans: AttemptSpans) -> None:
         span = spans.span
+        # Not before: an attempt that is sent once more is judged by how that ends.
+        outcome, self._unjudged = self._unjudged, None
+        if outcome is not None:
+            spans.judge(outcome)
         if span.is_recording():
             self._tell_transitions(span)
             view = self._circuit.view(monotonic())

@@ -23,6 +23,7 @@ from urllib3.exceptions import (
 from urllib3.response import HTTPResponse
 
 from headrace.clock import monotonic
+from headrace.policy.outcome import Fault
 from headrace.policy.plan import KeepalivePlan
 from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.connection_auth import AUTHORIZATION, authenticates_connection
@@ -32,7 +33,7 @@ from headrace.transport.foreign import is_foreign
 from headrace.transport.standstill import GRACE_S
 from headrace.transport.stock.body import BodyTooLarge, piece_bytes
 from headrace.transport.stock.draining import drained
-from headrace.transport.stock.faults import callers_own
+from headrace.transport.stock.faults import callers_own, fault_of
 from headrace.transport.stock.framing import FramedAnswer, is_framed_twice, next_chunk_bytes
 from headrace.transport.stock.garbage import (
     LONGEST_BYTES,
@@ -74,13 +75,17 @@ class StreamedResponse(GovernedResponse):
     Attributes:
         lease: What the body is read over; also once the connection was closed under its reader's hands.
         let_go: Has it outlive the inbound request that it was opened in; None: it ends with none.
-        on_break: Told once, in the reading thread, of the error that a read ends with, and, if it was
-            we who shut the connection, as what.
+        on_break: Told once, in the reading thread, of the error that a read ends with: its fault, whether a limit of
+            the socket was hit, and, if it was we who shut the connection, as what.
+        max_bytes: Most that may come out of it, decoded where the reader has it decoded; None: no limit.
+        on_excess: Makes the error of a body that is more, for whom reads it.
     """
 
     lease: Lease[Any] | None = None
     let_go: Callable[[], object] | None = None
-    on_break: Callable[[HTTPError, CloseReason | None], None] | None = None
+    on_break: Callable[[Exception, Fault, bool, CloseReason | None], None] | None = None
+    max_bytes: int | None = None
+    on_excess: Callable[[], Exception] | None = None
 
     def drain_conn(self) -> None:
         """The same; how that ends says nothing of the upstream."""
@@ -123,20 +128,14 @@ class StreamedResponse(GovernedResponse):
                 raise own  # noqa: B904 - nothing of urllib3's is to be told of it
             tell, self.on_break = self.on_break, None
             if tell is not None:
-                tell(error, None if lease is None else lease.aborted)
+                tell(error, *fault_of(error, "sent"), None if lease is None else lease.aborted)
             raise
 
 
 class LimitedResponse(StreamedResponse):
-    """The same, with a limit on what comes out of the body, however it is read.
-
-    Attributes:
-        max_bytes: That limit, decoded where the reader has it decoded.
-        on_excess: Makes the error of a body that is more, for whom reads it.
-    """
+    """The same, with a limit on what comes out of the body, however it is read."""
 
     max_bytes: int
-    on_excess: Callable[[], Exception] | None = None
     _n_taken = 0
 
     def read(

@@ -7,14 +7,12 @@ from typing import Final
 from urllib3.response import BaseHTTPResponse
 
 from headrace.clock import monotonic
+from headrace.policy.exchange import KEEP_S
 from headrace.transport.stock.faults import callers_own
 
 KEEP_BYTES: Final = 64 * 1024
 """How much of a failed answer is read to keep it and its connection. A larger one is closed: to read it costs more than
 to dial."""
-
-KEEP_S: Final = 0.5
-"""How long reading it may take: an answer that only drips in, or stalls, is closed and not waited for."""
 
 _SHORTEST_S = 0.001  # a socket limit of 0 would mean non-blocking
 

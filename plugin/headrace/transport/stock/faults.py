@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import http.client
 import ssl
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType, TracebackType
+from collections.abc import Iterator
+from types import TracebackType
 
 from urllib3.exceptions import (
     ConnectTimeoutError,
@@ -25,22 +25,12 @@ from urllib3.exceptions import (
 )
 from urllib3.util.ssl_match_hostname import CertificateError
 
+from headrace.policy.attempt_end import Phase
 from headrace.policy.outcome import Fault
-from headrace.transport.attempt import Phase
 from headrace.transport.dial.refusals import refusal_in
 from headrace.transport.foreign import is_foreign
 from headrace.transport.stock.body import BodyTooLarge
 from headrace.transport.stock.garbage import is_framed_by_garbage, is_garbage
-
-CUT_IN: Mapping[Phase, Fault] = MappingProxyType(
-    {
-        "lease": Fault.TIMEOUT,  # something in front of the connection took all the time
-        "tcp": Fault.CONNECT_FAILURE,
-        "tls": Fault.TLS_FAILURE,
-        "sent": Fault.TIMEOUT,
-    }
-)
-"""The fault of an attempt that was cut off, by how far it had got; what it broke with is our own doing."""
 
 _OUR_OWN_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 

@@ -33,7 +33,7 @@ class Beat:
     answered: bool = False
 
 
-def beat(round_: Sequence[Beat], *, on_answer: Callable[[Beat], object]) -> None:
+def beat(round_: Sequence[Beat], *, on_answer: Callable[[Beat], object] = lambda _: None) -> None:
     """Ask on every connection of *round_*, then read the answers as they come. Blocks until the last `ends_at`.
 
     Mutates: sets `answered`. Never raises for what a peer does.

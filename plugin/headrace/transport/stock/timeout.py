@@ -5,15 +5,23 @@ from __future__ import annotations
 from urllib3.util.timeout import Timeout
 
 from headrace.clock import monotonic
+from headrace.transport.attempt import Attempt
 from headrace.transport.standstill import GRACE_S
 
 
 class AttemptTimeout(Timeout):
-    """What urllib3 is told of an attempt's limits. The end of the attempt itself is the deadline thread's.
+    """What urllib3 is told of the limits of *attempt*. The end of the attempt itself is the deadline thread's.
 
     Stock gives up before it has looked at the socket when the time was over by the end of sending: a process
     that stood still there would lose an answer that has arrived (failures.md 67).
     """
+
+    def __init__(self, attempt: Attempt) -> None:
+        # Not by stock's, which looks at each limit: these are a plan's, or a caller's that were looked at.
+        self._connect = attempt.timeouts.connect_s
+        self._read = attempt.timeouts.read_s
+        self.total = attempt.limit_s
+        self._start_connect = None
 
     def clone(self) -> AttemptTimeout:
         """A fresh one with the same limits."""

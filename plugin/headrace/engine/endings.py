@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from headrace.adapters.surface import Surface
 from headrace.clock import monotonic
+from headrace.engine.surface import Surface
 from headrace.errors import ResponseTooLarge
-from headrace.policy.exchange import EndReason, Exchange, Finish, Refuse
+from headrace.policy.decision import EndReason, Finish, Refuse
+from headrace.policy.exchange import Exchange
 from headrace.runtime.upstream import Upstream
 from headrace.transport.lease.pool import LeaseError
 

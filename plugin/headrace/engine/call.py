@@ -1,0 +1,521 @@
+"""One governed call, blocking: what the exchange answers is performed here, over the surface of a library.
+
+A surface knows how to send, how to read a status, how to keep or drop an answer,
+and which exception classes its callers expect. The exchange decides. Here is what lies between: the lease,
+the limits, the deadline thread's table, and who hears of the end. Long, for whatever may happen between taking a
+lease and giving it back (a cut, a cancellation, an interrupt) is to be read in one place.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from asyncio import _get_running_loop
+from dataclasses import replace
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from headrace.clock import monotonic
+from headrace.engine.blocking import run
+from headrace.engine.endings import final_error, pool_error, too_large
+from headrace.engine.notices import report_event_loop, report_withheld
+from headrace.engine.outbound import Outbound
+from headrace.engine.predicate import is_condemned
+from headrace.engine.retry_after import retry_after_s
+from headrace.engine.streamed import follow
+from headrace.engine.surface import Surface
+from headrace.engine.timeouts import with_asked
+from headrace.engine.tries import Tries
+from headrace.errors import CircuitOpenError, UpstreamError
+from headrace.policy.attempt_end import EndedBy, end_of
+from headrace.policy.decision import Divert, End, EndReason, Finish, Performer, Refuse, Resend, Send
+from headrace.policy.exchange import KEEP_S, Exchange, Served
+from headrace.policy.outcome import Fault, Outcome
+from headrace.policy.record import Record, tally
+from headrace.policy.request import Request
+from headrace.policy.retry import RETRY_AFTER_FROM
+from headrace.runtime.carrying import add_notes, carry, record_of
+from headrace.runtime.deadlines import deadlines
+from headrace.runtime.upstream import Upstream
+from headrace.transport.attempt import Attempt, current_attempt
+from headrace.transport.lease.pool import Lease, LeaseCancelled, LeaseError, LeaseTimeout
+
+in_flight = deadlines.table
+
+_SHORTEST_S = 0.001  # a socket limit of 0 would mean non-blocking
+_NEVER = float("inf")
+
+
+T = TypeVar("T")
+
+
+class Call(Generic[T]):
+    """One logical call; a `Performer`. Owned by one thread.
+
+    Attributes:
+        answer: The answer of the last attempt, kept; None when there is none.
+        error: The exception of the last attempt; None when it had an answer.
+        outbound: What identifies it on the wire.
+
+    Args:
+        request: What is sent. The call takes it over.
+        tries: What it shares with the other tries of a caller who retries himself; None: this call is the whole.
+        deadline_at: When whatever this call is part of must be over, monotonic seconds.
+    """
+
+    __slots__ = (
+        "_cancellation",
+        "_exchange",
+        "_made",
+        "_opened_in",
+        "_request",
+        "_surface",
+        "_trace",
+        "_tries",
+        "_upstream",
+        "answer",
+        "error",
+        "outbound",
+    )
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        surface: Surface[T],
+        request: Request,
+        *,
+        tries: Tries | None = None,
+        deadline_at: float | None = None,
+    ) -> None:
+        plan, state = upstream.plan, upstream.state
+        self._upstream = upstream
+        self._surface = surface
+        self._request = request
+        self._tries = tries
+        self._made: Attempt | None = None  # the last attempt
+        self.answer: T | None = None
+        self.error: Exception | None = None
+        if tries is None:
+            self.outbound = outbound = Outbound(upstream, request.method, request.headers)
+        else:
+            self.outbound = outbound = tries.begin(upstream, request.method, request.headers)
+        request.keyed = outbound.keyed
+        inbound = outbound.inbound
+        # What a request has left running behind keeps its id and its trace.
+        serving = None if inbound is None or inbound.is_over else inbound
+        self._opened_in = serving if request.streamed else None
+        self._cancellation = None if inbound is None else inbound.cancellation
+        self._trace = None
+        tracing = upstream.tracing
+        if tracing is not None and tracing.is_wanted():  # asked in C: nothing is paid without a span around
+            self._trace = tracing.call(
+                plan.name,
+                state.circuit,
+                address=state.pool.host,
+                port=state.pool.port,
+                method=request.method,
+                url=surface.url,
+                propagates=plan.propagate.traceparent,
+                own=(*(request.headers or ()), *dict(plan.headers)),
+                request=inbound,
+                earlier=() if tries is None else tuple(tries.outcomes),
+            )
+        served = None
+        if inbound is not None or deadline_at is not None:
+            served = Served(
+                serving.deadline_at if deadline_at is None and serving is not None else deadline_at,
+                None if serving is None else serving.allowance,
+                self._cancellation,
+            )
+        self._exchange = Exchange(
+            plan,
+            state.circuit,
+            state.budget,
+            request,
+            now=monotonic() if tries is None else tries.began,
+            rng=random.random,
+            # On the thread of a running event loop any wait stalls the loop, and whoever holds the connection that
+            # we wait for may need that loop to give it back.
+            may_wait=_get_running_loop() is None,
+            served=served,
+            nth_try=0 if tries is None else tries.made,
+            after=None if tries is None else tries.last,
+        )
+
+    def run(self) -> T:
+        """The answer, with the record on it. Blocks.
+
+        Raises:
+            UpstreamError: Refused by the circuit, the pool or the deadline (the surface's twin).
+            Exception: What the library raised in the last attempt, with the record and notes on it.
+        """
+        began = monotonic()
+        end: End | None = None
+        performer: Performer = self
+        if self._trace is not None:
+            self._trace.performer = self
+            performer = self._trace
+        try:
+            sleep = time.sleep if self._cancellation is None else self._cancellation.sleep
+            end = run(self._exchange, performer, clock=monotonic, sleep=sleep)
+        except Exception as raised:  # a signal handler's amid a wait or a pause, a bug of ours
+            carry(self._record(EndReason.CANCELLED), on=raised)
+            raise
+        finally:
+            self._count(end, monotonic() - began)
+        record = self._record(end.reason)
+        if end.reason is not EndReason.SUCCESS:
+            self._report(record)
+        answer = self.answer
+        if answer is not None and end.reason is EndReason.CANCELLED:
+            self._surface.close(answer)  # a failed one, and nobody waits for it
+            answer = None
+        elif answer is not None:
+            carry(record, on=answer)
+            if self._request.streamed:
+                self._follow(answer, record)
+            return answer
+        if isinstance(end, Divert):
+            answer = self._divert(record)
+            if answer is not None:
+                return answer
+        error = self._error_of(end.otherwise if isinstance(end, Divert) else end, record)
+        try:
+            raise error
+        finally:
+            # An exception that refers to its own frame is a cycle, kept until the next collection.
+            self.error = None
+            del error
+
+    def perform(self, send: Send) -> Outcome:
+        """Make one attempt: lease, send, read. Blocks."""
+        leases = self._upstream.state.pool.leases
+        cancellation = self._cancellation
+        started = monotonic()
+        try:
+            lease = leases.acquire(
+                send.patience_s,
+                by_deadline=send.by_deadline,
+                fresh=send.fresh,
+                owner=self._surface.owner,
+                on_wait=None if cancellation is None else partial(cancellation.covers, pool=leases),
+            )
+        except LeaseError as error:
+            return self._no_lease(error, started)
+        if cancellation is not None and cancellation.is_cancelled:
+            leases.give_back(lease, reusable=True)
+            return Outcome(Fault.CANCELLED, started_s=started, wait_s=monotonic() - started)
+        return self._attempt(lease, send.timeout_s, started)
+
+    def resend(self, resend: Resend) -> Outcome | None:
+        """The attempt once more over a fresh connection; None if there is none at once. Blocks."""
+        started = monotonic()
+        try:
+            lease = self._upstream.state.pool.leases.acquire(0.0, fresh=True)
+        except LeaseError:
+            return None  # somebody else took the slot: a retry can wait for one, this cannot
+        return self._attempt(lease, resend.timeout_s, started)
+
+    def _attempt(self, lease: Lease[Any], limit_s: float, started: float) -> Outcome:
+        leases, cancellation, token = self._upstream.state.pool.leases, self._cancellation, lease.token
+        outer = current_attempt.get()
+        try:
+            attempt = self._begin(lease, limit_s)
+            outcome = Outcome(None, None, False, False, started, attempt.began - started)
+            try:
+                current_attempt.set(attempt)
+                self.answer = answer = self._send(attempt, lease, outcome)
+            except Exception as error:
+                # An answer that its surface could make nothing of (an adapter's own `build_response` raised) still
+                # holds its connection, and nobody has it who would close it. Does nothing if that has gone back.
+                leases.give_back(lease, reusable=False)
+                self._fail(error, attempt, lease, outcome)
+            else:
+                self._judge(answer, outcome)
+            finally:
+                current_attempt.set(outer)  # not reset(): an interrupt may have taken the token
+                in_flight.pop(attempt, None)  # an interrupt
+                is_held = attempt.streamed and self.answer is not None
+                if cancellation is not None and token is not None and not is_held:
+                    cancellation.releases(token)
+                if attempt.lease is not None:  # urllib3 never asked for it: a mocked or subclassed adapter
+                    leases.give_back(attempt.lease, reusable=True)
+            # Now, not when it is sent again: a file that will not go back must not cost the caller this answer.
+            is_failed = outcome.fault is not None or outcome.status in self._exchange.retried
+            if is_failed and not self._surface.rewind():
+                self._exchange.body_is_spent()
+            outcome.sent = attempt.phase == "sent"
+            outcome.connect_s = attempt.connect_took_s
+            outcome.duration_s = monotonic() - attempt.began
+            return outcome
+        except BaseException:
+            # An interrupt, and wherever it hit, amid `finally` too: the slot is free. A lease that went back
+            # already stays as it is.
+            current_attempt.set(outer)
+            leases.give_back(lease, reusable=False)
+            raise
+
+    def _begin(self, lease: Lease[Any], limit_s: float) -> Attempt:
+        """What the attempt over *lease* may use and is bounded by."""
+        upstream, exchange, outbound = self._upstream, self._exchange, self.outbound
+        began = monotonic()
+        if self._cancellation is not None and lease.token is not None:
+            self._cancellation.covers(lease.token, upstream.state.pool.leases)
+        # Only now: without a lease the answer kept from before is the caller's.
+        self.answer = self.error = None
+        left_s = None if exchange.deadline_at is None else exchange.deadline_at - began
+        if left_s is not None and left_s < limit_s:
+            limit_s = max(_SHORTEST_S, left_s)
+        headers = outbound.headers
+        if exchange.sent or outbound.deadline_header is not None:
+            headers = outbound.for_attempt(exchange.sent, left_s)
+        if self._trace is not None:
+            headers = self._trace.headers(headers)
+        request = self._request
+        self._made = attempt = Attempt(
+            upstream.state.pool,
+            request.message,
+            lease,
+            headers,
+            request.timeouts,
+            began + limit_s,
+            request.streamed,
+        )
+        attempt.began, attempt.limit_s = began, limit_s
+        attempt.token = lease.token
+        attempt.max_body_bytes = upstream.plan.pool.max_response_body_bytes
+        attempt.owner = self._surface.owner
+        return attempt
+
+    def _send(self, attempt: Attempt, lease: Lease[Any], outcome: Outcome) -> T:
+        """The answer: its head, and its body where the caller does not read that himself. Blocks; mutates *outcome*.
+
+        Raises whatever the library raises, also where the answer came too late or was broken off by us.
+        """
+        surface = self._surface
+        in_flight[attempt] = attempt.ends_at
+        if attempt.ends_at < deadlines.wake_at:
+            deadlines.rouse(attempt.ends_at)
+        answer = surface.send(attempt)
+        status, _ = surface.head(answer)
+        if not attempt.streamed:
+            # An answer that is not retried is bounded by silence and by the deadline (Pitfall 89). What was cut
+            # off already stays so.
+            is_bounded = status in self._exchange.retried and self._exchange.is_retried(status)
+            if not is_bounded and in_flight.pop(attempt, None) is not None:
+                deadline_at = self._exchange.deadline_at
+                in_flight[attempt] = attempt.ends_at = _NEVER if deadline_at is None else deadline_at
+                if attempt.ends_at < deadlines.wake_at:
+                    deadlines.rouse(attempt.ends_at)
+                if attempt.sock is not None:
+                    attempt.sock.settimeout(attempt.timeouts.read_s)
+            surface.read(answer, attempt)
+        attempt.was_in_time = in_flight.pop(attempt, None) is not None
+        if not attempt.was_in_time:
+            # Cut off, and it looks whole all the same: a body, or a head, that ended with the connection.
+            surface.close(answer)
+            raise self._timed_out(attempt)
+        if lease.aborted is not None:  # the same, where it was not the time that was up
+            surface.close(answer)
+            raise surface.broken_off("the call was broken off amid the answer")
+        outcome.status = status
+        return answer
+
+    def _judge(self, answer: T, outcome: Outcome) -> None:
+        """What is in *answer* for the rules. Mutates *outcome*."""
+        state, plan, status = self._upstream.state, self._upstream.plan, outcome.status or 0
+        if state.misses:  # it has answered
+            state.misses = 0
+            state.suspect = False
+        if not self._request.streamed and plan.circuit_breaker.failure_if is not None:
+            outcome.condemned = is_condemned(self._upstream, answer, status)
+            self._surface.hand_out(answer)
+        if status >= RETRY_AFTER_FROM:
+            _, headers = self._surface.head(answer)
+            outcome.retry_after_s = retry_after_s(
+                headers, plan.retry.retry_after.headers, wall_clock=time.time
+            )
+
+    def _fail(self, error: Exception, attempt: Attempt, lease: Lease[Any], outcome: Outcome) -> None:
+        """Take in what *error* has made of *attempt*. Mutates *outcome*."""
+        tls, cancellation = self._upstream.plan.tls, self._cancellation
+        presents = tls is not None and tls.cert is not None
+        failure = self._surface.failure(error, attempt, presents=presents)
+        if attempt.was_in_time is None:
+            attempt.was_in_time = in_flight.pop(attempt, None) is not None
+        end = end_of(
+            failure.fault,
+            attempt.phase,
+            cut=failure.cut,
+            is_callers=failure.own is not None,
+            is_cancelled=cancellation is not None and cancellation.is_cancelled,
+            was_in_time=attempt.was_in_time,
+            was_shut=lease.aborted is not None,
+        )
+        self.error = failure.error
+        if failure.own is not None:  # the caller's code has ended the call: it leaves as it is
+            self.error = failure.own
+        elif end.by is EndedBy.TIMER:
+            self.error = self._timed_out(attempt)
+            self.error.__cause__ = error
+        elif end.fault is Fault.RESPONSE_TOO_LARGE and attempt.max_body_bytes is not None:
+            self.error = too_large(
+                self._upstream, self._surface, attempt.max_body_bytes, request_id=self.outbound.request_id
+            )
+        outcome.fault, outcome.cut = end.fault, end.cut
+        outcome.broken_off = end.by is EndedBy.OURSELVES
+        outcome.excused, outcome.advice = attempt.excused, failure.advice
+        outcome.reused, outcome.answered = lease.reused, attempt.answered
+
+    def _no_lease(self, error: LeaseError, started: float) -> Outcome:
+        if isinstance(error, LeaseCancelled):
+            return Outcome(Fault.CANCELLED, started_s=started, wait_s=error.waited_s)
+        timed_out = isinstance(error, LeaseTimeout)
+        if timed_out and not self._exchange.may_wait:
+            timed_out = False
+            report_event_loop(self._upstream, "wait for a connection")
+        self.error = pool_error(
+            self._upstream, self._surface, error, request_id=self.outbound.request_id, timed_out=timed_out
+        )
+        return Outcome(
+            fault=Fault.POOL_TIMEOUT if timed_out else Fault.POOL_REJECTED,
+            started_s=started,
+            wait_s=monotonic() - started,
+        )
+
+    def set_aside(self) -> None:
+        """Free the slot of the failed answer before the pause; keep the answer if it can be kept. Blocks for KEEP_S."""
+        answer, attempt = self.answer, self._made
+        if answer is None or attempt is None or not attempt.streamed:
+            return  # a buffered one has been read, and its slot is free
+        ends_at, deadline_at = monotonic() + KEEP_S, self._exchange.deadline_at
+        in_flight[attempt] = ends_at = ends_at if deadline_at is None else min(ends_at, deadline_at)
+        if ends_at < deadlines.wake_at:
+            deadlines.rouse(ends_at)
+        try:
+            self.answer = self._surface.set_aside(answer)
+        finally:
+            if in_flight.pop(attempt, None) is None:
+                self.answer = None  # cut off: what is there of it need not be all
+            if self.answer is None:
+                self._exchange.answer_is_lost()
+
+    def _divert(self, record: Record) -> T | None:
+        """What the refused call gets instead, or None where its path elsewhere is not certain. Blocks.
+
+        Raises what the call to the other upstream raises.
+        """
+        refused, other = self._upstream, self._upstream.fallback
+        if other is None:
+            assert refused.plan.fallback is not None, "the exchange diverts by its plan"
+            answer = self._surface.canned(refused.plan.fallback)
+            carry(record, on=answer)
+        else:
+            substitute = self._surface.towards(other, refused)
+            if substitute is None:
+                return None
+            timeouts, own = other.plan.timeouts, self._request.timeouts
+            if own.asked is not None:
+                timeouts = with_asked(timeouts, own.asked)
+            if own.acquire_s != refused.plan.timeouts.acquire_s:
+                timeouts = replace(timeouts, acquire_s=own.acquire_s)
+            request = replace(
+                self._request, message=substitute.message, headers=substitute.headers, timeouts=timeouts
+            )
+            try:
+                answer = Call(
+                    other, substitute.surface, request, deadline_at=self._exchange.deadline_at
+                ).run()
+            except Exception as error:
+                if (told := record_of(error)) is not None:
+                    told.fallback_for = refused.plan.name
+                add_notes(
+                    error,
+                    [f'headrace: this was the fallback for upstream "{refused.plan.name}", which refused'],
+                )
+                raise
+        if (told := record_of(answer)) is not None:
+            told.fallback_for = refused.plan.name
+        counters = refused.state.counters
+        with counters.lock:
+            counters.fallbacks += 1
+        return answer
+
+    def _follow(self, answer: T, record: Record) -> None:
+        """Hear of *answer*, whose body the caller reads himself, when that breaks off."""
+        body = self._surface.streamed(answer)
+        if body is not None:
+            follow(
+                body,
+                self._exchange,
+                record,
+                self._upstream,
+                self._surface,
+                self._trace,
+                opened_in=self._opened_in,
+                pool=self._upstream.state.pool.leases,
+            )
+
+    def _error_of(self, end: Finish | Refuse, record: Record) -> Exception:
+        """What leaves, with the record and its notes on it."""
+        error = final_error(
+            self._upstream,
+            self._surface,
+            self._exchange,
+            end,
+            request_id=self.outbound.request_id,
+            last=self.error,
+        )
+        if isinstance(error, UpstreamError):
+            error.attempts = record.attempts
+            if self._trace is not None and isinstance(error, CircuitOpenError):
+                self._trace.refused(str(error))
+        carry(record, on=error)
+        add_notes(error, record.notes())
+        return error
+
+    def _timed_out(self, attempt: Attempt) -> Exception:
+        limit_s = attempt.ends_at - attempt.began
+        return self._surface.timed_out(
+            f"Read timed out. (attempt={limit_s:g}: the peer went on too slowly, and was cut off)", attempt
+        )
+
+    def _record(self, reason: EndReason) -> Record:
+        made = self._exchange if self._tries is None else self._tries
+        return Record(
+            self._upstream.plan.name,
+            self._request.method,
+            self.outbound.request_id,
+            reason,
+            self._exchange.retry_after_s,
+            self._upstream.digest,
+            made.outcomes,
+            made.verdicts,
+        )
+
+    def _report(self, record: Record) -> None:
+        """Log what the code at the call site could do better, if that is why the call ended."""
+        wants_retries = self._upstream.plan.retry.max_attempts > 1
+        if record.reason is EndReason.EVENT_LOOP:
+            report_event_loop(self._upstream, "sleep before its next attempt")
+        elif wants_retries and record.reason in (EndReason.METHOD, EndReason.NOT_REPLAYABLE):
+            report_withheld(self._upstream, record)
+
+    def _count(self, end: End | None, duration_s: float) -> None:
+        label = None  # of the last attempt
+        if end is None or end.reason is EndReason.CANCELLED:
+            label = Fault.CANCELLED.value
+        elif not self._exchange.outcomes:
+            label = end.reason.value
+        if self._trace is not None:
+            self._trace.end(self._exchange, label=label)
+        if self._tries is not None:
+            self._tries.add(self._exchange, label=label, trace=self._trace)
+            return
+        tally(
+            self._upstream.state.counters,
+            self._exchange,
+            label=label,
+            duration_s=duration_s,
+            exemplar=None if self._trace is None else self._trace.exemplar(duration_s),
+        )

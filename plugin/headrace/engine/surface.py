@@ -1,0 +1,150 @@
+"""How one library sends, for one call: what the governed call asks of requests and of urllib3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from headrace.errors import (
+    CallCancelled,
+    CircuitOpenError,
+    DeadlineExceeded,
+    PoolRejected,
+    PoolTimeout,
+    ResponseTooLarge,
+)
+from headrace.policy.outcome import Fault
+from headrace.policy.plan import FallbackPlan
+from headrace.runtime.upstream import Upstream
+from headrace.transport.attempt import Attempt
+from headrace.transport.lease.pool import CloseReason, Lease
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Twins:
+    """The classes that one surface raises: each of ours, and also one that callers of the library catch."""
+
+    circuit_open: type[CircuitOpenError]
+    deadline: type[DeadlineExceeded]
+    pool_timeout: type[PoolTimeout]
+    pool_rejected: type[PoolRejected]
+    cancelled: type[CallCancelled]
+    too_large: type[ResponseTooLarge]
+
+
+@dataclass(slots=True)
+class Failure:
+    """What an exception of the library, taken by itself, says about the attempt that it ended.
+
+    Attributes:
+        fault: In the words of the rules.
+        cut: A limit of the socket was hit.
+        error: The exception as the caller is to get it.
+        own: The error of the caller's own code that it is, or wraps (a signal handler's, a body's), or None.
+        advice: What is wrong and what to do, where that is known.
+    """
+
+    fault: Fault
+    cut: bool
+    error: Exception
+    own: Exception | None
+    advice: str | None
+
+
+class Surface(Protocol[T]):
+    """How one library sends, for one call.
+
+    Attributes:
+        owner: Whose a connection is that this call authenticates; referred to weakly. None: nobody's.
+    """
+
+    twins: Twins
+    owner: object | None
+
+    def send(self, attempt: Attempt) -> T:
+        """Send, from where the body stands, and wait for the head of the answer. Blocks, within its limits.
+
+        Raises whatever the library raises.
+        """
+
+    def read(self, answer: T, attempt: Attempt) -> None:
+        """Read the body of *answer*, that of a buffered call, to its end. Blocks; the limits are those of *attempt*.
+
+        Raises whatever the library raises where it insists on the body; *answer* is closed then.
+        """
+
+    def hand_out(self, answer: T) -> None:
+        """Have *answer*, read here and judged by `failure_if`, as its caller is to find it. Mutates it."""
+
+    def rewind(self) -> bool:
+        """Put the body back to where it began; False if it will not go there."""
+
+    def head(self, answer: T) -> tuple[int, Mapping[str, str]]:
+        """Status and headers of *answer*."""
+
+    def streamed(self, answer: T) -> Streamed | None:
+        """The body of *answer* as it comes over the wire; None where it does not (a mock's, one that was kept)."""
+
+    def close(self, answer: T) -> None:
+        """Close *answer*."""
+
+    def set_aside(self, answer: T) -> T | None:
+        """*answer* with its connection freed and its body kept, or None when it is too large, or too slow, to keep."""
+
+    def canned(self, fallback: FallbackPlan) -> T:
+        """The answer that the file has written for a refused call."""
+
+    def towards(self, other: Upstream, refused: Upstream) -> Substitute[T] | None:
+        """The same call to *other*; None where that cannot be said."""
+
+    def failure(self, error: Exception, attempt: Attempt, *, presents: bool) -> Failure:
+        """What *error*, which `send` or `read` has raised, says about *attempt*.
+
+        Args:
+            presents: The upstream's rules have a client certificate.
+        """
+
+    def timed_out(self, text: str, attempt: Attempt) -> Exception:
+        """What the library raises where the answer, or not all of it, came in time."""
+
+    def broken_off(self, text: str) -> Exception:
+        """What the library raises where the connection ended amid the answer."""
+
+    def family(self) -> dict[str, Any]:
+        """What the library's own exception class would carry (`request`, `pool`)."""
+
+    def url(self) -> str:
+        """The URL that the caller asked for."""
+
+
+class Streamed(Protocol):
+    """A body that its caller reads over the wire, after the call.
+
+    Attributes:
+        lease: What it is read over.
+        let_go: Has it outlive the inbound request that it was opened in; None: it ends with none.
+        on_break: Told once, in the reading thread, of the error that a read ends with: its fault, whether a limit of
+            the socket was hit, and, where headrace has shut the connection, as what.
+        max_bytes: Most that may come out of it, or None.
+        on_excess: Makes the error of a body that is more.
+    """
+
+    lease: Lease[Any] | None
+    let_go: Callable[[], object] | None
+    on_break: Callable[[Exception, Fault, bool, CloseReason | None], None] | None
+    max_bytes: int | None
+    on_excess: Callable[[], Exception] | None
+
+
+class Substitute(NamedTuple, Generic[T]):
+    """A call as it is made to a fallback: how it is sent, the object that is sent, and the headers it sets."""
+
+    surface: Surface[T]
+    message: object
+    headers: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Substitute({self.surface!r})"  # the headers have credentials of the call

@@ -1,0 +1,83 @@
+"""Who ended an attempt that has no answer: its caller, the client it is made for, headrace itself, a timer, the peer.
+
+Several of them may have had a hand in it: a timer shuts the connection, and what comes out of the library
+then looks like a reset. One function says whose word holds, so that every driver says the same. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+from typing import Final, Literal
+
+from headrace.policy.outcome import Fault
+
+Phase = Literal["lease", "tcp", "tls", "sent"]
+"""How far an attempt got; "sent" from the moment a byte may have left."""
+
+CUT_IN: Final[Mapping[Phase, Fault]] = MappingProxyType(
+    {
+        "lease": Fault.TIMEOUT,  # something in front of the connection took all the time
+        "tcp": Fault.CONNECT_FAILURE,
+        "tls": Fault.TLS_FAILURE,
+        "sent": Fault.TIMEOUT,
+    }
+)
+"""The fault of an attempt that was cut off, by how far it had got; what it broke with is our own doing."""
+
+
+class EndedBy(Enum):
+    """Who ended an attempt that has no answer."""
+
+    CALLER = "caller"  # his own code raised: a signal handler, the body of his request
+    CLIENT = "client"  # whoever the call is made for has left, and it was broken off
+    OURSELVES = "ourselves"  # the connection was shut: its pool was stopped, its lifetime was over
+    TIMER = "timer"  # it was cut off: what it broke with says nothing
+    PEER = "peer"  # or a limit of the socket: what the library raised says it
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnd:
+    """How an attempt ended that has no answer.
+
+    Attributes:
+        by: Who ended it.
+        fault: What that is in the words of the rules.
+        cut: A timer of ours ended it.
+    """
+
+    by: EndedBy
+    fault: Fault
+    cut: bool
+
+
+def end_of(
+    fault: Fault,
+    phase: Phase,
+    *,
+    cut: bool,
+    is_callers: bool,
+    is_cancelled: bool,
+    was_in_time: bool,
+    was_shut: bool,
+) -> AttemptEnd:
+    """Who ended an attempt that got as far as *phase*, and what that makes of *fault*.
+
+    Args:
+        fault, cut: What the exception says, taken by itself: the fault, and whether a limit of the socket was hit.
+        is_callers: It is an error of the caller's own code. It leaves as it is, even if our time was up.
+        is_cancelled: Whoever the call is made for has left: the attempt was broken off for that.
+        was_in_time: The timer had not cut it off.
+        was_shut: Its connection was shut by headrace; only asked where it was in time.
+    """
+    if is_callers:
+        return AttemptEnd(EndedBy.CALLER, Fault.LOCAL_ERROR, cut=False)
+    if is_cancelled:
+        return AttemptEnd(EndedBy.CLIENT, Fault.CANCELLED, cut=False)
+    if was_in_time:
+        return AttemptEnd(EndedBy.OURSELVES if was_shut else EndedBy.PEER, fault, cut)
+    if cut or fault is Fault.CERTIFICATE:
+        return AttemptEnd(EndedBy.PEER, fault, cut)  # the socket's own limit, or a verdict, came first
+    return AttemptEnd(EndedBy.TIMER, CUT_IN[phase], cut=True)
