@@ -7,7 +7,7 @@ from typing import TypeVar
 import requests
 from urllib3.response import BaseHTTPResponse
 
-from headrace.transport.stock.connection import StreamedResponse
+from headrace.transport.stock.response import StreamedResponse
 
 A = TypeVar("A", bound=requests.Response | BaseHTTPResponse)
 

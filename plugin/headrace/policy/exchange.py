@@ -14,6 +14,9 @@ Static reasons come before circumstances, and the budget last because asking spe
 
 The circuit is told of calls, not of attempts: once, by the last attempt that says anything. A success
 is told at once; a failure is held back until it is known that no attempt follows (`HOLD_S`).
+
+Longer than most modules, because the order above is one argument: each reason is read beside the one before it.
+What it answers is in `decision`, what it asks of an outcome in `retry`, `blame`, `backoff` and `fallback`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Plans: the rules of one configuration, frozen, compiled from the YAML and compared by value.
 
 A plan has no behaviour and no I/O; two equal plans are the same rules, which is
-what reload goes by. YAML key = field here; durations carry `_s` (seconds).
+what reload goes by. YAML key = field here; durations carry `_s` (seconds). Long, for it is one list, as
+that of the keys.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 What decides is the real thing: the configuration loader, the exchange, the circuit, the
 retry budget and the engine's loop. What is played is the wire: an attempt takes what
 the script says, and is cut where the file's own limits would have cut it. There is no
-socket, no thread, no real time, and no chance unless a seed is given.
+socket, no thread, no real time, and no chance unless a seed is given. Long by what it says to its users: what a test
+may write is documented here, and the code is the smaller part.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ from headrace.policy.routes import url_of
 from headrace.runtime.carrying import carry, record_of
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt, current_attempt
-from headrace.transport.stock.connection import StreamedResponse
 from headrace.transport.stock.pool import GovernedHTTPPool
+from headrace.transport.stock.response import StreamedResponse
 from headrace.transport.stock.timeout import AttemptTimeout
 
 

@@ -41,8 +41,8 @@ from headrace.policy.request import Request
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.dial.tls import trust_of
-from headrace.transport.stock.connection import StreamedResponse
 from headrace.transport.stock.draining import drained
+from headrace.transport.stock.response import StreamedResponse
 from headrace.transport.stock.timeout import AttemptTimeout
 
 Send = Callable[..., Response]

@@ -31,9 +31,9 @@ from headrace.transport.attempt import Attempt
 from headrace.transport.connection_auth import is_of_connection
 from headrace.transport.dial.tls import trust_of
 from headrace.transport.stock.body import body_of
-from headrace.transport.stock.connection import StreamedResponse
 from headrace.transport.stock.draining import drained
 from headrace.transport.stock.pool import GovernedHTTPPool, with_defaults
+from headrace.transport.stock.response import StreamedResponse
 from headrace.transport.stock.timeout import AttemptTimeout
 
 status_of: Callable[[BaseHTTPResponse], int] = operator.attrgetter("status")
