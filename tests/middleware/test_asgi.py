@@ -183,6 +183,14 @@ def test_headers_may_be_any_iterable_and_are_not_changed_in_the_applications_mes
     assert "headers" not in start
 
 
+def test_of_several_request_ids_the_first_sane_one_is_taken() -> None:
+    """As ASGI has them; a WSGI server has joined them by commas."""
+    scope = asgi_scope()
+    scope["headers"] = [(b"x-request-id", value) for value in (b"two words", b"first", b"second")]
+    answer = asyncio.run(call_asgi(ASGIMiddleware(plain_app, headrace=FakeHeadrace()), scope))  # type: ignore[arg-type]
+    assert answer.all("X-Request-ID") == ["first"]
+
+
 @pytest.mark.parametrize("kind", ["http.response.pathsend", "http.response.trailers"])
 def test_responses_that_end_by_an_extension_are_counted_once(kind: str) -> None:
     headrace = FakeHeadrace()

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from headrace.middleware.admission import deadline_at
 from headrace.middleware.asgi import ASGIMiddleware
-from headrace.middleware.context import deadline_at
 from headrace.middleware.wsgi import WSGIMiddleware
 from headrace.policy.deadline_header import allowed_s
 from headrace.policy.plan import InboundDeadlinePlan, PropagatePlan

@@ -141,6 +141,25 @@ def test_an_error_leaves_no_binding_behind(serve: Serve) -> None:
     assert inbound_var.get() is None
 
 
+def test_a_request_is_over_once_its_answer_is(serve: Serve) -> None:
+    """A task that it leaves behind asks: the deadline and the retries end with the request."""
+    seen: list[Inbound] = []
+
+    def handler(_: Seen) -> tuple[int, Headers, Iterator[bytes]]:
+        inbound = inbound_var.get()
+        assert inbound is not None
+        seen.append(inbound)
+
+        def body() -> Iterator[bytes]:
+            assert not inbound.is_over
+            yield b"late"
+
+        return 200, [], body()
+
+    assert serve(handler, FakeHeadrace()).request().body == b"late"
+    assert seen[0].is_over
+
+
 def test_the_first_request_starts_and_the_second_does_not(serve: Serve) -> None:
     headrace = FakeHeadrace()
     gateway = serve(ok, headrace)

@@ -145,6 +145,20 @@ def test_a_generator_is_closed_where_it_stands() -> None:
     assert log == ["closed"]
 
 
+def test_a_request_that_is_answered_by_a_list_is_over_when_the_application_returns() -> None:
+    """The server calls no close() of ours then."""
+    seen: list[Any] = []
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        seen.append(inbound_var.get())
+        assert not seen[0].is_over
+        start_response("200 OK", [])
+        return [b"fine"]
+
+    assert call_wsgi(wrapped(app), wsgi_environ()).body == b"fine"
+    assert seen[0].is_over
+
+
 # --- start_response -----------------------------------------------------------------------------------
 
 

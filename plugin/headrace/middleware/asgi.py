@@ -9,31 +9,30 @@ from __future__ import annotations
 import sys
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from itertools import repeat
 from os import getpid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anyio import CancelScope
 from starlette.concurrency import run_in_threadpool
 
 from headrace.app import File, Headrace
 from headrace.clock import monotonic
-from headrace.middleware.context import BLANK_BYTES, HeaderNames, Trace, deadline_at, is_sane_bytes
+from headrace.middleware.admission import BLANK_BYTES, Answer, HeaderNames, admit, is_sane_bytes
 from headrace.middleware.disconnect import DisconnectWatch
 from headrace.middleware.problems import (
     CLIENT_CLOSED_REQUEST,
     ProblemAnswer,
     answer,
     comes_of_a_cancelled_call,
-    too_late,
+    report_mapped,
 )
-from headrace.observe.events import ErrorMapped
-from headrace.observe.logs import emit
 from headrace.observe.metrics import Registry
-from headrace.policy.retry import RetryAllowance
+from headrace.policy.plan import Configuration
 from headrace.runtime.cancellation import Cancellation
-from headrace.runtime.carrying import record_of
 from headrace.runtime.inbound import Inbound, inbound_var, new_request_id
+
+if TYPE_CHECKING:
+    from headrace.observe.tracing.otel import Tracing
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -87,146 +86,62 @@ class ASGIMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope."""
-        # Long and flat: five Python-level calls per request beyond the application's (counted by a test).
+        # Flat: five Python-level calls per request beyond the application's (counted by a test).
         if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._lifespan(scope, receive, send)
-            else:
-                await self.app(scope, receive, send)
+            await (self._lifespan if scope["type"] == "lifespan" else self.app)(scope, receive, send)
             return
         began = monotonic()
         headrace = self.headrace
         if headrace.started_in != getpid():
             await self._start()
         snapshot = headrace.snapshot
-        configuration = snapshot.configuration
-        service = configuration.service
         names = self._names
-        if names is None or names.configuration is not configuration:
-            names = self._names = HeaderNames(configuration)
-        header, wanted = names.request_id_bytes, names.wanted
+        if names is None or names.configuration is not snapshot.configuration:
+            names = self._names = HeaderNames(snapshot.configuration)
 
-        request_id = ""
-        more: list[tuple[bytes, bytes]] | None = None
+        wanted, header, given_id = names.wanted, names.request_id_bytes, ""
+        found: list[tuple[bytes, bytes]] = []
         for name, value in scope["headers"]:
             if name in wanted:
                 value = value.strip(BLANK_BYTES)
-                if name == header:
-                    if not request_id and is_sane_bytes(value):
-                        request_id = value.decode("ascii")
-                elif more is None:
-                    more = [(name, value)]
-                else:
-                    more.append((name, value))
-        trace: Trace = ()
-        deadlines: list[str] = []
-        if more is not None:
-            trace, deadlines = names.read(more)
-            if trace and names.id_is_trace:
-                request_id = trace[0][1][3:35]
-        tracing = snapshot.tracing
-        # Asked in C: a request without a span around it pays nothing.
-        outer = tracing if tracing is not None and tracing.has_context() else None
-        if outer is not None and service.request_id.is_trace_id:
-            request_id = outer.trace_id() or request_id
-        if not request_id:
-            request_id = new_request_id()
-
+                if name != header:
+                    found.append((name, value))
+                elif not given_id and is_sane_bytes(value):
+                    given_id = value.decode("ascii")
+        trace, deadlines = names.read(found) if found else ((), ())
         # In place, as Starlette itself does it: instrumentation outside reads the scope after the call.
-        state = scope.get("state")
-        if state is None:
-            scope["state"] = {"headrace": headrace}
-        else:
-            state["headrace"] = headrace
+        if scope.get("state") is None:
+            scope["state"] = {}
+        scope["state"]["headrace"] = headrace
 
-        status = 0
-        is_over = False
-        inbound: Inbound | None = None
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status, is_over
-            kind = message["type"]
-            if kind == "http.response.start":
-                # Nobody gets an answer that begins after its client has left.
-                has_left = cancellation is not None and cancellation.is_cancelled
-                status = CLIENT_CLOSED_REQUEST if has_left else message["status"]
-                headers = list(message.get("headers", ()))
-                for name, _ in headers:
-                    if name == header or name.lower() == header:
-                        break
-                else:
-                    headers.append((header, request_id.encode("ascii")))
-                    message = {**message, "headers": headers}
-                if tracing is not None and inbound is not None and tracing.has_context():
-                    tracing.tell(inbound)  # of what has been called by now: it may break off
-                await send(message)
-                return
-            is_last = (kind == "http.response.body" and not message.get("more_body")) or kind in _ENDS
-            if watch is not None and is_last:
-                watch.is_over = True
-            if is_last and tracing is not None and inbound is not None and inbound.told is not None:
-                tracing.tell(inbound)  # before it is sent: with that the server's span ends
-            await send(message)
-            if is_last:
-                if not is_over and configuration.telemetry.served_requests:
-                    headrace.service.served(status, monotonic() - began)
-                is_over = True
-
-        due_at = watch = cancellation = None
-        if service.deadline is not None:
-            now = began  # starting took some of the caller's time, too
-            due_at = deadline_at(service.deadline, deadlines, headrace.service, now)
-            if due_at is not None and due_at <= now:
-                await _send_answer(too_late(request_id), send_with_id, is_head=scope.get("method") == "HEAD")
-                return
-        if service.cancel_on_disconnect:
-            cancellation = Cancellation()
-            watch = DisconnectWatch(receive, cancellation.cancel)
-            watch.start(scope["headers"])
-            receive = watch.receive
-        allowance = RetryAllowance(repeat(None, service.max_retries_per_request))
-        inbound = Inbound(headrace, snapshot, request_id, allowance, due_at, trace, cancellation)
-        if outer is not None:
-            outer.meet(inbound)
+        admission = admit(headrace, snapshot, began, given_id, trace, deadlines, new_id=new_request_id)
+        response = _Response()
+        response.headrace, response.configuration, response.began = headrace, snapshot.configuration, began
+        response.header, response.request_id = header, admission.request_id
+        response.forward, response.is_head = send, scope.get("method") == "HEAD"
+        if isinstance(admission, Answer):
+            await response.answer(admission.problem)
+            return
+        response.inbound = inbound = admission
+        response.tracing = snapshot.tracing
+        if snapshot.configuration.service.cancel_on_disconnect:
+            receive = response.watched(receive, scope["headers"])
         token = inbound_var.set(inbound)
         try:
-            await self.app(scope, receive, send_with_id)
+            await self.app(scope, receive, response.send)
         except Exception as exc:
-            if not status and service.error_responses == "map" and (found := answer(exc)) is not None:
-                if found.status != CLIENT_CLOSED_REQUEST:  # that is nobody's trouble
-                    emit(
-                        ErrorMapped(
-                            upstream="" if (record := record_of(exc)) is None else record.upstream,
-                            status=found.status,
-                            error=type(exc).__name__,
-                            request_id=request_id,
-                        )
-                    )
-                await _send_answer(found, send_with_id, is_head=scope.get("method") == "HEAD")
-            elif cancellation is not None and cancellation.is_cancelled and comes_of_a_cancelled_call(exc):
-                pass  # our own doing, and there is nobody to answer: the server would make an alarm of it
-            else:
-                status = status or 500  # what the server is going to answer
+            if not await response.handle(exc):
                 raise
         finally:
-            if status and not is_over and configuration.telemetry.served_requests:  # broken off
-                headrace.service.served(status, monotonic() - began)
-            if tracing is not None and inbound.told is not None:
-                tracing.tell(inbound)
+            if response.tracing is not None and inbound.told is not None:
+                response.tracing.tell(inbound)
             try:  # suppress() is three Python-level calls
                 inbound_var.reset(token)
             except ValueError:
                 pass  # an abandoned coroutine, closed by the collector in somebody else's context
-            # Not end(), a Python-level call, unless there is something to end.
             inbound.is_over = True
-            if inbound.streams:
-                inbound.end()
-            if watch is not None and cancellation is not None:
-                ends_by = sys.exc_info()[0]
-                if ends_by is CancelledError and not watch.is_over:
-                    cancellation.cancel()  # some servers tell in this way that the client has left
-                # One that the collector closes may not wait any more.
-                await watch.close(waits=ends_by is not GeneratorExit)
+            if not response.is_over or inbound.streams or response.watch is not None:
+                await response.settle(sys.exc_info()[0])
 
     async def _start(self) -> None:
         # Off the event loop: it reads files, starts threads, patches.
@@ -297,10 +212,115 @@ class ASGIMiddleware:
             self.headrace.started_in = 0
 
 
-async def _send_answer(found: ProblemAnswer, send: Send, *, is_head: bool) -> None:
-    headers = [
-        (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in found.headers.items()
-    ]
-    headers.append((b"content-length", str(len(found.body)).encode()))
-    await send({"type": "http.response.start", "status": found.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if is_head else found.body})
+class _Response:
+    """The response to one request: the id is added to it, it is counted once, and the request's span is told of it.
+
+    Made without an `__init__`, which would be one Python-level call more: `ASGIMiddleware.__call__` sets what has no
+    default here.
+
+    Attributes:
+        began: When the request came, monotonic seconds.
+        header, request_id: What is added, unless the application has set that header.
+        forward: The server's `send`.
+        tracing: None also while the request has not been admitted; then there is no `inbound`.
+        status: What was sent, or what the server is going to send; 0: nothing yet.
+        is_over: All of it has been sent, and counted.
+        watch, cancellation: Both or none.
+    """
+
+    headrace: Headrace
+    configuration: Configuration
+    began: float
+    header: bytes
+    request_id: str
+    forward: Send
+    is_head: bool
+    inbound: Inbound
+    tracing: Tracing | None = None
+    status = 0
+    is_over = False
+    watch: DisconnectWatch | None = None
+    cancellation: Cancellation | None = None
+
+    async def send(self, message: Message) -> None:
+        """Send one message of the application."""
+        tracing, kind = self.tracing, message["type"]
+        if kind == "http.response.start":
+            # Nobody gets an answer that begins after its client has left.
+            has_left = self.cancellation is not None and self.cancellation.is_cancelled
+            self.status = CLIENT_CLOSED_REQUEST if has_left else message["status"]
+            headers = list(message.get("headers", ()))
+            for name, _ in headers:
+                if name == self.header or name.lower() == self.header:
+                    break
+            else:
+                headers.append((self.header, self.request_id.encode("ascii")))
+                message = {**message, "headers": headers}
+            if tracing is not None and tracing.has_context():
+                tracing.tell(self.inbound)  # of what has been called by now: it may break off
+            await self.forward(message)
+            return
+        if message.get("more_body") if kind == "http.response.body" else kind not in _ENDS:
+            await self.forward(message)
+            return
+        if self.watch is not None:
+            self.watch.is_over = True
+        if tracing is not None and self.inbound.told is not None:
+            tracing.tell(self.inbound)  # before it is sent: with that the server's span ends
+        await self.forward(message)
+        if not self.is_over:
+            self.is_over = True
+            if self.configuration.telemetry.served_requests:
+                self.headrace.service.served(self.status, monotonic() - self.began)
+
+    async def answer(self, found: ProblemAnswer) -> None:
+        """Send *found* in place of an answer of the application."""
+        headers = [
+            (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in found.headers.items()
+        ]
+        headers.append((b"content-length", str(len(found.body)).encode()))
+        await self.send({"type": "http.response.start", "status": found.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": b"" if self.is_head else found.body})
+
+    async def handle(self, exc: Exception) -> bool:
+        """Answer *exc* under `error_responses: map`. False: it is the server's."""
+        if (
+            not self.status
+            and self.configuration.service.error_responses == "map"
+            and (found := answer(exc)) is not None
+        ):
+            if found.status != CLIENT_CLOSED_REQUEST:  # that is nobody's trouble
+                report_mapped(found, exc, self.request_id)
+            await self.answer(found)
+            return True
+        if (
+            self.cancellation is not None
+            and self.cancellation.is_cancelled
+            and comes_of_a_cancelled_call(exc)
+        ):
+            return True  # our own doing, and there is nobody to answer: the server would make an alarm of it
+        self.status = self.status or 500  # what the server is going to answer
+        return False
+
+    def watched(self, receive: Receive, headers: Any) -> Receive:
+        """A *receive* by which the request's outbound calls are aborted when its client leaves."""
+        self.cancellation = self.inbound.cancellation = Cancellation()
+        self.watch = DisconnectWatch(receive, self.cancellation.cancel)
+        self.watch.start(headers)
+        return self.watch.receive
+
+    async def settle(self, ends_by: type[BaseException] | None) -> None:
+        """End what the request has left open: its count, its streams, its watch.
+
+        Args:
+            ends_by: What is passing through.
+        """
+        if self.status and not self.is_over and self.configuration.telemetry.served_requests:  # broken off
+            self.headrace.service.served(self.status, monotonic() - self.began)
+        if self.inbound.streams:
+            self.inbound.end()
+        if self.watch is not None and self.cancellation is not None:
+            if ends_by is CancelledError and not self.watch.is_over:
+                self.cancellation.cancel()  # some servers tell in this way that the client has left
+            # One that the collector closes may not wait any more.
+            await self.watch.close(waits=ends_by is not GeneratorExit)

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from headrace.middleware.context import BLANK_BYTES
+from headrace.middleware.admission import BLANK_BYTES
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -21,6 +21,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from headrace.errors import CallCancelled, CircuitOpenError, DeadlineExceeded, PoolRejected, PoolTimeout
+from headrace.observe.events import ErrorMapped
+from headrace.observe.logs import emit
 from headrace.policy.decision import EndReason
 from headrace.runtime.carrying import record_of
 from headrace.runtime.inbound import inbound_var
@@ -107,6 +109,19 @@ def too_late(request_id: str) -> ProblemAnswer:
     }
     headers = {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store"}
     return ProblemAnswer(json.dumps(body).encode(), 504, headers)
+
+
+def report_mapped(found: ProblemAnswer, exc: Exception, request_id: str) -> None:
+    """Log that *exc* is answered by *found*: the server, which would have made an alarm of it, sees nothing of it."""
+    record = record_of(exc)
+    emit(
+        ErrorMapped(
+            upstream="" if record is None else record.upstream,
+            status=found.status,
+            error=type(exc).__name__,
+            request_id=request_id,
+        )
+    )
 
 
 def comes_of_a_cancelled_call(exc: BaseException) -> bool:

@@ -15,20 +15,18 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import copy_context
 from functools import partial
-from itertools import repeat
 from os import getpid
 from typing import TYPE_CHECKING, Any
 
 from headrace.app import File, Headrace
 from headrace.clock import monotonic
-from headrace.middleware.context import BLANKS, HeaderNames, Trace, deadline_at, is_sane_text, trace_of
-from headrace.middleware.problems import CLIENT_CLOSED_REQUEST, ProblemAnswer, answer, too_late
-from headrace.observe.events import ConfigWarning, ErrorMapped
+from headrace.middleware.admission import BLANKS, Answer, HeaderNames, admit, is_sane_text
+from headrace.middleware.problems import CLIENT_CLOSED_REQUEST, ProblemAnswer, answer, report_mapped
+from headrace.observe.events import ConfigWarning
 from headrace.observe.logs import emit
 from headrace.observe.metrics import Registry
 from headrace.policy.plan import Configuration
-from headrace.policy.retry import RetryAllowance
-from headrace.runtime.carrying import record_of
+from headrace.policy.trace_context import Trace, trace_of
 from headrace.runtime.inbound import Inbound, inbound_var, new_request_id
 
 if TYPE_CHECKING:
@@ -81,7 +79,7 @@ class WSGIMiddleware:
             raise TypeError("give a file (and registry), or headrace=…, not both: a Headrace has its own")
         self.app = app
         self.headrace: Headrace = headrace if headrace is not None else Headrace(file, registry=registry)
-        self._names: _Keys | None = None
+        self._keys: _Keys | None = None
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
@@ -90,48 +88,30 @@ class WSGIMiddleware:
         if headrace.started_in != getpid():
             headrace.start()
         snapshot = headrace.snapshot
-        configuration = snapshot.configuration
-        service = configuration.service
-        names = self._names
-        if names is None or names.configuration is not configuration:
-            names = self._keys_of(configuration)
+        keys = self._keys
+        if keys is None or keys.configuration is not snapshot.configuration:
+            keys = self._keys_of(snapshot.configuration)
 
-        request_id = environ.get(names.request_id) if names.takes_id else None
-        if request_id is not None:
-            request_id = request_id.strip(BLANKS)
+        given_id = environ.get(keys.request_id) if keys.takes_id else None
+        if given_id is not None and not is_sane_text(given_id := given_id.strip(BLANKS)):
+            given_id = None
         trace: Trace = ()
-        if names.takes_trace and (traceparent := environ.get("HTTP_TRACEPARENT")) is not None:
+        if keys.takes_trace and (traceparent := environ.get("HTTP_TRACEPARENT")) is not None:
             # The server has joined what came in several headers by commas.
             state = environ.get("HTTP_TRACESTATE")
             trace = trace_of([traceparent.strip(BLANKS)], [] if state is None else [state])
-            if trace and names.id_is_trace:
-                request_id = trace[0][1][3:35]
-        tracing = snapshot.tracing
-        # Asked in C: a request without a span around it pays nothing.
-        outer = tracing if tracing is not None and tracing.has_context() else None
-        if outer is not None and service.request_id.is_trace_id:
-            request_id = outer.trace_id() or request_id
-        if request_id is None or not is_sane_text(request_id):
-            request_id = new_request_id()
+        deadline = None if keys.deadline is None else environ.get(keys.deadline)
+        deadlines = () if deadline is None else (deadline.strip(BLANKS),)
         environ["headrace.instance"] = headrace
 
-        exchange = _AnswerIterable(headrace, configuration, request_id, began, environ, start_response)
-        due_at = None
-        if service.deadline is not None:
-            value = None if names.deadline is None else environ.get(names.deadline)
-            now = began  # starting took some of the caller's time, too
-            due_at = deadline_at(
-                service.deadline, [] if value is None else [value.strip(BLANKS)], headrace.service, now
-            )
-            if due_at is not None and due_at <= now:
-                return exchange.answered(too_late(request_id))
-        allowance = RetryAllowance(repeat(None, service.max_retries_per_request))
-        inbound = Inbound(headrace, snapshot, request_id, allowance, due_at, trace)
-        exchange.inbound = inbound
-        if tracing is not None:
-            exchange.tracing = tracing
-            if outer is not None:
-                outer.meet(inbound)
+        admission = admit(headrace, snapshot, began, given_id, trace, deadlines, new_id=new_request_id)
+        exchange = _AnswerIterable(
+            headrace, snapshot.configuration, admission.request_id, began, environ, start_response
+        )
+        if isinstance(admission, Answer):
+            return exchange.answered(admission.problem)
+        exchange.inbound = inbound = admission
+        exchange.tracing = snapshot.tracing
         run: Callable[..., Any]
         if _KEEPS_CONTEXT in environ:
             exchange.run = run = partial(_within, inbound)
@@ -165,21 +145,20 @@ class WSGIMiddleware:
                 "service.cancel_on_disconnect has no effect under WSGI: no server tells when a client leaves"
             )
             emit(ConfigWarning(text))
-        self._names = keys = _Keys(configuration)
+        self._keys = keys = _Keys(configuration)
         return keys
 
 
 class _Keys:
     """Which keys of the environ count under one configuration. Made once for each; requests read it."""
 
-    __slots__ = ("configuration", "deadline", "id_is_trace", "request_id", "takes_id", "takes_trace")
+    __slots__ = ("configuration", "deadline", "request_id", "takes_id", "takes_trace")
 
     def __init__(self, configuration: Configuration) -> None:
         names = HeaderNames(configuration)
         self.configuration = configuration
         self.request_id = _key_of(names.request_id)
         self.takes_id = names.takes_id
-        self.id_is_trace = names.id_is_trace
         self.takes_trace = names.takes_trace
         self.deadline = None if names.deadline is None else _key_of(names.deadline)
 
@@ -331,14 +310,7 @@ class _AnswerIterable:
         # With exc_info only if it is a second call: the server then raises the original again should it have
         # sent headers after all. werkzeug's test client raises it in any case.
         body = self._start_answer(found, *((sys.exc_info(),) if self._status else ()))
-        emit(
-            ErrorMapped(
-                upstream="" if (record := record_of(exc)) is None else record.upstream,
-                status=found.status,
-                error=type(exc).__name__,
-                request_id=self._request_id,
-            )
-        )
+        report_mapped(found, exc, self._request_id)
         if self._iterator is None:
             self.count()
         return body

@@ -8,6 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
+
+Trace = tuple[tuple[str, str], ...]
+"""Headers to pass on, valid: `traceparent`, and perhaps `tracestate`; or none."""
+
 MAX_BYTES = 512
 """What everybody has to take of a tracestate (section 3.3.1.5); a traceparent of a later version gets no more."""
 
@@ -20,6 +25,19 @@ _TRACEPARENT = re.compile(rf"00-{_IDS}|(?!00|ff)[0-9a-f]{{2}}-{_IDS}(?:-[\x21-\x
 _MEMBER = re.compile(
     r"[a-z0-9][a-z0-9_*/@-]{0,255}=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
 )
+
+
+def trace_of(traceparents: Sequence[str], tracestates: Sequence[str]) -> Trace:
+    """What of a caller's trace headers is passed on.
+
+    Two traceparents contradict each other, and a tracestate without a valid traceparent means nothing.
+    """
+    if len(traceparents) != 1 or trace_id_of(traceparents[0]) is None:
+        return ()
+    state = joined_tracestate(tracestates) if tracestates else None
+    if state is None:
+        return ((TRACEPARENT, traceparents[0]),)
+    return (TRACEPARENT, traceparents[0]), (TRACESTATE, state)
 
 
 def trace_id_of(traceparent: str) -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Literal
 
+from headrace.observe.events import DeadlineRefused, DeadlinesDistrusted
+from headrace.observe.logs import emit
 from headrace.policy.counters import Histogram, add, copy_totals
 from headrace.policy.deadline_header import ExpiryGuard
 from headrace.policy.outcome import STATUS_CLASS
@@ -72,6 +74,20 @@ class ServiceCounters:
                 return "refused"
             add(self.inbound_deadlines, "excused")
             return "distrusted" if self._expiry.is_exhausted else "excused"
+
+    def refuses_past_deadline(self, header: str, now: float) -> bool:
+        """Whether a request, counted before, is refused since its deadline in *header* is past.
+
+        Counts it, and says once for each header what becomes of such requests.
+        """
+        verdict = self.deadline_past(now)
+        if verdict == "refused":
+            if self.is_first("deadline.refused", header):
+                emit(DeadlineRefused(header=header))
+            return True
+        if verdict == "distrusted" and self.is_first("deadline.distrusted", header):
+            emit(DeadlinesDistrusted(header=header))
+        return False
 
     def reloaded(self, result: str) -> None:
         """Count one reload: `applied`, `unchanged`, `rejected` or `held`."""

@@ -1,25 +1,37 @@
-"""What an inbound request brings along: its id, its trace, and how long its caller waits.
+"""Which inbound request is let in, and with what: the one decision that both middlewares ask for.
+
+In comes what a middleware has found in the headers by a scan of its own, and the snapshot that the request begins with.
+Out comes one of two: the `Inbound` that the application is called for, or the `Answer` that it is not called for.
+Whatever is going to turn a request away, or to answer in the application's place, is one more step of `admit`.
+
+Nothing here has a clock, a source of ids, a log or I/O of its own: all of it comes in by parameters.
 
 An id is passed on and logged unchanged, whatever its format (failures.md 45: peers throw
 away what is not a UUID), so it must not be able to end a header line or a log line.
 
 White space around a value is no part of it (RFC 9110 §5.5), and not every server takes it off: uvicorn with
-httptools and werkzeug leave what comes behind. Both middlewares do, where they take a value, with
-`BLANKS`; in place, for a function would be called for every request.
+httptools and werkzeug leave what comes behind. Both middlewares take it off where they take a value, with
+`BLANKS`; in place, because a function would be called for every request.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from itertools import repeat
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from headrace.observe.events import DeadlineRefused, DeadlinesDistrusted
-from headrace.observe.logs import emit
+from headrace.middleware.problems import ProblemAnswer, too_late
 from headrace.policy.deadline_header import GRPC_HEADER, parse_remaining_s
 from headrace.policy.plan import Configuration, InboundDeadlinePlan
-from headrace.policy.trace_context import joined_tracestate, trace_id_of
-from headrace.runtime.service import ServiceCounters
+from headrace.policy.retry import RetryAllowance
+from headrace.policy.trace_context import TRACEPARENT, TRACESTATE, Trace, trace_of
+from headrace.runtime.inbound import Inbound
+
+if TYPE_CHECKING:
+    from headrace.app import Headrace
+    from headrace.runtime.service import ServiceCounters
+    from headrace.runtime.snapshot import Snapshot
 
 MAX_ID_BYTES = 200
 """Longer than any format in use (an AWS trace header has about 100), shorter than what would hurt a log."""
@@ -32,15 +44,10 @@ A C callable on purpose, like `is_sane_text`: it runs once per request."""
 is_sane_text = re.compile(rf"[\x21-\x7e]{{1,{MAX_ID_BYTES}}}").fullmatch
 """`is_sane_bytes` for WSGI's native strings."""
 
-TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
-
 BLANKS: Final = " \t"
 """What may stand around a field value (OWS of RFC 9110 §5.6.3)."""
 
 BLANK_BYTES: Final = BLANKS.encode("ascii")
-
-Trace = tuple[tuple[str, str], ...]
-"""Headers to pass on, valid: `traceparent`, and perhaps `tracestate`; or none."""
 
 
 class HeaderNames:
@@ -50,15 +57,13 @@ class HeaderNames:
         request_id: Of the inbound id, and of the response, lower case; request_id_bytes the same.
         deadline: Lower case; None: none is read.
         takes_id: A sane id of the caller is taken.
-        id_is_trace: The trace id of the caller is taken.
-        takes_trace: Anybody has use for the trace: an upstream that it is passed on to, or the id.
+        takes_trace: Somebody has a use for the trace: an upstream that it is passed on to, or the id.
         wanted: All that is read, lower case, as ASGI has names.
     """
 
     __slots__ = (
         "configuration",
         "deadline",
-        "id_is_trace",
         "request_id",
         "request_id_bytes",
         "takes_id",
@@ -73,11 +78,10 @@ class HeaderNames:
         self.request_id = plan.header.lower()
         self.request_id_bytes = self.request_id.encode("ascii")
         self.takes_id = plan.accept and not plan.is_trace_id
-        self.id_is_trace = plan.accept and plan.is_trace_id
         self.deadline: str | None = None
         if service.deadline is not None and service.deadline.header is not None:
             self.deadline = service.deadline.header.lower()
-        self.takes_trace = self.id_is_trace or any(
+        self.takes_trace = (plan.accept and plan.is_trace_id) or any(
             upstream.propagate.traceparent for upstream in configuration.upstreams.values()
         )
         names = [self.request_id] if self.takes_id else []
@@ -94,17 +98,70 @@ class HeaderNames:
         return trace_of(values[TRACEPARENT], values[TRACESTATE]), values[self.deadline or ""]
 
 
-def trace_of(traceparents: Sequence[str], tracestates: Sequence[str]) -> Trace:
-    """What of a caller's trace headers is passed on.
+class Answer(NamedTuple):
+    """What a request gets that the application is not called for; it is counted like any other answer."""
 
-    Two traceparents contradict each other, and a tracestate without a valid traceparent means nothing.
+    request_id: str
+    problem: ProblemAnswer
+
+
+Admission: TypeAlias = Inbound | Answer
+"""Closed. An admitted request *is* its `Inbound`: an `Admitted` around it would be made for every request."""
+
+
+def admit(
+    headrace: Headrace,
+    snapshot: Snapshot,
+    now: float,
+    given_id: str | None,
+    trace: Trace,
+    deadlines: Sequence[str],
+    *,
+    new_id: Callable[[], str],
+) -> Admission:
+    """Whether a request is let in: its id, how long it may take, what it may cause, what it belongs to.
+
+    Counts what the deadline headers say. Called with the tracing context that the request came in.
+
+    Args:
+        snapshot: The configuration that the request begins with, and keeps.
+        now: When it came, monotonic seconds. Not later: starting took some of the caller's time, too.
+        given_id: The caller's, sane; None or empty: there is none that may be taken.
+        trace: What of the caller's trace is passed on.
+        deadlines: Of each header that carries the deadline, without blanks around it.
+        new_id: Makes an id. Asked at most once, and only where the request has brought none.
     """
-    if len(traceparents) != 1 or trace_id_of(traceparents[0]) is None:
-        return ()
-    state = joined_tracestate(tracestates) if tracestates else None
-    if state is None:
-        return ((TRACEPARENT, traceparents[0]),)
-    return (TRACEPARENT, traceparents[0]), (TRACESTATE, state)
+    service = snapshot.configuration.service
+    tracing = snapshot.tracing
+    # Asked in C: a request without a span around it pays nothing.
+    outer = tracing if tracing is not None and tracing.has_context() else None
+    if service.request_id.is_trace_id:
+        if trace and service.request_id.accept:
+            given_id = trace[0][1][3:35]
+        if outer is not None:
+            given_id = outer.trace_id() or given_id
+    request_id = given_id or new_id()
+
+    due_at = None
+    if service.deadline is not None:
+        due_at = deadline_at(service.deadline, deadlines, headrace.service, now)
+        if due_at is not None and due_at <= now:
+            return Answer(request_id, too_late(request_id))
+
+    # Not by its `__init__`, a Python-level call of every request (counted by a test; another compares all fields).
+    inbound = Inbound.__new__(Inbound)
+    inbound.headrace = headrace
+    inbound.snapshot = snapshot
+    inbound.request_id = request_id
+    inbound.allowance = RetryAllowance(repeat(None, service.max_retries_per_request))
+    inbound.deadline_at = due_at
+    inbound.trace = trace
+    inbound.cancellation = inbound.told = inbound.rehearsed = None
+    inbound.streams = {}
+    inbound.is_over = False
+    if outer is not None:
+        outer.meet(inbound)
+    return inbound
 
 
 def deadline_at(
@@ -113,7 +170,7 @@ def deadline_at(
     """When the caller stops waiting; not after *now*: the request is to be refused; None: it has no deadline.
 
     A header that says nothing is as good as none. One that says that the time is over is believed
-    as long as few do (`ExpiryGuard`). Counts, and says each once.
+    as long as few do (`ExpiryGuard`). Counts.
 
     Args:
         values: Of each header that carries the deadline; two contradict each other.
@@ -130,18 +187,7 @@ def deadline_at(
                 service.deadline_unreadable()
             elif remaining_s > 0.0:
                 return now + min(remaining_s, plan.max_s)
-            elif _is_refused(header, service, now):
+            elif service.refuses_past_deadline(header, now):
                 return now
     # `policy.deadline_header.allowed_s`, written out here and above: Python calls of every request are counted.
     return None if plan.default_s is None else now + plan.default_s
-
-
-def _is_refused(header: str, service: ServiceCounters, now: float) -> bool:
-    verdict = service.deadline_past(now)
-    if verdict == "refused":
-        if service.is_first("deadline.refused", header):
-            emit(DeadlineRefused(header=header))
-        return True
-    if verdict == "distrusted" and service.is_first("deadline.distrusted", header):
-        emit(DeadlinesDistrusted(header=header))
-    return False
