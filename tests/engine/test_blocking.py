@@ -96,7 +96,7 @@ def test_the_blocking_driver_plays_each_history_as_written(history: History) -> 
 def test_an_interruption_passes_through_and_the_permit_goes_back_as_ignored(
     interruption: type[BaseException],
 ) -> None:
-    """Pitfall 8."""
+    """failures.md 8."""
     clock = VirtualClock()
     circuit = Circuit(PLAN.circuit_breaker, rng=constant(0.5))
     call = Call([(0.1, interruption())], None)

@@ -239,7 +239,7 @@ CALLS = st.builds(
 def test_whatever_the_rules_and_the_history_a_rehearsal_foretells_what_enforcing_does(
     plan: UpstreamPlan, history: list[Asked]
 ) -> None:
-    """Pitfall 88, and 85."""
+    """failures.md 88 and failures.md 85."""
     expected, began, ended = enforced(plan, history)
 
     found = rehearsed(plan, history, began, ended)
@@ -251,7 +251,7 @@ def test_whatever_the_rules_and_the_history_a_rehearsal_foretells_what_enforcing
 
 
 def test_the_circuit_opens_in_a_rehearsal_where_it_would() -> None:
-    """Pitfall 88. Two calls of ten fail, round after round: too few to open; a dead upstream is not."""
+    """failures.md 88. Two calls of ten fail, round after round: too few to open; a dead upstream is not."""
     plan = upstream_plan()
     partly, _, _ = enforced(plan, history := [*[Asked(500)] * 2, *[Asked(200)] * 8] * 12)
     assert not any(refused for _, refused, _, _ in partly.per_call)

@@ -92,7 +92,7 @@ def storm_plan(budget: BudgetPlan = BUDGET, max_attempts: int = 4) -> UpstreamPl
 def test_in_any_ten_seconds_of_a_storm_retries_stay_within_the_budget(
     think_s: float, fault: Fault | None
 ) -> None:
-    """Pitfall 12."""
+    """failures.md 12."""
     storm = Storm(storm_plan(), think_s, fault).run()
     tightest = worst(storm.firsts, storm.retries)
     assert tightest is not None

@@ -167,7 +167,7 @@ def test_an_answer_that_no_rule_wants_retried_is_a_success(status: int) -> None:
 def test_own_refusals_and_certificates_end_the_call_at_once(
     outcome: Outcome, reason: EndReason, verdict: str
 ) -> None:
-    """Pitfall 17."""
+    """failures.md 17."""
     bench = Bench()
     bench.decide()
 
@@ -252,7 +252,7 @@ def hang(bench: Bench) -> Decision:
 
 
 def test_a_failure_that_opened_the_circuit_ends_the_call_without_sleeping_towards_a_shut_door() -> None:
-    """Pitfall 17."""
+    """failures.md 17."""
     bench = Bench(upstream_plan(circuit=circuit_plan(consecutive_failures=1)))
     bench.decide()
 
@@ -295,7 +295,7 @@ def counted(bench: Bench) -> tuple[int, int, int]:
 
 
 def test_a_call_counts_once_for_the_circuit_however_many_attempts_it_makes() -> None:
-    """Pitfall 87."""
+    """failures.md 87."""
     circuit = Circuit(circuit_plan(consecutive_failures=2), rng=constant(0.5))
     for failed in (1, 2):
         bench = Bench(circuit=circuit)
@@ -311,7 +311,7 @@ def test_a_call_counts_once_for_the_circuit_however_many_attempts_it_makes() -> 
 
 
 def test_a_call_that_a_retry_saved_is_a_success_and_ends_the_run() -> None:
-    """Pitfall 87."""
+    """failures.md 87."""
     bench = Bench()
     bench.circuit.record(Permit(0), Verdict.FAILURE, T0)
     bench.decide()
@@ -323,7 +323,7 @@ def test_a_call_that_a_retry_saved_is_a_success_and_ends_the_run() -> None:
 
 
 def test_a_run_is_asked_only_while_the_window_holds_fewer_calls_than_a_rate_needs() -> None:
-    """Pitfall 87."""
+    """failures.md 87."""
     circuit = Circuit(circuit_plan(), rng=constant(0.5))
     for verdict in [Verdict.SUCCESS] * 15 + [Verdict.FAILURE] * 14:
         circuit.record(Permit(0), verdict, T0)
@@ -449,7 +449,7 @@ def test_a_probe_that_hangs_is_a_verdict_at_its_first_attempt() -> None:
 
 
 def test_the_tries_of_a_caller_who_retries_himself_are_one_call() -> None:
-    """Pitfall 87."""
+    """failures.md 87."""
     first = Bench(nth_try=1)
     first.decide()
     assert first.after(UNAVAILABLE) == Finish(EndReason.DELEGATED)
@@ -492,7 +492,7 @@ def test_retry_after_is_waited_where_it_is_longer_than_the_pause() -> None:
 
 
 def test_retry_after_zero_does_not_remove_the_pause_and_its_jitter() -> None:
-    """Pitfall 11."""
+    """failures.md 11."""
     bench = Bench()
     bench.decide()
 
@@ -514,7 +514,7 @@ def test_a_decorrelated_pause_grows_from_our_own_pause_before_not_from_retry_aft
 
 
 def test_a_retry_after_of_hours_ends_the_call_at_once_and_is_on_record() -> None:
-    """Pitfall 11."""
+    """failures.md 11."""
     bench = Bench(upstream_plan(timeouts=replace(TIMEOUTS, deadline_s=None)))
     bench.decide()
 
@@ -523,7 +523,7 @@ def test_a_retry_after_of_hours_ends_the_call_at_once_and_is_on_record() -> None
 
 
 def test_a_retry_after_past_the_deadline_is_not_slept() -> None:
-    """Pitfall 11."""
+    """failures.md 11."""
     bench = Bench()
     bench.decide()
 
@@ -562,7 +562,7 @@ def test_a_spent_budget_denies_the_retry() -> None:
 
 
 def test_an_abandoned_probe_gives_its_place_back() -> None:
-    """Pitfall 3."""
+    """failures.md 3."""
     bench = Bench()
     open_up(bench.circuit, T0 - 5)
     bench.decide()

@@ -299,7 +299,7 @@ class Call(Generic[T]):
         answer = surface.send(attempt)
         status, _ = surface.head(answer)
         if not attempt.streamed:
-            # An answer that is not retried is bounded by silence and by the deadline (Pitfall 89). What was cut
+            # An answer that is not retried is bounded by silence and by the deadline (failures.md 89). What was cut
             # off already stays so.
             is_bounded = status in self._exchange.retried and self._exchange.is_retried(status)
             if not is_bounded and in_flight.pop(attempt, None) is not None:

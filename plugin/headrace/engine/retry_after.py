@@ -23,7 +23,7 @@ def retry_after_s(
 
     At least 0: an instant that has passed means that the time has come. Where a header has
     several values, though none of these is a list, the most patient one counts. An instant is taken from the
-    answer's own `Date`, by the clock that it was made with (Pitfall 72), or from ours where there is none.
+    answer's own `Date`, by the clock that it was made with (failures.md 72), or from ours where there is none.
 
     Args:
         headers: Of the answer; looked up whatever the case.

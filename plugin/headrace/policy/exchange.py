@@ -295,7 +295,7 @@ class Exchange:
                 self._resent = outcome
                 return
             # What has silently dropped this connection (a NAT) has dropped its idle neighbours, too: each of
-            # them would cost the next attempt its whole timeout (Pitfall 18).
+            # them would cost the next attempt its whole timeout (failures.md 18).
             if outcome.fault not in _NO_CONNECTION:
                 self._fresh = outcome.reused and not outcome.answered
         verdict = blame(outcome, self._plan.circuit_breaker)

@@ -92,8 +92,8 @@ def is_resendable(outcome: Outcome, *, repeatable: bool) -> bool:
     """Whether a failed send is repeated at once on a fresh connection, as if it had not happened.
 
     A pooled connection that the peer closed meanwhile looks like this: reset, and not a
-    byte of an answer. That is no attempt and costs no budget (RFC 9110 §9.2.2 allows it
-    for what may be repeated; DESIGN §4.1).
+    byte of an answer. That is no attempt and costs no budget: RFC 9110 §9.2.2 allows it
+    for what may be repeated, and the upstream has done nothing for it.
 
     Args:
         repeatable: The method is one of `retry.methods`, and the body can be sent again.
