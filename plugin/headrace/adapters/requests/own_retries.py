@@ -64,14 +64,8 @@ def send_in_tries(
         UpstreamError: The twin that is also a requests exception; no further try was made.
         requests.RequestException: What requests makes of the last try.
     """
-    pool = upstream.state.pool
-    hop = _Hop.__new__(_Hop)
-    hop.__dict__ = pool.__dict__
-    hop.scheme = pool.scheme
-    hop.upstream = upstream
-    hop.timeouts = timeouts
-    hop.tries = tries = Tries(upstream)
-    hop.record = hop.refusal = None
+    tries = Tries(upstream)
+    hop = _Hop(upstream.state.pool, upstream, timeouts, tries)
     hop.adapter = adapter
     hop.prepared = request
     hop.stream = stream
@@ -108,6 +102,7 @@ class _Hop(Hop):
     stream: bool
     replayable: bool
     body_at: int | None
+    tries: Tries
 
     def urlopen(  # type: ignore[override]  # as urllib3 itself overrides it
         self,

@@ -50,6 +50,9 @@ class Hop(HTTPConnectionPool):
     would send, the governed call is made, each attempt of which is the `urlopen` of
     the upstream's pool with `retries=False, redirect=False`.
 
+    Args:
+        pool: What the caller's stock pool would be: its settings are those of this hop, its connections are not asked.
+
     Attributes:
         tries: What the tries of a caller who retries himself share; None: headrace decides about attempts.
         record: What became of the last governed call, or None before its end.
@@ -58,11 +61,17 @@ class Hop(HTTPConnectionPool):
 
     __slots__ = ("record", "refusal", "scheme", "timeouts", "tries", "upstream")
 
-    upstream: Upstream
-    timeouts: TimeoutPlan
-    tries: Tries | None
-    record: Record | None
-    refusal: Exception | None
+    def __init__(
+        self, pool: HTTPConnectionPool, upstream: Upstream, timeouts: TimeoutPlan, tries: Tries | None
+    ) -> None:
+        # Not by stock's, which would make connections of its own to keep. What `urlopen` asks of a pool is there.
+        self.__dict__.update(pool.__dict__)
+        self.scheme = pool.scheme
+        self.upstream = upstream
+        self.timeouts = timeouts
+        self.tries = tries
+        self.record: Record | None = None
+        self.refusal: Exception | None = None
 
     def govern(
         self,

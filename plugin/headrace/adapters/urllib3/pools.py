@@ -149,15 +149,8 @@ class RoutedHTTPPool(HTTPConnectionPool):
         if retries_itself(retries):
             tries = Tries(upstream)
             retries = retries if position_of(body)[0] else unsent_only(retries)
-        hop = _Hop.__new__(_Hop)
-        hop.__dict__ = self.__dict__
-        hop.scheme = self.scheme
-        hop.front = self
-        hop.upstream = upstream
-        hop.timeouts = self._timeouts(upstream.plan.timeouts, timeout, pool_timeout)
-        hop.tries = tries
-        hop.release_conn = release_conn
-        hop.record = hop.refusal = None
+        hop = _Hop(self, upstream, self._timeouts(upstream.plan.timeouts, timeout, pool_timeout), tries)
+        hop.front, hop.release_conn = self, release_conn
         try:
             return HTTPConnectionPool.urlopen(
                 hop,
