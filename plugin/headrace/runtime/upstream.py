@@ -15,9 +15,10 @@ from headrace.observe.isolation import each
 from headrace.observe.logs import emit
 from headrace.policy.breaker.circuit import Circuit, Refused, Transition
 from headrace.policy.counters import UpstreamCounters, add
-from headrace.policy.plan import Mode, Origin, PoolPlan, UpstreamPlan
+from headrace.policy.plan import Mode, Origin, UpstreamPlan
 from headrace.policy.retry import RetryBudget
 from headrace.policy.sizing import Resize
+from headrace.runtime.migrate import ends_rehearsal, keeps_connections, keeps_learned
 from headrace.runtime.service import ServiceCounters
 from headrace.transport.lease.pool import LeaseFault, LeasePool
 from headrace.transport.lease.sizer import PoolSizer
@@ -166,7 +167,7 @@ class Upstream:
             What came of it, counted and to be logged.
         """
         state, plan = self.state, self.plan
-        if state.reporter.is_observed and self.mode == "enforce":
+        if ends_rehearsal("observe" if state.reporter.is_observed else "enforce", self.mode):
             self._forget_rehearsal()
         state.reporter.is_observed = self.mode == "observe"
         state.budget.apply(plan.retry.budget, now)
@@ -178,7 +179,7 @@ class Upstream:
         return [state.reporter.count(one) for one in state.circuit.apply(plan.circuit_breaker, now)]
 
     def _forget_rehearsal(self) -> None:
-        """A circuit and a budget that know nothing yet: what was assumed of retries is no ground to refuse a call."""
+        """A circuit and a budget that know nothing yet."""
         circuit, budget = _circuit(self.plan, self.state.reporter), _budget(self.plan)
         for state in self.states():
             state.circuit, state.budget = circuit, budget
@@ -220,9 +221,8 @@ def build_states(
 ) -> dict[Origin, UpstreamState]:
     """A state for each origin of *plan*, that of `base_url` first; opens no socket and changes nothing in use.
 
-    Circuit and budget are those of *before* unless the origin of `base_url` is another; an origin's
-    connections, too, unless TLS or what a pool is built with is another. They go by *plan* once
-    it is in force (`Upstream.take_force`).
+    Circuit, budget and each origin's connections are those of *before*, as far as `runtime.migrate` says that they
+    can go by *plan*. They do once it is in force (`Upstream.take_force`).
 
     Args:
         mode: The one in force, for the wording of events.
@@ -233,10 +233,10 @@ def build_states(
     """
     base = plan.base.origin
     kept: dict[Origin, UpstreamState] = {}
-    if before is not None and before.plan.base.origin == base:
+    if before is not None and keeps_learned(before.plan, plan):
         known = before.state
         circuit, budget, reporter = known.circuit, known.budget, known.reporter
-        if before.plan.tls == plan.tls and _built_with(before.plan.pool) == _built_with(plan.pool):
+        if keeps_connections(before.plan, plan):
             kept = {base: known, **before.elsewhere}
     else:
         reporter = CircuitReporter(plan.name, counters, is_observed=mode == "observe")
@@ -246,11 +246,6 @@ def build_states(
         if origin not in states:
             states[origin] = kept.get(origin) or _state_at(origin, plan, circuit, budget, reporter, counters)
     return states
-
-
-def _built_with(plan: PoolPlan) -> object:
-    """What of *plan* a pool that exists cannot follow: an adaptive one has a rule with a memory of its own."""
-    return plan.tcp_keepalive, plan.adaptive, plan.max_connections if plan.adaptive is not None else None
 
 
 def _state_at(

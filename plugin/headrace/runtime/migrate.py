@@ -1,0 +1,198 @@
+"""What becomes of an upstream that exists when an edited file takes force: one row for each key that an upstream has.
+
+In: the plan in force and the plan that is to be. Out: whether the connections can go by the new one, and whether what
+was learned still holds. Only questions are answered here: `runtime.upstream` builds and applies.
+
+A list is one key, and so is a map of free names; a section that may be null has a row of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+from headrace.policy.plan import Mode, UpstreamPlan
+
+
+class Change(StrEnum):
+    """What a new value of a key needs."""
+
+    LIVE = "live"
+    """Nothing: what comes next goes by it. Calls under way keep the plan that they began with."""
+    RESIZE = "resize"
+    """What there is, is cut or grown to fit at once: surplus connections, the circuit's window, the retry budget."""
+    REBUILD = "rebuild"
+    """New connections; those of before serve the calls under way, and drain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a new value of one key needs.
+
+    Attributes:
+        built: What of a plan connections are built with, and cannot follow; None: they follow whatever it says.
+        learned: What of a plan the circuit and the budget hold for; None: they hold whatever it says.
+    """
+
+    change: Change
+    built: Callable[[UpstreamPlan], object] | None = None
+    learned: Callable[[UpstreamPlan], object] | None = None
+
+
+def _origin(plan: UpstreamPlan) -> object:
+    return plan.base.origin
+
+
+def _tls(plan: UpstreamPlan) -> object:
+    return plan.tls  # with the fingerprint of its files: one that was rotated is another
+
+
+def _tcp_keepalive(plan: UpstreamPlan) -> object:
+    return plan.pool.tcp_keepalive
+
+
+def _adaptive(plan: UpstreamPlan) -> object:
+    return plan.pool.adaptive
+
+
+def _adaptive_size(plan: UpstreamPlan) -> object:
+    """The upper bound of a pool that follows its load. The rule of one has a memory of its own, for these bounds."""
+    return None if plan.pool.adaptive is None else plan.pool.max_connections
+
+
+_LIVE: Final = Row(Change.LIVE)
+_RESIZE: Final = Row(Change.RESIZE)
+_BY_TLS: Final = Row(Change.REBUILD, built=_tls)
+_BY_KEEPALIVE: Final = Row(Change.REBUILD, built=_tcp_keepalive)
+_BY_ADAPTIVE: Final = Row(Change.REBUILD, built=_adaptive)
+
+ROWS: Final[Mapping[str, Row]] = MappingProxyType(
+    {
+        # Another path at the same origin is live.
+        "base_url": Row(Change.REBUILD, built=_origin, learned=_origin),
+        # An origin that is new gets connections of its own, one that is gone takes its own along.
+        "match": _LIVE,
+        # The keys that it brings count as if they were written here.
+        "extends": _LIVE,
+        # What a rehearsal has learned ends with it: see `ends_rehearsal`.
+        "mode": _LIVE,
+        "headers": _LIVE,
+        "propagate.request_id": _LIVE,
+        "propagate.retry_sequence": _LIVE,
+        "propagate.deadline": _LIVE,
+        "propagate.traceparent": _LIVE,
+        "timeouts.deadline": _LIVE,
+        "timeouts.attempt": _LIVE,
+        "timeouts.connect": _LIVE,
+        "timeouts.tls_handshake": _LIVE,
+        "timeouts.read": _LIVE,
+        "timeouts.write": _LIVE,
+        "timeouts.acquire": _LIVE,
+        # Rebuilt, where the size follows the load.
+        "pool.max_connections": Row(Change.RESIZE, built=_adaptive_size),
+        "pool.min_idle": _LIVE,
+        "pool.max_idle": _LIVE,
+        "pool.when_full": _LIVE,
+        "pool.max_waiting": _LIVE,
+        "pool.idle_timeout": _LIVE,
+        # A connection keeps the lifetime that it was made with.
+        "pool.max_lifetime": _LIVE,
+        "pool.max_lifetime_grace": _LIVE,
+        "pool.max_requests_per_connection": _LIVE,
+        "pool.max_response_body": _LIVE,
+        "pool.leak_detection_threshold": _LIVE,
+        # Set on a socket before it connects.
+        "pool.tcp_keepalive": _BY_KEEPALIVE,
+        "pool.tcp_keepalive.idle": _BY_KEEPALIVE,
+        "pool.tcp_keepalive.interval": _BY_KEEPALIVE,
+        "pool.tcp_keepalive.count": _BY_KEEPALIVE,
+        "pool.heartbeat": _LIVE,
+        "pool.heartbeat.path": _LIVE,
+        "pool.heartbeat.interval": _LIVE,
+        "pool.heartbeat.timeout": _LIVE,
+        "pool.heartbeat.failures": _LIVE,
+        "pool.adaptive": _BY_ADAPTIVE,
+        "pool.adaptive.min": _BY_ADAPTIVE,
+        "pool.adaptive.grow_when_waiting": _BY_ADAPTIVE,
+        "pool.adaptive.grow_when_rate": _BY_ADAPTIVE,
+        "pool.adaptive.shrink_when_rate": _BY_ADAPTIVE,
+        "pool.adaptive.shrink_after": _BY_ADAPTIVE,
+        "pool.adaptive.rate_window": _BY_ADAPTIVE,
+        "pool.adaptive.connections_per_rps": _BY_ADAPTIVE,
+        "tls.verify": _BY_TLS,
+        # It confirms `verify: false`, which has its own row.
+        "tls.insecure_skip_verify": _LIVE,
+        "tls.ca": _BY_TLS,
+        "tls.cert": _BY_TLS,
+        "tls.key": _BY_TLS,
+        "tls.server_name": _BY_TLS,
+        "tls.min_version": _BY_TLS,
+        "retry.max_attempts": _LIVE,
+        "retry.retry_on": _LIVE,
+        "retry.methods": _LIVE,
+        "retry.backoff.base": _LIVE,
+        "retry.backoff.multiplier": _LIVE,
+        "retry.backoff.max": _LIVE,
+        "retry.backoff.jitter": _LIVE,
+        "retry.backoff.throttled": _LIVE,
+        "retry.retry_after.headers": _LIVE,
+        "retry.retry_after.max": _LIVE,
+        # What was earned and spent is known as before, and worth what the new rules say.
+        "retry.budget.ratio": _RESIZE,
+        "retry.budget.min_per_second": _RESIZE,
+        "retry.budget.ttl": _RESIZE,
+        "retry.idempotency_key": _LIVE,
+        "retry.idempotency_key.header": _LIVE,
+        "retry.idempotency_key.methods": _LIVE,
+        "circuit_breaker.mode": _LIVE,
+        # The calls counted are put into the new window, as far as they fit.
+        "circuit_breaker.window.type": _RESIZE,
+        "circuit_breaker.window.size": _RESIZE,
+        "circuit_breaker.window.max_age": _RESIZE,
+        "circuit_breaker.minimum_calls": _LIVE,
+        "circuit_breaker.failure_rate_threshold": _LIVE,
+        "circuit_breaker.consecutive_failures": _LIVE,
+        "circuit_breaker.slow_call.duration": _LIVE,
+        "circuit_breaker.slow_call.rate_threshold": _LIVE,
+        "circuit_breaker.failure_on": _LIVE,
+        "circuit_breaker.failure_if": _LIVE,
+        "circuit_breaker.blame_after": _LIVE,
+        # What runs keeps the end that it was given: an open period, a probe's lease, a half-open window.
+        "circuit_breaker.open_for.base": _LIVE,
+        "circuit_breaker.open_for.multiplier": _LIVE,
+        "circuit_breaker.open_for.max": _LIVE,
+        "circuit_breaker.open_for.jitter": _LIVE,
+        "circuit_breaker.half_open.max_probes": _LIVE,
+        "circuit_breaker.half_open.success_rate_threshold": _LIVE,
+        "circuit_breaker.half_open.window": _LIVE,
+        "circuit_breaker.half_open.probe_timeout": _LIVE,
+        "circuit_breaker.half_open.ramp": _LIVE,
+        "fallback": _LIVE,
+        "fallback.status": _LIVE,
+        "fallback.headers": _LIVE,
+        "fallback.body": _LIVE,
+        "fallback.upstream": _LIVE,
+    }
+)
+"""By key, as it is written below an upstream or in `defaults`."""
+
+_BUILT: Final = tuple(dict.fromkeys(row.built for row in ROWS.values() if row.built is not None))
+_LEARNED: Final = tuple(dict.fromkeys(row.learned for row in ROWS.values() if row.learned is not None))
+
+
+def keeps_connections(before: UpstreamPlan, after: UpstreamPlan) -> bool:
+    """Whether the connections made by *before* can go by *after*."""
+    return all(built(before) == built(after) for built in _BUILT)
+
+
+def keeps_learned(before: UpstreamPlan, after: UpstreamPlan) -> bool:
+    """Whether what was learned by *before* holds for *after*: the circuit and the budget."""
+    return all(learned(before) == learned(after) for learned in _LEARNED)
+
+
+def ends_rehearsal(before: Mode, after: Mode) -> bool:
+    """Whether *after* enforces what was only rehearsed: what was assumed of retries is no ground to refuse a call."""
+    return before == "observe" and after == "enforce"
