@@ -1,4 +1,15 @@
-"""Settings to plans: the frozen form that everything past the configuration works with."""
+"""Settings to plans: the frozen form that everything past the configuration works with.
+
+A setting is what the file says, in the file's types and under the file's names. A plan is what a call reads: plain
+floats in seconds, tuples, frozen sets, functions, and no pydantic object. Every field is copied by hand and by name.
+mypy
+therefore tells of a field that a plan requires and this module forgets; `tests/config/test_every_key.py` tells of a
+key that is accepted and copied nowhere.
+
+Nothing is refused and nothing is read here. The checks have passed, so a contradiction at this place would be a bug of
+theirs. A value that depends on another one is made in two places: `settings` cuts a default to the written limit around
+it, and the probe timeout is made below. Conditions are shared, since a thousand upstreams would else have one each.
+"""
 
 from __future__ import annotations
 
@@ -131,7 +142,7 @@ def _upstream(
     )
 
 
-# Plain floats below: a Duration is one too, but its arithmetic and repr are not what plans promise.
+# Plain floats below. A Duration is a float too, but its arithmetic and its repr are not what plans promise.
 def _timeouts(timeouts: given.Timeouts) -> TimeoutPlan:
     return TimeoutPlan(
         deadline_s=_seconds(timeouts.deadline),
@@ -268,7 +279,7 @@ def _circuit(
             max_probes=half_open.max_probes,
             success_rate_threshold=float(half_open.success_rate_threshold),
             window_s=float(half_open.window),
-            # A probe holds its place to the end of its call: over its retries, and to the end of a good body.
+            # A probe holds its place to the end of its call: through its retries, and to the end of a good body.
             probe_timeout_s=max(2 * attempt_s, deadline_s or 0.0)
             if half_open.probe_timeout is None
             else float(half_open.probe_timeout),
@@ -289,7 +300,7 @@ _conditions: dict[tuple[str | int, ...], Condition] = {}
 
 
 def _condition(words: list[str | int]) -> Condition:
-    """The set that *words* name; one object per list of words, for a thousand upstreams mostly share them."""
+    """The set that *words* name. One object per list of words: a thousand upstreams mostly have the same ones."""
     key = tuple(words)
     known = _conditions.get(key)
     if known is None:

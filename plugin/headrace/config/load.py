@@ -1,4 +1,28 @@
-"""From file names to a configuration: read, merge, validate, cross-check, compile. Whole or not at all."""
+"""From file names to a configuration: read, merge, validate, cross-check, compile. Whole or not at all.
+
+**The order of the stages, and why it is this one.** Each stage needs what the one before it has made.
+
+1. Files are read and merged. Without a tree there is nothing to check, so `inspect` ends here.
+2. References are replaced before the secrets directory and the variables are laid on. What those two hold is taken as
+   it stands: the characters `${` in a password are no reference.
+3. The secrets directory is laid on, then the variables: the strongest source comes last. Each is given the tree so far,
+   since its names are matched with the headers and the upstreams of the files.
+4. `defaults` and `extends` are merged into each upstream. All sources are in by then, so a variable that sets a default
+   reaches every upstream. `Written` keeps the tree from before beside it: a problem is reported where the value was
+   written, not at each heir.
+5. Single values are validated. A refused value is replaced by its default and its path is remembered. The stages that
+   follow can therefore run, and they leave out what rests on a refused value.
+6. The problems of step 2 are added only now, because what validation says about the null that an unresolved reference
+   left is an echo, and is dropped.
+7. Cross-checks, TLS files, fallbacks and predicates all run, whatever the others have found: their author sees all
+   problems at once. Only here is the application's code imported (`find_predicates`).
+8. Lint runs on a configuration without problems. A doubt about one that is refused anyway would be noise.
+9. Plans are compiled. This stage refuses nothing. The digest is taken at the same moment, when the reader has seen
+   every file, secret and variable that the plans rest on.
+
+Every stage adds to the same lists, and one `Reader` reads each file once: the content that was checked is the content
+that the digest is of. No lock is needed. Each load has a reader and a tree of its own.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +103,7 @@ def load(
     """
     inspection = inspect(files, env=env, cwd=cwd, secrets_dir=secrets_dir)
     if inspection.configuration is None:
-        env = None  # crash reporters ship the locals of a frame, and it is the whole environment
+        env = None  # crash reporters ship the locals of a frame, and this one is the whole environment
         raise refusal(inspection.problems, watched=inspection.watched)
     return inspection.configuration
 
@@ -128,7 +152,7 @@ def inspect(
     validated = validate(written)
     written.refused = validated.refused
     problems += interpolation.problems
-    # A reference that leads nowhere left null behind; what is said about the null is an echo.
+    # A reference that leads nowhere has left null behind. What validation says about that null is an echo.
     echoes = {(problem.file, problem.line, problem.column) for problem in interpolation.problems}
     problems += [said for said in validated.problems if (said.file, said.line, said.column) not in echoes]
     settings = validated.settings

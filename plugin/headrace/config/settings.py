@@ -178,7 +178,7 @@ class Timeouts(Section):
 
     @model_validator(mode="after")
     def _cut_defaults(self) -> Self:
-        """Cut what is only a default to the written limit around it: who shortens one need not write the rest.
+        """Cut each default to the written limit around it: an author who shortens one need not write the rest.
 
         A limit that was written and could not apply is a problem (`checks`).
         """
@@ -299,7 +299,7 @@ class Pool(Section):
 
     @model_validator(mode="after")
     def _cut_adaptive_min(self) -> Self:
-        """Cut the default to max_connections: who writes a small one need not write both."""
+        """Cut the default to max_connections: an author of a small one need not write both."""
         adaptive = self.adaptive
         if (
             adaptive is not None
@@ -531,7 +531,7 @@ class CircuitBreaker(Section):
 
     @model_validator(mode="after")
     def _cut_minimum_calls(self) -> Self:
-        """Cut the default to a window of fewer calls: who writes a small one need not write both."""
+        """Cut the default to a window of fewer calls: an author of a small one need not write both."""
         size = self.window.size
         if (
             isinstance(size, int)

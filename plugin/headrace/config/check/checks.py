@@ -98,7 +98,7 @@ def _times(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem
             (acquire, timeouts.acquire, deadline, timeouts.deadline),
         ]
     for inner, inner_s, outer, outer_s in pairs:
-        # A default is cut to what encloses it (`settings.Timeouts`).
+        # A default is cut to the limit around it (`settings.Timeouts`), so only a written value can be too long.
         if inner_s > outer_s and written.is_given(inner):
             yield from _ordered(written, inner, inner_s, outer, outer_s, "so it could never apply")
     if retry.backoff.base > retry.backoff.max:
@@ -112,7 +112,11 @@ def _attempt(upstream: Upstream, base: Path, written: Written) -> Path:
     """Where it is written how long an attempt may take."""
     path = (*base, "timeouts", "attempt")
     if not written.is_given(path) and upstream.timeouts.attempt == upstream.timeouts.deadline:
-        return (*base, "timeouts", "deadline")  # a default cut to it: the deadline is what somebody wrote
+        return (
+            *base,
+            "timeouts",
+            "deadline",
+        )  # the default was cut to the deadline, which is what somebody wrote
     return path
 
 
@@ -251,7 +255,7 @@ def _ordered(
     *,
     show: Callable[[Any], str] = format_duration,
 ) -> Iterator[Problem]:
-    """*low* must not be longer than *high*; points at whichever was written nearer to the upstream."""
+    """*low* must not be longer than *high*. The problem is at the one that was written nearer to the upstream."""
     if low_s <= high_s or not written.is_usable(low, high):
         return
     at_low = written.rank(low) >= written.rank(high) and written.is_given(low)
@@ -268,7 +272,7 @@ def _ordered(
     there_text = written.shown(there, show(there_s))
     here_text = written.shown(here, show(here_s))
     if not at_low:
-        # "so it …" speaks of the longer one, which is not the one we point at.
+        # "so it …" speaks of the longer value, and the problem is not at that one.
         consequence = consequence.replace("so it", f"so {name}")
     fix = ""
     if written.rank(there) is not Rank.OWN and MASK not in (here_text, there_text):

@@ -1,4 +1,4 @@
-"""Cross-checks of `fallback`: an answer of our own or another upstream, never both, nor in a circle or without end."""
+"""Cross-checks of `fallback`: an answer of our own or another upstream, never both, and no chain without end."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _chains(settings: Settings, written: Written, named: Mapping[str, str]) -> I
     """What is wrong with where fallbacks lead: in a circle, through too many, or to one that is not governed."""
     links, circles = links_of(named)
     for circle in circles:
-        # Said for each that is on it. Of a long one once: as many lines as links, each with all of them, help nobody.
+        # A short circle is reported for each upstream on it, a long one once: as many lines as links help nobody.
         for place in range(len(circle) if len(circle) <= MAX_LINKS else 1):
             names = [*circle[place:], *circle[:place], circle[place]]
             yield written.problem(
@@ -60,7 +60,7 @@ def _chains(settings: Settings, written: Written, named: Mapping[str, str]) -> I
     for name, following in links.items():
         if following == 0:
             continue
-        if following == MAX_LINKS + 1:  # said where it becomes too long, not for those that lead to it
+        if following == MAX_LINKS + 1:  # reported where it becomes too long, not at the links that lead there
             yield written.problem(
                 _path(name),
                 f"is the first of more than {MAX_LINKS} fallbacks in a row: {arrows(in_a_row(name, named))}",

@@ -1,6 +1,7 @@
 """What `headrace check` says about code that retries by itself: its attempts and ours multiply.
 
-Hints, not findings: nothing in the file is wrong, and whether such code is there at all cannot be seen from here.
+They are hints and no findings. Nothing in the file is wrong, and nobody can see from here whether such code runs at
+all.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ SDKS = (
 
 
 def hints(settings: Settings, written: Written) -> Iterator[Problem]:
-    """For each upstream that is retried, what else may retry calls to it; and one in general if urllib3 is governed."""
+    """For each upstream that is retried, what else may retry calls to it. One more hint if urllib3 is governed."""
     if not (settings.install.requests or settings.install.urllib3):
         return  # only calls by name are governed, and no SDK makes one
     retried = {name: one for name, one in settings.upstreams.items() if _retries(one)}
@@ -89,7 +90,7 @@ def _of_upstream(upstream: Upstream, base: Path, written: Written) -> Iterator[P
     places += [((*base, "match", index), prefix) for index, prefix in enumerate(upstream.match)]
     for path, prefix in places:
         sdk = _sdk_of(prefix.origin.host)
-        # Naming the provider would tell a host that is a secret.
+        # A host may be a secret, and the name of its provider would give it away.
         if sdk is None or sdk.name in named or written.is_secret(path):
             continue
         named.add(sdk.name)

@@ -13,7 +13,7 @@ from headrace.config.source.written import Rank, Written
 
 
 def lint(settings: Settings, written: Written) -> Iterator[Problem]:
-    """What is worth a second look. Nothing that only built-in defaults bring about."""
+    """What is worth a second look. Nothing is said that only built-in defaults bring about."""
     longest = ("service", "deadline", "max")
     if settings.service.deadline.header is None and written.is_given(longest):
         yield written.problem(
@@ -69,7 +69,7 @@ def _breaker(upstream: Upstream, base: Path, written: Written) -> Iterator[Probl
 
 
 def _is_never_asked(breaker: CircuitBreaker) -> bool:
-    """Whether no run of failed calls can come up while the rate means nothing yet."""
+    """Whether no run of failed calls can be reached while the rate means nothing yet."""
     run, least = breaker.consecutive_failures, breaker.minimum_calls
     if run is None:
         return False
@@ -79,7 +79,7 @@ def _is_never_asked(breaker: CircuitBreaker) -> bool:
 
 
 def _has_opentelemetry() -> bool:
-    """Whether it could be imported; nothing but an empty parent package is."""
+    """Whether it could be imported. Only its empty parent package is."""
     try:
         return find_spec("opentelemetry.trace") is not None
     except ImportError:  # not even the parent

@@ -14,7 +14,7 @@ Predicate = Callable[[Any], bool]
 
 
 def find_predicates(settings: Settings, written: Written) -> tuple[dict[str, Predicate], list[Problem]]:
-    """The function of each upstream that names one, and what is wrong with the others. Imports their modules."""
+    """The function of each upstream that names one, and what is wrong with the others. Imports the modules named."""
     found: dict[str, Predicate] = {}
     problems: list[Problem] = []
     for name, upstream in settings.upstreams.items():
@@ -39,14 +39,16 @@ def _load(text: str) -> Predicate:
     """The function that *text* names.
 
     Raises:
-        LookupError: There is none; the text goes on from "names …,".
+        LookupError: There is none. The text goes on from "names …,".
     """
     module_name, _, attributes = text.partition(":")
     try:
         target: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise LookupError(f"but there is no module {error.name}") from error
-    except Exception as error:  # whatever the module does at its import: its text may hold anything
+    except (
+        Exception
+    ) as error:  # a module may do anything at its import, and the text of its error may hold anything
         raise LookupError(f"but its module fails at import with {type(error).__name__}") from error
     for attribute in attributes.split("."):
         try:

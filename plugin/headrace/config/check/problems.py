@@ -12,7 +12,7 @@ from headrace.policy.printable import printable
 Path = tuple[str | int, ...]
 
 MAX_PROBLEMS = 500
-"""Of one kind of check. Nobody reads more, and a hostile file of a megabyte could have a quarter of a million."""
+"""The most of one kind of check. Nobody reads more; a hostile file of a megabyte could have a quarter of a million."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -46,7 +46,7 @@ def render_problems(problems: Sequence[Problem], *, consequence: str = "") -> st
 
     Args:
         problems: At least one.
-        consequence: What that means for whoever reads it, such as "the
+        consequence: What that means for the reader, such as "the
             configuration loaded at 14:02:11 stays in force".
     """
     count = f"{len(problems)} problem" if len(problems) == 1 else f"{len(problems)} problems"

@@ -14,7 +14,7 @@ from headrace.config.source.written import Written
 from headrace.policy.plan import TlsPlan
 
 BUNDLE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
-"""In the order of requests, which knows the first two; OpenSSL knows the third."""
+"""In the order of requests, which knows the first two. OpenSSL knows the third."""
 MAX_TRUST_FILE_BYTES = 8 << 20
 MAX_DIRECTORY_FILES = 2000
 
@@ -37,7 +37,7 @@ class Trust:
         if known is None:
             before = len(self.problems)
             known = self._build(("upstreams", name, "tls"), upstream.tls)
-            # A plan with a problem is built again for the next upstream, so that each place is reported.
+            # A plan with a problem is built again for the next upstream: each place is reported.
             if len(self.problems) == before:
                 self._plans[upstream.tls] = known
         return known
@@ -51,7 +51,7 @@ class Trust:
                 continue
             files[role] = self.reader.absolute(file)
             try:
-                _add(total, role, self._content(file, may_be_directory=role == "ca"))
+                _hash_part(total, role, self._content(file, may_be_directory=role == "ca"))
             except ReadingError as error:
                 self._report((*path, role), file, error)
         if files["ca"] is None and tls.verify and self._bundle is not None:
@@ -71,7 +71,7 @@ class Trust:
         variable, file = self._bundle
         self.reader.note(f"env:{variable}", file.encode(errors="surrogateescape"))
         try:
-            _add(total, "ca", self._content(file, may_be_directory=True))
+            _hash_part(total, "ca", self._content(file, may_be_directory=True))
         except ReadingError as error:
             self.problems.append(
                 problem_at(
@@ -97,19 +97,19 @@ class Trust:
         for name in names:
             full = os.path.join(folder, name)
             if os.path.isfile(full):
-                _add(total, name, self.reader.read(full, limit_bytes=MAX_TRUST_FILE_BYTES))
+                _hash_part(total, name, self.reader.read(full, limit_bytes=MAX_TRUST_FILE_BYTES))
         return total.digest()
 
     def _report(self, path: Path, file: str, error: ReadingError) -> None:
         if not self.written.is_usable(path):
             return
-        # A path may come out of ${…}; the reason may hold it once more.
+        # A path may come out of ${…}, and the reason may repeat it.
         hidden = self.written.is_secret(path)
         text = f"the file {MASK} cannot be used" if hidden else f"the file {file} {error}"
         self.problems.append(self.written.problem(path, text, "check the path, and who may read the file"))
 
 
-def _add(total: hashlib._Hash, role: str, content: bytes) -> None:
+def _hash_part(total: hashlib._Hash, role: str, content: bytes) -> None:
     for part in (role.encode(errors="surrogateescape"), content):
         total.update(len(part).to_bytes(8, "big"))
         total.update(part)

@@ -1,4 +1,9 @@
-"""From a marked tree to settings: pydantic's verdicts, said in our words at the right place."""
+"""From a marked tree to settings: pydantic's verdicts, said in our words at the right place.
+
+pydantic names every value that it refuses, but gives no settings as long as it refuses one. So validation runs in
+rounds: what was refused is taken out, its default steps in, and the rest is validated again. The settings that come
+of it serve the cross-checks; `refused` tells them which values not to believe.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +46,7 @@ class Validated:
     Attributes:
         settings: None when nothing sensible is left. Where a value was refused, its
             default stands in, so that the other values can be cross-checked.
-        refused: Paths whose value in *settings* is not what the file says.
+        refused: Paths where *settings* do not hold what the file says.
     """
 
     settings: Settings | None
@@ -56,7 +61,7 @@ def validate(written: Written) -> Validated:
     refused: set[Path] = set()
     strangers = [name for name in plain if name not in Settings.model_fields]
     for name in strangers:
-        # Not left to pydantic: its settings take `_env_file` and the like as arguments.
+        # pydantic must not see them: its settings take `_env_file` and the like as arguments.
         del plain[name]
     problems += [_unknown_key(written, (name,)) for name in strangers[:MAX_PROBLEMS]]
     for _ in range(_MAX_ROUNDS):
@@ -68,7 +73,7 @@ def validate(written: Written) -> Validated:
         for detail in errors[:MAX_PROBLEMS]:
             problems.append(_problem(written, detail["type"], detail["loc"], detail.get("ctx", {})))
         for detail in errors:
-            refused.add(_take_out(plain, detail["loc"], detail["type"]))
+            refused.add(_remove_refused(plain, detail["loc"], detail["type"]))
         if len(errors) > MAX_PROBLEMS:
             message = f"has {len(errors)} values that cannot be used; the first {MAX_PROBLEMS} are listed"
             problems.append(problem_at(written.tree.mark, (), message))
@@ -79,7 +84,7 @@ def validate(written: Written) -> Validated:
 
 
 def _plain(node: Node, key: Key | None) -> Plain:
-    """*node* without marks; values from outside become text where the key wants text."""
+    """*node* without marks. Values from outside become text where the key wants text."""
     if isinstance(node, Scalar):
         return (
             node.text
@@ -96,11 +101,11 @@ def _is_null(node: Scalar, key: Key) -> bool:
     return node.value is None and key.is_nullable
 
 
-def _take_out(plain: Any, path: Path, kind: str) -> Path:
-    """Remove what was refused at *path* from *plain*; the path that is without its own value now. Mutates."""
+def _remove_refused(plain: Any, path: Path, kind: str) -> Path:
+    """Remove what was refused at *path* from *plain*. Answers the path that lacks its own value now. Mutates."""
     if path and path[-1] == "[key]":
         path = path[:-1]
-    # An item, or a key of one, cannot go alone: the others' numbers would change. The list goes.
+    # An item, or a key of one, cannot go alone: the numbers of the others would change. So the whole list goes.
     path = tuple(itertools.takewhile(lambda part: not isinstance(part, int), path))
     parent = plain
     for part in path[:-1]:
@@ -180,7 +185,7 @@ def _unknown_key(written: Written, path: Path) -> Problem:
 
 def _fix(path: Path, key: Key, node: Node | None, *, hide: bool) -> str:
     secret = hide or (isinstance(node, Scalar) and node.secret)
-    better = None if secret or not isinstance(node, Scalar) else _better(key, node)
+    better = None if secret or not isinstance(node, Scalar) else _likely_meant(key, node)
     if better is not None:
         return f"write: {better}" if isinstance(path[-1], int) else f"write: {path[-1]}: {better}"
     if (
@@ -197,8 +202,8 @@ def _fix(path: Path, key: Key, node: Node | None, *, hide: bool) -> str:
     return _example(path, key)
 
 
-def _better(key: Key, node: Scalar) -> str | None:
-    """What the author of *node* most likely meant, when that would be right."""
+def _likely_meant(key: Key, node: Scalar) -> str | None:
+    """What the author of *node* most likely meant, if that would be a valid value."""
     text = node.text.strip()
     if key.is_duration:
         near = nearest_duration(node.value)
@@ -208,7 +213,7 @@ def _better(key: Key, node: Scalar) -> str | None:
         return near if near and Size.minimum <= parse_size(near) <= Size.maximum else None
     if key.choices:
         if text in key.choices or text[:1].isdigit():
-            near = text if text in key.choices else None  # "1.1" is as near to 1.2 as to 1.3
+            near = text if text in key.choices else None  # "1.1" is as close to 1.2 as to 1.3
         else:
             near = did_you_mean(text, key.choices)
         return yaml_text(near) if near and key.is_text else near

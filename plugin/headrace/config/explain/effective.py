@@ -18,7 +18,7 @@ _DEFAULTS: Mapping[tuple[str, ...], Any] = {
     ("pool",): Pool(),
     ("retry", "backoff"): Backoff(),
 }
-_LIMITS = {  # that cut a default
+_CUTTING_LIMITS = {  # limits that cut a default
     ("timeouts",): (("timeouts", "deadline"), ("timeouts", "attempt")),
     ("pool",): (("pool", "max_connections"), ("pool", "idle_timeout")),
     ("retry", "backoff"): (("retry", "backoff", "max"),),
@@ -26,7 +26,7 @@ _LIMITS = {  # that cut a default
 
 
 class EffectiveValues:
-    """Effective values of one upstream as text, secrets masked, and who said so."""
+    """Effective values of one upstream as text, secrets masked, and where each was written."""
 
     def __init__(self, settings: Settings, written: Written, name: str) -> None:
         self.settings = settings
@@ -35,13 +35,13 @@ class EffectiveValues:
 
     def text(self, *path: str) -> str:
         """The value at *path* below the upstream, or the mask."""
-        around = _LIMITS[path[:-1]] if self._is_cut(path) else ()
+        around = _CUTTING_LIMITS[path[:-1]] if self._is_cut(path) else ()
         if any(self._is_hidden((*self.base, *limit)) for limit in (path, *around)):
             return MASK
         return _value_text(self._value(path))
 
     def who(self, *path: str | int) -> str:
-        """`upstreams.yaml:12` of whoever wrote the value at *path*, or `built-in default`."""
+        """Where the value at *path* was written, such as `upstreams.yaml:12`, or `built-in default`."""
         full = (*self.base, *path)
         written = self.written
         rank = written.rank(full)
@@ -78,7 +78,7 @@ class EffectiveValues:
         return list(self._value(path))
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
-        """Name, value and who, of every key in the order of the file."""
+        """Name, value and place of every key, in the order of the file."""
         key = key_at(self.base)
         assert key is not None
         yield from self._rows(key, ())
@@ -100,7 +100,7 @@ class EffectiveValues:
             return False
         for below, leaf in leaves(node, path):
             key = key_at(below)
-            # A number or a word of ours that a HEADRACE_ variable has set is no secret; text may be one.
+            # A number or a word of ours that a HEADRACE_ variable has set is no secret. Text may be one.
             harmless = (
                 leaf.mark.file.startswith("environment ") and key is not None and not _may_be_secret(key)
             )

@@ -128,7 +128,7 @@ class Key:
             self.is_map = True
             self.must, self.kind = "a map of keys", "map"
             fields = annotation.model_fields
-            # pydantic puts inherited fields first; base_url is what an upstream begins with.
+            # pydantic puts inherited fields first, but an upstream begins with base_url.
             own_first = sorted(fields, key=lambda name: name not in annotation.__annotations__)
             # An alias where the key is a word of Python (`from`).
             self.children = {
@@ -146,7 +146,7 @@ class Key:
             self.must = self.kind = "true or false"
         elif annotation is int:
             self.kind, (words, self.range) = "integer", _bounds("an integer", metadata)
-            # Upper bounds are against slips of the keyboard; whoever writes "three" need not hear.
+            # Upper bounds are against slips of the keyboard. The author of "three" need not hear of them.
             self.must, _, self.at_most = words.replace(" from ", " of at least ").partition(" to ")
         elif annotation is float:
             self.kind, (self.must, self.range) = "number", _bounds("a number", metadata)
@@ -161,7 +161,7 @@ _ALWAYS_LOOKED_AT: Final = (
 GONE: Final[Mapping[Path, tuple[str, str]]] = MappingProxyType(
     {("pool", "validation_bypass"): (_ALWAYS_LOOKED_AT, "remove it")}
 )
-"""Keys that the format once had, by their section and name: why they have gone, and what to do."""
+"""Keys that the format once had, by section and name: why each has gone, and what to do."""
 
 
 @cache
@@ -206,7 +206,7 @@ def yaml_text(value: Any) -> str:
 
 
 def _key(name: str, field: FieldInfo) -> Key:
-    # mypy: FieldInfo.annotation is what is left once Annotated's extras have moved to metadata.
+    # FieldInfo.annotation is what is left once the extras of Annotated have moved to metadata.
     key = Key(name, field.annotation, list(field.metadata))
     key.description = field.description or ""
     default = field.default
@@ -246,7 +246,8 @@ def _bounds(noun: str, metadata: list[Any]) -> tuple[str, str]:
     )
 
 
-# What ends a plain text in a list or a map, or is none (YAML 1.2.2 §7.3.3). Some that it would allow are quoted, too.
+# What ends a plain text in a list or a map, or cannot begin one (YAML 1.2.2 §7.3.3). Some texts that YAML would allow
+# plain are quoted, too.
 _NOT_PLAIN: Final = re.compile(r"""^[-?:&*!|>'"%@`#]|^\s|\s$|[,\[\]{}]|:(?:\s|$)|\s#""")
 
 

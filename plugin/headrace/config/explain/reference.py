@@ -19,7 +19,7 @@ def _rows(parent: Key, path: str) -> Iterator[tuple[str, ...]]:
     for name, key in parent.children.items():
         full = f"{path}.{name}" if path else name
         if key.children and name == "defaults":
-            # The same keys as below an upstream; a second list would make readers look for a difference.
+            # The keys are those of an upstream. A second list would make readers look for a difference.
             yield (
                 f"`{full}`",
                 "map",

@@ -65,7 +65,7 @@ def _with_references(schema: dict[str, Any]) -> dict[str, Any]:
         elif word == "items":
             changed[word] = _with_references(value)
         elif word == "default":
-            # A section's default is its keys' defaults once more; an editor would paste it whole.
+            # A section's default repeats the defaults of its keys, and an editor would paste all of it.
             if not isinstance(value, dict) or not value:
                 changed[word] = _as_whole(value)
         else:
@@ -79,7 +79,7 @@ def _with_references(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_whole(value: Any) -> Any:
-    """*value*, as an integer if it is a float without a fraction: which of them bounds are differs by pydantic."""
+    """*value*, as an integer if it is a float without a fraction: versions of pydantic differ in which a bound is."""
     return int(value) if isinstance(value, float) and value == int(value) else value
 
 

@@ -15,7 +15,7 @@ def summary(inspection: Inspection, plan: UpstreamPlan) -> str:
     """Name, URL and mode of *plan*, its limits, and when its circuit opens.
 
     Args:
-        inspection: What *plan* came of, without problems.
+        inspection: The one that *plan* is from, without problems.
     """
     timeouts, retry = plan.timeouts, plan.retry
     deadline = (
@@ -28,7 +28,7 @@ def summary(inspection: Inspection, plan: UpstreamPlan) -> str:
 
 
 def shown_base_url(inspection: Inspection, plan: UpstreamPlan) -> str:
-    """The `base_url` of *plan*, masked where a secret is in it; *inspection* is what it came of."""
+    """The `base_url` of *plan*, masked where a secret is in it. *inspection* is the one that *plan* is from."""
     assert inspection.written is not None
     return inspection.written.shown(("upstreams", plan.name, "base_url"), url_of(plan.base))
 

@@ -25,7 +25,7 @@ _MAY_HAVE_BEEN_SENT = frozenset(
     | {Fault.CERTIFICATE, Fault.LOCAL_ERROR}
 )
 _SHOWN_PAUSES = 3
-_WHILE = "while attempts, budget, deadline and circuit allow"
+_WHILE_ALLOWED = "while attempts, budget, deadline and circuit allow"
 
 _UNENFORCED = {
     "observe": ", but the breaker only observes",
@@ -79,7 +79,7 @@ def explain_method(
         return
     keyed = _key_maker(values, plan, method)
     if method in plan.retry.methods or keyed is not None:
-        yield f"  retried: on {on}, {keyed or _listed(values, method)}; {_WHILE}"
+        yield f"  retried: on {on}, {keyed or _listed(values, method)}; {_WHILE_ALLOWED}"
     else:
         yield f"  retried: only if it was never sent, on {on}: {_unlisted(values, plan, method)}"
     yield f"  after: {_pauses(values, plan)}"
@@ -123,8 +123,8 @@ def _retried(
                 return f"no, {_only_one(values)}"
             word = _deciding_word(values, ("retry", "retry_on"), outcome)
             if method in plan.retry.methods:
-                return f"yes, {word}; {_WHILE}"
-            return f"yes, {word}, and {keyed or f'{method} was never sent'}; {_WHILE}"
+                return f"yes, {word}; {_WHILE_ALLOWED}"
+            return f"yes, {word}, and {keyed or f'{method} was never sent'}; {_WHILE_ALLOWED}"
         case Retriability.NOT_REPLAYABLE:
             raise AssertionError("asked about a body that can be sent again")
         case _:
@@ -200,7 +200,7 @@ def _time(value_s: float) -> str:
 def _counted(values: EffectiveValues, plan: UpstreamPlan, outcome: Outcome) -> str:
     breaker = plan.circuit_breaker
     path = ("circuit_breaker", "failure_on")
-    # Asked of an attempt that had run long enough: when it is cut earlier is said in words.
+    # The question is about an attempt that had run long enough. What holds of one cut earlier is said in words.
     verdict = blame(Outcome(outcome.fault, outcome.status, duration_s=float("inf")), breaker)
     fault = outcome.fault
     match verdict:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 MAX_LINKS = 8
-"""How many may follow one another: more than anybody could think through, and far from what recursion bears.
+"""How many may follow one another. Nobody could think through more, and recursion would bear far more.
 Symlinks have a limit for the same reason (path_resolution(7): 40)."""
 
 
 def links_of(named: Mapping[str, str]) -> tuple[dict[str, int], list[list[str]]]:
-    """How many links follow one another from each name on, and the circles. Linear time, no recursion.
+    """How many links follow from each name on, and the circles. Linear time, no recursion.
 
     Args:
-        named: Whom each one names, if anybody.
+        named: The name that each one points to, if it points to any.
 
     Returns:
         Links by name, without the names that run into a circle; and each circle, begun at its first name.
@@ -22,7 +22,7 @@ def links_of(named: Mapping[str, str]) -> tuple[dict[str, int], list[list[str]]]
     circles: list[list[str]] = []
     done: set[str] = set()
     for name in named:
-        walked: dict[str, int] = {}  # with each one's place
+        walked: dict[str, int] = {}  # each name with its place
         current: str | None = name
         while current is not None and current not in walked and current not in done:
             walked[current] = len(walked)
@@ -39,7 +39,7 @@ def links_of(named: Mapping[str, str]) -> tuple[dict[str, int], list[list[str]]]
 
 
 def in_a_row(first: str, named: Mapping[str, str]) -> list[str]:
-    """*first* and those that follow it, one more than may: what makes a chain too long."""
+    """*first* and the names that follow it, one more than allowed: they show what makes the chain too long."""
     row = [first]
     while len(row) <= MAX_LINKS + 1 and row[-1] in named:
         row.append(named[row[-1]])
@@ -47,7 +47,7 @@ def in_a_row(first: str, named: Mapping[str, str]) -> list[str]:
 
 
 def arrows(names: Sequence[str]) -> str:
-    """*names* as a line; of many only the first ones and the last, with their number."""
+    """*names* as a line. Of many names, only the first ones and the last, with their number."""
     if len(names) <= MAX_LINKS + 2:
         return " -> ".join(names)
     return f"{' -> '.join(names[:3])} -> … -> {names[-1]}, {len(names) - 1} links"

@@ -1,9 +1,9 @@
 """YAML text to a marked tree, read the YAML 1.2 way. The only module that knows PyYAML.
 
-The tree is built from the parser's *events*, not from composed nodes: the
-composer of the C loader recurses in C (ten thousand `[` end the process), expands
-nothing but also limits nothing, and resolves the YAML 1.1 way. Events come one by
-one, so depth and alias limits hold before memory is spent.
+The tree is built from the parser's *events*, not from composed nodes. The
+composer of the C loader recurses in C: ten thousand `[` end the process. It expands
+nothing, but it also limits nothing, and it resolves the YAML 1.1 way. Events come one
+by one, so the limits of depth and aliases hold before memory is spent.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ MAX_DEPTH = 32
 MAX_ALIASED_NODES = 20_000
 """Nodes that all aliases of a file may stand for, in sum."""
 MAX_NODES = 600_000
-"""Keys and values of one file: a thousand upstreams with every key spelt out have 238,000, 4 MiB of dashes two
-million. Each takes 4 µs to read (the Python loader 20).
+"""Keys and values of one file. A thousand upstreams with every key spelt out have 238,000; 4 MiB of dashes have two
+million. Each takes 4 µs to read (20 with the Python loader).
 """
 
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -43,7 +43,7 @@ _TOO_MANY = (
     f"is where reading stopped, after {MAX_NODES:,} keys and values; a configuration has not that many"
 )
 _NOT_YAML = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_MAX_DIGITS = 300  # beyond it int() gets slow, and refuses at 4300
+_MAX_DIGITS = 300  # beyond that int() gets slow, and from 4300 on it refuses
 
 
 class DocumentError(Exception):
@@ -90,7 +90,7 @@ MINIMAL = "write: upstreams: {billing: {base_url: https://billing.internal}}"
 def read_flow(text: str, file: str) -> Node:
     """*text* of one value as a YAML plain scalar, or as a flow list or map when it begins like one.
 
-    What environment variables and secret files hold.
+    Environment variables and secret files hold such texts.
 
     Raises:
         DocumentError: A list or map that is not YAML, too deep or too large.
@@ -101,10 +101,10 @@ def read_flow(text: str, file: str) -> Node:
     try:
         node = _Builder(file, _decode(text.encode(errors="surrogateescape"), file)).build()
     except DocumentError as error:
-        # The positions inside mean nothing, and the parser may quote a secret; the limits' words do not.
+        # Positions inside mean nothing here. The parser may quote a secret; the words of the limits do not.
         limits = [problem.message for problem in error.problems if problem.message in (_TOO_DEEP, _TOO_MANY)]
         raise _refused(mark, *limits or ["begins like a YAML list or map but is not one"]) from None
-    return _outside(node, mark) if node is not None else Scalar(None, "", mark)
+    return _marked_secret(node, mark) if node is not None else Scalar(None, "", mark)
 
 
 def resolve(text: str) -> ScalarValue:
@@ -156,7 +156,7 @@ def _decode(content: bytes, file: str) -> str:
 
 
 class _Builder:
-    """Builds the tree of one text from parser events; collects what can be collected."""
+    """Builds the tree of one text from parser events. Goes on after a problem wherever it can."""
 
     def __init__(self, file: str, text: str) -> None:
         self.file = file
@@ -208,7 +208,7 @@ class _Builder:
             loader.dispose()
         return root
 
-    # One function for all kinds, and recursion only to MAX_DEPTH: this is where the time of a long file goes.
+    # One function for all kinds: the time of a long file is spent here. It recurses to MAX_DEPTH at most.
     def _node(self, event: Any, next_event: Any, path: Path, depth: int) -> Node:
         self.node_count += 1
         if self.node_count > MAX_NODES:
@@ -298,7 +298,7 @@ class _Builder:
             self._say(mark, path, f"the alias *{event.anchor} has no anchor &{event.anchor} before it")
             return Scalar(None, "", mark)
         node, size = known
-        # What an alias stands for counts where it is used, so that aliases of aliases add up too.
+        # The nodes that an alias stands for count at each use, so that aliases of aliases add up too.
         self.node_count += size
         self.aliased_nodes += size
         if self.aliased_nodes > MAX_ALIASED_NODES:
@@ -323,11 +323,11 @@ class _Builder:
         self.problems.append(problem_at(mark, path, message, fix))
 
     def _limit_before(self, error: Any) -> Problem | None:
-        """The limit of ours that the text has run into where the parser stopped with *error*, or None.
+        """The limit of ours that the text had reached where the parser stopped with *error*, or None.
 
-        A scanner reads up to 1,024 characters ahead of its events, for the colon that would make them a key.
-        What it meets there comes before our limits, the nesting that libyaml refuses itself since 0.2.6 too.
-        Without what is behind the place the events come.
+        A scanner reads up to 1,024 characters ahead of its events: a colon there would make them a key.
+        An error that it meets there is raised before our limits are reached. So is the nesting that libyaml
+        has refused by itself since 0.2.6. If the text is cut off at that place, the events do come.
         """
         mark = getattr(error, "problem_mark", None)
         if mark is None:
@@ -361,19 +361,19 @@ class _Builder:
 
 
 class _Stop(yaml.YAMLError):
-    """Reading any further would be what the limit is against."""
+    """A limit is reached. Reading on is what that limit is there to prevent."""
 
     def __init__(self, mark: Mark, path: Path, message: str, fix: str = "") -> None:
         super().__init__(message)
         self.problem = problem_at(mark, path, message, fix)
 
 
-def _outside(node: Node, mark: Mark) -> Node:
+def _marked_secret(node: Node, mark: Mark) -> Node:
     if isinstance(node, Scalar):
         return Scalar(node.value, node.text, mark, node.plain, secret=True, reread=node.plain)
     if isinstance(node, Listing):
-        return Listing([_outside(child, mark) for child in node.items], mark)
-    entries = {key: _outside(child, mark) for key, child in node.entries.items()}
+        return Listing([_marked_secret(child, mark) for child in node.items], mark)
+    entries = {key: _marked_secret(child, mark) for key, child in node.entries.items()}
     return Table(entries, dict.fromkeys(entries, mark), mark)
 
 

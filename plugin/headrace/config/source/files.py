@@ -8,12 +8,12 @@ import os
 import stat
 from pathlib import Path as FilePath
 
-# O_NONBLOCK: opening a FIFO that nobody writes to would hang the start. Windows has neither.
+# O_NONBLOCK: without it, opening a FIFO that nobody writes to would hang the start. Windows has neither flag.
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 class ReadingError(Exception):
-    """A file that cannot be used; the text goes on from "which …" and holds nothing of its content."""
+    """A file that cannot be used. The text goes on from "which …" and holds nothing of the file's content."""
 
 
 class Reader:
@@ -37,12 +37,12 @@ class Reader:
         except (
             RuntimeError,
             ValueError,
-        ):  # nobody has that home: then it is a name like any other, of no file
+        ):  # there is no such home: the name is then like any other, and no file has it
             path = FilePath(name)
         return os.path.normpath(self.cwd / path)
 
     def read(self, name: str, *, limit_bytes: int) -> bytes:
-        """The content of the regular file *name*, at most *limit_bytes*; no more than that is read.
+        """The content of the regular file *name*, at most *limit_bytes*. No more than that is read.
 
         Raises:
             ReadingError: Missing, unreadable, not a regular file, or longer.

@@ -13,7 +13,7 @@ NOT_A_DEFAULT = frozenset({"base_url", "match", "extends"})
 def expand(root: Table) -> tuple[Table, list[Problem]]:
     """*root* with every upstream complete, and what is wrong with `extends`.
 
-    Weakest first: `defaults`, then the chain of `extends` from its far end, then
+    The weakest comes first: `defaults`, then the chain of `extends` from its far end, then
     the upstream's own keys. Values keep the marks of where they were written.
     """
     upstreams = root.entries.get("upstreams")
@@ -36,12 +36,12 @@ class _Chains:
         self.upstreams = upstreams
         self.done: dict[str, Node] = {}
         self.problems: list[Problem] = []
-        self._links: dict[str, int] = {}  # how many follow one another from each on
+        self._links: dict[str, int] = {}  # by name, how many links follow
         self._named: dict[str, str] = {}
-        self._circular: set[str] = set()  # said already, so not also that it is too long
+        self._circular: set[str] = set()  # reported already, so not reported as too long
 
     def complete(self, name: str) -> Node:
-        """Upstream *name* with all that it extends. A loop: a chain that is too long has to be told, too."""
+        """Upstream *name* with all that it extends. No recursion: a chain that is too long must be reported, too."""
         chain: dict[str, None] = {}  # in order
         current: str | None = name
         while current is not None and current not in self.done:
@@ -57,7 +57,9 @@ class _Chains:
                 own = merge(_without(under, NOT_INHERITED), own)
             if is_circular:
                 self._circular.add(link)
-            elif following == MAX_LINKS + 1:  # said where it becomes too long, not for those that lead to it
+            elif (
+                following == MAX_LINKS + 1
+            ):  # reported where it becomes too long, not at the links that lead there
                 self.problems.append(self._too_long(link))
             self.done[link] = own
             current = link

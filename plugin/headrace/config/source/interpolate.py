@@ -1,6 +1,6 @@
 """`${env:NAME}`, `${env:NAME:-default}` and `${file:/run/secrets/x}` in the values of a tree.
 
-What comes from outside is a secret from here on: the nodes that hold it are
+What comes from outside is a secret from here on. The nodes that hold it are
 marked, and no message ever shows a marked value.
 """
 
@@ -23,7 +23,7 @@ _ENV = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 
 
 class _Unresolved(Exception):
-    """A reference that leads nowhere; the text never holds a value of outside."""
+    """A reference that leads nowhere. The text never holds a value of outside."""
 
     def __init__(self, message: str, fix: str = "") -> None:
         super().__init__(message)
@@ -77,7 +77,7 @@ class Interpolation:
         except _Unresolved as unresolved:
             self.problems.append(problem_at(node.mark, path, unresolved.message, unresolved.fix))
             return Scalar(None, "", node.mark)
-        # An escape makes text, whatever it looks like; a reference that is all of a value is read again.
+        # An escape makes text, whatever it looks like. A reference that is the whole value is read again.
         whole = node.plain and _TOKEN.fullmatch(node.text) is not None and not node.text.startswith("$$")
         value = resolve(text) if whole else text
         return Scalar(value, text, node.mark, node.plain, secret=secret, reread=whole)
@@ -119,5 +119,5 @@ class Interpolation:
             text = content.decode("utf-8")
         except UnicodeDecodeError:
             raise _Unresolved(f"needs the file {name}, which is not UTF-8 text") from None
-        # Editors and `echo` end a file with one newline that nobody means.
+        # Editors and `echo` end a file with one newline, which nobody means.
         return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text

@@ -24,7 +24,7 @@ MODE_VARIABLE = "HEADRACE_MODE"
 SECRETS_VARIABLE = "HEADRACE_SECRETS_DIR"
 KNOWN_VARIABLES = (FILE_VARIABLE, MODE_VARIABLE, SECRETS_VARIABLE)
 
-# What Kubernetes sets for a service named headrace; every setting has a double underscore.
+# Kubernetes sets these for a service named headrace. Every setting of ours has a double underscore.
 _KUBERNETES = re.compile(r"HEADRACE_(?:[A-Z0-9_]+_)?(?:SERVICE|PORT)(?:_[A-Z0-9_]+)?")
 
 
@@ -32,7 +32,7 @@ def mode_override(env: Mapping[str, str]) -> Literal["off", "observe"] | None:
     """What HEADRACE_MODE asks for, or None when it is unset, empty or `enforce`.
 
     Raises:
-        ConfigError: Any other value: a kill switch that is misspelt must not be ignored.
+        ConfigError: Any other value. A kill switch that is misspelt must not be ignored.
     """
     problem = mode_problem(env)
     if problem is not None:
@@ -86,7 +86,7 @@ def read_environment(
     """The tree of the `HEADRACE_…__…` variables, its problems, and warnings for those that mean nothing.
 
     Args:
-        below: What the tree will be laid on: header names are matched with it.
+        below: The tree that the result will be laid on. Header names are matched with it.
     """
     values: dict[Path, Node] = {}
     problems: list[Problem] = []
@@ -96,7 +96,7 @@ def read_environment(
             continue
         if "__" not in name:
             if not _KUBERNETES.fullmatch(name):
-                # Without the prefix: with it, any two of our names look alike.
+                # Compared without the prefix. With it, any two of our names would look alike.
                 near = did_you_mean(
                     name.removeprefix(PREFIX), [known.removeprefix(PREFIX) for known in KNOWN_VARIABLES]
                 )
@@ -113,7 +113,7 @@ def read_environment(
             problems.extend(
                 problem_at(Mark(f"environment {name}"), path, p.message, p.fix) for p in error.problems
             )
-    return _without_strangers(values, below, warnings), problems, warnings
+    return _tree_of_declared(values, below, warnings), problems, warnings
 
 
 def read_secrets(
@@ -121,7 +121,7 @@ def read_secrets(
 ) -> tuple[Table | None, list[Problem], list[Problem]]:
     """The tree of a secrets directory: one file per key, named as the variable would be, `HEADRACE_` or not.
 
-    Other files are left alone: `/run/secrets` is shared by all that runs in a container.
+    Other files are left alone: everything in a container shares `/run/secrets`.
     """
     values: dict[Path, Node] = {}
     problems: list[Problem] = []
@@ -161,7 +161,7 @@ def read_secrets(
             values[path] = read_flow(content.removesuffix("\n").removesuffix("\r"), label)
         except DocumentError as error:
             problems.extend(problem_at(Mark(label), path, p.message, p.fix) for p in error.problems)
-    return _without_strangers(values, below, warnings), problems, warnings
+    return _tree_of_declared(values, below, warnings), problems, warnings
 
 
 def _path_of(name: str, below: Table, prefix: str) -> tuple[Path | None, str | None]:
@@ -175,7 +175,9 @@ def _path_of(name: str, below: Table, prefix: str) -> tuple[Path | None, str | N
             return None, prefix + "__".join(spelt) if spelt else None
         if key.children:
             word = part.lower()
-            if word not in key.children and (key.name, word) not in GONE:  # which is refused with its reason
+            if (
+                word not in key.children and (key.name, word) not in GONE
+            ):  # such a key is refused later, with its reason
                 near = did_you_mean(word, list(key.children))
                 return None, prefix + "__".join(
                     [*spelt, near.upper(), *parts[position + 1 :]]
@@ -191,7 +193,7 @@ def _path_of(name: str, below: Table, prefix: str) -> tuple[Path | None, str | N
 
 
 def _header_name(part: str, path: Path, below: Table, *, from_variable: bool) -> str:
-    """The header that *part* names: as the file spells it, if it does; `_` stands for `-` in a variable."""
+    """The header that *part* names, spelt as in the file if the file has it. In a variable `_` stands for `-`."""
     word = part.replace("_", "-") if from_variable else part
     headers = node_at(below, path)
     known = headers.entries if isinstance(headers, Table) else {}
@@ -200,8 +202,8 @@ def _header_name(part: str, path: Path, below: Table, *, from_variable: bool) ->
     )
 
 
-def _without_strangers(values: dict[Path, Node], below: Table, warnings: list[Problem]) -> Table | None:
-    """The tree of *values*, less those for an upstream that nobody declares: those are misspelt."""
+def _tree_of_declared(values: dict[Path, Node], below: Table, warnings: list[Problem]) -> Table | None:
+    """The tree of *values*, without those for an upstream that no file declares: their names are misspelt."""
     upstreams = below.entries.get("upstreams")
     declared = set(upstreams.entries) if isinstance(upstreams, Table) else set()
     declared |= {

@@ -1,7 +1,16 @@
 """The tree that a configuration is until it is validated: plain values that know where they were written.
 
-Nodes are never changed once built: merging makes new tables and shares the
-leaves, so a value keeps the position of whoever wrote it, however it is inherited.
+There are three kinds of node: `Scalar`, `Listing`, `Table`. Each has a `Mark`, which is the place where it was
+written. A plain dict would do for the values, but not for the messages: an error names the line of the author, and
+that line may be in another file, in `defaults`, in the upstream that this one extends, or in a variable, which has no
+line.
+
+Nodes are never changed once they are built. Merging makes new tables and shares the leaves, so a value keeps the
+place where it was written, however often it is inherited, and two trees can stand side by side (`Written`). The marks
+are the identity of a value, too: whether a value is inherited is seen by comparing marks, not values.
+
+`Scalar.secret` is set where a value came from outside, and merging keeps it. The functions that put a value
+into words for people (`found`, `Written.shown`) mask it then.
 """
 
 from __future__ import annotations
@@ -33,8 +42,8 @@ class Scalar:
         value: As YAML 1.2 reads it.
         text: As it was written (after interpolation).
         secret: Came, at least in part, from outside the file; never shown.
-        reread: Its type was guessed from text of outside, so a key that wants
-            text takes `text`: a password of digits is not a number.
+        reread: Its type was guessed from text of outside. A key that wants text
+            takes `text` instead: a password of digits is not a number.
         plain: Written without quotes.
     """
 
@@ -94,7 +103,7 @@ def merge(under: Node, over: Node) -> Node:
     for key, node in over.entries.items():
         below = entries.get(key)
         entries[key] = node if below is None else merge(below, node)
-    # A variable has no line: the file is the better answer to "where is this map?".
+    # A variable has no line. The file is the better answer to "where is this map?".
     mark = over.mark if over.mark.line or not under.mark.line else under.mark
     return Table(entries, {**under.key_marks, **over.key_marks}, mark)
 
@@ -173,7 +182,7 @@ def found(node: Node | None, *, hide: bool = False) -> str:
 
 
 def without_user(words: str) -> str:
-    """*words* with anything in it that may be the password of a URL masked."""
+    """*words*, with everything masked that may be the password of a URL."""
     return re.sub(r"//.*@", f"//{MASK}@", words, flags=re.DOTALL)
 
 

@@ -48,7 +48,7 @@ def parse_duration(text: str) -> float:
 def format_duration(value_s: float) -> str:
     """*value_s* in the largest unit that leaves no fraction: `250ms`, `1.5s`, `60s`, `5m`.
 
-    Exact to the nanosecond.
+    It is exact to the nanosecond.
     """
     if value_s == 0:
         return "0s"
@@ -65,7 +65,7 @@ def format_duration(value_s: float) -> str:
 
 
 def nearest_duration(found: object) -> str | None:
-    """What somebody who wrote *found* may have meant, or None: `4` is `4s`, `5 sec` is `5s`."""
+    """What the author of *found* may have meant, or None: `4` is `4s`, `5 sec` is `5s`."""
     if isinstance(found, bool) or not isinstance(found, int | float | str):
         return None
     match = _NEAR.fullmatch(str(found).strip())
@@ -82,7 +82,7 @@ SIZE_PATTERN = r"^[0-9]+(B|KiB|MiB|GiB)$"
 _SIZE = re.compile(r"([0-9]{1,15})(B|KiB|MiB|GiB)", re.ASCII)
 _UNIT_BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _NEAR_SIZE = re.compile(r"([0-9]{1,12})\s*([A-Za-z]*)")
-_OTHER_SIZES = {  # what it is in bytes, by IEC 80000-13: a kB is 1000 of them
+_OTHER_SIZES = {  # in bytes, by IEC 80000-13: a kB is 1000 of them
     "": 1,
     "b": 1,
     "byte": 1,
@@ -117,7 +117,7 @@ def format_size(value_bytes: int) -> str:
 
 
 def nearest_size(found: object) -> str | None:
-    """The size that somebody who wrote *found* has said, or None: `65536` is `64KiB`, `64 kB` is `64000B`."""
+    """The size that *found* says in another spelling, or None: `65536` is `64KiB`, `64 kB` is `64000B`."""
     if isinstance(found, bool) or not isinstance(found, int | str):
         return None
     match = _NEAR_SIZE.fullmatch(str(found).strip())
@@ -127,5 +127,5 @@ def nearest_size(found: object) -> str | None:
 
 
 def _plain_decimal(value: float) -> str:
-    # Nine decimals are what the parser takes; repr would show 66.60000000000001 for 1.11m.
+    # The parser takes nine decimals. repr would show 66.60000000000001 for 1.11m.
     return f"{value:.9f}".rstrip("0").rstrip(".")

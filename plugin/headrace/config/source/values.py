@@ -1,6 +1,13 @@
 """Types of values: what a duration, a URL, a word, a header is, how it is read and what one must write.
 
-Readers never put the value into an error: only `config.check.validate` knows whether it is a secret.
+A type does four things. It reads a value, it says in words what one must write (`Expects`), it gives the JSON Schema
+its pattern, and it writes itself back as the file would have it. `settings` names the types; `explain.keys` takes the
+words from them, so an error text, the key reference and the schema cannot disagree about a range.
+
+pydantic calls the readers with plain values and knows nothing of marks. A reader refuses with a short word
+("duration_range"), and `config.check.validate` makes a message of it. Readers never put the value into an error: only
+`validate` knows whether it is a secret. A range has a reason, and where it is not plain to see, the class or constant
+says whose it is.
 """
 
 from __future__ import annotations
@@ -89,7 +96,7 @@ class DurationOrZero(Duration):
 
 
 class BudgetTtl(Duration):
-    """Finagle's range: longer than a minute would let yesterday's traffic pay for today's storm."""
+    """Finagle's range. Beyond a minute, yesterday's traffic would pay for today's storm."""
 
     minimum_s = 1.0
     maximum_s = 60.0
@@ -158,7 +165,7 @@ def _read_url(value: object) -> UrlPrefix:
     try:
         return parse_prefix(value)
     except UrlError as error:
-        # Never holds the URL: there may be a password in it.
+        # The text never holds the URL: a password may be in it.
         raise PydanticCustomError("url", "{reason}", {"reason": str(error)}) from None
 
 
@@ -211,7 +218,7 @@ def _read_header_name(value: object) -> str:
 
 
 def _read_header_value(value: object) -> str:
-    # CR and LF would smuggle a header in; http.client encodes as Latin-1.
+    # CR and LF would smuggle in another header. http.client encodes as Latin-1.
     if not isinstance(value, str) or not _VALUE.fullmatch(value) or value != value.strip(" \t"):
         raise PydanticCustomError("header_value", "not a header value")
     return value

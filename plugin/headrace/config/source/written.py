@@ -1,4 +1,8 @@
-"""Who wrote a value, and where: what cross-checks, `explain` and error texts ask."""
+"""Where a value was written, and by which source: what cross-checks, `explain` and error texts ask.
+
+Two trees answer it: the complete one, with everything inherited, and the one from before. A value that has the same
+mark in both is the upstream's own.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +22,12 @@ class Rank(IntEnum):
 
 
 class Written:
-    """A complete tree beside the one as it was written.
+    """A complete tree beside the tree as it was written.
 
     Attributes:
         tree: With `defaults` and `extends` merged into each upstream.
         original: Before that.
-        refused: Paths whose value in the settings is not what the file says.
+        refused: Paths where the settings do not hold what the file says.
     """
 
     def __init__(self, tree: Table, original: Table, refused: frozenset[Path] = frozenset()) -> None:
@@ -70,10 +74,10 @@ class Written:
         return MASK if self.is_secret(path) else text
 
     def where(self, path: Path, *, beside: Mark | None = None) -> str:
-        """Words for who wrote the value at *path*: `at line 20`, `the default`.
+        """Words for where the value at *path* was written: `at line 20`, `the default`.
 
         Args:
-            beside: Where the reader is already; the file is not said again.
+            beside: Where the reader is already. The same file is not named again.
         """
         if not self.is_given(path):
             return "the default"
@@ -87,7 +91,7 @@ class Written:
         )
 
     def problem(self, path: Path, message: str, fix: str = "") -> Problem:
-        """A problem of the value at *path*, named after who wrote it, so that heirs do not repeat it."""
+        """A problem of the value at *path*, told at the place where it was written: heirs do not repeat it."""
         return problem_at(self.mark(path), self.origin(path), message, fix)
 
     def _root_length(self, path: Path) -> int:
