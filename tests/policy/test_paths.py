@@ -257,7 +257,7 @@ def test_what_is_taken_for_plain_at_a_glance_is_so_on_reading() -> None:
     characters = [chr(code) for code in range(0x800)]
     for segment in ("a" + quote(char, safe="") for char in characters):
         if paths._PLAIN.fullmatch(segment):
-            assert paths._reading(segment) == (paths._SOLID, 0)
+            assert paths._reading(segment) == (paths._ONE, 0)
     assert sum(paths._PLAIN.fullmatch("a" + quote(char, safe="")) is not None for char in characters) > 2000
 
 

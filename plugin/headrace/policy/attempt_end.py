@@ -1,7 +1,7 @@
 """Who ended an attempt that has no answer: its caller, the client it is made for, headrace itself, a timer, the peer.
 
-Several of them may have had a hand in it: a timer shuts the connection, and what comes out of the library
-then looks like a reset. One function says whose word holds, so that every driver says the same. Pure.
+Several of them may be involved: a timer shuts the connection, and the library's error
+then looks like a reset. One function decides which of them counts, so that every driver says the same. Pure.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ CUT_IN: Final[Mapping[Phase, Fault]] = MappingProxyType(
         "sent": Fault.TIMEOUT,
     }
 )
-"""The fault of an attempt that was cut off, by how far it had got; what it broke with is our own doing."""
+"""The fault of an attempt that was cut off, by how far it had got. The error it broke with is our own doing."""
 
 
 class EndedBy(Enum):
     """Who ended an attempt that has no answer."""
 
-    CALLER = "caller"  # his own code raised: a signal handler, the body of his request
-    CLIENT = "client"  # whoever the call is made for has left, and it was broken off
+    CALLER = "caller"  # the caller's own code raised: a signal handler, the body of the request
+    CLIENT = "client"  # the client that the call is made for has left, and the call was broken off
     OURSELVES = "ourselves"  # the connection was shut: its pool was stopped, its lifetime was over
-    TIMER = "timer"  # it was cut off: what it broke with says nothing
-    PEER = "peer"  # or a limit of the socket: what the library raised says it
+    TIMER = "timer"  # it was cut off: the error it broke with says nothing
+    PEER = "peer"  # or a limit of the socket: the library's error says which
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnd:
-    """How an attempt ended that has no answer.
+    """How an attempt without an answer ended.
 
     Attributes:
         by: Who ended it.
-        fault: What that is in the words of the rules.
+        fault: The same in the words of the rules.
         cut: A timer of ours ended it.
     """
 
@@ -63,14 +63,14 @@ def end_of(
     was_in_time: bool,
     was_shut: bool,
 ) -> AttemptEnd:
-    """Who ended an attempt that got as far as *phase*, and what that makes of *fault*.
+    """Who ended an attempt that got as far as *phase*, and what *fault* becomes by that.
 
     Args:
         fault, cut: What the exception says, taken by itself: the fault, and whether a limit of the socket was hit.
-        is_callers: It is an error of the caller's own code. It leaves as it is, even if our time was up.
-        is_cancelled: Whoever the call is made for has left: the attempt was broken off for that.
-        was_in_time: The timer had not cut it off.
-        was_shut: Its connection was shut by headrace; only asked where it was in time.
+        is_callers: The error is of the caller's own code. It leaves as it is, even if our time was up.
+        is_cancelled: The client that the call is made for has left, and the attempt was broken off for that.
+        was_in_time: The timer had not cut the attempt off.
+        was_shut: headrace shut the connection. Only asked where the attempt was in time.
     """
     if is_callers:
         return AttemptEnd(EndedBy.CALLER, Fault.LOCAL_ERROR, cut=False)

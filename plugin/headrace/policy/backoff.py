@@ -16,8 +16,8 @@ Rng = Callable[[], float]
 def is_throttled(outcome: Outcome) -> bool:
     """Whether the upstream says that it has too much to do: asking again within milliseconds makes that worse.
 
-    A 429 says so (RFC 6585 §4), and a 503 that names no time to come back (RFC 9110 §15.6.4); a 503 that names one
-    is waited for as it says.
+    A 429 says so (RFC 6585 §4), and so does a 503 that names no time to come back (RFC 9110 §15.6.4). Where a 503
+    names a time, that time is waited.
     """
     return outcome.status == 429 or (outcome.status == 503 and outcome.retry_after_s is None)
 
@@ -29,20 +29,20 @@ def backoff_s(
 
     Args:
         n: Which retry; count, >= 1.
-        throttled: What is retried is as `is_throttled` says.
+        throttled: `is_throttled` holds for the outcome that is retried.
         rng: Uniform numbers in [0, 1).
-        previous_s: What this function said before the retry that came before this one, or
-            None before the first. Only `decorrelated` asks for it.
+        previous_s: What this function answered for the retry before this one, or
+            None for the first. Only `decorrelated` uses it.
 
     Source: full, equal and decorrelated are those of "Exponential Backoff And Jitter" (AWS
-    Architecture Blog, 2015); additive is the exponential pause with as much again at random.
+    Architecture Blog, 2015); additive is the exponential pause plus up to as much again at random.
     """
     if throttled and plan.throttled_s > plan.base_s:
         plan = replace(plan, base_s=plan.throttled_s, max_s=max(plan.max_s, plan.throttled_s))
         if plan.max_s == plan.base_s and plan.jitter in ("additive", "decorrelated"):
             plan = replace(
                 plan, jitter="equal"
-            )  # without room above the base they would send everybody at once
+            )  # without room above the base, these two would send all callers at once
     return _PAUSES[plan.jitter](plan, n, rng, previous_s)
 
 

@@ -1,4 +1,4 @@
-"""Whom an outcome is held against: from the facts of an attempt to a verdict on the upstream."""
+"""Whether an outcome is held against the upstream: from the facts of an attempt to a verdict."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ def blame(outcome: Outcome, plan: CircuitPlan) -> Verdict:
     """What *outcome* says about the upstream, by `failure_on`, `failure_if` and `blame_after`.
 
     A success is an answer that neither `failure_on` nor `failure_if` names; nothing else is one. An
-    attempt without an answer is a failure when `failure_on` names its fault and it
-    was not cut (by anybody's timer) before `blame_after`. Whatever is left says
-    nothing and is ignored: local trouble (no connection free, cancelled, a request
-    that could not be made), a connection that we have shut ourselves, a cut that came because this process
-    had stood still, a certificate that does not fit (no
-    answer, but in none of `failure_on`'s words), faults that the rules exclude (counted as successes,
-    they would hold a failing upstream's circuit closed).
+    attempt without an answer is a failure when `failure_on` names its fault and no timer, ours or
+    another's, cut it before `blame_after`.
+
+    Everything else says nothing and is ignored:
+    - local trouble: no connection free, cancelled, a request that could not be made;
+    - a connection that we shut ourselves;
+    - a cut that came because this process had stood still;
+    - a certificate that does not fit: no answer, but none of `failure_on`'s words names it;
+    - faults that the rules exclude. Counted as successes, they would hold a failing upstream's circuit closed.
     """
     fault = outcome.fault
     if fault is None:

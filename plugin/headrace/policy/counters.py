@@ -40,7 +40,7 @@ class Histogram:
     """Counts per bucket and their sum. Not thread-safe: the owner's lock guards it.
 
     Attributes:
-        bounds: Upper bounds of the buckets, ascending; seconds, or what else the owner observes.
+        bounds: Upper bounds of the buckets, ascending; in seconds, or in the unit that the owner observes.
         counts: Not cumulative; shape (len(bounds) + 1,), the last is +Inf.
         exemplars: The latest of each bucket that has one, by the index of its bucket.
     """
@@ -54,7 +54,7 @@ class Histogram:
         self.exemplars: dict[int, Exemplar] = {}
 
     def copy(self) -> Histogram:
-        """The same counts, apart from these."""
+        """The same counts in an object of their own."""
         twin = Histogram(self.bounds)
         twin.counts = list(self.counts)
         twin.sum = self.sum
@@ -67,7 +67,7 @@ class Histogram:
         self.sum += value
 
     def exemplify(self, exemplar: Exemplar) -> None:
-        """Keep *exemplar*, of a value that was observed, in place of its bucket's. Mutates."""
+        """Keep *exemplar*, whose value was observed, in place of the one its bucket has. Mutates."""
         self.exemplars[bisect_left(self.bounds, exemplar.value)] = exemplar
 
 
@@ -86,7 +86,7 @@ class Ticker:
         self._looks = 0
 
     def total(self) -> int:
-        """The total so far. To look is to count, and is taken off again: the caller holds the owner's lock."""
+        """The total so far. Each look also ticks, and is subtracted again: the caller holds the owner's lock."""
         total = self.tick() - self._looks
         self._looks += 1
         return total
@@ -107,10 +107,10 @@ class UpstreamCounters:
         attempts: Ended attempts by outcome label.
         retries: Attempts after the first, by the outcome label that caused them.
         retries_denied: Retries that the rules wanted and something forbade, by reason.
-        retries_delegated: Tries of callers who bring retries of their own: one attempt each.
+        retries_delegated: Tries of callers that retry by themselves: one attempt each.
         fallbacks: Refused calls that got their fallback.
-        broken_bodies: Streamed answers that broke off as they were read.
-        collections: Collections of garbage that a full pool has asked for.
+        broken_bodies: Streamed answers that broke off while they were read.
+        collections: Garbage collections that a full pool asked for.
         resent: Requests sent once more because the pooled connection had died unnoticed.
         transitions: Circuit transitions by (from_state, to_state).
         refused: Calls the open circuit refused.
@@ -118,8 +118,8 @@ class UpstreamCounters:
         duration: Of ended calls; seconds.
         wait: For a connection, until there was one or the caller gave up; seconds.
         attempts_per_call: Of calls that made at least one; count.
-        deadline_left: Of the call, whenever one of its attempts had its connection; seconds.
-        observed: `mode: observe`, the upstream's or its breaker's: what would have been done, by action.
+        deadline_left: What the call had left of its deadline each time an attempt got its connection; seconds.
+        observed: Under `mode: observe` (the upstream's or its breaker's): what would have been done, by action.
         acquires: Connection checkouts by result (hit, miss, timeout, rejected, deadline, cancelled).
         closed: Connections closed by reason (idle, lifetime, dead, surplus, retired, error, leaked, abandoned).
     """
@@ -170,7 +170,7 @@ class UpstreamCounters:
         self.deadline_left = Histogram()
 
     def copy(self) -> UpstreamCounters:
-        """The totals as they stand together, apart from these. Takes the lock, only to copy."""
+        """The totals of one moment, in an object of their own. Takes the lock, only to copy."""
         twin = UpstreamCounters()
         with self.lock:
             copy_totals(self, twin, self.__slots__)
@@ -178,9 +178,9 @@ class UpstreamCounters:
 
 
 def copy_totals(source: object, twin: object, slots: Iterable[str]) -> None:
-    """Give *twin* all that *source* counts: what is in *slots*, but for `lock` and what is private.
+    """Copy all that *source* counts into *twin*: what is in *slots*, except `lock` and private names.
 
-    Nobody lists the totals, so that none can be forgotten. Mutates *twin*; the caller holds the lock.
+    The totals are listed nowhere, so none can be forgotten. Mutates *twin*; the caller holds the lock.
     """
     for name in slots:
         if name != "lock" and not name.startswith("_"):
@@ -188,7 +188,7 @@ def copy_totals(source: object, twin: object, slots: Iterable[str]) -> None:
 
 
 def copied(total: Any) -> Any:
-    """*total* apart from the original; the caller holds the lock."""
+    """A copy of *total*; the caller holds the lock."""
     match total:
         case Histogram() | Ticker():
             return total.copy()

@@ -12,15 +12,15 @@ from headrace.policy.outcome import Outcome
 class EndReason(StrEnum):
     """Why a call ended: the closed list."""
 
-    # Nothing more was wanted.
+    # No further attempt was wanted.
     SUCCESS = "success"  # an answer that `retry_on` does not name, whatever its status
     NOT_RETRIABLE = "not_retriable"  # no answer, by a fault that `retry_on` does not name
-    CERTIFICATE = "certificate"  # the peer is not who it should be, or refuses TLS with us for good
-    DELEGATED = "delegated"  # the caller retries himself: whether there is a further try is up to him
+    CERTIFICATE = "certificate"  # the peer is not what it should be, or refuses TLS with us for good
+    DELEGATED = "delegated"  # the caller retries by itself and decides whether there is a further try
     # Our own refusals and trouble: never retried.
     POOL_TIMEOUT = "pool_timeout"
     POOL_REJECTED = "pool_rejected"
-    CANCELLED = "cancelled"  # the caller, or the client he serves, went away; also a call abandoned half way
+    CANCELLED = "cancelled"  # the caller, or the client it serves, went away; also a call abandoned half way
     RESPONSE_TOO_LARGE = "response_too_large"  # a body above `pool.max_response_body`
     LOCAL_ERROR = "local_error"  # the request could not be made, or the caller's own code ended it
     # Another attempt was wanted and something forbade it (`Exchange.denied`).
@@ -46,11 +46,11 @@ class Send:
     Attributes:
         attempt: Which one; count from 1.
         timeout_s: Seconds it may take: `attempt`, cut to what is left of the deadline. Time spent
-            waiting for a connection is outside `attempt` but inside the deadline, so
+            waiting for a connection is outside `attempt` but inside the deadline. So
             a transport that waited cuts again by `Exchange.deadline_at`.
         patience_s: Seconds to wait for a connection; 0: none.
-        by_deadline: That is all that the deadline leaves.
-        fresh: No idle connection will do: what has silently dropped one has dropped its neighbours, too.
+        by_deadline: *patience_s* is all that the deadline leaves.
+        fresh: No idle connection will do: if one was dropped silently, its neighbours were dropped, too.
     """
 
     attempt: int
@@ -73,14 +73,14 @@ class Resend:
 
 @dataclass(slots=True)
 class Sleep:
-    """Wait, then ask again. The failed answer is set aside and its connection given back first, also for 0 s."""
+    """Wait, then ask again. Before that, even for 0 s, the failed answer is set aside and its connection given back."""
 
     delay_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The call is over with the last outcome: the answer kept, or the error."""
+    """The call is over with the last outcome: the answer that was kept, or the error."""
 
     reason: EndReason
 
@@ -90,7 +90,7 @@ class Refuse:
     """The call is over before anything was sent.
 
     Attributes:
-        retry_after_s: CIRCUIT_OPEN: when asking again makes sense, seconds from now; else 0.
+        retry_after_s: With CIRCUIT_OPEN: seconds from now until asking again makes sense; else 0.
     """
 
     reason: EndReason
@@ -99,11 +99,11 @@ class Refuse:
 
 @dataclass(slots=True)
 class Divert:
-    """The call is over here, for the circuit refuses it: its `fallback` stands in.
+    """The call is over here because the circuit refuses it: its `fallback` stands in.
 
     Attributes:
-        upstream: Name of the upstream that is asked instead; None: the answer that the file has written.
-        otherwise: How the call ends where the driver cannot say it to that upstream.
+        upstream: Name of the upstream that is asked instead; None: the answer written in the file.
+        otherwise: How the call ends where the driver cannot make it to that upstream.
     """
 
     upstream: str | None
@@ -116,7 +116,7 @@ class Divert:
 
 
 End: TypeAlias = Divert | Finish | Refuse
-"""Nothing follows, as far as this upstream is asked."""
+"""Nothing more is asked of this upstream."""
 
 Decision: TypeAlias = Send | Resend | Sleep | End
 
@@ -127,18 +127,18 @@ class Performer(Protocol):
     def perform(self, send: Send) -> Outcome:
         """Make one attempt. Blocks; turns every error of the transport into an Outcome.
 
-        What it raises nevertheless (KeyboardInterrupt, GreenletExit, a bug) ends the call.
+        Anything that it raises nevertheless (KeyboardInterrupt, GreenletExit, a bug) ends the call.
         """
 
     def resend(self, resend: Resend) -> Outcome | None:
         """Make the attempt once more, over a fresh connection. Blocks.
 
-        None: there was none at once, and the failed send stands.
+        None: no connection was free at once, and the failed send stands.
         """
 
     def set_aside(self) -> None:
         """Give the slot back and keep or close the failed answer: another attempt may follow.
 
-        Called at most once per attempt, before the pause that follows it, also where that is of 0 s. The call may
-        still end there (the circuit opened meanwhile); then the answer kept is what the caller gets.
+        Called at most once per attempt, before the pause that follows it, even a pause of 0 s. The call may
+        still end there (the circuit opened meanwhile). Then the caller gets the answer that was kept.
         """

@@ -1,21 +1,23 @@
 """One logical call: what to do next, given what has happened so far.
 
-Per-call object (not thread-safe); the circuit and the budget it is given are the
-shared ones. It measures nothing and waits for nothing: a driver asks `decide(now)`,
-does what the answer says, tells `record(outcome, now)` after each Send and Resend, and runs
-`abandon(now)` in `finally`.
+An exchange belongs to one call and is not thread-safe. The circuit and the budget it is given are
+shared. It measures nothing and waits for nothing. A driver asks `decide(now)`, does what the answer
+says, tells `record(outcome, now)` after each Send and Resend, and runs `abandon(now)` in `finally`.
 
-The order of a call is fixed: deadline, circuit, [attempt, once more over a fresh connection where the pooled
-one had died unnoticed], then for another attempt:
-rules (`retry_on`, certificate, own refusals), method, replayable, cancelled, attempts, circuit
-opened, Retry-After, deadline, event loop, allowance of the inbound request, budget; then
-the pause, and deadline and circuit again. Where the circuit refuses, the `fallback` is asked for last.
-Static reasons come before circumstances, and the budget last because asking spends.
+The order of a call is fixed:
+1. deadline, circuit;
+2. the attempt, once more over a fresh connection where the pooled one had died unnoticed;
+3. for another attempt: rules (`retry_on`, certificate, own refusals), method, replayable, cancelled, attempts,
+   circuit opened, Retry-After, deadline, event loop, allowance of the inbound request, budget;
+4. the pause, then deadline and circuit again.
 
-The circuit is told of calls, not of attempts: once, by the last attempt that says anything. A success
-is told at once; a failure is held back until it is known that no attempt follows (`HOLD_S`).
+Where the circuit refuses, the `fallback` is considered last. Static reasons come before circumstances.
+The budget comes last because asking it spends.
 
-Longer than most modules, because the order above is one argument: each reason is read beside the one before it.
+The circuit is told of calls, not of attempts: once per call, by the last attempt that says anything. It is told of
+a success at once. A failure is held back until it is known that no attempt follows (`HOLD_S`).
+
+The module is longer than most because the order above is one argument: each reason is read beside the one before it.
 What it answers is in `decision`, what it asks of an outcome in `retry`, `blame`, `backoff` and `fallback`.
 """
 
@@ -37,17 +39,17 @@ from headrace.policy.request import Request
 from headrace.policy.retry import Retriability, RetryAllowance, RetryBudget, classify, is_resendable
 
 HOLD_S: Final = 1.0
-"""How long a failed attempt may wait for the one after it to say better, seconds.
+"""How long the circuit may have to wait for the next attempt to replace a failure by something better, seconds.
 
-Back-offs of the default rules are mostly shorter, and timeouts longer: an upstream that hangs must not be
-known for it only when the last of its attempts has ended.
+Back-offs of the default rules are mostly shorter, and timeouts longer. So the circuit hears of an upstream that
+hangs before the last attempt to it has ended.
 """
 
 KEEP_S: Final = 0.5
-"""How long setting a failed answer aside may take: one that only drips in, or stalls, is closed and not waited for."""
+"""How long it may take to set a failed answer aside, seconds. An answer that only drips in, or stalls, is closed."""
 
 _SHORTEST_S: Final = 0.001
-"""Less is no time to send in."""
+"""Nothing can be sent in less time, seconds."""
 
 _FINISH: Mapping[EndReason, Finish] = MappingProxyType({reason: Finish(reason) for reason in EndReason})
 _FINISH_SUCCESS: Final = _FINISH[EndReason.SUCCESS]
@@ -71,11 +73,11 @@ _NO_CONNECTION: Final = frozenset({Fault.POOL_TIMEOUT, Fault.POOL_REJECTED})
 
 
 class Cancellable(Protocol):
-    """Whoever the call is made for."""
+    """The client that the call is made for."""
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether he has gone. Set by another thread, and never unset."""
+        """Whether the client has gone. Another thread sets it; it is never unset."""
 
 
 @dataclass(slots=True)
@@ -83,8 +85,8 @@ class Served:
     """The inbound request that a call is made for, as far as it bounds the call.
 
     Attributes:
-        deadline_at: When it must be over, monotonic seconds; the earlier of it and the call's own holds.
-        allowance: Retries that it has left; None: no limit on them.
+        deadline_at: When the request must be over, monotonic seconds. The call's own deadline holds if it is earlier.
+        allowance: Retries that the request has left; None: no limit on them.
         cancellation: Tells when nobody waits for the answer any more; then no further attempt is made.
     """
 
@@ -97,53 +99,54 @@ class Exchange:
     """One logical call, as a sequence of decisions.
 
     Args:
-        plan: Rules the call started with and keeps to its end.
+        plan: Rules that the call starts with and keeps to its end.
         request: What is sent, and within which limits.
         now: When the call started, monotonic seconds; the deadline runs from here.
         rng: Uniform numbers in [0, 1), for the back-off.
-        may_wait: False where waiting would stall an event loop; then no pause is made and no connection waited for.
-        served: The inbound request that it is made for, or None.
-        nth_try: Which try this is of a caller who retries himself, from 1: one attempt is made. Further tries
-            earn the budget nothing and take what it and the allowance have, without being denied for the lack
-            of it: they are not ours to deny, but ours give way to them. 0: headrace alone retries.
-        after: The try before this one, or None: the circuit is told of all of them as of one call.
+        may_wait: False where waiting would stall an event loop. Then there is no pause and no wait for a connection.
+        served: The inbound request that the call is made for, or None.
+        nth_try: Which try this is of a caller that retries by itself, from 1; one attempt is made per try. A further
+            try adds nothing to the budget. It takes from the budget and the allowance what they have, and is made
+            even if they have nothing: headrace cannot deny it, but denies its own retries in favour of it.
+            0: headrace alone retries.
+        after: The try before this one, or None. The circuit is told of all tries as of one call.
 
     Attributes:
         outcomes: One per attempt made, oldest first.
-        verdicts: What each of *outcomes* says about the upstream; the circuit is told the last that says anything.
+        verdicts: What each of *outcomes* says about the upstream. The circuit is told the last that says anything.
         deadline_at: When the time is up, or None for no deadline.
-        deadline_s: How long that was from the start of the call, or None.
+        deadline_s: Seconds from the start of the call to *deadline_at*, or None.
         reason: Why the call ended, or None while it runs.
         denied: What forbade an attempt that the rules wanted, or None. Set at most once.
         refused: The circuit's last refusal, or None.
         retry_after_s: What the last answer (`Retry-After`) or the circuit asks to wait, or None.
         may_wait: As given.
-        retried: Statuses of answers that the rules retry, where the call may be repeated.
-        sent: Attempts so far that may have reached the upstream, those of earlier tries among them; count.
+        retried: Statuses that the rules retry where the call may be repeated.
+        sent: Attempts so far that may have reached the upstream, including those of earlier tries; count.
     """
 
     __slots__ = (
         "_allowance",
+        "_awaits_outcome",
         "_backoff_s",
         "_budget",
         "_cancellation",
         "_circuit",
         "_ended",
+        "_failed_send",
         "_fresh",
-        "_held",
-        "_is_out",
         "_limit_s",
-        "_lost",
+        "_longest_s",
+        "_lost_answer_of",
         "_nth_try",
         "_permit",
         "_place",
         "_plan",
         "_request",
-        "_resent",
         "_rng",
-        "_told",
-        "_took_s",
+        "_told_verdict",
         "_undecided",
+        "_verdict",
         "deadline_at",
         "deadline_s",
         "denied",
@@ -184,19 +187,18 @@ class Exchange:
             deadline_at = served.deadline_at
             self._allowance = served.allowance
             self._cancellation = served.cancellation
-        self._backoff_s: float | None = None  # our own last pause, whatever the upstream asked for
+        self._backoff_s: float | None = None  # our own last pause, without what the upstream asked for
         self._permit: Permit | None = None  # the call's, from its first attempt to its end
-        self._is_out = False  # a Send was decided and not yet recorded
-        self._held: Verdict = _IGNORED  # the last that says anything
-        self._told: Verdict | None = None  # what the circuit has heard of this call
-        self._took_s = 0.0  # the longest attempt
+        self._awaits_outcome = False  # a Send was decided and not yet recorded
+        self._verdict: Verdict = _IGNORED  # the last that says anything
+        self._told_verdict: Verdict | None = None  # what the circuit has heard of this call
+        self._longest_s = 0.0  # the longest attempt
         self._place: int | None = None  # where the circuit counts what it was told
         self._undecided: Outcome | None = None  # recorded, and decide() has not looked at it yet
         self._ended: End | None = None
-        self._lost = 0  # the attempt, from 1, whose answer was set aside and could not be kept
-        self._resent: Outcome | None = (
-            None  # a failed send that is, or is to be, repeated as if it had not been
-        )
+        self._lost_answer_of = 0  # the attempt, from 1, whose answer was set aside and could not be kept
+        # A failed send that is repeated, or is to be, as if it had not happened.
+        self._failed_send: Outcome | None = None
         self._limit_s = 0.0  # of the attempt last sent
         self._fresh = False
         self.sent = 0
@@ -217,52 +219,52 @@ class Exchange:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether whoever the call is made for has gone."""
+        """Whether the client that the call is made for has gone."""
         return self._cancellation is not None and self._cancellation.is_cancelled
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether the request may be sent again although it may have arrived, and can be."""
+        """Whether the request can be sent again, and may be although it may have arrived."""
         request = self._request
         return request.replayable and (request.keyed or request.method in self._plan.retry.methods)
 
     def is_retried(self, status: int | None) -> bool:
-        """Whether an answer of *status* is one that is retried: then `attempt` bounds it to its end.
+        """Whether the rules retry an answer of *status*: then `attempt` bounds it to its end.
 
-        So it is where no attempt is left, or where it is the caller who retries.
+        That holds also where no attempt is left, and where the caller is the one that retries.
         """
         return status in self.retried and (self._nth_try > 0 or self.is_repeatable)
 
     def decide(self, now: float) -> Decision:
         """What to do next. Mutates: takes a permit with a Send, a token with a retry.
 
-        Asked again after the end, it gives the same end.
+        Asked again after the end, it answers the same end.
 
         Raises:
             RuntimeError: A Send is out and its outcome was not recorded.
         """
         if self._ended is not None:
             return self._ended
-        if self._is_out:
+        if self._awaits_outcome:
             raise RuntimeError("decide() while an attempt is out: record its outcome first")
-        if self._resent is not None:
-            left_s = self._resent.started_s + self._resent.wait_s + self._limit_s - now
-            self._is_out = True
+        if self._failed_send is not None:
+            left_s = self._failed_send.started_s + self._failed_send.wait_s + self._limit_s - now
+            self._awaits_outcome = True
             if left_s > _SHORTEST_S:
                 return Resend(left_s)
             self.record(None, now)
         outcome = self._undecided
         if outcome is not None:
             self._undecided = None
-            # Ahead of classify() because it is nearly every call: an answer that no rule names.
+            # Nearly every call ends here, so this comes before classify(): an answer that no rule names.
             if outcome.fault is None and outcome.status not in self.retried:
                 self.reason = _FINISH_SUCCESS.reason
                 self._ended = _FINISH_SUCCESS
-                if self._told is not _SUCCESS:
+                if self._told_verdict is not _SUCCESS:
                     self.settle(now)
                 return _FINISH_SUCCESS
             wait = self._wait_or_end(outcome, now)
-            # Where the caller retries himself, his next try, or his end, says how the call ended.
+            # Where the caller retries by itself, its next try or its end says how the call ended.
             if isinstance(wait, Finish) and (
                 wait.reason is not EndReason.DELEGATED or self._is_long(outcome.duration_s)
             ):
@@ -274,27 +276,27 @@ class Exchange:
         return decision
 
     def record(self, outcome: Outcome | None, now: float) -> None:
-        """Tell what became of the attempt last sent. Mutates; a success is told the circuit.
+        """Tell what became of the attempt last sent. Mutates; tells the circuit of a success.
 
         Args:
-            outcome: Of a Resend for which there was no connection: None.
+            outcome: Facts of the attempt; None for a Resend that found no connection.
 
         Raises:
             RuntimeError: No attempt is out.
         """
         permit = self._permit
-        if permit is None or not self._is_out:
+        if permit is None or not self._awaits_outcome:
             raise RuntimeError("record() without an attempt that is out")
-        self._is_out = False
-        if self._resent is not None:
-            outcome, self._resent = _as_one(self._resent, outcome), None
+        self._awaits_outcome = False
+        if self._failed_send is not None:
+            outcome, self._failed_send = _merged(self._failed_send, outcome), None
         elif outcome is None:
             raise RuntimeError("record() without an outcome, and the attempt was no Resend")
         elif outcome.fault is not None:
             if is_resendable(outcome, repeatable=self.is_repeatable):
-                self._resent = outcome
+                self._failed_send = outcome
                 return
-            # What has silently dropped this connection (a NAT) has dropped its idle neighbours, too: each of
+            # If something (a NAT) silently dropped this connection, it also dropped its idle neighbours. Each of
             # them would cost the next attempt its whole timeout (failures.md 18).
             if outcome.fault not in _NO_CONNECTION:
                 self._fresh = outcome.reused and not outcome.answered
@@ -304,42 +306,42 @@ class Exchange:
         self.verdicts.append(verdict)
         self.sent += outcome.sent
         self.retry_after_s = outcome.retry_after_s
-        if outcome.duration_s > self._took_s:
-            self._took_s = outcome.duration_s
+        if outcome.duration_s > self._longest_s:
+            self._longest_s = outcome.duration_s
         if verdict is not _IGNORED:
-            self._held = verdict
-            if verdict is _SUCCESS and self._told is None and outcome.status not in self.retried:
-                self._told = verdict
-                self._place = self._circuit.record(permit, verdict, now, self._took_s)
+            self._verdict = verdict
+            if verdict is _SUCCESS and self._told_verdict is None and outcome.status not in self.retried:
+                self._told_verdict = verdict
+                self._place = self._circuit.record(permit, verdict, now, self._longest_s)
 
     def settle(self, now: float) -> None:
-        """Tell the circuit how the call ended, if it has not heard: no attempt follows. Mutates; idempotent."""
-        permit, place, told, held = self._permit, self._place, self._told, self._held
+        """Tell the circuit how the call ended, unless it has heard already. No attempt follows. Mutates; idempotent."""
+        permit, place, told, held = self._permit, self._place, self._told_verdict, self._verdict
         if permit is None or told is held:
             return
-        self._told = held
+        self._told_verdict = held
         if told is None:
-            self._place = self._circuit.record(permit, held, now, self._took_s)
+            self._place = self._circuit.record(permit, held, now, self._longest_s)
         elif place is not None:
             if held is _FAILURE:
                 self._circuit.turn(permit, place, now)
             elif not self._circuit.mend(permit, place, now):
-                self._place = self._circuit.record(permit, held, now, self._took_s)
+                self._place = self._circuit.record(permit, held, now, self._longest_s)
 
     def body_broke(self, outcome: Outcome, now: float) -> None:
-        """Tell that the streamed answer which ended the call broke off as it was read. Mutates; may transition.
+        """Tell that the streamed answer which ended the call broke off while it was read. Mutates; may transition.
 
-        Its success becomes a failure, if *outcome* is one and the circuit still counts it.
+        The call's success becomes a failure if *outcome* is one and the circuit still counts the call.
         """
         permit, place = self._permit, self._place
         if (
             permit is None
             or place is None
-            or self._held is not _SUCCESS
+            or self._verdict is not _SUCCESS
             or blame(outcome, self._plan.circuit_breaker) is not _FAILURE
         ):
             return
-        self._held = self._told = _FAILURE
+        self._verdict = self._told_verdict = _FAILURE
         if self._circuit.turn(permit, place, now):
             self.verdicts[-1] = _FAILURE
 
@@ -349,41 +351,41 @@ class Exchange:
 
     def answer_is_lost(self) -> None:
         """Tell that the answer of the last attempt was set aside and could not be kept. Mutates."""
-        self._lost = len(self.outcomes)
+        self._lost_answer_of = len(self.outcomes)
 
     def abandon(self, now: float) -> None:
         """Give back what is outstanding: the caller is gone, or the call is over. Mutates; idempotent."""
         if self._ended is None:
             self._end(EndReason.CANCELLED)
-        if self._is_out:
-            self._is_out = False
+        if self._awaits_outcome:
+            self._awaits_outcome = False
             self.settle(now)
-        elif self._told is None and self.reason is not EndReason.DELEGATED:
+        elif self._told_verdict is None and self.reason is not EndReason.DELEGATED:
             self.settle(now)
 
     def _follow(self, before: Exchange) -> None:
-        """Take over what the circuit has to be told of the try *before*. Mutates both."""
+        """Take over from the try *before* what the circuit has still to be told. Mutates both."""
         self._permit, before._permit = before._permit, None
-        self._held, self._told = before._held, before._told
-        self._took_s, self._place = before._took_s, before._place
+        self._verdict, self._told_verdict = before._verdict, before._told_verdict
+        self._longest_s, self._place = before._longest_s, before._place
         self.sent, self._fresh = before.sent, before._fresh
 
     def _is_long(self, wait_s: float) -> bool:
-        """Whether the next attempt cannot be waited for: the circuit should hear of this failure now."""
-        return wait_s > HOLD_S and self._held is _FAILURE
+        """Whether *wait_s* is too long to hold a failure back: the circuit should hear of it now."""
+        return wait_s > HOLD_S and self._verdict is _FAILURE
 
-    def _permit_again(self, now: float) -> Refused | None:
-        """Leave for another attempt of this call, or why there is none. Mutates."""
+    def _renew_permit(self, now: float) -> Refused | None:
+        """Make sure of a permit for another attempt of this call; the refusal, if there is none. Mutates."""
         circuit, permit = self._circuit, self._permit
-        is_good = self._told is None or self._place is not None  # a probe that was judged is over
+        is_good = self._told_verdict is None or self._place is not None  # a probe that was judged is over
         if permit is not None and is_good and circuit.still_holds(permit):
             return None
-        self.settle(now)  # it says nothing to a circuit that has moved on; a probe's place is given back
+        self.settle(now)  # a circuit that has moved on ignores it; a probe's place is given back
         answer = circuit.acquire(now)
         if isinstance(answer, Refused):
             return answer
         self._permit, self._place = answer, None
-        self._held, self._told = _IGNORED, None
+        self._verdict, self._told_verdict = _IGNORED, None
         return None
 
     def _send_or_end(self, now: float) -> Send | End:
@@ -405,12 +407,12 @@ class Exchange:
             refused = answer if isinstance(answer, Refused) else None
             self._permit = None if isinstance(answer, Refused) else answer
         else:
-            refused = self._permit_again(now)
+            refused = self._renew_permit(now)
         if refused is not None:
             self.refused = refused
             self.retry_after_s = refused.retry_after_s
             return self._divert(self._deny_send(EndReason.CIRCUIT_OPEN))
-        self._is_out = True
+        self._awaits_outcome = True
         self._limit_s = timeout_s
         n_made = len(self.outcomes)
         if n_made == 0:
@@ -426,11 +428,13 @@ class Exchange:
             self._allowance.take()
 
     def _divert(self, otherwise: Finish | Refuse) -> End:
-        """What the caller of a call that the circuit refuses gets in place of *otherwise*, if anything. Mutates."""
+        """The end of a call that the circuit refuses: its fallback where there is one, else *otherwise*. Mutates."""
         fallback, outcomes = self._plan.fallback, self.outcomes
         if fallback is None or not stands_in(
             fallback,
-            has_answer=bool(outcomes) and outcomes[-1].fault is None and self._lost != len(outcomes),
+            has_answer=bool(outcomes)
+            and outcomes[-1].fault is None
+            and self._lost_answer_of != len(outcomes),
             was_tried=bool(outcomes),
             may_have_arrived=self.sent > 0,
             replayable=self._request.replayable,
@@ -487,8 +491,8 @@ class Exchange:
             return self._deny(EndReason.CIRCUIT_OPENED)
         if asked_s > retry.retry_after.max_s:
             return self._deny(EndReason.RETRY_AFTER)
-        # Retry-After is the least the upstream wants (RFC 9110 §10.2.3); where our own pause is longer it
-        # stays, and with it its jitter.
+        # Retry-After is the shortest pause that the upstream wants (RFC 9110 §10.2.3). Our own pause, with its
+        # jitter, stays where it is longer.
         self._backoff_s = backoff_s(
             retry.backoff,
             n_made,
@@ -521,11 +525,11 @@ class Exchange:
         return finish
 
 
-def _as_one(failed: Outcome, again: Outcome | None) -> Outcome:
-    """The outcome of an attempt whose send *failed* and was made *again*; None: it was not, and *failed* stands."""
+def _merged(failed: Outcome, again: Outcome | None) -> Outcome:
+    """One outcome of a send that *failed* and was made *again*; *failed* itself if *again* is None: it was not."""
     if again is None:
         return failed
     again.duration_s += again.started_s - failed.started_s - failed.wait_s
     again.started_s, again.wait_s, again.resent = failed.started_s, failed.wait_s, True
-    again.sent = again.sent or failed.sent  # the fresh connection may never have come about
+    again.sent = again.sent or failed.sent  # the fresh connection may never have been made
     return again

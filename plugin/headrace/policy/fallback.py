@@ -16,16 +16,16 @@ def stands_in(
 ) -> bool:
     """Whether *fallback* takes the place of an upstream whose circuit refuses a call, or its next attempt.
 
-    The answer of the file is sent nowhere, so it may always stand in for an error. Another upstream would do the
-    work, so it is asked only where that cannot come to doing it twice.
+    The file's answer involves no other upstream, so it may always stand in for an error. Another upstream would do
+    the work. So it is asked only where the work cannot be done twice.
 
     Args:
         has_answer: The upstream's own answer to an earlier attempt is kept. It is better than any in its place.
-        was_tried: An attempt was made, so that a body which can be sent only once may be used up.
-        may_have_arrived: An attempt, or a try of a caller who retries, may have reached the upstream.
+        was_tried: An attempt was made, so a body that can be sent only once may be used up.
+        may_have_arrived: An attempt, or a try of a caller that retries by itself, may have reached the upstream.
         replayable: The body can be sent again.
-        method_is_listed: `retry.methods` of the upstream that refuses names the method. An idempotency key does not
-            do: only the upstream that has seen it can tell a repetition by it.
+        method_is_listed: `retry.methods` of the upstream that refuses names the method. An idempotency key is not
+            enough: only an upstream that has seen the key can tell a repetition by it.
     """
     if has_answer:
         return False

@@ -13,7 +13,7 @@ class Fault(StrEnum):
 
     CONNECT_FAILURE = "connect_failure"  # refused, unreachable, name look-up, connect timeout: never sent
     TLS_FAILURE = "tls_failure"  # handshake broken off or timed out: never sent
-    # The peer is not who it should be, or refuses TLS with us in a way that will not change: never retried.
+    # The peer is not what it should be, or refuses TLS with us in a way that will not change: never retried.
     CERTIFICATE = "certificate"
     RESET = "reset"  # closed or reset before the end of the answer
     TIMEOUT = "timeout"  # no answer, or no more of it, in time
@@ -47,7 +47,7 @@ class Outcome:
     Attributes:
         fault: None when an answer came (then `status` is set).
         sent: A byte of the request may have reached the upstream.
-        cut: Ended by a timer (connect, read, attempt, deadline), not by the upstream.
+        cut: A timer (connect, read, attempt, deadline) ended it, not the upstream.
         started_s: When the attempt asked for its connection, monotonic seconds.
         wait_s: Seconds waited for the connection.
         connect_s: Seconds spent connecting (TCP + TLS), or None on a reused connection.
@@ -57,9 +57,9 @@ class Outcome:
             time over a fresh one.
         condemned: The answer is a failure by `failure_if`, whatever its status.
         advice: What is wrong and what to do, where that is known; None: the outcome's word says it all.
-        excused: It was cut by us after this process had stood still: that the peer was silent is not known.
-        broken_off: headrace itself has shut the connection: its pool was stopped, or its lifetime was over.
-        reused: The connection had carried a request before. Told of failed attempts only, as the next.
+        excused: We cut it after this process had stood still: whether the peer was silent is not known.
+        broken_off: headrace itself shut the connection: its pool was stopped, or its lifetime was over.
+        reused: The connection had carried a request before. Set for failed attempts only; answered likewise.
         answered: A status line had arrived.
     """
 
@@ -90,7 +90,7 @@ class Outcome:
 
 STATUS_CLASS = ("other", "1xx", "2xx", "3xx", "4xx", "5xx", "other", "other", "other", "other")
 
-# Without not implemented, version not supported and captive portal: no use asking again.
+# Without 501 not implemented, 505 version not supported and 511 captive portal: asking again is no use.
 _SERVER_ERRORS = frozenset(range(500, 600)) - {501, 505, 511}
 
 FAULT_WORDS: Mapping[str, frozenset[Fault]] = MappingProxyType(

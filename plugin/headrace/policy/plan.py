@@ -1,7 +1,7 @@
 """Plans: the rules of one configuration, frozen, compiled from the YAML and compared by value.
 
-A plan has no behaviour and no I/O; two equal plans are the same rules, which is
-what reload goes by. YAML key = field here; durations carry `_s` (seconds). Long, for it is one list, as
+A plan has no behaviour and no I/O. Two equal plans are the same rules; reload relies on
+that. YAML key = field here; durations carry `_s` (seconds). The module is long because it is one list, like
 that of the keys.
 """
 
@@ -46,7 +46,7 @@ class UrlPrefix:
 
 @dataclass(frozen=True, slots=True)
 class AskedTimeout:
-    """What a call's own `timeout=` says, seconds. None: nothing about that; `NO_LIMIT_S`: none, in so many words.
+    """What a call's own `timeout=` says, seconds. None: it says nothing; `NO_LIMIT_S`: it says that there is no limit.
 
     Attributes:
         total_s: urllib3's: connecting and reading of one attempt, together.
@@ -58,7 +58,7 @@ class AskedTimeout:
 
 
 NO_LIMIT_S = 24 * 3600.0
-"""Stands for no limit: the longest that the file can say. (A socket's own limit is a C int of milliseconds.)"""
+"""Stands for no limit: the longest time that the file can say. (A socket's own limit is a C int of milliseconds.)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,9 @@ class TimeoutPlan:
     """Limits of one call, seconds. `deadline_s` is None when the call as a whole is not bounded.
 
     Attributes:
-        attempt_is_written: Somebody wrote it; else it is the default, and gives way to what a call asks for.
-            deadline_is_written likewise.
-        asked: What the call itself has asked for, and is in these limits; None: they are the file's.
+        attempt_is_written: The file, what it inherits, or a variable sets it. Otherwise it is the default, and gives
+            way to what a call asks for. deadline_is_written likewise.
+        asked: What the call itself asked for, already part of these limits; None: the limits are the file's.
     """
 
     deadline_s: float | None
@@ -89,8 +89,9 @@ class AdaptivePlan:
 
     Attributes:
         grow_when_waiting: Grow when more wait than this times the size.
-        grow_when_rate: … and calls come faster than this times what is usual; shrink_when_rate likewise, slower.
-        connections_per_rps: Step of growth per call per second.
+        grow_when_rate: … and calls come faster than this times what is usual.
+        shrink_when_rate: Shrink when calls come slower than this times what is usual.
+        connections_per_rps: Connections added in one step for each call per second.
     """
 
     min: int
@@ -116,7 +117,7 @@ class HeartbeatPlan:
     """A look at idle connections.
 
     Attributes:
-        path: Asked for with GET; None: only whether the peer has closed.
+        path: Path of the GET that is sent; None: only whether the peer has closed is looked at.
         failures: Misses in a row after which the idle connections are closed; >= 1.
     """
 
@@ -133,10 +134,11 @@ class PoolPlan:
     Attributes:
         min_idle: Kept warm; <= max_idle <= max_connections.
         max_lifetime_s: None: for ever.
-        max_lifetime_grace_s: How long beyond it a busy connection may go on; None: until it is given back.
-        max_response_body_bytes: Of a body, decoded; None: no limit.
-        leak_detection_threshold_s: Where a lease was taken is noted unless this is None.
-        tcp_keepalive: None: the system's habit, which is none.
+        max_lifetime_grace_s: How long beyond its lifetime a busy connection may go on; None: until it is given back.
+        max_response_body_bytes: Largest body, decoded; None: no limit.
+        leak_detection_threshold_s: A lease that is held for this long is reported, and it is noted where each lease
+            was taken; None: neither.
+        tcp_keepalive: None: the system's default, which is none.
         adaptive: None: always max_connections.
     """
 
@@ -182,7 +184,7 @@ class BackoffPlan:
     Attributes:
         max_s: >= base_s.
         jitter: How much of it is left to chance; the formulas are in `policy.backoff`.
-        throttled_s: Stands in for a shorter base_s, and a shorter max_s, where the upstream has too much to do.
+        throttled_s: Replaces a shorter base_s, and a shorter max_s, where the upstream has too much to do.
     """
 
     base_s: float
@@ -206,7 +208,7 @@ class RetryAfterPlan:
 
     Attributes:
         headers: Where to look; the first that says something usable wins.
-        max_s: Longest wait that is made; asked for more, the call ends.
+        max_s: Longest wait. If the upstream asks for more, the call ends.
     """
 
     headers: tuple[RetryAfterHeader, ...]
@@ -236,8 +238,9 @@ class RetryPlan:
 
     Attributes:
         max_attempts: Counts the first try; >= 1.
-        methods: Upper case; any other method is retried only if never sent, or with an idempotency key.
-        idempotency_key: None: none is made; a key that the caller set counts all the same.
+        methods: Upper case; a request of any other method is retried only if it was never sent, or has an idempotency
+            key.
+        idempotency_key: None: no key is made; one that the caller set counts all the same.
     """
 
     max_attempts: int
@@ -266,7 +269,7 @@ class HalfOpenPlan:
     Attributes:
         probe_timeout_s: Seconds after which a hung probe counts as failed; the
             YAML's null is compiled to the deadline, at least 2 × attempt.
-        ramp_s: Seconds over which the share of calls let through grows once it is verified; None: all at once.
+        ramp_s: Seconds over which the share of calls let through grows after recovery; None: all at once.
     """
 
     max_probes: int
@@ -285,7 +288,7 @@ class TimeWindowPlan:
 
 @dataclass(frozen=True, slots=True)
 class CountWindowPlan:
-    """The last `size` calls; with `max_age_s` only those of the last so many seconds."""
+    """The last `size` calls; with `max_age_s`, only those of them in the last `max_age_s` seconds."""
 
     size: int
     max_age_s: float | None
@@ -299,7 +302,7 @@ class SlowCallPlan:
     """What an attempt that takes long says about the upstream.
 
     Attributes:
-        duration_s: An attempt that took this long is slow, whatever came of it; None: none is.
+        duration_s: An attempt that took this long is slow, whether it failed or not; None: no attempt is slow.
         rate_threshold: Opens at this share of slow calls.
     """
 
@@ -309,11 +312,11 @@ class SlowCallPlan:
 
 @dataclass(frozen=True, slots=True)
 class CircuitPlan:
-    """When the circuit of one upstream trips, and how it recovers. It counts calls: one, with all its attempts, is one.
+    """When the circuit of one upstream trips, and how it recovers. It counts calls, however many attempts each made.
 
     Attributes:
-        consecutive_failures: Failed calls in a row, asked only below `minimum_calls`; None: never.
-        failure_if: Says of a response of the library at hand whether it is a failure whatever its status.
+        consecutive_failures: Opens after this many failed calls in a row, below `minimum_calls` only; None: never.
+        failure_if: Says whether a response of the library in use is a failure whatever its status.
     """
 
     mode: CircuitMode
@@ -331,7 +334,7 @@ class CircuitPlan:
 
 @dataclass(frozen=True, slots=True)
 class FallbackPlan:
-    """What a call gets that the circuit refuses.
+    """What a call gets when the circuit refuses it.
 
     Attributes:
         upstream: Name of the upstream that is asked instead; None: the other three are the answer.
@@ -345,11 +348,11 @@ class FallbackPlan:
 
 @dataclass(frozen=True, slots=True)
 class PropagatePlan:
-    """What of the context of a call travels on to this upstream.
+    """Which parts of a call's context are sent on to this upstream.
 
     Attributes:
         retry_sequence: `X-Retry-Seq`, from the second attempt on.
-        deadline: What is left of it, under the header of the inbound one.
+        deadline: What is left of the deadline, in the same header as the inbound one.
         traceparent: `traceparent` and `tracestate` as the inbound request had them.
     """
 
@@ -406,7 +409,7 @@ class InboundDeadlinePlan:
     Attributes:
         header: Says what is left; None: only the default counts.
         default_s: For a request without a readable header; None: no deadline.
-        max_s: What the header says is cut to it.
+        max_s: Longest deadline: a header that says more is cut to it.
     """
 
     header: str | None
@@ -421,7 +424,7 @@ class ServicePlan:
     Attributes:
         max_retries_per_request: Retries over all outbound calls of one inbound request; >= 0.
         deadline: None: requests have none.
-        cancel_on_disconnect: Abort the outbound calls of a request whose client has left; ASGI only.
+        cancel_on_disconnect: Abort the outbound calls of a request when its client has left; ASGI only.
     """
 
     request_id: RequestIdPlan
@@ -433,7 +436,7 @@ class ServicePlan:
 
 @dataclass(frozen=True, slots=True)
 class InstallPlan:
-    """Which libraries are governed without a call site knowing."""
+    """Which libraries are governed without a change at the call sites."""
 
     requests: bool
     urllib3: bool
@@ -441,7 +444,7 @@ class InstallPlan:
 
 @dataclass(frozen=True, slots=True)
 class ReloadPlan:
-    """How edits are taken into force, seconds."""
+    """How edits come into force, seconds."""
 
     debounce_s: float
     max_delay_s: float
@@ -465,7 +468,7 @@ class Configuration:
         upstreams: By name, in the order of the file.
         digest: Hex SHA-256 over everything that was read (files, interpolated
             values, environment), the identity shown in logs, status and metrics.
-        watched: Absolute paths of every file whose change means a reload: the
+        watched: Absolute paths of every file that, changed, means a reload: the
             YAML, `${file:}` targets, secrets directory entries, certificates.
         warnings: Rendered findings that do not stop the load, sorted by line.
     """

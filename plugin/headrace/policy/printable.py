@@ -9,5 +9,5 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """The same, line by line: the line breaks of *text* are ours."""
+    """The same, line by line, for a *text* whose line breaks are ours."""
     return "\n".join(map(printable, text.split("\n")))

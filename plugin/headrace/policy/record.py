@@ -20,16 +20,16 @@ class AttemptRecord:
 
     Attributes:
         started_s: Monotonic seconds.
-        paused_s: Since the end of the attempt before it: the back-off, or the pause of a caller who retries
-            himself; 0 for the first.
-        wait_s: Waited for a connection.
-        connect_s: TCP and TLS, or None on a reused connection.
-        duration_s: The attempt itself, after the wait.
+        paused_s: Seconds since the end of the attempt before it: the back-off, or the pause of a caller that retries
+            by itself; 0 for the first.
+        wait_s: Seconds waited for a connection.
+        connect_s: Seconds for TCP and TLS, or None on a reused connection.
+        duration_s: Seconds of the attempt itself, after the wait.
         outcome: `2xx` … `5xx`, or the fault.
-        verdict: What it says about the upstream: success, failure or ignored. The circuit is told of the call,
-            by the last that is not ignored.
+        verdict: What it says about the upstream: success, failure or ignored. The circuit is told of the call
+            as a whole, by the last verdict that is not ignored.
         sent: The request, or a part of it, may have reached the upstream.
-        retry_seq: How many attempts before it may have: its `X-Retry-Seq`, absent at 0.
+        retry_seq: How many attempts before it may have reached the upstream: its `X-Retry-Seq`, absent at 0.
         resent: It was sent twice: the pooled connection had died unnoticed.
     """
 
@@ -53,11 +53,12 @@ class Record:
     Attributes:
         upstream: Name of the upstream.
         method: Upper case.
-        request_id: Of the inbound request, sent on or not; of the call, when there is none; None when none was made.
+        request_id: The id of the inbound request, whether it was sent on or not. Outside of one, the id of the call;
+            None when none was made.
         reason: Why the call ended: a word of `policy.decision.EndReason`.
         retry_after_s: What the upstream, or our circuit, asks to wait, seconds, or None.
-        config_digest: Of the configuration the call began with.
-        fallback_for: The upstream whose circuit refused the call, where this is its `fallback`; else None.
+        config_digest: Digest of the configuration that the call began with.
+        fallback_for: The upstream that this call stood in for as `fallback`, because its circuit refused; else None.
     """
 
     upstream: str
@@ -72,7 +73,7 @@ class Record:
 
     @property
     def attempts(self) -> tuple[AttemptRecord, ...]:
-        """The attempts made, oldest first. Built on each access: the success path pays nothing for it."""
+        """The attempts made, oldest first. Built on each access, so that the success path pays nothing for it."""
         made: list[AttemptRecord] = []
         retry_seq, ended_s = 0, None
         for outcome, verdict in zip(self._outcomes, self._verdicts, strict=True):
@@ -97,7 +98,7 @@ class Record:
 
     @property
     def denied(self) -> EndReason | None:
-        """What forbade a further attempt that the rules wanted, or None: none was wanted."""
+        """What forbade a further attempt that the rules wanted; None when they wanted none."""
         return self.reason if self._outcomes and self.reason in _DENIALS else None
 
     @property
@@ -111,19 +112,19 @@ class Record:
         return f"{'not retried' if self._outcomes else 'not sent'}: {words}"
 
     def judge_last(self, verdict: Verdict) -> None:
-        """Take over what the circuit thinks of the last attempt by now. Mutates."""
+        """Replace the verdict on the last attempt by *verdict*, which came later. Mutates."""
         self._verdicts[-1] = verdict
 
     def notes(self) -> list[str]:
         """The story in words, a line per attempt and one for the end."""
-        lines = [_told(number, one) for number, one in enumerate(self.attempts, 1)]
+        lines = [_attempt_in_words(number, one) for number, one in enumerate(self.attempts, 1)]
         asked = "" if self.retry_after_s is None else f", retry after {self.retry_after_s:.1f} s"
         request_id = "" if self.request_id is None else f", request id {self.request_id}"
         lines.append(f"{self.why}{asked} ({self.reason.value}{request_id})")
         return [f'headrace: upstream "{self.upstream}" {line}' for line in lines]
 
 
-def _told(number: int, one: AttemptRecord) -> str:
+def _attempt_in_words(number: int, one: AttemptRecord) -> str:
     what = str(one.status) if one.status is not None else one.outcome
     if one.connect_s is not None:
         how = [f"connected in {one.connect_s:.3f} s"]
@@ -172,7 +173,7 @@ _NO_CONNECTION = frozenset({Fault.POOL_TIMEOUT, Fault.POOL_REJECTED})
 
 
 class Ended(Protocol):
-    """An exchange that is over, or the tries of a caller who retries himself; its attributes as those of `Exchange`."""
+    """An exchange that is over, or all tries of a caller that retries by itself; attributes as in `Exchange`."""
 
     outcomes: list[Outcome]
     deadline_at: float | None
@@ -191,7 +192,7 @@ def tally(
     """Count one ended call. Mutates *counters*, once, under its lock.
 
     Args:
-        label: Why it was refused or broken off; None: the label of its last attempt.
+        label: Why the call was refused or broken off; None: the label of its last attempt counts.
         exemplar: The trace to look at for *duration_s*, or None.
     """
     outcomes, deadline_at = exchange.outcomes, exchange.deadline_at
@@ -200,7 +201,7 @@ def tally(
         label = labels[-1]
     requests, attempts = counters.requests, counters.attempts
     per_call, left = counters.attempts_per_call, counters.deadline_left
-    # Flat, observe() written out: every call comes through here, and a Python-level call is a microsecond.
+    # Flat, with observe() written out: every call comes through here, and a Python-level call costs a microsecond.
     with counters.lock:
         if labels:
             per_call.counts[bisect_left(per_call.bounds, len(labels))] += 1

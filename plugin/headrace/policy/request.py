@@ -14,13 +14,14 @@ class Request:
     """One request. Per call; owned by one thread.
 
     Attributes:
-        message: The object that is sent, by identity: what is sent meanwhile (a token refresh, say) is not it.
+        message: The object that is sent, compared by identity: another one sent meanwhile (a token refresh, say) is
+            not this request.
         method: Upper case.
-        headers: What the call itself has set.
-        timeouts: The plan's, or what the call asks for.
+        headers: Headers that the call itself has set.
+        timeouts: The plan's limits, or those that the call asks for.
         streamed: The caller reads the body of the answer, after the call.
-        replayable: The body can be sent again from its start. False from then on where it turns out that it cannot.
-        keyed: It carries an idempotency key: it may be sent again whatever its method.
+        replayable: The body can be sent again from its start. Becomes False when it turns out that it cannot.
+        keyed: It carries an idempotency key, so it may be sent again whatever its method.
     """
 
     message: object = field(repr=False)  # its own repr may hold credentials

@@ -19,7 +19,7 @@ class Retriability(StrEnum):
     RETRIABLE = "retriable"
     UNWANTED = "unwanted"  # `retry_on` does not name the outcome; that includes every success
     LOCAL = "local"  # our own refusal or trouble: another attempt would meet the same
-    CERTIFICATE = "certificate"  # the peer is not who it should be, or refuses TLS with us for good: never
+    CERTIFICATE = "certificate"  # the peer is not what it should be, or refuses TLS with us for good: never
     METHOD = "method"  # wanted, but it may have been sent and `methods` does not name the method
     NOT_REPLAYABLE = "not_replayable"  # wanted, but the body can be sent only once
 
@@ -57,7 +57,8 @@ Source: RFC 9110 §10.2.3.
 """
 
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
-"""The header of draft-ietf-httpapi-idempotency-key-header: who sets it says that a repetition is recognised."""
+"""The header of draft-ietf-httpapi-idempotency-key-header: a caller that sets it says that repetitions are recognised.
+"""
 
 
 def key_header(plan: RetryPlan) -> str:
@@ -68,7 +69,7 @@ def key_header(plan: RetryPlan) -> str:
 def is_keyed(plan: UpstreamPlan, method: str, own: Iterable[str]) -> bool:
     """Whether a call carries an idempotency key: its own, one of the file's `headers`, or one that is made for it.
 
-    False where the method may be repeated anyhow: then none is asked for.
+    False where the method may be repeated in any case: then no key is needed.
 
     Args:
         method: Upper case.
@@ -83,7 +84,7 @@ def is_keyed(plan: UpstreamPlan, method: str, own: Iterable[str]) -> bool:
 
 
 def sets_key(plan: UpstreamPlan, own: Iterable[str]) -> bool:
-    """Whether the call, by *own*, the names of its headers, or the file sets the key: then none is made."""
+    """Whether the key is set already, by the call (*own*: names of its headers) or by the file. Then none is made."""
     header = key_header(plan.retry).lower()
     return any(name.lower() == header for name in (*own, *dict(plan.headers)))
 
@@ -92,8 +93,8 @@ def is_resendable(outcome: Outcome, *, repeatable: bool) -> bool:
     """Whether a failed send is repeated at once on a fresh connection, as if it had not happened.
 
     A pooled connection that the peer closed meanwhile looks like this: reset, and not a
-    byte of an answer. That is no attempt and costs no budget: RFC 9110 §9.2.2 allows it
-    for what may be repeated, and the upstream has done nothing for it.
+    byte of an answer. The repetition is no further attempt and costs no budget. RFC 9110 §9.2.2
+    allows it for what may be repeated, and the upstream has done no work yet.
 
     Args:
         repeatable: The method is one of `retry.methods`, and the body can be sent again.
@@ -126,7 +127,7 @@ class RetryAllowance(deque[None]):
 class RehearsedAllowance(RetryAllowance):
     """What a request would have left if the retries that are only rehearsed were made: an item is one of them.
 
-    They take nothing from *real*, which the retries that are made are paid from.
+    Rehearsed retries take nothing from *real*: that pays for the retries that are made.
     """
 
     __slots__ = ("_real",)
@@ -158,16 +159,16 @@ def _window(plan: BudgetPlan) -> TimeWindow:
 class RetryBudget:
     """Tokens that retries of one upstream are paid from; shared by all its callers.
 
-    Each first attempt earns `ratio` of a retry, a retry costs one; both are forgotten
-    after `ttl`, and `min_per_second · ttl` retries are there without any traffic. So in
+    Each first attempt earns `ratio` of a retry; a retry costs one. Both are forgotten
+    after `ttl`. `min_per_second · ttl` retries are there without any traffic. So in
     any `ttl` seconds that end with a retry, retries are at most ratio × first attempts +
-    min_per_second · ttl; in any `ttl` seconds whatever, with the first attempts of 2 · ttl.
+    min_per_second · ttl. In any other `ttl` seconds the same holds with the first attempts of 2 · ttl.
 
     Thread-safe with a plain *lock*, held for arithmetic only.
 
-    Source: Finagle RetryBudget and its leaky TokenBucket. It forgets both in slices of
-    ttl/10; here a retry is remembered for at least `ttl` and paid for by nothing that is
-    older than `ttl`, or the promise would only hold by and large.
+    Source: Finagle RetryBudget and its leaky TokenBucket. Finagle forgets both in slices of
+    ttl/10. Here a retry is remembered for at least `ttl`, and nothing older than `ttl` pays for
+    one: otherwise the promise would hold only approximately.
     """
 
     __slots__ = ("_lock", "_plan", "_window")
@@ -178,7 +179,7 @@ class RetryBudget:
         self._window = _window(plan)
 
     def apply(self, plan: BudgetPlan, now: float) -> None:
-        """Go by *plan* from now on: what was earned and spent is known as before, as far as `ttl` reaches. Mutates."""
+        """Go by *plan* from now on. What was earned and spent stays known, as far as `ttl` reaches. Mutates."""
         with self._lock:
             if plan.ttl_s != self._plan.ttl_s:
                 window = _window(plan)
@@ -200,7 +201,7 @@ class RetryBudget:
             return True
 
     def balance(self, now: float) -> float:
-        """Retries that could be paid now; below 0 when deposits expired before what they paid for."""
+        """Retries that could be paid now; below 0 when deposits expired before the retries that they paid for."""
         with self._lock:
             return self._tokens(now)
 

@@ -1,6 +1,6 @@
 """Which rules govern a URL: parsed origin and path segments, longest prefix wins. Pure.
 
-Never by string prefix: `http://api.example.com` must not claim
+Prefixes are never compared as strings: `http://api.example.com` must not claim
 `http://api.example.com.evil.org` or `http://api.example.com@evil.org`.
 """
 
@@ -19,7 +19,7 @@ V = TypeVar("V")
 
 DEFAULT_PORT: dict[str, int] = {"http": 80, "https": 443}
 
-# Characters that a URL on its way out never has raw; urlsplit and urllib3 disagree on what they mean.
+# Characters that a URL never has raw when it is sent; urlsplit and urllib3 disagree on what they mean.
 _FORBIDDEN = re.compile(r"[\x00-\x20\\\x7f]")
 _UP_TO_PATH = re.compile(r"[^/?#]*//[^/?#]*")
 # An authority that needs more than lower-casing before it is looked up (port, user, IPv6, final dot, IDNA, …).
@@ -31,11 +31,11 @@ _IDNA_DEVIATIONS = frozenset("ßς\u200c\u200d")
 
 
 class UrlError(ValueError):
-    """A URL that cannot be an origin with a path; the text goes on from "must …" or "has …"."""
+    """A URL that cannot be an origin with a path; the text begins with "must …" or "has …"."""
 
 
 def parse_prefix(url: str) -> UrlPrefix:
-    """*url* as the prefix of an upstream: strict, for what people write.
+    """*url* as the prefix of an upstream: strict, because people write it.
 
     Scheme and host are lower-cased, the host is put into its ASCII form, the
     port is filled in, trailing slashes are dropped, and percent-encoding is
@@ -43,7 +43,7 @@ def parse_prefix(url: str) -> UrlPrefix:
 
     Raises:
         UrlError: Not http(s), or with user, query, fragment, dot segments, an
-            empty segment, or a host or port that is none. The text does not hold *url*.
+            empty segment, or an invalid host or port. The text does not hold *url*.
     """
     if _FORBIDDEN.search(url):
         raise UrlError("must not hold spaces, control characters or backslashes")
@@ -75,9 +75,9 @@ def parse_prefix(url: str) -> UrlPrefix:
 def target_of(url: str) -> UrlPrefix | None:
     """Origin and path segments that a request for *url* is certain to go to, or None when the origin is not certain.
 
-    Lenient, for what programs send: a user, query or fragment is passed over, what HTTP libraries encode
-    themselves is encoded, dot segments are resolved (as the server will). Of a path that servers read
-    differently (`..%2f`, `..;`, `\\`) the segments are those that all of them begin with. None for anything
+    Lenient, because programs send it: a user, query or fragment is ignored, characters that HTTP libraries encode
+    are encoded, dot segments are resolved (as the server will). Servers read some paths differently
+    (`..%2f`, `..;`, `\\`). Of such a path the segments are those that all readings begin with. None for anything
     but http(s) and for origins that URL parsers disagree about; such a call is not ours.
     """
     found = _read(url)
@@ -93,9 +93,9 @@ def url_of(prefix: UrlPrefix) -> str:
 
 
 def moved(url: str, prefixes: Iterable[UrlPrefix], *, to: UrlPrefix) -> str | None:
-    """*url* with the longest of *prefixes* that it lies below replaced by *to*, its query kept.
+    """*url* with the longest of *prefixes* that matches it replaced by *to*, its query kept.
 
-    None where none of *prefixes* is certain to lead there.
+    None where it is not certain that *url* is below any of *prefixes*.
     """
     found = _read(url)
     if found is None:
@@ -124,7 +124,7 @@ class RouteTable(Generic[V]):
 
     def __init__(self, routes: Iterable[tuple[UrlPrefix, V]]) -> None:
         self._by_origin: dict[Origin, _Paths[V]] = {}
-        # The same, under (scheme, authority) as URLs spell it: the look-up that most calls end with.
+        # The same, under (scheme, authority) as URLs spell it: most calls need only this look-up.
         self._by_authority: dict[tuple[str, str], _Paths[V]] = {}
         for prefix, value in routes:
             origin = prefix.origin
@@ -168,7 +168,7 @@ class RouteTable(Generic[V]):
         return paths.longest(segments if certain == len(segments) else segments[:certain])
 
     def names_origin(self, scheme: str, host: str, port: int) -> bool:
-        """Whether any prefix is of this origin. One dict look-up for nearly every host.
+        """Whether any prefix has this origin. One dict look-up for nearly every host.
 
         Args:
             host: Lower-case, an IPv6 address without brackets.
@@ -216,7 +216,7 @@ class _Paths(Generic[V]):
 
 
 def _read(url: str) -> tuple[Origin, tuple[str, ...], int] | None:
-    """Origin of *url*, its path's segments and how many of them are certain; None: the origin is not."""
+    """Origin of *url*, its path's segments and how many of them are certain; None: the origin is not certain."""
     if _FORBIDDEN.search(url) and not _is_origin_certain(url):
         return None
     try:
@@ -231,7 +231,7 @@ def _read(url: str) -> tuple[Origin, tuple[str, ...], int] | None:
 
 
 def _is_origin_certain(url: str) -> bool:
-    """Whether what is odd in *url* comes after its authority, and does not move the end of that."""
+    """Whether the odd characters in *url* come after its authority, and do not move the end of the authority."""
     found = _UP_TO_PATH.match(url)
     return found is not None and not _FORBIDDEN.search(found.group())
 
@@ -277,7 +277,7 @@ def _ascii_host(host: str) -> str:
 
 
 def _ipv6(text: str) -> str:
-    """The one spelling of an address, lower-case (RFC 5952); empty when it is none."""
+    """The one spelling of an address, lower-case (RFC 5952); empty when *text* is no address."""
     found = _IPV6.fullmatch(text)
     if found is None:
         return ""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 class Secret(str):
-    """A header's value from the file: itself to whoever sends it, `***` to whoever shows what it is held in.
+    """A header's value from the file: sent as it is, but shown as `***` where an object that holds it is shown.
 
-    What a crash reporter, a traceback with locals or a log of some object prints is its repr. `str()`, an f-string,
-    `encode()` and pickling are what they are for any text: they are how it is sent.
+    A crash reporter, a traceback with locals or a log of some object prints its repr. `str()`, an f-string,
+    `encode()` and pickling work as for any text: that is how it is sent.
     """
 
     __slots__ = ()

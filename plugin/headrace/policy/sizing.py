@@ -1,13 +1,13 @@
 """How many connections a pool may have, when the file leaves that open (`pool.adaptive`).
 
-Grow when many wait *and* calls come faster than they usually do; shrink when
-nobody has waited for a while *and* they come slower. Pure: it is fed with what
+A pool grows when many calls wait *and* calls come faster than they usually do. It shrinks when
+no call has waited for a while *and* they come slower. Pure: the rule is told what
 was seen and when, and answers a new size, so a recorded log gives the same sizes
-again. Only an `adaptive` pool has one, and only the wait for a connection and
+again. Only an `adaptive` pool has such a rule. Only the wait for a connection and
 housekeeping feed it: a call that finds a connection free pays nothing.
 
-Usual is the *baseline*, an exponentially weighted mean of the rate. It begins
-with the first full `rate_window`; before that there is nothing to compare with:
+What is usual is the *baseline*, an exponentially weighted mean of the rate. It begins
+with the first full `rate_window`. Before that there is nothing to compare with:
 waiting alone decides on growth, and nothing is given up.
 """
 
@@ -21,22 +21,22 @@ from headrace.policy.breaker.window import LATEST_S
 from headrace.policy.plan import AdaptivePlan
 
 EVALUATE_EVERY_S = 0.1
-"""Growth is considered at most this often: a step must have served somebody before the next one is judged."""
+"""Growth is considered at most this often: a step must have served some call before the next one is judged."""
 
 BASELINE_HALF_LIFE_S = 600.0
-"""What was usual ten minutes ago counts half: a busy hour becomes what is usual, a burst does not."""
+"""What was usual ten minutes ago counts half: a busy hour becomes usual, a burst does not."""
 
-_N_SAMPLES = 60  # of the count of arrivals, per rate_window: the rate is exact to 1/60 of it
-_SHORTEST_S = 1.0  # a rate over less would make a thousand calls per second of the first two
+_N_SAMPLES = 60  # of the count of arrivals, per rate_window: the rate is exact to 1/60 of the window
+_SHORTEST_S = 1.0  # over less time, two first calls would look like a thousand calls per second
 
 
 class ResizeReason(StrEnum):
     """Why a pool's size changed."""
 
     WAITING = "waiting"
-    """Too many waited, and calls came faster than usual."""
+    """Too many calls waited, and calls came faster than usual."""
     SURPLUS = "surplus"
-    """Nobody waited, and calls came slower than usual."""
+    """No call waited, and calls came slower than usual."""
 
 
 @dataclass(slots=True)
@@ -44,10 +44,10 @@ class PoolLoad:
     """What was seen of a pool at one instant.
 
     Attributes:
-        waiting: Calls in the queue; one that is about to wait included.
+        waiting: Calls in the queue, including one that is about to wait; count.
         inuse: Most connections in use at once since the previous load; count.
         size: Connections that the pool may have now; count.
-        arrivals: Calls that have asked for a connection so far, ever; only differences matter.
+        arrivals: Calls that have ever asked for a connection; count. Only differences matter.
     """
 
     waiting: int
@@ -79,15 +79,15 @@ class Resize:
 class Sizing:
     """The size rule of one pool, with what it remembers. Not thread-safe: the owner's lock guards it.
 
-    Instants are monotonic seconds; one before the last is taken as the last. After one that lies more than
-    `LATEST_S` before it, a clock that was stepped back, time goes on from there (failures.md 69).
+    Instants are monotonic seconds; one before the last is taken as the last. An instant more than `LATEST_S`
+    before the last means that the clock was stepped back: time goes on from there (failures.md 69).
 
     Args:
         plan: The thresholds and the smallest size.
         max_connections: The largest size; count, >= plan.min.
 
     Attributes:
-        next_at: Until then `enqueued` answers None and remembers nothing, so that it need not be asked.
+        next_at: Until then `enqueued` answers None and remembers nothing, so it need not be asked.
     """
 
     __slots__ = (
@@ -106,12 +106,11 @@ class Sizing:
         self._plan = plan
         self._max_connections = max_connections
         self._now = float("-inf")
-        self._stepped_s = (
-            0.0  # how far the clock was stepped back so far: what is remembered is by the clock before
-        )
+        # How far the clock was stepped back so far. What is remembered goes by the clock as it was before.
+        self._stepped_s = 0.0
         self._samples: deque[tuple[float, int]] = deque()  # at, arrivals; the oldest is a rate_window old
         self._peaks: deque[tuple[float, int]] = deque()  # at, inuse; falling, so the first is the peak
-        self._quiet_since = 0.0  # nobody has waited, and the size stood, since
+        self._quiet_since = 0.0  # since then no call has waited, and the size has not changed
         self._baseline_rps: float | None = None
         self.next_at = float("-inf")
 
@@ -125,14 +124,14 @@ class Sizing:
         return now >= self.next_at or now < self.next_at - EVALUATE_EVERY_S - LATEST_S
 
     def enqueued(self, now: float, load: PoolLoad) -> Resize | None:
-        """A call has to wait: the larger size that is called for, or None. Mutates.
+        """A call has to wait: the larger size that is needed, or None. Mutates.
 
         Grows when waiting > grow_when_waiting · size and rate > grow_when_rate · baseline, by
         max(1, int(rate · connections_per_rps)), up to max_connections.
         """
         if not self.is_due(now):
             return None
-        rate_rps = self._saw(now, load)
+        rate_rps = self._remember(now, load)
         self.next_at = self._now - self._stepped_s + EVALUATE_EVERY_S
         plan = self._plan
         if load.waiting <= plan.grow_when_waiting * load.size:
@@ -146,11 +145,11 @@ class Sizing:
     def looked(self, now: float, load: PoolLoad) -> Resize | None:
         """Housekeeping has looked: the smaller size that will do, or None. Mutates.
 
-        Shrinks when nobody waited for shrink_after and rate < shrink_when_rate · baseline, by half of
-        what was not in use at once in that time, at least 1, down to min. Each resize begins a new
-        shrink_after: otherwise its pace would be that of housekeeping.
+        Shrinks when no call waited for shrink_after and rate < shrink_when_rate · baseline, by half of
+        the connections that the peak of that time did not use, at least 1, down to min. Each resize begins
+        a new shrink_after: otherwise the pool would shrink at the pace of housekeeping.
         """
-        rate_rps = self._saw(now, load)
+        rate_rps = self._remember(now, load)
         plan, baseline_rps = self._plan, self._baseline_rps
         if self._now - self._quiet_since < plan.shrink_after_s:
             return None
@@ -160,8 +159,8 @@ class Sizing:
         to_size = max(load.size - step, plan.min)
         return self._resize(load, to_size, ResizeReason.SURPLUS, rate_rps) if to_size < load.size else None
 
-    def _saw(self, now: float, load: PoolLoad) -> float:
-        """Remember *load*; the rate now, in calls per second."""
+    def _remember(self, now: float, load: PoolLoad) -> float:
+        """Remember *load* and answer the rate now, in calls per second."""
         samples, plan = self._samples, self._plan
         if not samples:
             self._quiet_since = self._now = now

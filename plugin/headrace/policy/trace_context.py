@@ -14,7 +14,8 @@ Trace = tuple[tuple[str, str], ...]
 """Headers to pass on, valid: `traceparent`, and perhaps `tracestate`; or none."""
 
 MAX_BYTES = 512
-"""What everybody has to take of a tracestate (section 3.3.1.5); a traceparent of a later version gets no more."""
+"""Bytes of a tracestate that every vendor has to accept (section 3.3.1.5). A traceparent of a later version may
+be no longer."""
 
 _MAX_MEMBERS = 32
 _LONG_MEMBER = 128  # longer members are the first to go
@@ -28,7 +29,7 @@ _MEMBER = re.compile(
 
 
 def trace_of(traceparents: Sequence[str], tracestates: Sequence[str]) -> Trace:
-    """What of a caller's trace headers is passed on.
+    """The caller's trace headers that are passed on.
 
     Two traceparents contradict each other, and a tracestate without a valid traceparent means nothing.
     """
@@ -50,8 +51,8 @@ def trace_id_of(traceparent: str) -> str | None:
 def joined_tracestate(values: Sequence[str]) -> str | None:
     """The `tracestate` headers *values* as one, or None when there is none worth passing on.
 
-    All of it is dropped for one malformed member or more than 32 of them, as vendors do.
-    Above 512 bytes, members of more than 128 go first, then the last ones; whole members always.
+    One malformed member, or more than 32 members, and all of it is dropped, as vendors do.
+    Above 512 bytes, members of more than 128 bytes go first, then the last ones. Only whole members are dropped.
     """
     members = [member.strip(" \t") for value in values for member in value.split(",")]
     members = [member for member in members if member]

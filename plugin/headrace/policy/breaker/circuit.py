@@ -1,13 +1,13 @@
 """The circuit of one upstream: a state machine fed with verdicts, asked for permits.
 
 `CLOSED -> OPEN -> HALF_OPEN -> CLOSED | OPEN`, from one table (`transition`). Time is
-given (monotonic seconds) and never waited for: what time alone decides (a probe
+given (monotonic seconds) and never waited for. What time alone decides (a probe
 that hung, a half-open window that passed) is settled when the circuit is next
-touched, at the instant it happened. Should the clock step back, what runs has at most its
-whole length to go from there: an end is never further off than that (failures.md 69).
+touched, with the instant at which it happened. If the clock steps back, a period that runs lasts at most
+its whole length from there (failures.md 69).
 
-The file is a little long because everything that happens under the circuit's lock, and what a
-mode or a reload makes of it, is to be read in one place; the arithmetic is elsewhere (`window`,
+The file is a little long. Everything that happens under the circuit's lock, and how a mode or a
+reload changes it, is meant to be read in one place. The arithmetic is elsewhere (`window`,
 `trip`, `half_open`, `ramp`).
 """
 
@@ -47,36 +47,35 @@ _SUCCESS: Final = Verdict.SUCCESS
 _FAILURE: Final = Verdict.FAILURE
 _IGNORED: Final = Verdict.IGNORED
 
-_WAIVED: Final = Permit(-1)  # of no generation: what comes of it says nothing to the circuit
+_WAIVED: Final = Permit(-1)  # of no generation: the circuit ignores the outcome of its call
 
 
-def _unheard(_: object) -> None:
-    """Stand-in listener."""
+def _no_listener(_: object) -> None:
+    """Stands in where nobody listens."""
 
 
 class Circuit:
     """One upstream's circuit, shared by all its callers.
 
     Thread-safe with a plain (non-reentrant) *lock*. Under the lock: arithmetic and one
-    call of *rng*; the listeners are called after it is released, in the thread that
+    call of *rng*. The listeners are called after the lock is released, by the thread that
     noticed. Not to be called from a finalizer (the collecting thread may hold the lock).
 
     Args:
         rng: Uniform numbers in [0, 1), for the jitter of the open period.
         lock: Mutex of this circuit; None: the caller is the only thread.
-        on_transition: Told of each transition; two threads may tell out of order,
+        on_transition: Called with each transition. Two threads may call it out of order;
             `Transition.generation` says which was first.
-        on_waived: Told of each refusal that `mode: observe` turned into a permit.
+        on_waived: Called with each refusal that `mode: observe` turned into a permit.
 
     Attributes:
         state: Readable without the lock, as a hint.
         generation: Counts the transitions so far; readable as a hint.
-        is_shut: Calls are being refused, probes apart; readable as a hint.
+        is_shut: Calls are refused, except probes; readable as a hint.
         history: The latest transitions, four at most, oldest first; readable without the lock.
     """
 
     __slots__ = (
-        "_broken_run",
         "_consecutive_failures",
         "_half_open",
         "_last_success",
@@ -87,12 +86,13 @@ class Circuit:
         "_open_until",
         "_opened",
         "_openings",
-        "_permit",
         "_plan",
         "_ramp",
         "_rng",
+        "_run_before_success",
+        "_shared_permit",
         "_slow_s",
-        "_untold",
+        "_unreported",
         "_window",
         "generation",
         "history",
@@ -106,8 +106,8 @@ class Circuit:
         *,
         rng: Callable[[], float],
         lock: AbstractContextManager[Any] | None = None,
-        on_transition: Callable[[Transition], None] = _unheard,
-        on_waived: Callable[[Refused], None] = _unheard,
+        on_transition: Callable[[Transition], None] = _no_listener,
+        on_waived: Callable[[Refused], None] = _no_listener,
     ) -> None:
         self._rng = rng
         self._lock: AbstractContextManager[Any] = nullcontext() if lock is None else lock
@@ -119,57 +119,57 @@ class Circuit:
         self._window = window_for(plan.window)
         self._consecutive_failures = 0
         self._last_success = -1  # its place: it may turn out to be a failure
-        self._broken_run = 0  # failures in a row that it ended
+        self._run_before_success = 0  # failures in a row that the last success ended
         self._openings = 0  # consecutive, since the circuit was last closed
         self._opened: Transition | None = None  # the last to OPEN; set whenever the circuit is not closed
         self._open_until = self._open_s = 0.0
         self._half_open: HalfOpen | None = None  # while HALF_OPEN
         self._ramp: Ramp | None = None  # while CLOSED, for a time after it was closed
-        self._untold: list[Transition] = []
+        self._unreported: list[Transition] = []
         self._follow(plan)
 
     def acquire(self, now: float) -> Permit | Refused:
-        """Leave to make one call at *now*, or why not. Mutates; may transition.
+        """A permit for one call at *now*, or why there is none. Mutates; may transition.
 
         A permit goes back by `record`, exactly once.
         """
-        # Nearly every call ends here, without the lock: one reference is read, which is replaced as a whole under it.
-        # Who reads it the moment before a transition came before it, and his permit is void like all of that time.
-        permit = self._permit
+        # Nearly every call ends here, without the lock: it reads one reference, which is replaced as a whole under the
+        # lock. A caller that reads it just before a transition came before the transition. Its permit then becomes
+        # void, like all permits of that generation.
+        permit = self._shared_permit
         if permit is not None:
             return permit
         waived = None
         with self._lock:
-            permit = self._permit
+            permit = self._shared_permit
             if permit is not None:
                 return permit
             answer = self._admit(now)
             if isinstance(answer, Refused) and self._plan.mode == "observe":
                 waived, answer = answer, _WAIVED
-            untold = self._take_untold()
+            unreported = self._take_unreported()
         try:
-            for transition in untold:
+            for transition in unreported:
                 self._on_transition(transition)
             if waived is not None:
                 self._on_waived(waived)
         except BaseException:
-            if isinstance(
-                answer, Permit
-            ):  # nobody will hold it: a probe's place must not be lost until it expires
+            # Nobody will hold the permit: a probe's place must not be lost until it expires.
+            if isinstance(answer, Permit):
                 self.record(answer, _IGNORED, now)
             raise
         return answer
 
     def record(self, permit: Permit, verdict: Verdict, now: float, duration_s: float = 0.0) -> int | None:
-        """Give *permit* back with what came of the call. Mutates; may transition.
+        """Give *permit* back with the verdict on its call. Mutates; may transition.
 
         A permit of an earlier generation, and a probe whose lease has expired, change nothing.
 
         Args:
-            duration_s: How long its longest attempt took; what makes it slow is the circuit's to say.
+            duration_s: How long the call's longest attempt took; the circuit decides whether that is slow.
 
         Returns:
-            Where it was counted in the window, for `turn` and `mend`; None: nowhere.
+            Where the call was counted in the window, for `turn` and `mend`; None: nowhere.
         """
         place = None
         with self._lock:
@@ -178,11 +178,11 @@ class Circuit:
             is_slow = duration_s >= self._slow_s
             if self.state is _CLOSED:
                 if verdict is _SUCCESS:
-                    self._broken_run = self._consecutive_failures
+                    self._run_before_success = self._consecutive_failures
                     self._consecutive_failures = 0
                     self._last_success = place = self._window.add(now, 0, is_slow)
                     if not is_slow:
-                        return place  # most calls end here: one call of ours, no allocation
+                        return place  # most calls end here: one Python call, no allocation
                 elif verdict is _FAILURE:
                     self._consecutive_failures += 1
                     place = self._window.add(now, 1, is_slow)
@@ -191,20 +191,20 @@ class Circuit:
                 self._ask_trip_rules(now)
             else:
                 self._judge_probe(permit, verdict, is_slow, now)
-            untold = self._take_untold()
-        for transition in untold:
+            unreported = self._take_unreported()
+        for transition in unreported:
             self._on_transition(transition)
         return place
 
     def turn(self, permit: Permit, place: int, now: float) -> bool:
-        """Make a failure of the success that `record(permit, …)` counted at *place*: its body broke later.
+        """Turn the success that `record(permit, …)` counted at *place* into a failure: its body broke later.
 
-        Mutates; may transition, for this is a failure heard of now. Changes nothing when
+        Mutates; may transition, because this is a failure that is heard of now. Changes nothing when
         its generation or its bucket is gone (a reload that changes the window makes new ones).
         A success is turned once.
 
         Returns:
-            Whether it was there to be turned.
+            Whether the success was still there.
         """
         with self._lock:
             if permit.generation != self.generation:
@@ -214,23 +214,23 @@ class Circuit:
                 return False
             self._consecutive_failures += 1
             if place == self._last_success:
-                # The run that this success had ended goes on. (A slice of a window over time is one place: of
-                # two successes in one slice, the older may be taken for the later.)
-                self._consecutive_failures += self._broken_run
-                self._broken_run = 0
+                # The run of failures that this success had ended goes on. (A slice of a time window is one place:
+                # of two successes in one slice, the older may be taken for the later.)
+                self._consecutive_failures += self._run_before_success
+                self._run_before_success = 0
             self._ask_trip_rules(now)
-            untold = self._take_untold()
-        for transition in untold:
+            unreported = self._take_unreported()
+        for transition in unreported:
             self._on_transition(transition)
         return True
 
     def mend(self, permit: Permit, place: int, now: float) -> bool:
-        """Make a success of the failure that `record(permit, …)` counted at *place*: a later attempt has an answer.
+        """Turn the failure that `record(permit, …)` counted at *place* into a success: a later attempt has an answer.
 
         Mutates. Changes nothing when its generation or its bucket is gone.
 
         Returns:
-            Whether it was there to be mended.
+            Whether the failure was still there.
         """
         with self._lock:
             if permit.generation != self.generation:
@@ -238,24 +238,24 @@ class Circuit:
             self._window.advance(now)
             if not self._window.turn(place, -1):
                 return False
-            self._broken_run = max(0, self._consecutive_failures - 1)
+            self._run_before_success = max(0, self._consecutive_failures - 1)
             self._consecutive_failures = 0
             self._last_success = place
             return True
 
     def still_holds(self, permit: Permit) -> bool:
-        """Whether *permit* is good for another attempt of its call. Without the lock, as a hint."""
+        """Whether *permit* is good for another attempt of its call. Read without the lock, as a hint."""
         return permit is _WAIVED or (permit.generation == self.generation and not self.is_shut)
 
     def apply(self, plan: CircuitPlan, now: float) -> list[Transition]:
-        """Go by *plan* from now on; what was learned stays, the window as far as it fits. Mutates.
+        """Go by *plan* from now on. What was learned stays; of the window, as much as fits. Mutates.
 
-        What runs keeps the end it was given: an open period, a probe's lease, a half-open
-        window. Permits stay good unless the state changes: verdicts in hand may decide under new
-        half-open thresholds, and `mode: disabled` closes the circuit, its window kept.
+        A period that runs keeps the end it was given: an open period, a probe's lease, a half-open
+        window. Permits stay good unless the state changes. The state changes where the verdicts so far decide
+        under the new half-open thresholds. `mode: disabled` closes the circuit, and the window is kept.
 
         Returns:
-            The transitions that this brought about; the listener is not told of them.
+            The transitions that this caused; the listener is not told of them.
         """
         with self._lock:
             if self._half_open is not None:
@@ -267,13 +267,13 @@ class Circuit:
             self._follow(plan)
             if plan.mode == "disabled":
                 while self.state is not _CLOSED:
-                    self._transition(Trigger.DISABLED, now, *self._judged(), None)
+                    self._transition(Trigger.DISABLED, now, *self._probe_tally(), None)
             elif self._half_open is not None:
                 self._decide(self._half_open.weigh(plan), now)
-            return self._take_untold()
+            return self._take_unreported()
 
     def view(self, now: float) -> CircuitView:
-        """The circuit as of *now*. Changes no state: an open period that is over ends with the next call."""
+        """The circuit at *now*. Changes no state: an open period that is over ends with the next call."""
         with self._lock:
             self._window.advance(now)
             tally, half_open = self._tally(), self._half_open
@@ -297,7 +297,7 @@ class Circuit:
             )
 
     def __repr__(self) -> str:
-        # Without the lock: a repr is asked for in a debugger, where the holder may be stopped.
+        # Without the lock: a debugger asks for a repr while it may have stopped the holder of the lock.
         half_open = self._half_open
         doing = f"{self._window.marked} of {self._window.calls} calls failed"
         if half_open is not None:
@@ -308,13 +308,13 @@ class Circuit:
         mode = "" if self._plan.mode == "enforce" else f" ({self._plan.mode})"
         return f"<Circuit {self.state}{mode}, generation {self.generation}: {doing}>"
 
-    # Below: under the lock.
+    # Everything below runs under the lock.
 
-    def _take_untold(self) -> list[Transition]:
-        untold = self._untold
-        if untold:
-            self._untold = []
-        return untold
+    def _take_unreported(self) -> list[Transition]:
+        unreported = self._unreported
+        if unreported:
+            self._unreported = []
+        return unreported
 
     def _tally(self) -> Tally:
         window = self._window
@@ -326,13 +326,13 @@ class Circuit:
         self._slow_s = inf if slow_s is None else slow_s
         if plan.mode == "disabled":
             self._ramp = None
-        self._open_the_way()
+        self._set_shared_permit()
 
-    def _open_the_way(self) -> None:
-        """Whether callers pass without a look: a permit in `_permit` answers all of them."""
+    def _set_shared_permit(self) -> None:
+        """Decide whether callers pass without a look at the circuit: one permit in `_shared_permit` serves them all."""
         mode = self._plan.mode
         passes = self.state is _CLOSED and self._ramp is None and mode != "forced_open"
-        self._permit = Permit(self.generation) if passes else None
+        self._shared_permit = Permit(self.generation) if passes else None
         self.is_shut = mode == "forced_open" or (self.state is _OPEN and mode == "enforce")
 
     def _ask_trip_rules(self, now: float) -> None:
@@ -347,7 +347,7 @@ class Circuit:
             self._transition(trigger, now, tally, rate, threshold)
 
     def _admit(self, now: float) -> Permit | Refused:
-        """The answer of a circuit that does not let everybody pass."""
+        """The answer of a circuit that does not let every call pass."""
         plan = self._plan
         if plan.mode == "forced_open":
             return Refused(Refusal.FORCED_OPEN, plan.open_for.max_s, self.state, None)
@@ -359,13 +359,13 @@ class Circuit:
             self._open_until = min(self._open_until, now + self._open_s)
             if now < self._open_until:
                 return Refused(Refusal.OPEN, self._open_until - now, _OPEN, self._opened)
-            self._transition(Trigger.OPEN_FOR_ELAPSED, now, *self._judged(), None)
+            self._transition(Trigger.OPEN_FOR_ELAPSED, now, *self._probe_tally(), None)
         half_open = self._half_open
         assert half_open is not None, "neither closed nor open"
         probe = half_open.lease(plan, now)
         if probe is not None:
             return Permit(self.generation, probe)
-        # All verdicts and no probe would have been decided, so a probe is in flight.
+        # If all verdicts were in and no probe were in flight, the phase would be over. So a probe is in flight.
         return Refused(
             Refusal.NO_PLACE,
             half_open.oldest_expires_at() - now,
@@ -379,12 +379,12 @@ class Circuit:
         ramp, ramp_s = self._ramp, self._plan.half_open.ramp_s
         if ramp is None or ramp_s is None or ramp.left_s(ramp_s, now) <= 0.0:
             self._ramp = None
-            self._open_the_way()
+            self._set_shared_permit()
         else:
             share = ramp.share(ramp_s, now)
             if not ramp.admits(share):
                 return Refused(Refusal.RAMP, ramp.left_s(ramp_s, now), _CLOSED, self._opened, share=share)
-        return self._permit or Permit(self.generation)
+        return self._shared_permit or Permit(self.generation)
 
     def _ramp_share(self, now: float) -> float | None:
         ramp, ramp_s = self._ramp, self._plan.half_open.ramp_s
@@ -396,12 +396,12 @@ class Circuit:
         self._settle(now)
         half_open = self._half_open
         if half_open is None or not half_open.give_back(permit.probe) or verdict is _IGNORED:
-            return  # decided meanwhile, expired, given back before; or its place is free again
+            return  # the phase is over, the probe expired or was given back before, or its verdict says nothing
         half_open.judge(failed=verdict is _FAILURE, slow=is_slow)
         self._decide(half_open.weigh(self._plan), now)
 
     def _settle(self, now: float) -> None:
-        """What time alone has decided about the half-open phase."""
+        """Do what time alone has decided about the half-open phase."""
         if self._half_open is not None:
             decided = self._half_open.settle(self._plan, now)
             if decided is not None:
@@ -409,9 +409,9 @@ class Circuit:
 
     def _decide(self, trigger: ProbesTrigger | None, at_s: float) -> None:
         if trigger is not None:
-            self._transition(trigger, at_s, *self._judged(), threshold_of(trigger, self._plan))
+            self._transition(trigger, at_s, *self._probe_tally(), threshold_of(trigger, self._plan))
 
-    def _judged(self) -> tuple[Tally, float | None]:
+    def _probe_tally(self) -> tuple[Tally, float | None]:
         """The verdicts of the half-open phase, and the failure rate among them; nothing while the circuit is open."""
         half_open = self._half_open
         if half_open is None:
@@ -423,7 +423,7 @@ class Circuit:
     def _transition(
         self, trigger: Trigger, at_s: float, tally: Tally, rate: float | None, threshold: float | None
     ) -> None:
-        """Change the state as the table says, and note the numbers behind it."""
+        """Change the state as the table says, and keep the numbers that caused it."""
         plan, before = self._plan, self.state
         after = TRANSITIONS[before, trigger]
         open_for_s = None
@@ -454,13 +454,13 @@ class Circuit:
             self._opened = transition
         elif after is _CLOSED:
             self._openings = 0
-            if trigger is not Trigger.DISABLED:  # what it forgave it has not unlearned
+            if trigger is not Trigger.DISABLED:  # the operator waived the failures, which does not undo them
                 self._consecutive_failures = 0
                 self._window.clear()
                 self._ramp = None if plan.half_open.ramp_s is None else Ramp(at_s)
-        self._open_the_way()
+        self._set_shared_permit()
         self.history = (*self.history[-3:], transition)
-        self._untold.append(transition)
+        self._unreported.append(transition)
 
     def _open_for_s(self) -> float:
         plan = self._plan.open_for

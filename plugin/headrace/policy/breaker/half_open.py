@@ -1,6 +1,6 @@
 """The half-open phase: a few calls are let through as probes, and their verdicts decide.
 
-Arithmetic of one phase; the circuit owns it, guards it with its lock and does what it says.
+This is the arithmetic of one phase. The circuit owns it, guards it with its lock and does what it says.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def threshold_of(trigger: ProbesTrigger, plan: CircuitPlan) -> float:
 class HalfOpen:
     """Probes in flight and verdicts of one half-open phase. Not thread-safe.
 
-    A probe is a lease: one that hangs expires and has failed, whoever holds it.
-    The plan is given with each question, so that thresholds follow a reload; a lease
-    and a window that run keep the end they were given.
+    A probe is a lease: a probe that hangs expires, and that counts as a failure.
+    The plan is given with each question, so that thresholds follow a reload. A lease
+    or a window that runs keeps the end it was given.
 
     Attributes:
         succeeded: Verdicts so far; failed likewise, expired probes included.
@@ -70,11 +70,11 @@ class HalfOpen:
 
     @property
     def probes(self) -> int:
-        """Leases that nobody has given back; settle first to be rid of those that expired."""
+        """Leases that were not given back. Call `settle` first to drop those that expired."""
         return len(self._probes)
 
     def lease(self, plan: CircuitPlan, now: float) -> int | None:
-        """Number of a new probe, or None when there is no place for one. Mutates."""
+        """The number of a new probe, or None when there is no place for one. Mutates."""
         half_open = plan.half_open
         if self.succeeded + self.failed + len(self._probes) >= half_open.max_probes:
             return None
@@ -109,11 +109,11 @@ class HalfOpen:
     def weigh(
         self, plan: CircuitPlan, failed_by: ProbesTrigger = Trigger.PROBE_FAILED
     ) -> ProbesTrigger | None:
-        """What the verdicts decide, or None as long as the rest of the probes can change the result."""
+        """What the verdicts decide, or None as long as the remaining probes can change the result."""
         most = plan.half_open.max_probes
         if (most - self.failed) / most < plan.half_open.success_rate_threshold:
             return failed_by
-        # An upstream that answers, and as slowly as it did when the circuit opened, has not recovered.
+        # An upstream that answers as slowly as it did when the circuit opened has not recovered.
         if plan.slow_call.duration_s is not None and self.slow / most >= plan.slow_call.rate_threshold:
             return Trigger.PROBES_SLOW
         if self.succeeded + self.failed >= most:
@@ -123,10 +123,10 @@ class HalfOpen:
     def settle(self, plan: CircuitPlan, now: float) -> tuple[ProbesTrigger, float] | None:
         """What time alone has decided by *now*, and when it did; None: nothing yet. Mutates.
 
-        In the order in which it happened: expired leases, windows that passed.
+        Expired leases and windows that passed are taken in the order in which they happened.
         """
         window_s = plan.half_open.window_s
-        self._clip(now)
+        self._cap_ends(now)
         while True:
             expires_at = self.oldest_expires_at()
             if expires_at <= now and expires_at <= self._window_ends_at:
@@ -140,8 +140,8 @@ class HalfOpen:
             elif self.failed:
                 return Trigger.WINDOW_ELAPSED, self._window_ends_at
             else:
-                # Nothing speaks against the upstream: verdicts kept, the window starts again. All silent
-                # windows at once, so that a week is one step; a probe that expires with one belongs to it.
+                # Nothing speaks against the upstream: the verdicts are kept and the window starts again. All silent
+                # windows pass at once, so that a week is one step. A probe that expires with a window belongs to it.
                 if expires_at <= now:
                     passed = ceil((expires_at - self._window_ends_at) / window_s)
                 else:
@@ -149,8 +149,8 @@ class HalfOpen:
                 self._window_ends_at += window_s * passed
                 self._window_s = window_s
 
-    def _clip(self, now: float) -> None:
-        """Nothing ends later than its whole length from now: the clock may have stepped back."""
+    def _cap_ends(self, now: float) -> None:
+        """Let nothing end later than its whole length from now: the clock may have stepped back."""
         self._window_ends_at = min(self._window_ends_at, now + self._window_s)
         for probe, length_s in self._lengths.items():
             self._probes[probe] = min(self._probes[probe], now + length_s)

@@ -1,4 +1,4 @@
-"""What a circuit answers, and what it is told: permits and refusals, verdicts, and a look at it."""
+"""What a circuit answers and what it is told: permits and refusals, verdicts, and a view of it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from headrace.policy.plan import CircuitMode
 
 
 class Verdict(StrEnum):
-    """What an attempt, or a call by the last that says anything, says about the upstream's health."""
+    """What an attempt says about the upstream's health. That of a call is its last that is not IGNORED."""
 
     SUCCESS = "success"
     FAILURE = "failure"
-    IGNORED = "ignored"  # nothing: local refusal, cancellation, cut too early. Gives its permit back
+    IGNORED = (
+        "ignored"  # it says nothing: local refusal, cancellation, cut too early. The permit is given back
+    )
 
 
 @dataclass(slots=True)
 class Permit:
-    """Leave to make one call, its retries included; goes back by `Circuit.record`.
+    """Permission to make one call with its retries; goes back by `Circuit.record`.
 
     Attributes:
-        generation: The circuit's when it was given; void after the next transition.
+        generation: The circuit's when the permit was given; the permit is void after the next transition.
         probe: Number of the probe's lease, or None for a permit of the closed circuit
             (then one object serves all callers: no allocation).
     """
@@ -35,8 +37,8 @@ class Refusal(StrEnum):
     """Why there is no permit."""
 
     OPEN = "open"
-    NO_PLACE = "no_place"  # half open, and as many probes as may are out
-    RAMP = "ramp"  # closed again, and not yet this one's turn
+    NO_PLACE = "no_place"  # half open, and all places for probes are taken
+    RAMP = "ramp"  # closed again, and not yet this call's turn
     FORCED_OPEN = "forced_open"
 
 
@@ -45,13 +47,13 @@ class Refused:
     """No permit, and why. `str()` is the sentence for an error message.
 
     Attributes:
-        retry_after_s: Seconds until asking makes sense, >= 0: until a probe may be admitted
-            (open), the oldest probe expires, so at the latest then something has changed (half open),
-            every call is admitted (ramp). Forced open ends with an edit: the longest open period.
+        retry_after_s: Seconds until asking makes sense, >= 0. Open: until a probe may be admitted.
+            Half open: until the oldest probe expires, since something has changed by then. Ramp: until
+            every call is admitted. Forced open: the longest open period, since only an edit ends it.
         cause: The transition that opened the circuit; None where the configuration did.
-        probes: Probes in flight (half open).
-        verdicts: What is known of others (half open).
-        share: Of calls admitted, 0..1 (ramp).
+        probes: Probes in flight (half open); count.
+        verdicts: Probes that were judged (half open); count.
+        share: Share of calls admitted, 0..1 (ramp).
     """
 
     kind: Refusal
@@ -64,17 +66,17 @@ class Refused:
 
     @property
     def failure_rate(self) -> float | None:
-        """Rate that opened the circuit, or None when it was not a rate."""
+        """The failure rate that opened the circuit, or None when no rate did."""
         return None if self.cause is None else self.cause.failure_rate
 
     @property
     def calls(self) -> int:
-        """Calls behind the opening."""
+        """How many calls the opening was decided on."""
         return 0 if self.cause is None else self.cause.calls
 
     @property
     def threshold(self) -> float | None:
-        """What the rule that opened the circuit compared with."""
+        """The threshold of the rule that opened the circuit."""
         return None if self.cause is None else self.cause.threshold
 
     def __str__(self) -> str:
@@ -101,11 +103,11 @@ class CircuitView:
 
     Attributes:
         failure_rate: Share of failures in the window, or None below `minimum_calls`.
-        slow_call_rate: Share of slow calls likewise; None also when no call counts as slow.
+        slow_call_rate: Share of slow calls, likewise; None also when no call counts as slow.
         retry_after_s: Seconds left of the open period; 0 when it is over or not open.
         probes_in_flight: Leases of half-open probes that have not expired.
         verdicts: Verdicts of the half-open phase, expired probes included.
-        ramp_share: Of calls admitted after closing, 0..1; None when it is all of them, or another state's matter.
+        ramp_share: Share of calls admitted after closing, 0..1; None when all of them are, and in any other state.
     """
 
     state: CircuitState

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 class Ramp:
-    """Who is let through while the share grows linearly. Not thread-safe.
+    """Which calls are let through while the share grows linearly. Not thread-safe.
 
-    No dice: each call earns the share in force, and who completes a whole one goes
-    through, so that of any run of calls as many do as the share says, evenly spread
-    (error diffusion). The first call always goes: an upstream with little traffic is not held up.
+    No dice: each call earns the share in force, and the call that completes a whole one goes
+    through. So of any run of calls the share goes through, evenly spread (error diffusion). The
+    first call always goes through: an upstream with little traffic is not held up.
     """
 
     __slots__ = ("_began_at", "_earned")
@@ -18,12 +18,12 @@ class Ramp:
         self._earned = 1.0
 
     def left_s(self, ramp_s: float, now: float) -> float:
-        """Seconds until every call is let through; 0 or less: by now. Mutates where the clock has stepped back."""
+        """Seconds until every call is let through; 0 or less: it is now. Mutates where the clock has stepped back."""
         self._began_at = min(self._began_at, now)
         return self._began_at + ramp_s - now
 
     def share(self, ramp_s: float, now: float) -> float:
-        """Of calls let through at *now*, 0..1."""
+        """Share of calls let through at *now*, 0..1."""
         return min(1.0, max(0.0, (now - self._began_at) / ramp_s))
 
     def admits(self, share: float) -> bool:

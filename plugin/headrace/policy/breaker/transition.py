@@ -34,8 +34,8 @@ TRANSITIONS: Mapping[tuple[CircuitState, Trigger], CircuitState] = MappingProxyT
         (_HALF_OPEN, Trigger.DISABLED): _CLOSED,
     }
 )
-"""Every change of state there is. CLOSED is not reachable from OPEN: recovery is verified first, or waived by the
-operator, who says `mode: disabled` (two steps then, at once)."""
+"""Every change of state that exists. CLOSED is not reachable from OPEN: recovery is verified first. The operator waives
+that with `mode: disabled`, which makes both steps at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Transition:
 
     Attributes:
         generation: The generation that began; orders the transitions of one circuit.
-        at_s: When, monotonic seconds; before the call that noticed it when time alone decided.
+        at_s: When it happened, monotonic seconds. Where time alone decided, that is before the call that noticed it.
         reason: The trigger.
         failure_rate: Share of failures among *calls* in [0, 1], or None where no rate was
             asked (too few calls).
@@ -52,8 +52,8 @@ class Transition:
             counts once, however many attempts it made.
         failures: How many of *calls* failed.
         slow_calls: How many of *calls* took `slow_call.duration` or longer.
-        threshold: What was compared with: the trip rule's own, or of probes slow_call.rate_threshold or
-            success_rate_threshold; None where nothing was.
+        threshold: What the numbers were compared with: the trip rule's own threshold; for probes
+            slow_call.rate_threshold or success_rate_threshold; None where nothing was compared.
         open_for_s: How long the circuit stays open, jitter included; None when it did not open.
         is_observed: The circuit's mode was observe: nothing is refused because of it.
     """

@@ -1,9 +1,9 @@
 """Why a circuit changes its state, and the trip rules: what opens a closed one, a row each.
 
-A rule is a measure of what the window holds and the threshold that it must reach: arithmetic and the words for it,
-nothing else. All that tells of a rule asks its row: the table of transitions, the threshold and the sentence of an
-opening, the summary of the command line. So a new rule is a Trigger and a row here, and its numbers in `policy.plan`,
-`config.settings` and `config.compile`.
+A rule measures what the window holds and compares that with a threshold: arithmetic and the words for it,
+nothing else. Everything that tells of a rule asks its row: the table of transitions, the threshold and the sentence of
+an opening, the summary of the command line. So a new rule is a Trigger and a row here, and its numbers in
+`policy.plan`, `config.settings` and `config.compile`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Trigger(StrEnum):
     PROBES_SUCCEEDED = "probes succeeded"
     PROBE_FAILED = "probe failed"
     PROBE_EXPIRED = "probe expired"
-    PROBES_SLOW = "probes slow"  # they succeeded, and too many took as long as what opened the circuit
+    PROBES_SLOW = "probes slow"  # they succeeded, but too many were as slow as the calls that open a circuit
     WINDOW_ELAPSED = "half_open window elapsed"  # with a failed or expired probe in it
     DISABLED = "disabled"  # the configuration says that the circuit never opens
 
@@ -43,7 +43,7 @@ class Tally:
 
 
 def failure_rate(tally: Tally, *, minimum_calls: int) -> float | None:
-    """Share of failed calls in [0, 1], or None below *minimum_calls* (and without calls).
+    """Share of failed calls in [0, 1], or None below *minimum_calls* and without calls.
 
     Source: resilience4j failureRateThreshold (percent there, rate here).
     """
@@ -53,7 +53,7 @@ def failure_rate(tally: Tally, *, minimum_calls: int) -> float | None:
 
 
 def slow_call_rate(tally: Tally, plan: CircuitPlan) -> float | None:
-    """Share of slow calls in [0, 1], or None below `minimum_calls` and where no call counts as slow.
+    """Share of slow calls in [0, 1], or None below `minimum_calls`, and where no call counts as slow.
 
     Source: resilience4j slowCallRateThreshold.
     """
@@ -63,10 +63,10 @@ def slow_call_rate(tally: Tally, plan: CircuitPlan) -> float | None:
 
 
 def run_of_failures(tally: Tally, plan: CircuitPlan) -> int | None:
-    """Failed calls in a row, or None from `minimum_calls` on: it is the measure for low traffic.
+    """Failed calls in a row, or None from `minimum_calls` on: this is the measure for low traffic.
 
-    Below `minimum_calls` a rate means nothing. Where it means something, it is asked alone: a run of any length comes
-    sooner or later at any failure rate, and the sooner the more calls there are (failures.md 87).
+    Below `minimum_calls` a rate means nothing. From there on the rate alone decides: at any failure rate a run of any
+    length comes sooner or later, and sooner the more calls there are (failures.md 87).
     """
     return tally.consecutive_failures if tally.calls < plan.minimum_calls else None
 
@@ -80,10 +80,11 @@ class TripRule:
     """One reason for a closed circuit to open: its measure reaches its threshold.
 
     Attributes:
-        measure: What it looks at; None where that means nothing.
-        threshold: What the measure is compared with, and what is told of a trip; None: the rule is off.
-        why: A trip in words, from what the window held and the threshold; for an error message.
-        summary: When it opens the circuit, in words that go on from those of the rules before it; "" when it is off.
+        measure: The number that the rule looks at; None where it means nothing.
+        threshold: What the measure is compared with, and what a trip reports; None: the rule is off.
+        why: A trip in words, from the window's tally and the threshold; for an error message.
+        summary: When the rule opens the circuit, in words that continue those of the rules before it; "" when it is
+            off.
     """
 
     measure: Callable[[Tally, CircuitPlan], float | None]
@@ -145,9 +146,10 @@ TRIP_RULES: Mapping[Trigger, TripRule] = MappingProxyType(
         ),
     }
 )
-"""Asked in this order after a failure or a slow call, never after a fast success (as Polly and gobreaker do).
+"""The rules are asked in this order after a failure or a slow call, never after a fast success (as in Polly and
+gobreaker).
 
-The first that trips names the trip, and the order is that of the summary.
+The first rule that trips names the trip. The summary has the same order.
 """
 
 

@@ -1,13 +1,13 @@
-"""Sliding windows of calls: over time, or over the last so many. What a record costs does not depend on traffic.
+"""Sliding windows of calls: over time, or over a number of last calls. The cost of a record is independent of traffic.
 
-Two verbs and three totals: `add` counts a call and says at which *place*; `turn` marks a
-call counted at a place afterwards, or takes its mark off, as long as that place is in the window. The
+Two verbs and three totals. `add` counts a call and says at which *place*. `turn` later marks a
+call counted at a place, or takes its mark off, as long as that place is in the window. The
 circuit marks failures; the retry budget counts first attempts and marks retries.
 
-Not thread-safe: the owner's lock guards a window. Instants are monotonic seconds. One
-that lies before the newest (threads read the clock before they get the lock) is
-taken for the newest, so time never runs backwards here. One that lies further before it than any thread
-can be late is a clock that was stepped back: what is in the window stays, and ages from there (failures.md 69).
+Not thread-safe: the owner's lock guards a window. Instants are monotonic seconds. An instant
+before the newest is taken for the newest, so time never runs backwards here: threads read the clock before
+they get the lock. An instant that is earlier than any thread can be late means that the clock was stepped back.
+Then what is in the window stays, and ages from there (failures.md 69).
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from typing import Final, TypeAlias, assert_never
 from headrace.policy.plan import CountWindowPlan, TimeWindowPlan, WindowPlan
 
 LATEST_S = 900.0
-"""Seconds back, plus ten windows, that an instant is taken for a thread's that came late, and no step of the clock.
+"""How far back an instant may lie, besides ten windows, and still be that of a late thread. Seconds.
 
-As long as that a window may stand still after a smaller step; a process that was suspended amid a call is as late.
+An earlier instant means a step of the clock. After a smaller step a window may stand still for that long. The time
+is so long because a process that was suspended during a call is that late.
 """
 
 
 @dataclass(slots=True)
 class Batch:
-    """Calls that cannot be told apart any more, on their way from one window to another.
+    """Calls that can no longer be told apart, on their way from one window to another.
 
     Attributes:
         at: The latest instant at which they can have been counted.
@@ -45,9 +46,9 @@ class Batch:
 class TimeWindow:
     """Counts of the last *size_s* seconds.
 
-    A ring of partial sums (slices) and a running total: adding is O(1), time moves
-    the ring by whole slices, so the window is n_slices long, of which the youngest is
-    not over: it reaches back between n_slices - 1 and n_slices of them.
+    A ring of partial sums (slices) and a running total. Adding is O(1). Time moves
+    the ring by whole slices. The window is n_slices long, and the youngest slice is
+    not over: so the window reaches back between n_slices - 1 and n_slices slices.
 
     Attributes:
         calls: Total over the window; marked and slow likewise.
@@ -60,10 +61,10 @@ class TimeWindow:
         "_calls",
         "_ends_at",
         "_epoch",
+        "_late_from",
         "_marked",
         "_place",
         "_slow",
-        "_steps_at",
         "calls",
         "marked",
         "slice_s",
@@ -75,7 +76,7 @@ class TimeWindow:
         self._epoch = 0  # number of the current slice since the clock's zero
         self._at = 0  # where the current slice is in the ring
         self._ends_at = self.slice_s
-        self._steps_at = -inf  # an instant before is no thread's that came late
+        self._late_from = -inf  # an earlier instant is not that of a late thread
         self._place = 0  # of the current slice; runs beside the epoch
         self._calls = [0] * n_slices
         self._marked = [0] * n_slices
@@ -88,9 +89,9 @@ class TimeWindow:
         return self._place + 1
 
     def add(self, now: float, marked: int = 0, slow: int = 0, calls: int = 1) -> int:
-        """Count *calls* in the slice of *now*; their place. Mutates."""
-        # Flat, and advance() not called in the common case: a Python call costs about a microsecond in situ.
-        if now >= self._ends_at or now < self._steps_at:
+        """Count *calls* in the slice of *now* and answer their place. Mutates."""
+        # Flat, and without advance() in the common case: a Python call costs about a microsecond in situ.
+        if now >= self._ends_at or now < self._late_from:
             self.advance(now)
         at = self._at
         self._calls[at] += calls
@@ -104,12 +105,12 @@ class TimeWindow:
         return self._place
 
     def turn(self, place: int, by: int = 1) -> bool:
-        """Mark an unmarked call counted at *place*; False when the place has left. Mutates.
+        """Mark an unmarked call counted at *place*; False when the place has left the window. Mutates.
 
-        A slice knows sums only: who turns one call twice has marked two.
+        A slice knows sums only: a caller that turns one call twice has marked two.
 
         Args:
-            by: 1; -1 takes the mark off a marked one.
+            by: 1; -1 takes the mark off a marked call.
         """
         age = self._place - place
         if not 0 <= age < len(self._calls):
@@ -121,15 +122,15 @@ class TimeWindow:
 
     @property
     def oldest_calls(self) -> int:
-        """What the oldest slice holds of `calls`: without it the window is a slice shorter."""
+        """The part of `calls` that the oldest slice holds: without it the window is a slice shorter."""
         return self._calls[(self._epoch + 1) % len(self._calls)]
 
     def advance(self, now: float) -> None:
-        """Forget what *now* has pushed out of the window. Mutates."""
+        """Forget what has left the window by *now*. Mutates."""
         epoch = int(now // self.slice_s)
         n_slices = len(self._calls)
-        if now < self._steps_at:
-            self._take_a_step_back(epoch)
+        if now < self._late_from:
+            self._step_back(epoch)
             return
         if epoch <= self._epoch:
             return
@@ -140,22 +141,22 @@ class TimeWindow:
             self.slow -= self._slow[at]
             self._calls[at] = self._marked[at] = self._slow[at] = 0
         self._place += epoch - self._epoch
-        self._stand_at(epoch)
+        self._enter_slice(epoch)
 
-    def _stand_at(self, epoch: int) -> None:
+    def _enter_slice(self, epoch: int) -> None:
         n_slices = len(self._calls)
         self._epoch = epoch
         self._at = epoch % n_slices
         # No double lies between the exact product and this one, so `now >= _ends_at` and the floor division agree.
         self._ends_at = (epoch + 1) * self.slice_s
-        self._steps_at = (epoch - 10 * n_slices) * self.slice_s - LATEST_S
+        self._late_from = (epoch - 10 * n_slices) * self.slice_s - LATEST_S
 
-    def _take_a_step_back(self, epoch: int) -> None:
-        """The clock was stepped back into slice *epoch*, which is the current one as it is."""
+    def _step_back(self, epoch: int) -> None:
+        """Take slice *epoch*, into which the clock was stepped back, for the current one; its contents stay."""
         by = (epoch - self._epoch) % len(self._calls)
         for ring in (self._calls, self._marked, self._slow):
             ring[:] = ring[-by:] + ring[:-by]
-        self._stand_at(epoch)
+        self._enter_slice(epoch)
 
     def clear(self) -> None:
         """Forget every call. Mutates."""
@@ -166,7 +167,7 @@ class TimeWindow:
         self.calls = self.marked = self.slow = 0
 
     def batches(self, now: float) -> Iterator[Batch]:
-        """What is in the window, oldest first: a batch per slice, as of the slice's end (or *now*, before it)."""
+        """What is in the window, oldest first: a batch per slice, dated to the slice's end, or to *now* if earlier."""
         n_slices = len(self._calls)
         for epoch in range(self._epoch - n_slices + 1, self._epoch + 1):
             at = epoch % n_slices
@@ -175,14 +176,16 @@ class TimeWindow:
                 yield Batch(ended_at, self._calls[at], self._marked[at], self._slow[at])
 
     def take_over(self, older: Window, now: float) -> None:
-        """Hold what *older* holds as far as it is of this window. Mutates; to be called once, on a fresh one.
+        """Take over what *older* holds, as far as it fits this window. Mutates; to be called once, on a fresh window.
 
-        A place that *older* gave out has left.
+        The places that *older* gave out have left.
         """
         for batch in older.batches(now):
             self.add(batch.at, batch.marked, batch.slow, batch.calls)
         self.advance(now)
-        self._place = older.next_place + len(self._calls)  # the oldest slice's is above all of *older*'s
+        self._place = older.next_place + len(
+            self._calls
+        )  # the oldest slice's place is above all of *older*'s
 
 
 _MARKED: Final = 1
@@ -190,9 +193,9 @@ _SLOW: Final = 2
 
 
 class CountWindow:
-    """Counts of the last *size* calls, of those only the ones of the last *max_age_s* seconds.
+    """Counts of the last *size* calls; with *max_age_s*, only of those in the last *max_age_s* seconds.
 
-    A ring with a byte per call (and, with max_age_s, its instant): adding is O(1), amortised
+    A ring with a byte per call and, with max_age_s, its instant. Adding is O(1), amortised
     where calls also leave by age.
 
     Attributes:
@@ -204,11 +207,11 @@ class CountWindow:
     __slots__ = (
         "_bits",
         "_instants",
+        "_late_from",
         "_leaves_at",
         "_max_age_s",
         "_newest",
         "_place",
-        "_steps_at",
         "calls",
         "marked",
         "slow",
@@ -219,9 +222,11 @@ class CountWindow:
         self._max_age_s = max_age_s
         self._instants = None if max_age_s is None else array("d", bytes(8 * size))
         self._newest = 0.0
-        self._steps_at = -inf  # an instant before is no thread's that came late
-        self._leaves_at = -inf  # no call leaves by its age before; may be earlier than need be
-        self._place = 0  # of the next call: their number so far. The ring's index is its remainder
+        self._late_from = -inf  # an earlier instant is not that of a late thread
+        self._leaves_at = -inf  # before this instant no call leaves by its age; may be too early
+        self._place = (
+            0  # of the next call: the number of calls so far. Its remainder is the index in the ring
+        )
         self.calls = self.marked = self.slow = 0
 
     @property
@@ -230,7 +235,7 @@ class CountWindow:
         return self._place
 
     def add(self, now: float, marked: int = 0, slow: int = 0) -> int:
-        """Count one call; its place. Mutates.
+        """Count one call and answer its place. Mutates.
 
         Args:
             marked: 0 or 1; slow likewise.
@@ -238,7 +243,7 @@ class CountWindow:
         place, bits = self._place, self._bits
         at = place % len(bits)
         if self._instants is not None:
-            if now >= self._leaves_at or now < self._steps_at:
+            if now >= self._leaves_at or now < self._late_from:
                 self.advance(now)
             elif now > self._newest:
                 self._newest = now
@@ -262,7 +267,7 @@ class CountWindow:
         """Mark the call counted at *place*; False when it has left, or is marked. Mutates.
 
         Args:
-            by: 1; -1 takes the mark off; False then when it has none.
+            by: 1; -1 takes the mark off, and then the answer is False when there is none.
         """
         if not self._place - self.calls <= place < self._place:
             return False
@@ -274,7 +279,7 @@ class CountWindow:
         return True
 
     def advance(self, now: float) -> None:
-        """Forget what has become too old by *now*. Mutates."""
+        """Forget the calls that are too old by *now*. Mutates."""
         instants, max_age_s = self._instants, self._max_age_s
         if instants is None or max_age_s is None:
             return
@@ -286,7 +291,7 @@ class CountWindow:
                 instants[at] = instant - by
             self._newest = now
         size = len(instants)
-        self._steps_at = self._newest - 10 * max_age_s - LATEST_S
+        self._late_from = self._newest - 10 * max_age_s - LATEST_S
         self._leaves_at = -inf
         while self.calls:
             at = (self._place - self.calls) % size
@@ -303,7 +308,7 @@ class CountWindow:
         self.calls = self.marked = self.slow = 0
 
     def batches(self, now: float) -> Iterator[Batch]:
-        """What is in the window, oldest first: a batch per call, as of *now* when its age is not kept."""
+        """What is in the window, oldest first: a batch per call, dated to *now* when ages are not kept."""
         size, instants = len(self._bits), self._instants
         for place in range(self._place - self.calls, self._place):
             bits = self._bits[place % size]
@@ -311,10 +316,10 @@ class CountWindow:
             yield Batch(at, 1, bits & _MARKED, bits >> 1)
 
     def take_over(self, older: Window, now: float) -> None:
-        """Hold the newest of what *older* holds. Mutates; to be called once, on a fresh one.
+        """Take over the newest calls that *older* holds. Mutates; to be called once, on a fresh window.
 
         The order within one batch is not known: the marked and the slow are taken for the newest.
-        A place that *older* gave out has left.
+        The places that *older* gave out have left.
         """
         self._place = older.next_place
         size = len(self._bits)
