@@ -50,55 +50,17 @@ def observed(
         facts_of: What an exception of *go* says: its fault, whether a limit was hit, how far it got.
         read: Reads the body of what *go* returned at its head; None: *go* has done that, or its caller will.
     """
-    plan, state = upstream.plan, upstream.state
-    counters = state.counters
-    inbound = inbound_var.get()
-    served = None if inbound is None or inbound.is_over else inbound  # as `Call` has it
-    allowance = None
-    if served is not None:
-        if served.rehearsed is None:
-            served.rehearsed = RehearsedAllowance(served.allowance)
-        allowance = served.rehearsed
-    may_wait = _get_running_loop() is None
-    request.keyed = is_keyed(plan, request.method, request.headers or ())
-    began = monotonic()
-    exchange = Exchange(
-        plan,
-        state.circuit,
-        state.budget,
-        request,
-        now=began,
-        rng=random.random,
-        may_wait=may_wait,
-        served=Served(
-            None if served is None else served.deadline_at,
-            allowance,
-            None if inbound is None else inbound.cancellation,
-        ),
-        nth_try=nth_try,
-    )
-    tracing = upstream.tracing
-    trace = None
-    if tracing is not None and tracing.has_context():
-        trace = tracing.observed_call(plan.name, state.circuit, address=state.pool.host, request=inbound)
-    first = exchange.decide(began)
-    assert isinstance(first, (Send, Divert, Refuse)), "nothing has been tried yet"
-    held = None
-    if isinstance(first, Send):  # if it were enforced
-        held = _Connection()
-        with counters.lock:
-            state.in_flight.add(held)
-            _count_full(upstream, may_wait=may_wait and request.timeouts.acquire_s > 0.0)
-    outcome = Outcome(started_s=began)
+    rehearsal = _Rehearsal(upstream, request, nth_try)
+    outcome = Outcome(started_s=rehearsal.began)
     head_s = None
     try:
         response = go()
         outcome.status = status_of(response)
         outcome.sent = True
         if outcome.status >= RETRY_AFTER_FROM:
-            outcome.retry_after_s = _asked_s(plan, response)
+            outcome.retry_after_s = _asked_s(upstream.plan, response)
         if read is not None:
-            head_s = monotonic() - began
+            head_s = monotonic() - rehearsal.began
             read(response)
         if not request.streamed:
             outcome.condemned = is_condemned(upstream, response, outcome.status)
@@ -109,23 +71,86 @@ def observed(
         outcome.sent = phase == "sent"
         raise
     finally:
-        outcome.duration_s = monotonic() - began
-        if held is not None:
+        outcome.duration_s = monotonic() - rehearsal.began
+        rehearsal.end(outcome, head_s)
+
+
+class _Rehearsal:
+    """What the rules make of one call that is made without them. Owned by one thread.
+
+    Attributes:
+        began: When the call did, monotonic seconds.
+    """
+
+    __slots__ = ("_exchange", "_first", "_held", "_streamed", "_trace", "_upstream", "began")
+
+    def __init__(self, upstream: Upstream, request: Request, nth_try: int) -> None:
+        plan, state = upstream.plan, upstream.state
+        inbound = inbound_var.get()
+        serving = None if inbound is None or inbound.is_over else inbound  # as `Call` has it
+        allowance = None
+        if serving is not None:
+            if serving.rehearsed is None:
+                serving.rehearsed = RehearsedAllowance(serving.allowance)
+            allowance = serving.rehearsed
+        may_wait = _get_running_loop() is None
+        request.keyed = is_keyed(plan, request.method, request.headers or ())
+        self._upstream, self._streamed = upstream, request.streamed
+        self.began = monotonic()
+        self._exchange = exchange = Exchange(
+            plan,
+            state.circuit,
+            state.budget,
+            request,
+            now=self.began,
+            rng=random.random,
+            may_wait=may_wait,
+            served=Served(
+                None if serving is None else serving.deadline_at,
+                allowance,
+                None if inbound is None else inbound.cancellation,
+            ),
+            nth_try=nth_try,
+        )
+        tracing = upstream.tracing
+        self._trace = None
+        if tracing is not None and tracing.has_context():
+            host = state.pool.host
+            self._trace = tracing.observed_call(plan.name, state.circuit, address=host, request=inbound)
+        first = exchange.decide(self.began)
+        assert isinstance(first, (Send, Divert, Refuse)), "nothing has been tried yet"
+        self._first = first
+        self._held = None
+        if isinstance(first, Send):  # if it were enforced
+            self._held = held = _Connection()
+            with state.counters.lock:
+                state.in_flight.add(held)
+                _count_full(upstream, may_wait=may_wait and request.timeouts.acquire_s > 0.0)
+
+    def end(self, outcome: Outcome, head_s: float | None) -> None:
+        """Play the call on from *outcome*, and count it. Never raises: the call is none of the rehearsal's business.
+
+        Args:
+            head_s: When the head of its answer came, seconds from its begin; None: not known.
+        """
+        state, exchange = self._upstream.state, self._exchange
+        counters = state.counters
+        if self._held is not None:
             with counters.lock:
-                state.in_flight.discard(held)
+                state.in_flight.discard(self._held)
         try:
-            seen = Seen(outcome, head_s, request.streamed, exchange.is_retried(outcome.status))
-            foretold = rehearse(exchange, first, seen)
+            seen = Seen(outcome, head_s, self._streamed, exchange.is_retried(outcome.status))
+            foretold = rehearse(exchange, self._first, seen)
             with counters.lock:
-                _count(upstream, foretold)
+                _count(self._upstream, foretold)
             made = _Made(outcome, exchange)
             exemplar = None
-            if trace is not None:
-                trace.end(made, label=None)  # type: ignore[arg-type]  # what it asks for, `_Made` has
-                exemplar = trace.exemplar(outcome.duration_s)
+            if self._trace is not None:
+                self._trace.end(made, label=None)  # type: ignore[arg-type]  # what it asks for, `_Made` has
+                exemplar = self._trace.exemplar(outcome.duration_s)
             made.refused = None  # nothing was refused: it would have been
             tally(counters, made, label=None, duration_s=outcome.duration_s, exemplar=exemplar)
-        except Exception as error:  # the call is none of the rehearsal's business
+        except Exception as error:
             stumbled("rehearse an observed call", error)
 
 

@@ -30,7 +30,7 @@ from headrace.engine.call import Call
 from headrace.engine.surface import Failure, Streamed, Substitute
 from headrace.engine.tries import Tries
 from headrace.errors import UpstreamError
-from headrace.policy.plan import FallbackPlan, TimeoutPlan, UrlPrefix
+from headrace.policy.plan import FallbackPlan, UrlPrefix
 from headrace.policy.request import Request
 from headrace.policy.routes import url_of
 from headrace.runtime.carrying import carry, record_of
@@ -45,36 +45,36 @@ def send_in_tries(
     go: Callable[[], Response],
     upstream: Upstream,
     adapter: HTTPAdapter,
-    request: PreparedRequest,
+    prepared: PreparedRequest,
+    request: Request,
     *,
-    stream: bool,
     is_seen: bool,
-    timeouts: TimeoutPlan,
-    replayable: bool,
     body_at: int | None,
 ) -> Response:
     """One call to *upstream*, tried as often as the `max_retries` of *adapter* say. Blocks.
 
     Args:
-        go: Stock's `send` of *request* by *adapter*.
+        go: Stock's `send` of *prepared* by *adapter*.
+        request: What the rules need to know of it.
         is_seen: The raw answer is looked at before its content is read.
-        replayable, body_at: As `body.position_of` says.
+        body_at: As `body.position_of` says.
 
     Raises:
         UpstreamError: The twin that is also a requests exception; no further try was made.
         requests.RequestException: What requests makes of the last try.
     """
     tries = Tries(upstream)
+    timeouts, stream = request.timeouts, request.streamed
     hop = _Hop(upstream.state.pool, upstream, timeouts, tries)
     hop.adapter = adapter
-    hop.prepared = request
+    hop.prepared = prepared
     hop.stream = stream
-    hop.replayable = replayable
+    hop.replayable = request.replayable
     hop.body_at = body_at
     outer = current_attempt.get()
     try:
         # A stand-in for the whole call, by which the adapter finds its pool; each try has its own.
-        current_attempt.set(Attempt(hop, request, None, (), timeouts, math.inf, stream))
+        current_attempt.set(Attempt(hop, prepared, None, (), timeouts, math.inf, stream))
         response = go()
         if not stream and not is_seen and not response.is_redirect:
             response.content  # noqa: B018 - as the Session is about to: an error of it gets the record, too

@@ -92,35 +92,22 @@ def send(
         bool(request.hooks and request.hooks.get("response"))
         or not (type(adapter).send is HTTPAdapter.send or isinstance(adapter, GovernedAdapter))
     )
+    asked = Request(request, method, request.headers, timeouts, stream, replayable)
     if upstream.mode == "observe":
-
-        def read(response: Response) -> None:
-            if not response.is_redirect:
-                response.content  # noqa: B018 - as the Session is about to: the body is part of what is judged
-
+        asked.streamed = stream or is_seen
         return observed(
             upstream,
             go,
-            Request(request, method, request.headers, timeouts, stream or is_seen, replayable),
+            asked,
             status_of=_status,
             facts_of=facts_of,
             nth_try=int(is_delegated),
-            read=None if stream or is_seen else read,
+            read=None if asked.streamed else _read,
         )
     tries = None
     if is_delegated:
         if _asks_for_a_pool(original):
-            return send_in_tries(
-                go,
-                upstream,
-                adapter,
-                request,
-                stream=stream,
-                is_seen=is_seen,
-                timeouts=timeouts,
-                replayable=replayable,
-                body_at=body_at,
-            )
+            return send_in_tries(go, upstream, adapter, request, asked, is_seen=is_seen, body_at=body_at)
         tries = Tries(upstream)  # one, as far as we can see
         count_delegated(upstream)
     surface = _Surface(
@@ -136,11 +123,15 @@ def send(
         proxies=proxies,
     )
     try:
-        asked = Request(request, method, request.headers, timeouts, stream, replayable)
         return Call(upstream, surface, asked, tries=tries).run()
     finally:
         if tries is not None:
             tries.settle()
+
+
+def _read(response: Response) -> None:
+    if not response.is_redirect:
+        response.content  # noqa: B018 - as the Session is about to: the body is part of what is judged
 
 
 def _asks_for_a_pool(original: Send) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -98,49 +98,38 @@ class RoutedHTTPPool(HTTPConnectionPool):
                 or that itself where *retries* is False.
         """
         upstream = self._upstream_of(url, headers)
+        asked = {
+            "headers": headers,
+            "redirect": redirect,
+            "assert_same_host": assert_same_host,
+            "timeout": timeout,
+            "pool_timeout": pool_timeout,
+            "release_conn": release_conn,
+            "chunked": chunked,
+            "body_pos": body_pos,
+            "preload_content": preload_content,
+            "decode_content": decode_content,
+            **response_kw,
+        }
         if upstream is None or upstream.mode != "enforce":
 
             def go() -> BaseHTTPResponse:  # no partial, whose repr has the arguments, credentials among them
-                return self.stock.urlopen(
-                    method,
-                    url,
-                    body,
-                    headers=headers,
-                    retries=asked,
-                    redirect=redirect,
-                    assert_same_host=assert_same_host,
-                    timeout=timeout,
-                    pool_timeout=pool_timeout,
-                    release_conn=release_conn,
-                    chunked=chunked,
-                    body_pos=body_pos,
-                    preload_content=preload_content,
-                    decode_content=decode_content,
-                    **response_kw,
-                )
+                return self.stock.urlopen(method, url, body, retries=wanted, **asked)
 
-            asked = retries
+            wanted = retries
             if upstream is None or upstream.mode == "off":
                 return go()
-            replayable, _ = position_of(body)
             if not isinstance(retries, Retry):
                 retries = Retry.from_int(retries, redirect=redirect, default=self.retries)
-            is_own = not is_default(retries) and retries_itself(retries)
-            return observed(
-                upstream,
-                go,
-                Request(
-                    None,
-                    method.upper(),
-                    self.headers if headers is None else headers,
-                    self._timeouts(upstream.plan.timeouts, timeout, pool_timeout),
-                    not preload_content,
-                    replayable,
-                ),
-                status_of=status_of,
-                facts_of=facts_of,
-                nth_try=int(is_own),
+            request = Request(
+                None,
+                method.upper(),
+                self.headers if headers is None else headers,
+                self._timeouts(upstream.plan.timeouts, timeout, pool_timeout),
+                not preload_content,
+                position_of(body)[0],
             )
+            return _observed(upstream, go, request, retries)
         if not isinstance(retries, Retry):
             retries = Retry.from_int(retries, redirect=redirect, default=self.retries)
         if is_default(retries):
@@ -152,24 +141,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
         hop = _Hop(self, upstream, self._timeouts(upstream.plan.timeouts, timeout, pool_timeout), tries)
         hop.front, hop.release_conn = self, release_conn
         try:
-            return HTTPConnectionPool.urlopen(
-                hop,
-                method,
-                url,
-                body,
-                headers=headers,
-                retries=retries,
-                redirect=redirect,
-                assert_same_host=assert_same_host,
-                timeout=timeout,
-                pool_timeout=pool_timeout,
-                release_conn=release_conn,
-                chunked=chunked,
-                body_pos=body_pos,
-                preload_content=preload_content,
-                decode_content=decode_content,
-                **response_kw,
-            )
+            return HTTPConnectionPool.urlopen(hop, method, url, body, retries=retries, **asked)
         except RefusalInFlight:
             pass  # raised below, outside: as the context of itself it would be a cycle
         except BaseException as error:
@@ -237,6 +209,13 @@ _FRONTS: dict[type[HTTPConnectionPool], type[RoutedHTTPPool]] = {
     HTTPConnectionPool: RoutedHTTPPool,
     HTTPSConnectionPool: RoutedHTTPSPool,
 }
+
+
+def _observed(
+    upstream: Upstream, go: Callable[[], BaseHTTPResponse], request: Request, retries: Retry
+) -> BaseHTTPResponse:
+    is_own = not is_default(retries) and retries_itself(retries)
+    return observed(upstream, go, request, status_of=status_of, facts_of=facts_of, nth_try=int(is_own))
 
 
 def is_stock(pool: HTTPConnectionPool) -> bool:

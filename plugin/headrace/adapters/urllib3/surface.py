@@ -71,47 +71,18 @@ def urlopen(
     else:
         replayable, body_at = position_of(body)
     if upstream.mode != "enforce":
-        origin = upstream.plan.base.origin
-        if headers and is_of_connection(headers):
-            stock = PlainPoolManager()  # of this call alone: all callers of a handle share the other
-        trust = {} if upstream.plan.tls is None else trust_of(upstream.plan.tls)
-        pool = stock.connection_from_host(origin.host, origin.port, origin.scheme, pool_kwargs=trust)
-        if timeout is not None:
-            response_kw["timeout"] = timeout
-
-        # When the head has come is part of what is judged, so it is we who read on from there.
-        is_read_here = preload_content and upstream.mode == "observe"
-
-        def go() -> BaseHTTPResponse:  # no partial, whose repr has the arguments, credentials among them
-            return pool.urlopen(
-                method,
-                target,
-                body=body,
-                headers=with_defaults(headers or {}, Outbound(upstream, "", headers).headers),
-                retries=False,
-                redirect=False,
-                preload_content=preload_content and not is_read_here,
-                decode_content=decode_content,
-                **response_kw,
-            )
-
-        def read(answer: BaseHTTPResponse) -> None:
-            try:
-                answer._body = answer.read(decode_content=decode_content)  # type: ignore[attr-defined]
-            except BaseException:
-                answer.close()
-                raise
-
-        if upstream.mode == "off":
-            return go()
-        timeouts = timeouts_of_call(upstream.plan.timeouts, timeout)
-        return observed(
+        return _unenforced(
             upstream,
-            go,
-            Request(None, method, headers, timeouts, not preload_content, replayable),
-            status_of=status_of,
-            facts_of=facts_of,
-            read=read if is_read_here else None,
+            stock,
+            method,
+            target,
+            body,
+            headers,
+            timeout,
+            preload_content,
+            decode_content,
+            replayable,
+            response_kw,
         )
     timeouts = upstream.plan.timeouts
     surface = UrlopenSurface(
@@ -128,6 +99,64 @@ def urlopen(
         timeouts = timeouts_of_call(timeouts, timeout)
     request = Request(surface, method, headers, timeouts, not preload_content, replayable)
     return Call(upstream, surface, request).run()
+
+
+def _unenforced(
+    upstream: Upstream,
+    stock: urllib3.PoolManager,
+    method: str,
+    target: str,
+    body: Any,
+    headers: Mapping[str, str] | None,
+    timeout: Any,
+    preload_content: bool,
+    decode_content: bool,
+    replayable: bool,
+    response_kw: dict[str, Any],
+) -> BaseHTTPResponse:
+    """The same call where the rules are not in force: made over *stock*, and observed if they are rehearsed."""
+    origin = upstream.plan.base.origin
+    if headers and is_of_connection(headers):
+        stock = PlainPoolManager()  # of this call alone: all callers of a handle share the other
+    trust = {} if upstream.plan.tls is None else trust_of(upstream.plan.tls)
+    pool = stock.connection_from_host(origin.host, origin.port, origin.scheme, pool_kwargs=trust)
+    if timeout is not None:
+        response_kw["timeout"] = timeout
+
+    # When the head has come is part of what is judged, so it is we who read on from there.
+    is_read_here = preload_content and upstream.mode == "observe"
+
+    def go() -> BaseHTTPResponse:  # no partial, whose repr has the arguments, credentials among them
+        return pool.urlopen(
+            method,
+            target,
+            body=body,
+            headers=with_defaults(headers or {}, Outbound(upstream, "", headers).headers),
+            retries=False,
+            redirect=False,
+            preload_content=preload_content and not is_read_here,
+            decode_content=decode_content,
+            **response_kw,
+        )
+
+    def read(answer: BaseHTTPResponse) -> None:
+        try:
+            answer._body = answer.read(decode_content=decode_content)  # type: ignore[attr-defined]
+        except BaseException:
+            answer.close()
+            raise
+
+    if upstream.mode == "off":
+        return go()
+    timeouts = timeouts_of_call(upstream.plan.timeouts, timeout)
+    return observed(
+        upstream,
+        go,
+        Request(None, method, headers, timeouts, not preload_content, replayable),
+        status_of=status_of,
+        facts_of=facts_of,
+        read=read if is_read_here else None,
+    )
 
 
 def url_through(pool: GovernedHTTPPool, target: str) -> str:
