@@ -135,14 +135,7 @@ def inspect(
 
     interpolation = Interpolation(env, reader)
     tree = _table(interpolation.resolve_tree(tree))
-    folder = os.fspath(secrets_dir) if secrets_dir is not None else env.get(SECRETS_VARIABLE)
-    if folder:
-        over, found, warnings = read_secrets(folder, tree, reader)
-        tree = _laid_on(tree, over)
-        problems += found
-        misspelt += warnings
-    over, found, warnings = read_environment(env, tree, reader)
-    tree = _laid_on(tree, over)
+    tree, found, warnings = _overlaid(tree, env, reader, secrets_dir)
     problems += found
     misspelt += warnings
 
@@ -179,6 +172,22 @@ def inspect(
         warnings=tuple(map(str, sorted([*misspelt, *findings]))),
     )
     return Inspection(configuration, settings, written, (), tuple(misspelt), tuple(findings), watched)
+
+
+def _overlaid(
+    tree: Table, env: Mapping[str, str], reader: Reader, secrets_dir: str | os.PathLike[str] | None
+) -> tuple[Table, list[Problem], list[Problem]]:
+    """*tree* under the secrets directory and the environment; what is wrong with them, and what is misspelt."""
+    problems: list[Problem] = []
+    misspelt: list[Problem] = []
+    folder = os.fspath(secrets_dir) if secrets_dir is not None else env.get(SECRETS_VARIABLE)
+    if folder:
+        over, found, warnings = read_secrets(folder, tree, reader)
+        tree = _laid_on(tree, over)
+        problems += found
+        misspelt += warnings
+    over, found, warnings = read_environment(env, tree, reader)
+    return _laid_on(tree, over), problems + found, misspelt + warnings
 
 
 def _refused(
