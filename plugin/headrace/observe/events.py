@@ -1,8 +1,8 @@
 """Rare facts worth a log line: one frozen type each, with plain fields and no secrets.
 
-A field is a str, a number, None or a tuple of str, so that any log pipeline can
-keep it; `name` is the event's word and `line` says it in a sentence. Nothing in
-here is built on the success path of a call. Long, for it is one list: the table of events in the README.
+A field is a str, a number, None or a tuple of str, so that any log pipeline can keep it. `name` is the event's word
+and `line` says it in a sentence. Nothing in here is built on the success path of a call. The module is long because
+it is one list: the table of events in the README.
 """
 
 from __future__ import annotations
@@ -228,7 +228,8 @@ class CircuitChanged:
             rate = "" if self.failure_rate is None else f"failure rate {self.failure_rate:.2f} over "
             run = f"{self.consecutive_failures} failed in a row"
             return f"{rate}{_count(self.calls, 'call')}, {run}{slow}{threshold}"
-        # The threshold of probes is of what succeeded (that of slow ones apart): beside a failure rate it misleads.
+        # The threshold of probes is a share of successes, except that of slow ones. Beside a failure rate it would
+        # mislead.
         if self.failure_rate is None:
             return f"{_count(self.calls, 'probe')}{slow}{threshold}"
         succeeded = f"success rate {1 - self.failure_rate:.2f} over {_count(self.calls, 'probe')}"
@@ -590,7 +591,7 @@ def _files(files: tuple[str, ...]) -> str:
 
 
 def _some(names: tuple[str, ...], *, most: int = 8) -> str:
-    """The first few names: a thousand upstreams are still one readable line; the record has them all."""
+    """The first few names. A thousand upstreams are still one readable line; the record has them all."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 

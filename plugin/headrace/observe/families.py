@@ -1,7 +1,14 @@
 """The table of metric families: what each is called, and how it is made of a reading.
 
-It drives the Collector (`metrics`) and the files of prometheus_client's multiprocess mode (`multiprocess`), both by
-way of `samples`. Labels are names from the configuration and words from closed lists, never a URL.
+A row is all that has to be written for a metric. `samples` reads the rows and nothing else knows a family by name, so
+the Collector (`metrics`), the files of prometheus_client's multiprocess mode (`multiprocess`) and README's table (a
+test compares it) cannot differ. Labels are names from the configuration and words from closed lists, never a URL: the
+number of series stays bounded.
+
+A `read` function gets a copied reading, which belongs to the caller alone. It may therefore walk the totals without a
+lock. It must be pure: it runs at a scrape, on any thread. `merge`, `across_processes` and `gone` are needed because a
+gauge cannot be added up like a counter. `merge` is for two instances of one process, `across_processes` for several
+processes, `gone` for an upstream that has left while its series stays in a file.
 """
 
 from __future__ import annotations
@@ -48,11 +55,11 @@ class Family(Generic[Source]):
 _NAN = float("nan")
 
 
-def _by_one(totals: Mapping[str, int]) -> Iterable[tuple[Labels, Value]]:
+def _by_single_label(totals: Mapping[str, int]) -> Iterable[tuple[Labels, Value]]:
     return (((key,), total) for key, total in totals.items())
 
 
-def _known(value: float | None) -> Iterable[tuple[Labels, Value]]:
+def _if_known(value: float | None) -> Iterable[tuple[Labels, Value]]:
     return () if value is None else (((), value),)
 
 
@@ -96,7 +103,7 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         "gauge",
         "Share of checkouts of the last 10 s served by an idle connection, 0 to 1.",
         (),
-        lambda up: _known(up.hit_rate),
+        lambda up: _if_known(up.hit_rate),
         merge=min,
         across_processes="liveall",
         gone=_NAN,
@@ -114,14 +121,14 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         "counter",
         "Connection checkouts, by result: hit, miss, timeout, rejected, deadline, cancelled.",
         ("result",),
-        lambda up: _by_one(up.counters.acquires),
+        lambda up: _by_single_label(up.counters.acquires),
     ),
     Family(
         "headrace_pool_connections_closed_total",
         "counter",
         "Connections closed, by reason: idle, lifetime, dead, surplus, retired, error, leaked, abandoned.",
         ("reason",),
-        lambda up: _by_one(up.counters.closed),
+        lambda up: _by_single_label(up.counters.closed),
     ),
     Family(
         "headrace_pool_collections_total",
@@ -142,7 +149,7 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         "counter",
         "Governed calls that ended, by outcome: a status class, a fault, circuit_open, deadline.",
         ("outcome",),
-        lambda up: _by_one(up.counters.requests),
+        lambda up: _by_single_label(up.counters.requests),
     ),
     Family(
         "headrace_request_duration_seconds",
@@ -170,21 +177,21 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         "counter",
         "Attempts that ended, by outcome: a status class or a fault.",
         ("outcome",),
-        lambda up: _by_one(up.counters.attempts),
+        lambda up: _by_single_label(up.counters.attempts),
     ),
     Family(
         "headrace_retries_total",
         "counter",
         "Attempts after the first, by the outcome that caused them.",
         ("reason",),
-        lambda up: _by_one(up.counters.retries),
+        lambda up: _by_single_label(up.counters.retries),
     ),
     Family(
         "headrace_retries_denied_total",
         "counter",
         "Retries that the rules wanted and something forbade, by reason.",
         ("reason",),
-        lambda up: _by_one(up.counters.retries_denied),
+        lambda up: _by_single_label(up.counters.retries_denied),
     ),
     Family(
         "headrace_retries_delegated_total",
@@ -219,7 +226,7 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         "gauge",
         "Retries that the budget would pay for now; below 0 when what paid for the last ones has expired.",
         (),
-        lambda up: _known(up.budget_tokens),
+        lambda up: _if_known(up.budget_tokens),
         across_processes="liveall",
         gone=_NAN,
     ),
@@ -244,7 +251,7 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         "gauge",
         "Share of failed calls in the circuit's window, 0 to 1; absent below minimum_calls.",
         (),
-        lambda up: _known(None if up.circuit is None else up.circuit.failure_rate),
+        lambda up: _if_known(None if up.circuit is None else up.circuit.failure_rate),
         merge=max,
         across_processes="liveall",
         gone=_NAN,
@@ -254,7 +261,7 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         "gauge",
         "Share of slow calls in the circuit's window, 0 to 1; absent below minimum_calls and without slow_call.",
         (),
-        lambda up: _known(None if up.circuit is None else up.circuit.slow_call_rate),
+        lambda up: _if_known(None if up.circuit is None else up.circuit.slow_call_rate),
         merge=max,
         across_processes="liveall",
         gone=_NAN,
@@ -271,7 +278,7 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         "counter",
         "Calls of protected functions, by what the circuit was told (success, failure, ignored), or refused.",
         ("outcome",),
-        lambda up: _by_one(totals_of(up.counters.protected)),
+        lambda up: _by_single_label(totals_of(up.counters.protected)),
     ),
     Family(
         "headrace_observed_total",
@@ -279,7 +286,7 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         "Mode observe, of the upstream or of its breaker: what the rules would have done, by action "
         "(retried, refused, fallback, timed_out, waited, rejected).",
         ("action",),
-        lambda up: _by_one(up.counters.observed),
+        lambda up: _by_single_label(up.counters.observed),
     ),
 )
 
@@ -289,21 +296,21 @@ SERVICE_FAMILIES: tuple[Family[ServiceReading], ...] = (
         "counter",
         "Calls to a known upstream that passed through untouched, by reason: proxy, tls, adapter, manager.",
         ("reason",),
-        lambda service: _by_one(service.ungoverned),
+        lambda service: _by_single_label(service.ungoverned),
     ),
     Family(
         "headrace_inbound_deadlines_total",
         "counter",
         "Deadlines of inbound requests not taken as they were, by result: refused (past: 504), excused, unreadable.",
         ("result",),
-        lambda service: _by_one(service.inbound_deadlines),
+        lambda service: _by_single_label(service.inbound_deadlines),
     ),
     Family(
         "headrace_config_reloads_total",
         "counter",
         "Reloads of the configuration, by result.",
         ("result",),
-        lambda service: _by_one(service.reloads),
+        lambda service: _by_single_label(service.reloads),
     ),
     Family(
         "headrace_config_digest",
@@ -332,7 +339,7 @@ SERVICE_FAMILIES: tuple[Family[ServiceReading], ...] = (
         "counter",
         "Inbound requests answered, by status class.",
         ("status_class",),
-        lambda service: _by_one(service.served),
+        lambda service: _by_single_label(service.served),
     ),
     Family(
         "headrace_served_request_duration_seconds",

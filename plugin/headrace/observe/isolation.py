@@ -1,7 +1,7 @@
 """Loops that serve many: one element that raises is skipped, said once, and costs the others nothing (failures.md 59).
 
-Everything that goes over upstreams, leases, attempts, states, instances or listeners goes by `each` or `answers`:
-a broken element would else end the loop for whoever comes after it, on every round.
+Every loop over upstreams, leases, attempts, states, instances or listeners goes by `each` or `answers`. A broken
+element would otherwise end the loop for all elements behind it, on every round.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ E = TypeVar("E")
 R = TypeVar("R")
 
 _MOST_KINDS = 1000
-"""A bound, should the names of elements be generated."""
+"""A bound, in case the names of elements are generated."""
 
 _PATIENCE_S = 1.0
-"""Seconds to wait for what an interrupt has overtaken, and may have kept from being begun: it takes milliseconds."""
+"""Seconds to wait for a step that an interrupt has overtaken. It takes milliseconds, unless it was never begun."""
 
 _log = logging.getLogger("headrace")
-_told: dict[tuple[str, type[BaseException]], object] = {}
+_logged_kinds: dict[tuple[str, type[BaseException]], object] = {}
 
 
 def each(
@@ -32,11 +32,11 @@ def each(
     doing: str,
     of: Callable[[E], str] | None = None,
 ) -> None:
-    """Have *act* done to each of *elements*; where it raises, go on with the next.
+    """Do *act* to each of *elements*. Where it raises, go on with the next.
 
     Args:
         doing: What is done, for the log: "could not …".
-        of: The name of an element, for the log. A kind of error is logged once for each name.
+        of: Answers the name of an element, for the log. A kind of error is logged once for each name.
     """
     for _ in answers(elements, act, doing=doing, of=of):
         pass
@@ -49,7 +49,7 @@ def answers(
     doing: str,
     of: Callable[[E], str] | None = None,
 ) -> Iterator[tuple[E, R]]:
-    """Each of *elements* with what *act* answers to it; those it raises for are left out. Lazy; arguments as `each`."""
+    """Each of *elements* with what *act* answers. Those it raises for are left out. Lazy; arguments as `each`."""
     for element in elements:
         try:
             answer = act(element)
@@ -60,10 +60,10 @@ def answers(
 
 
 def carry_out(steps: Iterable[Callable[[], object]], *, doing: str) -> None:
-    """Do all of *steps*, in order, whatever befalls one of them. Each may be done more than once.
+    """Do all of *steps*, in order, whatever one of them raises. Each must bear being done more than once.
 
-    One that raises is skipped and said once. One that is interrupted (KeyboardInterrupt, SystemExit) is done
-    again, and the interrupt raised when all are done; a second interrupt is raised at once.
+    A step that raises is skipped and logged once. A step that is interrupted (KeyboardInterrupt, SystemExit) is done
+    again, and the interrupt is raised when all steps are done. A second interrupt is raised at once.
     """
     left = list(steps)
     interrupt: BaseException | None = None
@@ -84,16 +84,16 @@ def carry_out(steps: Iterable[Callable[[], object]], *, doing: str) -> None:
 
 
 def undisturbed(act: Callable[[], object]) -> None:
-    """Have *act* done where no signal's handler can break it off: not on the main thread. Blocks; raises as *act* does.
+    """Do *act* where no signal's handler can break it off: not on the main thread. Blocks; raises what *act* raises.
 
-    For what is not ours and does not bear it: a thread's start, a registry. An interrupt meanwhile leaves when *act*
-    is over.
+    It is for foreign code that does not bear an interrupt: a thread's start, a registry. An interrupt that comes
+    meanwhile is raised when *act* is over.
     """
     if threading.current_thread() is not threading.main_thread():
         act()
         return
     raised: list[BaseException] = []
-    gate = threading.Lock()  # not an Event: that is among what does not bear it
+    gate = threading.Lock()  # not an Event: it does not bear an interrupt either
     gate.acquire()
 
     def run() -> None:
@@ -107,7 +107,7 @@ def undisturbed(act: Callable[[], object]) -> None:
     try:
         try:
             start_new_thread(run, ())
-        except RuntimeError:  # none to be had, or the interpreter is ending
+        except RuntimeError:  # no thread can be had, or the interpreter is ending
             run()
         gate.acquire()
     except BaseException:
@@ -118,11 +118,11 @@ def undisturbed(act: Callable[[], object]) -> None:
 
 
 def stumbled(doing: str, error: BaseException) -> None:
-    """Log *error* with its trace, the first time that its type comes up in *doing*. Never raises; takes no lock."""
+    """Log *error* with its trace, the first time its type comes up in *doing*. Never raises; takes no lock."""
     me = object()
     try:
-        # setdefault() is one atomic step, with and without the GIL: of many threads one logs.
-        if len(_told) < _MOST_KINDS and _told.setdefault((doing, type(error)), me) is me:
+        # setdefault() is one atomic step, with and without the GIL: of many threads, one logs.
+        if len(_logged_kinds) < _MOST_KINDS and _logged_kinds.setdefault((doing, type(error)), me) is me:
             _log.error("could not %s; the rest goes on, and this is said once", doing, exc_info=error)
     except Exception:
-        pass  # a filter or handler of the application's; nobody is left to tell
+        pass  # raised by a filter or handler of the application, and there is nobody left to tell

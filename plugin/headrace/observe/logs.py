@@ -1,10 +1,10 @@
 """Events into stdlib logging, under the logger `headrace`.
 
 structlog wraps that one logger with our own processors. Everything that decides
-how wrapped loggers behave is given here, so the application's
-`structlog.configure` is neither read nor set; where the lines go and from which
-level on is stdlib logging's business alone. An application that configured
-nothing sees warnings on stderr (logging's last resort) and nothing on stdout.
+how the wrapped logger behaves is given here, so the application's
+`structlog.configure` is neither read nor set. stdlib logging alone decides where the
+lines go and from which level on. An application that has configured nothing
+sees warnings on stderr (logging's last resort) and nothing on stdout.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _STACK_DEPTH = 4
 def _as_record(
     _logger: object, _method: str, event_dict: EventDict
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """One line as the message, every field beside it on the record. No args: a `%` in a text stays one."""
+    """One line as the message, every field beside it on the record. No args: a `%` in a text stays a `%`."""
     fact: Event = event_dict["event"]
-    values = {field.name: _fit(getattr(fact, field.name)) for field in fields(fact)}  # type: ignore[arg-type]  # a dataclass
+    values = {field.name: _printable_value(getattr(fact, field.name)) for field in fields(fact)}  # type: ignore[arg-type]  # a dataclass
     line = printable(f"{fact.name}: {fact.line}")
     bound = inbound_var.get()
     if bound is not None and "request_id" not in values:
@@ -41,11 +41,11 @@ def _as_record(
     return (fact.level, line), {"extra": {"event": fact.name, **values}, "stacklevel": _STACK_DEPTH}
 
 
-def _fit(value: object) -> object:
-    """*value* fit to be printed by whatever formats the record; the line breaks of our own texts stay."""
+def _printable_value(value: object) -> object:
+    """*value*, safe for any formatter to print. The line breaks of our own texts stay."""
     if isinstance(value, str):
         return printable_lines(value)
-    return tuple(map(_fit, value)) if type(value) is tuple else value
+    return tuple(map(_printable_value, value)) if type(value) is tuple else value
 
 
 class _EventLogger(structlog.BoundLoggerBase):
@@ -65,12 +65,12 @@ _bound: _EventLogger = structlog.wrap_logger(
 class RequestIdFilter(logging.Filter):
     """Puts `request_id` on the application's own log records, for `%(request_id)s` in a format. Drops none.
 
-    On a handler (`handler.addFilter(…)`, or `filters` of dictConfig) it sees every record that the
+    Put on a handler (`handler.addFilter(…)`, or `filters` of dictConfig), it sees every record that the
     handler gets. A record that has the attribute already keeps it.
 
     Args:
-        name: As `logging.Filter` has it: only records below that logger get it; "": all.
-        outside: What records outside of any inbound request get.
+        name: As `logging.Filter` has it: only records below that logger get the id; "": all of them.
+        outside: What a record gets that belongs to no inbound request.
     """
 
     def __init__(self, name: str = "", *, outside: str = "-") -> None:
@@ -89,7 +89,7 @@ def emit(event: Event) -> None:
     """Log *event* with its name, its line and its fields (`record.event`, `record.upstream`, …).
 
     Cheap when the level is disabled: nothing is rendered. Never call it with a lock held.
-    Never raises: what a filter of the application's makes of it is no concern of the call at hand.
+    Never raises: an error in a filter of the application is no concern of the call at hand.
     """
     if _LOGGER.isEnabledFor(event.level):
         try:

@@ -1,6 +1,6 @@
-"""What one instance shows to prometheus, folded from exact cells at the moment somebody looks.
+"""What one instance shows to prometheus, folded from exact totals at the moment somebody looks.
 
-A call touches no prometheus object: it adds to plain totals under their own lock.
+A call touches no prometheus object. It adds to plain totals, under their own lock.
 There are two ways out of the one table in `families`:
 
 - a Collector on a registry, which reads at scrape;
@@ -10,6 +10,13 @@ There are two ways out of the one table in `families`:
 
 Several instances may live in one process. Instances on one registry share one
 Collector; equal label sets are merged as the table's `merge` says.
+
+**Who reads, when, under which lock.** A scrape runs on a thread of the exporter. It calls `collect`, which holds no
+lock of ours: a reading may take its time, and the start of another instance must not wait for it. A flush runs on the
+housekeeping thread, before a fork and at `uninstall`. It holds `Writer._lock` while it reads, so that an older
+reading is never written last. `_Collector._lock` guards which instances are shown, and the registry's own lock is
+taken under it; `_collectors_lock` guards only which registry has which collector. No reading is taken under either of
+these two.
 """
 
 from __future__ import annotations
@@ -42,8 +49,8 @@ class Metrics:
     """What one instance shows to prometheus.
 
     Args:
-        read: Answers the instance's Reading. Called at scrape or flush by any thread,
-            with no counters lock held; an upstream's counters are copied after it.
+        read: Answers the instance's Reading. It is called at a scrape or a flush, by any
+            thread, with no counters lock held. An upstream's counters are copied after that.
         registry: Where to show them; prometheus_client's default one when None.
             In multiprocess mode no registry is touched.
     """
@@ -95,8 +102,8 @@ class _Collector:
         self._instances: list[Metrics] = []
         self._is_shown = False  # by the registry, as far as we know
 
-    # Each step is noted before it is taken, and undone whether or not it was: an interrupt may come in between. The
-    # registry itself writes a hundred names one by one; broken off amid them it would refuse ours for good.
+    # Each step is noted before it is taken, and it is undone whether or not it was taken: an interrupt may come in
+    # between. The registry itself writes a hundred names one by one. Broken off halfway, it would refuse ours for good.
 
     def add(self, metrics: Metrics) -> None:
         with self._lock:
@@ -123,11 +130,11 @@ class _Collector:
                 self._is_shown = False
 
     def describe(self) -> Iterable[Metric]:
-        """Names and types without reading: with auto_describe a registry would collect at registration."""
+        """Names and types, without a reading. With auto_describe, a registry would collect at registration."""
         return [_family_of(family, labels) for family, labels in FAMILIES.values()]
 
     def collect(self) -> Iterator[Metric]:
-        # Not under _lock: a reading may take its time, and installing must not wait for it.
+        # Not under _lock: a reading may take its time, and an install must not wait for it.
         instances = tuple(self._instances)
         readings = [found for _, found in answers(instances, Metrics.samples, doing="read an instance")]
         for name, samples in merged(readings).items():
@@ -168,7 +175,7 @@ _collectors_lock = threading.Lock()
 
 
 def _forget_inherited() -> None:
-    """In a forked child: whoever held these locks does not exist here."""
+    """In a forked child: the thread that held these locks does not exist here."""
     global _collectors_lock
     _collectors_lock = threading.Lock()
     for collector in list(_collectors.values()):

@@ -23,19 +23,19 @@ Cell = tuple[str, str, Labels, Labels]
 class Writer:
     """Keeps this process's memory-mapped values up to date.
 
-    A cell is a `prometheus_client.values.ValueClass`, the class behind Counter, Gauge and
-    Histogram that prometheus_client's README has people replace. The Histogram object
-    itself is no use: it offers `observe(value)`, and all that is known here is how many
-    fell into each bucket.
+    A cell is a `prometheus_client.values.ValueClass`. This is the class behind Counter, Gauge
+    and Histogram; prometheus_client's README tells people how to replace it. The Histogram
+    object itself is of no use: it offers `observe(value)`, and all that is known here is how
+    many values fell into each bucket.
 
     Counters are written as differences per instance, gauges as the merged value of
-    all instances. A fork costs nothing: the parent flushes before it, so what a child
-    inherits as "written" is what the parent wrote, and prometheus_client itself turns
+    all instances. A fork costs nothing. The parent flushes before it, so what a child
+    inherits as "written" is what the parent wrote. prometheus_client itself turns
     to a new file when the pid changes.
     """
 
     def __init__(self) -> None:
-        # Guards all below. Readings are taken under it too, so that an older one is never written last.
+        # Guards all below. Readings are taken under it as well, so that an older one is never written last.
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._cells: dict[Cell, Any] = {}
@@ -54,7 +54,7 @@ class Writer:
 
     def flush(self, read: Read) -> None:
         if os.getpid() != self._pid:
-            self.after_fork_in_child()  # a fork(2) of C code that ran no hook
+            self.after_fork_in_child()  # C code has called fork(2), and no hook ran
         with self._lock:
             if read in self._written:
                 now = read()
@@ -84,7 +84,7 @@ class Writer:
                 for cell, total in _cells_of(family, label_names, labels, value):
                     was = totals.get(cell, 0.0)
                     if total != was or old is None:
-                        # A total that went down began anew: all of it counts, as for Prometheus.
+                        # A total that went down has begun anew. All of it counts, as it does for Prometheus.
                         self._value(cell).inc(total - was if total >= was else total)
 
     def _write_gauges(self) -> None:

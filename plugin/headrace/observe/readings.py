@@ -1,7 +1,13 @@
 """What one instance holds and has counted at a moment: the one source of all that shows it.
 
-`runtime.readings` reads it; `families` makes metrics of it, `status` makes plain data. The totals that a reading
-refers to go on: a copy is what keeps them, and what holds totals that stood together.
+`runtime.readings` makes a reading when somebody looks: at a scrape, at a flush of the multiprocess files, at
+`status()`. It takes the locks of pool, circuit and budget one by one, each for one view. So the numbers of a pool
+belong together, and so do those of a circuit, but a call may end between the two. `families` makes metrics of a
+reading, `status` plain data.
+
+A reading refers to live totals, which go on counting. Reading them one by one would show sums that never stood
+together: a request that is counted, and its duration that is not. `copy` takes the lock of the totals, copies all of
+them, and lets go. Every consumer copies first and computes after it, so no call waits while text or samples are made.
 """
 
 from __future__ import annotations
@@ -40,7 +46,7 @@ class UpstreamReading:
     suspect: bool = False
 
     def copy(self) -> UpstreamReading:
-        """The same, its totals as they stand together now: the caller's own. Takes their lock, only to copy."""
+        """The same, with the totals as they stand together now: the caller's own. Takes their lock, only to copy."""
         return replace(self, counters=self.counters.copy())
 
 
@@ -67,7 +73,7 @@ class ServiceReading:
     inbound_deadlines: Mapping[str, int] = field(default_factory=dict)
 
     def copy(self) -> ServiceReading:
-        """The same, its totals apart from these. The caller sees to it that none of them goes on meanwhile."""
+        """The same, with totals of its own. The caller makes sure that none of these goes on meanwhile."""
         return ServiceReading(**{one.name: copied(getattr(self, one.name)) for one in fields(self)})
 
 

@@ -1,4 +1,10 @@
-"""The values of all families: made of one reading, and of the readings of several instances made one."""
+"""The values of all families: made of one reading, and of the readings of several instances made one.
+
+`samples_of` copies the totals of each upstream before it reads any row, and so it takes one `UpstreamCounters.lock`
+after the other, never two. Its result is plain data of the caller's own: `merged` and everything that shows it work
+without a lock. An upstream that cannot be read is left out as a whole. Half of it would show a total without its
+parts.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +36,7 @@ def samples_of(reading: Reading) -> Samples:
 
 
 def _rows_of(upstream: UpstreamReading) -> list[tuple[str, Labels, Value]]:
-    """All of an upstream or, where that raises, nothing: half of it would lie."""
+    """All rows of an upstream or, where one raises, none: half of them would lie."""
     copied = upstream.copy()
     return [
         (family.name, (copied.name, *labels), value)
@@ -39,7 +45,7 @@ def _rows_of(upstream: UpstreamReading) -> list[tuple[str, Labels, Value]]:
     ]
 
 
-def _sum(old: Histogram, new: Histogram) -> Histogram:
+def _added(old: Histogram, new: Histogram) -> Histogram:
     """The counts of both, which have the same bounds."""
     total = Histogram(old.bounds)
     total.counts = [a + b for a, b in zip(old.counts, new.counts, strict=True)]
@@ -49,7 +55,7 @@ def _sum(old: Histogram, new: Histogram) -> Histogram:
 
 
 def merged(instances: Sequence[Samples]) -> Samples:
-    """The samples of all *instances*, equal label sets made one as the table says."""
+    """The samples of all *instances*. Equal label sets are made one, as the table says."""
     if len(instances) == 1:
         return instances[0]
     merged: dict[str, dict[Labels, Value]] = {name: {} for name in FAMILIES}
@@ -59,7 +65,7 @@ def merged(instances: Sequence[Samples]) -> Samples:
             for labels, value in samples.items():
                 old = into.get(labels)
                 if isinstance(old, Histogram) and isinstance(value, Histogram):
-                    into[labels] = _sum(old, value)
+                    into[labels] = _added(old, value)
                 elif isinstance(old, float | int) and isinstance(value, float | int):
                     into[labels] = family.merge(old, value)
                 else:

@@ -10,10 +10,10 @@ from headrace.policy.plan import Mode
 
 
 def upstream_status(reading: UpstreamReading, *, mode: Mode) -> dict[str, Any]:
-    """The numbers of *reading*, which has a circuit: of an upstream in force. Its totals are copied, as `copy` does.
+    """The numbers of *reading*, which has a circuit: it is of an upstream in force. Copies the totals, as `copy` does.
 
     Args:
-        mode: What the upstream goes by.
+        mode: The mode that the upstream goes by.
     """
     reading = reading.copy()
     counters, circuit = reading.counters, reading.circuit

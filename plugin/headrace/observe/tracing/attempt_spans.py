@@ -13,21 +13,21 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from headrace.observe.tracing import span_facts as facts
 from headrace.policy.outcome import Outcome
 
-# Set around a call by an HTTP instrumentation that has made a span for it, so that the next one inside makes none.
-# They are in the API's package under private names until the specification has decided about them.
+# An HTTP instrumentation that has made a span for a call sets these keys around it, so that the next one inside makes
+# none. The API's package has them under private names until the specification has decided about them.
 _SUPPRESS_HTTP: Final[str | None] = getattr(contexts, "_SUPPRESS_HTTP_INSTRUMENTATION_KEY", None)
 _SUPPRESS_ALL: Final[str | None] = getattr(contexts, "_SUPPRESS_INSTRUMENTATION_KEY", None)
 
 
-_OURS: Final = contexts.create_key("headrace-attempt")
+_INSIDE_ATTEMPT: Final = contexts.create_key("headrace-attempt")
 
 
 def is_suppressed(context: Context) -> bool:
-    """Whether somebody around us has made the span already, or wants none.
+    """Whether an instrumentation around us has made the span already, or wants none.
 
-    Not where it was us: a call that is made amid an attempt, for a token say, is another call.
+    False if that was one of our own attempts: a call inside an attempt, for a token say, is another call.
     """
-    if _OURS in context:
+    if _INSIDE_ATTEMPT in context:
         return False
     return any(key is not None and context.get(key) for key in (_SUPPRESS_HTTP, _SUPPRESS_ALL))
 
@@ -38,9 +38,9 @@ class AttemptSpans:
     A span is open until its outcome has been told to the circuit.
 
     Attributes:
-        span: The one that is open; the invalid one while none is.
-        context: The one that the code under it runs in.
-        last: Context of the latest.
+        span: The open span; the invalid one while none is open.
+        context: The context that the code under the open span runs in.
+        last: The span context of the latest span.
     """
 
     __slots__ = (
@@ -71,7 +71,7 @@ class AttemptSpans:
         self._url = url
         self._address = address
         self._port = port
-        # Beyond the retries of this call: pooled connections that had died unnoticed, a caller's own tries.
+        # Sends beyond the retries of this call: over pooled connections that had died, and a caller's own tries.
         self._resent = len(earlier) + sum([outcome.resent for outcome in earlier])
         self._attempt = 0
         self.span: Span = trace.INVALID_SPAN
@@ -79,7 +79,7 @@ class AttemptSpans:
         self.context = Context()
 
     def open(self, attempt: int, context: Context) -> Context:
-        """Begin the span of the *attempt*-th; its context, in which other instrumentations make none."""
+        """Begin the span of attempt number *attempt*. Answers its context: other instrumentations make none in it."""
         self._attempt = attempt
         attributes = facts.request_attributes(self._method, self._url(), self._address, self._port)
         if attempt + self._resent > 1:
@@ -88,14 +88,14 @@ class AttemptSpans:
             facts.span_name(self._method), context, SpanKind.CLIENT, attributes
         )
         self.last = span.get_span_context()
-        context = contexts.set_value(_OURS, True, trace.set_span_in_context(span, context))
+        context = contexts.set_value(_INSIDE_ATTEMPT, True, trace.set_span_in_context(span, context))
         if _SUPPRESS_HTTP is not None:
             context = contexts.set_value(_SUPPRESS_HTTP, True, context)
         self.context = context
         return context
 
     def judge(self, outcome: Outcome | None) -> None:
-        """Put *outcome* on the open span; None: it was broken off."""
+        """Put *outcome* on the open span. None: the attempt was broken off."""
         span = self.span
         if not span.is_recording():
             return

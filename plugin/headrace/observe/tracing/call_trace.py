@@ -32,15 +32,15 @@ _SERVED: Final = frozenset({SpanKind.SERVER, SpanKind.CONSUMER})
 
 
 def is_served(span: Span) -> bool:
-    """Whether *span* says how somebody was served."""
+    """Whether *span* tells how an inbound request, or a message, was served."""
     return getattr(span, "kind", None) in _SERVED  # of the SDK: the API's Span does not tell
 
 
 class CallTrace:
-    """What one call tells. Owned by one thread; goes around what makes the attempts, and is ended once.
+    """What one call tells. Owned by one thread. It stands around the performer of the attempts, and is ended once.
 
     Attributes:
-        performer: Makes the attempts; set before the first, None where nobody asks for any.
+        performer: Makes the attempts. Set before the first one; None where no attempt is asked for.
     """
 
     __slots__ = (
@@ -56,7 +56,7 @@ class CallTrace:
         "_request",
         "_span",
         "_spans",
-        "_unjudged",
+        "_to_judge",
         "_upstream",
         "performer",
     )
@@ -76,7 +76,7 @@ class CallTrace:
     ) -> None:
         self._upstream = upstream
         self._circuit = circuit
-        self._generation = circuit.generation  # the last that has been told
+        self._generation = circuit.generation  # of the last transition that has been told
         self._address = address
         self._span = span = trace.get_current_span(context)
         self._context = context
@@ -87,7 +87,7 @@ class CallTrace:
         self.performer: Performer | None = None
         self._earlier = earlier
         self._last: Outcome | None = earlier[-1] if earlier else None
-        self._unjudged: Outcome | None = None  # of the attempt whose span is open
+        self._to_judge: Outcome | None = None  # of the attempt whose span is open
         self._carried: dict[str, str] = {}
         if propagates and spans is None:
             propagate.inject(self._carried, context)
@@ -95,12 +95,12 @@ class CallTrace:
             told_of(request).span = span
 
     def headers(self, others: Headers) -> Headers:
-        """Those of the attempt under way: *others*, and our context in the place of one that is only passed on."""
+        """Headers of the attempt under way: *others*, with our context in place of one that is only passed on."""
         carried = self._carried
         if not carried:
             return others
         replaced = set(carried)
-        # A span's, in whatever format: that of our caller's caller would contradict it.
+        # Ours is of a span, in whatever format. The one of our caller's caller would contradict it.
         if replaced != _BAGGAGE:
             replaced |= W3C
         if replaced.isdisjoint([name for name, _ in others]):
@@ -108,7 +108,7 @@ class CallTrace:
         return (*[pair for pair in others if pair[0] not in replaced], *carried.items())
 
     def perform(self, send: Send) -> Outcome:
-        """Make one attempt, in a span of its own if that is the rule. Blocks."""
+        """Make one attempt, in a span of its own if the rule wants that. Blocks."""
         spans, performer = self._spans, self.performer
         assert performer is not None
         if spans is None:
@@ -122,7 +122,9 @@ class CallTrace:
         if self._propagates:
             self._carried.clear()
             propagate.inject(self._carried, context)
-        self._last = self._unjudged = outcome = self._within(spans, context, lambda: performer.perform(send))
+        self._last = self._to_judge = outcome = self._run_in_span(
+            spans, context, lambda: performer.perform(send)
+        )
         return outcome
 
     def resend(self, resend: Resend) -> Outcome | None:
@@ -132,25 +134,25 @@ class CallTrace:
         if spans is None:
             outcome = performer.resend(resend)
         else:
-            outcome = self._within(spans, spans.context, lambda: performer.resend(resend))
+            outcome = self._run_in_span(spans, spans.context, lambda: performer.resend(resend))
         if outcome is not None:
             self._last = outcome
-            self._unjudged = None if spans is None else outcome
+            self._to_judge = None if spans is None else outcome
         return outcome
 
-    def _within(self, spans: AttemptSpans, context: Context, go: Callable[[], T]) -> T:
+    def _run_in_span(self, spans: AttemptSpans, context: Context, go: Callable[[], T]) -> T:
         token = contexts.attach(context)
         try:
             return go()
         except BaseException:
-            self._unjudged = None
+            self._to_judge = None
             spans.judge(None)
             raise
         finally:
             contexts.detach(token)
 
     def set_aside(self) -> None:
-        """As the performer's. The attempt is over, and what it did to the circuit known."""
+        """As the performer's. The attempt is over, and it is known what it did to the circuit."""
         if self._spans is not None:
             self._end_attempt(self._spans)
         if self.performer is not None:
@@ -162,7 +164,9 @@ class CallTrace:
         Args:
             label: Why it was refused or broken off, or None: its last attempt says it.
         """
-        self.performer = None  # it refers to the answer, whose body may be followed with this
+        self.performer = (
+            None  # it refers to the answer, and this object may live as long as that body is read
+        )
         if self._spans is not None:
             self._end_attempt(self._spans)
         if self._request is not None:
@@ -179,20 +183,20 @@ class CallTrace:
             attributes["headrace.mode"] = "observe"
         if exchange.refused is not None:
             span.add_event(facts.REFUSED, facts.refusal_attributes(self._upstream, exchange.refused))
-        # A server's span says at which address somebody was served, and how that ended: none of it is ours.
+        # A server's span tells at which address a request was served, and how that ended. Neither is ours to set.
         if not is_served(span):
             attributes["server.address"] = self._address
             attributes |= facts.call_attributes((*self._earlier, *exchange.outcomes), label)
         span.set_attributes(attributes)
 
     def refused(self, why: str) -> None:
-        """Tell that the caller gets an error because the circuit refused: no fallback stood in."""
+        """Tell that the caller gets an error because the circuit refused, and no fallback stood in."""
         span = self._span
         if span.is_recording() and not is_served(span):
             span.set_status(Status(StatusCode.ERROR, why))
 
     def end_protected(self, refused: Refused | None) -> None:
-        """Tell how the call of a protected function ended; an error of its own is for its caller to tell."""
+        """Tell how the call of a protected function ended. The function's own error is for its caller to tell."""
         span = self._span
         if not span.is_recording():
             return
@@ -203,14 +207,14 @@ class CallTrace:
             self.refused(str(refused))
 
     def settled(self) -> None:
-        """Tell what the end of the whole call did to the circuit, where its caller retried himself."""
+        """Tell what the end of the whole call did to the circuit, where the caller retries by itself."""
         if self._span.is_recording():
             self._tell_transitions(self._span)
             view = self._circuit.view(monotonic())
             self._span.set_attributes(facts.breaker_attributes(self._upstream, view))
 
     def body_broke(self, outcome: Outcome) -> None:
-        """Tell that the body broke off as the caller read it, if his span is still open."""
+        """Tell that the body broke off while the caller read it, if the caller's span is still open."""
         span = self._span
         if span.is_recording():
             self._tell_transitions(span)
@@ -220,7 +224,7 @@ class CallTrace:
             span.set_attributes(attributes)
 
     def exemplar(self, duration_s: float) -> Exemplar | None:
-        """Where to look for a call that took *duration_s*, or None unless its trace is kept (sampled)."""
+        """The trace in which to look at a call that took *duration_s*, or None if it is not kept (not sampled)."""
         context = self._span.get_span_context()
         if not context.is_valid and self._spans is not None:
             context = self._spans.last
@@ -241,8 +245,8 @@ class CallTrace:
 
     def _end_attempt(self, spans: AttemptSpans) -> None:
         span = spans.span
-        # Not before: an attempt that is sent once more is judged by how that ends.
-        outcome, self._unjudged = self._unjudged, None
+        # Not earlier: an attempt that is sent once more is judged by the end of that.
+        outcome, self._to_judge = self._to_judge, None
         if outcome is not None:
             spans.judge(outcome)
         if span.is_recording():
@@ -252,7 +256,7 @@ class CallTrace:
         spans.end()
 
     def _tell_transitions(self, span: Span) -> None:
-        """Every change of the circuit since the last time, whoever caused it."""
+        """Tell every change of the circuit since the last time, also those that other calls have caused."""
         for transition in self._circuit.history:
             if transition.generation > self._generation:
                 self._generation = transition.generation

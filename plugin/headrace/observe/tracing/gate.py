@@ -1,8 +1,8 @@
 """Whether anything is told to OpenTelemetry, and by which rule: the one place that knows if it is there.
 
-What is told is in `otel` and the three modules that it imports. They are imported
-from here only, and only when a configuration asks for it: without opentelemetry-api,
-or with `tracing: off`, nothing is imported and a call looks at one None.
+`otel`, and the three modules that it imports, say what is told. They are imported
+from here only, and only when a configuration asks for it. Without opentelemetry-api,
+or with `tracing: off`, nothing is imported, and a call looks at one None.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def tracing_of(mode: TracingMode) -> Tracing | None:
-    """What tells OpenTelemetry as *mode* says, or None: nothing is told. Imports opentelemetry-api if it is there.
+    """The `Tracing` that *mode* asks for, or None: nothing is told. Imports opentelemetry-api if it is there.
 
     Logs when it is there and cannot be imported.
     """
@@ -29,8 +29,8 @@ def tracing_of(mode: TracingMode) -> Tracing | None:
     except Exception as error:
         is_absent = isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("opentelemetry")
         if not is_absent:
-            # Importing it reads the environment: OTEL_PROPAGATORS may name what is not installed. Who only happens
-            # to have the package must be able to start.
+            # The import reads the environment, and OTEL_PROPAGATORS may name a package that is not installed. An
+            # application that only happens to have opentelemetry must be able to start.
             emit(ConfigWarning(f"nothing is traced: opentelemetry cannot be imported ({error!r})"))
         return None
     return Tracing(makes_spans=mode == "spans")

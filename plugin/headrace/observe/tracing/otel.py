@@ -23,10 +23,10 @@ from headrace.policy.breaker.circuit import Circuit
 from headrace.policy.outcome import Outcome
 
 
-def _reader() -> Callable[[], Mapping[str, object]]:
-    """Answers the current context; empty: no span, no baggage, nothing to tell."""
-    contexts.get_current()  # loads what is behind it
-    # The variable itself where there is one: every governed call asks, and get_current() is two Python-level calls.
+def _context_reader() -> Callable[[], Mapping[str, object]]:
+    """A function that answers the current context. An empty one means: no span, no baggage, nothing to tell."""
+    contexts.get_current()  # loads the implementation behind it
+    # The variable itself, where there is one. Every governed call asks, and get_current() is two Python-level calls.
     variable = getattr(getattr(contexts, "_RUNTIME_CONTEXT", None), "_current_context", None)
     return variable.get if isinstance(variable, ContextVar) else contexts.get_current
 
@@ -45,17 +45,17 @@ class Tracing:
         makes_spans: A CLIENT span per attempt (`tracing: spans`).
 
     Attributes:
-        is_wanted: Whether a call that begins now has anything to tell. In C: a call with no span around it
-            makes no Python-level call for tracing.
-        has_context: Whether there is a tracing context at all; in C, too.
+        is_wanted: Whether a call that begins now has anything to tell. It is a C function: a call with no span
+            around it makes no Python-level call for tracing.
+        has_context: Whether there is a tracing context at all. A C function, too.
     """
 
     __slots__ = ("_tracer", "has_context", "is_wanted")
 
     def __init__(self, *, makes_spans: bool) -> None:
-        self.has_context: Callable[[], object] = _reader()
+        self.has_context: Callable[[], object] = _context_reader()
         self.is_wanted: Callable[[], object] = partial(bool, True) if makes_spans else self.has_context
-        # The API's own, which finds the application's provider whenever that is set.
+        # The API's own tracer. It finds the application's provider whenever that is set.
         self._tracer = trace.get_tracer("headrace", _version()) if makes_spans else None
 
     def call(
@@ -78,10 +78,10 @@ class Tracing:
             address, port: The upstream's.
             method: Upper case.
             url: Answers the URL; asked for spans only.
-            propagates: Its attempts carry the context on the wire.
+            propagates: The attempts carry the context on the wire.
             own: Names of headers that the call has set itself.
-            request: The inbound request that it is part of, or None.
-            earlier: Outcomes of the tries before, where the caller retries himself.
+            request: The inbound request that the call is part of, or None.
+            earlier: Outcomes of the tries before, where the caller retries by itself.
         """
         context = contexts.get_current()
         spans = None
@@ -132,7 +132,7 @@ class Tracing:
     def tell(self, request: Request) -> None:
         """Put what is known of *request* on its span.
 
-        To be called when the answer begins and when it ends: in between there may be further calls, and
+        Call it when the answer begins and when it ends. In between there may be further calls, and
         a span that was opened inside our middleware may be over by the end.
         """
         told = request.told

@@ -13,7 +13,7 @@ class RequestTrace:
     """What there is to tell of one inbound request. Thread-safe.
 
     Attributes:
-        span: The one that it is served in, or None as long as nobody has seen it.
+        span: The span that the request is served in, or None as long as none was seen.
         retries: Retries used, by upstream called; guarded by `lock`.
     """
 
@@ -36,7 +36,7 @@ _making = threading.Lock()
 
 
 def told_of(request: Request) -> RequestTrace:
-    """What is told of *request*. Mutates it the first time; calls on several threads may be that."""
+    """What is told of *request*. The first call sets it on *request*; several threads may make that call at once."""
     told = request.told
     if told is None:
         with _making:
@@ -47,7 +47,7 @@ def told_of(request: Request) -> RequestTrace:
 
 
 def _forget_inherited() -> None:
-    """In a forked child: whoever held it does not exist here."""
+    """In a forked child: the thread that held the lock does not exist here."""
     global _making
     _making = threading.Lock()
 

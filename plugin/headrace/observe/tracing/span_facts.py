@@ -1,7 +1,7 @@
 """The attributes that spans and their events get: names and values only, no OpenTelemetry in here.
 
-Names of `headrace.*` are in the README; `circuit.breaker.*` are aliases from the
-article that the idea comes from; the others are OpenTelemetry's semantic
+The README lists the names of `headrace.*`. `circuit.breaker.*` are aliases from the
+article that the idea comes from. The others are OpenTelemetry's semantic
 conventions for HTTP client spans.
 """
 
@@ -25,7 +25,7 @@ RESEND_COUNT: Final = "http.request.resend_count"
 _HIDDEN: Final = "REDACTED"  # the conventions' own word
 
 _KNOWN_METHODS: Final = frozenset(
-    # The variable by which the conventions let people change the list (RFC 9110's, PATCH and QUERY).
+    # By this variable the conventions let people change the list (that of RFC 9110, with PATCH and QUERY).
     os.environ.get("OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS", "").split(",")
     if os.environ.get("OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS")
     else ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE")
@@ -62,7 +62,7 @@ def transition_attributes(upstream: str, transition: Transition) -> Attributes:
 
 
 def refusal_attributes(upstream: str, refused: Refused) -> Attributes:
-    """One refusal, with the numbers that opened the circuit unless the configuration did."""
+    """One refusal, with the numbers that opened the circuit, unless the configuration opened it."""
     attributes: Attributes = {
         "headrace.upstream": upstream,
         "headrace.breaker.state": refused.state.value,
@@ -103,7 +103,7 @@ def cause_of(outcome: Outcome) -> str:
 
 
 def outcome_attributes(outcome: Outcome | None) -> Attributes:
-    """What became of an attempt; None: it was broken off. A status from 400 on is an error to a client."""
+    """What became of an attempt. None: it was broken off. To a client, a status from 400 on is an error."""
     if outcome is None:
         return {"error.type": Fault.CANCELLED.value}
     attributes: Attributes = {}
@@ -151,7 +151,7 @@ def request_attributes(method: str, url: str, address: str, port: int | None) ->
 
 
 def span_name(method: str) -> str:
-    """The method: a path is no name, there are too many of them."""
+    """The method. A path would be no name: there are too many of them."""
     return method if method in _KNOWN_METHODS else "HTTP"
 
 
@@ -159,7 +159,7 @@ def redacted(url: str) -> str:
     """*url* without user and password, without fragment, and with each value of the query hidden.
 
     The conventions name four query keys to hide (`sig`, …) and let an instrumentation
-    hide more. Which keys of which upstream are secret nobody can know here.
+    hide more. Nobody can know here which keys of which upstream are secret.
 
     >>> redacted("https://ann:pw@pay.example/v2/cards?page=2&sig=0f#top")
     'https://REDACTED:REDACTED@pay.example/v2/cards?page=REDACTED&sig=REDACTED'
