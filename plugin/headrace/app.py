@@ -1,4 +1,12 @@
-"""The facade: one Headrace per configuration, and everything hangs off it."""
+"""The facade: one Headrace per configuration, and everything hangs off it.
+
+It wires and orders; the work is done below. `Reloader` holds what is in force, `Readings` reads it, `Metrics` shows it,
+`Watcher` notices edits, `Housekeeping` does what is due, `install` says which URLs are governed.
+
+The module is over 400 lines long because start, close, the fork and their undoing are one protocol. An interrupt may
+come between any two steps, and each step has its undoing, in an order that can only be checked with all of them in
+view. The rest is the public face, method by method, and most of its lines are documentation.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +51,8 @@ class Headrace:
     The constructor reads, validates and compiles, so that a bad file stops the
     boot; it starts no thread, opens no socket and patches nothing.
 
-    `_lock` guards the lifecycle (start, close) only; it is held while threads are
-    started and joined, and never taken on the path of a call.
+    `_lock` guards the lifecycle (start, close) only. It is held while threads are
+    started and joined, and it is never taken on the path of a call.
 
     Args:
         file: The YAML file, or several (later wins). None: HEADRACE_FILE
@@ -52,8 +60,8 @@ class Headrace:
         registry: Where Prometheus metrics go; None: prometheus_client's default.
 
     Attributes:
-        started_in: The process that `start()` was last called in, or 0; a `close()` leaves it. The
-            middlewares start where it is another one.
+        started_in: The process that `start()` was last called in, or 0. `close()` leaves it as it is. The
+            middlewares start the instance where this is another process.
 
     Raises:
         ConfigError: The files have problems; all of them are in the text.
@@ -96,7 +104,7 @@ class Headrace:
     def start(self) -> None:
         """Take the rules into force: URLs, metrics, watching. Blocks shortly; thread-safe; idempotent.
 
-        After a `close()` it starts over from the files. Whatever it raises, an interrupt included, everything
+        After a `close()` it starts over from the files. If it raises, an interrupt included, everything
         is as it was before.
 
         Raises:
@@ -114,13 +122,13 @@ class Headrace:
                     return
                 undo = self._undoing_start()
                 try:
-                    self._take_force()
+                    self._put_in_force()
                 except BaseException:
                     steps, undo = undo, ()
                     carry_out(steps, doing="undo a start that failed")
                     raise
             self._announce()
-        except BaseException:  # an interrupt, perhaps when all was done: the caller never learns that it was
+        except BaseException:  # an interrupt, perhaps when all was done: the caller never learns of the start
             if undo:
                 with self._lock:
                     carry_out(undo, doing="undo a start that was interrupted")
@@ -129,8 +137,8 @@ class Headrace:
     def close(self) -> None:
         """Govern nothing any more; end threads, close connections. Blocks shortly; idempotent.
 
-        Undoes whatever is there, after an interrupted start or close, too. What one step raises is logged and keeps
-        no other from being done; an interrupt is raised when all are done.
+        It undoes whatever is there, also after an interrupted start or close. What one step raises is logged, and
+        the other steps are done all the same. An interrupt is raised when all are done.
         """
         if os.getpid() != process.pid:
             process.renew()
@@ -146,7 +154,7 @@ class Headrace:
                 emit(HeadraceStopped(files=self.files))
 
     def _undoing_all(self) -> tuple[Callable[[], object], ...]:
-        """What makes everything as it was before the first start, but for the files that have been read."""
+        """The steps that make everything as it was before the first start, except for the files that have been read."""
         return (
             functools.partial(atexit.unregister, self.close),
             functools.partial(install.withdraw, self),
@@ -160,29 +168,29 @@ class Headrace:
             _end_deadlines,
         )
 
-    def _take_force(self) -> None:
-        """All that a start does. Under `_lock`."""
+    def _put_in_force(self) -> None:
+        """All that a start does. Called under `_lock`."""
         if self._closed:
             self._reloader.replace()
         install.publish(self, self.snapshot)
         self._metrics.install()
         self._housekeeping.start()
         atexit.register(self.close)
-        # Last: it looks at once, and what it reloads is published only where this has published.
-        self._watcher = Watcher(self._watched(), self._poked, self.snapshot.configuration.reload)
+        # The watcher comes last. It looks at once, and a reload publishes only where this start has published.
+        self._watcher = Watcher(self._watched(), self._files_changed, self.snapshot.configuration.reload)
         self._watcher.start()
         self._closed = False
         self._running_in = self.started_in = os.getpid()
 
     def _undoing_start(self) -> tuple[Callable[[], object], ...]:
-        """What makes everything as it is now, wherever `_take_force` will have got to."""
+        """The steps that make everything as it is now, however far `_put_in_force` will have got."""
         running_in, started_in, was_closed = self._running_in, self.started_in, self._closed
 
         def forget() -> None:
             self._running_in, self.started_in, self._closed = running_in, started_in, was_closed
 
         steps = (forget, self._end_watching, self._housekeeping.stop, self._reloader.rest)
-        if running_in is not None:  # a forked child, governed already by what its parent has published
+        if running_in is not None:  # a forked child: what its parent has published governs it already
             return steps
         return (
             *steps,
@@ -264,7 +272,7 @@ class Headrace:
             "reloads": service.reloads,
             "ungoverned": service.ungoverned,
             "inbound_deadlines": service.inbound_deadlines,
-            "threads": self._lives(),
+            "threads": self._signs_of_life(),
             "unknown_hosts": [
                 {"host": host, "calls": calls} for host, calls in install.busiest_unknown_hosts()
             ],
@@ -283,7 +291,7 @@ class Headrace:
     def __repr__(self) -> str:
         if not hasattr(
             self, "_reloader"
-        ):  # its file is bad, and somebody reports that with the locals of the frames
+        ):  # its file is bad, and a crash reporter shows the locals of the frames
             return "<Headrace without a configuration>"
         state = "running" if self._running_in == os.getpid() else "closed" if self._closed else "not started"
         override = f" HEADRACE_MODE={self._mode_override}" if self._mode_override else ""
@@ -294,9 +302,11 @@ class Headrace:
         )
 
     def _forget_inherited(self) -> None:
-        """In a forked child: nothing of the parent's is touched. Governs on; `start()` makes the threads anew."""
+        """In a forked child: touch nothing of the parent's. The child is governed; `start()` makes the threads anew."""
         self._lock = threading.Lock()
-        self._watcher = None  # its descriptor is the parent's too: removing a watch would remove it there
+        self._watcher = (
+            None  # the parent has the same descriptor: a watch removed here would be removed there
+        )
         self._housekeeping = Housekeeping([self._reloader.tick, self._flush])
         self._reloader.forget_inherited()
         self._stock = stock_pools()
@@ -306,7 +316,7 @@ class Headrace:
             doing="renew a handle in a forked child",
         )
 
-    def _lives(self) -> dict[str, Mapping[str, Any]]:
+    def _signs_of_life(self) -> dict[str, Mapping[str, Any]]:
         """The signs of life of every thread that may serve this instance, by name."""
         watcher = self._watcher
         return {
@@ -320,18 +330,18 @@ class Headrace:
         return load(self.files, env=os.environ, cwd=self._cwd)
 
     def _publish(self, snapshot: Snapshot) -> None:
-        # Not "started in this process": a forked child that never starts is governed all the same.
+        # The question is not "started in this process": a forked child that never starts is governed all the same.
         if self in install.owners():
             install.publish(self, snapshot)
 
-    def _poked(self) -> None:
+    def _files_changed(self) -> None:
         """The watcher found other contents."""
         wanted: Sequence[str] = ()
         try:
             self._reloader.reload(patient=True)
         except ConfigError as error:
-            # Reported by the reloader; the last good configuration stays. What the refused one refers to is
-            # watched as well: the secret that was missing may yet arrive.
+            # The reloader has reported it, and the last good configuration stays. The files of the refused one are
+            # watched as well: a secret that was missing may yet arrive.
             wanted = error.watched
         self._rewatch(wanted)
 
@@ -351,7 +361,7 @@ class Headrace:
         return None if found is None else found[1]
 
     def _resolve(self, name: str) -> Upstream:
-        # Flat, and asked for by every call of a handle.
+        # Flat: every call of a handle comes through here.
         if os.getpid() != process.pid:
             process.renew()
         inbound = inbound_var.get()
@@ -374,7 +384,7 @@ class Headrace:
 
 
 def _end_deadlines() -> None:
-    """The deadline thread is the process's, not an instance's: the last one that runs ends it."""
+    """The deadline thread belongs to the process, not to an instance: the last instance that runs ends it."""
     if not install.owners():
         deadlines.stop()
 
@@ -422,7 +432,7 @@ def start_from(file: File | Sequence[File] | None = None, *, registry: Registry 
 
 
 def _started(instance: Headrace) -> Headrace:
-    """*instance*, started; closed where an interrupt keeps the caller from ever getting hold of it."""
+    """*instance*, started. It is closed if an interrupt means that the caller never gets it."""
     try:
         instance.start()
         return instance
@@ -436,7 +446,7 @@ def _started(instance: Headrace) -> Headrace:
 def _absolute(file: File | Sequence[File] | None) -> tuple[str, ...]:
     if file is None:
         named = os.environ.get("HEADRACE_FILE", "").split(os.pathsep)
-        file = [name for name in named if name] or DEFAULT_FILE  # set to nothing is not set
+        file = [name for name in named if name] or DEFAULT_FILE  # an empty value counts as not set
     files = [file] if isinstance(file, (str, os.PathLike)) else list(file)
     if not files:
         raise ValueError("no file given")

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _import_from_here() -> None:
     """Let `failure_if` name a module of the project that the command is run in.
 
-    A console script has the working directory not on `sys.path`; gunicorn, uvicorn and flask put it there.
+    A console script does not have the working directory on `sys.path`. gunicorn, uvicorn and flask put it there.
     """
     here = os.getcwd()
     if not {"", here} & set(sys.path):
@@ -59,12 +59,12 @@ def _import_from_here() -> None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong with the arguments, which may hold anything."""
+        """Print what is wrong with the arguments, which may hold anything."""
         super().error(printable_lines(message))
 
 
-def _say(text: object, *, to: TextIO | None = None) -> None:
-    """Print *text*: whatever came from a file or the command line, without what a terminal obeys."""
+def _print_safely(text: object, *, to: TextIO | None = None) -> None:
+    """Print *text* without what a terminal obeys: parts of it came from a file or from the command line."""
     print(printable_lines(str(text)), file=to or sys.stdout)
 
 
@@ -157,7 +157,7 @@ def _schema(options: argparse.Namespace) -> int:
 def _explain(options: argparse.Namespace) -> int:
     inspection = inspect(options.file)
     if inspection.problems:
-        _say(render_problems(inspection.problems), to=sys.stderr)
+        _print_safely(render_problems(inspection.problems), to=sys.stderr)
         return PROBLEMS
     text = explain(
         inspection,
@@ -167,7 +167,7 @@ def _explain(options: argparse.Namespace) -> int:
         fault=options.error,
         env=os.environ,
     )
-    _say(text.removesuffix("\n"))
+    _print_safely(text.removesuffix("\n"))
     return GOOD
 
 
@@ -186,16 +186,16 @@ def _check(options: argparse.Namespace) -> int:
 
 def _print_check(inspection: Inspection, workers: int | None) -> None:
     if inspection.problems:
-        _say(render_problems(inspection.problems), to=sys.stderr)
+        _print_safely(render_problems(inspection.problems), to=sys.stderr)
     noted = (("warning", inspection.misspelt), ("lint", inspection.findings), ("hint", _hints(inspection)))
     for kind, notes in noted:
         for note in notes:
-            _say(f"{kind}: {note}", to=sys.stderr)
+            _print_safely(f"{kind}: {note}", to=sys.stderr)
     configuration = inspection.configuration
     if configuration is None:
         return
     for plan in configuration.upstreams.values():
-        _say(summary(inspection, plan))
+        _print_safely(summary(inspection, plan))
         if workers is not None:
             print(f"    {workers} workers: {_totals_text(plan, workers)}")
     count = len(configuration.upstreams)

@@ -1,7 +1,7 @@
 """What headrace raises, without any HTTP library: the plain classes.
 
 `headrace.adapters.twins` pairs each of them with the class that callers of
-requests or urllib3 already catch; those pairs are what leaves headrace.
+requests or urllib3 already catch. Those pairs are what leaves headrace.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ConfigError(HeadraceError):
 
     Attributes:
         problems: All problems found, sorted by file and line; never empty.
-        watched: Absolute paths of what was read, or should have been: when one changes, trying again makes sense.
+        watched: Absolute paths of what was read, or should have been. When one changes, another try makes sense.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class UpstreamError(HeadraceError):
 
     Attributes:
         upstream: Name of the upstream.
-        attempts: Records of the attempts made, oldest first; empty when none was.
-        request_id: The id every attempt carried, or None when none was sent.
+        attempts: Records of the attempts made, oldest first; empty when none was made.
+        request_id: The id that every attempt carried, or None when none was sent.
     """
 
     upstream: str
@@ -87,8 +87,8 @@ class UpstreamError(HeadraceError):
         request_id: str | None = None,
         **family: Any,
     ) -> None:
-        # *family* is what the requests / urllib3 class beside us would have set (request=…, pool=…). Its own
-        # __init__ is not called: they disagree about positions, and this one line serves them all.
+        # *family* is what the requests or urllib3 class beside us would have set (request=…, pool=…). The __init__ of
+        # that class is not called: these classes disagree about positions, and this one line serves them all.
         Exception.__init__(self, message)
         self.__dict__.update(family)
         self.upstream = upstream
@@ -96,10 +96,10 @@ class UpstreamError(HeadraceError):
         self.request_id = request_id
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The default asks the class for (*args), which loses the keywords; urllib3's own reduces differ again.
+        # The default calls the class with (*args), which loses the keywords. urllib3's own reduces differ again.
         state = self.__dict__
         if "pool" in state:
-            state = {**state, "pool": None}  # it holds locks; stock leaves it out as well
+            state = {**state, "pool": None}  # the pool holds locks; stock leaves it out as well
         return _rebuild, (type(self), self.args, state)
 
 
@@ -119,7 +119,7 @@ class DeadlineExceeded(UpstreamError):
     """The whole call ran out of time.
 
     Attributes:
-        deadline_s: The deadline in force for the call, seconds from its start; 0: it was over before.
+        deadline_s: The deadline in force for the call, seconds from its start; 0: it had passed before.
     """
 
     def __init__(self, message: str, *, deadline_s: float = 0.0, **rest: Any) -> None:
