@@ -1,4 +1,4 @@
-"""The loop around one call, blocking. It performs what the exchange decides and decides nothing."""
+"""The loop around one call, blocking. It does what the exchange decides and decides nothing itself."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def run(
     clock: Callable[[], float],
     sleep: Callable[[float], object],
 ) -> End:
-    """Drive *exchange* to its end. Blocks; lets whatever *performer*, *clock* or *sleep* raise pass through.
+    """Drive *exchange* to its end. Blocks; exceptions of *performer*, *clock* and *sleep* pass through.
 
-    The permit goes back in every case; an attempt that did not return is ignored by the circuit.
+    The permit goes back in every case. The circuit ignores an attempt that did not return.
 
     Args:
         clock: Monotonic seconds.

@@ -1,9 +1,9 @@
-"""One governed call, blocking: what the exchange answers is performed here, over the surface of a library.
+"""One governed call, blocking: it does what the exchange decides, over the surface of a library.
 
 A surface knows how to send, how to read a status, how to keep or drop an answer,
-and which exception classes its callers expect. The exchange decides. Here is what lies between: the lease,
-the limits, the deadline thread's table, and who hears of the end. Long, for whatever may happen between taking a
-lease and giving it back (a cut, a cancellation, an interrupt) is to be read in one place.
+and which exception classes its callers expect. The exchange decides. This module does what lies between: the lease,
+the limits, the deadline thread's table, and the reports of the end. It is long because everything that may happen
+between taking a lease and giving it back (a cut, a cancellation, an interrupt) is meant to be read in one place.
 """
 
 from __future__ import annotations
@@ -55,18 +55,18 @@ class Call(Generic[T]):
     Attributes:
         answer: The answer of the last attempt, kept; None when there is none.
         error: The exception of the last attempt; None when it had an answer.
-        outbound: What identifies it on the wire.
+        outbound: What identifies the call on the wire.
 
     Args:
         request: What is sent. The call takes it over.
-        tries: What it shares with the other tries of a caller who retries himself; None: this call is the whole.
-        deadline_at: When whatever this call is part of must be over, monotonic seconds.
+        tries: What this call shares with the other tries of a caller that retries by itself; None: it is the only one.
+        deadline_at: When the work that this call is part of must be over, monotonic seconds.
     """
 
     __slots__ = (
         "_cancellation",
         "_exchange",
-        "_made",
+        "_last_attempt",
         "_opened_in",
         "_request",
         "_surface",
@@ -92,7 +92,7 @@ class Call(Generic[T]):
         self._surface = surface
         self._request = request
         self._tries = tries
-        self._made: Attempt | None = None  # the last attempt
+        self._last_attempt: Attempt | None = None  # the last attempt
         self.answer: T | None = None
         self.error: Exception | None = None
         if tries is None:
@@ -101,13 +101,13 @@ class Call(Generic[T]):
             self.outbound = outbound = tries.begin(upstream, request.method, request.headers)
         request.keyed = outbound.keyed
         inbound = outbound.inbound
-        # What a request has left running behind keeps its id and its trace.
+        # A call that outlives its inbound request keeps the request's id and trace.
         serving = None if inbound is None or inbound.is_over else inbound
         self._opened_in = serving if request.streamed else None
         self._cancellation = None if inbound is None else inbound.cancellation
         self._trace = None
         tracing = upstream.tracing
-        if tracing is not None and tracing.is_wanted():  # asked in C: nothing is paid without a span around
+        if tracing is not None and tracing.is_wanted():  # asked in C: outside of a span this costs nothing
             self._trace = tracing.call(
                 plan.name,
                 state.circuit,
@@ -134,7 +134,7 @@ class Call(Generic[T]):
             request,
             now=monotonic() if tries is None else tries.began,
             rng=random.random,
-            # On the thread of a running event loop any wait stalls the loop, and whoever holds the connection that
+            # On the thread of a running event loop any wait stalls the loop. The holder of the connection that
             # we wait for may need that loop to give it back.
             may_wait=_get_running_loop() is None,
             served=served,
@@ -158,7 +158,7 @@ class Call(Generic[T]):
         try:
             sleep = time.sleep if self._cancellation is None else self._cancellation.sleep
             end = run(self._exchange, performer, clock=monotonic, sleep=sleep)
-        except Exception as raised:  # a signal handler's amid a wait or a pause, a bug of ours
+        except Exception as raised:  # a signal handler's, raised in a wait or a pause; or a bug of ours
             carry(self._record(EndReason.CANCELLED), on=raised)
             raise
         finally:
@@ -168,7 +168,7 @@ class Call(Generic[T]):
             self._report(record)
         answer = self.answer
         if answer is not None and end.reason is EndReason.CANCELLED:
-            self._surface.close(answer)  # a failed one, and nobody waits for it
+            self._surface.close(answer)  # it failed, and nobody waits for it
             answer = None
         elif answer is not None:
             carry(record, on=answer)
@@ -183,7 +183,7 @@ class Call(Generic[T]):
         try:
             raise error
         finally:
-            # An exception that refers to its own frame is a cycle, kept until the next collection.
+            # An exception that refers to its own frame is a cycle, which lives until the next collection.
             self.error = None
             del error
 
@@ -208,12 +208,12 @@ class Call(Generic[T]):
         return self._attempt(lease, send.timeout_s, started)
 
     def resend(self, resend: Resend) -> Outcome | None:
-        """The attempt once more over a fresh connection; None if there is none at once. Blocks."""
+        """Make the attempt once more over a fresh connection; None if no connection is free at once. Blocks."""
         started = monotonic()
         try:
             lease = self._upstream.state.pool.leases.acquire(0.0, fresh=True)
         except LeaseError:
-            return None  # somebody else took the slot: a retry can wait for one, this cannot
+            return None  # another call took the slot: a retry can wait for one, a resend cannot
         return self._attempt(lease, resend.timeout_s, started)
 
     def _attempt(self, lease: Lease[Any], limit_s: float, started: float) -> Outcome:
@@ -226,8 +226,9 @@ class Call(Generic[T]):
                 current_attempt.set(attempt)
                 self.answer = answer = self._send(attempt, lease, outcome)
             except Exception as error:
-                # An answer that its surface could make nothing of (an adapter's own `build_response` raised) still
-                # holds its connection, and nobody has it who would close it. Does nothing if that has gone back.
+                # The surface may have failed over an answer that had come (an adapter's own `build_response` raised).
+                # Such an answer still holds its connection, and nothing else would close it. If the lease has gone
+                # back already, this does nothing.
                 leases.give_back(lease, reusable=False)
                 self._fail(error, attempt, lease, outcome)
             else:
@@ -240,7 +241,7 @@ class Call(Generic[T]):
                     cancellation.releases(token)
                 if attempt.lease is not None:  # urllib3 never asked for it: a mocked or subclassed adapter
                     leases.give_back(attempt.lease, reusable=True)
-            # Now, not when it is sent again: a file that will not go back must not cost the caller this answer.
+            # Rewound now, not when it is sent again: a file that cannot rewind must not cost the caller this answer.
             is_failed = outcome.fault is not None or outcome.status in self._exchange.retried
             if is_failed and not self._surface.rewind():
                 self._exchange.body_is_spent()
@@ -249,19 +250,19 @@ class Call(Generic[T]):
             outcome.duration_s = monotonic() - attempt.began
             return outcome
         except BaseException:
-            # An interrupt, and wherever it hit, amid `finally` too: the slot is free. A lease that went back
+            # An interrupt. Wherever it hit, in `finally` too, the slot is free after this. A lease that went back
             # already stays as it is.
             current_attempt.set(outer)
             leases.give_back(lease, reusable=False)
             raise
 
     def _begin(self, lease: Lease[Any], limit_s: float) -> Attempt:
-        """What the attempt over *lease* may use and is bounded by."""
+        """A new attempt over *lease*: what it may use, and its limits."""
         upstream, exchange, outbound = self._upstream, self._exchange, self.outbound
         began = monotonic()
         if self._cancellation is not None and lease.token is not None:
             self._cancellation.covers(lease.token, upstream.state.pool.leases)
-        # Only now: without a lease the answer kept from before is the caller's.
+        # Cleared only now: without a lease, the caller gets the answer that was kept from the attempt before.
         self.answer = self.error = None
         left_s = None if exchange.deadline_at is None else exchange.deadline_at - began
         if left_s is not None and left_s < limit_s:
@@ -272,7 +273,7 @@ class Call(Generic[T]):
         if self._trace is not None:
             headers = self._trace.headers(headers)
         request = self._request
-        self._made = attempt = Attempt(
+        self._last_attempt = attempt = Attempt(
             upstream.state.pool,
             request.message,
             lease,
@@ -288,9 +289,9 @@ class Call(Generic[T]):
         return attempt
 
     def _send(self, attempt: Attempt, lease: Lease[Any], outcome: Outcome) -> T:
-        """The answer: its head, and its body where the caller does not read that himself. Blocks; mutates *outcome*.
+        """The answer: its head, and its body unless the caller reads that itself. Blocks; mutates *outcome*.
 
-        Raises whatever the library raises, also where the answer came too late or was broken off by us.
+        Raises what the library raises, also where the answer came too late or we broke it off.
         """
         surface = self._surface
         in_flight[attempt] = attempt.ends_at
@@ -299,8 +300,8 @@ class Call(Generic[T]):
         answer = surface.send(attempt)
         status, _ = surface.head(answer)
         if not attempt.streamed:
-            # An answer that is not retried is bounded by silence and by the deadline (failures.md 89). What was cut
-            # off already stays so.
+            # An answer that is not retried is bounded by silence and by the deadline (failures.md 89). An attempt
+            # that was cut off already stays so.
             is_bounded = status in self._exchange.retried and self._exchange.is_retried(status)
             if not is_bounded and in_flight.pop(attempt, None) is not None:
                 deadline_at = self._exchange.deadline_at
@@ -312,17 +313,17 @@ class Call(Generic[T]):
             surface.read(answer, attempt)
         attempt.was_in_time = in_flight.pop(attempt, None) is not None
         if not attempt.was_in_time:
-            # Cut off, and it looks whole all the same: a body, or a head, that ended with the connection.
+            # It was cut off but looks whole: a body, or a head, that ended with the connection.
             surface.close(answer)
             raise self._timed_out(attempt)
-        if lease.aborted is not None:  # the same, where it was not the time that was up
+        if lease.aborted is not None:  # the same, where something other than the time ended it
             surface.close(answer)
             raise surface.broken_off("the call was broken off amid the answer")
         outcome.status = status
         return answer
 
     def _judge(self, answer: T, outcome: Outcome) -> None:
-        """What is in *answer* for the rules. Mutates *outcome*."""
+        """Note in *outcome* what the rules need to know of *answer*. Mutates *outcome*."""
         state, plan, status = self._upstream.state, self._upstream.plan, outcome.status or 0
         if state.misses:  # it has answered
             state.misses = 0
@@ -337,7 +338,7 @@ class Call(Generic[T]):
             )
 
     def _fail(self, error: Exception, attempt: Attempt, lease: Lease[Any], outcome: Outcome) -> None:
-        """Take in what *error* has made of *attempt*. Mutates *outcome*."""
+        """Note in *outcome* how *error* ended *attempt*. Mutates *outcome*."""
         tls, cancellation = self._upstream.plan.tls, self._cancellation
         presents = tls is not None and tls.cert is not None
         failure = self._surface.failure(error, attempt, presents=presents)
@@ -353,7 +354,7 @@ class Call(Generic[T]):
             was_shut=lease.aborted is not None,
         )
         self.error = failure.error
-        if failure.own is not None:  # the caller's code has ended the call: it leaves as it is
+        if failure.own is not None:  # the caller's code has ended the call: its error leaves as it is
             self.error = failure.own
         elif end.by is EndedBy.TIMER:
             self.error = self._timed_out(attempt)
@@ -385,9 +386,9 @@ class Call(Generic[T]):
 
     def set_aside(self) -> None:
         """Free the slot of the failed answer before the pause; keep the answer if it can be kept. Blocks for KEEP_S."""
-        answer, attempt = self.answer, self._made
+        answer, attempt = self.answer, self._last_attempt
         if answer is None or attempt is None or not attempt.streamed:
-            return  # a buffered one has been read, and its slot is free
+            return  # a buffered answer has been read, and its slot is free
         ends_at, deadline_at = monotonic() + KEEP_S, self._exchange.deadline_at
         in_flight[attempt] = ends_at = ends_at if deadline_at is None else min(ends_at, deadline_at)
         if ends_at < deadlines.wake_at:
@@ -396,12 +397,12 @@ class Call(Generic[T]):
             self.answer = self._surface.set_aside(answer)
         finally:
             if in_flight.pop(attempt, None) is None:
-                self.answer = None  # cut off: what is there of it need not be all
+                self.answer = None  # it was cut off, so it may not be complete
             if self.answer is None:
                 self._exchange.answer_is_lost()
 
     def _divert(self, record: Record) -> T | None:
-        """What the refused call gets instead, or None where its path elsewhere is not certain. Blocks.
+        """The fallback's answer to the refused call; None where its path at the other upstream is not certain. Blocks.
 
         Raises what the call to the other upstream raises.
         """
@@ -442,7 +443,7 @@ class Call(Generic[T]):
         return answer
 
     def _follow(self, answer: T, record: Record) -> None:
-        """Hear of *answer*, whose body the caller reads himself, when that breaks off."""
+        """Listen for a break in the body of *answer*, which the caller reads itself."""
         body = self._surface.streamed(answer)
         if body is not None:
             follow(
@@ -457,7 +458,7 @@ class Call(Generic[T]):
             )
 
     def _error_of(self, end: Finish | Refuse, record: Record) -> Exception:
-        """What leaves, with the record and its notes on it."""
+        """The exception that leaves, with the record and its notes on it."""
         error = final_error(
             self._upstream,
             self._surface,
@@ -494,7 +495,7 @@ class Call(Generic[T]):
         )
 
     def _report(self, record: Record) -> None:
-        """Log what the code at the call site could do better, if that is why the call ended."""
+        """Log what the call site could do better, if that is why the call ended."""
         wants_retries = self._upstream.plan.retry.max_attempts > 1
         if record.reason is EndReason.EVENT_LOOP:
             report_event_loop(self._upstream, "sleep before its next attempt")
@@ -502,7 +503,7 @@ class Call(Generic[T]):
             report_withheld(self._upstream, record)
 
     def _count(self, end: End | None, duration_s: float) -> None:
-        label = None  # of the last attempt
+        label = None  # None: that of the last attempt counts
         if end is None or end.reason is EndReason.CANCELLED:
             label = Fault.CANCELLED.value
         elif not self._exchange.outcomes:

@@ -1,4 +1,4 @@
-"""Why a call that has no answer ends in which exception."""
+"""Which exception a call without an answer ends in, and why."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def final_error(
     request_id: str | None,
     last: Exception | None,
 ) -> Exception:
-    """What leaves: one of ours, as the twin of the library at hand, or *last*.
+    """The exception that leaves: one of ours, in the twin class for the library in use, or *last*.
 
     Args:
-        last: What the library raised in the last attempt; None: it had an answer, or there was none.
+        last: What the library raised in the last attempt; None: that attempt had an answer, or none was made.
     """
     name, twins = upstream.plan.name, surface.twins
     family = {"upstream": name, "request_id": request_id, **surface.family()}
@@ -48,8 +48,8 @@ def final_error(
         return error
     if last is not None:
         return last
-    # The last answer was dropped to free its connection (larger or slower than what is kept), and then no further
-    # attempt was made.
+    # The last answer was dropped to free its connection (it was larger or slower than what is kept), and then no
+    # further attempt was made.
     return twins.deadline(
         f'upstream "{name}": {decision.reason.value} before another attempt, and the failed answer was too '
         f"large, or too slow, to keep",
@@ -66,7 +66,7 @@ def pool_error(
     request_id: str | None,
     timed_out: bool,
 ) -> Exception:
-    """What leaves when no connection was to be had, for the reason and with the numbers of *error*."""
+    """The exception that leaves when there was no connection, with the reason and the numbers of *error*."""
     twins = surface.twins
     twin = twins.pool_timeout if timed_out else twins.pool_rejected
     name = upstream.plan.name
@@ -76,7 +76,7 @@ def pool_error(
 def too_large(
     upstream: Upstream, surface: Surface[Any], max_bytes: int, *, request_id: str | None
 ) -> ResponseTooLarge:
-    """What a body of more than *max_bytes* ends in."""
+    """The exception that a body of more than *max_bytes* ends in."""
     name = upstream.plan.name
     return surface.twins.too_large(
         f'upstream "{name}": the body of the answer is larger than pool.max_response_body, {max_bytes} bytes',
@@ -88,7 +88,7 @@ def too_large(
 
 
 def _ran_out_of_time(exchange: Exchange, decision: Finish | Refuse) -> bool:
-    """Whether it was the deadline that ended the call, rather than the last attempt's own trouble."""
+    """Whether the deadline ended the call, and not the last attempt's own failure."""
     if isinstance(decision, Refuse):
         return decision.reason is EndReason.DEADLINE
     return (

@@ -1,4 +1,4 @@
-"""Calls that do not get what the rules say: counted, and said once per call site."""
+"""Calls that do not get what the rules say: each is counted, and logged once per call site."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from headrace.transport.call_site import call_site
 T = TypeVar("T")
 
 passing: ContextVar[object] = ContextVar("headrace_passing", default=None)
-"""The message whose call passes through: the surface below, whose pools it may go over, does not ask again."""
+"""The message that is being sent ungoverned: its call may reach a surface below, which must not ask about it again."""
 
 
 def let_through(message: object, go: Callable[[], T]) -> T:
-    """What *go* returns, which sends *message* as it is. Blocks."""
+    """Run *go*, which sends *message* as it is, and return its result. Blocks."""
     token = passing.set(message)
     try:
         return go()
@@ -35,14 +35,14 @@ def count_ungoverned(upstream: Upstream, reason: str) -> None:
 
 
 def report_event_loop(upstream: Upstream, wanted: str) -> None:
-    """Say, once per call site, that a call could not wait because it was made on an event loop's thread."""
+    """Log, once per call site, that a call could not wait because it was made on an event loop's thread."""
     site = call_site()
     if upstream.service.is_first("event_loop", site):
         emit(CallOnEventLoop(upstream=upstream.plan.name, wanted=wanted, call_site=site))
 
 
 def report_withheld(upstream: Upstream, record: Record) -> None:
-    """Say, once per call site, that a failed call was not retried because of what it is: more of them will not be."""
+    """Log, once per call site, that a failed call was not retried because of its kind: others like it will not be."""
     site = call_site()
     if upstream.service.is_first(record.reason.value, site):
         emit(

@@ -15,7 +15,7 @@ RETRY_SEQ: Final = "X-Retry-Seq"
 
 
 class Outbound:
-    """The context of one logical call, the same over its attempts (and over the tries of a caller who retries himself).
+    """The context of one logical call. All its attempts share it, as do all tries of a caller that retries by itself.
 
     Owned by one thread.
 
@@ -25,12 +25,11 @@ class Outbound:
 
     Attributes:
         inbound: The inbound request that the call is part of, or None.
-        request_id: Sent with every attempt unless the plan keeps ids from this upstream; then still that of
-            the inbound request, for records and errors, or None outside of one.
+        request_id: Sent with every attempt unless the plan keeps ids from this upstream. In that case it is still
+            the inbound request's id, for records and errors, or None outside of one.
         headers: Added to each attempt unless the call set them.
         keyed: The call carries an idempotency key, ours or its own.
-        sent: Attempts so far that may have reached the server.
-        deadline_header: Where what is left of the deadline is sent, or None.
+        deadline_header: Header in which the rest of the deadline is sent, or None.
     """
 
     __slots__ = (
@@ -66,8 +65,8 @@ class Outbound:
         """The headers of the next attempt.
 
         Args:
-            sent: How many attempts before it may have reached the upstream.
-            left_s: Of the deadline; None: there is none.
+            sent: Earlier attempts that may have reached the upstream; count.
+            left_s: Seconds left of the deadline; None: there is none.
         """
         headers = self.headers
         if sent and self._tells_sequence:
@@ -81,7 +80,7 @@ class Outbound:
         self, trace: tuple[tuple[str, str], ...], upstream: Upstream, own: Mapping[str, Any] | None
     ) -> None:
         """Pass *trace* on as a whole or not at all: a tracestate belongs to its traceparent."""
-        # A tracer's own injection, per attempt, takes the place of this.
+        # A tracer that injects its own headers into each attempt replaces these.
         if not any(name.lower() == "traceparent" for name in (*(own or ()), *dict(upstream.plan.headers))):
             self.headers = (*self.headers, *trace)
 

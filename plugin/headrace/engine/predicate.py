@@ -10,10 +10,10 @@ from headrace.runtime.upstream import Upstream
 
 
 def is_condemned(upstream: Upstream, answer: Any, status: int) -> bool:
-    """Whether `failure_if` calls *answer* a failure; False, and said once, where it raises.
+    """Whether `failure_if` calls *answer* a failure; False, and logged once, where it raises.
 
-    Not asked about a *status* that `failure_on` names: that is a failure, and its body often not
-    what the function expects.
+    It is not asked about a *status* that `failure_on` names: that is a failure already, and its body
+    is often not what the function expects.
     """
     plan = upstream.plan.circuit_breaker
     judge = plan.failure_if

@@ -1,6 +1,6 @@
-"""The circuit of an upstream for what does not go through requests or urllib3: a gRPC stub, a database driver, boto3.
+"""The circuit of an upstream for calls outside requests and urllib3: a gRPC stub, a database driver, boto3.
 
-The breaker and nothing else: no retry, no limit, no pool. The function runs on the caller's
+Such a call gets the breaker and nothing else: no retry, no limit, no pool. The function runs on the caller's
 thread, as often as it is called.
 """
 
@@ -30,7 +30,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Errors: TypeAlias = type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], object]
-"""Which exceptions: by class, or by what a function says of one."""
+"""Which exceptions: by class, or by a function that is asked about each."""
 
 # A global is one look-up; a member of an enum class goes through its metaclass.
 _SUCCESS: Final = Verdict.SUCCESS
@@ -52,15 +52,14 @@ def protected(
     Args:
         in_force: The snapshot in force, by identity; a callable in C.
     """
-    _check(function)
+    _refuse_deferred_work(function)
     is_failure, is_success = _matcher(failure_on), _matcher(success_on)
     inbound_of, getpid = inbound_var.get, os.getpid
-    known: tuple[object, int, Upstream] | None = (
-        None  # what was resolved last, and for which snapshot and process
-    )
+    # What was resolved last, and for which snapshot and process.
+    known: tuple[object, int, Upstream] | None = None
 
     def call(*args: P.args, **kw: P.kwargs) -> T:
-        # Flat: a Python-level call costs more than everything else here, and to resolve the name is one of several.
+        # Flat: a Python-level call costs more than everything else here, and resolving the name takes several.
         nonlocal known
         snapshot, pid, found = in_force(), getpid(), known
         if (
@@ -90,7 +89,10 @@ def protected(
             with state.counters.lock:
                 add(state.counters.observed, "refused")
             return function(*args, **kw)
-        verdict, outcome = _IGNORED, "ignored"  # apart, for to look up an enum calls its hash, in Python
+        verdict, outcome = (
+            _IGNORED,
+            "ignored",
+        )  # two names: a look-up by the enum would call its hash, in Python
         try:
             result = function(*args, **kw)
             verdict, outcome = _SUCCESS, "success"
@@ -103,7 +105,7 @@ def protected(
             ):
                 verdict, outcome = _FAILURE, "failure"
             raise
-        finally:  # also of an interrupt: the permit goes back
+        finally:  # the permit goes back, after an interrupt too
             now = monotonic()
             circuit.record(permit, verdict, now, now - began)
             state.counters.protected[outcome].tick()
@@ -114,15 +116,15 @@ def protected(
 
 
 def _is_ours(error: Exception, duration_s: float, plan: CircuitPlan) -> bool:
-    """Whether *error* says nothing of the upstream: a refusal of ours within, or a timer that ended it too early."""
+    """Whether *error* says nothing about the upstream: a nested refusal of ours, or a timer that ended it too early."""
     if isinstance(error, (TimeoutError, DeadlineExceeded)):
         return duration_s < plan.blame_after_s
-    # A governed call within has told its own circuit what there was to tell.
+    # A governed call inside the function has already reported to its own circuit.
     return isinstance(error, UpstreamError)
 
 
 def _refusal(upstream: Upstream, refused: Refused, trace: CallTrace | None) -> CircuitOpenError:
-    """The error of a refused call, a new one for each; counted."""
+    """A new error for a refused call. Counts the refusal."""
     counters = upstream.state.counters
     with counters.lock:
         counters.refused += 1
@@ -144,10 +146,10 @@ def _refusal(upstream: Upstream, refused: Refused, trace: CallTrace | None) -> C
 
 
 def _matcher(errors: Errors) -> Callable[[Exception], object]:
-    """Answers whether an exception is one of *errors*.
+    """A function that answers whether an exception is one of *errors*.
 
     Raises:
-        TypeError: *errors* names none, and is no function.
+        TypeError: *errors* names no exception class, and is no function.
     """
     classes = errors if isinstance(errors, tuple) else (errors,)
     if all(isinstance(one, type) and issubclass(one, Exception) for one in classes):
@@ -160,8 +162,8 @@ def _matcher(errors: Errors) -> Callable[[Exception], object]:
     return errors
 
 
-def _check(function: object) -> None:
-    """Refuse what is over before its work has begun.
+def _refuse_deferred_work(function: object) -> None:
+    """Refuse a function that returns before its work has begun.
 
     Raises:
         TypeError: *function* cannot be called, or only makes a coroutine or generator.

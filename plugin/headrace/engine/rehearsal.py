@@ -1,12 +1,12 @@
 """The loop around one call that is only rehearsed (`mode: observe`), in virtual time.
 
 The exchange is the one that decides in production, on a circuit and a budget that only rehearsed calls
-feed. The first attempt is the real call: made as if headrace were not there, and held against the limits
-afterwards. An attempt that would follow is assumed to end as that one did, as late, and is cut as
-it would be; the pauses before it pass on the virtual clock alone.
+feed. The first attempt is the real call: it is made as if headrace were not there, and compared with the limits
+afterwards. A further attempt is assumed to end as the first did, after the same time. It is cut as
+it would be in production. The pauses before it pass on the virtual clock only.
 
-Not to be known: whether a retry would have ended otherwise, how much sooner a cut or refused call would
-have freed what it held, and at which moment of an attempt the silence was (`read`, `connect`).
+Three things cannot be known: whether a retry would have ended differently, how much sooner a cut or refused call
+would have freed what it held, and at which moment of an attempt the silence was (`read`, `connect`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Seen:
     """What became of the real call.
 
     Attributes:
-        outcome: Its facts; `duration_s` to its end, whatever limits it may have overrun.
-        head_s: When the head of its answer came, seconds from its begin; None: not known, so with its end.
-        streamed: Its body is read later, by the caller.
-        is_wanted: Its answer is one that would be retried, so that an attempt is bounded to the end of it.
+        outcome: Its facts; `duration_s` runs to its end, even beyond the limits.
+        head_s: When the head of its answer came, seconds from its start; None: not known, so its end is taken.
+        streamed: The caller reads its body later.
+        is_wanted: Its answer would be retried, so the limit of an attempt holds to the end of the answer.
     """
 
     outcome: Outcome
@@ -44,8 +44,8 @@ class Foretold:
         retries: Attempts after the first; count.
         refused: The circuit would have refused the call, or its next attempt.
         timed_out: A limit would have cut an attempt, or the deadline was over before the first.
-        reason: Why it would have ended.
-        diverted: Its `fallback` would have stood in.
+        reason: Why the call would have ended.
+        diverted: The call's `fallback` would have stood in.
     """
 
     retries: int
@@ -56,7 +56,7 @@ class Foretold:
 
 
 def rehearse(exchange: Exchange, first: Send | Divert | Refuse, seen: Seen) -> Foretold:
-    """Drive *exchange* on from *first*, what it decided when the call began, to its end. Does not block.
+    """Drive *exchange* to its end, from *first*: what it decided when the call began. Does not block.
 
     The permit goes back in every case.
     """
@@ -67,7 +67,7 @@ def rehearse(exchange: Exchange, first: Send | Divert | Refuse, seen: Seen) -> F
             match decision:
                 case Send() | Resend():
                     left_s = None if exchange.deadline_at is None else exchange.deadline_at - now
-                    outcome = _cut(seen, decision.timeout_s, left_s)
+                    outcome = _under_limits(seen, decision.timeout_s, left_s)
                     timed_out = timed_out or outcome is not seen.outcome
                     outcome = replace(outcome, started_s=now)
                     now += outcome.wait_s + outcome.duration_s
@@ -88,15 +88,16 @@ def rehearse(exchange: Exchange, first: Send | Divert | Refuse, seen: Seen) -> F
             decision = exchange.decide(now)
     finally:
         exchange.abandon(now)
-        exchange.settle(now)  # also of a caller who retries himself: his tries are in the real call, and over
+        # Also for a caller that retries by itself: its tries are part of the real call, which is over.
+        exchange.settle(now)
 
 
-def _cut(seen: Seen, limit_s: float, left_s: float | None) -> Outcome:
-    """The outcome of an attempt that goes as the real call went, under limits; the very same if none cuts it.
+def _under_limits(seen: Seen, limit_s: float, left_s: float | None) -> Outcome:
+    """The outcome of an attempt that goes as the real call went, under limits. The same object if no limit cuts it.
 
     Args:
-        limit_s: To the head of an answer, or to the end of one that is retried.
-        left_s: Of the deadline, which bounds a buffered body as well; None: there is none.
+        limit_s: Seconds to the head of an answer, or to the end of an answer that is retried.
+        left_s: Seconds left of the deadline, which bounds a buffered body as well; None: there is none.
     """
     outcome = seen.outcome
     to_head_s = outcome.duration_s

@@ -1,4 +1,4 @@
-"""What an answer asks to wait, turned into seconds at the edge."""
+"""How long an answer asks to wait, turned into seconds at the edge."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from email.utils import parsedate_to_datetime
 from headrace.policy.plan import RetryAfterFormat, RetryAfterHeader
 
 LONGEST_S = 1e12
-"""What a longer wait is taken for: finite, for it is said in the record, and in problems as JSON."""
+"""A longer wait is taken for this. It is finite because records and JSON problems hold it."""
 
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?", re.ASCII)
-_READ_CHARACTERS = 256  # nobody says more; a hostile header is not to cost anything
+_READ_CHARACTERS = 256  # honest headers are shorter; a hostile one must not cost anything
 
 
 def retry_after_s(
@@ -21,14 +21,14 @@ def retry_after_s(
 ) -> float | None:
     """Seconds from now that the first usable of *wanted* asks for, or None where none says anything usable.
 
-    At least 0: an instant that has passed means that the time has come. Where a header has
-    several values, though none of these is a list, the most patient one counts. An instant is taken from the
-    answer's own `Date`, by the clock that it was made with (failures.md 72), or from ours where there is none.
+    At least 0: an instant that has passed means that the time has come. These headers are no lists, but where
+    one has several values, the longest wait counts. An instant is compared with the answer's own
+    `Date`, since the same clock made both (failures.md 72), or with our clock where there is no `Date`.
 
     Args:
-        headers: Of the answer; looked up whatever the case.
-        wall_clock: Seconds since the epoch; asked only for an instant in an answer without a `Date`. When it
-            has jumped the wait is as wrong as the clock; `retry_after.max` bounds it.
+        headers: Headers of the answer; looked up without regard to case.
+        wall_clock: Seconds since the epoch; asked only for an instant in an answer without a `Date`. If the clock
+            has jumped, the wait is as wrong as the clock; `retry_after.max` bounds it.
     """
 
     def now_there() -> float:
@@ -46,7 +46,7 @@ def retry_after_s(
 
 
 def _waits_s(value: str, format: RetryAfterFormat, now_there: Callable[[], float]) -> Iterable[float]:
-    # A comma divides the values, and also the weekday from its date, which can do without it.
+    # A comma separates the values. It also separates a weekday from its date, which is readable without the weekday.
     for part in value[:_READ_CHARACTERS].split(","):
         text = part.strip()
         if _NUMBER.fullmatch(text):
@@ -59,7 +59,7 @@ def _instant_s(text: str) -> float | None:
     """Seconds since the epoch of an HTTP date, any of the three forms of RFC 9110 §5.6.7, or None."""
     try:
         at = parsedate_to_datetime(text)
-        # asctime's form names no zone; all three are UTC. A naive datetime would be read as local time.
+        # The form of asctime names no zone; all three forms are UTC. A naive datetime would be read as local time.
         return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
-    except (TypeError, ValueError, OverflowError, IndexError):  # what the parser makes of garbage
+    except (TypeError, ValueError, OverflowError, IndexError):  # what the parser raises for garbage
         return None

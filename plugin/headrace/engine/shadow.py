@@ -41,14 +41,14 @@ def observed(
 ) -> T:
     """What *go* returns or raises, untouched. Blocks.
 
-    The rules are rehearsed on the call by the exchange that enforces them elsewhere (`engine.rehearsal`), and
-    what they would have done is counted under `headrace_observed_total{action}`: `refused`, `fallback`,
+    The exchange that enforces the rules elsewhere rehearses them on this call (`engine.rehearsal`).
+    What they would have done is counted under `headrace_observed_total{action}`: `refused`, `fallback`,
     `waited`, `rejected`, `timed_out`, `retried` (attempts).
 
     Args:
-        request: What the rules need to know of it; `replayable` as if the call were made by us.
-        facts_of: What an exception of *go* says: its fault, whether a limit was hit, how far it got.
-        read: Reads the body of what *go* returned at its head; None: *go* has done that, or its caller will.
+        request: What the rules need to know of the call; `replayable` as if headrace made it.
+        facts_of: What an exception of *go* says: its fault, whether a limit was hit, how far the call got.
+        read: Reads the body where *go* returned at the head; None: *go* has read it, or its caller will.
     """
     rehearsal = _Rehearsal(upstream, request, nth_try)
     outcome = Outcome(started_s=rehearsal.began)
@@ -76,10 +76,10 @@ def observed(
 
 
 class _Rehearsal:
-    """What the rules make of one call that is made without them. Owned by one thread.
+    """What the rules would do with one call that is made without them. Owned by one thread.
 
     Attributes:
-        began: When the call did, monotonic seconds.
+        began: When the call began, monotonic seconds.
     """
 
     __slots__ = ("_exchange", "_first", "_held", "_streamed", "_trace", "_upstream", "began")
@@ -87,7 +87,7 @@ class _Rehearsal:
     def __init__(self, upstream: Upstream, request: Request, nth_try: int) -> None:
         plan, state = upstream.plan, upstream.state
         inbound = inbound_var.get()
-        serving = None if inbound is None or inbound.is_over else inbound  # as `Call` has it
+        serving = None if inbound is None or inbound.is_over else inbound  # as in `Call`
         allowance = None
         if serving is not None:
             if serving.rehearsed is None:
@@ -121,17 +121,17 @@ class _Rehearsal:
         assert isinstance(first, (Send, Divert, Refuse)), "nothing has been tried yet"
         self._first = first
         self._held = None
-        if isinstance(first, Send):  # if it were enforced
+        if isinstance(first, Send):  # enforced, the call would hold a connection
             self._held = held = _Connection()
             with state.counters.lock:
                 state.in_flight.add(held)
                 _count_full(upstream, may_wait=may_wait and request.timeouts.acquire_s > 0.0)
 
     def end(self, outcome: Outcome, head_s: float | None) -> None:
-        """Play the call on from *outcome*, and count it. Never raises: the call is none of the rehearsal's business.
+        """Rehearse the rest of the call, from *outcome* on, and count it. Never raises: it must not fail the call.
 
         Args:
-            head_s: When the head of its answer came, seconds from its begin; None: not known.
+            head_s: When the head of its answer came, seconds from its start; None: not known.
         """
         state, exchange = self._upstream.state, self._exchange
         counters = state.counters
@@ -143,19 +143,19 @@ class _Rehearsal:
             foretold = rehearse(exchange, self._first, seen)
             with counters.lock:
                 _count(self._upstream, foretold)
-            made = _Made(outcome, exchange)
+            made = _RealCall(outcome, exchange)
             exemplar = None
             if self._trace is not None:
-                self._trace.end(made, label=None)  # type: ignore[arg-type]  # what it asks for, `_Made` has
+                self._trace.end(made, label=None)  # type: ignore[arg-type]  # `_RealCall` has what it asks for
                 exemplar = self._trace.exemplar(outcome.duration_s)
-            made.refused = None  # nothing was refused: it would have been
+            made.refused = None  # nothing was refused: it only would have been
             tally(counters, made, label=None, duration_s=outcome.duration_s, exemplar=exemplar)
         except Exception as error:
             stumbled("rehearse an observed call", error)
 
 
 def _asked_s(plan: UpstreamPlan, answer: Any) -> float | None:
-    """What *answer*, of either library, asks to wait; None as well where it is a mock's, without headers."""
+    """How long *answer*, of either library, asks to wait, seconds; None also for a mock's answer without headers."""
     try:
         return retry_after_s(answer.headers, plan.retry.retry_after.headers, wall_clock=time.time)
     except Exception as error:
@@ -164,26 +164,26 @@ def _asked_s(plan: UpstreamPlan, answer: Any) -> float | None:
 
 
 class _Connection:
-    """What a call that is under way would hold."""
+    """Stands for the connection that a call under way would hold."""
 
     __slots__ = ("__weakref__",)
 
 
-class _Made:
-    """The call as it was made: one attempt, and what the rules think of it."""
+class _RealCall:
+    """The call as it was made: one attempt, and the verdict of the rules on it."""
 
     __slots__ = ("deadline_at", "denied", "outcomes", "refused", "verdicts")
 
     def __init__(self, outcome: Outcome, exchange: Exchange) -> None:
         self.outcomes = [outcome]
         self.verdicts = exchange.verdicts[:1] or [Verdict.IGNORED]  # refused: unknown to the circuit
-        self.deadline_at: float | None = None  # nothing was bounded by it
+        self.deadline_at: float | None = None  # it bounded nothing
         self.denied: EndReason | None = exchange.denied
         self.refused: Refused | None = exchange.refused
 
 
 def _count_full(upstream: Upstream, *, may_wait: bool) -> None:
-    """Count a call beyond the pool, as `LeasePool.acquire` would take it. The caller holds the counters' lock."""
+    """Count a call that finds the pool full, as `LeasePool.acquire` would. The caller holds the counters' lock."""
     pool, state = upstream.plan.pool, upstream.state
     waiting = len(state.in_flight) - pool.max_connections
     if waiting > 0 and pool.when_full != "new":
@@ -192,7 +192,7 @@ def _count_full(upstream: Upstream, *, may_wait: bool) -> None:
 
 
 def _count(upstream: Upstream, foretold: Foretold) -> None:
-    """Count what would have been done. The caller holds the counters' lock."""
+    """Count what enforcing would have done. The caller holds the counters' lock."""
     observed = upstream.state.counters.observed
     if foretold.retries:
         add(observed, "retried", foretold.retries)

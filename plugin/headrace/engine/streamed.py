@@ -1,6 +1,6 @@
-"""A streamed answer after its head: whom it ends with, and what becomes of it if its body breaks off or is too large.
+"""A streamed answer after its head: which request it ends with, and what follows if its body breaks or is too large.
 
-Judged a success at its head, a body that breaks off makes it a failure after all.
+The answer was judged a success at its head. A body that breaks off turns it into a failure.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ def follow(
     opened_in: Inbound | None,
     pool: LeasePool[Any],
 ) -> None:
-    """Have *body* end with the request *opened_in*, and hear of it when its body breaks off, or is too large.
+    """Let *body* end with the request *opened_in*, and listen for a break or an excess of size.
 
     Keeps nothing that refers to *body*.
     """
-    body.on_break = functools.partial(_broke, exchange, record, upstream.state.counters, trace)
+    body.on_break = functools.partial(_report_break, exchange, record, upstream.state.counters, trace)
     if body.max_bytes is not None:
-        body.on_excess = functools.partial(_exceeded, record, upstream, surface, body.max_bytes)
+        body.on_excess = functools.partial(_excess_error, record, upstream, surface, body.max_bytes)
     token = None if body.lease is None else body.lease.token
     if opened_in is not None and token is not None:
         body.let_go = functools.partial(opened_in.releases, token)
         opened_in.covers(token, pool)
 
 
-def _exceeded(record: Record, upstream: Upstream, surface: Surface[Any], max_bytes: int) -> Exception:
+def _excess_error(record: Record, upstream: Upstream, surface: Surface[Any], max_bytes: int) -> Exception:
     record.reason = EndReason.RESPONSE_TOO_LARGE
     error = too_large(upstream, surface, max_bytes, request_id=record.request_id)
     error.attempts = record.attempts
@@ -60,7 +60,7 @@ def _exceeded(record: Record, upstream: Upstream, surface: Surface[Any], max_byt
     return error
 
 
-def _broke(
+def _report_break(
     exchange: Exchange,
     record: Record,
     counters: UpstreamCounters,
@@ -80,7 +80,7 @@ def _broke(
         )
         return
     if by_us == "abandoned":
-        return  # which it says itself
+        return  # the error says so itself
     if by_us is not None:
         error.add_note(
             f'headrace: upstream "{record.upstream}": the body was broken off by headrace: its pool was stopped, or '

@@ -1,4 +1,4 @@
-"""How one library sends, for one call: what the governed call asks of requests and of urllib3."""
+"""How one library sends one call: what the governed call asks of requests and of urllib3."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Twins:
-    """The classes that one surface raises: each of ours, and also one that callers of the library catch."""
+    """The classes that one surface raises. Each is one of ours and also one that callers of the library catch."""
 
     circuit_open: type[CircuitOpenError]
     deadline: type[DeadlineExceeded]
@@ -40,10 +40,10 @@ class Failure:
     """What an exception of the library, taken by itself, says about the attempt that it ended.
 
     Attributes:
-        fault: In the words of the rules.
+        fault: The fault in the words of the rules.
         cut: A limit of the socket was hit.
         error: The exception as the caller is to get it.
-        own: The error of the caller's own code that it is, or wraps (a signal handler's, a body's), or None.
+        own: The error of the caller's own code (a signal handler's, a body's) that the exception is or wraps, or None.
         advice: What is wrong and what to do, where that is known.
     """
 
@@ -55,50 +55,50 @@ class Failure:
 
 
 class Surface(Protocol[T]):
-    """How one library sends, for one call.
+    """How one library sends one call.
 
     Attributes:
-        owner: Whose a connection is that this call authenticates; referred to weakly. None: nobody's.
+        owner: The owner of a connection that this call authenticates; referred to weakly. None: it has no owner.
     """
 
     twins: Twins
     owner: object | None
 
     def send(self, attempt: Attempt) -> T:
-        """Send, from where the body stands, and wait for the head of the answer. Blocks, within its limits.
+        """Send, from the body's current position, and wait for the head of the answer. Blocks, within its limits.
 
-        Raises whatever the library raises.
+        Raises what the library raises.
         """
 
     def read(self, answer: T, attempt: Attempt) -> None:
-        """Read the body of *answer*, that of a buffered call, to its end. Blocks; the limits are those of *attempt*.
+        """Read the body of *answer*, of a buffered call, to its end. Blocks; the limits are those of *attempt*.
 
-        Raises whatever the library raises where it insists on the body; *answer* is closed then.
+        Raises what the library raises where it insists on the body; *answer* is closed then.
         """
 
     def hand_out(self, answer: T) -> None:
-        """Have *answer*, read here and judged by `failure_if`, as its caller is to find it. Mutates it."""
+        """Bring *answer*, read here and judged by `failure_if`, into the state that its caller expects. Mutates it."""
 
     def rewind(self) -> bool:
-        """Put the body back to where it began; False if it will not go there."""
+        """Put the body back to where it began; False if that is impossible."""
 
     def head(self, answer: T) -> tuple[int, Mapping[str, str]]:
         """Status and headers of *answer*."""
 
     def streamed(self, answer: T) -> Streamed | None:
-        """The body of *answer* as it comes over the wire; None where it does not (a mock's, one that was kept)."""
+        """The body of *answer* as it comes over the wire; None where it does not (a mock's answer, or a kept one)."""
 
     def close(self, answer: T) -> None:
         """Close *answer*."""
 
     def set_aside(self, answer: T) -> T | None:
-        """*answer* with its connection freed and its body kept, or None when it is too large, or too slow, to keep."""
+        """*answer* with its connection freed and its body kept; None when it is too large, or too slow, to keep."""
 
     def canned(self, fallback: FallbackPlan) -> T:
-        """The answer that the file has written for a refused call."""
+        """The answer that the file has for a refused call."""
 
     def towards(self, other: Upstream, refused: Upstream) -> Substitute[T] | None:
-        """The same call to *other*; None where that cannot be said."""
+        """The same call to *other*; None where it cannot be made there."""
 
     def failure(self, error: Exception, attempt: Attempt, *, presents: bool) -> Failure:
         """What *error*, which `send` or `read` has raised, says about *attempt*.
@@ -108,10 +108,10 @@ class Surface(Protocol[T]):
         """
 
     def timed_out(self, text: str, attempt: Attempt) -> Exception:
-        """What the library raises where the answer, or not all of it, came in time."""
+        """What the library raises where the answer, or a part of it, did not come in time."""
 
     def broken_off(self, text: str) -> Exception:
-        """What the library raises where the connection ended amid the answer."""
+        """What the library raises where the connection ended before the answer did."""
 
     def family(self) -> dict[str, Any]:
         """What the library's own exception class would carry (`request`, `pool`)."""
@@ -124,12 +124,12 @@ class Streamed(Protocol):
     """A body that its caller reads over the wire, after the call.
 
     Attributes:
-        lease: What it is read over.
-        let_go: Has it outlive the inbound request that it was opened in; None: it ends with none.
-        on_break: Told once, in the reading thread, of the error that a read ends with: its fault, whether a limit of
-            the socket was hit, and, where headrace has shut the connection, as what.
-        max_bytes: Most that may come out of it, or None.
-        on_excess: Makes the error of a body that is more.
+        lease: The lease of the connection that it is read over.
+        let_go: Lets it outlive the inbound request that it was opened in; None: it ends with no request.
+        on_break: Called once, in the reading thread, with the error that a read ends with, its fault, whether a
+            limit of the socket was hit, and the reason of the close where headrace has shut the connection.
+        max_bytes: Most bytes that the body may have; None: no limit.
+        on_excess: Makes the error for a body of more than *max_bytes*.
     """
 
     lease: Lease[Any] | None
@@ -147,4 +147,4 @@ class Substitute(NamedTuple, Generic[T]):
     headers: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        return f"Substitute({self.surface!r})"  # the headers have credentials of the call
+        return f"Substitute({self.surface!r})"  # the headers hold the call's credentials

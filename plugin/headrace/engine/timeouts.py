@@ -1,4 +1,4 @@
-"""The limits of a call that asks for limits of its own."""
+"""The limits of a call that sets limits of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from headrace.policy.plan import NO_LIMIT_S, AskedTimeout, TimeoutPlan
 
 
 def with_asked(plan: TimeoutPlan, asked: AskedTimeout) -> TimeoutPlan:
-    """*plan* for a call that asks for *asked*."""
+    """The limits of *plan* for a call that asks for *asked*."""
     connect_s = plan.connect_s if asked.connect_s is None else asked.connect_s
     handshake_s = plan.tls_handshake_s if asked.connect_s is None else asked.connect_s
     read_s = plan.read_s if asked.read_s is None else asked.read_s

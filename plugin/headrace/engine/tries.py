@@ -1,4 +1,4 @@
-"""One call whose caller retries himself: headrace makes one attempt per try, and these are what they share."""
+"""One call of a caller that retries by itself: headrace makes one attempt per try. Here is what the tries share."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class Tries:
-    """One context on the wire, one deadline, one record, counted as one call. Owned by one thread.
+    """One context on the wire, one deadline, one record; counted as one call. Owned by one thread.
 
     Attributes:
-        began: When the first try did, monotonic seconds; the deadline runs from here.
-        made: Tries so far, the one under way included.
+        began: When the first try began, monotonic seconds; the deadline runs from here.
+        made: Tries so far, including the one under way; count.
         outcomes, verdicts: Of the attempts of all tries, oldest first; records share them.
-        deadline_at, denied, refused: As the last try's exchange has them.
-        last: The last try's exchange, or None: what it has not told the circuit is the next one's to say.
+        deadline_at, denied, refused: As in the last try's exchange.
+        last: The last try's exchange, or None. The next try tells the circuit what this one has not told yet.
     """
 
     __slots__ = (
@@ -59,17 +59,17 @@ class Tries:
         self.refused: Refused | None = None
 
     def begin(self, upstream: Upstream, method: str, headers: Mapping[str, Any] | None) -> Outbound:
-        """What identifies the call on the wire, the same for each try that begins. Mutates."""
+        """Begin a try, and answer what identifies the call on the wire, the same for each try. Mutates."""
         self.made += 1
         if self._outbound is None:
             self._outbound = Outbound(upstream, method, headers)
         return self._outbound
 
     def add(self, exchange: Exchange, *, label: str | None, trace: CallTrace | None) -> None:
-        """Take over what became of a try; *label* as for `record.tally`. Mutates.
+        """Add a try that has ended; *label* as for `record.tally`. Mutates.
 
         Args:
-            trace: What the try told OpenTelemetry, or None.
+            trace: The try's trace, or None.
         """
         self.last = exchange
         self.outcomes += exchange.outcomes
@@ -86,13 +86,13 @@ class Tries:
         return self.denied is EndReason.NOT_REPLAYABLE
 
     def interrupted(self) -> None:
-        """Tell that the caller went away, maybe amid a pause of his own. Mutates."""
+        """Tell that the caller went away, perhaps during its own pause. Mutates."""
         self._label = Fault.CANCELLED.value
 
     def settle(self) -> None:
-        """Count the call, once, and tell the circuit how it ended. Mutates the counters of its upstream.
+        """Count the call once, and tell the circuit how it ended. Mutates the counters of its upstream.
 
-        Nothing where no try was made.
+        Does nothing where no try was made.
         """
         upstream, self._upstream = self._upstream, None
         if upstream is not None and self.last is not None:
