@@ -117,7 +117,7 @@ def pair(request: pytest.FixtureRequest, ca: trustme.CA) -> Iterator[Pair]:
 def _system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "no poll":
         monkeypatch.delattr(select, "poll")
-    monkeypatch.setattr(liveness, "_seen", object())
+    monkeypatch.setattr(liveness, "_select_poll", object())
 
 
 @pytest.mark.usefixtures("_system")

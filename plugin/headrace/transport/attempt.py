@@ -23,27 +23,27 @@ class Attempt:
     The deadline thread may set `cut` and `excused`, and reads `pool` and `token`.
 
     Attributes:
-        pool: The upstream's urllib3 pool, whatever pool the caller's manager would have picked.
-        message: The object being sent, by identity: a nested call made while
+        pool: The upstream's urllib3 pool, even if the caller's manager would have picked another.
+        message: The object being sent, compared by identity: a nested call made while
             this attempt runs (a token refresh, say) is not part of it.
-        lease: The connection slot taken for it, until the pool hands it out.
-        token: Of the lease that it holds, or held last: what `LeasePool.abort` takes, from any thread.
+        lease: The connection slot taken for the attempt, until the pool hands it out.
+        token: Token of the lease that the attempt holds, or held last. `LeasePool.abort` takes it, from any thread.
         headers: Added on the wire unless the call has set them.
         timeouts: Limits of the call.
-        ends_at: When the time of this attempt is up, monotonic seconds; later once a good head has come.
+        ends_at: When the time of this attempt is up, monotonic seconds; moved back once a good head has come.
         streamed: The caller reads the body itself, after the attempt.
         phase: How far it got; "sent" from the moment a byte may have left.
         connect_took_s: Seconds for TCP and TLS, or None on a reused connection.
         answered: The status line of an answer has arrived.
         sock: The socket that the answer comes over, from its head on.
-        cut: Its time was up: whatever it still does comes to nothing.
-        owner: Whose the connection becomes if the request authenticates it; None: nobody's.
-        own_error: What the body of the request has raised as it was read: the caller's, not the peer's.
+        cut: Its time was up: nothing that it still does counts.
+        owner: The owner of the connection if the request authenticates it; None: no owner, so it is not used again.
+        own_error: The error that the request's body raised while it was read: the caller's, not the peer's.
         max_body_bytes: Most bytes of a body, decoded; None: no limit.
         began: When it got its lease, monotonic seconds.
         limit_s: Seconds that it had then.
-        was_in_time: It came to its end before its time was up; None: not known yet.
-        excused: It was cut after a grace: this process had stood still, and whose fault it was nobody knows.
+        was_in_time: It ended before its time was up; None: not known yet.
+        excused: It was cut after a grace: this process had stood still, so it is not known what was at fault.
     """
 
     pool: Any
@@ -69,4 +69,4 @@ class Attempt:
 
 
 current_attempt: ContextVar[Attempt | None] = ContextVar("headrace_attempt", default=None)
-"""The attempt that the running code performs; pool and connection hooks find it here."""
+"""The attempt that the running code makes; pool and connection hooks find it here."""

@@ -1,4 +1,4 @@
-"""Schemes whose peers authenticate the connection and not the request: from then on it is one user's."""
+"""Schemes that authenticate the connection and not the request: from then on the connection belongs to one user."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 AUTHORIZATION: Final = b"authorization:"
-"""What a head in small letters has in it where `authenticates_connection` is worth asking."""
+"""A head in lower case contains this where `authenticates_connection` is worth asking."""
 
 _SCHEMES: Final = re.compile(
     rb"^(?:proxy-)?authorization:[ \t]*(?:ntlm|negotiate|kerberos)(?![^ \t\r,])", re.MULTILINE
@@ -15,7 +15,7 @@ _SCHEMES: Final = re.compile(
 
 
 def is_of_connection(headers: Mapping[str, str | bytes]) -> bool:
-    """The same of the *headers* of a request that is not on the wire yet, whatever their case."""
+    """The same question about the *headers*, in any case, of a request that is not on the wire yet."""
     lines = (
         name.encode() + b":" + (value if isinstance(value, bytes) else value.encode("utf-8", "replace"))
         for name, value in headers.items()
@@ -25,11 +25,11 @@ def is_of_connection(headers: Mapping[str, str | bytes]) -> bool:
 
 
 def authenticates_connection(head: bytes) -> bool:
-    """Whether the request with *head*, in small letters, speaks NTLM, Negotiate or Kerberos (failures.md 54).
+    """Whether the request with *head*, in lower case, speaks NTLM, Negotiate or Kerberos (failures.md 54).
 
-    Asked of the request, on the wire: `WWW-Authenticate` alone would miss who authenticates without being asked, and
-    would take the connections of callers who never do. The first message of a handshake is such a request,
-    so the second finds the connection it must meet.
+    The request on the wire is looked at. `WWW-Authenticate` alone would miss callers that authenticate without being
+    asked, and would take the connections of callers that never do. The first message of a handshake is such a
+    request, so the second finds the connection that it needs.
 
     Source: RFC 4559 §6 and [MS-NTHT] §1.3 on connections that carry one user's authentication.
     """

@@ -1,7 +1,7 @@
-"""Errors of the caller's own code that ran amid an attempt: a signal handler's, a body's (failures.md 68).
+"""Errors of the caller's own code that ran during an attempt: a signal handler's, a body's (failures.md 68).
 
 A `TimeoutError` that a SIGALRM handler raises comes out of the very socket call that it interrupted, and libraries
-wrap it like a peer's. What tells them apart is where it was raised; that is looked at when there is an error, and
+wrap it like a peer's. The difference is where it was raised. That is looked at only when there is an error, so it
 costs nothing before.
 """
 
@@ -25,12 +25,12 @@ _WIRE = frozenset(
 """Packages whose code runs between the caller and the socket."""
 
 _BUILDS_AN_ANSWER = "build_response"
-"""A method of requests' adapters, called once an answer is there: a subclass may do anything then (a cache, a parser),
-and the wire has had its say."""
+"""A method of requests' adapters that is called once an answer is there. A subclass may do anything in it (a cache, a
+parser), and the wire is done by then."""
 
 _READ_A_BODY = frozenset(
     {
-        HTTPConnection.request.__code__,  # iterates; all sending is in calls of it
+        HTTPConnection.request.__code__,  # it iterates over the body; all sending happens in functions that it calls
         http.client.HTTPConnection._read_readable.__code__,  # type: ignore[attr-defined]
         *(one for one in body_to_chunks.__code__.co_consts if isinstance(one, CodeType)),  # reads files
     }
@@ -38,14 +38,14 @@ _READ_A_BODY = frozenset(
 
 
 def is_foreign(error: BaseException) -> bool:
-    """Whether *error*, which looks like a socket's, was raised by code of the caller's. Looks at its traceback.
+    """Whether *error*, which looks like a socket's, was raised by the caller's code. Looks at its traceback.
 
-    True for what a signal handler raises, the body of the request as it is read, or an adapter's own
-    `build_response`, and for a TimeoutError that another thread has injected. A replaced socket function (a mock, a
-    proxy's) stands for the socket.
+    True for an error raised by a signal handler, by the body of the request while it is read, or by an adapter's own
+    `build_response`, and for a TimeoutError that another thread has injected. A replaced socket function (a mock's, a
+    proxy's) counts as the socket.
     """
     wire: FrameType | None = None
-    beyond: list[FrameType] = []  # what the last frame of the wire has called
+    beyond: list[FrameType] = []  # frames that the last frame of the wire has called
     for frame in _frames(error.__traceback__):
         if str(frame.f_globals.get("__name__")).partition(".")[0] in _WIRE:
             wire = frame
@@ -53,7 +53,7 @@ def is_foreign(error: BaseException) -> bool:
         else:
             beyond.append(frame)
     if wire is None:
-        return False  # never raised, or not seen
+        return False  # it was never raised, or its frames are not known
     if wire.f_code in _READ_A_BODY:
         return True
     if beyond and beyond[0].f_code.co_name == _BUILDS_AN_ANSWER:
@@ -61,14 +61,14 @@ def is_foreign(error: BaseException) -> bool:
     if beyond:
         handlers = frozenset(_handlers())
         return any(frame.f_code in handlers for frame in beyond)
-    # Sockets always say something; an exception injected by its class (PyThreadState_SetAsyncExc) does not.
+    # A socket's error always has arguments; one injected by its class (PyThreadState_SetAsyncExc) has none.
     return type(error) is TimeoutError and not error.args
 
 
 def noting(body: Any, attempt: Attempt, *, blocksize: int) -> Any:
-    """*body*, in pieces as urllib3 reads it; what it raises itself is noted as `attempt.own_error`.
+    """*body*, in pieces as urllib3 reads it. An error that the body itself raises is noted as `attempt.own_error`.
 
-    Bytes, text and buffers come back as they are, and what cannot be read at all.
+    Bytes, text and buffers come back as they are, and so does an object that cannot be read at all.
     """
     if isinstance(body, (bytes, str, bytearray, memoryview)):
         return body
@@ -90,7 +90,7 @@ def _noting(pieces: Any, attempt: Attempt) -> Iterator[Any]:
     try:
         yield from pieces
     except Exception as error:
-        # Noted, and not only told by its traceback: urllib3 goes on after a ConnectionResetError, as if the
+        # The traceback alone is not enough: urllib3 goes on after a ConnectionResetError, as if the
         # peer had answered early.
         attempt.own_error = error
         raise

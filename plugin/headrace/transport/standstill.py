@@ -1,8 +1,8 @@
-"""When this process itself stood still: stopped, throttled, or the GIL held by somebody's C code.
+"""When this process itself stood still: it was stopped or throttled, or C code held the GIL.
 
-Whoever wakes well after his limit has not watched its end, so that end says nothing yet of the peer: what has
-arrived meanwhile is an answer (failures.md 67). The deadline thread gives a grace (`runtime.deadlines`), waits
-for connections get one (`lease`), and TLS sockets read once more (`PatientSSLSocket`).
+A thread that wakes well after its limit did not see the limit pass. So the limit says nothing about the peer yet, and
+what has arrived meanwhile is an answer (failures.md 67). The deadline thread gives a grace (`runtime.deadlines`),
+waits for connections get one (`lease`), and TLS sockets read once more (`PatientSSLSocket`).
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from headrace.clock import monotonic
 from headrace.transport.foreign import is_foreign
 
 LATE_S = 0.05
-"""Seconds past its limit from which on a wait ended too late to mean anything.
+"""A wait that ends more than this after its limit means nothing. Seconds.
 
-Ten times what the scheduler and five threads' turns at the GIL take (5 ms each).
+It is ten times what the scheduler and five threads' turns at the GIL take (5 ms each).
 """
 
 GRACE_S = 0.1
-"""Seconds that are given instead: one period of a container's CPU quota (cfs_period_us), in which everybody runs."""
+"""Seconds given instead: one period of a container's CPU quota (cfs_period_us), in which every thread runs."""
 
 MOST_GRACES = 5
-"""Graces that one attempt is given on end, half a second in all. One was too little: six threads that woke on a
-machine with four busy processes had read their answers and not come any further in 100 ms. It has an end, for where
-every look is late, a container throttled all the time, a limit must hold all the same."""
+"""Graces that one attempt gets in a row, half a second in all. One was too little: six threads that woke on a
+machine with four busy processes had read their answers and got no further in 100 ms. The number is bounded because a
+limit must hold even where every look is late, as in a container that is throttled all the time."""
 
 
 def is_readable(sock: socket.socket | None) -> bool:
-    """Whether something has arrived at *sock*, the end of the stream included, that nobody has read. Does not block.
+    """Whether something unread has arrived at *sock*, the end of the stream included. Does not block.
 
-    Of the bytes below TLS: what the TLS layer holds already is its owner's to know. Takes any thread, and a
-    socket that is closed meanwhile (then False).
+    It looks at the bytes below TLS: only the owner knows what the TLS layer holds already. Any thread may call it.
+    False for a socket that is closed meanwhile.
     """
     if sock is None:
         return False
@@ -51,8 +51,10 @@ def is_readable(sock: socket.socket | None) -> bool:
 
 
 def opened_in_time(gate: threading.Lock, limit_s: float) -> bool:
-    """Whether *gate* was opened within *limit_s*, or within all graces where this process has stood still: whoever
-    was about to open it has, too, and has those graces to come to it. Blocks."""
+    """Whether *gate* was opened within *limit_s*, or within all graces where this process has stood still. Blocks.
+
+    The thread that was about to open it has stood still, too, and has those graces to do it.
+    """
     began = monotonic()
     if gate.acquire(timeout=limit_s):
         return True
@@ -60,10 +62,10 @@ def opened_in_time(gate: threading.Lock, limit_s: float) -> bool:
 
 
 class PatientSSLSocket(ssl.SSLSocket):
-    """CPython's, which looks once more when its limit was overrun by far.
+    """CPython's TLS socket, which looks once more when its limit was far overrun.
 
-    CPython looks at the clock before it looks at the socket: when getting the GIL back has taken longer than the
-    limit, it says TimeoutError although the answer is there (`_ssl.c`, PySSL_select). Plain sockets poll first.
+    CPython looks at the clock before it looks at the socket. When getting the GIL back has taken longer than the
+    limit, it raises TimeoutError although the answer is there (`_ssl.c`, PySSL_select). Plain sockets poll first.
     """
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
@@ -90,7 +92,7 @@ class PatientSSLSocket(ssl.SSLSocket):
 
 
 def _is_too_late(sock: ssl.SSLSocket, began: float, error: TimeoutError) -> bool:
-    """Whether *error*, of a wait since *began*, came well after its limit, and there is something to read."""
+    """Whether *error*, which ended a wait since *began*, came well after its limit, and there is something to read."""
     if is_foreign(error):
         return False
     limit_s = sock.gettimeout()

@@ -9,14 +9,14 @@ import sys
 from typing import Any, Final, Protocol
 
 _MOST_AT_A_LOOK: Final = 16 * 1024
-"""Bytes looked at in front of a TLS connection. The two tickets that OpenSSL sends are 574 bytes; with a client's chain
-of certificates in them they are a few thousand. More than this waiting is no ticket."""
+"""Bytes looked at in front of a TLS connection. The two tickets that OpenSSL sends are 574 bytes. With a client's chain
+of certificates in them they are a few thousand. If more than this is waiting, it is no ticket."""
 
-_HEADER: Final = 5  # of a TLS record: its type, two bytes of version, two of length (RFC 8446 §5.1)
-_APPLICATION_DATA: Final = 23  # tickets, too, go out as this
+_HEADER: Final = 5  # bytes of a TLS record's header: type, two of version, two of length (RFC 8446 §5.1)
+_APPLICATION_DATA: Final = 23  # the type under which tickets are sent, too
 
 _poll: Any = None  # the system's own
-_seen: Any = object()  # what `select.poll` was when that was asked for
+_select_poll: Any = object()  # what `select.poll` was when `_poll` was looked up
 
 
 class HasSocket(Protocol):
@@ -26,20 +26,20 @@ class HasSocket(Protocol):
 
 
 def is_alive(conn: HasSocket) -> bool:
-    """Whether the peer of the idle *conn* has neither closed it nor said anything.
+    """Whether the peer of the idle *conn* has neither closed it nor sent anything.
 
-    Nothing may be readable between two answers: end of file means the peer has
-    left, and data belongs to no request of ours (failures.md 53: the next call would
+    Nothing may be readable between two answers. End of file means that the peer has
+    left. Data belongs to no request of ours (failures.md 53: the next call would
     take it for its answer). Over TLS 1.3 whole records may be session tickets,
     and reading swallows those (failures.md 22: a mere poll() would take a ticket for
     a dropped connection). Part of a record is not silence, although a read then
     says "nothing yet": OpenSSL has taken the part, the socket looks silent, and the
-    rest comes to whoever reads next.
+    next reader gets the rest.
 
-    May leave the socket with a timeout of 0; whoever sends on it next sets his own.
-    Never blocks. A closed one is not alive. 0.9 µs, over TLS 0.2 more.
+    May leave the socket with a timeout of 0; the next sender sets its own.
+    Never blocks. A closed connection is not alive. Takes 0.9 µs, over TLS 0.2 more.
     """
-    # One flat body: this is on every call's way.
+    # One flat body: every call comes through here.
     sock: Any = conn.sock
     if sock is None:
         return False
@@ -47,7 +47,7 @@ def is_alive(conn: HasSocket) -> bool:
         tls = isinstance(sock, ssl.SSLSocket)
         if tls and sock.pending():
             return False
-        if getattr(select, "poll", None) is not _seen:
+        if getattr(select, "poll", None) is not _select_poll:
             _find_poll()
         if _poll is None:
             readable = _is_readable(sock)
@@ -61,18 +61,20 @@ def is_alive(conn: HasSocket) -> bool:
 
 
 def _find_poll() -> None:
-    """Take the system's poll(). gevent's is a switch to its hub, 20 times the cost; for no time at all, none blocks."""
-    global _poll, _seen
-    _seen = getattr(select, "poll", None)
+    """Take the system's poll(). gevent's switches to its hub, at 20 times the cost. Neither blocks for a wait of 0."""
+    global _poll, _select_poll
+    _select_poll = getattr(select, "poll", None)
     patches = sys.modules.get("gevent.monkey")
-    _poll = _seen if patches is None or _seen is None else patches.get_original("select", "poll")
+    _poll = (
+        _select_poll if patches is None or _select_poll is None else patches.get_original("select", "poll")
+    )
 
 
 def _is_readable(sock: socket.socket) -> bool:
-    """The same without poll() (Windows). Not by select(), which on Unix knows no descriptor above 1023."""
+    """The same without poll() (Windows). It does not use select(), which on Unix knows no descriptor above 1023."""
     sock.settimeout(0.0)
     try:
-        # Unbound, for SSLSocket.recv refuses flags; looked up late, for gevent puts a class of its own there.
+        # Unbound because SSLSocket.recv refuses flags. Looked up late because gevent puts its own class there.
         socket.socket.recv(sock, 1, socket.MSG_PEEK)
     except BlockingIOError:
         return False
@@ -80,7 +82,7 @@ def _is_readable(sock: socket.socket) -> bool:
 
 
 def _has_only_tickets(sock: Any) -> bool:
-    """Whether what can be read on *sock*, TLS, is whole records that carry no data. Swallows them."""
+    """Whether the TLS socket *sock* has only whole records without data to read. Swallows them."""
     if sock.version() != "TLSv1.3":
         return False  # before 1.3, nothing may come between two answers
     sock.settimeout(0.0)
@@ -93,7 +95,7 @@ def _has_only_tickets(sock: Any) -> bool:
     if at != len(raw) or not raw:
         return False
     try:
-        sock.recv(1)  # data, or the end: either way it is over
+        sock.recv(1)  # data, or the end: either way the connection is over
     except ssl.SSLWantReadError:
         return True
     return False

@@ -1,8 +1,8 @@
 """TLS refusals that the next attempt would meet again, and what to do about each (failures.md 71).
 
-They are of the certificate kind: neither retried nor held against the upstream. Under TLS 1.2 they come amid the
-handshake; under 1.3 the client has finished before its server has looked at the certificate, so
-they come with the first read, or the first write fails and the alert lies behind it.
+They are of the certificate kind: neither retried nor held against the upstream. Under TLS 1.2 they come during the
+handshake. Under 1.3 the client has finished before its server has looked at the certificate. So
+they come with the first read, or the first write fails and the alert is still to be read.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _REJECTED = "the server refuses the client certificate ({}): renew what tls.cert
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What a reason of OpenSSL's stands for.
+    """What one of OpenSSL's reasons stands for.
 
     Attributes:
         advice: What is wrong and what to do.
         presenting: The same where a client certificate is configured; None: no difference.
-        only_amid_handshake: Later, the same words say that the stream is broken.
+        only_amid_handshake: It counts during the handshake only: later, the same reason means a broken stream.
     """
 
     advice: str
@@ -47,7 +47,7 @@ REFUSALS: Mapping[str, Refusal] = MappingProxyType(
             "the server wants a client certificate: write tls.cert and tls.key",
             "the server has not taken the client certificate of tls.cert: give it one that it accepts",
         ),
-        # TLS 1.2 has no word of its own for it. Nor would the other cause go away.
+        # TLS 1.2 has no reason of its own for a missing certificate. The other cause would not go away either.
         "SSLV3_ALERT_HANDSHAKE_FAILURE": Refusal(
             "the server refuses the handshake: it wants a client certificate (write tls.cert and tls.key), or has no "
             "cipher in common with us",
@@ -80,7 +80,7 @@ REFUSALS: Mapping[str, Refusal] = MappingProxyType(
         ),
     }
 )
-"""By OpenSSL's reason, as `ssl.SSLError.reason` has it."""
+"""By OpenSSL's reason, as in `ssl.SSLError.reason`."""
 
 
 def refusal_in(error: BaseException, *, amid_handshake: bool) -> Refusal | None:
@@ -92,9 +92,9 @@ def refusal_in(error: BaseException, *, amid_handshake: bool) -> Refusal | None:
 
 
 def alert_behind(sock: object) -> ssl.SSLError | None:
-    """The refusal that the peer has sent before it hung up, where a write to *sock* has failed. Blocks shortly.
+    """The refusal that the peer sent before it hung up, after a write to *sock* has failed. Blocks for at most GRACE_S.
 
-    *sock* is good for nothing any more. The alert came first, so it is there to be read.
+    *sock* cannot be used any more. The alert came before the end, so it can be read.
     """
     if not isinstance(sock, ssl.SSLSocket):
         return None

@@ -1,4 +1,4 @@
-"""Sending what a socket will not take at once, with a limit on the stall rather than on the whole."""
+"""Sending more than a socket takes at once, with a limit on each stall and not on the whole."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ except (ImportError, AttributeError):  # Windows
     _OUTQ = None
 
 LOOKS = 4
-"""Looks at the socket within the longest stall. A kernel with megabytes of buffer says that there is room when a
+"""Looks at the socket within the longest stall. A kernel with megabytes of buffer reports room only when a
 third of it is free: on a slow line that is long after the last byte moved."""
 
 
 def send_rest(sock: socket.socket, rest: memoryview, *, most: int) -> None:
-    """Send *rest* over *sock*, whose timeout is the longest stall divided by LOOKS. Blocks.
+    """Send *rest* over *sock*. Its timeout must be the longest stall divided by LOOKS. Blocks.
 
     Args:
-        most: Bytes given to the socket at a time.
+        most: Most bytes given to the socket at a time.
 
     Raises:
-        TimeoutError: In LOOKS timeouts on end the peer has acknowledged nothing.
+        TimeoutError: The peer has acknowledged nothing in LOOKS timeouts in a row.
         OSError: The connection broke.
     """
     looks, unsent = 0, 0
@@ -39,8 +39,8 @@ def send_rest(sock: socket.socket, rest: memoryview, *, most: int) -> None:
             if is_foreign(error):
                 raise
             left = _unsent(sock)
-            # The first look has nothing to be compared with. What was sent over TLS and not taken is tried again as
-            # it was: OpenSSL wants the same bytes.
+            # The first look has nothing to compare with. Bytes that TLS did not take are sent again
+            # unchanged: OpenSSL wants the same bytes.
             looks = 1 if looks and left is not None and left < unsent else looks + 1
             unsent = left or 0
             if looks == LOOKS:

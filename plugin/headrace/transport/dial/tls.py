@@ -1,9 +1,9 @@
 """One sealed TLS context per distinct TLS policy.
 
-urllib3 and requests write to the context that they are handed: urllib3 sets
-`verify_mode` and ALPN on it for every new connection, requests makes it load
-its own CA bundle, which would widen a private CA by all public ones
-(failures.md 31). A shared context must not change by what one call passes.
+urllib3 and requests write to the context that they are given. urllib3 sets
+`verify_mode` and ALPN on it for every new connection. requests makes it load
+its own CA bundle, which would add all public CAs to a private one
+(failures.md 31). What one call passes must not change a shared context.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _IGNORED = frozenset({"verify_mode", "check_hostname"})
 
 
 class TlsError(ValueError):
-    """TLS files that cannot be taken into force; the text names the file, what is wrong and how to fix it."""
+    """TLS files that cannot be used; the text names the file, what is wrong and how to fix it."""
 
 
 class SealedContextError(ssl.SSLError):
@@ -113,7 +113,7 @@ _contexts_lock = threading.Lock()  # held while building, so that equal plans ne
 
 
 def _forget_inherited() -> None:
-    """In a forked child: whoever was building a context does not exist here."""
+    """Make a new lock in a forked child: the thread that may have held the old one does not exist here."""
     global _contexts_lock
     _contexts_lock = threading.Lock()
 
@@ -123,10 +123,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def context_for(plan: TlsPlan) -> SealedContext:
-    """The context of *plan*: the very same object for equal plans, as long as somebody holds it.
+    """The context of *plan*: the same object for equal plans, as long as it is referred to.
 
     Blocks (reads files, 40 ms). A rotated file makes an unequal plan (its
-    fingerprint differs) and so a new context; the old one is never reloaded in
+    fingerprint differs) and so a new context. The old one is never reloaded in
     place (failures.md 33).
 
     Raises:
@@ -155,9 +155,8 @@ def _build(plan: TlsPlan) -> SealedContext:
     context.minimum_version = _MINIMUM[plan.min_version]
     context.options |= ssl.OP_NO_COMPRESSION  # CRIME
     context.hostname_checks_common_name = False
-    context.post_handshake_auth = (
-        True  # TLS 1.3 servers that ask for the client certificate later, as urllib3 does
-    )
+    # For TLS 1.3 servers that ask for the client certificate later. urllib3 sets it, too.
+    context.post_handshake_auth = True
     context.set_alpn_protocols(["http/1.1"])
     if sys.version_info >= (3, 13):
         # As ssl.create_default_context() and urllib3 do there.
@@ -197,7 +196,7 @@ def _trust_directory(context: SealedContext, ca: str) -> None:
     except OSError as error:
         raise TlsError(f"{ca}: cannot read the CA directory ({_reason(error)})") from error
     if not any(map(_HASHED_NAME.fullmatch, names)):
-        # OpenSSL would take it without a word, and then no handshake could succeed.
+        # OpenSSL would accept the directory silently, and then no handshake could succeed.
         raise TlsError(
             f"{ca}: no CA certificate under a hashed name in this directory\n    run: openssl rehash {ca}"
         )
@@ -209,7 +208,7 @@ def _trust_system_store(context: SealedContext) -> None:
     context.load_default_certs()
     if context.cert_store_stats()["x509_ca"]:
         return
-    directory = ssl.get_default_verify_paths().capath  # read certificate by certificate, when one is needed
+    directory = ssl.get_default_verify_paths().capath  # each certificate is read only when it is needed
     if directory and any(map(_HASHED_NAME.fullmatch, os.listdir(directory))):
         return
     import certifi  # requests needs it, so it is there; rarely needed here
@@ -254,7 +253,7 @@ def _holds_certificate(path: str) -> bool:
 
 
 def _read(path: str, what: str) -> None:
-    """Find out now, with the file's name, what OpenSSL would only hint at."""
+    """Raise an error that names the file: OpenSSL's would only hint at it."""
     try:
         Path(path).read_bytes()
     except OSError as error:

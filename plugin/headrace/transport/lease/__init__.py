@@ -1,1 +1,1 @@
-"""Who holds which connection of one upstream."""
+"""Which call holds which connection of one upstream."""

@@ -1,4 +1,4 @@
-"""What a pool of leases says of itself, and why there is no lease."""
+"""What a pool of leases reports about itself, and why there is no lease."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PoolView:
-    """How the pool stood at one instant; `inuse` counts pooled leases, one-off ones apart."""
+    """The pool at one instant; `inuse` counts pooled leases without the one-off ones."""
 
     inuse: int
     idle: int
@@ -20,7 +20,7 @@ class PoolView:
 
 @dataclass(frozen=True, slots=True)
 class LeaseReport:
-    """A lease that somebody should look after.
+    """A lease that needs attention.
 
     Attributes:
         site: `file:line` where it was taken, or None when that was not noted.
@@ -33,10 +33,10 @@ class LeaseReport:
 
 @dataclass(frozen=True, slots=True)
 class LeaseFault:
-    """A step of the bookkeeping failed for one lease, waiter or connection, which was given up for it.
+    """A step of the bookkeeping failed for one lease, waiter or connection, which was then given up.
 
     Attributes:
-        error: Type and text of what was raised.
+        error: Type and text of the exception.
         site: `file:line` that raised it.
     """
 
@@ -45,7 +45,7 @@ class LeaseFault:
 
     @classmethod
     def of(cls, error: Exception) -> LeaseFault:
-        """The fault that *error*, just caught, stands for."""
+        """The fault for *error*, which was just caught."""
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
@@ -57,7 +57,7 @@ class LeaseError(Exception):
     """No lease; the text holds the numbers.
 
     Attributes:
-        inuse, idle, waiting, max_connections: The pool at that instant; `waiting` without the one that gave up.
+        inuse, idle, waiting, max_connections: The pool at that instant; `waiting` without the call that gave up.
         waited_s: Seconds waited in vain.
     """
 
@@ -82,7 +82,7 @@ class LeaseRejected(LeaseError):
 
 
 class LeaseCancelled(LeaseError):
-    """Whoever the wait was for has gone."""
+    """The client that the wait was for has gone."""
 
 
 class LeaseClosed(LeaseError):

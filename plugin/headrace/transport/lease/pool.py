@@ -1,47 +1,47 @@
-"""Who holds which connection of one upstream: bookkeeping and the wait for a slot, and nothing of HTTP.
+"""Which call holds which connection of one upstream: bookkeeping and the wait for a slot, and nothing of HTTP.
 
 A lease is in one place at a time: among the waiters, in use, given back and not
-looked at yet, or neither. Every count is the size of one of these collections, so
-there is none that could drift away from them.
+looked at yet, or in none of them. Every count is the size of one of these collections, so
+no count can drift away from them.
 
 **Locks.** `LeasePool._lock` guards `_idle`, `_owned`, `_inuse`, `_one_off`, `_waiters`, the tally, the
 size and the flags. Under it: moves between the collections, counting, the release of a
-waiter's gate, and `abort` (a shutdown(2); it must not block). Never a probe, a
-close or a callback that could come back. `counters.lock` is a leaf: it is taken
+waiter's gate, and `abort` (a shutdown(2); it must not block). Never under it: a probe, a
+close or a callback that could call the pool. `counters.lock` is a leaf: it is taken
 while `_lock` is held, once per `view()` or round of housekeeping.
 
 **Giving back takes no lock.** A dropped response gives its lease back from a
-finalizer, which the garbage collector may run at almost any point of any
-thread: also of the one that holds `_lock` at this moment (failures.md 25). So a
-return is appended to `_kept` or `_returns` (one atomic step), and that is all, unless
-somebody has to be told: a waiter, or the close of a connection. Then the lock is *tried*,
-and if it is taken, its holder does the work: whoever releases `_lock` looks at
-these two afterwards. The append comes before the try and the look after
-the release, so one of the two sees the other; likewise a waiter enters the queue
-before he looks at `_kept`, and who returns looks at the queue after his append. (On a
-free-threaded build with a weakly ordered CPU both could look too early; the next
+finalizer. The garbage collector may run that at almost any point of any
+thread, even of the thread that holds `_lock` at this moment (failures.md 25). So a
+return is appended to `_kept` or `_returns` (one atomic step). That is all, unless
+a waiter is there or a connection is to be closed. Then the lock is *tried*.
+If it is taken, its holder does the work: every thread that releases `_lock` looks at
+these two afterwards. The append comes before the try, and the look comes after
+the release, so one of the two threads sees the other. In the same way a waiter enters the queue
+before it looks at `_kept`, and a thread that gives back looks at the queue after its append. (On a
+free-threaded build with a weakly ordered CPU both could look too early. The next
 acquire, return, view or round of housekeeping then picks it up.)
 
 **Leaks.** The pool knows leases in use by weak reference only, and a connection in use
-only through its lease. A lease that nobody holds any more, whatever became of it,
-is collected; the callback appends to `_dropped` and the slot is free.
+only through its lease. A lease that is no longer referred to is collected, whatever happened
+to it. The callback appends to `_dropped`, and the slot is free.
 
-**Owners.** A connection that its peer has authenticated (NTLM) is its owner's alone: `claim`. Idle, it is in
-`_owned`, which no caller looks at unless there is one.
+**Owners.** A connection that its peer has authenticated (NTLM) belongs to its owner alone: `claim`. While idle, it is
+in `_owned`. Callers look at that only if it is not empty.
 
 **Interrupts.** KeyboardInterrupt, or Celery's soft time limit, may be raised between
 any two bytecodes where CPython polls for signals: after a call, not after a
-plain store. A lease is written down as in use, or as somebody else's, in one
-store each, and `acquire` undoes itself for any BaseException; an interrupt in
-the bookkeeping, or in the caller's hands before he has stored the lease, can
+plain store. One store writes a lease down as in use, and one store writes it down as another
+caller's. `acquire` undoes itself for any BaseException. An interrupt in
+the bookkeeping, or in the caller before it has stored the lease, can
 cost a connection, never a slot.
 
 **Fork.** A child's copy of an idle connection is the parent's connection: `forget_inherited`
-gives all of them up. It is called by whoever hears of the fork, and by the first
-operation in a process that is not the one that the pool was used in (raw fork(2), uWSGI).
+gives all of them up. The code that learns of the fork calls it, and so does the first
+operation in a process other than the one that used the pool (raw fork(2), uWSGI).
 
-The file is long for this house because everything that touches `_lock` is to be
-read, and argued about, in one place.
+The file is long for this house because everything that touches `_lock` is meant to be
+read, and reasoned about, in one place.
 """
 
 from __future__ import annotations
@@ -78,13 +78,15 @@ E = TypeVar("E")
 CloseReason = Literal["idle", "lifetime", "dead", "surplus", "retired", "error", "leaked", "abandoned"]
 """Why a connection was closed.
 
-idle: unused for `idle_timeout`. lifetime: `max_lifetime` or `max_requests_per_connection` is
-over. dead: the peer has closed it, or said in its last answer that it will (`Connection: close`),
-or has sent what nobody asked for, or an answer whose end can be read in two ways.
-surplus: one-off, above `max_idle`, beyond a lowered size, its owner has gone, or it made room for
-a fresh one. retired: of a pool that a reload has replaced. error: broken off or
-closed amid an answer. leaked: dropped by its holder without being given back. abandoned: the
-inbound request that its answer was opened in ended before its body did.
+- idle: unused for `idle_timeout`.
+- lifetime: `max_lifetime` or `max_requests_per_connection` is over.
+- dead: the peer has closed it, or said in its last answer that it will (`Connection: close`); or it has sent
+  something unasked, or an answer with an end that can be read in two ways.
+- surplus: one-off, above `max_idle`, beyond a lowered size, its owner has gone, or it made room for a fresh one.
+- retired: it belonged to a pool that a reload has replaced.
+- error: broken off, or closed before the end of an answer.
+- leaked: dropped by its holder without being given back.
+- abandoned: the inbound request that its answer was opened in ended before the answer's body did.
 """
 
 LIFETIME_JITTER = 0.025
@@ -105,19 +107,19 @@ class Lease(Generic[C]):
     """One slot of the pool, held by one caller. Not shared between threads; only `LeasePool` makes one.
 
     Attributes:
-        conn: An idle connection that was found usable, or None: the slot is
-            yours, make a connection and set it here.
+        conn: An idle connection that was found usable. None: the caller has the slot, and makes a
+            connection and sets it here.
         reused: `conn` came from the pool.
         one_off: Beyond `max_connections` (`when_full: new`); closed when it comes back.
         waited_s: Seconds waited for the slot; 0 when one was free.
         taken_at: When the lease began, on the pool's clock.
-        owner: Who alone may use `conn`, weakly; None: everybody. See `LeasePool.claim`.
+        owner: The only one that may use `conn`, referred to weakly; None: any caller may. See `LeasePool.claim`.
         idle_since: When `conn` was last given back, on the pool's clock; 0 without one.
         expires_at: When the life of the connection is over.
-        uses: Leases that the connection has had, this one included.
-        site: `file:line` where it was taken, if that is noted (`leak_detection_threshold`).
-        aborted: What its connection, broken off by `abort` or `stop` or at the end of its grace, is closed as, or None.
-        token: What the pool knows it by; None once it has ended.
+        uses: Leases that the connection has had, including this one; count.
+        site: `file:line` where the lease was taken, if that is noted (`leak_detection_threshold`).
+        aborted: None, or the reason of the close: `abort`, `stop` or the end of its grace broke the connection off.
+        token: The pool's reference to the lease; None once it has ended.
     """
 
     # No __init__: it would be a fifth of the bookkeeping (0.25 of 1.2 µs). Identity is equality.
@@ -164,16 +166,16 @@ class LeasePool(Generic[C]):
             they outlive the pool.
         clock: Monotonic seconds.
         rng: Uniform numbers in [0, 1), for the jitter of lifetimes.
-        is_alive: Whether an idle connection is still usable; called without the lock, must not block.
-        close: Closes a connection for good; called without the lock, also from finalizers. What it raises is dropped.
-        abort: Breaks off what the holder of a connection is doing (a shutdown of the socket); called *with*
-            the lock held, so that it can never hit a connection that was leased anew; must not block.
-        discard: Closes a forked child's copy of a connection, without a word to the peer (failures.md 26).
-        collect: Asks for a collection of garbage, and answers whether there was one; called without the lock where
-            somebody has waited for PATIENCE_S, or was refused, because the pool is full. None: nobody is asked.
+        is_alive: Whether an idle connection is still usable. Called without the lock; must not block.
+        close: Closes a connection for good. Called without the lock, also from finalizers. Its errors are dropped.
+        abort: Breaks off what the holder of a connection is doing (a shutdown of the socket). Called *with*
+            the lock held, so that it can never hit a connection that was leased again; must not block.
+        discard: Closes a forked child's copy of a connection, without telling the peer (failures.md 26).
+        collect: Asks for a garbage collection, and answers whether there was one. Called without the lock when a
+            call has waited for PATIENCE_S, or was refused, because the pool is full. None: no collection is asked for.
 
     Attributes:
-        on_enqueue: Called without the lock when a call has got into the queue; it may `resize`.
+        on_enqueue: Called without the lock when a call has entered the queue; it may `resize`.
     """
 
     def __init__(
@@ -197,41 +199,41 @@ class LeasePool(Generic[C]):
         self._abort = abort
         self._discard = discard
         self._collect = collect
-        self._has_refused = False  # because it was full, since housekeeping has last been there
+        self._has_refused = False  # since the last housekeeping, because it was full
         self.on_enqueue: Callable[[], None] | None = None
-        self._go_by(plan)
+        self._adopt_plan(plan)
 
         self._pid = _getpid()
-        self._reset_by: dict[int, object] = {}  # pid -> whose turn it is to forget, the first after a fork
+        self._reset_by: dict[int, object] = {}  # pid -> the call that resets the pool, the first after a fork
         self._lock = threading.Lock()
         self._size = plan.max_connections
         self._tally = LeaseTally()
         self._idle: deque[Lease[C]] = deque()  # ended leases, oldest first; leased from the right
-        self._owned: deque[Lease[C]] = deque()  # the same, of connections that are somebody's alone
+        self._owned: deque[Lease[C]] = deque()  # the same, for connections with an owner
         self._inuse: dict[ref[Lease[C]], str | None] = {}  # -> where it was taken, if that is noted
         self._one_off: dict[ref[Lease[C]], str | None] = {}
-        self._waiters: OrderedDict[Lease[C], threading.Lock] = (
-            OrderedDict()
-        )  # longest first, each with its gate
-        self._fresh: set[Lease[C]] = set()  # of the waiters, those that want no idle connection
-        self._reported: set[ref[Lease[C]]] = set()  # in use, said to be held for too long
+        # Those that wait longest come first. Each has its gate.
+        self._waiters: OrderedDict[Lease[C], threading.Lock] = OrderedDict()
+        self._fresh_waiters: set[Lease[C]] = set()  # of the waiters, those that want no idle connection
+        self._reported: set[ref[Lease[C]]] = set()  # in use, and reported as held for too long
         self._leaky_sites: set[str | None] = set()
         self._faulty_sites: set[str] = set()
         self._retired = False
         self._stopped = False
-        self._choosy = False  # retired, or shrunk below what is in use: what comes back is not simply kept
+        # Whether a connection that comes back is screened and not simply kept: the pool is retired, or was shrunk
+        # below what is in use.
+        self._screens = False
 
         # Touched without the lock, by single deque operations only.
         self._kept: deque[Lease[C]] = deque()  # given back in good order
-        self._returns: deque[tuple[Lease[C], CloseReason | None]] = (
-            deque()
-        )  # given back otherwise; None: to be kept
-        self._dropped: deque[ref[Lease[C]]] = deque()  # collected
-        self._gone: deque[ref[Any]] = deque()  # owners, collected
-        self._doomed: deque[C] = deque()  # counted, to be closed
+        # Given back otherwise; None: to be kept.
+        self._returns: deque[tuple[Lease[C], CloseReason | None]] = deque()
+        self._dropped: deque[ref[Lease[C]]] = deque()  # leases that were collected
+        self._gone_owners: deque[ref[Any]] = deque()  # owners that were collected
+        self._to_close: deque[C] = deque()  # counted as closed, and still to be closed
         self._reports: deque[LeaseReport | LeaseFault] = deque()
         self._on_drop = _drop_callback(ref(self), self._dropped)
-        self._on_gone = _gone_callback(ref(self), self._gone)
+        self._on_gone = _gone_callback(ref(self), self._gone_owners)
 
     def acquire(
         self,
@@ -244,25 +246,25 @@ class LeasePool(Generic[C]):
     ) -> Lease[C]:
         """A slot of the pool, with an idle connection if a usable one is there. Blocks, first come first served.
 
-        The caller's own connection first, then the newest that is everybody's; every expired or dead one met on
-        the way is closed. Connections of others are passed over; if there is room for no other, the longest idle
-        of them is closed.
+        The caller's own connection comes first, then the newest one without an owner. Expired or dead ones
+        found on the way are closed. Connections of other owners are passed over. If there is no room for another
+        connection, the one of them that has been idle longest is closed.
 
         Args:
-            timeout_s: Longest wait; 0 or less: not at all.
-            by_deadline: The wait was cut by the deadline of the call; a timeout is then counted as `deadline`.
-            fresh: A slot without a connection, even if idle ones are there; one of them makes room if need be.
-            owner: Who asks, as in `claim`; None: nobody who has connections of his own.
-            on_wait: Called without the lock before a wait, with what `abort` takes to end it.
+            timeout_s: Longest wait, seconds; 0 or less: no wait.
+            by_deadline: The deadline of the call has cut the wait; a timeout is then counted as `deadline`.
+            fresh: A slot without a connection, even if idle ones are there; one of them makes room if necessary.
+            owner: The owner that asks, as in `claim`; None: the caller has no connections of its own.
+            on_wait: Called without the lock before a wait, with the token by which `abort` can end it.
 
         Raises:
             LeaseCancelled: `abort` has ended the wait.
             LeaseTimeout: Nothing came free in time.
-            LeaseRejected: Full, and there is no waiting (any more).
-            LeaseClosed: The pool is stopped, or was while waiting.
+            LeaseRejected: The pool is full, and the caller cannot wait (any longer).
+            LeaseClosed: The pool is stopped, or was stopped during the wait.
         """
-        # One flat body: with `give_back` it is on every call's way, and a Python-level call costs a microsecond in
-        # situ. These two and the look at the connection are all there is of it.
+        # One flat body: every call comes through here and through `give_back`, and a Python-level call costs a
+        # microsecond in situ. A call enters these two and the look at the connection, and nothing else here.
         if _getpid() != self._pid:
             self.forget_inherited()
         now = self._clock()
@@ -275,7 +277,7 @@ class LeasePool(Generic[C]):
         lease.site = call_site() if self._notes_site else None
         lease.aborted = None
         lease.token = token = ref(lease, self._on_drop)
-        hash(token)  # while there is something to hash; `on_drop` says why
+        hash(token)  # while the lease still exists; `on_drop` says why
         gate: threading.Lock | None = None
         last: Lease[C] | None = None
         kept = self._kept
@@ -285,21 +287,21 @@ class LeasePool(Generic[C]):
                 if now >= tally.turn_at or now < tally.turn_at - _STEP_S:
                     tally.turn(now)
                 is_newest = False
-                if kept and not (fresh or self._waiters or self._choosy or self._owned or self._returns):
-                    last = kept[-1]  # nothing is newer: it need not see `_idle`
+                if kept and not (fresh or self._waiters or self._screens or self._owned or self._returns):
+                    last = kept[-1]  # nothing is newer, so it need not go through `_idle`
                     is_newest = True
                     try:
                         del self._inuse[last.token]  # type: ignore[arg-type]
-                    except KeyError:  # had ended before
+                    except KeyError:  # it had ended before
                         last, is_newest = None, False
                     else:
                         last.token = None
                 if last is None:
-                    if kept or self._returns or self._dropped or self._gone:
-                        self._take_back()
-                    # Where one is idle nobody waits, and the pool is not stopped.
+                    if kept or self._returns or self._dropped or self._gone_owners:
+                        self._process_returns()
+                    # Where a connection is idle, no call waits, and the pool is not stopped.
                     if self._owned and owner is not None and not fresh:
-                        last = self._own(owner)
+                        last = self._newest_owned_by(owner)
                     if last is None and self._idle and not fresh:
                         last = self._idle[-1]
                 if last is not None:
@@ -309,9 +311,9 @@ class LeasePool(Generic[C]):
                     lease.expires_at = last.expires_at
                     lease.uses = last.uses + 1
                     tally.hits += 1  # unless `_replace` finds otherwise
-                    # At the end, for here an interrupt may come.
+                    # This comes last because an interrupt may be raised here.
                     if is_newest:
-                        kept.remove(last)  # not pop(): somebody who gave back may have appended by now
+                        kept.remove(last)  # not pop(): another thread may have given back and appended by now
                     elif last.owner is not None:
                         lease.owner = last.owner
                         self._owned.remove(last)
@@ -319,12 +321,20 @@ class LeasePool(Generic[C]):
                         self._idle.pop()
                 else:
                     gate = self._slot_or_gate(lease, timeout_s, fresh, owner)
-            if self._doomed or self._returns or self._dropped or self._waiters or self._choosy or self._gone:
+            if (
+                self._to_close
+                or self._returns
+                or self._dropped
+                or self._waiters
+                or self._screens
+                or self._gone_owners
+            ):
                 self._settle()
             if gate is not None:
                 self._wait(lease, gate, now, timeout_s, on_wait)
             if lease.conn is not None:
-                # However recently it was used: what its peer has sent since then is nobody's answer (failures.md 53).
+                # Looked at even if it was used just now: what its peer has sent since then answers no request
+                # (failures.md 53).
                 if (
                     now < lease.expires_at
                     and now - lease.idle_since < self._idle_timeout_s
@@ -337,21 +347,21 @@ class LeasePool(Generic[C]):
         except BaseException as error:
             with self._lock:
                 self._waiters.pop(lease, None)
-                self._fresh.discard(lease)
+                self._fresh_waiters.discard(lease)
                 if isinstance(error, LeaseError):
                     self._tally.failures += 1
                     add(self._tally.failed, _result_of(error, by_deadline=by_deadline))
                     self._tally.waits.append(error.waited_s)
-            self.give_back(lease, reusable=False)  # nothing, unless it got as far as being in use
+            self.give_back(lease, reusable=False)  # does nothing unless the lease was already in use
             raise
 
     def give_back(self, lease: Lease[C], *, reusable: bool, reason: CloseReason = "error") -> None:
-        """End *lease*; a second time nothing happens. Never blocks: may be called from a finalizer.
+        """End *lease*; a second call does nothing. Never blocks: may be called from a finalizer.
 
         Args:
-            reusable: The connection stands between two answers. If False the
-                pool closes it; nothing to close when `lease.conn` is None.
-            reason: What a close that follows from `reusable=False` is counted as.
+            reusable: The connection is between two answers. If False, the
+                pool closes it; there is nothing to close when `lease.conn` is None.
+            reason: What a close because of `reusable=False` is counted as.
         """
         now = self._clock()
         if (
@@ -367,7 +377,7 @@ class LeasePool(Generic[C]):
                 self._settle()
                 return
             self._kept.append(lease)
-            if self._waiters or self._choosy:
+            if self._waiters or self._screens:
                 self._settle()
         else:
             over: CloseReason = "surplus" if lease.one_off else "lifetime"
@@ -375,36 +385,38 @@ class LeasePool(Generic[C]):
             self._settle()
 
     def give_back_quietly(self, lease: Lease[C], reason: CloseReason = "error") -> None:
-        """End *lease* whose connection is closed already, or must be. Never blocks: may be called from a finalizer."""
+        """End *lease*; its connection is closed already, or must be. Never blocks: may be called from a finalizer."""
         self._returns.append((lease, reason))
         self._settle()
 
     def claim(self, lease: Lease[C], owner: object | None) -> None:
-        """The connection of *lease*, held by the caller, is from now on for leases of *owner* alone.
+        """Keep the connection of *lease*, which the caller holds, for leases of *owner* alone from now on.
 
-        For a peer that authenticates connections. Closed when its owner is gone. Does not block.
+        This is for a peer that authenticates connections. The connection is closed when its owner is gone. Does not
+        block.
 
         Args:
-            owner: What can be referred to weakly; by identity. None: nobody's, closed when it comes back.
+            owner: An object that can be referred to weakly, compared by identity. None: the connection has no owner
+                and is closed when it comes back.
         """
         lease.owner = _NOBODY if owner is None else ref(owner, self._on_gone)
 
     def abort(self, token: ref[Lease[C]], reason: CloseReason = "error") -> bool:
         """Break off what the holder of the lease with *token* is doing; False, and nothing done, if it has ended.
 
-        Who waits for it leaves the queue, with LeaseCancelled.
-        The look and the shutdown are one step under the lock: a connection that was leased anew is never hit.
-        Whatever its holder says, the connection is not used again. Who is still connecting has nothing
-        that could be shut: ask again while the answer is True. Blocks for the lock only.
+        A call that waits for the lease leaves the queue with LeaseCancelled.
+        The look and the shutdown are one step under the lock: a connection that was leased again is never hit.
+        The connection is not used again, even if its holder says that it may be. A holder that is still connecting
+        has no socket yet to shut: call this again while the answer is True. Blocks for the lock only.
 
         Args:
             reason: What the close of the connection is counted as.
         """
-        self._leave_parent()
+        self._reset_if_forked()
         with self._lock:
-            self._take_back()
+            self._process_returns()
             lease = token()
-            # By identity: a Lease that was lent again for a heartbeat has a new token, equal to the old one.
+            # Compared by identity: a lease that was lent again for a heartbeat has a new token, equal to the old one.
             found = (
                 lease is not None
                 and lease.token is token
@@ -412,10 +424,10 @@ class LeasePool(Generic[C]):
             )
             if lease is not None and found:
                 lease.aborted = reason
-                lease.expires_at = -_NEVER  # it may be on its way back, unseen: whoever gets it closes it
+                lease.expires_at = -_NEVER  # it may be on its way back, unseen: its next holder closes it
                 self._abort_lease(token)
                 if (gate := self._waiters.pop(lease, None)) is not None:
-                    self._fresh.discard(lease)
+                    self._fresh_waiters.discard(lease)
                     gate.release()
         self._settle()
         return found
@@ -423,16 +435,16 @@ class LeasePool(Generic[C]):
     def end(self, token: ref[Lease[C]], reason: CloseReason) -> bool:
         """End the lease with *token* in place of its holder; False, and nothing done, if it has ended.
 
-        The holder may be gone for good although he is still referred to. Whoever waits for bytes on another
-        thread is broken off first, as by `abort`; then the slot is free and the connection closed. Blocks
+        The holder may be gone for good although it is still referred to. A thread that waits for bytes on the
+        connection is broken off first, as by `abort`. Then the slot is free and the connection closed. Blocks
         for the lock, and until that other thread has let go of the connection.
 
         Args:
             reason: What the close of the connection is counted as.
         """
-        self._leave_parent()
+        self._reset_if_forked()
         with self._lock:
-            self._take_back()
+            self._process_returns()
             lease = token()
             found = (
                 lease is not None
@@ -444,24 +456,24 @@ class LeasePool(Generic[C]):
                 lease.expires_at = -_NEVER  # it may be on its way back, unseen
                 self._abort_lease(token)
                 self._returns.append((lease, reason))
-                self._take_back()
+                self._process_returns()
         self._settle()
         return found
 
     def tend(self, now: float | None = None) -> int:
-        """Housekeeping; how many idle connections were closed.
+        """Keep house; answers how many idle connections were closed.
 
-        Closes what has been idle or has lived for too long, and half of what is above
-        `max_idle`; aborts what is beyond its grace; notes leases held for too long (`reports`);
-        brings the counters up to date.
+        Closes connections that have been idle or have lived for too long, and half of those above
+        `max_idle`. Aborts those beyond their grace. Notes leases held for too long (`reports`).
+        Brings the counters up to date.
         """
-        self._leave_parent()
+        self._reset_if_forked()
         now = self._clock() if now is None else now
         with self._lock:
-            self._miss_no_drop()
-            self._take_back()
+            self._find_missed_drops()
+            self._process_returns()
             closed = self._purge(now)
-            self._look_after(now)
+            self._check_held(now)
             self._serve()
             self._tally.tell(self._counters)
             has_refused, self._has_refused = self._has_refused, False
@@ -471,20 +483,20 @@ class LeasePool(Generic[C]):
         return closed
 
     def want_idle(self) -> int:
-        """How many connections should be made now, to have `min_idle` of them idle; never more than there is room."""
+        """How many connections should be made now to have `min_idle` idle ones; never more than there is room for."""
         if not self.plan.min_idle:
             return 0
-        self._leave_parent()
+        self._reset_if_forked()
         with self._lock:
-            self._take_back()
+            self._process_returns()
             room = self._size - self._connections()
             want = 0 if self._retired or self._waiters else min(self.plan.min_idle - len(self._idle), room)
         self._settle()
         return max(want, 0)
 
     def offer(self, conn: C) -> bool:
-        """Take *conn*, made ahead of need, as an idle connection; False, and closed, if there is no use for it."""
-        self._leave_parent()
+        """Take *conn*, made ahead of need, as an idle connection; without a use for it, close it and answer False."""
+        self._reset_if_forked()
         now = self._clock()
         lease: Lease[C] = Lease()
         lease.conn = conn
@@ -497,26 +509,26 @@ class LeasePool(Generic[C]):
         lease.site = lease.aborted = None
         self._begin_life(lease)
         with self._lock:
-            self._take_back()
+            self._process_returns()
             welcome = not self._retired and self._connections() < self._size
             if welcome:
                 self._idle.append(lease)
                 self._serve()
             else:
-                self._doom(conn, "retired" if self._retired else "surplus")
+                self._schedule_close(conn, "retired" if self._retired else "surplus")
         self._settle()
         return welcome
 
     def lend_idle(self, now: float, *, idle_s: float, most: int) -> list[Lease[C]]:
-        """Up to *most* connections that nobody has used or looked at for *idle_s*, longest first, taken out as leases.
+        """Up to *most* connections that were not used or looked at for *idle_s*, longest first, taken out as leases.
 
-        For a look at them, not for a call: nothing is counted, and one slot stays free for a call (so a
-        pool of one lends nothing), nor is anything that is somebody's alone. Each goes back by `give_back` (used just
-        now, or gone) or `return_unused`.
+        They are for a look, not for a call. Nothing is counted. One slot stays free for a call (so a
+        pool of one lends nothing). Connections with an owner are not lent. Each lease goes back by `give_back` (used
+        just now, or gone) or `return_unused`.
         """
-        self._leave_parent()
+        self._reset_if_forked()
         with self._lock:
-            self._take_back()
+            self._process_returns()
             due = [one for one in self._idle if now - max(one.idle_since, one.taken_at) >= idle_s]
             lent = due[: max(0, min(most, self._size - len(self._inuse) - 1))]
             for lease in lent:
@@ -528,7 +540,7 @@ class LeasePool(Generic[C]):
         return lent
 
     def return_unused(self, lease: Lease[C]) -> None:
-        """End a lease of `lend_idle` as if it had not been: its connection stays idle since when it was."""
+        """End a lease of `lend_idle` as if it had not been made: its connection keeps the start of its idle time."""
         with self._lock:
             if lease.token in self._inuse and not self._retired:
                 del self._inuse[lease.token]
@@ -540,51 +552,53 @@ class LeasePool(Generic[C]):
         self._settle()
 
     def close_idle(self, reason: CloseReason) -> int:
-        """Close every idle connection; how many that were."""
-        self._leave_parent()
+        """Close every idle connection; answers how many there were."""
+        self._reset_if_forked()
         with self._lock:
-            self._take_back()
-            closed = self._doom_idle(reason)
+            self._process_returns()
+            closed = self._schedule_idle_closes(reason)
         self._settle()
         return closed
 
     def follow(self, plan: PoolPlan) -> None:
-        """Go by *plan* from now on. A connection keeps the lifetime it was made with."""
-        self._leave_parent()
+        """Go by *plan* from now on. A connection keeps the lifetime that it was made with."""
+        self._reset_if_forked()
         with self._lock:
             is_resized = plan.max_connections != self.plan.max_connections
-            self._go_by(plan)
+            self._adopt_plan(plan)
         if is_resized:
             self.resize(plan.max_connections)
 
-    def _go_by(self, plan: PoolPlan) -> None:
+    def _adopt_plan(self, plan: PoolPlan) -> None:
         self.plan = plan
         self._idle_timeout_s = plan.idle_timeout_s
         self._max_uses = plan.max_requests_per_connection or sys.maxsize
         self._notes_site = plan.leak_detection_threshold_s is not None
 
     def resize(self, max_connections: int) -> None:
-        """Have at most *max_connections* from now on. Growing serves waiters; shrinking closes idle connections now
-        and those in use that are too many when they come back."""
-        self._leave_parent()
+        """Have at most *max_connections* from now on.
+
+        Growing serves waiters. Shrinking closes surplus connections: idle ones now, those in use when they come back.
+        """
+        self._reset_if_forked()
         with self._lock:
-            self._take_back()
+            self._process_returns()
             self._size = max_connections
             while (self._idle or self._owned) and self._connections() > max_connections:
-                self._doom((self._idle or self._owned).popleft().conn, "surplus")
-            self._weigh()
+                self._schedule_close((self._idle or self._owned).popleft().conn, "surplus")
+            self._update_screening()
             self._serve()
         self._settle()
 
     def busiest(self, since: float) -> int:
-        """Most connections in use at once since *since*, as far as they are still there.
+        """Most connections in use at once since *since*, as far as they still exist.
 
-        Reuse is LIFO: what was not needed at the busiest moment has been idle since before.
+        Reuse is LIFO: a connection that was not needed at the busiest moment has been idle since before.
         A heartbeat that was answered counts as a use.
         """
-        self._leave_parent()
+        self._reset_if_forked()
         with self._lock:
-            self._take_back()
+            self._process_returns()
             most = len(self._inuse)
             for lease in reversed(self._idle):
                 if lease.idle_since < since:
@@ -595,24 +609,24 @@ class LeasePool(Generic[C]):
         return most
 
     def retire(self) -> None:
-        """Keep nothing any more: idle connections are closed now, those in use when they come back.
+        """Keep no connection from now on: idle ones are closed now, those in use when they come back.
 
-        Still leases, to calls that hold the old snapshot.
+        The pool still leases, to calls that hold the old snapshot.
         """
-        self._leave_parent()
+        self._reset_if_forked()
         with self._lock:
-            self._take_back()
-            self._retired = self._choosy = True
-            self._doom_idle()
+            self._process_returns()
+            self._retired = self._screens = True
+            self._schedule_idle_closes()
         self._settle()
 
     def stop(self) -> None:
         """Hard stop: no lease from now on, waiters leave with LeaseClosed, connections in use are aborted."""
-        self._leave_parent()
+        self._reset_if_forked()
         with self._lock:
-            self._take_back()
-            self._stopped = self._retired = self._choosy = True
-            self._doom_idle()
+            self._process_returns()
+            self._stopped = self._retired = self._screens = True
+            self._schedule_idle_closes()
             for token in (*self._inuse, *self._one_off):
                 lease = token()
                 if lease is not None and lease.aborted is None:
@@ -620,15 +634,15 @@ class LeasePool(Generic[C]):
                 self._abort_lease(token)
             while self._waiters:
                 self._isolated(self._dismiss, next(iter(self._waiters.items())))
-            self._fresh.clear()
+            self._fresh_waiters.clear()
             self._tally.tell(self._counters)
         self._settle()
 
     def forget_inherited(self) -> None:
-        """In a forked child: give up every connection, they are the parent's, and the locks of its threads.
+        """Give up, in a forked child, every connection (they are the parent's) and the locks of the parent's threads.
 
         A lease that the forking thread held ends; giving it back later does nothing. Counts go on.
-        Size and flags stay. The first in a child does it; others that come at the same time wait for it.
+        Size and flags stay. The first call in a child does it; calls at the same time wait for that one.
         """
         pid = _getpid()
         me = object()
@@ -636,14 +650,14 @@ class LeasePool(Generic[C]):
             while self._pid != pid:
                 time.sleep(0.001)
             return
-        if self._pid == pid:  # done, since we looked
+        if self._pid == pid:  # another call has done it since we looked
             del self._reset_by[pid]
             return
-        self._lock = threading.Lock()  # whoever held the old one does not exist here
+        self._lock = threading.Lock()  # the holder of the old one does not exist here
         held = [lease for token in (*self._inuse, *self._one_off) if (lease := token()) is not None]
         held += [*self._idle, *self._owned, *self._kept, *(lease for lease, _ in self._returns)]
         conns = {
-            id(conn): conn for conn in (*(lease.conn for lease in held), *self._doomed) if conn is not None
+            id(conn): conn for conn in (*(lease.conn for lease in held), *self._to_close) if conn is not None
         }
         for lease in held:
             lease.token = lease.conn = None
@@ -655,10 +669,10 @@ class LeasePool(Generic[C]):
             self._kept,
             self._returns,
             self._dropped,
-            self._gone,
-            self._doomed,
+            self._gone_owners,
+            self._to_close,
             self._waiters,
-            self._fresh,
+            self._fresh_waiters,
             self._reported,
         )
         for collection in collections:
@@ -667,14 +681,14 @@ class LeasePool(Generic[C]):
             try:
                 self._discard(conn)
             except Exception as error:
-                self._fault(error)  # the others are the parent's as well
-        self._weigh()
+                self._fault(error)  # the other connections must be given up as well
+        self._update_screening()
         self._pid = pid
         del self._reset_by[pid]
 
     @property
     def retired(self) -> bool:
-        """Whether connections are closed as they come back."""
+        """Whether connections are closed when they come back."""
         return self._retired
 
     @property
@@ -683,10 +697,10 @@ class LeasePool(Generic[C]):
         return self._stopped
 
     def view(self) -> PoolView:
-        """How the pool stands; also brings the counters up to date. Takes the lock: not for finalizers."""
-        self._leave_parent()
+        """The state of the pool; also brings the counters up to date. Takes the lock: not for finalizers."""
+        self._reset_if_forked()
         with self._lock:
-            self._take_back()
+            self._process_returns()
             view = self._view()
             self._tally.tell(self._counters)
         self._settle()
@@ -694,21 +708,21 @@ class LeasePool(Generic[C]):
 
     def hit_rate(self, now: float | None = None) -> float | None:
         """Share of acquires in the last 10 s that got an idle connection; None when there were none."""
-        self._leave_parent()
+        self._reset_if_forked()
         with self._lock:
             rate = self._tally.hit_rate(self._clock() if now is None else now)
         self._settle()
         return rate
 
     def reports(self) -> list[LeaseReport | LeaseFault]:
-        """What has come up since the last time: leases leaked (each site once) or held for too long, faults."""
+        """What was noted since the last call: leases leaked (each site once) or held for too long, and faults."""
         found = []
         while self._reports:
             found.append(self._reports.popleft())
         return found
 
     def __repr__(self) -> str:
-        # Without the lock: a repr is what one asks for when something hangs.
+        # Without the lock: a repr is asked for when something hangs.
         state = "stopped, " if self._stopped else "retired, " if self._retired else ""
         one_off = f" and {len(self._one_off)} one-off" if self._one_off else ""
         kept = len(self._kept)
@@ -718,27 +732,27 @@ class LeasePool(Generic[C]):
             f"{len(self._waiters)} waiting, max {self._size}>"
         )
 
-    # With the lock held.
+    # What follows runs with the lock held.
 
     def _connections(self) -> int:
         return len(self._inuse) + len(self._idle) + len(self._owned)
 
-    def _own(self, owner: object) -> Lease[C] | None:
-        """The newest idle connection that is *owner*'s, left where it is."""
+    def _newest_owned_by(self, owner: object) -> Lease[C] | None:
+        """The newest idle connection of *owner*, left where it is."""
         for last in reversed(self._owned):
             if last.owner is not None and last.owner() is owner:
                 return last
         return None
 
     def _make_room(self) -> None:
-        """Close the longest idle connection, for a fresh one, if there would be too many; first what is everybody's."""
+        """Close the longest idle connection if a fresh one would be too many. Those without an owner come first."""
         if self._connections() >= self._size and (self._idle or self._owned):
-            self._doom((self._idle or self._owned).popleft().conn, "surplus")
+            self._schedule_close((self._idle or self._owned).popleft().conn, "surplus")
 
     def _slot_or_gate(
         self, lease: Lease[C], timeout_s: float, fresh: bool, owner: object | None
     ) -> threading.Lock | None:
-        """Put *lease* in use without a connection, or in the queue; then its gate. No idle connection is wanted."""
+        """Put *lease* in use without a connection, or in the queue. Answers its gate in the queue, else None."""
         plan = self.plan
         token = lease.token
         assert token is not None
@@ -772,15 +786,15 @@ class LeasePool(Generic[C]):
         gate = threading.Lock()
         gate.acquire()
         if fresh:
-            self._fresh.add(lease)
+            self._fresh_waiters.add(lease)
         if owner is not None:
-            lease.owner = ref(owner)  # of a waiter: who waits
+            lease.owner = ref(owner)  # for a waiter, this is the owner that waits
         self._waiters[lease] = gate
         return gate
 
-    def _take_back(self) -> None:
+    def _process_returns(self) -> None:
         """Process what was given back or dropped; serve waiters with what came free."""
-        # An entry stays until it is done, so an interrupt in between repeats it instead of losing it.
+        # An entry stays until it is done. After an interrupt in between it is repeated and not lost.
         while self._kept:
             self._isolated(self._keep, self._kept[0])
             self._kept.popleft()
@@ -796,18 +810,18 @@ class LeasePool(Generic[C]):
             self._dropped.popleft()
             if self._waiters:
                 self._serve()
-        while self._gone:
+        while self._gone_owners:
             for lease in tuple(self._owned):
                 if lease.owner is None or lease.owner() is None:
                     self._owned.remove(lease)
-                    self._doom(lease.conn, "surplus")
-            self._gone.popleft()
+                    self._schedule_close(lease.conn, "surplus")
+            self._gone_owners.popleft()
 
     def _isolated(self, act: Callable[[E], object], element: E) -> None:
-        """Do *act* for *element*: if that cannot be done, the element is cast out, and nobody else hears of it.
+        """Do *act* for *element*. If that fails, give up the element alone: no other element and no caller is affected.
 
-        Tried twice. An Exception may also come from outside, of a signal's handler (Celery's soft time limit):
-        that one does not come again, and is raised like any other interrupt.
+        It is tried twice. An Exception may also come from outside, from a signal handler (Celery's soft time limit).
+        Such an exception does not come again, and is raised like any other interrupt.
         """
         try:
             act(element)
@@ -815,13 +829,13 @@ class LeasePool(Generic[C]):
             try:
                 act(element)
             except Exception as error:
-                self._cast_out(element)
+                self._give_up(element)
                 self._fault(error)
             else:
                 raise
 
-    def _cast_out(self, element: object) -> None:
-        """Free whatever *element*, in one of the forms that the loops have, still holds."""
+    def _give_up(self, element: object) -> None:
+        """Free everything that *element* still holds. It has one of the forms that the loops pass."""
         if isinstance(element, tuple):
             element = element[0]
         token, lease = (element, element()) if isinstance(element, ref) else (None, element)
@@ -831,26 +845,26 @@ class LeasePool(Generic[C]):
             for idle in (self._idle, self._owned):
                 if lease in idle:
                     idle.remove(lease)
-            self._fresh.discard(lease)
+            self._fresh_waiters.discard(lease)
             gate = self._waiters.pop(lease, None)
             if gate is not None:
-                gate.release()  # and finds that it was not served
-            self._doom(conn, "error")
+                gate.release()  # the waiter finds that it was not served
+            self._schedule_close(conn, "error")
         if token is not None:
             for home in (self._inuse, self._one_off):
                 try:
                     home.pop(token, None)
-                except TypeError:  # it cannot be hashed: then it is in neither
+                except TypeError:  # the token cannot be hashed, so it is in neither
                     pass
 
     def _fault(self, error: Exception) -> None:
-        """Have *error* told, once for the place that it comes from."""
+        """Have *error* reported, once for each place that it comes from."""
         fault = LeaseFault.of(error)
         if fault.site not in self._faulty_sites and len(self._faulty_sites) < 1000:
             self._faulty_sites.add(fault.site)
             self._reports.append(fault)
 
-    # The claim in these three: only the first return of a lease finds it in use.
+    # The next three rely on this: only the first return of a lease finds it in use.
 
     def _keep(self, lease: Lease[C]) -> None:
         token = lease.token
@@ -860,14 +874,14 @@ class LeasePool(Generic[C]):
             if self._reported:
                 self._reported.discard(token)
             if lease.aborted or self._retired:
-                self._doom(lease.conn, lease.aborted or "retired")
+                self._schedule_close(lease.conn, lease.aborted or "retired")
             elif self._connections() >= self._size:
-                self._doom(lease.conn, "surplus")
-                self._weigh()
+                self._schedule_close(lease.conn, "surplus")
+                self._update_screening()
             elif lease.owner is None:
                 self._idle.append(lease)
             elif lease.owner() is None:
-                self._doom(lease.conn, "surplus")
+                self._schedule_close(lease.conn, "surplus")
             else:
                 self._owned.append(lease)
 
@@ -877,29 +891,29 @@ class LeasePool(Generic[C]):
         if reason is None:
             self._keep(lease)
         elif token in self._inuse or token in self._one_off:
-            self._ended(token, lease.conn, lease.aborted or reason)
+            self._free_slot(token, lease.conn, lease.aborted or reason)
             lease.token = None
 
     def _end_dropped(self, token: ref[Lease[C]]) -> None:
         if token in self._inuse or token in self._one_off:
-            self._ended(token, None, "leaked")
+            self._free_slot(token, None, "leaked")
             add(self._tally.closed, "leaked")
 
-    def _ended(self, token: ref[Lease[C]], conn: C | None, reason: CloseReason | None) -> None:
-        """Free the slot of *token*, whose connection is not kept."""
+    def _free_slot(self, token: ref[Lease[C]], conn: C | None, reason: CloseReason | None) -> None:
+        """Free the slot of *token*. Its connection is not kept."""
         home = self._inuse if token in self._inuse else self._one_off
         site = home.pop(token)
         if conn is not None:
-            self._doom(conn, reason or "error")
+            self._schedule_close(conn, reason or "error")
         if reason == "leaked" and site not in self._leaky_sites and len(self._leaky_sites) < 1000:
             self._leaky_sites.add(site)
             self._reports.append(LeaseReport(site, None))
         self._reported.discard(token)
-        if self._choosy:
-            self._weigh()
+        if self._screens:
+            self._update_screening()
 
     def _serve(self) -> None:
-        """Hand what is free to those who have waited longest."""
+        """Hand free slots and connections to the calls that have waited longest."""
         while self._waiters and (self._idle or self._owned or len(self._inuse) < self._size):
             self._isolated(self._serve_one, next(iter(self._waiters.items())))
 
@@ -908,17 +922,17 @@ class LeasePool(Generic[C]):
         token = lease.token
         assert token is not None
         if lease not in self._waiters:
-            return  # it was interrupted after its last step
-        if token not in self._inuse:  # or after that one
-            wants_idle = lease not in self._fresh
+            return  # an earlier run was interrupted after its last step
+        if token not in self._inuse:  # else an earlier run was interrupted after this step
+            wants_idle = lease not in self._fresh_waiters
             owner = None if lease.owner is None else lease.owner()
-            own = self._own(owner) if self._owned and owner is not None and wants_idle else None
+            own = self._newest_owned_by(owner) if self._owned and owner is not None and wants_idle else None
             if own is not None:
-                _adopt(lease, own)
+                _take_connection(lease, own)
                 self._owned.remove(own)
                 self._tally.hits += 1
             elif self._idle and wants_idle:
-                _adopt(lease, self._idle[-1])
+                _take_connection(lease, self._idle[-1])
                 self._idle.pop()
                 self._tally.hits += 1
             else:
@@ -927,20 +941,20 @@ class LeasePool(Generic[C]):
                 self._begin_life(lease)
                 self._tally.misses += 1
             self._tally.waited += 1
-            lease.taken_at = self._clock()  # it is held from here on, whenever its waiter comes to run
+            lease.taken_at = self._clock()  # it is held from now on, even if its waiter runs later
             self._inuse[token] = lease.site
-        self._fresh.discard(lease)
+        self._fresh_waiters.discard(lease)
         del self._waiters[lease]
         gate.release()
 
     def _dismiss(self, waiter: tuple[Lease[C], threading.Lock]) -> None:
-        """Let him go without a lease."""
+        """Let *waiter* go without a lease."""
         lease, gate = waiter
         if self._waiters.pop(lease, None) is not None:
             gate.release()
 
     def _begin_life(self, lease: Lease[C]) -> None:
-        """The connection that *lease* is for will be new: draw how long it may live."""
+        """Draw how long the new connection of *lease* may live."""
         lifetime_s = self.plan.max_lifetime_s
         lease.uses = min(lease.uses, 1)
         lease.expires_at = (
@@ -950,31 +964,31 @@ class LeasePool(Generic[C]):
         )
 
     def _purge(self, now: float) -> int:
-        """Doom idle connections that are over, and half of what is above `max_idle`; how many."""
+        """Schedule the close of idle connections that are over, and of half of those above `max_idle`; how many."""
         before = len(self._idle) + len(self._owned)
 
-        def weigh(lease: Lease[C]) -> None:
+        def close_if_over(lease: Lease[C]) -> None:
             if lease.idle_since > now + _STEP_S:
-                self._take_a_step_back(lease, now)
+                self._restart_ages(lease, now)
             if now >= lease.expires_at or now - lease.idle_since >= self._idle_timeout_s:
                 (self._idle if lease.owner is None else self._owned).remove(lease)
-                self._doom(lease.conn, "lifetime" if now >= lease.expires_at else "idle")
+                self._schedule_close(lease.conn, "lifetime" if now >= lease.expires_at else "idle")
 
         for lease in (*self._idle, *self._owned):
-            self._isolated(weigh, lease)
-        # By halves: after a burst most of it goes at once, and the rest while it is still not needed.
+            self._isolated(close_if_over, lease)
+        # By halves: after a burst, most connections go soon, and the others as long as they are not needed.
         for _ in range((len(self._idle) + len(self._owned) - self.plan.max_idle + 1) // 2):
-            self._doom((self._idle or self._owned).popleft().conn, "surplus")
+            self._schedule_close((self._idle or self._owned).popleft().conn, "surplus")
         return before - len(self._idle) - len(self._owned)
 
-    def _take_a_step_back(self, lease: Lease[C], now: float) -> None:
-        """The clock was stepped back since *lease* became idle: it is as if that had been just now (failures.md 69)."""
+    def _restart_ages(self, lease: Lease[C], now: float) -> None:
+        """Count *lease* as idle since now: the clock was stepped back since it became idle (failures.md 69)."""
         lease.idle_since = lease.taken_at = now
         if self.plan.max_lifetime_s is not None:
             lease.expires_at = min(lease.expires_at, now + self.plan.max_lifetime_s)
 
-    def _look_after(self, now: float) -> None:
-        """Abort what is in use beyond its lifetime and grace; note what is held for too long."""
+    def _check_held(self, now: float) -> None:
+        """Abort leases in use beyond their lifetime and grace; note those held for too long."""
         grace_s, threshold_s = self.plan.max_lifetime_grace_s, self.plan.leak_detection_threshold_s
         if grace_s is None and threshold_s is None:
             return
@@ -995,11 +1009,11 @@ class LeasePool(Generic[C]):
         for held in (*self._inuse.items(), *self._one_off.items()):
             self._isolated(look, held)
 
-    def _miss_no_drop(self) -> None:
-        """Find what was collected without `on_drop` having got as far as to say so: an interrupt in it is swallowed."""
+    def _find_missed_drops(self) -> None:
+        """Find collected leases that `on_drop` did not report: CPython swallows an interrupt in it."""
         for token in (*self._inuse, *self._one_off):
             if token() is None:
-                self._dropped.append(token)  # a second time does nothing
+                self._dropped.append(token)  # if it is in there twice, the second entry does nothing
 
     def _abort_lease(self, token: ref[Lease[C]]) -> None:
         lease = token()
@@ -1007,23 +1021,23 @@ class LeasePool(Generic[C]):
             try:
                 self._abort(lease.conn)
             except Exception as error:
-                self._fault(error)  # as good as aborted: the holder has closed it, or is about to
+                self._fault(error)  # that is as good as aborted: the holder has closed it, or is about to
 
-    def _doom(self, conn: C | None, reason: CloseReason) -> None:
-        """Count the close of *conn*, and leave it to whoever releases the lock."""
+    def _schedule_close(self, conn: C | None, reason: CloseReason) -> None:
+        """Count the close of *conn* now; the thread that releases the lock closes it."""
         if conn is not None:
             add(self._tally.closed, reason)
-            self._doomed.append(conn)
+            self._to_close.append(conn)
 
-    def _doom_idle(self, reason: CloseReason = "retired") -> int:
+    def _schedule_idle_closes(self, reason: CloseReason = "retired") -> int:
         closed = len(self._idle) + len(self._owned)
         for idle in (self._idle, self._owned):
             while idle:
-                self._doom(idle.popleft().conn, reason)
+                self._schedule_close(idle.popleft().conn, reason)
         return closed
 
-    def _weigh(self) -> None:
-        self._choosy = self._retired or len(self._inuse) > self._size
+    def _update_screening(self) -> None:
+        self._screens = self._retired or len(self._inuse) > self._size
 
     def _view(self) -> PoolView:
         return PoolView(
@@ -1036,36 +1050,38 @@ class LeasePool(Generic[C]):
             stopped=self._stopped,
         )
 
-    # Without the lock.
+    # What follows runs without the lock.
 
     def _settle(self) -> None:
-        """What whoever has released the lock owes the others: their returns, then the closes. Never blocks."""
+        """Do what a thread that has released the lock owes the others: their returns, then the closes. Never blocks."""
         while (
-            self._returns or self._dropped or self._gone or (self._kept and (self._waiters or self._choosy))
+            self._returns
+            or self._dropped
+            or self._gone_owners
+            or (self._kept and (self._waiters or self._screens))
         ):
             held = False
             try:
-                # Not `held = self._lock.acquire(False)`: between the call and the store, CPython may raise an
-                # interrupt, and the lock would stay locked for good. map() is lazy, and unpacking it into the
+                # Not `held = self._lock.acquire(False)`: CPython may raise an interrupt between the call and the
+                # store, and the lock would stay locked for good. map() is lazy, and unpacking it into the
                 # name is one step.
                 (held,) = map(self._lock.acquire, _DO_NOT_WAIT)
                 if not held:
-                    return  # the holder looks at these after he has released it
-                self._take_back()
+                    return  # the holder looks at these after it has released the lock
+                self._process_returns()
             finally:
                 if held:
                     self._lock.release()
-        while self._doomed:
+        while self._to_close:
             try:
-                conn = self._doomed.popleft()
+                conn = self._to_close.popleft()
             except IndexError:  # another thread was faster
                 return
             try:
                 self._close(conn)
             except Exception as error:
-                self._fault(
-                    error
-                )  # it is given up either way, and the call at hand has nothing to do with it
+                # The connection is given up in any case, and the present call has nothing to do with it.
+                self._fault(error)
 
     def _wait(
         self,
@@ -1075,7 +1091,7 @@ class LeasePool(Generic[C]):
         timeout_s: float,
         on_wait: Callable[[ref[Lease[C]]], object] | None,
     ) -> None:
-        """Until *lease* was put in use by somebody who gave back, *timeout_s* from *started* at most. Blocks."""
+        """Wait until a thread that gives back puts *lease* in use, at most *timeout_s* from *started*. Blocks."""
         if on_wait is not None and lease.token is not None:
             on_wait(lease.token)
         if self.on_enqueue is not None:
@@ -1093,10 +1109,10 @@ class LeasePool(Generic[C]):
         gave_up = False
         if not opened or lease.token not in self._inuse:
             with self._lock:
-                # Handed over in the last moment: then it is ours, in spite of the clock.
+                # If it was handed over in the last moment, it is ours, whatever the clock says.
                 gave_up = not opened and self._waiters.pop(lease, None) is not None
                 self._has_refused = self._has_refused or gave_up
-                self._fresh.discard(lease)
+                self._fresh_waiters.discard(lease)
                 if gave_up or lease.token not in self._inuse:
                     view = self._view()
             self._settle()
@@ -1111,20 +1127,20 @@ class LeasePool(Generic[C]):
             raise LeaseTimeout("no connection came free in time", view, waited_s=waited_s)
         waits = self._tally.waits
         waits.append(waited_s)
-        if len(waits) > _MANY_WAITS:  # nobody keeps house
+        if len(waits) > _MANY_WAITS:  # there is no housekeeping
             with self._lock:
                 self._tally.tell(self._counters)
             self._settle()
 
     def _ask_collector(self) -> None:
-        """What holds the slots may be garbage in a cycle. Not with the lock held: finalizers will want to give back."""
+        """Ask for a collection: garbage in a cycle may hold slots. Not with the lock held: finalizers may give back."""
         if self._collect is not None and self._collect():
             with self._lock:
                 self._tally.collections += 1
             self._settle()
 
     def _replace(self, lease: Lease[C], now: float, owner: object | None) -> None:
-        """Close the connection of *lease*, found expired or dead; take the next idle one that is neither, or none."""
+        """Close the connection of *lease*, which is expired or dead, and take the next usable idle one, if any."""
         while lease.conn is not None:
             conn, lease.conn, lease.owner = lease.conn, None, None
             reason: CloseReason = (
@@ -1135,24 +1151,25 @@ class LeasePool(Generic[C]):
                 else "dead"
             )
             with self._lock:
-                self._doom(conn, reason)
+                self._schedule_close(conn, reason)
                 if self._kept or self._returns or self._dropped:
-                    self._take_back()
-                # The slot of the connection given up is kept; taking an idle one as well makes one slot free,
-                # for which nobody waits while an idle one is there.
-                own = self._own(owner) if self._owned and owner is not None else None
+                    self._process_returns()
+                # The lease keeps the slot of the connection that was given up. Taking an idle one as well makes one
+                # slot free. No call waits for that: while a connection is idle, none waits.
+                own = self._newest_owned_by(owner) if self._owned and owner is not None else None
                 if own is not None:
-                    _adopt(lease, own)
+                    _take_connection(lease, own)
                     self._owned.remove(own)
                 elif self._idle:
-                    _adopt(lease, self._idle[-1])
+                    _take_connection(lease, self._idle[-1])
                     self._idle.pop()
                 else:
                     self._begin_life(lease)
                     self._tally.hits -= 1
                     self._tally.misses += 1
             self._settle()
-            # Each connection is probed once: a second look at one that was dead for one stray byte finds it silent.
+            # Each connection is probed only once: a connection that was dead because of one stray byte looks silent at
+            # a second look.
             if (
                 lease.conn is not None
                 and now < lease.expires_at
@@ -1162,12 +1179,12 @@ class LeasePool(Generic[C]):
                 lease.reused = True
                 return
 
-    def _leave_parent(self) -> None:
+    def _reset_if_forked(self) -> None:
         if _getpid() != self._pid:
             self.forget_inherited()
 
 
-def _adopt(lease: Lease[C], last: Lease[C]) -> None:
+def _take_connection(lease: Lease[C], last: Lease[C]) -> None:
     """Give *lease* the connection of *last*, which has ended."""
     lease.conn = last.conn
     lease.owner = last.owner
@@ -1177,14 +1194,15 @@ def _adopt(lease: Lease[C], last: Lease[C]) -> None:
 
 
 def _drop_callback(pool: ref[LeasePool[C]], dropped: deque[ref[Lease[C]]]) -> Callable[[ref[Lease[C]]], None]:
-    """What is called when a lease in use is collected. Takes no lock: it may run inside the pool's own code."""
+    """The callback for when a lease in use is collected. Takes no lock: it may run inside the pool's own code."""
 
     def on_drop(token: ref[Lease[C]]) -> None:
         try:
             hash(token)
         except TypeError:
-            # Interrupted between its making and its first hash, the only one that can still be taken: such a token
-            # is in no collection, and in this queue nobody could look for it.
+            # An interrupt came between the making of the token and its first hash. After the lease is gone, a token
+            # without a hash cannot get one. Such a token is in no collection, and could not be looked up from this
+            # queue.
             return
         dropped.append(token)
         owner = pool()
@@ -1195,7 +1213,7 @@ def _drop_callback(pool: ref[LeasePool[C]], dropped: deque[ref[Lease[C]]]) -> Ca
 
 
 def _gone_callback(pool: ref[LeasePool[Any]], gone: deque[ref[Any]]) -> Callable[[ref[Any]], None]:
-    """What is called when an owner is collected. Takes no lock, like that of `_drop_callback`."""
+    """The callback for when an owner is collected. Takes no lock, like that of `_drop_callback`."""
 
     def on_gone(owner: ref[Any]) -> None:
         gone.append(owner)
@@ -1207,10 +1225,10 @@ def _gone_callback(pool: ref[LeasePool[Any]], gone: deque[ref[Any]]) -> Callable
 
 
 class _Nobody:
-    """Owns connections that nobody may use again."""
+    """Owns connections that must not be used again."""
 
 
-_NOBODY: ref[Any] = ref(_Nobody())  # has gone already
+_NOBODY: ref[Any] = ref(_Nobody())  # the owner has gone already
 
 
 def _result_of(error: LeaseError, *, by_deadline: bool) -> str:

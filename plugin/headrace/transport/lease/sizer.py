@@ -1,4 +1,4 @@
-"""Keeps the size of an adaptive pool: feeds the rule of `policy.sizing` from the live pool and does what it says."""
+"""Keeps the size of an adaptive pool: feeds the rule of `policy.sizing` from the live pool and does what it decides."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _DO_NOT_WAIT = (False,)
 class PoolSizer:
     """The size of one adaptive pool, which begins with the smallest. Thread-safe.
 
-    `_lock` guards the rule. It is only ever tried: whoever finds it taken leaves the
-    judgement to its holder. The pool's lock and that of the counters are taken under it, by `view`
-    and `resize`. *on_resize* is called without it.
+    `_lock` guards the rule. It is only ever tried: a thread that finds it taken leaves the
+    decision to its holder. `view` and `resize` take the pool's lock and that of the counters
+    under it. *on_resize* is called without it.
 
     Args:
         plan: When to grow and shrink, and the smallest size.
         leases: The pool; its `plan.max_connections` is the largest size.
-        counters: Where its acquires are counted.
+        counters: Where the pool's acquires are counted.
         clock: Monotonic seconds.
-        on_resize: Told of each new size, on the thread that brought it about.
+        on_resize: Called with each new size, on the thread that caused it.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class PoolSizer:
         return self._sizing.baseline_rps
 
     def enqueued(self) -> None:
-        """A call has got into the queue. Costs one clock call, ten times a second more."""
+        """Consider growth: a call has entered the queue. Costs one clock call, and more ten times a second."""
         now = self._clock()
         if self._sizing.is_due(now):
             self._judge(Sizing.enqueued, now)
 
     def looked(self, now: float) -> None:
-        """Housekeeping came by."""
+        """Consider shrinking: housekeeping has come by."""
         self._judge(Sizing.looked, now)
 
     def _begin(self) -> None:
@@ -71,10 +71,10 @@ class PoolSizer:
 
     def _judge(self, rule: Callable[[Sizing, float, PoolLoad], Resize | None], now: float) -> None:
         if self._pid != os.getpid():
-            self._begin()  # forked: whoever held the lock does not exist here, and what is usual is yet to be seen
+            self._begin()  # forked: the holder of the lock does not exist here, and what is usual is not known yet
         held, answer = False, None
         try:
-            # In one step, as in `lease.give_back`: an interrupt in between would leave it locked for good.
+            # In one step, as in `LeasePool._settle`: an interrupt in between would leave it locked for good.
             (held,) = map(self._lock.acquire, _DO_NOT_WAIT)
             if held:
                 answer = rule(self._sizing, now, self._load(now))

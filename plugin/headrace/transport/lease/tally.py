@@ -1,8 +1,8 @@
-"""What a pool counts while it holds its own lock anyway, told to the upstream's counters now and then.
+"""What a pool counts under its own lock, which it holds anyway. The upstream's counters are told now and then.
 
-A second lock on every checkout would be a tenth of its cost. Exact all the same:
+A second lock on every checkout would be a tenth of its cost. The totals are exact all the same:
 every number changes under the pool's lock (`waits` by single deque operations),
-and whoever reads the counters asks the pool first (`LeasePool.view`).
+and every reader of the counters asks the pool first (`LeasePool.view`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class LeaseTally:
 
     Attributes:
         hits, misses: Leases with an idle connection, and without.
-        waited: Of both, those that had to wait; each appends to `waits` once it runs again.
+        waited: Leases of both kinds that had to wait; each appends to `waits` once its thread runs again.
         failures: Acquires that ended without a lease.
-        failed, closed: The same by result, and connections given up by reason; not told yet.
-        collections: Collections of garbage asked for; not told yet.
-        waits: Seconds waited, of waiters and of those that failed; not told yet.
-        turn_at: When a new second begins, on the pool's clock: `turn()` is due.
+        failed, closed: Failures by result, and connections given up by reason; not yet told to the counters.
+        collections: Garbage collections asked for; not yet told.
+        waits: Seconds waited, by waiters and by acquires that failed; not yet told.
+        turn_at: When a new second begins, on the pool's clock, and `turn()` is due.
     """
 
     __slots__ = (
@@ -53,7 +53,7 @@ class LeaseTally:
         )  # second, hits and acquires before it; oldest first
 
     def turn(self, now: float) -> None:
-        """Remember where the counts stand at the first acquire of a second."""
+        """Remember the counts at the first acquire of a second."""
         second = int(now)
         if self._marks and second < self._marks[-1][0]:  # the clock was stepped back
             self._marks.clear()

@@ -1,1 +1,1 @@
-"""urllib3's classes over a lease, and what their answers and errors say."""
+"""urllib3's classes over a lease, and what their answers and errors mean."""

@@ -1,8 +1,8 @@
-"""Reading a body by pieces: between them it is asked whether there is time, and room, for more.
+"""Reading a body in pieces: between two pieces it is checked whether there is time, and room, for more.
 
-A coded body (gzip and the like) may be a thousand times what comes over the wire, and urllib3's `read()` decodes
-all of it in one go: no shutdown of a socket ends that (failures.md 70). Other bodies are read whole
-where nothing limits them: the wire is what takes the time there.
+A coded body (gzip and the like) may be a thousand times as large as what comes over the wire. urllib3's `read()`
+decodes all of it in one go, and no shutdown of a socket ends that (failures.md 70). Other bodies are read whole
+where nothing limits them: there, the wire takes the time.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from urllib3.response import BaseHTTPResponse
 from headrace.transport.attempt import Attempt
 
 PIECE_BYTES: Final = 1024 * 1024
-"""Decoded bytes between two looks: 2 to 13 ms of work, and a megabyte of gzip costs 6 % more than in one go."""
+"""Decoded bytes between two checks: 2 to 13 ms of work. A megabyte of gzip costs 6 % more than in one go."""
 
 
 class BodyTooLarge(Exception):
-    """More of a body has come than `pool.max_response_body` allows.
+    """A body is larger than `pool.max_response_body` allows.
 
     Attributes:
-        max_bytes: That limit.
+        max_bytes: The limit.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -33,7 +33,7 @@ class BodyTooLarge(Exception):
 
 
 def piece_bytes(max_bytes: int | None) -> int:
-    """How much to read at a time: never much more than may be taken."""
+    """How much to read at a time: never much more than *max_bytes*."""
     return PIECE_BYTES if max_bytes is None else min(PIECE_BYTES, max_bytes + 1)
 
 
@@ -41,7 +41,7 @@ def is_read_whole(answer: BaseHTTPResponse, attempt: Attempt) -> bool:
     """Whether the body of *answer* may be read in one go.
 
     Raises:
-        BodyTooLarge: Its head says that it is more than the limit.
+        BodyTooLarge: Its head says that it is larger than the limit.
     """
     coding = answer.headers.get("content-encoding")
     max_bytes = attempt.max_body_bytes
@@ -57,9 +57,9 @@ def joined(pieces: Iterable[bytes], attempt: Attempt) -> bytes:
     """*pieces* as one body. Blocks.
 
     Raises:
-        BodyTooLarge: They are more than the limit of the call.
+        BodyTooLarge: They are larger than the limit of the call.
         ProtocolError: The time of *attempt* is up.
-        HTTPError, requests.RequestException: What the pieces raise.
+        HTTPError, requests.RequestException: The pieces raise these.
     """
     max_bytes, taken, n_taken = attempt.max_body_bytes, [], 0
     for piece in pieces:
@@ -85,13 +85,13 @@ def body_of(answer: BaseHTTPResponse, attempt: Attempt, *, decode: bool) -> byte
 
 
 def _codings_in_one_go(brotli: Any) -> frozenset[str]:
-    """The codings that urllib3 decodes in one go, and warns about, when it is asked for a piece: an old brotli's."""
+    """The codings that urllib3 decodes in one go, with a warning, when it is asked for a piece: an old brotli's."""
     try:
         if brotli is not None:
             brotli.Decompressor().process(b"", output_buffer_limit=1)
     except TypeError:
         return frozenset({"br"})
-    except Exception:  # brotlicffi has another name for it, and the limit
+    except Exception:  # brotlicffi has the limit, under another name
         pass
     return frozenset()
 

@@ -46,11 +46,11 @@ class GovernedHTTPConnection(HTTPConnection):
 
     Attributes:
         ends_as: What its close is counted as.
-        handshake_s: Longest TLS handshake where no attempt says it: of a connection made ahead of need.
-        most_at_once: Bytes that one send() of its socket is given.
-        answering: The socket of the last answer; http.client takes it off the connection
-            before the body has been read, if the connection ends with it.
-        last_answer: Then what reads from it, which http.client does not close with the connection.
+        handshake_s: Longest TLS handshake where no attempt gives the limit: for a connection made ahead of need.
+        most_at_once: Most bytes given to one send() of its socket.
+        answering: The socket of the last answer. http.client takes it off the connection
+            before the body has been read, if the connection ends with that answer.
+        last_answer: The answer that reads from it in that case; http.client does not close it with the connection.
     """
 
     response_class = FramedAnswer
@@ -62,20 +62,20 @@ class GovernedHTTPConnection(HTTPConnection):
     answering: socket.socket | None = None
     last_answer: http.client.HTTPResponse | None = None
     _reading_head = False
-    _head_is_next = True  # what is sent next is the head of a request
+    _head_is_next = True  # the next thing sent is the head of a request
 
     def connect(self) -> None:
-        """Connect, and say how long it took. Blocks."""
+        """Connect, and note in the attempt how long that took. Blocks."""
         started = monotonic()
         super().connect()
         lease = self.lease
         if lease is not None and lease.aborted is not None:
-            # Broken off when there was nothing yet that could be shut; the request must not go out now.
+            # The call was broken off when there was no socket yet to shut. The request must not go out now.
             raise ConnectionAbortedError("the call was broken off while it was connecting")
         attempt = current_attempt.get()
         if attempt is not None:
             attempt.connect_took_s = monotonic() - started
-            if attempt.cut:  # when there was no socket yet that could be shut
+            if attempt.cut:  # it was cut when there was no socket yet to shut
                 raise ConnectTimeoutError(self, f"Connection to {self.host} came about too late.")
             attempt.phase = "sent"
 
@@ -89,18 +89,17 @@ class GovernedHTTPConnection(HTTPConnection):
     def send(self, data: Any) -> None:
         """Send *data*; no stall may be longer than `timeouts.write`. Blocks.
 
-        Stock's limit, on the whole of *data*, would cut a large body over a slow line that moves all the time.
+        Stock's limit is on the whole of *data*. It would cut a large body over a slow line that moves all the time.
         """
         attempt = current_attempt.get()
-        if (
-            self._head_is_next and type(data) is bytes
-        ):  # http.client sends it in one piece, and nothing with it
+        # http.client sends the head in one piece, and nothing with it.
+        if self._head_is_next and type(data) is bytes:
             self._head_is_next = False
             head = data.lower()
             if AUTHORIZATION in head and authenticates_connection(head):
-                self._belongs_to(None if attempt is None else attempt.owner)
+                self._claim_for(None if attempt is None else attempt.owner)
         if attempt is None or self.debuglevel or not isinstance(data, (bytes, bytearray, memoryview)):
-            super().send(data)  # a file or an iterable: it comes back here in pieces
+            super().send(data)  # a file or an iterable comes back here in pieces
             return
         if self.sock is None:
             if not self.auto_open:
@@ -108,9 +107,8 @@ class GovernedHTTPConnection(HTTPConnection):
             self.connect()
         sock, most = self.sock, self.most_at_once
         sys.audit("http.client.send", self, data)
-        sock.settimeout(
-            attempt.timeouts.write_s / LOOKS
-        )  # also where the connection had another limit before
+        # Set each time: the connection may have had another limit before.
+        sock.settimeout(attempt.timeouts.write_s / LOOKS)
         sent = 0
         try:
             if type(data) is bytes and len(data) <= most:  # nearly every request: the socket takes it at once
@@ -124,24 +122,24 @@ class GovernedHTTPConnection(HTTPConnection):
             send_rest(sock, memoryview(data).cast("B")[sent:], most=most)
         except TimeoutError as error:
             text = f"Write timed out. (write timeout={attempt.timeouts.write_s:g})"
-            raise ReadTimeoutError(attempt.pool, "", text) from error  # urllib3 has none for writing
+            raise ReadTimeoutError(attempt.pool, "", text) from error  # urllib3 has no error for writing
         except OSError as error:
             alert = None if is_foreign(error) else alert_behind(sock)
             if alert is not None:
                 raise alert from None  # the failed write only follows from it
             raise
         finally:
-            data = b""  # the call's credentials are in it, and crash reporters ship the locals of a frame
+            data = b""  # it holds the call's credentials, and crash reporters ship the locals of a frame
 
     def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3 itself overrides it
-        """The response head; for a streamed call, sets the socket to the longest silence allowed in the body."""
+        """The response head. For a streamed call, sets the socket's limit to the longest silence in the body."""
         attempt = current_attempt.get()
         if attempt is not None and attempt.own_error is not None:
-            raise attempt.own_error  # urllib3 has taken it for the peer's, which may have answered before it left
+            raise attempt.own_error  # urllib3 took it for an error of a peer that left, perhaps after an answer
         self.answering = sock = self.sock
         self._head_is_next = True
-        # http.client closes a connection that will not be kept alive as soon as the head is read, while the
-        # body is still to come over the same socket: the slot stays taken until the body has ended.
+        # http.client closes a connection that will not be kept alive as soon as the head is read. The body is
+        # still to come over the same socket, so the slot stays taken until the body has ended.
         self._reading_head = True
         try:
             response = super().getresponse()
@@ -165,7 +163,7 @@ class GovernedHTTPConnection(HTTPConnection):
             attempt.sock = sock
             if attempt.streamed and sock is not None:
                 sock.settimeout(attempt.timeouts.read_s)
-        # urllib3 makes the response itself and has no hook for its class; the layout is the same.
+        # urllib3 makes the response itself and has no hook for its class. The layout of the classes is the same.
         if attempt is not None and attempt.streamed:
             if attempt.max_body_bytes is None:
                 response.__class__ = StreamedResponse
@@ -179,7 +177,7 @@ class GovernedHTTPConnection(HTTPConnection):
             response.__class__ = GovernedResponse
         return response
 
-    def _belongs_to(self, owner: object | None) -> None:
+    def _claim_for(self, owner: object | None) -> None:
         if self.lease is not None and self.leases is not None:
             self.leases.claim(self.lease, owner)
 
@@ -188,7 +186,7 @@ class GovernedHTTPConnection(HTTPConnection):
         self._head_is_next = True
         try:
             super().close()
-        finally:  # whatever it stumbles over, the slot is free
+        finally:  # the slot is free, whatever stock's close raises
             if not self._reading_head:
                 self._let_go()
 
@@ -196,16 +194,18 @@ class GovernedHTTPConnection(HTTPConnection):
         lease, leases = self.lease, self.leases
         if lease is not None and leases is not None:
             leases.give_back_quietly(lease, self.ends_as)
-            self.lease = None  # only now: an interrupt in between may repeat this, and must not lose the slot
+            self.lease = (
+                None  # only now: after an interrupt in between this may run twice, but no slot is lost
+            )
         answer, self.last_answer = self.last_answer, None
         if answer is not None:
             answer.close()
 
 
 class GovernedHTTPSConnection(GovernedHTTPConnection, HTTPSConnection):
-    """The same over TLS; the context is the shared one of the TLS policy."""
+    """The same over TLS, with the shared context of the TLS policy."""
 
-    most_at_once = 16 * 1024  # a TLS record: send() takes all it is given, or stalls
+    most_at_once = 16 * 1024  # one TLS record: send() takes all that it is given, or stalls
 
     def _new_conn(self) -> socket.socket:
         sock = super()._new_conn()
@@ -215,14 +215,14 @@ class GovernedHTTPSConnection(GovernedHTTPConnection, HTTPSConnection):
         else:
             attempt.phase = "tls"
             left_s = attempt.ends_at - monotonic()
-            # A limit on the whole handshake: OpenSSL's read under Python goes on to an instant, not per byte.
-            # Where this process has stood still nothing is left of it, and the deadline thread gives a grace.
+            # This limits the whole handshake: OpenSSL's read under Python has an end in time, not a limit per byte.
+            # If this process has stood still, no time is left, and the deadline thread gives a grace.
             sock.settimeout(min(attempt.timeouts.tls_handshake_s, max(left_s, GRACE_S)))
         return sock
 
 
 def _waited_for_status_line(trace: TracebackType | None) -> bool:
-    """Whether http.client failed before it had a status line; it leaves no other sign of that."""
+    """Whether http.client failed before it had a status line. Only the traceback shows that."""
     while trace is not None:
         if trace.tb_frame.f_code.co_name == "_read_status":
             return True
@@ -238,7 +238,7 @@ _KEEPALIVE = (  # the option is named differently on macOS; a system without one
 
 
 def socket_options(keepalive: KeepalivePlan | None) -> list[tuple[int, int, int]]:
-    """Options of every socket of a pool: no delay, as urllib3 has it, and the kernel's probes."""
+    """Options of every socket of a pool: no delay, as in urllib3, and the kernel's probes."""
     options: list[tuple[int, int, int]] = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
     if keepalive is not None:
         options.append((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1))
@@ -253,8 +253,8 @@ def socket_options(keepalive: KeepalivePlan | None) -> list[tuple[int, int, int]
 def _open_socket(conn: HTTPConnection, limit_s: float | None, attempt: Attempt | None) -> socket.socket:
     """A connected TCP socket, within *limit_s* over all addresses together, and by the end of *attempt*. Blocks.
 
-    urllib3's create_connection gives each address the whole limit; a name with
-    eight dead addresses would take eight of them. Name look-up is not bounded
+    urllib3's create_connection gives each address the whole limit: a name with
+    eight dead addresses would take eight times as long. Name look-up is not bounded
     (getaddrinfo cannot be interrupted). Errors are those of urllib3's `_new_conn`.
     """
     host = conn._dns_host
@@ -267,7 +267,9 @@ def _open_socket(conn: HTTPConnection, limit_s: float | None, attempt: Attempt |
     except socket.gaierror as error:
         raise NameResolutionError(conn.host, conn, error) from error
     ends_at = None if limit_s is None else monotonic() + limit_s
-    if attempt is not None:  # less is left of it than when the limit was set: the look-up took its time
+    if (
+        attempt is not None
+    ):  # the look-up took time, so less of the attempt is left than when the limit was set
         ends_at = attempt.ends_at if ends_at is None else min(ends_at, attempt.ends_at)
     last: OSError | None = None
     for family, kind, proto, _, address in addresses:
@@ -276,7 +278,7 @@ def _open_socket(conn: HTTPConnection, limit_s: float | None, attempt: Attempt |
             if last is not None or attempt is None or attempt.cut:
                 last = last or TimeoutError()
                 break
-            left_s = GRACE_S  # this process has stood still, says the deadline thread, which has not cut it
+            left_s = GRACE_S  # the deadline thread has not cut the attempt, so this process has stood still
         sock = socket.socket(family, kind, proto)
         try:
             for option in conn.socket_options or ():

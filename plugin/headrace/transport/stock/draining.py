@@ -1,4 +1,4 @@
-"""Reading what is left of an answer that nobody wants, to keep its connection: a little, and not for long."""
+"""Reading the rest of an unwanted answer to keep its connection: a little of it, and not for long."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from headrace.policy.exchange import KEEP_S
 from headrace.transport.stock.faults import callers_own
 
 KEEP_BYTES: Final = 64 * 1024
-"""How much of a failed answer is read to keep it and its connection. A larger one is closed: to read it costs more than
-to dial."""
+"""How much of a failed answer is read to keep it and its connection. A larger answer is closed: reading it costs more
+than a new connection."""
 
 _SHORTEST_S = 0.001  # a socket limit of 0 would mean non-blocking
 
 
 def drained(answer: BaseHTTPResponse, *, decode: bool) -> bytes | None:
-    """The body of a streamed *answer*, or None when it is larger, or slower, than what is kept. Blocks."""
+    """The body of a streamed *answer*, or None when it is too large, or too slow, to keep. Blocks."""
     sock = getattr(getattr(answer, "_connection", None), "answering", None)
     limit_s = None if sock is None else sock.gettimeout()
     ends_at = monotonic() + KEEP_S
@@ -39,4 +39,4 @@ def drained(answer: BaseHTTPResponse, *, decode: bool) -> bytes | None:
     except Exception as error:
         if callers_own(error) is not None:
             raise
-        return None  # it broke off; or a mock's, which reads otherwise: no reason to lose the next attempt
+        return None  # it broke off, or a mock reads differently: no reason to lose the next attempt

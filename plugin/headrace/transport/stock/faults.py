@@ -1,7 +1,7 @@
-"""What an exception says about the attempt it ended: the transport's edge.
+"""What an exception says about the attempt that it ended: the transport's edge.
 
 requests and urllib3 wrap causes in `args`, `reason` and `__cause__`, in several
-layers; the fault is in the innermost one that means something.
+layers. The innermost exception that means something is the fault.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def fault_of(error: BaseException, phase: Phase) -> tuple[Fault, bool]:
     """The fault that *error* stands for, and whether a timer of ours cut the attempt.
 
     Args:
-        error: What came out of urllib3 or requests.
-        phase: How far the attempt had got when it was raised.
+        error: The exception that urllib3 or requests raised.
+        phase: How far the attempt had got then.
     """
     if not isinstance(error, Exception):
         return Fault.CANCELLED, False
@@ -56,7 +56,7 @@ def fault_of(error: BaseException, phase: Phase) -> tuple[Fault, bool]:
 
 
 def callers_own(error: BaseException) -> OSError | None:
-    """The error of the caller's own code that *error* is, or wraps: a signal handler's, a body's. Else None."""
+    """The error of the caller's own code (a signal handler's, a body's) that *error* is or wraps, or None."""
     for cause in _innermost_first(error):
         if isinstance(cause, OSError) and is_foreign(cause):
             return cause
@@ -64,16 +64,16 @@ def callers_own(error: BaseException) -> OSError | None:
 
 
 def phase_of(error: BaseException) -> Phase:
-    """How far an attempt over somebody else's pool had got, as far as *error* tells: "sent" where in doubt."""
+    """How far an attempt over a foreign pool had got, as far as *error* tells; "sent" where in doubt."""
     causes = tuple(_innermost_first(error))
     if any(isinstance(cause, ConnectTimeoutError) for cause in causes):
         return "tcp"  # NewConnectionError is one of these, too
-    if any(_came_amid_handshake(cause.__traceback__) for cause in causes):
+    if any(_came_during_handshake(cause.__traceback__) for cause in causes):
         return "tls"
     return "sent"
 
 
-def _came_amid_handshake(trace: TracebackType | None) -> bool:
+def _came_during_handshake(trace: TracebackType | None) -> bool:
     while trace is not None:
         if trace.tb_frame.f_code is ssl.SSLSocket.do_handshake.__code__:
             return True
@@ -103,7 +103,7 @@ def _known(cause: BaseException, phase: Phase) -> tuple[Fault, bool] | None:
         return Fault.LOCAL_ERROR, False
     if isinstance(cause, OSError) and cause.errno in _OUR_OWN_SHORTAGE:
         return Fault.LOCAL_ERROR, False
-    # A kernel's ETIMEDOUT is the network's verdict and has an errno; a socket limit of ours has none.
+    # The kernel's ETIMEDOUT is the network's verdict and has an errno. A socket limit of ours has none.
     cut = isinstance(cause, TimeoutError) and cause.errno is None
     if phase == "tcp":
         if isinstance(cause, NewConnectionError):
@@ -118,7 +118,7 @@ def _known(cause: BaseException, phase: Phase) -> tuple[Fault, bool] | None:
     if cut or isinstance(cause, ReadTimeoutError):
         return Fault.TIMEOUT, True
     if isinstance(cause, InvalidChunkLength):
-        # An empty length is the end of the stream where a chunk should begin: a truncated body, not bad framing.
+        # An empty length means that the stream ended where a chunk should begin: a truncated body, not bad framing.
         return (Fault.RESET if not cause.length else Fault.PROTOCOL_ERROR), False
     if is_garbage(cause) or isinstance(cause, InvalidHeader):  # the latter: lengths that differ
         return Fault.PROTOCOL_ERROR, False
@@ -135,14 +135,14 @@ def _known(cause: BaseException, phase: Phase) -> tuple[Fault, bool] | None:
         return (
             Fault.RESET,
             False,
-        )  # urllib3's words for the end of the stream between two chunks; it has no type
+        )  # urllib3's words for a stream that ends between two chunks; there is no type for it
     if isinstance(cause, (http.client.HTTPException, DecodeError, ProtocolError)):
         return Fault.PROTOCOL_ERROR, False
     return None
 
 
 def _innermost_first(error: BaseException) -> Iterator[BaseException]:
-    """The exceptions nested in *error*, innermost first, requests' wrappers left out (they are OSErrors)."""
+    """The exceptions nested in *error*, innermost first, without requests' wrappers (they are OSErrors)."""
     chain: list[BaseException] = []
     todo = [error]
     while todo and len(chain) < 16:  # a cycle of causes is legal Python

@@ -1,6 +1,6 @@
-"""Where an answer ends: what http.client has read past that, or may read two ways, and what may come in a chunk's line.
+"""Where an answer ends: bytes that http.client reads beyond the end, ends that can be read two ways, and chunk lines.
 
-By the first it is known whether another answer may follow on the connection.
+The first two decide whether another answer may follow on the connection.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
     from urllib3.response import HTTPResponse
 
 MAX_LINE_BYTES: Final = 64 * 1024
-"""Of a chunk's size with its extensions, and of a trailer: http.client's limit for a header."""
+"""Longest line of a chunk's size with its extensions, and of a trailer: http.client's limit for a header."""
 
 MAX_TRAILERS: Final = 100
 """http.client's limit for headers."""
 
 _READS_FROM: Final = "_sock" in socket.SocketIO.readinto.__code__.co_names
-"""Whether the standard library's raw reader has its socket where it has had it since 3.2."""
+"""Whether the standard library's raw reader still has its socket where it has been since 3.2."""
 
 
 class _Silence:
-    """A socket that has nothing to say, and does not block over it."""
+    """A socket that has no data and never blocks."""
 
-    # Of a buffer that is False: 0 bytes. A function of C, where one of ours would cost a call.
+    # `not buffer` is False, that is 0 bytes. It is a C function; a Python one would cost a call.
     recv_into = operator.not_
 
 
 class FramedAnswer(http.client.HTTPResponse):
     """http.client's answer, which looks at what it throws away.
 
-    Its reader takes from the socket what is there, up to 8 KiB at a time. What it has taken beyond the
-    end of the answer goes with it, unseen, and nobody looking at the socket finds it. It is no answer
-    that anybody asked for, and the rest of it may be still to come (failures.md 53).
+    Its reader takes from the socket what is there, up to 8 KiB at a time. Bytes that it has taken beyond the
+    end of the answer are thrown away with the reader, and a look at the socket does not find them. They belong
+    to no request, and more of them may be still to come (failures.md 53).
 
     Attributes:
-        is_last: No other answer may follow it on its connection.
+        is_last: No other answer may follow this one on its connection.
     """
 
     is_last = False
@@ -59,23 +59,23 @@ class FramedAnswer(http.client.HTTPResponse):
 
 
 def discard_trailers(reader: Any) -> None:
-    """Read what may come between the last chunk and the end of an answer. Blocks.
+    """Read the trailers, which may come between the last chunk and the end of an answer. Blocks.
 
     Raises:
-        http.client.HTTPException: There is no end to it.
+        http.client.HTTPException: There are too many of them, or one is too long.
     """
     for _ in range(MAX_TRAILERS + 1):
         line = _line_of(reader, "trailer line")
-        if line in (b"\r\n", b"\n", b""):  # some end the connection in place of the last line
+        if line in (b"\r\n", b"\n", b""):  # some peers end the connection instead of sending the last line
             return
     raise http.client.HTTPException(f"got more than {MAX_TRAILERS} trailers")
 
 
 def next_chunk_bytes(response: HTTPResponse) -> int:
-    """Size of the next chunk of *response*, 0 at its end: then its trailers are read, too. Blocks.
+    """Size of the next chunk of *response*; 0 at its end, and then its trailers are read, too. Blocks.
 
-    In place of urllib3's, which has no limit on a line below 2.8, and none on the trailers. Errors are those that
-    urllib3 raises.
+    Replaces urllib3's function, which has no limit on a line before 2.8, and none on the trailers. The errors are
+    those that urllib3 raises.
     """
     answer: Any = response._fp
     size, _, _ = _line_of(answer.fp, "chunk size").partition(b";")
@@ -103,14 +103,14 @@ def _line_of(reader: Any, what: str) -> bytes:
 
 
 def has_more(reader: Any) -> bool:
-    """Whether *reader*, which will not be used again, has bytes that nobody has read. Does not block. 0.5 µs."""
+    """Whether *reader*, which will not be used again, has unread bytes. Does not block. Takes 0.5 µs."""
     raw: Any = getattr(reader, "raw", None)
     sock = getattr(raw, "_sock", None)
     if sock is None:
-        return False  # a test double's
+        return False  # a test double's reader
     try:
-        # There is no asking for what is buffered alone: with nothing there, peek() reads. So for a moment there is
-        # nothing to read from; a socket that does not block, the public way, is a system call or two.
+        # No method looks at the buffer alone: when it is empty, peek() reads. So for a moment the reader gets a
+        # socket without data. A non-blocking socket, the public way, would cost a system call or two.
         is_stock = type(raw) is socket.SocketIO
         if not (_READS_FROM and is_stock):
             sock.settimeout(0.0)
@@ -125,11 +125,12 @@ def has_more(reader: Any) -> bool:
 
 
 def is_framed_twice(answer: http.client.HTTPResponse, headers: Mapping[str, str]) -> bool:
-    """Whether *answer*, which has a Transfer-Encoding, may have another length to somebody else (RFC 9112 §6.3).
+    """Whether *answer*, which has a Transfer-Encoding, may have another length for another reader (RFC 9112 §6.3).
 
-    Its connection is closed after it. An answer of two lengths, or of one that is none, is refused as a whole.
+    The connection of such an answer is closed after it. An answer with two lengths, or an invalid one, is refused as a
+    whole.
 
     Args:
-        headers: Of the answer, without regard to case.
+        headers: Headers of the answer, looked up without regard to case.
     """
     return not answer.chunked or "content-length" in headers

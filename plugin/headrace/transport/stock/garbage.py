@@ -1,4 +1,4 @@
-"""Answers that are no HTTP where http.client does not say so: an error of arithmetic instead (failures.md 64)."""
+"""Answers that are not HTTP where http.client does not say so but raises an arithmetic error (failures.md 64)."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
     from urllib3.response import HTTPResponse
 
 LONGEST_BYTES: Final = sys.maxsize
-"""A longer body, or chunk of it, cannot be read."""
+"""A longer body, or a longer chunk, cannot be read."""
 
 _READERS: Final = frozenset({"http.client", "urllib3.response"})
 
 
 def is_garbage(error: BaseException) -> bool:
-    """Whether *error* is what reading an answer makes of a length that is none: negative, or of thirty digits."""
+    """Whether *error* comes from reading an answer with an invalid length: negative, or of thirty digits."""
     if not isinstance(error, (ValueError, OverflowError)) or "closed file" in str(error):
-        return False  # of a body that was closed under its reader's hands, by ours or the caller's
+        return False  # we or the caller closed the body while it was read
     frames = tuple(_frames(error.__traceback__))
-    # The last one: a signal handler amid the reading has a frame of its own.
+    # The last frame counts: a signal handler that runs during the reading has a frame of its own.
     return bool(frames) and _reads_an_answer(frames[-1])
 
 
 def told_as_broken(error: Exception) -> Exception:
-    """*error*; where it is garbage, the library's class for a body that is broken, which stock does not give it."""
+    """*error*, or for garbage the library's error for a broken body: stock does not raise that one."""
     if not is_garbage(error):
         return error
     broken = ProtocolError(f"Connection broken: {error!r}", error)
@@ -37,14 +37,14 @@ def told_as_broken(error: Exception) -> Exception:
 
 
 def refuse_unreadable_length(response: HTTPResponse) -> None:
-    """Refuse *response*, whose length is not known or absurd, where its Content-Length is none (RFC 9112 §6.3).
+    """Refuse *response*, which has an unknown or absurd length, if its Content-Length is invalid (RFC 9112 §6.3).
 
-    http.client takes an answer whose length is no number to end with its connection, which a peer that keeps it open
-    never closes. One that says it will is read as stock reads it: sites have lived with an empty Content-Length for
-    years.
+    Where the length is not a number, http.client takes the answer to end with its connection. A peer that keeps the
+    connection open never closes it. If the peer says that it will close it, the answer is read as in stock urllib3:
+    sites have lived with an empty Content-Length for years.
 
     Raises:
-        HTTPException: It is; *response* is closed.
+        HTTPException: The Content-Length is invalid; *response* is closed.
     """
     headers = response.headers
     if response.length_remaining is None and _ends_with_its_connection(response):
@@ -61,7 +61,7 @@ def _ends_with_its_connection(response: HTTPResponse) -> bool:
 
 
 def is_framed_by_garbage(error: http.client.IncompleteRead) -> bool:
-    """Whether a chunked body was ended by a chunk size that is none, rather than by its end."""
+    """Whether an invalid chunk size ended a chunked body, and not the end of the stream."""
     cause = error.__context__
     return isinstance(cause, ValueError) and not str(cause).endswith(": b''")
 

@@ -1,6 +1,6 @@
 """urllib3's pools, subclassed: the lease layer hands out the connections, urllib3 does the wire.
 
-urllib3's own queue is left as an open/closed flag. Hooks used: `_get_conn`,
+urllib3's own queue remains as an open/closed flag only. Hooks used: `_get_conn`,
 `_put_conn`, `_new_conn`, `urlopen`, and `ConnectionCls.connect/close`.
 """
 
@@ -37,7 +37,7 @@ BLOCKSIZE = 16 * 1024
 """Bytes of a file that are read at a time: urllib3's own default."""
 
 
-class _Flag:
+class _EmptyQueue:
     """Stands in for urllib3's queue: `pool.pool is None` still means closed, and nothing is stored."""
 
     def __init__(self, maxsize: int = 0) -> None:
@@ -59,19 +59,19 @@ class GovernedHTTPPool(HTTPConnectionPool):
     """The connections of one upstream. Thread-safe: all bookkeeping is in `leases`.
 
     Attributes:
-        leases: Who holds which connection; the truth about inuse, idle and waiting.
+        leases: Which call holds which connection; the truth about inuse, idle and waiting.
     """
 
     ConnectionCls = GovernedHTTPConnection
-    QueueCls = _Flag  # type: ignore[assignment]
+    QueueCls = _EmptyQueue  # type: ignore[assignment]
     leases: LeasePool[GovernedHTTPConnection]
     acquire_s: float
     connect_s: float
     handshake_s: float
 
     def _new_conn(self) -> GovernedHTTPConnection:
-        # Not stock's: that one hands the pool's own TLS fields to the connection, and requests' cert_verify
-        # writes to those on every call. Nothing a call passes changes the trust of a governed connection.
+        # Stock's method gives the pool's own TLS fields to the connection, and requests' cert_verify writes to
+        # those on every call. Here, nothing that a call passes changes the trust of a governed connection.
         conn = self.ConnectionCls(host=self.host, port=self.port, **self.conn_kw)
         conn.leases = self.leases
         conn.handshake_s = self.handshake_s
@@ -83,11 +83,10 @@ class GovernedHTTPPool(HTTPConnectionPool):
         if attempt is not None and attempt.pool is self:
             lease, attempt.lease = attempt.lease, None
             if lease is None and attempt.cut:
-                raise EmptyPoolError(
-                    self, "the time of this attempt is up"
-                )  # the one that nobody tries again after
+                # After this error nothing is tried again.
+                raise EmptyPoolError(self, "the time of this attempt is up")
         if lease is None:
-            # A caller's own urllib3 retries, or urlopen() on the pool itself: they wait like everybody.
+            # A caller's own urllib3 retries, or urlopen() on the pool itself: these wait like all other calls.
             try:
                 lease = self.leases.acquire(
                     self.acquire_s if timeout is None else timeout,
@@ -99,7 +98,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
                 raise ClosedPoolError(self, str(error)) from None
             if attempt is not None and attempt.pool is self:
                 attempt.token = lease.token
-                if attempt.cut:  # while it was waited for: the token that the deadline thread knows had ended
+                if attempt.cut:  # during the wait: the token that the deadline thread knew had ended
                     self.leases.give_back(lease, reusable=True)
                     raise EmptyPoolError(self, "the time of this attempt is up")
         conn = lease.conn
@@ -111,11 +110,11 @@ class GovernedHTTPPool(HTTPConnectionPool):
         return conn
 
     def _put_conn(self, conn: Any) -> None:
-        # None: urllib3 closed the connection, and with that the lease went back already.
+        # None: urllib3 closed the connection, and the lease went back with that.
         if conn is None:
             return
-        # The connection keeps the lease that is over: giving it back again does nothing, whereas an interrupt after
-        # it was taken off the connection would lose the slot.
+        # The connection keeps the lease that is over. Giving it back again does nothing. If it were taken off the
+        # connection first, an interrupt after that would lose the slot.
         if conn.lease is not None:
             self.leases.give_back(
                 conn.lease,
@@ -140,23 +139,23 @@ class GovernedHTTPPool(HTTPConnectionPool):
             body = noting(body, attempt, blocksize=self.conn_kw.get("blocksize", BLOCKSIZE))
         if args:  # stock's loop, calling itself
             return super().urlopen(method, url, body, headers, *args, **kw)
-        # By keyword, as callers do: what wraps stock's urlopen (OpenTelemetry's first instrumentations) may add
-        # headers of its own, and looks for ours there alone.
+        # By keyword, as callers do: a wrapper of stock's urlopen (OpenTelemetry's first instrumentations) may add
+        # headers of its own, and looks for ours only there.
         return super().urlopen(method, url, body, headers=headers, **kw)
 
     def _validate_conn(self, conn: Any) -> None:
-        # Before there is a request: stock connects while it sends, and what fails then has the whole request, secrets
-        # and all, in the frames of http.client that crash reporters ship.
+        # Connect before there is a request. Stock connects while it sends. An error would then have the whole
+        # request, with its secrets, in the frames of http.client, and crash reporters ship those.
         if conn.sock is None:
             conn.connect()
 
     def is_alive(self, conn: GovernedHTTPConnection | None) -> bool:
-        """Whether the peer of an idle connection has neither closed it nor said anything. Does not block."""
+        """Whether the peer of an idle connection has neither closed it nor sent anything. Does not block."""
         return conn is not None and is_alive(conn)
 
     def has_arrived(self, token: Any) -> bool:
-        """Whether something has arrived for the lease with *token* that nobody has read. Does not block."""
-        # Without the lock: a look at a connection that was leased anew by now does no harm.
+        """Whether something unread has arrived for the lease with *token*. Does not block."""
+        # Without the lock: a look at a connection that was leased again by now does no harm.
         lease = None if token is None else token()
         conn = None if lease is None else lease.conn
         return conn is not None and is_readable(conn.sock or conn.answering)
@@ -165,7 +164,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
         """Make one connection, TLS included, ahead of need. Blocks for name look-up, `connect_s` and `handshake_s`.
 
         Raises:
-            HTTPError, OSError: It did not come about.
+            HTTPError, OSError: The connection could not be made.
         """
         conn = self._new_conn()
         conn.timeout = self.connect_s
@@ -177,19 +176,19 @@ class GovernedHTTPPool(HTTPConnectionPool):
         self.leases.offer(conn)
 
     def follow(self, plan: UpstreamPlan) -> None:
-        """Go by *plan*, which has the TLS rules and the `tcp_keepalive` this pool was built with."""
+        """Go by *plan*, which has the TLS rules and the `tcp_keepalive` that this pool was built with."""
         self.acquire_s = plan.timeouts.acquire_s
         self.connect_s = plan.timeouts.connect_s
         self.handshake_s = plan.timeouts.tls_handshake_s
         self.leases.follow(plan.pool)
 
     def close(self) -> None:
-        """Refuse new leases, close what is idle; connections in use are closed when they come back."""
+        """Refuse new leases and close idle connections; connections in use are closed when they come back."""
         self.pool = None
         self.leases.retire()
 
     def forget_inherited(self) -> None:
-        """In a forked child: give up the connections, which are the parent's, without a word to the peer."""
+        """Give up the connections in a forked child: they are the parent's. The peer is told nothing."""
         self.leases.forget_inherited()
 
     def __repr__(self) -> str:
@@ -225,14 +224,14 @@ def with_defaults(headers: Mapping[str, str], extra: tuple[tuple[str, str], ...]
 
 
 class _Headers(HTTPHeaderDict):
-    """urllib3's, whose repr joins the values, and with that uncovers secret ones."""
+    """urllib3's headers without its repr, which joins the values and so shows secret ones."""
 
     def __repr__(self) -> str:
         return f"HTTPHeaderDict({list(self)})"
 
 
 def build_pool(plan: UpstreamPlan, origin: Origin, counters: UpstreamCounters) -> GovernedHTTPPool:
-    """A pool to *origin*, one of those that *plan* claims; opens no socket.
+    """A pool for *origin*, one of those that *plan* claims; opens no socket.
 
     Raises:
         TlsError: The TLS files of the plan cannot be loaded.
@@ -265,9 +264,9 @@ def build_pool(plan: UpstreamPlan, origin: Origin, counters: UpstreamCounters) -
 
 
 def is_between_answers(conn: GovernedHTTPConnection) -> bool:
-    """Whether the next request may be sent on *conn*: open, no answer half read (released too early), none to come.
+    """Whether the next request may be sent on *conn*: it is open, and no answer is half read (released early) or due.
 
-    http.client takes a 1xx other than 100 for the answer. The real one follows, or another protocol does:
+    http.client takes a 1xx other than 100 for the answer. The real answer follows, or another protocol does:
     the next call must not get it.
     """
     answer = conn._HTTPConnection__response  # type: ignore[attr-defined]  # http.client keeps it there
@@ -277,7 +276,7 @@ def is_between_answers(conn: GovernedHTTPConnection) -> bool:
 
 
 def _had_its_last_answer(conn: GovernedHTTPConnection) -> bool:
-    """Whether an answer was read whole, and the peer has said, or done, what makes it the last one."""
+    """Whether an answer was read whole, and the peer has said, or shown, that it is the last one."""
     answer = conn._HTTPConnection__response  # type: ignore[attr-defined]
     return conn.sock is None or (answer is not None and answer.isclosed() and answer.is_last)
 
@@ -287,14 +286,14 @@ def _close(conn: GovernedHTTPConnection) -> None:
 
 
 def _discard(conn: GovernedHTTPConnection) -> None:
-    """Close this process's copy of an inherited socket: no shutdown, no TLS alert, the parent goes on with its own."""
+    """Close this process's copy of an inherited socket. No shutdown, no TLS alert: the parent goes on with its own."""
     sock, conn.sock, conn.lease = conn.sock, None, None
     if sock is not None and (descriptor := sock.detach()) >= 0:
         os.close(descriptor)
 
 
 def _abort(conn: GovernedHTTPConnection) -> None:
-    """Break off whatever the owner of *conn* is doing with it; the owner closes it."""
+    """Break off what the holder of *conn* is doing with it; the holder closes it."""
     sock = conn.sock or conn.answering
     if sock is not None:
         try:

@@ -1,4 +1,4 @@
-"""One round of heartbeats: a GET on each of several idle connections, all at once, on one thread."""
+"""One round of heartbeats: a GET on each of several idle connections, all at once, by one thread."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Beat:
     Attributes:
         target: Path and query to ask for.
         ends_at: When the answer must be there, monotonic seconds.
-        answered: The result: a whole answer came in time, whatever its status, and
-            the connection can go on.
+        answered: The result: a whole answer came in time, with any status, and
+            the connection can be used further.
     """
 
     conn: GovernedHTTPConnection
@@ -36,21 +36,23 @@ class Beat:
 def beat(round_: Sequence[Beat], *, on_answer: Callable[[Beat], object] = lambda _: None) -> None:
     """Ask on every connection of *round_*, then read the answers as they come. Blocks until the last `ends_at`.
 
-    Mutates: sets `answered`. Never raises for what a peer does.
+    Mutates: sets `answered`. Never raises because of a peer.
 
     Args:
-        on_answer: Told of each that has answered, when it has: it need not wait for those that do not.
+        on_answer: Called with each beat as soon as it has answered, without waiting for those that have not.
     """
     with selectors.DefaultSelector() as selector:
         for one in round_:
-            if _asked(one) and one.conn.sock is not None:
+            if _send_beat(one) and one.conn.sock is not None:
                 try:
                     selector.register(one.conn.sock, selectors.EVENT_READ, one)
                 except (OSError, ValueError, KeyError):
-                    pass  # closed meanwhile: a miss of this one, and of no other
+                    pass  # closed meanwhile: a miss for this connection and for no other
         while selector.get_map():
             left_s = max(key.data.ends_at for key in selector.get_map().values()) - monotonic()
-            ready = selector.select(max(left_s, 0.0))  # also when it is late: what has come is an answer
+            ready = selector.select(
+                max(left_s, 0.0)
+            )  # looked at even when it is late: what has come is an answer
             if not ready and left_s <= 0:
                 return
             for key, _ in ready:
@@ -60,12 +62,12 @@ def beat(round_: Sequence[Beat], *, on_answer: Callable[[Beat], object] = lambda
                     on_answer(key.data)
 
 
-def _asked(one: Beat) -> bool:
+def _send_beat(one: Beat) -> bool:
     conn = one.conn
     conn.timeout = max(_SHORTEST_S, one.ends_at - monotonic())
     try:
         conn.request("GET", one.target, headers=dict(one.headers), preload_content=False)
-    except Exception:  # whatever a broken connection or its peer makes of it is a miss
+    except Exception:  # any error of a broken connection or its peer is a miss
         return False
     return True
 

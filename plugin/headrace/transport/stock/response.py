@@ -1,4 +1,4 @@
-"""urllib3's response, subclassed: where it is dropped, breaks off or grows too large, who has to know hears of it."""
+"""urllib3's response, subclassed: it reports when it is dropped, breaks off or grows too large."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class GovernedResponse(HTTPResponse):
 
     def close(self) -> None:
         """Close the body and the connection, read or not."""
-        # io's finalizer sets this on what it is about to close (iobase_finalize in CPython's iobase.c).
+        # io's finalizer sets this on an object that it is about to close (iobase_finalize in CPython's iobase.c).
         conn: Any = self._connection
         if "_finalizing" in self.__dict__ and hasattr(conn, "ends_as"):
             conn.ends_as = "leaked"
@@ -36,9 +36,9 @@ class GovernedResponse(HTTPResponse):
             self.chunk_left = next_chunk_bytes(self)
 
     def drain_conn(self) -> None:
-        """Stock's loop drops this answer, for another try or a redirect: read it if it is little, else close it.
+        """Read this answer if it is small, else close it: stock's loop drops it for another try or a redirect.
 
-        Stock reads it to its end, however far that is.
+        Stock reads it to its end, however long it is.
         """
         if drained(self, decode=False) is None:
             self.close()
@@ -48,12 +48,13 @@ class StreamedResponse(GovernedResponse):
     """The same, where the caller reads the body.
 
     Attributes:
-        lease: What the body is read over; also once the connection was closed under its reader's hands.
-        let_go: Has it outlive the inbound request that it was opened in; None: it ends with none.
-        on_break: Told once, in the reading thread, of the error that a read ends with: its fault, whether a limit of
-            the socket was hit, and, if it was we who shut the connection, as what.
-        max_bytes: Most that may come out of it, decoded where the reader has it decoded; None: no limit.
-        on_excess: Makes the error of a body that is more, for whom reads it.
+        lease: The lease of the connection that the body is read over, also after the connection was closed during a
+            read.
+        let_go: Lets it outlive the inbound request that it was opened in; None: it ends with no request.
+        on_break: Called once, in the reading thread, with the error that a read ends with, its fault, whether a
+            limit of the socket was hit, and the reason of the close if we shut the connection.
+        max_bytes: Most bytes that the body may have, decoded where the reader has it decoded; None: no limit.
+        on_excess: Makes the error that the reader gets for a body of more than *max_bytes*.
     """
 
     lease: Lease[Any] | None = None
@@ -63,23 +64,23 @@ class StreamedResponse(GovernedResponse):
     on_excess: Callable[[], Exception] | None = None
 
     def drain_conn(self) -> None:
-        """The same; how that ends says nothing of the upstream."""
+        """The same; how the drain ends says nothing about the upstream."""
         self.on_break = None
         super().drain_conn()
 
     def stream(
         self, amt: int | None = 2**16, decode_content: bool | None = None
     ) -> Generator[bytes, None, None]:
-        """The body in pieces, as urllib3's. Blocks."""
+        """The body in pieces, as in urllib3. Blocks."""
         yield from super().stream(amt, decode_content)
-        # Stock takes a body whose connection was closed under its hands for one that is whole.
+        # Stock takes a body for whole if its connection was closed during the read.
         if self.lease is not None and self.lease.aborted is not None:
             with self._error_catcher():
                 pass
 
     @contextmanager
     def _error_catcher(self) -> Iterator[None]:
-        # urllib3's one place where errors of the body are given their class.
+        # The one place where urllib3 gives errors of the body their class.
         lease = self.lease
         try:
             with super()._error_catcher():
@@ -88,19 +89,19 @@ class StreamedResponse(GovernedResponse):
                 try:
                     yield
                 except Exception as error:
-                    # What http.client stumbles over when its file is closed meanwhile may be anything.
+                    # If its file is closed meanwhile, http.client may raise anything.
                     if lease is None or lease.aborted is None:
                         if is_garbage(error):
                             raise told_as_broken(error) from error
                         raise
                     raise _broken_off(lease) from error
-                # A body that ends with its connection looks whole when it was we who shut that.
+                # A body that ends with its connection looks whole when we shut the connection.
                 if lease is not None and lease.aborted is not None:
                     raise _broken_off(lease)
         except HTTPError as error:
             own = callers_own(error)
             if own is not None:
-                raise own  # noqa: B904 - nothing of urllib3's is to be told of it
+                raise own  # noqa: B904 - urllib3's error says nothing about it
             tell, self.on_break = self.on_break, None
             if tell is not None:
                 tell(error, *fault_of(error, "sent"), None if lease is None else lease.aborted)
@@ -108,7 +109,7 @@ class StreamedResponse(GovernedResponse):
 
 
 class LimitedResponse(StreamedResponse):
-    """The same, with a limit on what comes out of the body, however it is read."""
+    """The same, with a limit on the size of the body, however it is read."""
 
     max_bytes: int
     _n_taken = 0
@@ -116,7 +117,7 @@ class LimitedResponse(StreamedResponse):
     def read(
         self, amt: int | None = None, decode_content: bool | None = None, cache_content: bool = False
     ) -> bytes:
-        """As urllib3's; the whole of it is read by pieces."""
+        """As in urllib3; a whole body is read in pieces."""
         if amt is not None and amt >= 0:
             return self._counted(super().read(amt, decode_content, cache_content))
         size, pieces = piece_bytes(self.max_bytes), []
@@ -128,13 +129,13 @@ class LimitedResponse(StreamedResponse):
         return whole
 
     def read1(self, amt: int | None = None, decode_content: bool | None = None) -> bytes:
-        """As urllib3's."""
+        """As in urllib3."""
         if amt is None or amt < 0:
             amt = piece_bytes(self.max_bytes)
         return self._counted(super().read1(amt, decode_content))
 
     def read_chunked(self, amt: int | None = None, decode_content: bool | None = None) -> Iterator[bytes]:  # type: ignore[override]
-        """As urllib3's; a chunk that is too long for a piece comes in several."""
+        """As in urllib3; a chunk that is too long for one piece comes in several."""
         for piece in super().read_chunked(amt or piece_bytes(self.max_bytes), decode_content):
             yield self._counted(piece)
 

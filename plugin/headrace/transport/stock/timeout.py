@@ -10,22 +10,22 @@ from headrace.transport.standstill import GRACE_S
 
 
 class AttemptTimeout(Timeout):
-    """What urllib3 is told of the limits of *attempt*. The end of the attempt itself is the deadline thread's.
+    """The limits of *attempt* as urllib3 is told of them. The deadline thread ends the attempt itself.
 
-    Stock gives up before it has looked at the socket when the time was over by the end of sending: a process
+    When the time is over by the end of sending, stock gives up before it has looked at the socket. A process
     that stood still there would lose an answer that has arrived (failures.md 67).
     """
 
     def __init__(self, attempt: Attempt) -> None:
-        # Not by stock's, which looks at each limit: these are a plan's, or a caller's that were looked at.
+        # Stock's __init__ checks each limit. These are a plan's, or a caller's that were checked already.
         self._connect = attempt.timeouts.connect_s
         self._read = attempt.timeouts.read_s
         self.total = attempt.limit_s
         self._start_connect = None
 
     def clone(self) -> AttemptTimeout:
-        """A fresh one with the same limits."""
-        # Not through __init__, which looks at each limit again: twice a call, at 11 calls of Python code.
+        """A new timeout with the same limits."""
+        # Not through __init__, which checks each limit again: twice a call, at 11 calls of Python code.
         fresh = AttemptTimeout.__new__(AttemptTimeout)
         fresh._connect = self._connect
         fresh._read = self._read
@@ -34,17 +34,17 @@ class AttemptTimeout(Timeout):
         return fresh
 
     def start_connect(self) -> float:
-        """Begin to count, by our clock."""
+        """Begin to count, on our clock."""
         self._start_connect = now = monotonic()
         return now
 
     def get_connect_duration(self) -> float:
-        """Seconds since then."""
+        """Seconds since `start_connect`."""
         return monotonic() - (self._start_connect or monotonic())
 
     @property
     def read_timeout(self) -> float | None:
-        """Longest silence that is left, never 0: the least is a grace."""
+        """Longest silence that is left, seconds; never 0, at least a grace."""
         total, read, started = self.total, self._read, self._start_connect
         if total is None or started is None:
             return read  # type: ignore[return-value]  # never the stand-in for the default: an attempt's limits are given
