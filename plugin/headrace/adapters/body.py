@@ -1,6 +1,6 @@
 """Whether the body of a request can be sent again, and putting it back to where it began.
 
-Bytes and text always can, files if they can seek. Nothing else: an iterator that is
+Bytes and text always can, files if they can seek. Nothing else can: an iterator that is
 used up would go out as an empty body, and the server could not tell (failures.md 13).
 """
 
@@ -13,8 +13,8 @@ def position_of(body: Any) -> tuple[bool, int | None]:
     """Whether *body* can be sent again from where it begins now, and where that is in a file."""
     if body is None or isinstance(body, (bytes, str, bytearray, memoryview)):
         return True, None
-    try:  # a caller's object: whatever it raises, a call that would have been sent once still is
-        # What is no file may have inherited `seek` and `tell` all the same: a urllib3 response, a pipe.
+    try:  # a caller's object: whatever it raises, the call is still sent once
+        # An object that is no file may have inherited `seek` and `tell`: a urllib3 response, a pipe.
         can_seek = body.seekable() if hasattr(body, "seekable") else hasattr(body, "seek")
         begins_at = body.tell() if can_seek else None
     except Exception:
@@ -23,7 +23,7 @@ def position_of(body: Any) -> tuple[bool, int | None]:
 
 
 def rewind(body: Any, begins_at: int | None) -> bool:
-    """Put a file back to *begins_at*; False if it will not go there (closed meanwhile, say). Mutates *body*."""
+    """Put a file back to *begins_at*. False if that fails (it was closed meanwhile, say). Mutates *body*."""
     if begins_at is None:
         return True
     try:

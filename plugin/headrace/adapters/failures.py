@@ -17,11 +17,11 @@ from headrace.transport.stock.garbage import told_as_broken
 def failure_of(
     error: Exception, attempt: Attempt, *, presents: bool, as_broken: Callable[[ProtocolError], Exception]
 ) -> Failure:
-    """What *error* says about *attempt*, and what the caller is to get of it.
+    """What *error* says about *attempt*, and which error the caller gets.
 
     Args:
-        presents: The upstream's rules have a client certificate.
-        as_broken: What the library makes of an answer that broke off, where *error* is arithmetic over garbage.
+        presents: The rules of the upstream have a client certificate.
+        as_broken: What the library makes of an answer that broke off. For an *error* that is arithmetic over garbage.
     """
     fault, cut = fault_of(error, attempt.phase)
     own: Exception | None = attempt.own_error
@@ -38,7 +38,7 @@ def failure_of(
 
 
 def facts_of(error: BaseException) -> tuple[Fault, bool, Phase]:
-    """What *error* of a call that was not ours to make says: its fault, whether a limit was hit, how far it got."""
+    """What *error* of a call that stock has made says: its fault, whether a limit was hit, how far the call got."""
     phase = phase_of(error)
     return *fault_of(error, phase), phase
 
@@ -49,5 +49,5 @@ def as_it_is(cause: ProtocolError) -> ProtocolError:
 
 
 def broken_off(text: str) -> ProtocolError:
-    """What urllib3 raises where the connection has ended amid the answer."""
+    """What urllib3 raises where the connection has ended in the middle of the answer."""
     return ProtocolError(text, ConnectionAbortedError(text))

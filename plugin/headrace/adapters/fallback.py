@@ -1,4 +1,4 @@
-"""What a call gets that the circuit refuses, where the file has a `fallback`: parts that both libraries share."""
+"""What a refused call gets instead, where the file has a `fallback`: the parts that both libraries share."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from headrace.policy.plan import FallbackPlan
 from headrace.policy.routes import moved
 from headrace.runtime.upstream import Upstream
 
-_PRIVATE = frozenset(name.lower() for name in Retry.DEFAULT_REMOVE_HEADERS_ON_REDIRECT)
-"""Credentials: meant for one origin, they do not follow a redirect to another (urllib3's list), nor a fallback."""
+_CREDENTIALS = frozenset(name.lower() for name in Retry.DEFAULT_REMOVE_HEADERS_ON_REDIRECT)
+"""Credentials. They are meant for one origin: they follow no redirect to another (urllib3's list), and no fallback."""
 
 
 def canned(fallback: FallbackPlan, *, method: str, url: str, decode_content: bool = True) -> HTTPResponse:
@@ -35,12 +35,12 @@ def canned(fallback: FallbackPlan, *, method: str, url: str, decode_content: boo
 
 
 def url_at(other: Upstream, refused: Upstream, url: str) -> str | None:
-    """*url* of *refused* as the same path below the `base_url` of *other*; None where its path is not certain."""
+    """*url* of *refused* as the same path below the `base_url` of *other*. None where its path is not certain."""
     plan = refused.plan
     return moved(url, (plan.base, *plan.match), to=other.plan.base)
 
 
 def headers_for(other: Upstream, refused: Upstream, headers: Mapping[str, Any]) -> dict[str, Any]:
-    """What of *headers* may go to *other* instead: `Host` is its own, and credentials stay with their origin."""
-    dropped = {"host"} if other.plan.base.origin == refused.plan.base.origin else _PRIVATE | {"host"}
+    """Those of *headers* that may go to *other*. `Host` does not, and credentials stay with their origin."""
+    dropped = {"host"} if other.plan.base.origin == refused.plan.base.origin else _CREDENTIALS | {"host"}
     return {name: value for name, value in headers.items() if name.lower() not in dropped}

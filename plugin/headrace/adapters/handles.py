@@ -39,7 +39,7 @@ _FORBIDDEN = re.compile(r"[\x00-\x20\\\x7f]")
 
 
 class Handle:
-    """An upstream by name. Holds no state: each call resolves the name in the configuration in force.
+    """An upstream by name. It holds no state: each call resolves the name in the configuration in force.
 
     Thread-safe. Cookies are not kept between calls, and the environment's proxies
     and .netrc are not read: a handle talks to the upstream that the file names.
@@ -80,7 +80,7 @@ class Handle:
             call_by_name.set(CallByName())
             return self._session.request(method, url, **kw)
         finally:
-            call_by_name.set(outer)  # not reset(): an interrupt may have taken the token
+            call_by_name.set(outer)  # not reset(): an interrupt may have come before the token was stored
 
     def get(self, path: str, **kw: Any) -> requests.Response:
         """GET; see `request`."""
@@ -176,21 +176,22 @@ class Handle:
     ) -> Callable[..., Any]:
         """*function* behind this upstream's circuit, for calls that do not go through requests or urllib3.
 
-        `billing.protect(stub.GetInvoice)(request)`, or a decorator, `@billing.protect`, with
-        arguments as well. The breaker alone: no retry, no limit, no fallback. What the function
-        returns or raises is the caller's, untouched. A return is a success. Of the
-        exceptions, those of *success_on* are answers, too, those of *failure_on* are failures,
-        and the others say nothing of the upstream; nor does what is no `Exception`
-        (KeyboardInterrupt, CancelledError), nor a `TimeoutError` before `blame_after`, nor a
-        refusal by headrace itself, of a governed call within. A call of the same upstream through
-        requests or urllib3 is governed by itself: within a protected function it is
-        counted twice, and needs a second probe's place when the circuit is half open. How
-        long it took is held against `slow_call`. A probe that takes longer than
-        `half_open.probe_timeout` has failed.
+        Write `billing.protect(stub.GetInvoice)(request)`, or use it as a decorator, `@billing.protect`,
+        with arguments as well. It applies the breaker alone: no retry, no limit, no fallback. The
+        caller gets what the function returns or raises, untouched.
+
+        A return is a success. An exception of *success_on* is a success, too; one of *failure_on* is
+        a failure. All other exceptions say nothing about the upstream. Neither does what is no `Exception`
+        (KeyboardInterrupt, CancelledError), a `TimeoutError` before `blame_after`, or a refusal by
+        headrace itself, of a governed call inside. The duration is held against `slow_call`. A probe
+        that takes longer than `half_open.probe_timeout` has failed.
+
+        A call of the same upstream through requests or urllib3 is governed by itself. Inside a protected
+        function it is counted twice, and needs a second probe's place when the circuit is half open.
 
         Args:
             function: A plain function, or anything that is called like one.
-            failure_on: Exception classes, or a function that says it of one exception.
+            failure_on: Exception classes, or a function that answers for one exception.
             success_on: Likewise, and asked first: "not found" is an answer.
 
         Returns:
@@ -199,7 +200,8 @@ class Handle:
             when the name has left the file.
 
         Raises:
-            TypeError: *function* only makes a coroutine or a generator, or the others are no exceptions.
+            TypeError: *function* only makes a coroutine or a generator, or *failure_on* or *success_on* are no
+            exceptions.
         """
         if function is None:
             return functools.partial(self.protect, failure_on=failure_on, success_on=success_on)
@@ -224,16 +226,14 @@ class Handle:
         return self._find_by_url(request)
 
     def _trusts(self, request: PreparedRequest) -> TlsPlan | None:
-        """The file's TLS also where it is not enforced: without it a private CA could not be reached by name."""
+        """The file's TLS, also where it is not enforced: without it a private CA could not be reached by name."""
         upstream = self._find(request)
         return None if upstream is None or upstream.plan.name != self.name else upstream.plan.tls
 
     def __repr__(self) -> str:
         try:
             return f"<Handle {self._resolve(self.name)!r}>"
-        except (
-            Exception
-        ):  # gone from the file, or no instance any more: a repr is part of reporting just that
+        except Exception:  # the name or the instance has gone, and a report of just that contains this repr
             return f"<Handle {self.name!r}, which is not in force>"
 
 
@@ -241,16 +241,16 @@ def governed_session(
     find: Callable[[PreparedRequest], Upstream | None],
     trusts: Callable[[PreparedRequest], TlsPlan | None] = lambda request: None,
 ) -> requests.Session:
-    """A `requests.Session` whose calls are governed where *find* names an upstream; *trusts* as in its adapter."""
+    """A `requests.Session`. Its calls are governed where *find* names an upstream; *trusts* as in `GovernedAdapter`."""
     return _session_over(GovernedAdapter(find, trusts))
 
 
 class _HandleAdapter(GovernedAdapter):
-    """Adds the headers of the rule also where it is not enforced, hop by hop.
+    """Adds the headers of the rule, hop by hop, also where the rule is not enforced.
 
-    Not governed means not limited, retried or refused; the address and its headers are still the
-    file's. They go to the upstream only: on the request of the caller, requests would take them
-    along to wherever a redirect leads (it strips Authorization and nothing else).
+    An ungoverned call is not limited, retried or refused, but its address and headers are still the
+    file's. The headers go to the upstream only. On the request of the caller, requests would take them
+    along wherever a redirect leads (it strips Authorization and nothing else).
     """
 
     def __init__(
@@ -265,7 +265,7 @@ class _HandleAdapter(GovernedAdapter):
     def get_connection_with_tls_context(
         self, request: PreparedRequest, verify: Any, proxies: Any = None, cert: Any = None
     ) -> Any:
-        """The upstream's pool while an attempt of ours runs, else stock's; the call's own where it authenticates it."""
+        """The upstream's pool while an attempt of ours runs, else stock's. An authenticating call has its own."""
         attempt, call = current_attempt.get(), call_by_name.get()
         if call is not None and (attempt is None or attempt.message is not request):
             if call.adapter is None and is_of_connection(request.headers):
@@ -276,7 +276,7 @@ class _HandleAdapter(GovernedAdapter):
 
     @property
     def headrace_owner(self) -> object | None:
-        """As `owner_behind` asks for it: all callers of the handle share this adapter."""
+        """What `owner_behind` asks for: the call, since all callers of the handle share this adapter."""
         return call_by_name.get()
 
     def send(self, request: PreparedRequest, *args: Any, **kw: Any) -> requests.Response:

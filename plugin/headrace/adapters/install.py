@@ -1,7 +1,7 @@
-"""What is governed in this process: whose URLs, and which library is patched for it.
+"""What is governed in this process: which instance has which URLs, and which library is patched for that.
 
-One table of claims per process. `_lock` guards it and the patches; it is taken by
-start, close and reload only. Calls read the routes of their library without it.
+A process has one table of claims. `_lock` guards it and the patches. Only start, close
+and reload take it; calls read the routes of their library without it.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ class _Patch(Protocol):
 
 
 class _Library:
-    """One library, its routes, and its patch while anybody wants it."""
+    """One library, its routes, and its patch while any configuration wants it."""
 
     def __init__(self, routing: Routing, patch: type[_Patch]) -> None:
         self._routing = routing
         self._patch = patch
-        self._is_patched = False  # as far as we know: others may have put back what they found
+        self._is_patched = False  # as far as we know: other patches may have put back what they found
 
     def follow(self, published: list[Snapshot], *, is_start: bool) -> None:
-        """Route to *published*; patch at a start that wants this library, undo with the last. Under `_lock`.
+        """Route to *published*. Patch at a start that wants this library, undo with the last one. Under `_lock`.
 
-        Only at a start: a mock that somebody has laid over ours meanwhile is to stay on top through a reload.
+        A reload does not patch: a mock that a test has laid over our patch must stay on top.
         """
         wanting = [snapshot for snapshot in published if self._routing.wanted_by(snapshot)]
         self._routing.routes = RouteTable(
             pair for snapshot in wanting for pair in routes_of(snapshot.upstreams.values())
         )
         if not wanting:
-            # A layer that somebody has covered stays, finds no route for anything, and passes through: taking it
-            # out from under another patch would undo that one as well.
+            # A layer under another patch stays. It finds no route for anything and passes all calls through: to take
+            # it out would undo the other patch as well.
             self._patch.undo()
         elif (is_start or not self._is_patched) and not self._patch.is_on_top():
             self._patch(self._routing)
@@ -69,7 +69,7 @@ _LIBRARIES = (
 def publish(owner: object, snapshot: Snapshot) -> None:
     """Make the URLs of *snapshot* lead to it, in place of what *owner* published before. Thread-safe.
 
-    Whatever it raises, an interrupt included: nothing has changed then.
+    If it raises, an interrupt included, nothing has changed.
 
     Raises:
         ConfigError: Another instance claims one of them.
@@ -92,7 +92,7 @@ def publish(owner: object, snapshot: Snapshot) -> None:
 
 
 def withdraw(owner: object) -> None:
-    """Take the URLs of *owner* out; with the last go the patches, and what they counted. Thread-safe; idempotent."""
+    """Take the URLs of *owner* out. With the last go the patches and what they counted. Thread-safe; idempotent."""
     with _lock:
         _published.pop(owner, None)
         _follow()  # even if it was not in there: an earlier withdrawal may have been interrupted here
@@ -101,19 +101,19 @@ def withdraw(owner: object) -> None:
 
 
 def repair() -> None:
-    """Lay the patches anew that somebody has thrown out, take out those left over. Thread-safe; idempotent."""
+    """Lay the patches anew that others have thrown out, take out those left over. Thread-safe; idempotent."""
     with _lock:
         _follow(is_start=True)
 
 
 def owners() -> list[object]:
-    """Everybody who has published, oldest first."""
+    """All owners that have published, oldest first."""
     with _lock:
         return list(_published)
 
 
 def _follow(*, is_start: bool = False) -> None:
-    """Have every library go by what is published now; one that cannot keeps no other from it."""
+    """Make every library go by what is published now. One that cannot does not stop the others."""
     published = list(_published.values())
     each(
         _LIBRARIES,
@@ -140,7 +140,7 @@ def _refuse_double_claims(owner: object, snapshot: Snapshot) -> None:
 
 
 def _forget_inherited() -> None:
-    """In a forked child: whoever held the locks does not exist here."""
+    """In a forked child: the thread that held the lock does not exist here."""
     global _lock
     _lock = threading.Lock()
     routing.forget_inherited()

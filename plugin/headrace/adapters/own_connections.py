@@ -1,11 +1,11 @@
 """What an adapter of requests, or a manager of urllib3, has settled about its connections itself.
 
-A pin, a source address, pool classes of its own: a governed call goes over the upstream's connections, so
-none of it would hold. Such a call passes through untouched instead. What differs from stock is found by comparing
-with stock, not by a list of what others may think of.
+Examples are a pin, a source address, pool classes of its own. A governed call goes over the upstream's connections, so
+none of these would hold. Such a call passes through untouched instead. A difference from stock is found by comparison
+with stock, not by a list of all that others may think of.
 
-Nothing is remembered about an adapter: some change their pools' settings from call to call (requests_toolbelt's
-HostHeaderSSLAdapter), and comparing costs a microsecond, one Python call.
+Nothing is remembered about an adapter. Some change the settings of their pools from call to call (requests_toolbelt's
+HostHeaderSSLAdapter), and the comparison costs a microsecond, one Python call.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from urllib3.poolmanager import SSL_KEYWORDS, PoolKey, PoolManager
 Scheme = Literal["http", "https"]
 Reason = Literal["adapter", "manager", "tls"]
 
-# Of an adapter: what it does before and after a connection is chosen, which governed calls do as well; proxies, whose
-# calls pass through anyway; and `init_poolmanager`, which is judged by the manager that it has made.
+# Methods of an adapter that say nothing about its connections: those before and after a connection is chosen, which
+# governed calls use as well; those for proxies, since calls through a proxy pass through anyway; and
+# `init_poolmanager`, which is judged by the manager that it has made.
 _NOT_ABOUT_CONNECTIONS = {"send", "close", "add_headers", "request_url", "build_response"} | {
     "proxy_manager_for",
     "proxy_headers",
@@ -38,13 +39,14 @@ _CHOICES = frozenset(
     if callable(value) and not name.startswith("__")
 ).difference(_NOT_ABOUT_CONNECTIONS)
 _choices_of: Callable[[object], Any] = operator.attrgetter(*sorted(_CHOICES))
-_NAME_OF_OLD = "_get_connection"  # of the same hook in requests 2.32.0 and 2.32.1; whoever has it has a wish
+_OLD_HOOK_NAME = "_get_connection"
+"""The same hook in requests 2.32.0 and 2.32.1. An adapter that has it has a wish."""
 
 TLS_SETTINGS = frozenset(SSL_KEYWORDS) | {"assert_fingerprint", "assert_hostname"}
-"""urllib3's own list, and what it lacks below 2.3."""
+"""urllib3's own list, and what that list lacks below 2.3."""
 
 _METHODS_OF_MANAGER = frozenset(name for name, value in vars(PoolManager).items() if callable(value))
-# Nothing about whom a connection is made to, from where, and who is trusted: the rule has limits of its own.
+# None of these says where a connection leads, where it comes from, or what it trusts. The rule has limits of its own.
 _SIZES_AND_LIMITS = frozenset({"block", "blocksize", "headers", "maxsize", "retries", "timeout"})
 _KEYS_OF_EVERY_POOL = frozenset(
     {"key_" + name for name in (*_SIZES_AND_LIMITS, "scheme", "host", "port")}
@@ -58,14 +60,14 @@ _KEYS_OF_EVERY_POOL = frozenset(
 _POOL_OF: dict[str, type[HTTPConnectionPool]] = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
 
 STOCK = HTTPConnection.__module__
-"""Where urllib3's own connection classes are from: recorders and HTTP/2 put in others, for all pools at once."""
+"""The module of urllib3's own connection classes. Recorders and HTTP/2 put in others, for all pools at once."""
 
 _seen_to_be_stocks: tuple[Any, ...] = ()
-"""Choices of classes that were compared already; a handful, for `HTTPAdapter` itself may be patched and put back."""
+"""Choices of classes that were compared already. A handful: `HTTPAdapter` itself may be patched and put back."""
 
 
 class PlainPoolManager(PoolManager):
-    """A manager whose pools are stock's, whatever is installed: for calls about which headrace has decided."""
+    """A manager with stock's pools, whatever is installed: for calls about which headrace has decided."""
 
     connection_from_pool_key = PoolManager.connection_from_pool_key
 
@@ -75,10 +77,10 @@ class PlainPoolManager(PoolManager):
 
 
 class PlainHTTPPool(HTTPConnectionPool):
-    """Stock's, but that it connects before there is a request.
+    """Stock's pool, except that it connects before there is a request.
 
-    Stock connects while it sends: what fails then has the whole request, headers of the file among it, in the
-    frames of http.client that crash reporters ship.
+    Stock connects while it sends. A failure then has the whole request, with headers of the file, in the
+    frames of http.client, and crash reporters ship these.
     """
 
     def _validate_conn(self, conn: Any) -> None:
@@ -93,12 +95,12 @@ _PLAIN_POOL_OF: dict[str, type[HTTPConnectionPool]] = {"http": PlainHTTPPool, "h
 
 
 def settled_by_adapter(adapter: HTTPAdapter, scheme: Scheme) -> Reason | None:
-    """What *adapter* has settled for its connections to an upstream of *scheme*, or None: it is as stock's are."""
+    """What *adapter* has settled for its connections to an upstream of *scheme*. None: nothing, as stock's."""
     kind = type(adapter)
     choices = _choices_of(kind)
     if choices not in _seen_to_be_stocks and not _are_stocks(choices):
         return "adapter"
-    if not _CHOICES.isdisjoint(adapter.__dict__) or hasattr(adapter, _NAME_OF_OLD):
+    if not _CHOICES.isdisjoint(adapter.__dict__) or hasattr(adapter, _OLD_HOOK_NAME):
         return "adapter"
     manager = adapter.__dict__.get("poolmanager")
     if type(manager) is not PoolManager and type(manager) is not PlainPoolManager:
@@ -123,7 +125,7 @@ def is_settled_by_manager(manager: PoolManager, key: PoolKey) -> bool:
         return True
     if not isinstance(
         key, PoolKey
-    ):  # a key function of its own made it: what the pool was made with is not in it
+    ):  # its own key function made it, so the key does not tell what the pool was made with
         return True
     return any(
         value is not None and field not in _KEYS_OF_EVERY_POOL and not _is_default(field[4:], value)
@@ -132,7 +134,7 @@ def is_settled_by_manager(manager: PoolManager, key: PoolKey) -> bool:
 
 
 def _are_stocks(choices: tuple[Any, ...]) -> bool:
-    """Whether all of *choices* are requests' functions, or ours in their place. What wraps one is not."""
+    """Whether all of *choices* are requests' functions, or ours in their place. A wrapper of one is neither."""
     global _seen_to_be_stocks
     for choice in choices:
         where = getattr(choice, "__globals__", None)

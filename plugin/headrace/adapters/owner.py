@@ -1,4 +1,4 @@
-"""Whose a connection is that its peer has authenticated: those share it who would share it under stock."""
+"""The owner of a connection that its peer has authenticated: the same callers share it as under stock."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from requests.adapters import HTTPAdapter
 
 
 class CallByName:
-    """One call through a handle: all callers share its adapter, and nobody is to share what it authenticates.
+    """One call through a handle. All callers share the handle's adapter, but none may share what a call authenticates.
 
     Attributes:
-        adapter: Of its own, for plain connections, once it has begun to authenticate one; None before.
+        adapter: The call's own, for plain connections, once it has begun to authenticate one; None before.
     """
 
     __slots__ = ("__weakref__", "adapter")
@@ -21,9 +21,9 @@ class CallByName:
 
 
 call_by_name: ContextVar[CallByName | None] = ContextVar("headrace_call_by_name", default=None)
-"""The call that the running code makes; what a hook of it sends again is part of it."""
+"""The call that the running code makes. What a hook of that call sends again is part of it."""
 
 
 def owner_behind(adapter: HTTPAdapter) -> object | None:
-    """Whose connections a call through *adapter* authenticates: the adapter's, or, of a handle, the call's."""
+    """The owner of what a call through *adapter* authenticates: the adapter, or the call if it is a handle's."""
     return getattr(adapter, "headrace_owner", adapter)

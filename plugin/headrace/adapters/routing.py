@@ -1,6 +1,6 @@
 """Where the calls of one library lead: the routes published for it, and the hosts that no route names.
 
-Calls read `routes`, one reference, without a lock; `adapters.install` replaces it.
+Calls read `routes`, which is one reference, without a lock. `adapters.install` replaces it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Routing:
         wants: Whether a configuration governs that library.
 
     Attributes:
-        routes: What all published configurations that want it name.
+        routes: All that is named by the published configurations that want the library.
     """
 
     __slots__ = ("_wants", "routes")
@@ -45,7 +45,7 @@ class Routing:
         return self._wants(snapshot.configuration.install)
 
     def find(self, url: str) -> Upstream | None:
-        """The upstream that *url* belongs to: by the snapshot the inbound request began with, else the one in force."""
+        """The upstream of *url*, by the snapshot that the inbound request began with, else by the one in force."""
         if os.getpid() != process.pid:
             process.renew()
         inbound = inbound_var.get()
@@ -55,14 +55,14 @@ class Routing:
             and self._wants(inbound.snapshot.configuration.install)
         ):
             bound = inbound.snapshot.routes.match_url(url)
-            # A request that outlived `reload.drain` finds its pool stopped, and goes on with what is in force.
+            # A request that has outlived `reload.drain` finds its pool stopped. It goes on with what is in force.
             if bound is not None and not bound[1].state.pool.leases.stopped:
                 return bound[1]
         found = self.routes.match_url(url)
         return None if found is None else found[1]
 
     def of_origin(self, scheme: str, host: str, port: int) -> Upstream | None:
-        """An upstream of this origin, that of its root if there is one; *host* lower-case. For what is counted only."""
+        """An upstream of this origin, that of its root if there is one; *host* lower-case. Used for counting only."""
         inbound = inbound_var.get()
         if (
             inbound is not None
@@ -110,6 +110,6 @@ def busiest_unknown_hosts(most: int = 20) -> list[tuple[str, int]]:
 
 
 def forget_inherited() -> None:
-    """In a forked child: whoever held the lock does not exist here."""
+    """In a forked child: the thread that held the lock does not exist here."""
     global _unknown_lock
     _unknown_lock = threading.Lock()

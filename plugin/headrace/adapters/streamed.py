@@ -13,11 +13,11 @@ A = TypeVar("A", bound=requests.Response | BaseHTTPResponse)
 
 
 def detach(answer: A) -> A:
-    """*answer*, which from now on outlives the inbound request that it was opened in, and is its holder's to close.
+    """*answer*. From now on it outlives the inbound request that it was opened in, and its holder must close it.
 
-    For a streamed one (`stream=True`, `preload_content=False`) that is read on after that request, by a thread
-    of its own, say, or for another request: else its connection is closed with the request. For any other
-    answer, outside of a request, or a second time, nothing is to be done. Too late once the request has ended.
+    It is for a streamed answer (`stream=True`, `preload_content=False`) that is read on after that request, by a
+    thread of its own, say, or for another request. Otherwise its connection is closed with the request. For any
+    other answer, outside of a request, or a second time, it does nothing. Once the request has ended it is too late.
 
     Raises:
         TypeError: *answer* is no response of requests or urllib3.

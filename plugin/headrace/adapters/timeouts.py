@@ -11,12 +11,12 @@ from headrace.policy.plan import NO_LIMIT_S, AskedTimeout, TimeoutPlan
 
 
 def timeouts_of_call(plan: TimeoutPlan, timeout: Any) -> TimeoutPlan:
-    """The limits of one call: *plan*, and in it what its explicit *timeout* asks for.
+    """The limits of one call: *plan*, changed by what the call's explicit *timeout* asks for.
 
     A timeout is silence, as requests documents it: c for connecting, r for reading. It takes the place of `connect`
     and `read`, up or down. As in urllib3, c holds for TCP and once more for the TLS handshake; r is
-    also how long sending may stall. `attempt` and `deadline` are limits of another kind: where somebody
-    wrote them they stay, and as defaults they are raised to what was asked for, and never lowered. A written
+    also how long sending may stall. `attempt` and `deadline` are limits of another kind. Where they are
+    written they stay. Defaults are raised to what was asked for, and never lowered. A written
     None is no limit of that kind. urllib3's `total` bounds an attempt as it says.
 
     Args:
@@ -39,11 +39,11 @@ def timeouts_of_call(plan: TimeoutPlan, timeout: Any) -> TimeoutPlan:
     elif not isinstance(timeout, Timeout):
         timeout = Timeout(connect=timeout, read=timeout)
     elif timeout._connect is timeout._read is timeout.total is None:
-        return plan  # what requests makes of no timeout, where it comes through a governed urllib3
+        return plan  # requests makes this of no timeout, and it comes here through a governed urllib3
     asked = AskedTimeout(
         _seconds(timeout._connect),
         _seconds(timeout._read),
-        None if timeout.total is None else _seconds(timeout.total),  # no total is its default
+        None if timeout.total is None else _seconds(timeout.total),  # no total is the default
     )
     if asked.connect_s is asked.read_s is asked.total_s is None:
         return plan

@@ -1,7 +1,7 @@
 """Each plain error paired with the class that callers of requests or urllib3 already catch.
 
-A call through requests raises the requests twin, one through urllib3 the urllib3
-twin; `except headrace.CircuitOpenError` catches both. All pickle.
+A call through requests raises the requests twin, a call through urllib3 the urllib3
+twin. `except headrace.CircuitOpenError` catches both. All of them pickle.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The body of a buffered answer of requests: read inside the call, and found by whoever looks at it before the Session.
+"""The body of a buffered answer of requests: read inside the call, and still there for code before the Session.
 
-requests hands an answer out unread. Response hooks, and adapters whose `send` is around
-ours, look at it next; then the Session reads `content`. Our limits and the verdict cover the body,
-so it is read before all of them: what they look at must be there still.
+requests hands an answer out unread. Response hooks look at it next, and so do adapters with
+a `send` around ours. Then the Session reads `content`. Our limits and the verdict cover the body,
+so we read it before all of these. What they look at must still be there.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from headrace.transport.stock.body import BodyTooLarge, body_of, is_read_whole, 
 from headrace.transport.stock.faults import callers_own
 from headrace.transport.stock.garbage import told_as_broken
 
-_TOLERATED = (ChunkedEncodingError, ContentDecodingError, RuntimeError)
-"""What `Session.resolve_redirects` goes on after, when the body of a redirect will not be read."""
+_TOLERATED_IN_REDIRECTS = (ChunkedEncodingError, ContentDecodingError, RuntimeError)
+"""The errors after which `Session.resolve_redirects` goes on, when it cannot read the body of a redirect."""
 
 
 def read_body(response: Response, attempt: Attempt, *, is_seen: bool, is_judged: bool) -> None:
-    """Read *response* to its end, as its `content`. Blocks; mutates *response*, which is closed when this raises.
+    """Read *response* to its end, as its `content`. Blocks. Mutates *response*, which is closed when this raises.
 
-    The broken body of a redirect is no error yet: requests follows it all the same (failures.md 56), and who
-    reads it gets the error then.
+    The broken body of a redirect is no error yet: requests follows it all the same (failures.md 56), and code
+    that reads the body gets the error then.
 
     Args:
-        is_seen: Its `raw` will be looked at: it has the body still, and its `content` is read from that.
-        is_judged: Somebody else reads it before those who look, and has it handed out to them after that.
+        is_seen: Other code will look at `raw`, so `raw` keeps the body, and `content` is read from there.
+        is_judged: Stock's loop reads it before that code does, and it is handed out after that.
 
     Raises:
         BodyTooLarge: It is more than the limit of the call.
@@ -39,7 +39,7 @@ def read_body(response: Response, attempt: Attempt, *, is_seen: bool, is_judged:
     kept = None
     try:
         if is_seen and isinstance(wire, HTTPResponse):
-            response.raw = kept = _kept(response, wire, attempt)
+            response.raw = kept = _kept_response(response, wire, attempt)
         if not isinstance(wire, HTTPResponse) or is_read_whole(wire, attempt):
             response.content  # noqa: B018
         elif response._content is False:
@@ -47,7 +47,7 @@ def read_body(response: Response, attempt: Attempt, *, is_seen: bool, is_judged:
     except Exception as error:
         if wire is not None:
             wire.close()
-        is_tolerated = isinstance(error, _TOLERATED) and response.is_redirect
+        is_tolerated = isinstance(error, _TOLERATED_IN_REDIRECTS) and response.is_redirect
         if not is_tolerated or callers_own(error) is not None:
             raise
         if kept is None:
@@ -58,21 +58,22 @@ def read_body(response: Response, attempt: Attempt, *, is_seen: bool, is_judged:
 
 
 def hand_out(response: Response) -> None:
-    """Have *response* unread again, if its `raw` will be looked at. Mutates it."""
+    """Make *response* unread again, if other code will look at its `raw`. Mutates it."""
     if isinstance(response.raw, KeptResponse):
         response._content = response._content_consumed = False
         response.raw = response.raw.handed_out()
 
 
-def _kept(response: Response, wire: HTTPResponse, attempt: Attempt) -> KeptResponse:
-    """*wire* with its body at hand, or with the error that this ends with. Blocks."""
+def _kept_response(response: Response, wire: HTTPResponse, attempt: Attempt) -> KeptResponse:
+    """*wire* with its body at hand, or with the error that reading it ends with. Blocks."""
     body: bytes | Exception
     try:
         body = body_of(wire, attempt, decode=False)
     except BodyTooLarge:
         raise
     except Exception as error:
-        body = told_as_broken(error).with_traceback(None)  # its frames hold what it will be held by
+        # Without its frames: they hold the response that will hold it.
+        body = told_as_broken(error).with_traceback(None)
     kept = _with_body(response, wire, body, attempt)
     if isinstance(body, bytes) and "content-encoding" not in wire.headers:
         response._content, response._content_consumed = body, True

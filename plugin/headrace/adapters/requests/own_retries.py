@@ -1,7 +1,7 @@
 """Adapters of requests with retries of their own: the adapter's `send` around stock's loop around governed tries.
 
-`HTTPAdapter.send` gets a `_Hop` for a pool. So the caller's `Retry` does all it does
-elsewhere, and what leaves is what requests makes of how that ends.
+`HTTPAdapter.send` gets a `_Hop` for a pool. So the caller's `Retry` does all that it does
+elsewhere, and the caller gets what requests makes of its end.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def send_in_tries(
     Args:
         go: Stock's `send` of *prepared* by *adapter*.
         request: What the rules need to know of it.
-        is_seen: The raw answer is looked at before its content is read.
+        is_seen: Other code looks at the raw answer before its content is read.
         body_at: As `body.position_of` says.
 
     Raises:
@@ -73,16 +73,16 @@ def send_in_tries(
     hop.body_at = body_at
     outer = current_attempt.get()
     try:
-        # A stand-in for the whole call, by which the adapter finds its pool; each try has its own.
+        # It stands in for the whole call: by it the adapter finds its pool. Each try has its own.
         current_attempt.set(Attempt(hop, prepared, None, (), timeouts, math.inf, stream))
         response = go()
         if not stream and not is_seen and not response.is_redirect:
-            response.content  # noqa: B018 - as the Session is about to: an error of it gets the record, too
+            response.content  # noqa: B018 - the Session is about to do this: its error gets the record, too
         if hop.record is not None:
             carry(hop.record, on=response)
         return response
     except RefusalInFlight:
-        pass  # raised below, outside: as the context of itself it would be a cycle
+        pass  # raised below, outside of this handler: as its own context it would be a cycle
     except BaseException as error:
         hop.tell(error)
         raise
@@ -93,7 +93,7 @@ def send_in_tries(
 
 
 class _Hop(Hop):
-    """The pool that `HTTPAdapter.send` sends one request through."""
+    """The pool through which `HTTPAdapter.send` sends one request."""
 
     __slots__ = ("adapter", "body_at", "prepared", "replayable", "stream")
 
@@ -146,7 +146,7 @@ class _Hop(Hop):
             request = Request(surface, method, headers, self.timeouts, self.stream, self.replayable)
             answer = Call(self.upstream, surface, request, tries=self.tries).run()
         except Exception as error:
-            # An answer whose body broke off is an answer to stock's loop: requests reads it after that.
+            # For stock's loop an answer with a broken body is an answer: requests reads the body after the loop.
             broken = surface.broken
             if broken is None or isinstance(error, UpstreamError) or is_callers_own(error):
                 raise
@@ -167,7 +167,7 @@ class _Hop(Hop):
 
 
 class _Surface:
-    """One try through requests: over the wire as urllib3 does it, and to those who judge it a response of requests."""
+    """One try through requests. It goes over the wire as in urllib3, and it is judged as a response of requests."""
 
     __slots__ = (
         "_adapter",
@@ -229,14 +229,14 @@ class _Surface:
 
     def read(self, answer: Response, attempt: Attempt) -> None:
         try:
-            read_body(answer, attempt, is_seen=True, is_judged=True)  # stock's loop is who looks at it
+            read_body(answer, attempt, is_seen=True, is_judged=True)  # stock's loop looks at it
         except Exception:
             kept = answer.raw
             self.broken = kept.again() if isinstance(kept, KeptResponse) else None
             raise
 
     def hand_out(self, answer: Response) -> None:
-        """`govern` does."""
+        """Not here: `govern` does it."""
 
     def rewind(self) -> bool:
         return rewind(self._request.body, self._body_at)
@@ -251,7 +251,7 @@ class _Surface:
         answer.close()
 
     def set_aside(self, answer: Response) -> Response | None:
-        return answer  # a try is one attempt: stock's loop is who sets it aside
+        return answer  # a try is one attempt: stock's loop sets it aside
 
     def canned(self, fallback: FallbackPlan) -> Response:
         method = self._request.method or "GET"
@@ -280,7 +280,7 @@ class _Surface:
 
     def timed_out(self, text: str, attempt: Attempt) -> ReadTimeoutError:
         self.late = late = ReadTimeoutError(attempt.pool, "", text)
-        return late  # stock's loop is who makes something of it
+        return late  # stock's loop makes something of it
 
     def broken_off(self, text: str) -> ProtocolError:
         return broken_off(text)

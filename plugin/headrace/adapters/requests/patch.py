@@ -1,8 +1,8 @@
 """The patch of requests: `HTTPAdapter.send` and its choice of pool, replaced and put back.
 
 Others patch the same methods (mocks, instrumentation) and put back what they found,
-in any order: a layer of ours may be thrown out by their exit, or come to light again
-after ours. So each start lays a new one on top unless ours is there, and a layer
+in any order. Their exit may throw out a layer of ours, or bring one back after we have
+left. So each start lays a new layer on top unless ours is there already, and a layer
 below a newer one of ours steps aside.
 """
 
@@ -26,7 +26,7 @@ class RequestsPatch:
     """`HTTPAdapter.send` and its choice of pool, replaced; `undo` puts back what was there."""
 
     def __init__(self, routing: Routing) -> None:
-        # A forgotten layer of ours that is on top is replaced, not covered.
+        # A forgotten layer of ours on top is replaced, not covered.
         original_send = _without_ours(HTTPAdapter.send)
         original_choose = _without_ours(HTTPAdapter.get_connection_with_tls_context)
 
@@ -40,7 +40,7 @@ class RequestsPatch:
             proxies: Any = None,
         ) -> Response:
             attempt = current_attempt.get()
-            # Else this is the attempt itself, or a newer layer of ours, on top, has seen the call already.
+            # Otherwise this is the attempt itself, or a newer layer of ours, on top, has seen the call already.
             if (attempt is None or attempt.message is not request) and (
                 _newest is send or HTTPAdapter.send is not _newest
             ):
@@ -70,7 +70,7 @@ class RequestsPatch:
             attempt = current_attempt.get()
             if attempt is not None and attempt.message is request:
                 return attempt.pool
-            # What becomes of this call was settled above, in `send`: the urllib3 below must not ask again.
+            # `send` above has settled what becomes of this call. The urllib3 below must not ask again.
             token = settled.set(True)
             try:
                 return original_choose(self, request, verify, proxies=proxies, cert=cert)
@@ -91,7 +91,7 @@ class RequestsPatch:
 
     @staticmethod
     def undo() -> None:
-        """Put back what a layer of ours on top has found. One that somebody has covered stays: it is still called."""
+        """Put back what a layer of ours on top has found. A covered layer stays: it is still called."""
         _replace("send", _without_ours(HTTPAdapter.send))
         _replace(
             "get_connection_with_tls_context", _without_ours(HTTPAdapter.get_connection_with_tls_context)
@@ -99,11 +99,11 @@ class RequestsPatch:
 
 
 _newest: Callable[..., Any] | None = None
-"""The layer laid last; one thread at a time writes it (`install`)."""
+"""The layer laid last. One thread at a time writes it (`install`)."""
 
 
 def _without_ours(function: F) -> F:
-    """*function* without a layer of ours on it: what that has found."""
+    """*function* without a layer of ours on it: what that layer has found."""
     found: F = getattr(function, "headrace_original", function)
     return found
 

@@ -1,7 +1,7 @@
 """The requests surface: the governed loop around `HTTPAdapter.send`.
 
 Each attempt is the original `send` of the adapter at hand, so subclasses, mocks and
-instrumentation keep working; only the pool it sends through is the upstream's.
+instrumentation keep working. Only the pool that it sends through is the upstream's.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ def send(
         requests.RequestException: What the last attempt raised.
     """
 
-    def go() -> Response:  # no partial, whose repr has the arguments, passwords of proxies among them
+    def go() -> Response:  # no partial: its repr would show the arguments, with passwords of proxies
         return original(
             adapter, request, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
         )
 
     if upstream.mode == "off":
         return go()
-    reason = _not_ours(upstream.plan, adapter, request, verify, cert, proxies)
+    reason = _reason_to_pass(upstream.plan, adapter, request, verify, cert, proxies)
     if reason is not None:
         count_ungoverned(upstream, reason)
         return let_through(request, go)
@@ -85,9 +85,9 @@ def send(
         timeouts = timeouts_of_call(timeouts, timeout)
     method = (request.method or "GET").upper()
     body = request.body
-    # Not requests' own `_body_position`: a request prepared once and sent twice begins elsewhere the second time.
+    # Not requests' own `_body_position`: a request that is prepared once and sent twice begins elsewhere then.
     replayable, body_at = (True, None) if body is None or type(body) is bytes else position_of(body)
-    # By response hooks, or by a `send` around ours, before the Session reads the content.
+    # Response hooks, or a `send` around ours, look at it before the Session reads the content.
     is_seen = not stream and (
         bool(request.hooks and request.hooks.get("response"))
         or not (type(adapter).send is HTTPAdapter.send or isinstance(adapter, GovernedAdapter))
@@ -131,7 +131,7 @@ def send(
 
 def _read(response: Response) -> None:
     if not response.is_redirect:
-        response.content  # noqa: B018 - as the Session is about to: the body is part of what is judged
+        response.content  # noqa: B018 - the Session is about to do this, and the body is part of what is judged
 
 
 def _asks_for_a_pool(original: Send) -> bool:
@@ -140,11 +140,11 @@ def _asks_for_a_pool(original: Send) -> bool:
 
 
 class GovernedAdapter(HTTPAdapter):
-    """An adapter whose calls are governed, with or without `install`.
+    """An adapter that governs its calls, with or without `install`.
 
     Args:
         find: The upstream that a request belongs to, or None to send it as stock does.
-        trusts: Answers whose TLS holds for a request that is sent as stock does, or None for stock's own.
+        trusts: Answers which TLS holds for a request that is sent as stock does, or None for stock's own.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class _Surface:
         self._body_at = body_at
         self._is_seen = is_seen
         self._is_judged = is_judged
-        self._asked = asked  # of a fallback elsewhere: the request in whose place this one is made
+        self._asked = asked  # for a fallback elsewhere: the request that this one replaces
         self._arguments = arguments
 
     def send(self, attempt: Attempt) -> Response:
@@ -247,7 +247,7 @@ class _Surface:
             self._adapter, self._request, timeout=AttemptTimeout(attempt), **self._arguments
         )
         if self._asked is not None:
-            _as_if_for(self._asked, response)
+            _answer_as_to(self._asked, response)
         return response
 
     def read(self, answer: Response, attempt: Attempt) -> None:
@@ -298,7 +298,7 @@ class _Surface:
         request = self._request.copy()
         request.url = url
         request.headers = CaseInsensitiveDict(headers_for(other, refused, request.headers))
-        # Its trust is its own and no proxy is asked, as for every governed call.
+        # The upstream's own trust holds and no proxy is asked, as for every governed call.
         arguments = {**self._arguments, "verify": True, "cert": None, "proxies": None}
         asked = self._asked
         if asked is None and other.plan.base.origin != refused.plan.base.origin:
@@ -334,13 +334,13 @@ class _Surface:
         return self._request.url or ""
 
 
-def _as_if_for(asked: PreparedRequest, response: Response) -> None:
+def _answer_as_to(asked: PreparedRequest, response: Response) -> None:
     """Keep a Session from taking credentials of *asked* to its fallback, and the fallback's cookies for its host's.
 
     Mutates *response*. Its own `cookies` have been read.
     """
-    # A Session that follows a redirect strips credentials where it leaves the host of this request, and it takes
-    # them from the caller's, which they are meant for.
+    # A Session that follows a redirect strips credentials where it leaves the host of this request. It takes them
+    # from the caller's request, and they are meant for that host.
     response.request = asked
     headers = getattr(getattr(response.raw, "_original_response", None), "msg", None)
     if headers is not None:  # requests looks for cookies there
@@ -354,7 +354,7 @@ def _method(request: PreparedRequest) -> str:
     return (request.method or "GET").upper()
 
 
-def _not_ours(
+def _reason_to_pass(
     plan: UpstreamPlan,
     adapter: HTTPAdapter,
     request: PreparedRequest,

@@ -19,8 +19,8 @@ from headrace.runtime.upstream import Upstream
 
 
 class RefusalInFlight(Exception):
-    """Takes one of our refusals past stock's handlers, which would wrap some of them, or an error of the caller's own
-    code, which they would take for the network's and try again after."""
+    """Takes an error past stock's handlers. They would wrap some of our refusals, and they would take an error of the
+    caller's own code for one of the network and try again."""
 
 
 class _NoConnection:
@@ -39,24 +39,24 @@ class _NoTimeout:
     connect_timeout = None
 
 
-_NO_TIMEOUT = _NoTimeout()  # cloning the call's costs seven calls
+_NO_TIMEOUT = _NoTimeout()  # a clone of the call's timeout costs seven calls
 
 
 class Hop(HTTPConnectionPool):
     """One hop of one call. Owned by one thread.
 
-    Stock's `urlopen` runs on it unchanged: that keeps the caller's `Retry`, redirects
-    and exceptions exactly as they are, without a copy of that loop here. Where it
-    would send, the governed call is made, each attempt of which is the `urlopen` of
+    Stock's `urlopen` runs on it unchanged. That keeps the caller's `Retry`, redirects
+    and exceptions exactly as they are, without a copy of that loop here. Where stock
+    would send, the governed call is made. Each attempt of that call is the `urlopen` of
     the upstream's pool with `retries=False, redirect=False`.
 
     Args:
         pool: What the caller's stock pool would be: its settings are those of this hop, its connections are not asked.
 
     Attributes:
-        tries: What the tries of a caller who retries himself share; None: headrace decides about attempts.
+        tries: What the tries of a caller with retries of its own share. None: headrace decides about attempts.
         record: What became of the last governed call, or None before its end.
-        refusal: Our own error that ended it, or one of the caller's own code, on its way out.
+        refusal: Our own error that ended the call, or one of the caller's own code, on its way out.
     """
 
     __slots__ = ("record", "refusal", "scheme", "timeouts", "tries", "upstream")
@@ -64,7 +64,8 @@ class Hop(HTTPConnectionPool):
     def __init__(
         self, pool: HTTPConnectionPool, upstream: Upstream, timeouts: TimeoutPlan, tries: Tries | None
     ) -> None:
-        # Not by stock's, which would make connections of its own to keep. What `urlopen` asks of a pool is there.
+        # Stock's `__init__` is not called: it would make connections of its own. All that `urlopen` asks of a pool is
+        # here.
         self.__dict__.update(pool.__dict__)
         self.scheme = pool.scheme
         self.upstream = upstream
@@ -139,40 +140,41 @@ class Hop(HTTPConnectionPool):
             self.record = record_of(response)
             response.retries = retries  # PoolManager counts redirects by it
             return response
-        raise RefusalInFlight(why)  # with the words: instrumentation around stock's urlopen writes them down
+        # With the words of the error: instrumentation around stock's urlopen writes them down.
+        raise RefusalInFlight(why)
 
     def take_refusal(self) -> Exception:
-        """The error that ended the call and is not stock's to handle; this hop forgets it. Mutates."""
+        """The error that ended the call and that stock must not handle. This hop forgets it. Mutates."""
         refusal, self.refusal = self.refusal, None
         assert refusal is not None
         return refusal
 
     def tell(self, error: BaseException) -> None:
-        """Put the record on what stock made of the end of this call, and the story with it. Mutates *error*."""
+        """Put the record, and the story, on the error that stock has made of the end of this call. Mutates *error*."""
         if self.tries is not None and not isinstance(error, Exception):
             self.tries.interrupted()
         if self.record is None or not isinstance(error, Exception) or record_of(error) is not None:
             return
         carry(self.record, on=error)
-        for nested in _within(error):
+        for nested in _wrapped_in(error):
             if hasattr(nested, "__notes__"):
-                del nested.__notes__  # told once, on what leaves
+                del nested.__notes__  # told once, on the error that leaves
         add_notes(error, self.record.notes())
 
 
 def is_callers_own(error: Exception) -> bool:
-    """Whether *error*, out of a governed call, is of the caller's own code: the network's have a library's class."""
+    """Whether *error* of a governed call is of the caller's own code. Errors of the network have a library's class."""
     return isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in (
         "requests",
         "urllib3",
     )
 
 
-def _within(error: BaseException) -> Iterator[BaseException]:
+def _wrapped_in(error: BaseException) -> Iterator[BaseException]:
     """The governed calls' errors that stock has wrapped in *error*."""
     for nested in (*error.args, getattr(error, "reason", None)):
         if isinstance(nested, BaseException):
             if record_of(nested) is not None:
                 yield nested
             else:
-                yield from _within(nested)
+                yield from _wrapped_in(nested)

@@ -1,4 +1,4 @@
-"""A urllib3 response whose body is at hand: what is left of an answer when its connection has gone back."""
+"""A urllib3 response with its body at hand: what is left of an answer when its connection has gone back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class KeptResponse(HTTPResponse):
 
     Args:
         body: As it came over the wire, or the error that reading it ended with.
-        sock: What it came over. Hooks that authenticate a connection look for its certificate, by
+        sock: The socket that it came over. Hooks that authenticate a connection look for its certificate, by
             `raw._fp.fp.raw._sock` (requests-ntlm, requests-kerberos).
     """
 
@@ -30,7 +30,7 @@ class KeptResponse(HTTPResponse):
         sock: socket.socket | None = None,
     ) -> None:
         self._is_short = is_short = bool(getattr(answer, "_is_short", answer.length_remaining))
-        wire = _Whole(body) if isinstance(body, bytes) else _Broken(body, is_short=is_short)
+        wire = _WholeBody(body) if isinstance(body, bytes) else _BrokenBody(body, is_short=is_short)
         wire.fp = SimpleNamespace(raw=SimpleNamespace(_sock=sock))
         super().__init__(
             body=wire,
@@ -50,34 +50,34 @@ class KeptResponse(HTTPResponse):
         self._kept = (body, decode_content, method, url, sock)
 
     def again(self) -> KeptResponse:
-        """The same, unread. Once handed out there is no other."""
+        """The same, unread. Once it is handed out, there is no other."""
         if self._kept is None:
             return self
         body, decode_content, method, url, sock = self._kept
         return KeptResponse(self, body, decode_content=decode_content, method=method, url=url, sock=sock)
 
     def handed_out(self) -> KeptResponse:
-        """The same, unread, and for its reader alone: what he has read is not kept."""
+        """The same, unread, and for its reader alone: what the reader has read is not kept."""
         last = self.again()
         last._kept = None
         return last
 
     def supports_chunked_reads(self) -> bool:
-        """Whether the chunks are there as they came: they are not, whatever the headers say."""
+        """Whether the chunks are there as they came. They are not, whatever the headers say."""
         return False
 
 
-class _Whole(io.BytesIO):
+class _WholeBody(io.BytesIO):
     """A body that is here."""
 
     fp: object
 
 
-class _Broken(io.RawIOBase):
-    """A body that ends as it did when it was read first.
+class _BrokenBody(io.RawIOBase):
+    """A body that ends as it did when it was read first: with the error.
 
-    With the error, once: as in urllib3, what is closed then reads as empty. Short of its Content-Length it
-    has the error for each read by pieces.
+    The error is raised once. As in urllib3, a body that is closed then reads as empty. A body that is short of its
+    Content-Length raises the error at each read by pieces.
     """
 
     fp: object

@@ -1,4 +1,4 @@
-"""What a caller's `Retry` says: retries of his own, or only how far to follow redirects."""
+"""What a caller's `Retry` says: that the caller retries by itself, or only how far to follow redirects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def retries_itself(retries: object) -> bool:
         return False
     for one in retries.history:
         if one.redirect_location is None:
-            return True  # in the midst of its tries, perhaps the last of them
+            return True  # in the middle of its tries, perhaps at the last one
     if retries.total is False or (retries.total is not None and retries.total + len(retries.history) <= 0):
         return False
     limits = (retries.connect, retries.read, retries.status, retries.other)
@@ -31,7 +31,7 @@ def retries_itself(retries: object) -> bool:
 
 
 def is_default(retries: Retry) -> bool:
-    """Whether nobody asked for *retries*: urllib3's own default, or what redirects have left of it."""
+    """Whether the caller has not asked for *retries*: urllib3's own default, or what redirects have left of it."""
     default = Retry.DEFAULT
     if retries is default:
         return True
@@ -50,10 +50,10 @@ def is_default(retries: Retry) -> bool:
 
 def redirects_only(retries: Retry) -> RedirectsOnly:
     """*retries* without its further attempts."""
-    # 20 calls: kept for the one object that nearly every call comes with.
-    global _kept
-    if retries is _kept[0]:
-        return _kept[1]
+    # It costs 20 calls, so it is kept for the one object that nearly every call comes with.
+    global _made_last
+    if retries is _made_last[0]:
+        return _made_last[1]
     made = RedirectsOnly(
         total=retries.total,
         redirect=retries.redirect,
@@ -64,25 +64,25 @@ def redirects_only(retries: Retry) -> RedirectsOnly:
         history=retries.history,
         raise_on_redirect=retries.raise_on_redirect,
         remove_headers_on_redirect=retries.remove_headers_on_redirect,
-        # Else a 503 that asks for patience would be an error here; it is the answer that headrace ended with.
+        # With it, a 503 that asks for patience would be an error here. It is the answer that headrace ended with.
         respect_retry_after_header=False,
     )
     if not retries.history:
-        _kept = (retries, made)
+        _made_last = (retries, made)
     return made
 
 
 def unsent_only(retries: Retry) -> Retry:
-    """*retries* for a body that can be sent once: connecting may be tried again, what may have arrived is not.
+    """*retries* for a body that can be sent once. A connect may be tried again, a request that may have arrived not.
 
-    urllib3 would send a used-up iterator again, as an empty body. It ends as if the retries had been
-    used up: with the error or exception that a caller of such retries expects, or the answer.
+    urllib3 would send a used-up iterator again, as an empty body. The call ends as if the retries had been
+    used up: with the answer, or with the exception that a caller of such retries expects.
     """
     return retries.new(read=False if retries.read is False else 0, status=0, other=0)
 
 
 def count_delegated(upstream: Upstream) -> None:
-    """Count a try of a caller who retries himself, and say so once per call site."""
+    """Count a try of a caller that retries by itself, and say so once per call site."""
     counters = upstream.state.counters
     with counters.lock:
         counters.retries_delegated += 1
@@ -91,4 +91,4 @@ def count_delegated(upstream: Upstream) -> None:
         emit(RetriesDelegated(upstream=upstream.plan.name, call_site=site))
 
 
-_kept: tuple[Retry | None, RedirectsOnly] = (None, RedirectsOnly(0))
+_made_last: tuple[Retry | None, RedirectsOnly] = (None, RedirectsOnly(0))

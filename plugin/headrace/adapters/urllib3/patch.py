@@ -1,8 +1,8 @@
 """The patch of urllib3: the one place where every `PoolManager` gets its pools from.
 
-A manager goes on keeping its own pools, under its own limit; what it hands out for
-an origin that a route names is a pool in front of them, whose calls are governed by
-path. The upstream's connections are never among what a manager may evict or close.
+A manager goes on keeping its own pools, under its own limit. For an origin that a
+route names it hands out a pool in front of them, which governs calls by path. The
+upstream's connections are never among those that a manager may evict or close.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from headrace.engine.notices import count_ungoverned, passing
 F = TypeVar("F", bound=Callable[..., Any])
 
 settled: ContextVar[bool] = ContextVar("headrace_settled", default=False)
-"""Set while requests chooses the pool of a call about which the requests surface has decided already."""
+"""Set while requests chooses the pool of a call that the requests surface has decided about already."""
 
 
 class Urllib3Patch:
     """`PoolManager.connection_from_pool_key`, replaced; `undo` puts back what was there."""
 
     def __init__(self, routing: Routing) -> None:
-        # A forgotten layer of ours that is on top is replaced, not covered.
+        # A forgotten layer of ours on top is replaced, not covered.
         original = _without_ours(PoolManager.connection_from_pool_key)
 
         def connection_from_pool_key(
@@ -39,7 +39,7 @@ class Urllib3Patch:
             if settled.get():
                 return pool
             if not is_stock(pool):
-                # Its calls are not seen, by which path they go is not known: what asks for it is counted.
+                # Its calls are not seen, so their paths are not known. The code that asks for it is counted.
                 if passing.get() is None:
                     upstream = routing.of_origin(pool.scheme, pool.host, pool.port or 0)
                     if upstream is not None and upstream.mode != "off":
@@ -61,12 +61,12 @@ class Urllib3Patch:
 
     @staticmethod
     def undo() -> None:
-        """Put back what a layer of ours on top has found. One that somebody has covered stays: it is still called."""
+        """Put back what a layer of ours on top has found. A covered layer stays: it is still called."""
         _replace(_without_ours(PoolManager.connection_from_pool_key))
 
 
 def _without_ours(function: F) -> F:
-    """*function* without a layer of ours on it: what that has found."""
+    """*function* without a layer of ours on it: what that layer has found."""
     found: F = getattr(function, "headrace_original", function)
     return found
 

@@ -46,17 +46,17 @@ from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import current_attempt
 
 _FRONT = "_headrace_front"
-_MADE = "_headrace_made"
-# `urllib3.request()` always passes a timeout; its own default is nobody's wish, and would undo the rule's limits.
+_MADE_WITH = "_headrace_made"
+# `urllib3.request()` always passes a timeout. Its default is no caller's wish, and would undo the limits of the rule.
 _TIMEOUT_OF_REQUEST = inspect.signature(urllib3.request).parameters["timeout"].default
 _DEFAULT_MANAGER: object = getattr(urllib3, "_DEFAULT_POOL", None)
 
 
 class RoutedHTTPPool(HTTPConnectionPool):
-    """A manager's pool, with the calls that a route names governed. Thread-safe as the pool behind it.
+    """A manager's pool that governs the calls that a route names. Thread-safe as the pool behind it.
 
-    It has every attribute of that pool, by sharing them: what a caller reads or
-    sets here, he reads or sets there. Its own are in slots.
+    It shares every attribute of that pool: a caller that reads or sets one here
+    reads or sets it there. Its own attributes are in slots.
 
     Attributes:
         stock: The manager's own pool; it makes every call that is not ours.
@@ -93,7 +93,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
         """One call, governed as the mode of its upstream says. Blocks; the arguments are stock's.
 
         Raises:
-            UpstreamError: RefusalInFlight by circuit, pool or deadline; also a urllib3 exception, never wrapped.
+            UpstreamError: Refused by circuit, pool or deadline; also a urllib3 exception, never wrapped.
             urllib3.exceptions.HTTPError: What stock raises: MaxRetryError around what the last attempt raised,
                 or that itself where *retries* is False.
         """
@@ -113,7 +113,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
         }
         if upstream is None or upstream.mode != "enforce":
 
-            def go() -> BaseHTTPResponse:  # no partial, whose repr has the arguments, credentials among them
+            def go() -> BaseHTTPResponse:  # no partial: its repr would show the arguments, with credentials
                 return self.stock.urlopen(method, url, body, retries=wanted, **asked)
 
             wanted = retries
@@ -143,7 +143,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
         try:
             return HTTPConnectionPool.urlopen(hop, method, url, body, retries=retries, **asked)
         except RefusalInFlight:
-            pass  # raised below, outside: as the context of itself it would be a cycle
+            pass  # raised below, outside of this handler: as its own context it would be a cycle
         except BaseException as error:
             hop.tell(error)
             raise
@@ -153,19 +153,20 @@ class RoutedHTTPPool(HTTPConnectionPool):
         raise hop.take_refusal()
 
     def _upstream_of(self, url: str, headers: Mapping[str, str] | None) -> Upstream | None:
-        """Whose rules hold for a call to *url* through this pool, or None: it goes to stock."""
+        """The upstream that governs a call to *url* through this pool, or None: the call goes to stock."""
         attempt = current_attempt.get()
         if (
             attempt is not None
             and headers is not None
             and headers is getattr(attempt.message, "headers", None)
         ):
-            return None  # an attempt of the requests surface, by an adapter that picked a pool of its own
+            return None  # an attempt of the requests surface: its adapter has picked a pool of its own
         message = passing.get()
         if message is not None and headers is not None and headers is getattr(message, "headers", None):
             return None  # the requests surface has decided that it passes through
         if url.startswith("/"):
-            url = self._base + quoted(url)  # as stock will; a parser of URLs would take out tabs and newlines
+            # As stock will do it. A parser of URLs would take out tabs and newlines.
+            url = self._base + quoted(url)
         elif self.proxy is None and not self.is_same_host(url):
             return None
         upstream = self._routing.find(url)
@@ -219,20 +220,20 @@ def _observed(
 
 
 def is_stock(pool: HTTPConnectionPool) -> bool:
-    """Whether *pool* is of urllib3's own class: what a manager with other classes hands out is not reached."""
+    """Whether *pool* is of urllib3's own class. The pools of a manager with other classes are not reached."""
     return type(pool) in _FRONTS
 
 
 def routed(
     stock: HTTPConnectionPool, key: PoolKey, routing: Routing, *, manager: PoolManager
 ) -> RoutedHTTPPool:
-    """The front of *stock*: the very same as long as somebody holds it.
+    """The front of *stock*: the same object as long as anything holds it.
 
     *stock* refers to it weakly. A cycle would keep the sockets of an evicted pool
     until the next collection.
 
     Args:
-        key: Under which *manager* keeps *stock*.
+        key: The key under which *manager* keeps *stock*.
     """
     reference: weakref.ref[RoutedHTTPPool] | None = stock.__dict__.get(_FRONT)
     front = None if reference is None else reference()
@@ -243,9 +244,9 @@ def routed(
         front.stock = stock
         front._base = f"{stock.scheme}://{host}:{stock.port}"
         front._key = key
-        made = stock.__dict__.get(_MADE)
+        made = stock.__dict__.get(_MADE_WITH)
         if made is None:
-            made = stock.__dict__[_MADE] = is_settled_by_manager(manager, key), stock.conn_kw.copy()
+            made = stock.__dict__[_MADE_WITH] = is_settled_by_manager(manager, key), stock.conn_kw.copy()
         front._is_settled, front._made_with = made
         front._of_default_manager = manager is _DEFAULT_MANAGER
         front._routing = routing
@@ -277,7 +278,7 @@ class _Hop(Hop):
         *args: Any,
         **kw: Any,
     ) -> BaseHTTPResponse:
-        """Stock's next try, or a redirect: that is a call of its own, which finds its upstream anew."""
+        """Stock's next try, or a redirect. A redirect is a call of its own and finds its upstream anew."""
         if self.tries is not None:
             if retries.history[-1].redirect_location is None:
                 self.try_again(url)
@@ -306,7 +307,8 @@ class _Hop(Hop):
             headers,
             body_at,
             response_kw,
-            self.front.stock,  # not its manager: stock shares connections by pool, and who has a pool needs no manager
+            # Not its manager: stock shares connections by pool, and a caller with a pool needs no manager.
+            self.front.stock,
         )
         streamed = not response_kw["preload_content"]
         request = Request(surface, method, headers, self.timeouts, streamed, replayable)

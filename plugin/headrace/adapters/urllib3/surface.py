@@ -1,4 +1,4 @@
-"""Calls through urllib3: `hr.upstream("x").urlopen(…)`, and the surface that calls by URL share with it."""
+"""Calls through urllib3: `hr.upstream("x").urlopen(…)`, and the surface that calls by URL use as well."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from headrace.transport.stock.response import StreamedResponse
 from headrace.transport.stock.timeout import AttemptTimeout
 
 status_of: Callable[[BaseHTTPResponse], int] = operator.attrgetter("status")
-NO_RETRY = Retry(False, redirect=False)  # urllib3 treats it as immutable, and building one costs 20 calls
+NO_RETRY = Retry(False, redirect=False)  # urllib3 treats it as immutable, and a new one costs 20 calls
 
 
 def urlopen(
@@ -117,16 +117,16 @@ def _unenforced(
     """The same call where the rules are not in force: made over *stock*, and observed if they are rehearsed."""
     origin = upstream.plan.base.origin
     if headers and is_of_connection(headers):
-        stock = PlainPoolManager()  # of this call alone: all callers of a handle share the other
+        stock = PlainPoolManager()  # for this call alone: all callers of a handle share the other one
     trust = {} if upstream.plan.tls is None else trust_of(upstream.plan.tls)
     pool = stock.connection_from_host(origin.host, origin.port, origin.scheme, pool_kwargs=trust)
     if timeout is not None:
         response_kw["timeout"] = timeout
 
-    # When the head has come is part of what is judged, so it is we who read on from there.
+        # The moment when the head comes is part of what is judged. So we read on from there, not urllib3.
     is_read_here = preload_content and upstream.mode == "observe"
 
-    def go() -> BaseHTTPResponse:  # no partial, whose repr has the arguments, credentials among them
+    def go() -> BaseHTTPResponse:  # no partial: its repr would show the arguments, with credentials
         return pool.urlopen(
             method,
             target,
@@ -197,7 +197,7 @@ class UrlopenSurface:
     def send(self, attempt: Attempt) -> BaseHTTPResponse:
         response_kw = self._response_kw
         if response_kw["preload_content"]:
-            # Its head first: by that it is decided how long the body may take.
+            # The head comes first: it decides how long the body may take.
             response_kw = {**response_kw, "preload_content": False, "release_conn": None}
         return self._pool.urlopen(
             self._method,
@@ -224,7 +224,7 @@ class UrlopenSurface:
             raise
 
     def hand_out(self, answer: BaseHTTPResponse) -> None:
-        """It is: urllib3 itself would have read it."""
+        """Nothing to do: it is read, as urllib3 itself would have done."""
 
     def rewind(self) -> bool:
         return rewind(self._body, self._body_at)

@@ -1,4 +1,4 @@
-"""Whether a manager brings TLS of its own: then its calls pass through untouched. In the words of urllib3."""
+"""Whether a manager brings TLS of its own. Then its calls pass through untouched. In the words of urllib3."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from headrace.adapters.own_connections import TLS_SETTINGS
 from headrace.policy.plan import TlsPlan
 
 _MINIMUM = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
-# What a rule has, too. Anything else that a key says about TLS differs from the rule: an SSL context, a fingerprint, …
+# A rule has these, too. Anything else that a key says about TLS differs from the rule: an SSL context, a fingerprint, …
 _COMPARED = frozenset(
     {"cert_file", "key_file", "key_password", "cert_reqs", "ca_certs", "ca_cert_dir", "assert_hostname"}
     | {"server_hostname", "ssl_minimum_version", "ssl_version"}
 )
-_WITHOUT_EQUAL = tuple(f"key_{name}" for name in TLS_SETTINGS if name not in _COMPARED)
+_NOT_IN_A_RULE = tuple(f"key_{name}" for name in TLS_SETTINGS if name not in _COMPARED)
 
 
 def brings_own_tls(key: PoolKey, tls: TlsPlan, pool: Any) -> bool:
@@ -28,16 +28,16 @@ def brings_own_tls(key: PoolKey, tls: TlsPlan, pool: Any) -> bool:
     A context always does: what it trusts and presents cannot be read from it.
 
     Args:
-        pool: Made by that key; what somebody has written on it since then counts as well, but for the fields that
-            requests' own `cert_verify` writes on every pool. Its host's certificate is checked where the rule has
-            no `server_name`.
+        pool: The pool made by that key. What was written on it since then counts as well, except for the fields
+            that requests' own `cert_verify` writes on every pool. Its host's certificate is checked where the rule
+            has no `server_name`.
     """
     if (pool.assert_hostname, pool.assert_fingerprint) != (
         key.key_assert_hostname,
         key.key_assert_fingerprint,
     ):
         return True
-    if any(getattr(key, field, None) is not None for field in _WITHOUT_EQUAL):
+    if any(getattr(key, field, None) is not None for field in _NOT_IN_A_RULE):
         return True
     if (key.key_cert_file, key.key_key_file) not in ((None, None), (tls.cert, tls.key)):
         return True
@@ -57,14 +57,14 @@ def brings_own_tls(key: PoolKey, tls: TlsPlan, pool: Any) -> bool:
 
 
 def is_bundle_of(tls: TlsPlan, ca: str | os.PathLike[str]) -> bool:
-    """Whether *ca* is what the rule trusts, or a bundle that was put in the place of the library's default."""
+    """Whether *ca* is what the rule trusts, or a bundle that was put in place of the library's default."""
     path = os.fspath(ca)
     if path == tls.ca or path in bundles_of_environment():
         return True
-    # Public roots by their usual name, where the rule trusts public roots, too.
+    # Public roots by their usual name, if the rule trusts public roots, too.
     return tls.ca is None and path == certifi.where()
 
 
 def bundles_of_environment() -> tuple[str | None, ...]:
-    """CA bundles that a Session puts in the place of `verify=True`: not the call's own wish."""
+    """CA bundles that a Session puts in place of `verify=True`: they are not the call's own wish."""
     return os.environ.get("REQUESTS_CA_BUNDLE"), os.environ.get("CURL_CA_BUNDLE")
