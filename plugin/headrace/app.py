@@ -304,9 +304,8 @@ class Headrace:
     def _forget_inherited(self) -> None:
         """In a forked child: touch nothing of the parent's. The child is governed; `start()` makes the threads anew."""
         self._lock = threading.Lock()
-        self._watcher = (
-            None  # the parent has the same descriptor: a watch removed here would be removed there
-        )
+        # The parent has the same descriptor: a watch that is removed here would be removed there.
+        self._watcher = None
         self._housekeeping = Housekeeping([self._reloader.tick, self._flush])
         self._reloader.forget_inherited()
         self._stock = stock_pools()

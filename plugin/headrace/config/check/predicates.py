@@ -46,9 +46,7 @@ def _load(text: str) -> Predicate:
         target: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise LookupError(f"but there is no module {error.name}") from error
-    except (
-        Exception
-    ) as error:  # a module may do anything at its import, and the text of its error may hold anything
+    except Exception as error:  # whatever the import does; its text may hold anything
         raise LookupError(f"but its module fails at import with {type(error).__name__}") from error
     for attribute in attributes.split("."):
         try:

@@ -57,9 +57,7 @@ class _Chains:
                 own = merge(_without(under, NOT_INHERITED), own)
             if is_circular:
                 self._circular.add(link)
-            elif (
-                following == MAX_LINKS + 1
-            ):  # reported where it becomes too long, not at the links that lead there
+            elif following == MAX_LINKS + 1:  # reported where it becomes too long, not at what leads there
                 self.problems.append(self._too_long(link))
             self.done[link] = own
             current = link

@@ -175,9 +175,7 @@ def _path_of(name: str, below: Table, prefix: str) -> tuple[Path | None, str | N
             return None, prefix + "__".join(spelt) if spelt else None
         if key.children:
             word = part.lower()
-            if (
-                word not in key.children and (key.name, word) not in GONE
-            ):  # such a key is refused later, with its reason
+            if word not in key.children and (key.name, word) not in GONE:  # refused later, with its reason
                 near = did_you_mean(word, list(key.children))
                 return None, prefix + "__".join(
                     [*spelt, near.upper(), *parts[position + 1 :]]

@@ -164,9 +164,8 @@ class CallTrace:
         Args:
             label: Why it was refused or broken off, or None: its last attempt says it.
         """
-        self.performer = (
-            None  # it refers to the answer, and this object may live as long as that body is read
-        )
+        # It refers to the answer, and this object may live as long as the answer's body is read.
+        self.performer = None
         if self._spans is not None:
             self._end_attempt(self._spans)
         if self._request is not None:
