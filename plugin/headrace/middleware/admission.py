@@ -1,17 +1,17 @@
 """Which inbound request is let in, and with what: the one decision that both middlewares ask for.
 
-In comes what a middleware has found in the headers by a scan of its own, and the snapshot that the request begins with.
-Out comes one of two: the `Inbound` that the application is called for, or the `Answer` that it is not called for.
-Whatever is going to turn a request away, or to answer in the application's place, is one more step of `admit`.
+What a middleware has found in the headers by a scan of its own comes in, with the snapshot that the request begins
+with. One of two goes out: the `Inbound` that the application is called for, or the `Answer` that it is not called
+for. A new reason to turn a request away, or to answer in the application's place, is one more step of `admit`.
 
 Nothing here has a clock, a source of ids, a log or I/O of its own: all of it comes in by parameters.
 
 An id is passed on and logged unchanged, whatever its format (failures.md 45: peers throw
-away what is not a UUID), so it must not be able to end a header line or a log line.
+away what is not a UUID). So it must not be able to end a header line or a log line.
 
-White space around a value is no part of it (RFC 9110 §5.5), and not every server takes it off: uvicorn with
-httptools and werkzeug leave what comes behind. Both middlewares take it off where they take a value, with
-`BLANKS`; in place, because a function would be called for every request.
+White space around a value is no part of it (RFC 9110 §5.5). Not every server takes it off: uvicorn with
+httptools, and werkzeug, leave the space behind a value. Both middlewares take it off where they take a value, with
+`BLANKS`. They do so in place, because a function would be called for every request.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from headrace.runtime.snapshot import Snapshot
 
 MAX_ID_BYTES = 200
-"""Longer than any format in use (an AWS trace header has about 100), shorter than what would hurt a log."""
+"""Longer than any format in use (an AWS trace header has about 100), shorter than a value that would hurt a log."""
 
 is_sane_bytes = re.compile(rb"[\x21-\x7e]{1,%d}" % MAX_ID_BYTES).fullmatch
 """Whether a raw header value is 1..200 visible ASCII characters: no space, control or non-ASCII byte.
@@ -57,8 +57,8 @@ class HeaderNames:
         request_id: Of the inbound id, and of the response, lower case; request_id_bytes the same.
         deadline: Lower case; None: none is read.
         takes_id: A sane id of the caller is taken.
-        takes_trace: Somebody has a use for the trace: an upstream that it is passed on to, or the id.
-        wanted: All that is read, lower case, as ASGI has names.
+        takes_trace: The trace has a use: an upstream gets it, or the id is made of it.
+        wanted: All headers that are read, lower case, as ASGI has names.
     """
 
     __slots__ = (
@@ -90,8 +90,8 @@ class HeaderNames:
         self.wanted = frozenset(name.encode("ascii") for name in names)
 
     def read(self, headers: Sequence[tuple[bytes, bytes]]) -> tuple[Trace, list[str]]:
-        """Of *headers*, wanted ones without blanks around their values: the trace to pass on, and what the
-        deadline headers say."""
+        """The trace to pass on, and what the deadline headers say. *headers* are wanted ones, without blanks
+        around their values."""
         values: dict[str, list[str]] = {TRACEPARENT: [], TRACESTATE: [], self.deadline or "": []}
         for name, value in headers:
             values[name.decode("latin-1")].append(value.decode("latin-1"))
@@ -99,7 +99,7 @@ class HeaderNames:
 
 
 class Answer(NamedTuple):
-    """What a request gets that the application is not called for; it is counted like any other answer."""
+    """The answer to a request that the application is not called for. It is counted like any other answer."""
 
     request_id: str
     problem: ProblemAnswer
@@ -121,14 +121,14 @@ def admit(
 ) -> Admission:
     """Whether a request is let in: its id, how long it may take, what it may cause, what it belongs to.
 
-    Counts what the deadline headers say. Called with the tracing context that the request came in.
+    Counts what the deadline headers say. It is called in the tracing context that the request came in.
 
     Args:
         snapshot: The configuration that the request begins with, and keeps.
-        now: When it came, monotonic seconds. Not later: starting took some of the caller's time, too.
-        given_id: The caller's, sane; None or empty: there is none that may be taken.
-        trace: What of the caller's trace is passed on.
-        deadlines: Of each header that carries the deadline, without blanks around it.
+        now: When it came, monotonic seconds. Not later: the start took some of the caller's time, too.
+        given_id: The caller's id, sane; None or empty: there is none that may be taken.
+        trace: The part of the caller's trace that is passed on.
+        deadlines: The values of the headers that carry the deadline, without blanks around them.
         new_id: Makes an id. Asked at most once, and only where the request has brought none.
     """
     service = snapshot.configuration.service
@@ -148,7 +148,7 @@ def admit(
         if due_at is not None and due_at <= now:
             return Answer(request_id, too_late(request_id))
 
-    # Not by its `__init__`, a Python-level call of every request (counted by a test; another compares all fields).
+    # Without `__init__`, a Python-level call for every request (a test counts these; another compares all fields).
     inbound = Inbound.__new__(Inbound)
     inbound.headrace = headrace
     inbound.snapshot = snapshot
@@ -167,13 +167,13 @@ def admit(
 def deadline_at(
     plan: InboundDeadlinePlan, values: Sequence[str], service: ServiceCounters, now: float
 ) -> float | None:
-    """When the caller stops waiting; not after *now*: the request is to be refused; None: it has no deadline.
+    """When the caller stops waiting. Not after *now*: the request is to be refused. None: it has no deadline.
 
-    A header that says nothing is as good as none. One that says that the time is over is believed
-    as long as few do (`ExpiryGuard`). Counts.
+    A header that says nothing counts as none. A header that says that the time is over is believed
+    as long as few requests say so (`ExpiryGuard`). Counts.
 
     Args:
-        values: Of each header that carries the deadline; two contradict each other.
+        values: Of the headers that carry the deadline; two contradict each other.
         now: When the request came, monotonic seconds.
     """
     header = plan.header

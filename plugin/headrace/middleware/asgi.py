@@ -1,6 +1,6 @@
 """Pure ASGI middleware: what an inbound HTTP request gets, and the application's lifespan.
 
-Never Starlette's BaseHTTPMiddleware: it costs a hundred times as much and cuts
+It does not use Starlette's BaseHTTPMiddleware, which costs a hundred times as much and cuts
 context variables (failures.md 43).
 """
 
@@ -47,21 +47,21 @@ _ENDS = frozenset({"http.response.pathsend"})
 class ASGIMiddleware:
     """Governs the calls of *app*, an ASGI application.
 
-    The constructor reads, validates and compiles, so a bad file stops the boot; the
-    lifespan's startup, or the first request in a process, starts. Each request keeps
-    the snapshot it began with, gets an id, is counted and timed; handlers find the
+    The constructor reads, validates and compiles, so a bad file stops the boot. The start
+    happens in the lifespan's startup, or at the first request in a process. Each request keeps
+    the snapshot it began with, gets an id, is counted and timed. Handlers find the
     Headrace at `request.state.headrace`. Streamed answers that a request has left open end when
     the application has returned, unless `headrace.detach` has handed them on. WebSockets and
     unknown scope types pass straight through.
 
-    Wrap the application from outside, `app = ASGIMiddleware(app, "upstreams.yaml")`:
-    Starlette's `add_middleware` builds the stack only during the lifespan, where
+    Wrap the application from outside, `app = ASGIMiddleware(app, "upstreams.yaml")`.
+    Starlette's `add_middleware` builds the stack only during the lifespan, and there
     uvicorn takes any error for an application without one.
 
     Args:
         file: `upstreams.yaml`, or several files; None: HEADRACE_FILE.
-        headrace: An instance of your own, instead of a file. It is started here but
-            closed by whoever made it; one made here is closed after the
+        headrace: An instance of your own, instead of a file. It is started here, and the
+            code that made it must close it. An instance made here is closed after the
             application's shutdown.
 
     Raises:
@@ -86,7 +86,7 @@ class ASGIMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope."""
-        # Flat: five Python-level calls per request beyond the application's (counted by a test).
+        # Flat: five Python-level calls per request besides the application's (a test counts them).
         if scope["type"] != "http":
             await (self._lifespan if scope["type"] == "lifespan" else self.app)(scope, receive, send)
             return
@@ -109,7 +109,7 @@ class ASGIMiddleware:
                 elif not given_id and is_sane_bytes(value):
                     given_id = value.decode("ascii")
         trace, deadlines = names.read(found) if found else ((), ())
-        # In place, as Starlette itself does it: instrumentation outside reads the scope after the call.
+        # Changed in place, as Starlette itself does it: instrumentation outside reads the scope after the call.
         if scope.get("state") is None:
             scope["state"] = {}
         scope["state"]["headrace"] = headrace
@@ -138,7 +138,7 @@ class ASGIMiddleware:
             try:  # suppress() is three Python-level calls
                 inbound_var.reset(token)
             except ValueError:
-                pass  # an abandoned coroutine, closed by the collector in somebody else's context
+                pass  # the collector has closed an abandoned coroutine, in another context
             inbound.is_over = True
             if not response.is_over or inbound.streams or response.watch is not None:
                 await response.settle(sys.exc_info()[0])
@@ -150,17 +150,16 @@ class ASGIMiddleware:
 
     def _start_unless_given_up(self) -> None:
         self.headrace.start()
-        if (
-            self._given_up and self._is_ours
-        ):  # by whoever waited for this; if it comes later than here, it finds all
+        # The lifespan that waited for this has given up. If it does so after this line, it finds all and closes it.
+        if self._given_up and self._is_ours:
             self.headrace.close()
             self.headrace.started_in = 0
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start before the application's startup, close after its shutdown.
 
-        An application without a lifespan works too. What the application does with the
-        scope, raising included, is what the server sees.
+        An application without a lifespan works too. The server sees all that the application does
+        with the scope, its errors included.
         """
         first = await receive()
         if first["type"] == "lifespan.startup":
@@ -169,7 +168,7 @@ class ASGIMiddleware:
             except Exception as error:
                 await send({"type": "lifespan.startup.failed", "message": f"headrace did not start: {error}"})
                 return
-            except BaseException:  # cancelled; the thread that starts goes on
+            except BaseException:  # cancelled; the thread of the start goes on
                 await self._give_up()
                 raise
         if scope.get("state") is not None:
@@ -196,12 +195,12 @@ class ASGIMiddleware:
             if self._is_ours:
                 self.headrace.close()
             raise
-        except BaseException:  # cancelled amid it: no shutdown will come
+        except BaseException:  # cancelled in the middle of it: no shutdown will come
             await self._give_up()
             raise
 
     async def _give_up(self) -> None:
-        """Close once a start that is under way is over, whoever else is cancelling."""
+        """Close as soon as a start that is under way is over, however often this is cancelled."""
         self._given_up = True
         with CancelScope(shield=True):
             await self._close()
@@ -213,17 +212,17 @@ class ASGIMiddleware:
 
 
 class _Response:
-    """The response to one request: the id is added to it, it is counted once, and the request's span is told of it.
+    """The response to one request. It gets the id, it is counted once, and the request's span is told of it.
 
-    Made without an `__init__`, which would be one Python-level call more: `ASGIMiddleware.__call__` sets what has no
+    It has no `__init__`, which would be one more Python-level call. `ASGIMiddleware.__call__` sets what has no
     default here.
 
     Attributes:
         began: When the request came, monotonic seconds.
-        header, request_id: What is added, unless the application has set that header.
+        header, request_id: The header that is added, unless the application has set it.
         forward: The server's `send`.
-        tracing: None also while the request has not been admitted; then there is no `inbound`.
-        status: What was sent, or what the server is going to send; 0: nothing yet.
+        tracing: None also while the request has not been admitted. Then there is no `inbound`.
+        status: The status that was sent, or that the server is going to send; 0: none yet.
         is_over: All of it has been sent, and counted.
         watch, cancellation: Both or none.
     """
@@ -246,7 +245,7 @@ class _Response:
         """Send one message of the application."""
         tracing, kind = self.tracing, message["type"]
         if kind == "http.response.start":
-            # Nobody gets an answer that begins after its client has left.
+            # The client has left, so nobody would get an answer that begins now.
             has_left = self.cancellation is not None and self.cancellation.is_cancelled
             self.status = CLIENT_CLOSED_REQUEST if has_left else message["status"]
             headers = list(message.get("headers", ()))
@@ -257,7 +256,7 @@ class _Response:
                 headers.append((self.header, self.request_id.encode("ascii")))
                 message = {**message, "headers": headers}
             if tracing is not None and tracing.has_context():
-                tracing.tell(self.inbound)  # of what has been called by now: it may break off
+                tracing.tell(self.inbound)  # what has been called by now: the answer may break off
             await self.forward(message)
             return
         if message.get("more_body") if kind == "http.response.body" else kind not in _ENDS:
@@ -266,7 +265,7 @@ class _Response:
         if self.watch is not None:
             self.watch.is_over = True
         if tracing is not None and self.inbound.told is not None:
-            tracing.tell(self.inbound)  # before it is sent: with that the server's span ends
+            tracing.tell(self.inbound)  # before it is sent: the server's span ends with that
         await self.forward(message)
         if not self.is_over:
             self.is_over = True
@@ -283,7 +282,7 @@ class _Response:
         await self.send({"type": "http.response.body", "body": b"" if self.is_head else found.body})
 
     async def handle(self, exc: Exception) -> bool:
-        """Answer *exc* under `error_responses: map`. False: it is the server's."""
+        """Answer *exc* under `error_responses: map`. False: the error is left to the server."""
         if (
             not self.status
             and self.configuration.service.error_responses == "map"
@@ -298,12 +297,12 @@ class _Response:
             and self.cancellation.is_cancelled
             and comes_of_a_cancelled_call(exc)
         ):
-            return True  # our own doing, and there is nobody to answer: the server would make an alarm of it
+            return True  # we have caused it, and nobody waits for an answer: the server would make an alarm of it
         self.status = self.status or 500  # what the server is going to answer
         return False
 
     def watched(self, receive: Receive, headers: Any) -> Receive:
-        """A *receive* by which the request's outbound calls are aborted when its client leaves."""
+        """A *receive* that aborts the outbound calls of the request when its client leaves."""
         self.cancellation = self.inbound.cancellation = Cancellation()
         self.watch = DisconnectWatch(receive, self.cancellation.cancel)
         self.watch.start(headers)
@@ -313,7 +312,7 @@ class _Response:
         """End what the request has left open: its count, its streams, its watch.
 
         Args:
-            ends_by: What is passing through.
+            ends_by: The error that passes through, if any.
         """
         if self.status and not self.is_over and self.configuration.telemetry.served_requests:  # broken off
             self.headrace.service.served(self.status, monotonic() - self.began)
@@ -321,6 +320,6 @@ class _Response:
             self.inbound.end()
         if self.watch is not None and self.cancellation is not None:
             if ends_by is CancelledError and not self.watch.is_over:
-                self.cancellation.cancel()  # some servers tell in this way that the client has left
-            # One that the collector closes may not wait any more.
+                self.cancellation.cancel()  # some servers say in this way that the client has left
+            # A coroutine that the collector closes may not wait any more.
             await self.watch.close(waits=ends_by is not GeneratorExit)

@@ -1,9 +1,9 @@
 """Notices that the client of an ASGI request has left although the application does not ask for it.
 
-ASGI tells it as the message `http.disconnect`, behind whatever is left of the body, and only
-to who awaits `receive()`. So `receive` is called ahead of the application: one
-message at most, which waits here until it is asked for, and after the last of the
-body once more, for the disconnect.
+ASGI says so by the message `http.disconnect`. It comes behind the rest of the body, and only
+code that awaits `receive()` gets it. So `receive` is called ahead of the application, for one
+message at most, which waits here until the application asks. After the last of the
+body it is called once more, for the disconnect.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ Receive = Callable[[], Awaitable[Message]]
 class DisconnectWatch:
     """A `receive` for one request that calls *on_disconnect* when the client leaves before the response is over.
 
-    The application gets every message, once and in order. One that it gives up waiting for
-    stays for its next `receive()`. Belongs to one event loop; `close()` leaves no task behind.
+    The application gets every message, once and in order. A message that it gives up waiting for
+    stays for its next `receive()`. It belongs to one event loop; `close()` leaves no task behind.
 
-    Without an event loop of asyncio (trio), and for a request that expects `100 Continue`, which
-    asking for its body would send, nothing is read ahead: then a disconnect is noticed when
-    the application asks.
+    Two kinds of requests are not read ahead: those without an event loop of asyncio (trio), and those
+    that expect `100 Continue`, which the server would send as soon as the body is asked for. There a
+    disconnect is noticed when the application asks.
 
     Attributes:
-        is_over: The response is; a disconnect from now on is how the server ends the request.
+        is_over: The response is over. From then on, a disconnect is how the server ends the request.
     """
 
     __slots__ = ("_ahead", "_has_body", "_has_left", "_is_closed", "_on_disconnect", "_receive", "is_over")
@@ -38,15 +38,15 @@ class DisconnectWatch:
     def __init__(self, receive: Receive, on_disconnect: Callable[[], None]) -> None:
         self._receive = receive
         self._on_disconnect = on_disconnect
-        self._ahead: deque[asyncio.Future[Message]] = deque()  # not delivered; only the last may be pending
-        self._has_body = self._has_left = (
-            False  # all of it has been read from the server; that the client has
-        )
+        # Not delivered yet. Only the last one may be pending.
+        self._ahead: deque[asyncio.Future[Message]] = deque()
+        # The whole body has been read from the server; the client has left.
+        self._has_body = self._has_left = False
         self._is_closed = False
         self.is_over = False
 
     def start(self, headers: Any) -> None:
-        """Read ahead from now on, unless that could do harm. To be called on the event loop."""
+        """Read ahead from now on, unless that could do harm. Call it on the event loop."""
         if asyncio._get_running_loop() is None:
             return
         for name, value in headers:
@@ -57,37 +57,37 @@ class DisconnectWatch:
     async def receive(self) -> Message:
         """The next message, as the server's own `receive` gives it."""
         if self._ahead and (self.is_over or self._has_left or (self._has_body and not self._ahead[0].done())):
-            # Who looks for the disconnect with no time to wait (Starlette's `is_disconnected`) is told by some
-            # servers at once, whatever is left of the body.
-            message = self._at_once()
+            # Some callers look for the disconnect with no time to wait (Starlette's `is_disconnected`). Some servers
+            # tell them at once, whatever is left of the body.
+            message = self._receive_without_wait()
             if message is not None:
-                self._look_at(message)
+                self._note_message(message)
                 if message["type"] == "http.disconnect":
                     while self._ahead and self._ahead[0].done():  # nothing comes behind it
                         self._ahead.popleft()
                     return message
-                self._put_behind(message)
+                self._append_arrived(message)
         while self._ahead:
             first = self._ahead[0]
-            # Not `await first`, which would cancel it, and lose the message, when the application stops waiting.
+            # Not `await first`: when the application stops waiting, that would cancel it and lose the message.
             if not first.done():
                 await asyncio.wait((first,))
-            if self._ahead and self._ahead[0] is first:  # else somebody else who waited took it
+            if self._ahead and self._ahead[0] is first:  # otherwise another waiting task took it
                 self._ahead.popleft()
                 message = first.result()
-                # Without a body that is still to come, the next was asked for when this one came.
+                # If no more of the body is to come, the next message was asked for when this one came.
                 if message["type"] == "http.request" and message.get("more_body"):
                     self._read_ahead()
                 return message
         message = await self._receive()
-        self._look_at(message)
+        self._note_message(message)
         return message
 
     async def close(self, *, waits: bool = True) -> None:
         """Stop watching. What was read ahead and not delivered is dropped: the application has ended.
 
         Args:
-            waits: Until no task is left; False: they are only told to end.
+            waits: Wait until no task is left. False: the tasks are only told to end.
         """
         self._is_closed = True
         pending = [one for one in self._ahead if not one.done()]
@@ -97,9 +97,9 @@ class DisconnectWatch:
         if pending and waits:
             await asyncio.wait(pending)
 
-    def _at_once(self) -> Message | None:
+    def _receive_without_wait(self) -> Message | None:
         """What the server's own `receive` has to say without a wait, or None."""
-        # By hand: a task would begin with the next turn of the loop, and then it is too late.
+        # Driven by hand: a task would begin at the next turn of the loop, which is too late.
         asked = self._receive().__await__()
         try:
             next(asked)
@@ -107,13 +107,13 @@ class DisconnectWatch:
             message: Message = said.value
             return message
         try:
-            asked.close()  # of a coroutine
+            asked.close()  # if it is a coroutine
         except (AttributeError, RuntimeError):
-            pass  # of something else, which nobody waits for either
+            pass  # it is something else, which nobody waits for either
         return None
 
-    def _put_behind(self, message: Message) -> None:
-        """Have *message* delivered behind what has arrived."""
+    def _append_arrived(self, message: Message) -> None:
+        """Put *message* behind what has arrived, for delivery."""
         held: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         held.set_result(message)
         is_waiting = not self._ahead[-1].done()
@@ -124,18 +124,18 @@ class DisconnectWatch:
         if not self._is_closed and not is_waiting:
             task = asyncio.ensure_future(self._receive())
             self._ahead.append(task)
-            task.add_done_callback(self._arrived)
+            task.add_done_callback(self._on_arrival)
 
-    def _arrived(self, task: asyncio.Future[Message]) -> None:
-        # The look at the exception is what keeps asyncio from logging it should the application never ask.
+    def _on_arrival(self, task: asyncio.Future[Message]) -> None:
+        # The look at the exception keeps asyncio from logging it, in case the application never asks.
         if task.cancelled() or task.exception() is not None:
             return
         message = task.result()
-        self._look_at(message)
+        self._note_message(message)
         if message["type"] == "http.request" and not message.get("more_body"):
             self._read_ahead()
 
-    def _look_at(self, message: Message) -> None:
+    def _note_message(self, message: Message) -> None:
         if message["type"] == "http.request":
             self._has_body = self._has_body or not message.get("more_body")
         elif message["type"] == "http.disconnect":

@@ -18,9 +18,9 @@ from headrace.middleware.problems import answer
 
 
 class UpstreamErrors:
-    """Answers what a view lets out of a governed call; everything else is left to Django.
+    """Answers the error of a governed call that a view lets out. Everything else is left to Django.
 
-    Sync and async capable without an adapter in between: it does nothing on the way in.
+    It is sync and async capable without an adapter in between: it does nothing on the way in.
     """
 
     sync_capable = True

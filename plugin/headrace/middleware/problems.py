@@ -1,14 +1,14 @@
 """Answers for errors that governed calls let out, as problem+json (RFC 9457).
 
 An outer middleware never sees an exception that Flask or Django has turned into a
-500 already, so each framework has its one line:
+500 already. So each framework has its one line:
 
     Flask       app.register_error_handler(requests.RequestException, headrace.problem)
     Django      MIDDLEWARE += ["headrace.middleware.django.UpstreamErrors"]
     Starlette   exception_handlers={requests.RequestException: headrace.asgi_problem}
 
 The text of an exception never goes into an answer: requests and urllib3 put whole
-URLs there, tokens in the query included (failures.md 52).
+URLs into it, with tokens in the query (failures.md 52).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from headrace.runtime.inbound import inbound_var
 MEDIA_TYPE = "application/problem+json"
 
 CLIENT_CLOSED_REQUEST = 499
-"""nginx's status for a client that did not wait. Nobody gets it; in logs and metrics it blames no upstream."""
+"""nginx's status for a client that did not wait. Nobody gets it. In logs and metrics it blames no upstream."""
 
 
 class ProblemAnswer(NamedTuple):
@@ -59,17 +59,17 @@ _CANCELLED = _Kind(
 )
 _FAILED = _Kind(502, "upstream_failed", "Upstream failed", 'upstream "{}" could not be reached or broke off')
 
-# By name: only transport/ and adapters/ import an HTTP library.
+# Compared by name: only transport/ and adapters/ import an HTTP library.
 _TIMEOUT_CLASSES = frozenset(
     {("requests.exceptions", "Timeout"), ("urllib3.exceptions", "TimeoutError"), ("builtins", "TimeoutError")}
 )
 
 
 def answer(exc: BaseException) -> ProblemAnswer | None:
-    """The answer for *exc*, or None when it carries no record, so that it is none of headrace's business.
+    """The answer for *exc*, or None when it carries no record: then it is none of headrace's business.
 
-    Refused or pool full 503 with `Retry-After`, timeout or deadline 504, cancelled because the client
-    has left 499, anything else 502.
+    Refused, or pool full: 503 with `Retry-After`. Timeout or deadline: 504. Cancelled because the client
+    has left: 499. Anything else: 502.
     """
     record = record_of(exc)
     if record is None:
@@ -112,7 +112,7 @@ def too_late(request_id: str) -> ProblemAnswer:
 
 
 def report_mapped(found: ProblemAnswer, exc: Exception, request_id: str) -> None:
-    """Log that *exc* is answered by *found*: the server, which would have made an alarm of it, sees nothing of it."""
+    """Log that *exc* is answered by *found*. The server, which would have made an alarm of it, does not see it."""
     record = record_of(exc)
     emit(
         ErrorMapped(
@@ -125,9 +125,9 @@ def report_mapped(found: ProblemAnswer, exc: Exception, request_id: str) -> None
 
 
 def comes_of_a_cancelled_call(exc: BaseException) -> bool:
-    """Whether *exc* is what a call, or the body of an answer, was cancelled with, or wraps it and says so.
+    """Whether *exc* is the error that a call, or the body of an answer, was cancelled with, or names it as its cause.
 
-    One that merely came up while such an error was handled is another's.
+    An error that merely came up while such an error was handled is another matter.
     """
     seen: list[BaseException] = []
     todo = [exc]
@@ -161,7 +161,7 @@ def problem(exc: Exception) -> ProblemAnswer:
 async def asgi_problem(request: Request, exc: Exception) -> Response:
     """The answer for *exc*; a Starlette or FastAPI exception handler.
 
-    A coroutine, so that it needs no worker thread: they may all be waiting for the
+    It is a coroutine, so that it needs no worker thread: all of these may be waiting for the
     upstream that failed.
 
     Raises:

@@ -1,12 +1,12 @@
 """WSGI middleware (PEP 3333): what an inbound request gets.
 
 The call of the application, each step of its iteration and its `close()` run in one
-copied context: a generator that starts a `requests` call in its body sees the request
-it belongs to, and nothing it sets leaks into the next request of the thread.
+copied context. A generator that starts a `requests` call in its body sees the request
+it belongs to, and nothing that it sets leaks into the next request of the thread.
 
-A caller that wants what leaks says so: werkzeug's debugger and the `with` of Flask's test client
+A caller that wants the leak says so. werkzeug's debugger and the `with` of Flask's test client
 go on with the contexts that the application has entered (`werkzeug.debug.preserve_context`), and leave
-them where they were entered. Then each step runs in the caller's own context.
+them where they were entered. For these, each step runs in the caller's own context.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ _KEEPS_CONTEXT = "werkzeug.debug.preserve_context"
 class WSGIMiddleware:
     """Governs the calls of *app*, a WSGI application.
 
-    The constructor reads, validates and compiles, so a bad file stops the boot; the
-    first request in a process starts. Each request keeps the snapshot it began with,
-    gets an id, is counted and timed; the application finds the Headrace at
+    The constructor reads, validates and compiles, so a bad file stops the boot. The start happens
+    at the first request in a process. Each request keeps the snapshot it began with,
+    gets an id, is counted and timed. The application finds the Headrace at
     `environ["headrace.instance"]`. Streamed answers that a request has left open end after the
     `close()` of its iterable, unless `headrace.detach` has handed them on. WSGI has no shutdown: a
     Headrace made here is closed at exit.
 
-    A list or tuple is returned as it is, since no code of the application runs in its
-    iteration and the server may want its length; the server's own `wsgi.file_wrapper`
-    is returned as it is too, so that sendfile keeps working.
+    A list or tuple is returned as it is: no code of the application runs in its
+    iteration, and the server may want its length. The server's own `wsgi.file_wrapper`
+    is returned as it is, too, so that sendfile keeps working.
 
     Args:
         file: `upstreams.yaml`, or several files; None: HEADRACE_FILE.
@@ -79,7 +79,7 @@ class WSGIMiddleware:
             raise TypeError("give a file (and registry), or headrace=…, not both: a Headrace has its own")
         self.app = app
         self.headrace: Headrace = headrace if headrace is not None else Headrace(file, registry=registry)
-        self._keys: _Keys | None = None
+        self._keys: _EnvironKeys | None = None
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
@@ -90,14 +90,14 @@ class WSGIMiddleware:
         snapshot = headrace.snapshot
         keys = self._keys
         if keys is None or keys.configuration is not snapshot.configuration:
-            keys = self._keys_of(snapshot.configuration)
+            keys = self._environ_keys_of(snapshot.configuration)
 
         given_id = environ.get(keys.request_id) if keys.takes_id else None
         if given_id is not None and not is_sane_text(given_id := given_id.strip(BLANKS)):
             given_id = None
         trace: Trace = ()
         if keys.takes_trace and (traceparent := environ.get("HTTP_TRACEPARENT")) is not None:
-            # The server has joined what came in several headers by commas.
+            # The server has joined the values of several headers by commas.
             state = environ.get("HTTP_TRACESTATE")
             trace = trace_of([traceparent.strip(BLANKS)], [] if state is None else [state])
         deadline = None if keys.deadline is None else environ.get(keys.deadline)
@@ -114,7 +114,7 @@ class WSGIMiddleware:
         exchange.tracing = snapshot.tracing
         run: Callable[..., Any]
         if _KEEPS_CONTEXT in environ:
-            exchange.run = run = partial(_within, inbound)
+            exchange.run = run = partial(_run_bound, inbound)
         else:
             run = exchange.run
             run(inbound_var.set, inbound)
@@ -126,7 +126,7 @@ class WSGIMiddleware:
                 return exchange.failed(exc)
             raise
         if type(body) is list or type(body) is tuple:
-            # Not end(), a Python-level call, unless there is something to end.
+            # end() is a Python-level call, so it is made only if there is something to end.
             inbound.is_over = True
             if inbound.streams:
                 inbound.end()
@@ -139,17 +139,17 @@ class WSGIMiddleware:
         exchange.body = body
         return exchange
 
-    def _keys_of(self, configuration: Configuration) -> _Keys:
+    def _environ_keys_of(self, configuration: Configuration) -> _EnvironKeys:
         if configuration.service.cancel_on_disconnect:
             text = (
                 "service.cancel_on_disconnect has no effect under WSGI: no server tells when a client leaves"
             )
             emit(ConfigWarning(text))
-        self._keys = keys = _Keys(configuration)
+        self._keys = keys = _EnvironKeys(configuration)
         return keys
 
 
-class _Keys:
+class _EnvironKeys:
     """Which keys of the environ count under one configuration. Made once for each; requests read it."""
 
     __slots__ = ("configuration", "deadline", "request_id", "takes_id", "takes_trace")
@@ -163,8 +163,8 @@ class _Keys:
         self.deadline = None if names.deadline is None else _key_of(names.deadline)
 
 
-def _within(inbound: Inbound, function: Callable[..., Any], *args: Any) -> Any:
-    """What *function* answers; while it runs, the caller's own context belongs to *inbound*."""
+def _run_bound(inbound: Inbound, function: Callable[..., Any], *args: Any) -> Any:
+    """What *function* answers. While it runs, the caller's own context belongs to *inbound*."""
     token = inbound_var.set(inbound)
     try:
         return function(*args)
@@ -225,7 +225,7 @@ class _AnswerIterable:
         self.inbound: Inbound | None = None
 
     def start_response(self, status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
-        """The server's, with the request id added unless the application set one; exc_info goes through."""
+        """The server's, with the request id added unless the application has set one. exc_info goes through."""
         self._status = int(status[:3])
         wanted = self._configuration.service.request_id.header.lower()
         for name, _ in headers:
@@ -238,7 +238,7 @@ class _AnswerIterable:
             self.tracing.tell(self.inbound)
         write = self._start_response(status, headers, *exc_info)
         if self._configuration.service.error_responses == "propagate":
-            return write  # nobody asks whether something was sent
+            return write  # whether something was sent is asked by nobody
 
         def noted_write(data: bytes) -> object:
             self._is_sending = True
@@ -291,15 +291,15 @@ class _AnswerIterable:
             self._headrace.service.served(self._status, monotonic() - self._began)
 
     def count_at_close_of(self, body: Any) -> None:
-        """Put our `close` in place of that of a file wrapper, whose class the server recognises."""
-        self.body = _Closing(body.close) if hasattr(body, "close") else ()
+        """Put our `close` in place of that of a file wrapper. The server recognises the wrapper by its class."""
+        self.body = _ReplacedClose(body.close) if hasattr(body, "close") else ()
         try:
             body.close = self.close
         except AttributeError:  # an extension type
             self.count()
 
     def failed(self, exc: Exception) -> Iterable[bytes]:
-        """The answer for *exc* under `error_responses: map`, else raises it; to be called in its handler."""
+        """The answer for *exc* under `error_responses: map`, else raises *exc*. Call it in the handler of *exc*."""
         found = self._mapped(exc)
         if found is None:
             if not self._is_sending:
@@ -307,8 +307,8 @@ class _AnswerIterable:
             if self._iterator is None:  # the server got nothing it could close
                 self.count()
             raise exc
-        # With exc_info only if it is a second call: the server then raises the original again should it have
-        # sent headers after all. werkzeug's test client raises it in any case.
+        # exc_info is passed only at a second call. The server then raises the original again if it has sent headers
+        # after all. werkzeug's test client raises it in any case.
         body = self._start_answer(found, *((sys.exc_info(),) if self._status else ()))
         report_mapped(found, exc, self._request_id)
         if self._iterator is None:
@@ -333,7 +333,7 @@ class _AnswerIterable:
         return found
 
 
-class _Closing:
+class _ReplacedClose:
     """Remembers the `close` that was replaced."""
 
     __slots__ = ("close",)
