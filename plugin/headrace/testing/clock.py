@@ -19,7 +19,7 @@ class VirtualClock:
         return self.now
 
     def advance(self, delta_s: float) -> float:
-        """Let time pass. Mutates; gives the new instant."""
+        """Let time pass. Mutates; answers the new instant."""
         # To the nanosecond: a hundred tenths of a second are ten seconds, not a little less.
         self.now = round(self.now + delta_s, 9)
         return self.now

@@ -1,4 +1,4 @@
-"""One test's headrace is no other test's: what it starts ends with it, what it teaches is forgotten."""
+"""One test's headrace is no other test's. What a test starts ends with it, and what it teaches is forgotten."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from headrace.observe.isolation import each
 from headrace.runtime.inbound import inbound_var
 from headrace.transport.attempt import current_attempt
 
-_BOUND: tuple[tuple[ContextVar[Any], Any], ...] = (
+_VARIABLES: tuple[tuple[ContextVar[Any], Any], ...] = (
     (inbound_var, None),
     (current_attempt, None),
     (settled, False),
     (passing, None),
     (call_by_name, None),
 )
-"""Each context variable of ours, with what it holds outside of everything."""
+"""Each context variable of ours, with its value outside of any request or call."""
 
 
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
-    """Inside, no inbound request is bound and no circuit or budget knows anything; afterwards all is as it was.
+    """Inside, no inbound request is bound and no circuit or budget knows anything. Afterwards all is as it was.
 
-    Instances started inside are closed; one that a middleware serves from starts again with
-    the next request. Instances that ran before run on, and forget at both ends what they
+    Instances started inside are closed. One that a middleware serves from starts again with
+    the next request. Instances that ran before run on. They forget at both ends what they
     have learned; their connections and counts stay. Patches that a mock has thrown out
-    or brought back are put right, in whatever order it was entered and left.
+    or brought back are put right, in whatever order the mock was entered and left.
 
-    Not for tests that run side by side in the threads of one process: all of it is process-wide.
+    It is not for tests that run side by side in threads of one process: all of it is process-wide.
     """
     before = install.owners()
-    outside = [(variable, variable.get()) for variable, _ in _BOUND]
+    outside = [(variable, variable.get()) for variable, _ in _VARIABLES]
     _forget()
     install.repair()
-    for variable, nothing in _BOUND:
+    for variable, nothing in _VARIABLES:
         variable.set(nothing)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a scripted upstream does with the attempts that reach it, in the words that the file's rules are written in."""
+"""What a scripted upstream does with the attempts that reach it, in the words of the file's rules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ What: TypeAlias = int | str
 `pool_timeout`, `pool_rejected`, `cancelled` (the caller goes away meanwhile), `local_error`."""
 
 _FAULTS = {fault.value: fault for fault in Fault}
-_AT_ONCE = frozenset({Fault.POOL_TIMEOUT, Fault.POOL_REJECTED, Fault.LOCAL_ERROR})
+_TAKE_NO_TIME = frozenset({Fault.POOL_TIMEOUT, Fault.POOL_REJECTED, Fault.LOCAL_ERROR})
 
 
 class ScriptExhausted(HeadraceError, LookupError):
@@ -31,7 +31,7 @@ class Reply:
 
     Attributes:
         what: A status code, or why there is no answer.
-        takes_s: When it comes, seconds into the attempt; inf: not before a limit cuts the attempt.
+        takes_s: When it comes, seconds into the attempt. inf: not before a limit cuts the attempt.
         retry_after_s: The answer's `Retry-After`, seconds from then, or None.
         body: The answer's; empty when there is none.
     """
@@ -46,13 +46,13 @@ def reply(what: What, *, takes: str | None, retry_after: str | None, body: bytes
     """What the test's words stand for.
 
     Raises:
-        ValueError: A word, status or duration that is none; or one that does not go with the other.
+        ValueError: A word, status or duration is none, or they do not go together.
     """
-    meant = _meant(what)
+    meant = _status_or_fault(what)
     if (retry_after is not None or body) and isinstance(meant, Fault):
         option = "body" if retry_after is None else "retry_after"
         raise ValueError(f"{option}= belongs to an answer, and {meant.value!r} is none")
-    if takes is not None and meant in _AT_ONCE:
+    if takes is not None and meant in _TAKE_NO_TIME:
         raise ValueError(
             f"takes= does not go with {what!r}: how long that takes is up to the file's own limits"
         )
@@ -76,7 +76,7 @@ def seconds(duration: str) -> float:
         raise ValueError(f"{duration!r} is not a duration; {fix}") from None
 
 
-def _meant(what: What) -> int | Fault:
+def _status_or_fault(what: What) -> int | Fault:
     if isinstance(what, int) and not isinstance(what, bool):
         if 100 <= what <= 599:
             return what
@@ -89,7 +89,7 @@ def _meant(what: What) -> int | Fault:
 
 
 class Script:
-    """Replies in their order, and what comes when they are played out. Not thread-safe.
+    """Replies in their order, and what follows when they are played out. Not thread-safe.
 
     Attributes:
         waiting: Replies that no attempt has met yet.
@@ -102,7 +102,7 @@ class Script:
         self._rest: Callable[[float], Reply] | None = None
 
     def then_always(self, rest: Callable[[float], Reply]) -> None:
-        """Answer with what *rest* makes of the instant, once the replies are played out. Mutates."""
+        """Once the replies are played out, answer what *rest* makes of the instant. Mutates."""
         self._rest = rest
 
     def next(self, at_s: float) -> Reply:

@@ -1,10 +1,10 @@
 """The rules of a file on a virtual clock, against upstreams that do what a test says.
 
-What decides is the real thing: the configuration loader, the exchange, the circuit, the
-retry budget and the engine's loop. What is played is the wire: an attempt takes what
+The deciding parts are the real ones: the configuration loader, the exchange, the circuit, the
+retry budget and the engine's loop. Only the wire is played: an attempt takes as long as
 the script says, and is cut where the file's own limits would have cut it. There is no
-socket, no thread, no real time, and no chance unless a seed is given. Long by what it says to its users: what a test
-may write is documented here, and the code is the smaller part.
+socket, no thread, no real time, and no chance unless a seed is given. The module is long because of its documentation:
+all that a test may write is described here, and the code is the smaller part.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from headrace.testing.wire import CallerLeft, ScriptedAttempt
 class Simulation:
     """One file's upstreams, all on one clock that begins at 0.
 
-    Every rule is played as if `mode: enforce` were written: what a rule will do is the
-    question here, not whether it is in force. `call` makes one call at a time, `traffic` many that overlap.
+    Every rule is played as if `mode: enforce` were written. The question here is what a rule will do,
+    not whether it is in force. `call` makes one call at a time, `traffic` many that overlap.
 
     Args:
         file: The YAML file, or several (later wins).
-        env: What the file's `${env:…}` and `HEADRACE_…` find. The process's own environment is not
-            read, so that the result depends on what the test says alone.
-        seed: Of every random draw. None: each draw is the middle of what it may be, so
-            `open_for` is its base and a back-off half its bound, and instants are round.
+        env: The environment for the file's `${env:…}` and `HEADRACE_…`. The process's own is not
+            read, so that the result depends only on what the test says.
+        seed: Of every random draw. None: each draw is the middle of its range. So
+            `open_for` is its base, a back-off half its bound, and instants are round.
 
     Raises:
         ConfigError: The files have problems; all of them are in the text.
@@ -62,7 +62,7 @@ class Simulation:
     ) -> None:
         self._configuration = load(file, env=env or {})
         self._clock = VirtualClock(0.0)
-        rng = _middle if seed is None else random.Random(seed).random
+        rng = _middle_of_range if seed is None else random.Random(seed).random
         self._inbound: _Inbound | None = None
         self._upstreams = {
             name: SimulatedUpstream(self, plan, self._clock, rng)
@@ -76,7 +76,7 @@ class Simulation:
 
     @property
     def digest(self) -> str:
-        """Of the configuration, as in the status of a process that has it in force."""
+        """Digest of the configuration, as in the status of a process that has it in force."""
         return self._configuration.digest
 
     @property
@@ -85,7 +85,7 @@ class Simulation:
         return self._inbound
 
     def upstream(self, name: str) -> SimulatedUpstream:
-        """The upstream called *name*; each time the same object.
+        """The upstream called *name*. It is the same object each time.
 
         Raises:
             UnknownUpstream: The file has no such name.
@@ -106,7 +106,7 @@ class Simulation:
         """Calls made inside belong to one inbound request: one allowance of retries, and one deadline.
 
         Args:
-            deadline: How long its caller waits, from now; None: it does not say. `service.deadline` counts, too.
+            deadline: How long its caller waits, from now. None: it does not say. `service.deadline` counts, too.
         """
         outer = self._inbound
         service = self._configuration.service
@@ -131,10 +131,10 @@ class _Inbound:
 
 
 class SimulatedUpstream:
-    """One upstream: say what it does, call it, and look at what came of it.
+    """One upstream: say what it does, call it, and look at the result.
 
     Attributes:
-        timeline: Attempts (at their end), pauses (at their begin), transitions, refusals.
+        timeline: Attempts (at their end), pauses (at their beginning), transitions, refusals.
         transitions: Of the circuit: when, and to which state.
         arrived: Attempts of which at least a byte may have reached it.
     """
@@ -150,7 +150,7 @@ class SimulatedUpstream:
         self._circuit = Circuit(
             plan.circuit_breaker,
             rng=rng,
-            on_transition=self._changed,
+            on_transition=self._note_transition,
             on_waived=lambda refused: self._note(f"would be refused: {refused}"),
         )
         self._budget = RetryBudget(plan.retry.budget)
@@ -170,13 +170,13 @@ class SimulatedUpstream:
 
         Args:
             what: Status codes, and words for no answer, such as `timeout` or `reset`; see `script.What`.
-            takes: Time until then, as `80ms`; what is longer than a limit of the file is cut there.
-                None: none at all, and for `timeout` until it is cut.
+            takes: Time until then, as `80ms`. A time longer than a limit of the file is cut there.
+                None: no time at all, and for `timeout` until it is cut.
             retry_after: The answer's `Retry-After`.
             body: The answer's, for the file's `failure_if`.
 
         Raises:
-            ValueError: Something that is none of these; the text says what to write.
+            ValueError: Something is none of these. The text says what to write.
         """
         if not what or times < 1:
             raise ValueError("nothing to answer: give at least one status or word, and times= of at least 1")
@@ -195,7 +195,7 @@ class SimulatedUpstream:
 
         Args:
             what: As for `answers`, or a function of the instant (seconds since the simulation began) that
-                says it: an outage from the tenth to the fortieth second.
+                answers it: an outage from the tenth to the fortieth second, for example.
         """
         if callable(what):
             says = what
@@ -207,12 +207,12 @@ class SimulatedUpstream:
             self._script.then_always(lambda at_s: always)
 
     def call(self, method: str = "GET", *, replayable: bool = True, keyed: bool = False) -> CallResult:
-        """Make one call, to its end: attempts, pauses and all. Advances the clock by what that takes.
+        """Make one call, to its end, with attempts and pauses. Advances the clock by the time that this takes.
 
         Args:
             replayable: False: the body is a generator, which can be sent only once.
-            keyed: The call brings an idempotency key, under the header that the file names; one that the file has
-                or makes needs no saying.
+            keyed: The call brings an idempotency key, under the header that the file names. A key that the file has
+                or makes need not be named.
 
         Raises:
             ScriptExhausted: An attempt was made and nothing says what it meets.
@@ -279,9 +279,9 @@ class SimulatedUpstream:
         return result
 
     def traffic(self, *, every: str, times: int, method: str = "GET") -> Traffic:
-        """Make *times* calls, one *every* so often, which overlap: none waits for another. Advances the clock.
+        """Make *times* calls, one *every* so often. They overlap: none waits for another. Advances the clock.
 
-        The timeline tells of the circuit only; no pool is in the way, and a refused call gets no fallback.
+        The timeline tells of the circuit only. No pool is in the way, and a refused call gets no fallback.
 
         Args:
             every: Written as in the file (`10ms`): 100 calls a second.
@@ -297,7 +297,7 @@ class SimulatedUpstream:
             deadline_at = None if inbound is None else inbound.deadline_at
             exchange = self._exchange(method.upper(), replayable=True, headers=(), deadline_at=deadline_at)
             attempt = ScriptedAttempt(
-                self._plan, self._script, self._clock, _untold, deadline_at=exchange.deadline_at
+                self._plan, self._script, self._clock, _tell_nobody, deadline_at=exchange.deadline_at
             )
             made.append(attempt)
             return exchange, attempt
@@ -338,7 +338,7 @@ class SimulatedUpstream:
         headers: Sequence[str],
         deadline_at: float | None,
     ) -> CallResult:
-        """What the refused call gets instead. The headers that it sets go along, a key among them."""
+        """What the refused call gets instead. The headers that the call sets go along, its key included."""
         if divert.upstream is None:
             fallback = self._plan.fallback
             assert fallback is not None, "the exchange diverts by its plan"
@@ -389,7 +389,7 @@ class SimulatedUpstream:
     def _note(self, what: str) -> None:
         self.timeline.note(self._clock.now, what)
 
-    def _changed(self, transition: Transition) -> None:
+    def _note_transition(self, transition: Transition) -> None:
         to = transition.to_state
         what = f"circuit {to} ({transition.reason})"
         if transition.open_for_s is not None:
@@ -400,11 +400,11 @@ class SimulatedUpstream:
 
 @dataclass(frozen=True, slots=True)
 class CallResult:
-    """What a call has come to. A refused call is a result here, too; nothing is raised.
+    """What became of a call. A refused call is a result here, too; nothing is raised.
 
     Attributes:
         headrace: The record, as on a response or exception of a real call.
-        status: Of the answer that the caller gets, or None when that is an error.
+        status: Of the answer that the caller gets, or None when the caller gets an error.
         pauses_s: Seconds.
         began_s: Seconds since the simulation began.
         took_s: Seconds, pauses and all.
@@ -426,20 +426,20 @@ class CallResult:
 
 
 def _status_kept(outcomes: Sequence[Outcome]) -> int | None:
-    """Status of the answer that the caller gets: without a connection for another attempt, that of the one before."""
+    """Status of the answer that the caller gets. Without a connection for another attempt, it is the one before."""
     for outcome in reversed(outcomes):
         if outcome.fault is not Fault.POOL_TIMEOUT and outcome.fault is not Fault.POOL_REJECTED:
             return outcome.status
     return None
 
 
-def _untold(what: str) -> None:
-    """Thousands of attempts are no story."""
+def _tell_nobody(what: str) -> None:
+    """For the many attempts of `traffic`: nobody would read them on a timeline."""
 
 
 def _duration(value_s: float) -> str:
     return format_duration(round(value_s, 6))
 
 
-def _middle() -> float:
+def _middle_of_range() -> float:
     return 0.5

@@ -1,4 +1,4 @@
-"""What happened, and when: written to be compared with what was expected, and to be read when it differs."""
+"""What happened, and when. It is compared with what was expected, and read when the two differ."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Timeline(list[Moment]):
     """Moments in the order of time; `str()` is a line for each."""
 
     def note(self, at_s: float, what: str) -> None:
-        """Add a moment where it belongs: time alone may have decided something before it was noticed. Mutates."""
+        """Add a moment at its place in time: time alone may have decided something before it was noticed. Mutates."""
         insort(self, Moment(round(at_s, 6), what), key=_at)
 
     def __str__(self) -> str:
@@ -35,7 +35,7 @@ class Timeline(list[Moment]):
 
 
 def differences(happened: Timeline, expected: Iterable[object]) -> list[str]:
-    """Both line by line: `-` was expected and did not happen, `+` happened and was not expected."""
+    """Both, line by line. `-` was expected and did not happen, `+` happened and was not expected."""
     return [line for line in ndiff(_lines(expected), _lines(happened)) if line[0] != "?"]
 
 

@@ -23,8 +23,8 @@ class Traffic:
 
     Attributes:
         calls: How many were made.
-        failed: Of them, those that ended without an answer, or with one that `failure_on` names.
-        refused: Of them, those that the circuit refused before anything was sent.
+        failed: Those that ended without an answer, or with one that `failure_on` names.
+        refused: Those that the circuit refused before anything was sent.
         took_s: From the first to the end of the last, seconds.
     """
 
@@ -47,7 +47,7 @@ class Meets(Protocol):
 
 
 def steps(exchange: Exchange, attempt: Meets, clock: Callable[[], float]) -> Steps:
-    """Drive *exchange* to its end, as `engine.blocking.run` does, with the waiting left to whoever steps."""
+    """Drive *exchange* to its end, as `engine.blocking.run` does. The code that steps does the waiting."""
     try:
         while True:
             decision = exchange.decide(clock())
@@ -59,7 +59,7 @@ def steps(exchange: Exchange, attempt: Meets, clock: Callable[[], float]) -> Ste
                 case Sleep():
                     yield decision.delay_s
                 case Divert():
-                    return decision.otherwise  # what stands in is no answer of this upstream
+                    return decision.otherwise  # the fallback is no answer of this upstream
                 case Finish() | Refuse():
                     return decision
                 case _:
@@ -77,9 +77,8 @@ def play(
         begin: A new call, at the instant of asking.
     """
     began_s, begun, failed, refused = clock.now, 0, 0, 0
-    waiting: list[
-        tuple[float, int, Steps, Exchange]
-    ] = []  # when it goes on, and in which order it was told so
+    # When each call goes on, and the order in which that was set.
+    waiting: list[tuple[float, int, Steps, Exchange]] = []
     told = 0
     while waiting or begun < times:
         begins_at = began_s + begun * every_s

@@ -17,15 +17,15 @@ _NEVER_SENT = frozenset({Fault.CONNECT_FAILURE, Fault.TLS_FAILURE, Fault.CERTIFI
 
 
 class CallerLeft(BaseException):
-    """What a caller who goes away looks like to the engine: neither an answer nor an error of the attempt."""
+    """A caller that goes away, as the engine sees it: neither an answer nor an error of the attempt."""
 
 
 class ScriptedAttempt:
     """A `Performer` that plays a script, cut where the limits of *plan* would have cut it.
 
     Args:
-        tell: Told of each attempt when it is over.
-        deadline_at: Of the call, or None.
+        tell: It is told of each attempt when that is over.
+        deadline_at: Deadline of the call, or None.
 
     Attributes:
         sent: Attempts of which at least a byte may have arrived; count.
@@ -65,7 +65,7 @@ class ScriptedAttempt:
 
         Raises:
             ScriptExhausted: There is none.
-            CallerLeft: It says that the caller goes away.
+            CallerLeft: The reply says that the caller goes away.
         """
         outcome, body = self._meet(send)
         self._clock.advance(outcome.wait_s + outcome.duration_s)
@@ -77,11 +77,11 @@ class ScriptedAttempt:
         return outcome
 
     def resend(self, resend: Resend) -> Outcome | None:
-        """Nothing is: no connection is reused."""
+        """Nothing to do: no connection is reused."""
         return None
 
     def meet(self, send: Send | Resend) -> Outcome:
-        """What becomes of the attempt, as it will be known after its time. The clock stays, and nothing is told.
+        """What becomes of the attempt, as it will be known after its time. The clock stands still, and nothing is told.
 
         Raises:
             ScriptExhausted: There is no reply.
@@ -109,15 +109,16 @@ class ScriptedAttempt:
             return Outcome(fault=what)
         if isinstance(what, Fault) and what in _NEVER_SENT:
             timeouts = self._timeouts
-            # No time passes in TCP where it is TLS that fails.
+            # Where TLS fails, no time passes in TCP.
             step_s = timeouts.connect_s if what is Fault.CONNECT_FAILURE else timeouts.tls_handshake_s
             connect_s = min(step_s, limit_s)
             if takes_s <= connect_s:
                 return Outcome(fault=what, connect_s=takes_s, duration_s=takes_s)
-            # Who the peer is comes to light only at the end of the handshake.
+            # The identity of the peer comes to light only at the end of the handshake.
             late = Fault.TLS_FAILURE if what is Fault.CERTIFICATE else what
             return Outcome(fault=late, cut=True, connect_s=connect_s, duration_s=connect_s)
-        answer_s = min(self._timeouts.read_s, limit_s)  # nothing comes before it, so all of it is silence
+        # Nothing comes before the answer, so all of this time is silence.
+        answer_s = min(self._timeouts.read_s, limit_s)
         if what is Fault.TIMEOUT or takes_s > answer_s:
             duration_s = min(takes_s, answer_s)
             return Outcome(fault=Fault.TIMEOUT, sent=True, cut=True, connect_s=0.0, duration_s=duration_s)
@@ -132,7 +133,7 @@ class ScriptedAttempt:
         )
 
     def _is_condemned(self, status: int, body: bytes) -> bool:
-        """Whether `failure_if` calls the answer a failure; False, and told, where it raises: as in a real call."""
+        """Whether `failure_if` calls the answer a failure. Where it raises: False, and told, as in a real call."""
         if self._is_failure is None or status in self._failures:
             return False
         try:
@@ -149,7 +150,7 @@ class ScriptedAttempt:
 
 
 def _response(status: int, body: bytes) -> Response:
-    """What `failure_if` is asked about: a `requests.Response` with nothing but a status and a body."""
+    """The answer for `failure_if`: a `requests.Response` with nothing but a status and a body."""
     response = Response()
     response.status_code = status
     response._content = body
