@@ -288,7 +288,7 @@ class _Response:
             and self.configuration.service.error_responses == "map"
             and (found := answer(exc)) is not None
         ):
-            if found.status != CLIENT_CLOSED_REQUEST:  # that is nobody's trouble
+            if found.status != CLIENT_CLOSED_REQUEST:  # a client that has left is no error
                 report_mapped(found, exc, self.request_id)
             await self.answer(found)
             return True

@@ -238,7 +238,7 @@ class _AnswerIterable:
             self.tracing.tell(self.inbound)
         write = self._start_response(status, headers, *exc_info)
         if self._configuration.service.error_responses == "propagate":
-            return write  # whether something was sent is asked by nobody
+            return write  # no caller asks whether something was sent
 
         def noted_write(data: bytes) -> object:
             self._is_sending = True

@@ -112,11 +112,8 @@ def _attempt(upstream: Upstream, base: Path, written: Written) -> Path:
     """Where it is written how long an attempt may take."""
     path = (*base, "timeouts", "attempt")
     if not written.is_given(path) and upstream.timeouts.attempt == upstream.timeouts.deadline:
-        return (
-            *base,
-            "timeouts",
-            "deadline",
-        )  # the default was cut to the deadline, which is what somebody wrote
+        # The default was cut to the deadline, and the deadline is the one that is written.
+        return (*base, "timeouts", "deadline")
     return path
 
 

@@ -1,4 +1,4 @@
-"""Findings that are not errors: rules that hold, but hardly as their author thinks."""
+"""Findings that are not errors: rules that hold, but probably not as their author thinks."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class EffectiveValues:
         return bool(self._value(names) != getattr(default, names[-1]))
 
     def is_given(self, *path: str) -> bool:
-        """Whether anybody wrote a value at *path*, inherited ones included."""
+        """Whether a value is written at *path*, inherited ones included."""
         return self.written.is_given((*self.base, *path))
 
     def words(self, *path: str) -> list[str | int]:

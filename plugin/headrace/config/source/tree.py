@@ -131,7 +131,7 @@ def node_at(root: Node, path: Path) -> Node | None:
 
 
 def mark_of(root: Node, path: Path) -> Mark:
-    """Where *path* is written, or else the nearest thing around it that is."""
+    """Where *path* is written, or the nearest thing around it that is written."""
     while path and node_at(root, path) is None:
         path = path[:-1]
     node = node_at(root, path)

@@ -6,8 +6,8 @@ words from them, so an error text, the key reference and the schema cannot disag
 
 pydantic calls the readers with plain values and knows nothing of marks. A reader refuses with a short word
 ("duration_range"), and `config.check.validate` makes a message of it. Readers never put the value into an error: only
-`validate` knows whether it is a secret. A range has a reason, and where it is not plain to see, the class or constant
-says whose it is.
+`validate` knows whether it is a secret. A range has a reason. Where it is not plain to see, the class or constant
+names its source.
 """
 
 from __future__ import annotations

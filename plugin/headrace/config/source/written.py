@@ -42,7 +42,7 @@ class Written:
         return not any(path[:length] in self.refused for path in paths for length in range(1, len(path) + 1))
 
     def is_given(self, path: Path) -> bool:
-        """Whether anybody wrote a value at *path*, inherited ones included."""
+        """Whether a value is written at *path*, inherited ones included."""
         return node_at(self.tree, path) is not None
 
     def rank(self, path: Path) -> Rank:

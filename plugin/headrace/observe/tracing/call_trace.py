@@ -87,7 +87,7 @@ class CallTrace:
         self.performer: Performer | None = None
         self._earlier = earlier
         self._last: Outcome | None = earlier[-1] if earlier else None
-        self._to_judge: Outcome | None = None  # of the attempt whose span is open
+        self._to_judge: Outcome | None = None  # of the attempt with the open span
         self._carried: dict[str, str] = {}
         if propagates and spans is None:
             propagate.inject(self._carried, context)
