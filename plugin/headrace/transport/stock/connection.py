@@ -6,7 +6,6 @@ import errno
 import http.client
 import socket
 import sys
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -143,10 +142,6 @@ class GovernedHTTPConnection(HTTPConnection):
         self._reading_head = True
         try:
             response = super().getresponse()
-        except Exception as error:
-            if attempt is not None:
-                attempt.answered = not _waited_for_status_line(error.__traceback__)
-            raise
         finally:
             self._reading_head = False
         answer = self._HTTPConnection__response  # type: ignore[attr-defined]  # None: it ends with the connection
@@ -157,7 +152,6 @@ class GovernedHTTPConnection(HTTPConnection):
         ):
             answer.is_last = True
         if attempt is not None:
-            attempt.answered = True
             if (length := response.length_remaining) is None or length > LONGEST_BYTES:
                 refuse_unreadable_length(response)
             attempt.sock = sock
@@ -219,15 +213,6 @@ class GovernedHTTPSConnection(GovernedHTTPConnection, HTTPSConnection):
             # If this process has stood still, no time is left, and the deadline thread gives a grace.
             sock.settimeout(min(attempt.timeouts.tls_handshake_s, max(left_s, GRACE_S)))
         return sock
-
-
-def _waited_for_status_line(trace: TracebackType | None) -> bool:
-    """Whether http.client failed before it had a status line. Only the traceback shows that."""
-    while trace is not None:
-        if trace.tb_frame.f_code.co_name == "_read_status":
-            return True
-        trace = trace.tb_next
-    return False
 
 
 _KEEPALIVE = (  # the option is named differently on macOS; a system without one keeps its default

@@ -5,6 +5,7 @@ The first two decide whether another answer may follow on the connection.
 
 from __future__ import annotations
 
+import http
 import http.client
 import io
 import operator
@@ -14,6 +15,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from urllib3.exceptions import InvalidChunkLength, ProtocolError
+
+from headrace.transport.attempt import current_attempt
 
 if TYPE_CHECKING:
     from urllib3.response import HTTPResponse
@@ -36,7 +39,7 @@ class _Silence:
 
 
 class FramedAnswer(http.client.HTTPResponse):
-    """http.client's answer, which looks at what it throws away.
+    """http.client's answer, which tells its attempt that it has begun, and looks at what it throws away.
 
     Its reader takes from the socket what is there, up to 8 KiB at a time. Bytes that it has taken beyond the
     end of the answer are thrown away with the reader, and a look at the socket does not find them. They belong
@@ -47,6 +50,13 @@ class FramedAnswer(http.client.HTTPResponse):
     """
 
     is_last = False
+
+    def _read_status(self) -> tuple[str, int, str]:  # http.client asks for the status line, again after a 100
+        found: tuple[str, int, str] = super()._read_status()  # type: ignore[misc]  # typeshed leaves it out
+        attempt = current_attempt.get()
+        if attempt is not None and found[1] != http.HTTPStatus.CONTINUE:
+            attempt.answered = True
+        return found
 
     def _close_conn(self) -> None:  # http.client calls this where an answer is over
         reader: Any = self.fp
