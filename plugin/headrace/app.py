@@ -367,7 +367,7 @@ class Headrace:
         ours = inbound is not None and inbound.headrace is self and not inbound.is_over
         snapshot = inbound.snapshot if ours else self._reloader.snapshot  # type: ignore[union-attr]
         upstream = snapshot.upstreams.get(name) or snapshot.upstream(name)
-        if upstream.state.pool.leases.stopped:
+        if upstream.endpoint.pool.leases.stopped:
             if self._closed:
                 raise HeadraceError(f'upstream "{name}": this Headrace is closed')
             return self.snapshot.upstream(name)

@@ -73,7 +73,7 @@ def test_housekeeping_looks_after_the_size(tmp_path: Path) -> None:
     with running(
         tmp_path, rules("http://a.test", ADAPTIVE.replace("min: 2", "min: 2, rate_window: 100ms"))
     ) as hr:
-        sizer = hr.snapshot.upstream("billing").state.sizer
+        sizer = hr.snapshot.upstream("billing").endpoint.sizer
         assert sizer is not None
         hr._reloader.tick(1e9)
         hr._reloader.tick(1e9 + 1)
@@ -83,8 +83,8 @@ def test_housekeeping_looks_after_the_size(tmp_path: Path) -> None:
 
 def test_a_pool_of_fixed_size_has_no_sizer(tmp_path: Path) -> None:
     with running(tmp_path, rules("http://a.test")) as hr:
-        assert hr.snapshot.upstream("billing").state.sizer is None
-        assert hr.snapshot.upstream("billing").state.pool.leases.on_enqueue is None
+        assert hr.snapshot.upstream("billing").endpoint.sizer is None
+        assert hr.snapshot.upstream("billing").endpoint.pool.leases.on_enqueue is None
 
 
 def test_an_edit_of_the_rule_is_in_force_at_once(tmp_path: Path) -> None:

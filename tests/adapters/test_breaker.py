@@ -83,7 +83,7 @@ def test_a_hung_probe_frees_itself_and_the_circuit_recovers(tmp_path: Path) -> N
     """
     hangs = body("max_probes: 1, probe_timeout: 4s").replace("    timeouts: {attempt: 4s}\n", "")
     with FaultServer() as server, running(tmp_path, rules(server.url, hangs)) as hr:
-        circuit = hr.snapshot.upstream("billing").state.circuit
+        circuit = hr.snapshot.upstream("billing").learned.circuit
         opened(hr, server)
         server.next(Answer(delay_s=7))
         hung = threading.Thread(target=lambda: requests.get(server.url, timeout=10))
@@ -127,7 +127,7 @@ def test_a_cancelled_probe_gives_its_place_back(tmp_path: Path) -> None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
 
-        view = hr.snapshot.upstream("billing").state.circuit.view(time.monotonic())
+        view = hr.snapshot.upstream("billing").learned.circuit.view(time.monotonic())
         assert (view.state.value, view.probes_in_flight, view.verdicts) == ("half_open", 0, 0)
         assert hr.upstream("billing").get("/").status_code == 200
         assert state(hr) == "closed"

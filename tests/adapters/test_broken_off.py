@@ -90,13 +90,13 @@ def test_it_is_no_answer_and_is_not_held_against_the_upstream(
 ) -> None:
     """failures.md 6."""
     with running(tmp_path, rules(server.url, RULES, more=INSTALL)) as hr:
-        state = hr.snapshot.upstream("billing").state
+        billing = hr.snapshot.upstream("billing")
         server.always(reply)
 
         def amid() -> None:
             server.wait_for(lambda: len(server.requests) == 1)
             time.sleep(0.2)  # some of the body has come
-            break_off(state.pool.leases)
+            break_off(billing.endpoint.pool.leases)
 
         error = outcome_of(lambda: read(call(hr, server.url, stream=stream)), amid)
 
@@ -104,6 +104,6 @@ def test_it_is_no_answer_and_is_not_held_against_the_upstream(
         told = error if hasattr(error, "headrace") else error.args[0]  # requests wraps an error of a stream
         is_stream = stream and not isinstance(reply, Silence)
         assert [one.verdict for one in told.headrace.attempts] == ["success" if is_stream else "ignored"]
-        assert state.circuit.state == "closed"
+        assert billing.learned.circuit.state == "closed"
         assert hr.status()["upstreams"]["billing"]["broken_bodies"] == 0
-        assert state.pool.leases.view().inuse == 0
+        assert billing.endpoint.pool.leases.view().inuse == 0

@@ -90,13 +90,13 @@ def assert_cancelled(error: Any, call: Surface) -> None:
 
 
 def counted(hr: headrace.Headrace) -> tuple[dict[str, int], dict[str, int]]:
-    counters = hr.snapshot.upstream("billing").state.counters
+    counters = hr.snapshot.upstream("billing").learned.counters
     with counters.lock:
         return dict(counters.requests), dict(counters.attempts)
 
 
 def assert_pool_is_whole(hr: headrace.Headrace) -> None:
-    leases = hr.snapshot.upstream("billing").state.pool.leases
+    leases = hr.snapshot.upstream("billing").endpoint.pool.leases
     wait_until(lambda: (leases.view().inuse, leases.view().waiting) == (0, 0), what="nothing in use")
 
 
@@ -116,7 +116,7 @@ def test_a_call_on_the_wire_is_cut_and_the_circuit_ignores_it(
         (attempt,) = error.attempts
         assert (attempt.outcome, attempt.verdict, attempt.sent) == ("cancelled", "ignored", True)
         assert counted(hr) == ({"cancelled": 1}, {"cancelled": 1})
-        assert hr.snapshot.upstream("billing").state.circuit.state.value == "closed"
+        assert hr.snapshot.upstream("billing").learned.circuit.state.value == "closed"
         assert_pool_is_whole(hr)
         assert call(hr, server.url) is not None  # somebody else's call: on a connection of its own
         assert len(server.requests) == 2
@@ -161,7 +161,7 @@ def test_a_call_that_waits_for_a_connection_leaves_the_queue(
 ) -> None:
     body = PATIENT + "    pool: {max_connections: 1}\n"
     with running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
-        leases = hr.snapshot.upstream("billing").state.pool.leases
+        leases = hr.snapshot.upstream("billing").endpoint.pool.leases
         other, leaving = Request(hr), Request(hr)
         server.next(Answer(delay_s=1.0))
         holder = other.start(lambda: call(hr, server.url))
@@ -215,7 +215,7 @@ def test_a_failed_attempt_is_not_followed_by_another(
 ) -> None:
     with running(tmp_path, rules(server.url, PATIENT, more=INSTALL)) as hr:
         request = Request(hr)
-        leases = hr.snapshot.upstream("billing").state.pool.leases
+        leases = hr.snapshot.upstream("billing").endpoint.pool.leases
 
         def leave(_: Any) -> Answer:
             request.cancellation.cancel()
@@ -260,9 +260,9 @@ def test_a_streamed_body_breaks_off(tmp_path: Path, server: FaultServer, framed:
         request.cancellation.cancel()
         assert isinstance(outbound.outcome(), requests.RequestException)
         assert_pool_is_whole(hr)
-        state = hr.snapshot.upstream("billing").state
-        assert state.circuit.state.value == "closed"
-        assert state.counters.broken_bodies == 0
+        learned = hr.snapshot.upstream("billing").learned
+        assert learned.circuit.state.value == "closed"
+        assert learned.counters.broken_bodies == 0
 
 
 def test_connections_that_were_streamed_to_their_end_belong_to_others_by_then(
@@ -331,7 +331,7 @@ def test_calls_that_were_over_before_are_untouched(
         request.cancellation.cancel()
         assert reason_of(response) == "success"
         assert request.cancellation._leases == {}
-        assert hr.snapshot.upstream("billing").state.pool.leases.view().idle == 1
+        assert hr.snapshot.upstream("billing").endpoint.pool.leases.view().idle == 1
 
 
 def test_the_refusal_survives_pickling(tmp_path: Path, call: Surface, server: FaultServer) -> None:

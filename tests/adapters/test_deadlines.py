@@ -251,7 +251,7 @@ def test_a_failed_answer_is_kept_only_if_all_of_it_came(
             slow = executor.submit(get(hr), path="/drips", stream=True)
             server.wait_for(lambda: server.first_lines == 1)
             time.sleep(0.1)  # its head has arrived
-            circuit = hr.snapshot.upstream("billing").state.circuit
+            circuit = hr.snapshot.upstream("billing").learned.circuit
             another_call = circuit.acquire(time.monotonic())
             assert isinstance(another_call, Permit)
             circuit.record(another_call, Verdict.FAILURE, time.monotonic())  # opens it: no further attempt
@@ -281,7 +281,7 @@ def test_a_lease_taken_while_the_attempt_was_cut_is_not_used(
     with FaultServer() as server, running(tmp_path, rules(server.url, ONE_ATTEMPT)) as hr:
         hr.upstream("billing").get("/")  # the idle connection: one that connects looks for itself
         upstream = hr.snapshot.upstream("billing")
-        pool = upstream.state.pool
+        pool = upstream.endpoint.pool
         attempt = Attempt(pool, None, None, (), upstream.plan.timeouts, time.monotonic(), streamed=False)
         acquire = pool.leases.acquire
 

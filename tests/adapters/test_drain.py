@@ -59,7 +59,7 @@ def test_a_failed_answer_that_is_large_or_slow_is_closed_and_does_not_hold_up_th
             assert [one.outcome for one in response.headrace.attempts] == ["5xx", "2xx"]
             assert (getattr(response, "raw", None) or response).read() == b"ok"
         assert server.connections == 2
-        assert hr.snapshot.upstream("billing").state.pool.leases.view().inuse == 0
+        assert hr.snapshot.upstream("billing").endpoint.pool.leases.view().inuse == 0
 
 
 @ON_EACH
@@ -137,7 +137,7 @@ def test_the_body_of_a_failed_answer_that_would_be_read_whole_is_cut_with_its_at
         with ends_within(1.0):
             response = call(hr, server.url)
         assert [one.outcome for one in response.headrace.attempts] == ["timeout", "2xx"]
-        assert hr.snapshot.upstream("billing").state.pool.leases.view().inuse == 0
+        assert hr.snapshot.upstream("billing").endpoint.pool.leases.view().inuse == 0
 
 
 @pytest.mark.parametrize("answer", ENDLESS)

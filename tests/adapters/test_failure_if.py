@@ -64,7 +64,7 @@ def test_an_answer_that_it_accepts_counts_by_its_status(tmp_path: Path) -> None:
         server.next(Answer(200), Answer(501))
         assert requests.get(server.url).headrace.attempts[0].verdict == "success"
         assert requests.get(server.url).headrace.attempts[0].verdict == "success"
-        assert hr.snapshot.upstream("billing").state.circuit.state == "closed"
+        assert hr.snapshot.upstream("billing").learned.circuit.state == "closed"
 
 
 def test_it_is_not_asked_about_a_streamed_answer_whose_body_is_the_callers_to_read(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_one_that_raises_is_said_once_without_its_text_and_changes_nothing(
             for _ in range(3):
                 assert requests.get(server.url).status_code == 200
 
-        assert hr.snapshot.upstream("billing").state.circuit.state == "closed"
+        assert hr.snapshot.upstream("billing").learned.circuit.state == "closed"
         (line,) = [one.getMessage() for one in caplog.records if "failure_if" in one.getMessage()]
         assert "KeyError" in line
         assert "secret-token" not in line
@@ -98,7 +98,7 @@ def test_observed_calls_are_judged_too(tmp_path: Path) -> None:
         server.always(BAD)
         for _ in range(3):
             assert requests.get(server.url).json() == {"error": "no stock"}
-        assert hr.snapshot.upstream("billing").state.circuit.state == "open"
+        assert hr.snapshot.upstream("billing").learned.circuit.state == "open"
 
 
 def test_it_is_not_asked_where_the_status_says_it_already(tmp_path: Path) -> None:

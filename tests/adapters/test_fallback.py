@@ -188,7 +188,7 @@ def test_what_only_a_key_allowed_to_repeat_does_not_go_elsewhere_once_it_may_hav
             f"  replica:\n    base_url: {replica.url}\n"
         )
         with running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
-            circuit = hr.snapshot.upstream("billing").state.circuit
+            circuit = hr.snapshot.upstream("billing").learned.circuit
 
             def another_call_fails() -> None:
                 circuit.record(circuit.acquire(time.monotonic()), Verdict.FAILURE, time.monotonic())
@@ -227,7 +227,7 @@ def test_an_answer_that_could_be_kept_is_better_than_a_fallback_and_one_that_cou
         "    fallback: {status: 203, body: later}\n"
     )
     with FaultServer() as server, running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
-        circuit = hr.snapshot.upstream("billing").state.circuit
+        circuit = hr.snapshot.upstream("billing").learned.circuit
 
         def opened_and_probed_by_others(_: Any) -> Answer:
             circuit.record(circuit.acquire(time.monotonic()), Verdict.FAILURE, time.monotonic())

@@ -79,7 +79,7 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Fau
 
 
 def is_unblamed(hr: headrace.Headrace) -> bool:
-    view = hr.snapshot.upstreams["billing"].state.circuit.view(time.monotonic())
+    view = hr.snapshot.upstreams["billing"].learned.circuit.view(time.monotonic())
     return (view.calls, view.failures) == (0, 0) and hr.status()["upstreams"]["billing"]["pool"]["inuse"] == 0
 
 
@@ -112,7 +112,7 @@ def test_amid_a_body_it_leaves_as_well(
         with alarm(ALARM_S), pytest.raises(TookTooLong):
             read(call(hr, server.url, stream=stream))
         assert server.first_lines == 1
-        view = hr.snapshot.upstreams["billing"].state.circuit.view(time.monotonic())
+        view = hr.snapshot.upstreams["billing"].learned.circuit.view(time.monotonic())
         assert view.failures == 0
         assert hr.status()["upstreams"]["billing"]["pool"]["inuse"] == 0
 

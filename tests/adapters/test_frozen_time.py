@@ -63,7 +63,7 @@ def test_a_circuit_that_opens_in_frozen_time_recovers_in_its_open_period(
             return False
 
         wait_until(recovers)
-        view = hr.snapshot.upstreams["billing"].state.circuit
+        view = hr.snapshot.upstreams["billing"].learned.circuit
         wait_until(lambda: recovers() and view.state.value == "closed")
 
 

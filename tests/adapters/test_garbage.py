@@ -65,7 +65,7 @@ def test_with_the_callers_own_retries_it_is_blamed_as_well(tmp_path: Path, garba
         session.mount(server.url, HTTPAdapter(max_retries=1))
         with pytest.raises(requests.RequestException):
             session.get(server.url)
-        view = hr.snapshot.upstreams["billing"].state.circuit.view(time.monotonic())
+        view = hr.snapshot.upstreams["billing"].learned.circuit.view(time.monotonic())
         assert view.failures == view.calls >= 1
 
 
@@ -79,7 +79,7 @@ def test_amid_a_streamed_body_it_turns_the_success_into_a_failure(
         server.always(Raw(ALL[garbage]))
         with pytest.raises(call.error):
             read(call(hr, server.url, stream=True))
-        view = hr.snapshot.upstreams["billing"].state.circuit.view(time.monotonic())
+        view = hr.snapshot.upstreams["billing"].learned.circuit.view(time.monotonic())
         assert (view.calls, view.failures) == (1, 1)
         assert hr.status()["upstreams"]["billing"]["pool"]["inuse"] == 0
 
@@ -124,5 +124,5 @@ def test_a_body_that_its_reader_closes_is_no_garbage(tmp_path: Path) -> None:
         answer.close()
         with contextlib.suppress(AttributeError):  # as stock has it
             list(pieces)
-        view = hr.snapshot.upstreams["billing"].state.circuit.view(time.monotonic())
+        view = hr.snapshot.upstreams["billing"].learned.circuit.view(time.monotonic())
         assert (view.calls, view.failures) == (1, 0)

@@ -166,7 +166,7 @@ def test_a_streamed_urlopen_failure_is_kept_or_replaced(tmp_path: Path) -> None:
         kept = hr.upstream("billing").urlopen("GET", "/", preload_content=False)
         assert (kept.status, kept.read()) == (503, b"busy")
         kept.close()
-        assert hr.snapshot.upstream("billing").state.pool.leases.view().inuse == 0
+        assert hr.snapshot.upstream("billing").endpoint.pool.leases.view().inuse == 0
 
 
 def test_a_file_is_sent_again_from_where_it_began(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_an_interrupt_anywhere_in_a_call_costs_no_slot(
             if current_attempt.get() is not None:
                 stuck.append(point)
                 current_attempt.set(None)
-            pool = hr.snapshot.upstream("billing").state.pool.leases
+            pool = hr.snapshot.upstream("billing").endpoint.pool.leases
             if pool.view().inuse:
                 gc.collect()
             if pool.view().inuse:

@@ -158,7 +158,7 @@ def test_a_try_that_failed_holds_no_connection_during_the_callers_pause(
     tmp_path: Path, server: FaultServer, caller: Caller
 ) -> None:
     with running(tmp_path, governed(server, "    pool: {max_connections: 1}\n")) as hr:
-        leases = hr.snapshot.upstream("billing").state.pool.leases
+        leases = hr.snapshot.upstream("billing").endpoint.pool.leases
         server.next(Answer(503), Answer(503, headers=(("Retry-After", "1"),)))
         answers: list[Any] = []
         thread = threading.Thread(
@@ -193,7 +193,7 @@ def test_it_is_said_once_per_call_site(
 
 def opened_meanwhile(hr: headrace.Headrace) -> Answer:
     """A failed answer, while another call's failure opens the circuit."""
-    circuit = hr.snapshot.upstream("billing").state.circuit
+    circuit = hr.snapshot.upstream("billing").learned.circuit
     another_call = circuit.acquire(time.monotonic())
     assert isinstance(another_call, Permit)
     circuit.record(another_call, Verdict.FAILURE, time.monotonic())
@@ -207,7 +207,7 @@ def test_the_tries_of_a_caller_are_one_call_to_the_circuit(
     with running(tmp_path, governed(server, "    circuit_breaker: {consecutive_failures: 2}\n")) as hr:
         server.next(Answer(503), Answer(503))
         caller.call("GET", server.url, retry(5))
-        circuit = hr.snapshot.upstream("billing").state.circuit
+        circuit = hr.snapshot.upstream("billing").learned.circuit
         assert (circuit.view(time.monotonic()).calls, circuit.view(time.monotonic()).failures) == (1, 0)
 
         server.always(Answer(503))
@@ -257,7 +257,7 @@ def test_a_full_pool_ends_them(tmp_path: Path, server: FaultServer, caller: Call
             family = requests.ConnectionError if caller.library == "requests" else HTTPError
             assert isinstance(caught.value, family)
             assert len(server.requests) == 1
-        assert hr.snapshot.upstream("billing").state.pool.leases.view().inuse == 0
+        assert hr.snapshot.upstream("billing").endpoint.pool.leases.view().inuse == 0
 
 
 def test_one_deadline_holds_over_all_tries(tmp_path: Path, server: FaultServer, caller: Caller) -> None:
@@ -283,7 +283,7 @@ def test_further_tries_pay_from_the_budget_and_are_made_when_it_is_empty(
         + OFF
     )  # 5 retries
     with running(tmp_path, governed(server, body)) as hr:
-        budget = hr.snapshot.upstream("billing").state.budget
+        budget = hr.snapshot.upstream("billing").learned.budget
         server.always(Answer(503))
         for left in (3, 1, 0, 0):
             with pytest.raises((requests.RequestException, HTTPError)):
@@ -307,7 +307,7 @@ def test_an_interrupt_amid_the_callers_pause_is_counted_and_leaves_nothing(
         with pytest.raises(KeyboardInterrupt):
             caller.call("GET", server.url, retry())
         assert billing(hr)["requests"] == {"cancelled": 1}
-        assert hr.snapshot.upstream("billing").state.pool.leases.view().inuse == 0
+        assert hr.snapshot.upstream("billing").endpoint.pool.leases.view().inuse == 0
         assert current_attempt.get() is None
 
 
@@ -591,7 +591,7 @@ def test_what_a_redirect_takes_is_not_counted_for_the_call_that_led_there(
         server.at("/1", Answer(302, headers=(("Location", "/2"),)))
         server.at("/2", Answer(delay_s=2.0))
         manager.connection_from_url(server.url).urlopen("GET", "/1", retries=retry(3))
-        assert 2.0 <= hr.snapshot.upstream("billing").state.counters.duration.sum < 4.0
+        assert 2.0 <= hr.snapshot.upstream("billing").learned.counters.duration.sum < 4.0
 
 
 def test_after_silence_on_a_pooled_connection_the_next_try_takes_a_fresh_one(

@@ -36,7 +36,7 @@ def fails(*_: object) -> None:
 
 
 def circuit_of(hr: headrace.Headrace) -> Any:
-    return hr.snapshot.upstream("billing").state.circuit
+    return hr.snapshot.upstream("billing").learned.circuit
 
 
 def told(hr: headrace.Headrace) -> dict[str, int]:

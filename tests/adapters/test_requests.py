@@ -57,14 +57,14 @@ def test_connections_are_shared_by_all_sessions_of_the_process(tmp_path: Path) -
     failures.md 24.
     """
     with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
-        pool = hr.snapshot.upstream("billing").state.pool
+        pool = hr.snapshot.upstream("billing").endpoint.pool
         for _ in range(5):
             requests.get(server.url)
         with requests.Session() as session:
             session.get(server.url)
 
         assert server.connections == 1
-        assert hr.snapshot.upstream("billing").state.pool is pool
+        assert hr.snapshot.upstream("billing").endpoint.pool is pool
         assert bool(pool)
 
 
@@ -207,7 +207,7 @@ def test_a_refused_lease_takes_no_slot_from_anybody(tmp_path: Path) -> None:
     """
     body = "    pool: {max_connections: 1, when_full: reject}\n"
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
-        leases = hr.snapshot.upstream("billing").state.pool.leases
+        leases = hr.snapshot.upstream("billing").endpoint.pool.leases
         with requests.get(server.url, stream=True):
             for _ in range(3):
                 with pytest.raises(headrace.PoolRejected):
@@ -228,7 +228,7 @@ def test_the_slot_is_free_while_a_failed_call_waits_for_its_next_attempt(tmp_pat
         "    timeouts: {acquire: 500ms, deadline: 60s}\n"
     )
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
-        leases = hr.snapshot.upstream("billing").state.pool.leases
+        leases = hr.snapshot.upstream("billing").endpoint.pool.leases
         server.at("/failing", lambda request: Answer(503, headers=(("Retry-After", "1"),), body=b"x" * 1000))
         answers = []
         caller = threading.Thread(
@@ -254,7 +254,7 @@ def test_a_streamed_failure_too_large_to_keep_is_closed_and_retried(tmp_path: Pa
         with requests.get(server.url, stream=True) as response:
             assert response.content == b"ok"
 
-        assert hr.snapshot.upstream("billing").state.pool.leases.view().inuse == 0
+        assert hr.snapshot.upstream("billing").endpoint.pool.leases.view().inuse == 0
         assert server.connections == 2
 
 

@@ -147,7 +147,7 @@ def test_a_resend_goes_over_a_fresh_connection_past_other_stale_ones(tmp_path: P
     with FaultServer() as server, running(tmp_path, rules(server.url, FAST)) as hr:
         with requests.get(server.url, stream=True) as one, requests.get(server.url, stream=True) as two:
             assert (one.content, two.content) == (b"ok", b"ok")
-        assert hr.snapshot.upstream("billing").state.pool.leases.view().idle == 2
+        assert hr.snapshot.upstream("billing").endpoint.pool.leases.view().idle == 2
         server.always(DIES_ON_REUSE)
 
         response = requests.get(server.url)

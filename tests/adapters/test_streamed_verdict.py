@@ -25,7 +25,7 @@ def test_a_body_that_breaks_off_turns_the_success_into_a_failure(
 ) -> None:
     with FaultServer() as server, running(tmp_path, rules(server.url, RULES, more=INSTALL)) as hr:
         server.always(Break(at="body", how=how))
-        circuit = hr.snapshot.upstream("billing").state.circuit
+        circuit = hr.snapshot.upstream("billing").learned.circuit
         for failures in (1, 2):
             answer = call(hr, server.url, stream=True)
             assert answer.headrace.attempts[0].verdict == "success"

@@ -83,7 +83,7 @@ def test_nothing_a_call_passes_changes_the_trust_of_a_governed_connection(
     """`verify=False` of one call must not loosen the next: the rule's context is sealed."""
     with running(tmp_path, rules(server.url)) as hr:
         assert requests.get(server.url, verify=False).status_code == 200
-        pool = hr.snapshot.upstream("billing").state.pool
+        pool = hr.snapshot.upstream("billing").endpoint.pool
         pool.cert_reqs = "CERT_NONE"  # what requests' cert_verify writes to a pool
         pool.assert_hostname = False
 
@@ -168,7 +168,7 @@ def test_a_connection_that_is_broken_off_keeps_its_tls_layer(
         with hr.upstream("billing").urlopen("GET", "/", preload_content=False) as answer:
             sock = answer._connection.sock  # type: ignore[union-attr]
 
-            hr.snapshot.upstream("billing").state.pool.leases.stop()
+            hr.snapshot.upstream("billing").endpoint.pool.leases.stop()
 
             assert sock.version() is not None  # None is what an SSLSocket without its layer says
             with pytest.raises(OSError):

@@ -151,7 +151,7 @@ def test_a_refusal_that_will_not_change_is_neither_retried_nor_blamed_and_says_w
             assert advice in record.why
             assert any(advice in note for note in caught.value.__notes__)
             assert server.connections == made
-        assert hr.snapshot.upstreams["billing"].state.circuit.view(time.monotonic()).calls == 0
+        assert hr.snapshot.upstreams["billing"].learned.circuit.view(time.monotonic()).calls == 0
         assert hr.status()["upstreams"]["billing"]["pool"]["inuse"] == 0
 
 
@@ -162,7 +162,7 @@ def test_observed_it_is_not_blamed(tmp_path: Path, make: Make, version: ssl.TLSV
         for _ in range(3):
             with pytest.raises((requests.ConnectionError, *SSL_ERRORS)):
                 hr.upstream("billing").get("/")
-        view = hr.snapshot.upstreams["billing"].state.circuit.view(time.monotonic())
+        view = hr.snapshot.upstreams["billing"].learned.circuit.view(time.monotonic())
         assert view.failures == 0
 
 

@@ -55,7 +55,7 @@ def governed(base_url: str, body: str = "") -> str:
 
 
 def leases_of(hr: headrace.Headrace, name: str = "billing") -> Any:
-    return hr.snapshot.upstream(name).state.pool.leases
+    return hr.snapshot.upstream(name).endpoint.pool.leases
 
 
 def test_urllib3_request_is_governed_by_its_url(tmp_path: Path, server: FaultServer) -> None:

@@ -87,7 +87,7 @@ def recover_with_a_ramp(circuit: Circuit) -> None:
 
 def ending(case: Case, hr: headrace.Headrace) -> Callable[[Any], Behaviour]:
     def behave(_: Any) -> Any:
-        recover_with_a_ramp(hr.snapshot.upstream("billing").state.circuit)
+        recover_with_a_ramp(hr.snapshot.upstream("billing").learned.circuit)
         return Break("request") if isinstance(case.ends, str) else Answer(case.ends)
 
     return behave

@@ -120,7 +120,7 @@ def main() -> int:
 
 def _is_exact(hr: headrace.Headrace) -> bool:
     """Whether eight threads' calls were all counted, as what they were."""
-    wide = hr.snapshot.upstream("by_count").state.counters.protected
+    wide = hr.snapshot.upstream("by_count").learned.counters.protected
     before = {outcome: wide[outcome].total() for outcome in ("success", "failure")}
     per_thread = 20_000
 

@@ -34,8 +34,10 @@ from headrace.policy.record import Record
 from headrace.policy.retry import RetryBudget
 from headrace.runtime.carrying import record_of
 from headrace.runtime.deadlines import deadlines
+from headrace.runtime.reports import CircuitReporter
 from headrace.runtime.service import ServiceCounters
-from headrace.runtime.upstream import CircuitReporter, Upstream, UpstreamState
+from headrace.runtime.state import Endpoint, Learned
+from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt
 from support.leases import Conn, Rig
 from support.plans import BACKOFF, circuit_plan, pool_plan, request, retry_plan, upstream_plan
@@ -147,9 +149,8 @@ class Bench:
         self.leases = Rig(self.plan.pool).pool
         counters = UpstreamCounters(lock=threading.Lock())
         pool = SimpleNamespace(leases=self.leases, host="billing.internal", port=80)
-        self.state = UpstreamState(
-            pool=cast(Any, pool),
-            sizer=None,
+        self.endpoint = Endpoint(self.plan.base.origin, cast(Any, pool))
+        self.learned = Learned(
             circuit=Circuit(self.plan.circuit_breaker, rng=constant(0.5)),
             budget=RetryBudget(self.plan.retry.budget),
             reporter=CircuitReporter("billing", counters, is_observed=False),
@@ -157,7 +158,9 @@ class Bench:
         )
         self.upstream = Upstream(
             plan=self.plan,
-            state=self.state,
+            learned=self.learned,
+            endpoint=self.endpoint,
+            endpoints=(self.endpoint,),
             mode="enforce",
             digest="digest",
             request_id_header="X-Request-ID",
@@ -188,7 +191,7 @@ def test_a_happy_call() -> None:
     assert (answer.status, surface.did) == (200, ["send", "read"])
     assert [one.outcome for one in told(answer).attempts] == ["2xx"]
     assert bench.is_idle
-    assert bench.state.counters.requests == {"2xx": 1}
+    assert bench.learned.counters.requests == {"2xx": 1}
 
 
 def test_failures_are_retried_and_the_slot_is_free_between_them() -> None:
@@ -230,7 +233,7 @@ def test_an_error_of_the_callers_own_ends_the_call_and_says_nothing_of_the_upstr
         bench.call(ScriptedSurface(error))
 
     assert caught.value is error
-    assert bench.state.circuit.view(0.0).calls == 0
+    assert bench.learned.circuit.view(0.0).calls == 0
     assert bench.is_idle
 
 
@@ -246,7 +249,7 @@ def test_an_interrupt_passes_through_and_the_slot_is_free(interruption: type[Bas
         bench.call(Interrupted())
 
     assert bench.is_idle
-    assert bench.state.counters.requests == {"cancelled": 1}
+    assert bench.learned.counters.requests == {"cancelled": 1}
 
 
 def test_a_refused_call_gets_the_answer_of_the_file() -> None:
@@ -255,7 +258,7 @@ def test_a_refused_call_gets_the_answer_of_the_file() -> None:
     bench, surface = Bench(replace(plan, fallback=fallback)), ScriptedSurface()
 
     assert bench.call(surface).status == 203
-    assert bench.state.counters.fallbacks == 1
+    assert bench.learned.counters.fallbacks == 1
 
 
 def test_a_refused_call_without_one_ends_in_the_surfaces_twin() -> None:
@@ -264,7 +267,7 @@ def test_a_refused_call_without_one_ends_in_the_surfaces_twin() -> None:
     with pytest.raises(CircuitOpenError):
         bench.call(ScriptedSurface())
 
-    assert bench.state.counters.requests == {"circuit_open": 1}
+    assert bench.learned.counters.requests == {"circuit_open": 1}
 
 
 def test_a_full_pool_refuses_and_is_no_fault_of_the_upstream() -> None:
@@ -276,7 +279,7 @@ def test_a_full_pool_refuses_and_is_no_fault_of_the_upstream() -> None:
 
     bench.leases.give_back(held, reusable=False)
     assert bench.is_idle
-    assert bench.state.circuit.view(0.0).calls == 0
+    assert bench.learned.circuit.view(0.0).calls == 0
 
 
 def test_a_streamed_failure_is_set_aside_before_the_next_attempt() -> None:

@@ -301,6 +301,6 @@ def _reload_amid(posted: list[str], server: Nginx, enough: threading.Event) -> N
 
 def _idle(hr: headrace.Headrace) -> list[Any]:
     """The idle connections, looked at where the pool keeps them; nobody calls meanwhile."""
-    leases = hr.snapshot.upstream("billing").state.pool.leases
+    leases = hr.snapshot.upstream("billing").endpoint.pool.leases
     leases.view()  # what was given back is put away
     return list(leases._idle)

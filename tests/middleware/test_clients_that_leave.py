@@ -81,7 +81,7 @@ class Client:
 def assert_cancelled(outcomes: list[Any], hr: headrace.Headrace) -> None:
     wait_until(lambda: outcomes, timeout_s=20, what="the handler's end")
     assert isinstance(outcomes[0], headrace.CallCancelled)
-    leases = hr.snapshot.upstream("billing").state.pool.leases
+    leases = hr.snapshot.upstream("billing").endpoint.pool.leases
     wait_until(lambda: leases.view().inuse == 0, what="nothing in use")
 
 
@@ -340,12 +340,12 @@ def test_two_hundred_clients_that_leave_amid_a_relayed_stream_hold_no_slot(
         Server(headrace.ASGIMiddleware(relay(upstream.url), headrace=hr), lifespan="off") as server,
     ):
         leave_amid(server, 200)
-        leases = hr.snapshot.upstream("billing").state.pool.leases
+        leases = hr.snapshot.upstream("billing").endpoint.pool.leases
         wait_until(lambda: leases.view().inuse == 0, timeout_s=20)
         upstream.wait_for(lambda: upstream.open_connections == 0, timeout_s=20)
         requests.get(upstream.url, stream=True).close()
         assert leases.view().inuse == 0
-    counters = hr.snapshot.upstream("billing").state.counters
+    counters = hr.snapshot.upstream("billing").learned.counters
     assert sum(counters.closed.values()) == 201
     assert counters.closed.get("leaked", 0) == 0
     assert counters.broken_bodies == 0
@@ -378,7 +378,7 @@ def test_no_error_is_logged_for_a_client_that_has_left(
     ):
         if make is None:
             leave_amid(server, 30)
-            leases = hr.snapshot.upstream("billing").state.pool.leases
+            leases = hr.snapshot.upstream("billing").endpoint.pool.leases
             wait_until(lambda: leases.view().inuse == 0, timeout_s=20)
         else:
             client = Client(server.url, "/", body=b"all of it")

@@ -46,7 +46,7 @@ def hr(tmp_path: Path, upstream: FaultServer) -> Iterator[headrace.Headrace]:
     with running(tmp_path, rules(upstream.url)) as instance:
         yield instance
         assert inbound_var.get() is None
-        assert instance.snapshot.upstream("billing").state.pool.leases.view().inuse == 0
+        assert instance.snapshot.upstream("billing").endpoint.pool.leases.view().inuse == 0
 
 
 # --- Starlette ------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ DJANGO = """
         get = lambda: call_wsgi(app, wsgi_environ()).body
     body = bytes(range(256)) * 400
     assert [get(), get()] == [body, body]
-    assert app.headrace.snapshot.upstream("billing").state.pool.leases.view().inuse == 0
+    assert app.headrace.snapshot.upstream("billing").endpoint.pool.leases.view().inuse == 0
     assert b"".join(Client().get("/").streaming_content) == body      # it goes around the middleware
     print("fine")
 """

@@ -121,12 +121,12 @@ def without_the_collector() -> Iterator[None]:
 
 
 def in_use(hr: headrace.Headrace) -> int:
-    return hr.snapshot.upstream("billing").state.pool.leases.view().inuse
+    return hr.snapshot.upstream("billing").endpoint.pool.leases.view().inuse
 
 
 def closed(hr: headrace.Headrace) -> dict[str, int]:
     in_use(hr)  # brings the counters up to date
-    return dict(hr.snapshot.upstream("billing").state.counters.closed)
+    return dict(hr.snapshot.upstream("billing").learned.counters.closed)
 
 
 def a_piece(answer: Any) -> bytes:
@@ -183,8 +183,8 @@ def assert_an_answer_ends(
     assert closed(hr) == {"abandoned": 1}
     upstream.wait_for(lambda: upstream.open_connections == 0, timeout_s=20)
     assert_ended(kept[0])
-    state = hr.snapshot.upstream("billing").state
-    assert (state.counters.broken_bodies, state.circuit.view(0.0).failures) == (0, 0)
+    learned = hr.snapshot.upstream("billing").learned
+    assert (learned.counters.broken_bodies, learned.circuit.view(0.0).failures) == (0, 0)
     assert closed(hr) == {"abandoned": 1}  # reading it, and closing it, counts nothing further
     kept[0].close()
     assert (in_use(hr), closed(hr)) == (0, {"abandoned": 1})

@@ -68,8 +68,8 @@ def three(tmp_path: Path) -> Iterator[Three]:
     hr = headrace.Headrace(file, registry=CollectorRegistry())
     asked: dict[str, set[str]] = {"first": set(), "last": set()}
     for name, upstream in hr.snapshot.upstreams.items():
-        state, real = upstream.state, upstream.state.pool
-        state.pool = Broken() if name == "broken" else Spy(real, asked[name])  # type: ignore[assignment]
+        endpoint, real = upstream.endpoint, upstream.endpoint.pool
+        endpoint.pool = Broken() if name == "broken" else Spy(real, asked[name])  # type: ignore[assignment]
     yield hr, asked
     hr.close()
 
@@ -407,7 +407,7 @@ def test_no_thread_for_a_heartbeat_gives_the_connections_back(
         hr = headrace.Headrace(file, registry=CollectorRegistry())
         hr.upstream("billing").get("/")
         upstream: Upstream = hr.snapshot.upstream("billing")
-        leases = upstream.state.pool.leases
+        leases = upstream.endpoint.pool.leases
 
         def start(self: threading.Thread) -> None:
             raise RuntimeError("can't start new thread")

@@ -120,13 +120,13 @@ def test_locks_that_other_threads_held_at_the_fork_do_not_hang_the_child(
 ) -> None:
     """failures.md 26."""
     with running(tmp_path, rules(server.url)) as hr:
-        state = hr.upstream("billing") and hr.snapshot.upstream("billing").state
+        upstream = hr.upstream("billing") and hr.snapshot.upstream("billing")
         reloader = hr._reloader
         held = (
-            state.pool.leases._lock,
-            state.circuit._lock,
-            state.budget._lock,
-            state.counters.lock,
+            upstream.endpoint.pool.leases._lock,
+            upstream.learned.circuit._lock,
+            upstream.learned.budget._lock,
+            upstream.learned.counters.lock,
             hr.service.lock,
             reloader._lock,
             hr._lock,
@@ -189,8 +189,8 @@ def test_where_the_fork_hook_was_skipped_the_next_call_renews_before_it_takes_a_
         handle.get("/before")
 
         def call_under_foreign_locks(call: Callable[[], object]) -> None:
-            state = hr.snapshot.upstream("billing").state
-            for lock in (state.circuit._lock, state.budget._lock, state.counters.lock):
+            learned = hr.snapshot.upstream("billing").learned
+            for lock in (learned.circuit._lock, learned.budget._lock, learned.counters.lock):
                 lock.__enter__()
             process.pid = -1
             call()
@@ -215,13 +215,13 @@ def test_a_child_that_dies_with_a_probe_costs_its_parent_none(tmp_path: Path, se
     with running(tmp_path, rules(server.url, body)) as hr:
         server.next(Answer(503))
         requests.get(server.url)
-        circuit = hr.snapshot.upstream("billing").state.circuit
+        circuit = hr.snapshot.upstream("billing").learned.circuit
         time.sleep(0.06)
         requests.get(server.url)  # one verdict
         assert circuit.state == "half_open"
 
         def die_amid_a_call() -> None:
-            assert hr.snapshot.upstream("billing").state.circuit.state == "closed"
+            assert hr.snapshot.upstream("billing").learned.circuit.state == "closed"
             signal.setitimer(signal.ITIMER_REAL, 0.2)  # SIGALRM kills
             requests.get(f"{server.url}/child")
 

@@ -28,7 +28,7 @@ def test_an_answer_refreshes_the_last_use(tmp_path: Path) -> None:
         text = rules(server.url, body("path: /healthz, interval: 200ms, timeout: 20s", ", idle_timeout: 1m"))
         with running(tmp_path, text) as hr:
             requests.get(server.url)
-            leases = hr.snapshot.upstream("billing").state.pool.leases
+            leases = hr.snapshot.upstream("billing").endpoint.pool.leases
             leases.view()  # what was given back is put away
             (lease,) = leases._idle
             used_at = lease.idle_since

@@ -104,13 +104,13 @@ def _edit(before: Configuration, after: Configuration) -> Edit:
     )
     old = reloader.snapshot.upstream("it")
     _teach(old, now)
-    pool, circuit, budget, held = old.state.pool, old.state.circuit, old.state.budget, _held(old, now)
+    pool, circuit, budget, held = old.endpoint.pool, old.learned.circuit, old.learned.budget, _held(old, now)
     found = after
     assert reloader.reload() == "applied"
     new = reloader.snapshot.upstream("it")
-    keeps = {new.state.circuit is circuit, new.state.budget is budget}
+    keeps = {new.learned.circuit is circuit, new.learned.budget is budget}
     assert len(keeps) == 1, "circuit and budget stay, or go, together"
-    edit = Edit(old, new, held, _held(new, now), new.state.pool is pool, keeps.pop())
+    edit = Edit(old, new, held, _held(new, now), new.endpoint.pool is pool, keeps.pop())
     assert pool.leases.retired is not edit.keeps_pool
     reloader.close()
     return edit
@@ -120,18 +120,17 @@ def _teach(upstream: Upstream, now: float) -> None:
     """Have it know more calls than a small window holds, half of them three seconds old."""
     for age_s in (3.0, 0.0):
         for _ in range(60):
-            permit = upstream.state.circuit.acquire(now - age_s)
+            permit = upstream.learned.circuit.acquire(now - age_s)
             if isinstance(permit, Permit):
-                upstream.state.circuit.record(permit, Verdict.SUCCESS, now - age_s)
-            upstream.state.budget.deposit(now - age_s)
+                upstream.learned.circuit.record(permit, Verdict.SUCCESS, now - age_s)
+            upstream.learned.budget.deposit(now - age_s)
 
 
 def _held(upstream: Upstream, now: float) -> Held:
-    state = upstream.state
     return Held(
-        size=state.pool.leases.view().max_connections,
-        calls=state.circuit.view(now).calls,
-        retries=round(state.budget.balance(now), 6),
+        size=upstream.endpoint.pool.leases.view().max_connections,
+        calls=upstream.learned.circuit.view(now).calls,
+        retries=round(upstream.learned.budget.balance(now), 6),
     )
 
 

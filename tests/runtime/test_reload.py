@@ -46,8 +46,9 @@ def test_an_unchanged_upstream_keeps_the_very_same_objects_and_a_changed_one_get
 
         after = hr.snapshot
         assert after.upstream("inventory").plan is before.upstream("inventory").plan
-        assert after.upstream("inventory").state is before.upstream("inventory").state
-        assert after.upstream("billing").state is before.upstream("billing").state
+        for name in ("inventory", "billing"):
+            assert after.upstream(name).learned is before.upstream(name).learned
+            assert after.upstream(name).endpoint is before.upstream(name).endpoint
         assert after.upstream("billing").plan.timeouts.attempt_s == 3
         assert before.upstream("billing").plan.timeouts.attempt_s == 4
 
@@ -146,12 +147,14 @@ def test_a_refused_reload_raises_by_hand_and_says_where(tmp_path: Path) -> None:
 
 def test_an_edit_of_only_a_comment_swaps_nothing_that_is_in_use(tmp_path: Path) -> None:
     with running(tmp_path, two("http://a.test", "http://b.test")) as hr:
-        state = hr.snapshot.upstream("billing").state
+        before = hr.snapshot.upstream("billing")
         put(tmp_path / "upstreams.yaml", two("http://a.test", "http://b.test") + "# a word\n")
 
         hr.reload()
 
-        assert hr.snapshot.upstream("billing").state is state
+        after = hr.snapshot.upstream("billing")
+        assert after.learned is before.learned
+        assert after.endpoint is before.endpoint
 
 
 def test_a_file_that_drops_most_upstreams_has_to_stand_before_it_is_believed(
@@ -235,7 +238,7 @@ def test_a_stream_over_a_replaced_pool_is_read_to_its_end_and_the_pool_stopped_a
 ) -> None:
     with FaultServer() as server, running(tmp_path, two(server.url, "http://b.test")) as hr:
         server.always(Answer(body=b"x" * 100_000))
-        old = hr.snapshot.upstream("billing").state.pool.leases
+        old = hr.snapshot.upstream("billing").endpoint.pool.leases
         with requests.get(server.url, stream=True) as response:
             put(tmp_path / "upstreams.yaml", two(server.url, "http://b.test", OTHER_POOL))
             hr.reload()
@@ -260,11 +263,11 @@ def test_the_streams_of_an_upstream_that_did_not_change_outlive_the_drains_of_th
             with requests.get(server.url, stream=True) as stream:
                 pieces = stream.iter_content(1)
                 for more in (OTHER_POOL, ""):
-                    replaced = hr.snapshot.upstream("inventory").state.pool.leases
+                    replaced = hr.snapshot.upstream("inventory").endpoint.pool.leases
                     put(tmp_path / "upstreams.yaml", text % more)
                     assert hr.reload() == "applied"
                     wait_until(lambda leases=replaced: leases.stopped)  # type: ignore[misc]
-                    assert hr.snapshot.upstream("billing").state.pool.leases.view().inuse == 1
+                    assert hr.snapshot.upstream("billing").endpoint.pool.leases.view().inuse == 1
                     before = time.monotonic()
                     while time.monotonic() < before + 0.2:  # longer than what has arrived can last
                         assert next(pieces) == b"x"
@@ -311,11 +314,11 @@ def test_a_rotated_certificate_file_makes_a_new_pool(tmp_path: Path) -> None:
     trustme.CA().cert_pem.write_to_path(str(ca))
     text = two("https://a.test", "http://b.test", f", tls: {{ca: '{ca}'}}")
     with running(tmp_path, text) as hr:
-        before = hr.snapshot.upstream("billing").state
+        before = hr.snapshot.upstream("billing").endpoint
         trustme.CA().cert_pem.write_to_path(str(tmp_path / "new.pem"))
         os.replace(tmp_path / "new.pem", ca)
 
-        wait_until(lambda: hr.snapshot.upstream("billing").state is not before)
+        wait_until(lambda: hr.snapshot.upstream("billing").endpoint is not before)
 
         ca.write_text("not a certificate")
         wait_until(lambda: hr.status()["rejected"] is not None)

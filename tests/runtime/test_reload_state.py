@@ -47,7 +47,7 @@ def test_a_threshold_is_live_and_what_was_counted_counts(tmp_path: Path) -> None
         after = edit(hr, rules(server.url, breaker(consecutive_failures="4")))
         requests.get(server.url)
 
-        assert after.state is before.state
+        assert (after.learned, after.endpoints) == (before.learned, before.endpoints)
         assert (status(hr)["state"], status(hr)["consecutive_failures"]) == ("open", 4)
 
 
@@ -178,17 +178,17 @@ def test_the_budget_keeps_what_was_earned_and_spent(tmp_path: Path) -> None:
 def test_warm_connections_survive_a_change_of(tmp_path: Path, body: str) -> None:
     with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
         hr.upstream("billing").get("/")
-        before = hr.snapshot.upstream("billing").state
+        before = hr.snapshot.upstream("billing")
 
         after = edit(hr, rules(server.url, body))
         hr.upstream("billing").get("/")
 
-        assert (after.state.pool, after.state.circuit, after.state.budget) == (
-            before.pool,
-            before.circuit,
-            before.budget,
+        assert (after.endpoint.pool, after.learned.circuit, after.learned.budget) == (
+            before.endpoint.pool,
+            before.learned.circuit,
+            before.learned.budget,
         )
-        assert not before.pool.leases.retired
+        assert not before.endpoint.pool.leases.retired
         if "observe" not in body:  # that mode has connections of its own
             assert server.connections == 1
 
@@ -198,7 +198,7 @@ def test_a_pool_grows_and_shrinks_in_place_and_who_waits_is_served(tmp_path: Pat
         FaultServer() as server,
         running(tmp_path, rules(server.url, "    pool: {max_connections: 1}\n")) as hr,
     ):
-        leases = hr.snapshot.upstream("billing").state.pool.leases
+        leases = hr.snapshot.upstream("billing").endpoint.pool.leases
         held = leases.acquire(0)
         got = []
         waiting = threading.Thread(target=lambda: got.append(leases.acquire(10)))
@@ -227,14 +227,17 @@ def test_a_pool_grows_and_shrinks_in_place_and_who_waits_is_served(tmp_path: Pat
 def test_a_pool_that_cannot_follow_is_replaced_and_the_circuit_stays(tmp_path: Path, body: str) -> None:
     with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
         hr.upstream("billing").get("/")
-        before = hr.snapshot.upstream("billing").state
+        before = hr.snapshot.upstream("billing")
 
-        after = edit(hr, rules(server.url, body)).state
+        after = edit(hr, rules(server.url, body))
         hr.upstream("billing").get("/")
 
-        assert before.pool.leases.retired
-        assert after.pool is not before.pool
-        assert (after.circuit, after.budget) == (before.circuit, before.budget)
+        assert before.endpoint.pool.leases.retired
+        assert after.endpoint.pool is not before.endpoint.pool
+        assert (after.learned.circuit, after.learned.budget) == (
+            before.learned.circuit,
+            before.learned.budget,
+        )
         assert status(hr)["calls"] == 2
 
 
@@ -244,14 +247,16 @@ def test_a_rotated_certificate_makes_a_new_pool_and_the_circuit_stays(tmp_path: 
     trustme.CA().cert_pem.write_to_path(str(ca))
     text = rules("https://a.test", f"    tls: {{ca: '{ca}'}}\n")
     with running(tmp_path, text) as hr:
-        before = hr.snapshot.upstream("billing").state
+        before = hr.snapshot.upstream("billing")
         trustme.CA().cert_pem.write_to_path(str(ca))
 
-        after = edit(hr, text).state
+        after = edit(hr, text)
 
-        assert after.pool is not before.pool
-        assert before.pool.leases.retired  # what is connected by the old file is closed when it comes back
-        assert after.circuit is before.circuit
+        assert after.endpoint.pool is not before.endpoint.pool
+        assert (
+            before.endpoint.pool.leases.retired
+        )  # what is connected by the old file is closed when it comes back
+        assert after.learned.circuit is before.learned.circuit
 
 
 def test_at_a_new_origin_nothing_is_known(tmp_path: Path) -> None:
@@ -260,13 +265,16 @@ def test_at_a_new_origin_nothing_is_known(tmp_path: Path) -> None:
         with running(tmp_path, rules(first.url, opens)) as hr:
             first.always(FAILING)
             requests.get(first.url)
-            before = hr.snapshot.upstream("billing").state
+            before = hr.snapshot.upstream("billing")
 
-            after = edit(hr, rules(second.url, opens)).state
+            after = edit(hr, rules(second.url, opens))
 
             assert requests.get(second.url).status_code == 200
-            assert (after.circuit is before.circuit, after.budget is before.budget) == (False, False)
-            assert before.pool.leases.retired
+            assert (
+                after.learned.circuit is before.learned.circuit,
+                after.learned.budget is before.learned.budget,
+            ) == (False, False)
+            assert before.endpoint.pool.leases.retired
 
 
 def test_an_origin_that_leaves_match_takes_its_pool_with_it_and_the_others_stay(tmp_path: Path) -> None:
@@ -282,8 +290,8 @@ def test_an_origin_that_leaves_match_takes_its_pool_with_it_and_the_others_stay(
                 requests.get(server.url)
 
             assert [server.connections for server in (base, one, other)] == [1, 1, 1]
-            assert [state.pool.leases.retired for state in before.states()] == [False, True, False]
-            assert {state.circuit for state in after.states()} == {before.state.circuit}
+            assert [one.pool.leases.retired for one in before.endpoints] == [False, True, False]
+            assert after.learned.circuit is before.learned.circuit
             assert not hasattr(requests.get(one.url), "headrace")
 
 
@@ -308,7 +316,7 @@ def test_a_reload_that_is_refused_at_the_last_step_changes_no_threshold(tmp_path
             server.next(FAILING)
             requests.get(server.url)
             assert (status(hr)["state"], status(hr)["mode"]) == ("open", "enforce")
-            assert hr.snapshot.upstream("billing").state.pool.leases.view().max_connections == 200
+            assert hr.snapshot.upstream("billing").endpoint.pool.leases.view().max_connections == 200
 
 
 def test_no_verdict_is_lost_while_breaker_rules_are_edited_under_load(tmp_path: Path) -> None:

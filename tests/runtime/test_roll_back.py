@@ -316,16 +316,16 @@ def test_an_interrupt_anywhere_in_a_reload_leaves_the_old_rules_or_the_new_ones(
                 routed = library._routing.routes.match_url(url)
                 assert routed is not None
                 assert (point, routed[1]) == (point, upstream)
-            assert upstream.state.pool.leases.plan == upstream.plan.pool
-            old_pool = before.upstream("billing").state
-            draining = [state for _, state in hr._reloader._draining]
+            assert upstream.endpoint.pool.leases.plan == upstream.plan.pool
+            old_pool = before.upstream("billing").endpoint
+            draining = [one.endpoint for one in hr._reloader._draining]
             assert (point, draining) == (point, [] if snapshot is before else [old_pool])
             assert old_pool.pool.leases.retired is (snapshot is not before)
             assert hr.reload() == ("applied" if snapshot is before else "unchanged")
         finally:
             hr.close()
         assert old_pool.pool.leases.stopped
-        assert hr.snapshot.upstream("billing").state.pool.leases.stopped
+        assert hr.snapshot.upstream("billing").endpoint.pool.leases.stopped
         return found
 
     assert each_point(reload) > 50

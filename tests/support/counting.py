@@ -28,7 +28,7 @@ def keeper_of(instance: headrace.Headrace, keeper: str) -> Any:
     """The live counters of *instance*, or of its first upstream."""
     if keeper == "service":
         return instance.service
-    return next(iter(instance.snapshot.upstreams.values())).state.counters
+    return next(iter(instance.snapshot.upstreams.values())).learned.counters
 
 
 def fill(counters: Any, name: str, amount: int) -> None:

@@ -113,7 +113,7 @@ def interrupt_storm(folder: Path, seed: int, *, interrupts: int) -> list[str]:
             return one
 
         calls = {name: call(name) for name in ("refused", "waiting", "going")}
-        pools = {name: hr.snapshot.upstream(name).state.pool.leases for name in calls}
+        pools = {name: hr.snapshot.upstream(name).endpoint.pool.leases for name in calls}
         held = [requests.get(f"{server.url}/{name}", stream=True) for name in ("refused", "waiting")]
         points = {name: points_of(act) for name, act in calls.items()}
         for _ in range(interrupts):

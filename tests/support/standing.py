@@ -93,7 +93,7 @@ def _main(file: str, surface: str, threads: int) -> None:
 
     with headrace.install(file) as hr:
         upstream = hr.snapshot.upstreams["billing"]
-        base = f"{upstream.state.pool.scheme}://127.0.0.1:{upstream.state.pool.port}/"
+        base = f"{upstream.endpoint.pool.scheme}://127.0.0.1:{upstream.endpoint.pool.port}/"
 
         def call() -> str:
             try:
@@ -108,7 +108,7 @@ def _main(file: str, surface: str, threads: int) -> None:
         with ThreadPoolExecutor(threads) as pool:
             calls = [pool.submit(call) for _ in range(threads)]
             ended = [one.result() for one in calls]
-        view = upstream.state.circuit.view(time.monotonic())
+        view = upstream.learned.circuit.view(time.monotonic())
         print(
             json.dumps(
                 {"ended": ended, "state": view.state.value, "calls": view.calls, "failures": view.failures}

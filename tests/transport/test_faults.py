@@ -82,7 +82,7 @@ def test_a_failure_of_the_upstream_has_its_word_on_each_surface(
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 record = error.headrace  # type: ignore[union-attr]
             assert [attempt.outcome in outcome.split("|") for attempt in record.attempts] == [True], record
-        leases = hr.snapshot.upstream("billing").state.pool.leases
+        leases = hr.snapshot.upstream("billing").endpoint.pool.leases
         assert leases.view().inuse == 0
 
 

@@ -21,7 +21,7 @@ from support.waiting import wait_until
 
 
 def leases_of(hr: Any) -> LeasePool[Any]:
-    return hr.snapshot.upstream("billing").state.pool.leases  # type: ignore[no-any-return]
+    return hr.snapshot.upstream("billing").endpoint.pool.leases  # type: ignore[no-any-return]
 
 
 def closed(hr: Any) -> dict[str, int]:
@@ -71,7 +71,7 @@ def test_an_upstream_that_is_down_is_warmed_quietly_and_blamed_for_nothing(
             f"  asleep: {{base_url: '{up.url}/x', mode: observe}}\n"
         )
         with caplog.at_level(logging.INFO, logger="headrace"), running(tmp_path, text) as hr:
-            other = hr.snapshot.upstream("other").state.pool.leases
+            other = hr.snapshot.upstream("other").endpoint.pool.leases
             wait_until(lambda: other.view().idle == 2)
             status = hr.status()["upstreams"]["billing"]
             assert status["circuit_breaker"]["calls"] == 0

@@ -56,7 +56,7 @@ class Routing:
         ):
             bound = inbound.snapshot.routes.match_url(url)
             # A request that has outlived `reload.drain` finds its pool stopped. It goes on with what is in force.
-            if bound is not None and not bound[1].state.pool.leases.stopped:
+            if bound is not None and not bound[1].endpoint.pool.leases.stopped:
                 return bound[1]
         found = self.routes.match_url(url)
         return None if found is None else found[1]

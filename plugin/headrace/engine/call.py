@@ -87,7 +87,8 @@ class Call(Generic[T]):
         tries: Tries | None = None,
         deadline_at: float | None = None,
     ) -> None:
-        plan, state = upstream.plan, upstream.state
+        plan, endpoint, learned = upstream.plan, upstream.endpoint, upstream.learned
+        circuit, budget = learned.circuit, learned.budget  # here alone: the call keeps what it began with
         self._upstream = upstream
         self._surface = surface
         self._request = request
@@ -110,9 +111,9 @@ class Call(Generic[T]):
         if tracing is not None and tracing.is_wanted():  # asked in C: outside of a span this costs nothing
             self._trace = tracing.call(
                 plan.name,
-                state.circuit,
-                address=state.pool.host,
-                port=state.pool.port,
+                circuit,
+                address=endpoint.pool.host,
+                port=endpoint.pool.port,
                 method=request.method,
                 url=surface.url,
                 propagates=plan.propagate.traceparent,
@@ -129,8 +130,8 @@ class Call(Generic[T]):
             )
         self._exchange = Exchange(
             plan,
-            state.circuit,
-            state.budget,
+            circuit,
+            budget,
             request,
             now=monotonic() if tries is None else tries.began,
             rng=random.random,
@@ -189,7 +190,7 @@ class Call(Generic[T]):
 
     def perform(self, send: Send) -> Outcome:
         """Make one attempt: lease, send, read. Blocks."""
-        leases = self._upstream.state.pool.leases
+        leases = self._upstream.endpoint.pool.leases
         cancellation = self._cancellation
         started = monotonic()
         try:
@@ -211,13 +212,13 @@ class Call(Generic[T]):
         """Make the attempt once more over a fresh connection; None if no connection is free at once. Blocks."""
         started = monotonic()
         try:
-            lease = self._upstream.state.pool.leases.acquire(0.0, fresh=True)
+            lease = self._upstream.endpoint.pool.leases.acquire(0.0, fresh=True)
         except LeaseError:
             return None  # another call took the slot: a retry can wait for one, a resend cannot
         return self._attempt(lease, resend.timeout_s, started)
 
     def _attempt(self, lease: Lease[Any], limit_s: float, started: float) -> Outcome:
-        leases, cancellation, token = self._upstream.state.pool.leases, self._cancellation, lease.token
+        leases, cancellation, token = self._upstream.endpoint.pool.leases, self._cancellation, lease.token
         outer = current_attempt.get()
         try:
             attempt = self._begin(lease, limit_s)
@@ -261,7 +262,7 @@ class Call(Generic[T]):
         upstream, exchange, outbound = self._upstream, self._exchange, self.outbound
         began = monotonic()
         if self._cancellation is not None and lease.token is not None:
-            self._cancellation.covers(lease.token, upstream.state.pool.leases)
+            self._cancellation.covers(lease.token, upstream.endpoint.pool.leases)
         # Cleared only now: without a lease, the caller gets the answer that was kept from the attempt before.
         self.answer = self.error = None
         left_s = None if exchange.deadline_at is None else exchange.deadline_at - began
@@ -274,7 +275,7 @@ class Call(Generic[T]):
             headers = self._trace.headers(headers)
         request = self._request
         self._last_attempt = attempt = Attempt(
-            upstream.state.pool,
+            upstream.endpoint.pool,
             request.message,
             lease,
             headers,
@@ -324,10 +325,10 @@ class Call(Generic[T]):
 
     def _judge(self, answer: T, outcome: Outcome) -> None:
         """Note in *outcome* what the rules need to know of *answer*. Mutates *outcome*."""
-        state, plan, status = self._upstream.state, self._upstream.plan, outcome.status or 0
-        if state.misses:  # it has answered
-            state.misses = 0
-            state.suspect = False
+        endpoint, plan, status = self._upstream.endpoint, self._upstream.plan, outcome.status or 0
+        if endpoint.misses:  # it has answered
+            endpoint.misses = 0
+            endpoint.suspect = False
         if not self._request.streamed and plan.circuit_breaker.failure_if is not None:
             outcome.condemned = is_condemned(self._upstream, answer, status)
             self._surface.hand_out(answer)
@@ -437,7 +438,7 @@ class Call(Generic[T]):
                 raise
         if (told := record_of(answer)) is not None:
             told.fallback_for = refused.plan.name
-        counters = refused.state.counters
+        counters = refused.learned.counters
         with counters.lock:
             counters.fallbacks += 1
         return answer
@@ -454,7 +455,7 @@ class Call(Generic[T]):
                 self._surface,
                 self._trace,
                 opened_in=self._opened_in,
-                pool=self._upstream.state.pool.leases,
+                pool=self._upstream.endpoint.pool.leases,
             )
 
     def _error_of(self, end: Finish | Refuse, record: Record) -> Exception:
@@ -514,7 +515,7 @@ class Call(Generic[T]):
             self._tries.add(self._exchange, label=label, trace=self._trace)
             return
         tally(
-            self._upstream.state.counters,
+            self._upstream.learned.counters,
             self._exchange,
             label=label,
             duration_s=duration_s,

@@ -67,7 +67,7 @@ def protected(
             and found[0] is snapshot
             and found[1] == pid
             and inbound_of() is None
-            and not found[2].state.pool.leases.stopped
+            and not found[2].endpoint.pool.leases.stopped
         ):
             upstream = found[2]
         else:
@@ -76,8 +76,8 @@ def protected(
                 known = (snapshot, pid, upstream)
         if upstream.mode == "off":
             return function(*args, **kw)
-        state, tracing = upstream.state, upstream.tracing
-        circuit = state.circuit
+        learned, tracing = upstream.learned, upstream.tracing
+        circuit = learned.circuit
         trace = None
         if tracing is not None and tracing.has_context():
             trace = tracing.protected_call(name, circuit)
@@ -86,8 +86,8 @@ def protected(
         if isinstance(permit, Refused):
             if upstream.mode == "enforce":
                 raise _refusal(upstream, permit, trace)
-            with state.counters.lock:
-                add(state.counters.observed, "refused")
+            with learned.counters.lock:
+                add(learned.counters.observed, "refused")
             return function(*args, **kw)
         verdict, outcome = (
             _IGNORED,
@@ -108,7 +108,7 @@ def protected(
         finally:  # the permit goes back, after an interrupt too
             now = monotonic()
             circuit.record(permit, verdict, now, now - began)
-            state.counters.protected[outcome].tick()
+            learned.counters.protected[outcome].tick()
             if trace is not None:
                 trace.end_protected(None)
 
@@ -125,7 +125,7 @@ def _is_ours(error: Exception, duration_s: float, plan: CircuitPlan) -> bool:
 
 def _refusal(upstream: Upstream, refused: Refused, trace: CallTrace | None) -> CircuitOpenError:
     """A new error for a refused call. Counts the refusal."""
-    counters = upstream.state.counters
+    counters = upstream.learned.counters
     with counters.lock:
         counters.refused += 1
     counters.protected["refused"].tick()

@@ -85,7 +85,8 @@ class _Rehearsal:
     __slots__ = ("_exchange", "_first", "_held", "_streamed", "_trace", "_upstream", "began")
 
     def __init__(self, upstream: Upstream, request: Request, nth_try: int) -> None:
-        plan, state = upstream.plan, upstream.state
+        plan, learned = upstream.plan, upstream.learned
+        circuit, budget = learned.circuit, learned.budget  # here alone: the call keeps what it began with
         inbound = inbound_var.get()
         serving = None if inbound is None or inbound.is_over else inbound  # as in `Call`
         allowance = None
@@ -99,8 +100,8 @@ class _Rehearsal:
         self.began = monotonic()
         self._exchange = exchange = Exchange(
             plan,
-            state.circuit,
-            state.budget,
+            circuit,
+            budget,
             request,
             now=self.began,
             rng=random.random,
@@ -115,16 +116,16 @@ class _Rehearsal:
         tracing = upstream.tracing
         self._trace = None
         if tracing is not None and tracing.has_context():
-            host = state.pool.host
-            self._trace = tracing.observed_call(plan.name, state.circuit, address=host, request=inbound)
+            host = upstream.endpoint.pool.host
+            self._trace = tracing.observed_call(plan.name, circuit, address=host, request=inbound)
         first = exchange.decide(self.began)
         assert isinstance(first, (Send, Divert, Refuse)), "nothing has been tried yet"
         self._first = first
         self._held = None
         if isinstance(first, Send):  # enforced, the call would hold a connection
             self._held = held = _Connection()
-            with state.counters.lock:
-                state.in_flight.add(held)
+            with learned.counters.lock:
+                upstream.endpoint.in_flight.add(held)
                 _count_full(upstream, may_wait=may_wait and request.timeouts.acquire_s > 0.0)
 
     def end(self, outcome: Outcome, head_s: float | None) -> None:
@@ -133,11 +134,10 @@ class _Rehearsal:
         Args:
             head_s: When the head of its answer came, seconds from its start; None: not known.
         """
-        state, exchange = self._upstream.state, self._exchange
-        counters = state.counters
+        counters, exchange = self._upstream.learned.counters, self._exchange
         if self._held is not None:
             with counters.lock:
-                state.in_flight.discard(self._held)
+                self._upstream.endpoint.in_flight.discard(self._held)
         try:
             seen = Seen(outcome, head_s, self._streamed, exchange.is_retried(outcome.status))
             foretold = rehearse(exchange, self._first, seen)
@@ -184,16 +184,16 @@ class _RealCall:
 
 def _count_full(upstream: Upstream, *, may_wait: bool) -> None:
     """Count a call that finds the pool full, as `LeasePool.acquire` would. The caller holds the counters' lock."""
-    pool, state = upstream.plan.pool, upstream.state
-    waiting = len(state.in_flight) - pool.max_connections
+    pool = upstream.plan.pool
+    waiting = len(upstream.endpoint.in_flight) - pool.max_connections
     if waiting > 0 and pool.when_full != "new":
         waits = may_wait and pool.when_full == "wait" and waiting <= pool.max_waiting
-        add(state.counters.observed, "waited" if waits else "rejected")
+        add(upstream.learned.counters.observed, "waited" if waits else "rejected")
 
 
 def _count(upstream: Upstream, foretold: Foretold) -> None:
     """Count what enforcing would have done. The caller holds the counters' lock."""
-    observed = upstream.state.counters.observed
+    observed = upstream.learned.counters.observed
     if foretold.retries:
         add(observed, "retried", foretold.retries)
     if foretold.timed_out:

@@ -41,7 +41,7 @@ def follow(
 
     Keeps nothing that refers to *body*.
     """
-    body.on_break = functools.partial(_report_break, exchange, record, upstream.state.counters, trace)
+    body.on_break = functools.partial(_report_break, exchange, record, upstream.learned.counters, trace)
     if body.max_bytes is not None:
         body.on_excess = functools.partial(_excess_error, record, upstream, surface, body.max_bytes)
     token = None if body.lease is None else body.lease.token

@@ -102,7 +102,7 @@ class Tries:
         if upstream is not None and (self.outcomes or self._label is not None):
             duration_s = monotonic() - self.began
             tally(
-                upstream.state.counters,
+                upstream.learned.counters,
                 self,
                 label=self._label,
                 duration_s=duration_s,

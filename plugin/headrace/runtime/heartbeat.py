@@ -91,22 +91,22 @@ class Heartbeats:
 
     def _settle(self, asked: Asked) -> None:
         upstream, plan, lease, one = asked
-        leases = upstream.state.pool.leases
+        leases = upstream.endpoint.pool.leases
         if one.answered:
             leases.give_back(lease, reusable=True)
-            upstream.state.misses = 0
-            upstream.state.suspect = False
+            upstream.endpoint.misses = 0
+            upstream.endpoint.suspect = False
         else:
             leases.give_back(lease, reusable=False, reason="dead")
             self._missed(upstream, plan)
 
     def _missed(self, upstream: Upstream, plan: HeartbeatPlan) -> None:
-        state = upstream.state
-        state.misses += 1
-        if state.misses >= plan.failures and not state.suspect:
-            state.suspect = True
-            closed = state.pool.leases.close_idle("dead")
-            emit(PoolSuspect(upstream=upstream.plan.name, misses=state.misses, closed=closed))
+        endpoint = upstream.endpoint
+        endpoint.misses += 1
+        if endpoint.misses >= plan.failures and not endpoint.suspect:
+            endpoint.suspect = True
+            closed = endpoint.pool.leases.close_idle("dead")
+            emit(PoolSuspect(upstream=upstream.plan.name, misses=endpoint.misses, closed=closed))
 
 
 def _lend(upstream: Upstream, now: float) -> list[Due]:
@@ -114,21 +114,21 @@ def _lend(upstream: Upstream, now: float) -> list[Due]:
     plan = upstream.plan.pool.heartbeat
     if plan is None or upstream.mode != "enforce":
         return []
-    lent = upstream.state.pool.leases.lend_idle(now, idle_s=plan.interval_s, most=MOST_PER_ROUND)
+    lent = upstream.endpoint.pool.leases.lend_idle(now, idle_s=plan.interval_s, most=MOST_PER_ROUND)
     return [(upstream, plan, lease) for lease in lent]
 
 
 def _return_unused(due: Due) -> None:
     upstream, _, lease = due
-    upstream.state.pool.leases.return_unused(lease)
+    upstream.endpoint.pool.leases.return_unused(lease)
 
 
 def _looked_at(due: Due, now: float) -> Asked | None:
     """*due* with what is to be asked on it; None when a look was all."""
     upstream, plan, lease = due
-    leases, conn = upstream.state.pool.leases, lease.conn
+    leases, conn = upstream.endpoint.pool.leases, lease.conn
     try:
-        is_alive = conn is not None and upstream.state.pool.is_alive(conn)
+        is_alive = conn is not None and upstream.endpoint.pool.is_alive(conn)
     except Exception as error:
         stumbled(f"look at an idle connection ({upstream.plan.name})", error)
         is_alive = False
@@ -150,7 +150,7 @@ def _beat_in_time(asked: Sequence[Asked], *, on_answer: Callable[[Beat], None]) 
     """
     under_way: dict[int, Attempt] = {}
     for upstream, _, lease, one in asked:
-        pool, timeouts = upstream.state.pool, upstream.plan.timeouts
+        pool, timeouts = upstream.endpoint.pool, upstream.plan.timeouts
         # Later than the round's own limit, which says of silence that it is a miss: this is for those that drip.
         attempt = Attempt(pool, one, None, (), timeouts, one.ends_at + GRACE_S, streamed=False)
         attempt.token = lease.token

@@ -67,19 +67,19 @@ class Readings:
 
     def _reading(self, name: str, upstream: Upstream | None) -> UpstreamReading:
         """Of *upstream*; None: of what still drains of the one that had *name*."""
-        states = self._reloader.states(name, upstream)
-        views = [state.pool.leases.view() for state in states]
+        endpoints = self._reloader.endpoints(name, upstream)
+        views = [endpoint.pool.leases.view() for endpoint in endpoints]
         now = monotonic()
         return UpstreamReading(
             name=name,
             counters=self._reloader.counters[name],
-            inuse=sum(view.inuse + len(state.in_flight) for view, state in zip(views, states, strict=True)),
+            inuse=sum(view.inuse + len(one.in_flight) for view, one in zip(views, endpoints, strict=True)),
             idle=sum(view.idle for view in views),
             waiting=sum(view.waiting for view in views),
-            hit_rate=None if upstream is None else upstream.state.pool.leases.hit_rate(now),
+            hit_rate=None if upstream is None else upstream.endpoint.pool.leases.hit_rate(now),
             max_connections=0 if upstream is None else upstream.plan.pool.max_connections,
             target_size=0 if upstream is None else views[0].max_connections,
-            circuit=None if upstream is None else upstream.state.circuit.view(now),
-            suspect=any(state.suspect for state in states),
-            budget_tokens=None if upstream is None else upstream.state.budget.balance(now),
+            circuit=None if upstream is None else upstream.learned.circuit.view(now),
+            suspect=any(endpoint.suspect for endpoint in endpoints),
+            budget_tokens=None if upstream is None else upstream.learned.budget.balance(now),
         )

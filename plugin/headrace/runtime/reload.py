@@ -11,7 +11,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal
 
@@ -32,10 +32,12 @@ from headrace.policy.breaker.window import LATEST_S
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import Configuration
 from headrace.runtime.heartbeat import Heartbeats
+from headrace.runtime.reports import report_leases
 from headrace.runtime.service import ServiceCounters
-from headrace.runtime.snapshot import Snapshot, build_snapshot, changed_upstreams, retired_states
+from headrace.runtime.snapshot import Snapshot, build_snapshot, changed_upstreams, retired_endpoints
+from headrace.runtime.state import Endpoint
 from headrace.runtime.threads import Life
-from headrace.runtime.upstream import Upstream, UpstreamState, name_of, report_leases
+from headrace.runtime.upstream import Upstream, name_of
 from headrace.runtime.warmup import Warmer
 from headrace.transport.dial.tls import TlsError
 
@@ -57,6 +59,15 @@ class _Rejection:
 
     text: str
     at: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Draining:
+    """An endpoint that was in force, of upstream *name*: it serves the calls under way until *stop_at*."""
+
+    name: str
+    endpoint: Endpoint
+    stop_at: float
 
 
 class Reloader:
@@ -89,7 +100,7 @@ class Reloader:
         self._clock = clock
         self._lock = threading.Lock()
         self._held: _Held | None = None
-        self._draining: list[tuple[float, UpstreamState]] = []
+        self._draining: list[_Draining] = []
         self._ticked_at = -inf
         self._warmer = Warmer()
         self._heartbeats = Heartbeats()
@@ -154,7 +165,7 @@ class Reloader:
         upstreams = [one for upstream in self.snapshot.upstreams.values() for one in upstream.everywhere()]
         each(
             upstreams,
-            lambda one: _look_after(one.plan.name, one.state, now),
+            lambda one: _look_after(one.plan.name, one.endpoint, now),
             doing="look after the connections of an upstream",
             of=name_of,
         )
@@ -177,38 +188,36 @@ class Reloader:
     def _take_a_step_back(self, step_s: float) -> None:
         """The clock was stepped back by *-step_s*: what runs has as long to go as before (failures.md 69)."""
         with self._lock:
-            self._draining = [(stop_at + step_s, state) for stop_at, state in self._draining]
+            self._draining = [replace(one, stop_at=one.stop_at + step_s) for one in self._draining]
             if self._held is not None:
                 self._held = _Held(self._held.digest, self._held.since + step_s)
 
     def _tend_draining(self, now: float) -> None:
-        names = {id(counters): name for name, counters in list(self.counters.items())}
         each(
             self._draining,  # replaced as a whole, never changed in place
-            lambda one: _look_after(names[id(one[1].counters)], one[1], now),
+            lambda one: _look_after(one.name, one.endpoint, now),
             doing="look after a pool that drains",
         )
         with self._lock:
-            over = [state for stop_at, state in self._draining if now >= stop_at]
-            self._draining = [one for one in self._draining if now < one[0]]
-        each(over, lambda state: state.pool.leases.stop(), doing="stop a pool that has drained")
+            over = [one.endpoint for one in self._draining if now >= one.stop_at]
+            self._draining = [one for one in self._draining if now < one.stop_at]
+        each(over, lambda one: one.pool.leases.stop(), doing="stop a pool that has drained")
 
-    def states(self, name: str, upstream: Upstream | None) -> list[UpstreamState]:
+    def endpoints(self, name: str, upstream: Upstream | None) -> list[Endpoint]:
         """Those of *upstream*, and after them what drains under its *name*: gauges are sums over both."""
-        own = () if upstream is None else upstream.states()
+        own = () if upstream is None else upstream.endpoints
         draining = self._draining  # replaced as a whole, never changed in place
-        counters = self.counters.get(name)
-        return [*own, *(state for _, state in draining if state.counters is counters and state not in own)]
+        return [*own, *(one.endpoint for one in draining if one.name == name and one.endpoint not in own)]
 
     def close(self) -> None:
         """Stop every pool, in force or draining. Blocks shortly. Idempotent; never stops half way for an error."""
         with self._lock:
             draining = self._draining
-            states = [state for upstream in self.snapshot.upstreams.values() for state in upstream.states()]
-        states += [state for _, state in draining]
-        each(states, lambda state: state.pool.close(), doing="close the idle connections of a pool")
+            endpoints = [one for upstream in self.snapshot.upstreams.values() for one in upstream.endpoints]
+        endpoints += [one.endpoint for one in draining]
+        each(endpoints, lambda one: one.pool.close(), doing="close the idle connections of a pool")
         # Ends a heartbeat under way, too.
-        each(states, lambda state: state.pool.leases.stop(), doing="stop a pool")
+        each(endpoints, lambda one: one.pool.leases.stop(), doing="stop a pool")
         self.rest()
         with self._lock:
             # Only now: whoever is interrupted above finds them here again.
@@ -240,9 +249,9 @@ class Reloader:
         self._warmer = Warmer()
         self._heartbeats = Heartbeats()
         draining, self._draining = self._draining, []
-        each(draining, lambda one: one[1].pool.forget_inherited(), doing="give up a pool that drains")
+        each(draining, lambda one: one.endpoint.pool.forget_inherited(), doing="give up a pool that drains")
         # Calls bound to an old snapshot go on with the one in force.
-        each(draining, lambda one: one[1].pool.leases.stop(), doing="stop a pool that drains")
+        each(draining, lambda one: one.endpoint.pool.leases.stop(), doing="stop a pool that drains")
 
     def _reload(self, patient: bool, events: list[Event]) -> ReloadResult:
         began = self._clock()
@@ -291,7 +300,7 @@ class Reloader:
                         functools.partial(take_force, upstream)
                         for upstream in changed_upstreams(before, after)
                     ),
-                    lambda: self._drain(retired_states(before, after), drain_at),
+                    lambda: self._drain(retired_endpoints(before, after), drain_at),
                     tell,
                 ),
                 doing="put a new configuration in force",
@@ -316,10 +325,11 @@ class Reloader:
             problem = Problem(", ".join(self._files), 0, 0, "", str(error))
             raise ConfigError(str(error), problems=(problem,), watched=configuration.watched) from error
 
-    def _drain(self, states: list[UpstreamState], stop_at: float) -> None:
-        known = {id(state) for _, state in self._draining}  # an interrupted one is done again
-        self._draining = [*self._draining, *((stop_at, state) for state in states if id(state) not in known)]
-        each(states, lambda state: state.pool.leases.retire(), doing="retire a pool")
+    def _drain(self, retired: list[tuple[str, Endpoint]], stop_at: float) -> None:
+        known = {id(one.endpoint) for one in self._draining}  # an interrupted one is done again
+        new = [_Draining(name, endpoint, stop_at) for name, endpoint in retired if id(endpoint) not in known]
+        self._draining = [*self._draining, *new]
+        each(retired, lambda one: one[1].pool.leases.retire(), doing="retire a pool")
 
     def _is_held(
         self, configuration: Configuration, before: Snapshot, now: float, events: list[Event]
@@ -355,12 +365,12 @@ class Reloader:
         )
 
 
-def _look_after(name: str, state: UpstreamState, now: float) -> None:
+def _look_after(name: str, endpoint: Endpoint, now: float) -> None:
     """Idle connections that are over, the size of the pool, what its leases report. Blocks shortly."""
-    state.pool.leases.tend(now)
-    if state.sizer is not None:
-        state.sizer.looked(now)
-    report_leases(name, state.pool.leases)
+    endpoint.pool.leases.tend(now)
+    if endpoint.sizer is not None:
+        endpoint.sizer.looked(now)
+    report_leases(name, endpoint.pool.leases)
 
 
 def _applied(

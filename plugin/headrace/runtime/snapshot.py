@@ -14,7 +14,8 @@ from headrace.policy.plan import Configuration, UrlPrefix
 from headrace.policy.printable import printable
 from headrace.policy.routes import RouteTable
 from headrace.runtime.service import ServiceCounters
-from headrace.runtime.upstream import Upstream, UpstreamState, build_states
+from headrace.runtime.state import Endpoint
+from headrace.runtime.upstream import Upstream, build_state
 
 if TYPE_CHECKING:
     from headrace.observe.tracing.otel import Tracing
@@ -82,19 +83,19 @@ def build_snapshot(
     for name, plan in configuration.upstreams.items():
         before = previous.upstreams.get(name) if previous is not None else None
         if before is not None and before.plan == plan:
-            plan, state, elsewhere = before.plan, before.state, before.elsewhere  # the very same objects
+            plan, learned, endpoints = before.plan, before.learned, before.endpoints  # the very same objects
         else:
-            states = build_states(
+            learned, endpoints = build_state(
                 plan,
                 counters.setdefault(name, UpstreamCounters(lock=threading.Lock())),
                 mode=override or plan.mode,
                 before=before,
             )
-            state, elsewhere = states.pop(plan.base.origin), states
         upstreams[name] = Upstream(
             plan=plan,
-            state=state,
-            elsewhere=elsewhere,
+            learned=learned,
+            endpoint=endpoints[0],
+            endpoints=endpoints,
             mode=override or plan.mode,
             digest=configuration.digest,
             request_id_header=configuration.service.request_id.header,
@@ -128,8 +129,9 @@ def _find_fallback(name: str, upstreams: dict[str, Upstream]) -> Upstream:
 def routes_of(upstreams: Iterable[Upstream]) -> Iterator[tuple[UrlPrefix, Upstream]]:
     """Every URL prefix that *upstreams* claim, with its upstream as it is there."""
     for upstream in upstreams:
+        at = {one.endpoint.origin: one for one in upstream.everywhere()}
         for prefix in (upstream.plan.base, *upstream.plan.match):
-            yield prefix, upstream.at(prefix.origin)
+            yield prefix, at[prefix.origin]
 
 
 def changed_upstreams(old: Snapshot, new: Snapshot) -> list[Upstream]:
@@ -141,9 +143,12 @@ def changed_upstreams(old: Snapshot, new: Snapshot) -> list[Upstream]:
     ]
 
 
-def retired_states(old: Snapshot, new: Snapshot) -> list[UpstreamState]:
-    """States of *old* that *new* does not use any more."""
-    kept = {id(state) for upstream in new.upstreams.values() for state in upstream.states()}
+def retired_endpoints(old: Snapshot, new: Snapshot) -> list[tuple[str, Endpoint]]:
+    """Endpoints of *old* that *new* does not use any more, with the names of their upstreams."""
+    kept = {id(one) for upstream in new.upstreams.values() for one in upstream.endpoints}
     return [
-        state for upstream in old.upstreams.values() for state in upstream.states() if id(state) not in kept
+        (name, one)
+        for name, upstream in old.upstreams.items()
+        for one in upstream.endpoints
+        if id(one) not in kept
     ]

@@ -45,7 +45,7 @@ class Warmer:
             return
 
         def wants(upstream: Upstream) -> bool:
-            pool = upstream.state.pool
+            pool = upstream.endpoint.pool
             return (
                 upstream.mode == "enforce"
                 and upstream.plan.pool.min_idle > 0
@@ -54,7 +54,7 @@ class Warmer:
             )
 
         asked = answers(upstreams, wants, doing="tell whether an upstream wants idle connections", of=name_of)
-        wanting = [upstream.state.pool for upstream, is_wanting in asked if is_wanting]
+        wanting = [upstream.endpoint.pool for upstream, is_wanting in asked if is_wanting]
         if wanting:
             self._thread.start(functools.partial(self._make, wanting))
 

@@ -65,7 +65,7 @@ def send_in_tries(
     """
     tries = Tries(upstream)
     timeouts, stream = request.timeouts, request.streamed
-    hop = _Hop(upstream.state.pool, upstream, timeouts, tries)
+    hop = _Hop(upstream.endpoint.pool, upstream, timeouts, tries)
     hop.adapter = adapter
     hop.prepared = prepared
     hop.stream = stream
@@ -133,7 +133,7 @@ class _Hop(Hop):
         """One try, over the upstream's pool. Blocks."""
         count_delegated(self.upstream)
         surface = _Surface(
-            self.upstream.state.pool,
+            self.upstream.endpoint.pool,
             self.adapter,
             self.prepared,
             url,
@@ -264,7 +264,7 @@ class _Surface:
             return None
         headers = headers_for(other, refused, self._headers)
         surface = _Surface(
-            other.state.pool,
+            other.endpoint.pool,
             self._adapter,
             self._request,
             url.removeprefix(url_of(UrlPrefix(other.plan.base.origin, ()))) or "/",

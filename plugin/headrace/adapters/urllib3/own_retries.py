@@ -83,7 +83,7 @@ def unsent_only(retries: Retry) -> Retry:
 
 def count_delegated(upstream: Upstream) -> None:
     """Count a try of a caller that retries by itself, and say so once per call site."""
-    counters = upstream.state.counters
+    counters = upstream.learned.counters
     with counters.lock:
         counters.retries_delegated += 1
     site = call_site()

@@ -300,7 +300,7 @@ class _Hop(Hop):
         replayable, body_at = (True, None) if body is None or type(body) is bytes else position_of(body)
         response_kw["release_conn"] = self.release_conn
         surface = UrlopenSurface(
-            self.upstream.state.pool,
+            self.upstream.endpoint.pool,
             method,
             url,
             body,

@@ -86,7 +86,7 @@ def urlopen(
         )
     timeouts = upstream.plan.timeouts
     surface = UrlopenSurface(
-        upstream.state.pool,
+        upstream.endpoint.pool,
         method,
         target,
         body,
@@ -274,7 +274,7 @@ class UrlopenSurface:
         headers = headers_for(other, refused, self._headers or {})
         target = url.removeprefix(url_of(UrlPrefix(other.plan.base.origin, ()))) or "/"
         surface = UrlopenSurface(
-            other.state.pool,
+            other.endpoint.pool,
             self._method,
             target,
             self._body,

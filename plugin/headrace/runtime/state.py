@@ -1,0 +1,135 @@
+"""What an upstream has and a plan has not: it survives a reload, as far as `runtime.migrate` says.
+
+`Learned` is one per name: what calls to all its origins have taught. `Endpoint` is one per origin: the connections to
+it, and whether it is well. Each part guards itself; a call reads each once, when it begins, and keeps it to its end.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import threading
+from weakref import WeakSet
+
+from headrace.clock import monotonic
+from headrace.observe.events import CircuitChanged
+from headrace.policy.breaker.circuit import Circuit
+from headrace.policy.counters import UpstreamCounters
+from headrace.policy.plan import Mode, Origin, UpstreamPlan
+from headrace.policy.retry import RetryBudget
+from headrace.runtime.reports import CircuitReporter, report_resize
+from headrace.transport.lease.sizer import PoolSizer
+from headrace.transport.stock.pool import GovernedHTTPPool, build_pool
+
+
+class Learned:
+    """What is known of an upstream, whichever of its origins a call went to.
+
+    Attributes:
+        circuit, budget: Guarded by the lock each was given.
+        reporter: Tells of the circuit's transitions.
+        counters: Totals; the same object before and after a reload.
+    """
+
+    __slots__ = ("budget", "circuit", "counters", "reporter")
+
+    def __init__(
+        self, *, circuit: Circuit, budget: RetryBudget, reporter: CircuitReporter, counters: UpstreamCounters
+    ) -> None:
+        self.circuit = circuit
+        self.budget = budget
+        self.reporter = reporter
+        self.counters = counters
+
+    def follow(self, plan: UpstreamPlan, mode: Mode, now: float) -> list[CircuitChanged]:
+        """Go by *plan* from now on. Mutates; idempotent.
+
+        Returns:
+            What came of it, counted and to be logged.
+        """
+        self.reporter.is_observed = mode == "observe"
+        self.budget.apply(plan.retry.budget, now)
+        return [self.reporter.count(one) for one in self.circuit.apply(plan.circuit_breaker, now)]
+
+    def forget(self, plan: UpstreamPlan) -> None:
+        """A circuit and a budget that know nothing yet; the counts stay. Mutates."""
+        self.circuit, self.budget = _circuit(plan, self.reporter), _budget(plan)
+
+
+class Endpoint:
+    """One origin of an upstream, and the connections to it.
+
+    Attributes:
+        origin: One of the plan's `base_url` and `match`.
+        pool: Its connections; guarded by the lease pool's lock.
+        sizer: Keeps the pool's size, if it is adaptive.
+        in_flight: Calls in `mode: observe` under way, something of each; guarded by the lock of the upstream's
+            counters. Weak: the call that an interrupt ended before it could take itself out is gone with its frame.
+        misses: Heartbeats missed in a row; any answer, a call's too, makes it 0.
+        suspect: That many were `heartbeat.failures`; any answer, a call's too, makes it False.
+    """
+
+    __slots__ = ("in_flight", "misses", "origin", "pool", "sizer", "suspect")
+
+    def __init__(self, origin: Origin, pool: GovernedHTTPPool, sizer: PoolSizer | None = None) -> None:
+        self.origin = origin
+        self.pool = pool
+        self.sizer = sizer
+        self.in_flight: WeakSet[object] = WeakSet()
+        self.misses = 0
+        self.suspect = False
+
+    def forget_misses(self) -> None:
+        """Nothing is held against it. Mutates."""
+        self.misses = 0
+        self.suspect = False
+
+    def forget_inherited(self) -> None:
+        """In a forked child: give up the connections and the calls under way, which are the parent's."""
+        self.in_flight = WeakSet()
+        self.pool.forget_inherited()
+
+
+def learned_nothing(plan: UpstreamPlan, counters: UpstreamCounters, *, mode: Mode) -> Learned:
+    """What is known of an upstream that nobody has called yet, under *plan*.
+
+    Args:
+        mode: The one in force, for the wording of events.
+    """
+    reporter = CircuitReporter(plan.name, counters, is_observed=mode == "observe")
+    return Learned(
+        circuit=_circuit(plan, reporter), budget=_budget(plan), reporter=reporter, counters=counters
+    )
+
+
+def build_endpoint(origin: Origin, plan: UpstreamPlan, counters: UpstreamCounters) -> Endpoint:
+    """The endpoint at *origin*, one of those that *plan* claims; opens no socket.
+
+    Raises:
+        TlsError: The plan's TLS files cannot be loaded.
+    """
+    pool = build_pool(plan, origin, counters)
+    sizer = None
+    if plan.pool.adaptive is not None:
+        sizer = PoolSizer(
+            plan.pool.adaptive,
+            pool.leases,
+            counters,
+            clock=monotonic,
+            on_resize=functools.partial(report_resize, plan.name),
+        )
+    return Endpoint(origin, pool, sizer)
+
+
+def _circuit(plan: UpstreamPlan, reporter: CircuitReporter) -> Circuit:
+    return Circuit(
+        plan.circuit_breaker,
+        rng=random.random,
+        lock=threading.Lock(),
+        on_transition=reporter,
+        on_waived=reporter.waived,
+    )
+
+
+def _budget(plan: UpstreamPlan) -> RetryBudget:
+    return RetryBudget(plan.retry.budget, lock=threading.Lock())
