@@ -277,6 +277,45 @@ def test_at_a_new_origin_nothing_is_known(tmp_path: Path) -> None:
             assert before.endpoint.pool.leases.retired
 
 
+def test_a_rehearsal_under_way_teaches_nothing_to_the_rules_that_follow_it(tmp_path: Path) -> None:
+    """It goes with the configuration that has learned it: a call keeps the circuit that it began with."""
+    rehearsing = ONCE + "    mode: observe\n    circuit_breaker: {consecutive_failures: 1}\n"
+    with FaultServer() as server, running(tmp_path, rules(server.url, rehearsing)) as hr:
+        held = threading.Event()
+        server.next(lambda _: Answer(503) if held.wait(20) else Answer(500))
+        before = hr.snapshot.upstream("billing")
+        call = threading.Thread(target=requests.get, args=(server.url,))
+        call.start()
+        server.wait_for(lambda: len(server.requests) == 1)
+
+        after = edit(hr, rules(server.url, rehearsing.replace("mode: observe", "mode: enforce")))
+        held.set()
+        call.join(20)
+
+        assert before.learned.circuit.state == "open"
+        assert status(hr)["state"] == "closed"
+        assert after.endpoints == before.endpoints
+        assert after.learned.counters is before.learned.counters
+
+
+def test_what_is_forgotten_is_forgotten_at_every_origin_at_once(tmp_path: Path) -> None:
+    with FaultServer() as base, FaultServer() as other:
+        body = breaker(consecutive_failures="1") + f"    match: ['{other.url}']\n"
+        with running(tmp_path, rules(base.url, body)) as hr:
+            other.next(FAILING)
+            requests.get(other.url)
+            upstream = hr.snapshot.upstream("billing")
+            for endpoint in upstream.endpoints:
+                endpoint.misses, endpoint.suspect = 3, True
+            with pytest.raises(headrace.CircuitOpenError):
+                requests.get(base.url)
+
+            upstream.forget_learned()
+
+            assert [(one.misses, one.suspect) for one in upstream.endpoints] == [(0, False)] * 2
+            assert [requests.get(url).status_code for url in (base.url, other.url)] == [200, 200]
+
+
 def test_an_origin_that_leaves_match_takes_its_pool_with_it_and_the_others_stay(tmp_path: Path) -> None:
     with FaultServer() as base, FaultServer() as one, FaultServer() as other:
         body = f"    match: ['{one.url}', '{other.url}']\n"
