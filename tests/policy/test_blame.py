@@ -18,6 +18,7 @@ SUCCESS, FAILURE, IGNORED = Verdict.SUCCESS, Verdict.FAILURE, Verdict.IGNORED
         pytest.param(Outcome(status=429, sent=True), SUCCESS, id="429 is success"),
         pytest.param(Outcome(status=503, sent=True), FAILURE, id="5xx"),
         pytest.param(Outcome(status=501, sent=True), SUCCESS, id="501 is not among 5xx"),
+        pytest.param(Outcome(status=200, sent=True, condemned=True), FAILURE, id="named by failure_if"),
         pytest.param(Outcome(fault=Fault.CONNECT_FAILURE), FAILURE, id="refused"),
         pytest.param(Outcome(fault=Fault.TLS_FAILURE), FAILURE, id="handshake broken off"),
         pytest.param(Outcome(fault=Fault.RESET, sent=True), FAILURE, id="reset"),
@@ -74,6 +75,12 @@ def test_a_connection_that_we_have_shut_ourselves_is_not_blamed_on_the_upstream(
     ours = Outcome(fault=Fault.RESET, sent=True, broken_off=True, duration_s=9.0)
 
     assert blame(ours, circuit_plan()) is IGNORED
+
+
+def test_a_cut_that_came_because_this_process_stood_still_is_not_blamed_on_the_upstream() -> None:
+    late = Outcome(fault=Fault.TIMEOUT, sent=True, cut=True, excused=True, duration_s=9.0)
+
+    assert blame(late, circuit_plan()) is IGNORED
 
 
 def test_a_fault_that_failure_on_leaves_out_is_not_a_success_either() -> None:
