@@ -1,0 +1,423 @@
+"""How many small mistakes in the pure core and in the lease the tests of their own room would notice.
+
+Run: python tests/bench/mutants.py [--only MODULE[:LINE] …] [--sample N] [--seed S] [--jobs J]
+
+A mutant is one node of one module changed: a comparison or its boundary, a connective, an operand left out, a
+`not`, an arithmetic sign, a constant, `return x`, a statement removed, the branches of an `if` swapped, min for max.
+Each is written into a copy of the package that stands ahead of the real one on PYTHONPATH, and is killed when a test of
+`ROOMS` fails, or hangs. What lives is printed with its line and text. Those of `EQUAL` are not counted: no test can
+tell them, for the reason that stands beside them. Hypothesis draws the same few examples each time and does
+not shrink, so two runs over the same source say the same.
+
+Without --sample every mutant is run: some 3,000, hours on two cores. A sample is drawn evenly over all of the
+chosen modules' mutants, so its score is that of all, give or take (200 mutants: three points).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from compileall import compile_dir
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from py_compile import PycInvalidationMode
+from queue import SimpleQueue
+from types import MappingProxyType
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+
+CALL: Final = (
+    "tests/policy/test_exchange.py",
+    "tests/policy/test_resend.py",
+    "tests/policy/test_fallback.py",
+    "tests/engine",
+)
+BREAKER: Final = (
+    "tests/policy/test_circuit.py",
+    "tests/policy/test_clock_steps.py",
+    "tests/policy/test_circuit_threads.py",
+    "tests/policy/test_circuit_machine.py",
+)
+LEASE: Final = (
+    "tests/transport/test_lease.py",
+    "tests/transport/test_lease_lifecycle.py",
+    "tests/transport/test_lease_owners.py",
+    "tests/transport/test_lease_faults.py",
+    "tests/transport/test_lease_threads.py",
+    "tests/transport/test_lease_collector.py",
+    "tests/transport/test_lease_fork.py",
+    "tests/transport/test_lease_machine.py",
+)
+
+ROOMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "policy.attempt_end": ("tests/policy/test_attempt_end.py", "tests/engine"),
+        "policy.backoff": ("tests/policy/test_backoff.py", *CALL),
+        "policy.blame": ("tests/policy/test_blame.py", *CALL),
+        "policy.decision": CALL,
+        "policy.exchange": CALL,
+        "policy.fallback": ("tests/policy/test_fallback.py", *CALL),
+        "policy.retry": ("tests/policy/test_retry.py", *CALL, "tests/policy/test_budget_properties.py"),
+        "policy.breaker.circuit": BREAKER,
+        "policy.breaker.half_open": BREAKER,
+        "policy.breaker.permit": BREAKER,
+        "policy.breaker.ramp": BREAKER,
+        "policy.breaker.transition": ("tests/policy/test_trip.py", *BREAKER),
+        "policy.breaker.trip": ("tests/policy/test_trip.py", *BREAKER),
+        "policy.breaker.window": ("tests/policy/test_window.py", *BREAKER),
+        "policy.sizing": ("tests/policy/test_sizing.py", "tests/policy/test_sizing_properties.py"),
+        "transport.lease.collector": LEASE,
+        "transport.lease.errors": LEASE,
+        "transport.lease.pool": LEASE,
+        "transport.lease.sizer": ("tests/transport/test_pool_sizer.py", *LEASE),
+        "transport.lease.tally": LEASE,
+    }
+)
+"""Which tests are asked about which module, those that know it best first."""
+
+EQUAL: Mapping[str, str] = MappingProxyType({})
+"""Mutants that no test can tell from the code, as they are printed, and why."""
+
+EXAMPLES: Final = """\
+from hypothesis import Phase, settings
+phases = Phase.explicit, Phase.generate
+settings.register_profile("mutants", settings.get_profile("ci"), max_examples=40, phases=phases)
+settings.load_profile("mutants")
+"""
+
+PATIENCE: Final = 8
+"""A hang is what takes this many times as long as the unchanged code: the machine may be busy."""
+AT_LEAST_S: Final = 60.0
+MEMORY_BYTES: Final = 4 << 30
+"""Of one run: a loop that fills a list ends by it, not by the machine's own end."""
+
+_COMPARISONS: Mapping[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = MappingProxyType(
+    {
+        ast.Lt: (ast.LtE, ast.GtE),
+        ast.LtE: (ast.Lt, ast.Gt),
+        ast.Gt: (ast.GtE, ast.LtE),
+        ast.GtE: (ast.Gt, ast.Lt),
+        ast.Eq: (ast.NotEq,),
+        ast.NotEq: (ast.Eq,),
+        ast.Is: (ast.IsNot,),
+        ast.IsNot: (ast.Is,),
+        ast.In: (ast.NotIn,),
+        ast.NotIn: (ast.In,),
+    }
+)
+_SIGNS: Mapping[type[ast.operator], type[ast.operator]] = MappingProxyType(
+    {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult}
+)
+_EXTREMES: Mapping[str, str] = MappingProxyType({"min": "max", "max": "min"})
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One change of one module.
+
+    Attributes:
+        scope: Function or class that it is in; empty at the top of the module.
+        line: Where it begins, from 1.
+        start, end: Where, in bytes of the module.
+        old, new: What stands there, and what stands there instead.
+    """
+
+    module: str
+    scope: str
+    line: int
+    start: int
+    end: int
+    old: str
+    new: str
+
+    @property
+    def name(self) -> str:
+        """What it is called in `EQUAL`: without its line, which moves."""
+        old, new = (" ".join(text.split()) for text in (self.old, self.new))
+        return f"{self.module} {self.scope}: {old} -> {new}"
+
+    def of(self, source: bytes) -> bytes:
+        """The whole module, changed."""
+        return source[: self.start] + self.new.encode() + source[self.end :]
+
+
+def path_of(module: str) -> Path:
+    """Where *module* stands below the folder that the package is in."""
+    return Path("headrace", *module.split(".")).with_suffix(".py")
+
+
+def mutants_of(module: str, source: bytes) -> Iterator[Mutant]:
+    """Every mutant of *module*, each text once."""
+    starts = [0, *accumulate(len(line) for line in source.splitlines(keepends=True))]
+    known = {source}
+    for node, scope in _nodes(ast.parse(source), ""):
+        at = node.test if isinstance(node, ast.If) else node  # its branches keep their lines
+        assert at.end_lineno is not None
+        assert at.end_col_offset is not None
+        start = starts[at.lineno - 1] + at.col_offset  # both count bytes
+        end = starts[at.end_lineno - 1] + at.end_col_offset
+        for new in _changes(node):
+            mutant = Mutant(module, scope, at.lineno, start, end, source[start:end].decode(), new)
+            if mutant.of(source) not in known:
+                known.add(mutant.of(source))
+                yield mutant
+
+
+def _nodes(node: ast.AST, scope: str) -> Iterator[tuple[ast.expr | ast.stmt, str]]:
+    """What may be changed below *node*, with its scope: no annotation, no decorator, no text for people."""
+    for field, value in ast.iter_fields(node):
+        if field in {"annotation", "returns", "decorator_list", "type_params"}:
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if not isinstance(child, ast.AST) or _is_unreachable(child):
+                continue
+            inner = scope
+            if isinstance(child, ast.FunctionDef | ast.ClassDef):
+                inner = f"{scope}.{child.name}".lstrip(".")
+            if isinstance(child, ast.expr | ast.stmt):
+                yield child, inner
+            if not isinstance(child, ast.JoinedStr | ast.Raise):
+                yield from _nodes(child, inner)
+
+
+def _is_unreachable(node: ast.AST) -> bool:
+    match node:
+        case ast.Expr(ast.Call(ast.Name("assert_never"))) | ast.If(ast.Name("TYPE_CHECKING")):
+            return True
+        case _:
+            return False
+
+
+def _changes(node: ast.expr | ast.stmt) -> Iterator[str]:
+    """The texts that *node* is replaced by, one at a time."""
+    match node:
+        case ast.Compare(left, [op], right):
+            for other in _COMPARISONS[type(op)]:
+                yield _text(ast.Compare(left, [other()], right))
+        case ast.Compare(left, ops, rights):
+            for at, op in enumerate(ops):
+                for other in _COMPARISONS[type(op)]:
+                    yield _text(ast.Compare(left, [*ops[:at], other(), *ops[at + 1 :]], rights))
+        case ast.BoolOp(op, values):
+            yield _text(ast.BoolOp(ast.And() if isinstance(op, ast.Or) else ast.Or(), values))
+            for at in range(len(values)):
+                others = [*values[:at], *values[at + 1 :]]
+                yield _text(ast.BoolOp(op, others) if len(others) > 1 else others[0])
+        case ast.UnaryOp(ast.Not() | ast.USub(), operand):
+            yield _text(operand)
+        case ast.BinOp(left, op, right) if type(op) in _SIGNS:
+            yield _text(ast.BinOp(left, _SIGNS[type(op)](), right))
+        case ast.Constant(bool() as value):
+            yield repr(not value)
+        case ast.Constant(int() | float() as value):
+            yield from (repr(other) for other in (value + 1, value - 1, 0, None) if other != value)
+        case ast.Call(ast.Name(name), args, keywords) if name in _EXTREMES:
+            yield _text(ast.Call(ast.Name(_EXTREMES[name]), args, keywords))
+        case ast.IfExp(test, body, orelse):
+            yield _text(ast.IfExp(test, orelse, body))
+        case ast.If(test) if not isinstance(test, ast.Compare | ast.UnaryOp):
+            # A comparison and a `not` are turned round above.
+            yield _text(ast.UnaryOp(ast.Not(), test))
+        case ast.Return(ast.expr() as value) if not (isinstance(value, ast.Constant) and value.value is None):
+            yield "return None"
+        case ast.AugAssign(target, op, value) if type(op) in _SIGNS:
+            yield "pass"
+            yield ast.unparse(ast.AugAssign(target, _SIGNS[type(op)](), value))
+        case (
+            ast.Assign([ast.Attribute() | ast.Subscript(), *_])
+            | ast.Expr(ast.Call())
+            | ast.Raise()
+            | ast.Delete()
+        ):
+            yield "pass"
+        case _:
+            pass
+
+
+def _text(node: ast.expr) -> str:
+    return f"({ast.unparse(ast.fix_missing_locations(node))})"
+
+
+class Bench:
+    """A copy of the package in *folder* that mutants are tried in, one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._plugin = folder / "plugin"
+        shutil.copytree(ROOT / "plugin", self._plugin, ignore=shutil.ignore_patterns("__pycache__"))
+        (self._plugin / "few_examples.py").write_text(EXAMPLES)
+        # By the source's hash: by its time, a mutant of the same second and size would pass for the one before it.
+        compile_dir(self._plugin, quiet=1, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
+
+    def baseline_s(self, tests: tuple[str, ...]) -> float:
+        """How long *tests* take over the unchanged copy, seconds.
+
+        Raises:
+            SystemExit: They fail, or test another package than the copy.
+        """
+        where = self._python("-c", "import headrace; print(headrace.__file__)", timeout_s=60.0)
+        if not where.startswith(str(self._plugin)):
+            raise SystemExit(f"the tests would not import the copy but {where or 'nothing'}")
+        began = time.monotonic()
+        if self._fails(tests, timeout_s=600.0):
+            raise SystemExit(f"the tests fail without any mutant: {' '.join(tests)}")
+        return time.monotonic() - began
+
+    def verdict(self, mutant: Mutant, timeout_s: float) -> str:
+        """`killed`, `timeout` or `lived`."""
+        path = self._plugin / path_of(mutant.module)
+        source = path.read_bytes()
+        path.write_bytes(mutant.of(source))
+        try:
+            return self._fails(ROOMS[mutant.module], timeout_s) or "lived"
+        finally:
+            path.write_bytes(source)
+
+    def _fails(self, tests: tuple[str, ...], timeout_s: float) -> str:
+        options = ("-x", "-q", "-p", "no:cacheprovider", "-p", "few_examples", "--no-header", "--tb=no")
+        try:
+            self._python("-m", "pytest", *options, *tests, timeout_s=timeout_s)
+        except subprocess.TimeoutExpired:
+            return "timeout"
+        except subprocess.CalledProcessError:
+            return "killed"
+        return ""
+
+    def _python(self, *arguments: str, timeout_s: float) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(self._plugin), "PYTHONDONTWRITEBYTECODE": "1"}
+        with subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            process_group=0,
+            preexec_fn=_be_modest,
+        ) as process:
+            try:
+                output, _ = process.communicate(timeout=timeout_s)
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)  # with the processes that the tests have started
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, arguments)
+        return output
+
+
+def _be_modest() -> None:
+    os.nice(10)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+
+
+def chosen(only: list[str], sample: int | None, seed: int) -> list[Mutant]:
+    """The mutants to run, by module and line; all of *only* (`MODULE` or `MODULE:LINE`), or *sample* of them."""
+    wanted = [name.partition(":") for name in only or ROOMS]
+    found: list[Mutant] = []
+    for module in sorted({name for name, _, _ in wanted}):
+        lines = {int(line) for name, _, line in wanted if name == module and line}
+        source = (ROOT / "plugin" / path_of(module)).read_bytes()
+        found += (mutant for mutant in mutants_of(module, source) if not lines or mutant.line in lines)
+    if sample is not None and sample < len(found):
+        kept = sorted(random.Random(seed).sample(range(len(found)), sample))
+        found = [found[at] for at in kept]
+    return found
+
+
+def run(mutants: list[Mutant], jobs: int, tell: Callable[[Mutant, str], None]) -> dict[Mutant, str]:
+    """What became of each of *mutants*: `killed`, `timeout`, `lived` or `equal`."""
+    verdicts = {mutant: "equal" for mutant in mutants if mutant.name in EQUAL}
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        idle: SimpleQueue[Bench] = SimpleQueue()
+        benches = [Bench(Path(folder, str(nth))) for nth in range(jobs)]
+        for bench in benches:
+            idle.put(bench)
+
+        @contextmanager
+        def a_bench() -> Iterator[Bench]:
+            bench = idle.get()
+            try:
+                yield bench
+            finally:
+                idle.put(bench)
+
+        def limit_s(tests: tuple[str, ...]) -> float:
+            with a_bench() as bench:
+                return max(AT_LEAST_S, PATIENCE * bench.baseline_s(tests))
+
+        def verdict(mutant: Mutant) -> str:
+            with a_bench() as bench:
+                verdict = bench.verdict(mutant, limits_s[ROOMS[mutant.module]])
+            tell(mutant, verdict)
+            return verdict
+
+        to_run = [mutant for mutant in mutants if mutant not in verdicts]
+        rooms = {ROOMS[mutant.module] for mutant in to_run}
+        with ThreadPoolExecutor(jobs) as pool:
+            limits_s = dict(zip(rooms, pool.map(limit_s, rooms), strict=True))
+            verdicts.update(zip(to_run, pool.map(verdict, to_run), strict=True))
+    return verdicts
+
+
+def table(verdicts: Mapping[Mutant, str]) -> str:
+    """A row a module and one for all: of the mutants that are not equal, which share was killed."""
+    rows: dict[str, Counter[str]] = {}
+    for mutant, verdict in verdicts.items():
+        rows.setdefault(mutant.module, Counter())[verdict] += 1
+        rows.setdefault("all", Counter())
+    rows["all"] = sum((counts for counts in rows.values()), Counter())
+    lines = [f"{'module':28}{'mutants':>8}{'killed':>8}{'timeout':>8}{'lived':>8}{'equal':>8}{'score':>8}"]
+    for module, counts in sorted(rows.items(), key=lambda row: (row[0] == "all", row[0])):
+        dead = counts["killed"] + counts["timeout"]
+        judged = dead + counts["lived"]
+        score = f"{dead / judged:.1%}" if judged else "-"
+        numbers = (counts.total(), counts["killed"], counts["timeout"], counts["lived"], counts["equal"])
+        lines.append(f"{module:28}" + "".join(f"{number:8}" for number in numbers) + f"{score:>8}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the chosen mutants; 1 where one lives that is not known to be equal."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="+", default=[], metavar="MODULE[:LINE]", help=" ".join(ROOMS))
+    parser.add_argument("--sample", type=int, metavar="N", help="so many of them, by chance")
+    parser.add_argument("--seed", type=int, default=1, metavar="S")
+    parser.add_argument("--jobs", type=int, default=2, metavar="J", help="at a time")
+    parser.add_argument("--list", action="store_true", help="print them and run none")
+    options = parser.parse_args()
+    if unknown := {name.partition(":")[0] for name in options.only} - set(ROOMS):
+        parser.error(f"no such module: {', '.join(sorted(unknown))}")
+    every = {mutant.name for mutant in chosen([], None, 0)}
+    if stale := set(EQUAL) - every:
+        parser.error("EQUAL has rows that are no mutants any more:\n" + "\n".join(sorted(stale)))
+
+    mutants = chosen(options.only, options.sample, options.seed)
+    if options.list:
+        print(*(f"{path_of(mutant.module)}:{mutant.line}: {mutant.name}" for mutant in mutants), sep="\n")
+        return 0
+
+    def tell(mutant: Mutant, verdict: str) -> None:
+        if verdict != "killed":
+            print(f"{verdict}: {path_of(mutant.module)}:{mutant.line}: {mutant.name}", flush=True)
+
+    verdicts = run(mutants, options.jobs, tell)
+    print(table(verdicts))
+    return int("lived" in verdicts.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
