@@ -279,6 +279,24 @@ def test_a_circuit_that_begins_to_probe_says_what_ended_its_open_period() -> Non
     assert bench.told[-1].why == "open_for elapsed"
 
 
+def test_a_circuit_that_begins_to_probe_has_counted_no_call_yet() -> None:
+    bench = Bench().opened()
+    bench.permit(T0 + 5)
+
+    told = bench.told[-1]
+    assert (told.to_state, told.calls, told.failures, told.failure_rate) == (HALF, 0, 0, None)
+
+
+def test_slow_verdicts_in_hand_decide_nothing_once_a_reload_calls_no_call_slow() -> None:
+    slow = SlowCallPlan(duration_s=1.0, rate_threshold=0.5)
+    bench = Bench(circuit_plan(slow_call=slow)).opened()
+    bench.call(SUCCESS, T0 + 5, 2.0)
+
+    bench.apply(circuit_plan(slow_call=replace(slow, duration_s=None, rate_threshold=0.3)), T0 + 5)
+
+    assert bench.circuit.state is HALF
+
+
 def test_half_open_admits_only_max_probes() -> None:
     """failures.md 1."""
     bench = Bench().opened()
@@ -708,6 +726,14 @@ def test_failures_during_the_ramp_are_judged_by_the_normal_rules() -> None:
     assert bench.refused(T0 + 14.9).kind is Refusal.OPEN
 
 
+def test_a_circuit_that_opens_amid_its_ramp_has_none_any_more() -> None:
+    bench = closed_again(circuit_plan(half_open=RAMP, consecutive_failures=1))
+    bench.call(FAILURE, T0 + 6)
+
+    assert bench.circuit.state is OPEN
+    assert bench.circuit.view(T0 + 6).ramp_share is None
+
+
 def test_a_reload_that_takes_the_ramp_away_ends_it() -> None:
     bench = closed_again(circuit_plan(half_open=RAMP))
     bench.permit(T0 + 5)
@@ -948,6 +974,34 @@ def test_a_success_of_another_generation_or_window_is_not_turned() -> None:
     bench.opened()
     assert not bench.circuit.turn(permit, place, T0)
     assert bench.circuit.view(T0).failures == 5
+
+
+def test_a_failure_that_has_left_the_window_is_not_mended() -> None:
+    bench = Bench()
+    permit = bench.permit(T0)
+    place = bench.circuit.record(permit, FAILURE, T0)
+    assert place is not None
+
+    assert not bench.circuit.mend(permit, place, T0 + 10)
+
+    assert bench.circuit.view(T0 + 10).consecutive_failures == 1
+
+
+def test_a_permit_is_good_for_another_attempt_until_calls_are_refused_or_the_state_has_changed() -> None:
+    bench = Bench()
+    permit = bench.permit(T0)
+    assert bench.circuit.still_holds(permit)
+
+    bench.apply(circuit_plan(mode="forced_open"), T0)
+    assert not bench.circuit.still_holds(permit)
+    bench.apply(circuit_plan(), T0)
+    assert bench.circuit.still_holds(permit)
+
+    bench.opened()
+    for _ in range(3):
+        bench.call(SUCCESS, T0 + 5)
+    assert bench.circuit.state is CLOSED
+    assert not bench.circuit.still_holds(permit)
 
 
 def test_a_half_open_verdict_gives_no_place_to_turn() -> None:
