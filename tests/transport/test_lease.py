@@ -288,6 +288,19 @@ def test_expired_idle_connections_are_closed_by_housekeeping_and_young_ones_stay
     assert r.counters.closed == {"idle": 1}
 
 
+def test_idle_connections_end_by_their_age_after_the_clock_was_stepped_back() -> None:
+    """failures.md 69."""
+    r = rig(idle_timeout_s=60.0)
+    (conn,) = r.fill_idle("idle")
+    r.now -= 3600.0
+
+    assert r.pool.tend() == 0
+    r.now += 60.0
+    assert r.pool.tend() == 1
+    assert r.closed == [conn]
+    assert r.counters.closed == {"idle": 1}
+
+
 def test_a_retired_pool_closes_idle_connections_now_and_leased_ones_when_they_come_back() -> None:
     r = rig()
     leased, idle = r.lease("leased"), r.lease("idle")

@@ -189,3 +189,14 @@ def test_a_pool_without_any_pays_two_python_calls_for_an_owner_as_for_none() -> 
     finally:
         sys.setprofile(None)
     assert calls == ["acquire", "give_back"]
+
+
+def test_what_is_somebodys_alone_was_in_use_at_the_busiest_moment_too() -> None:
+    r = rig(max_connections=4)
+    alice = Owner()
+    since = r.now
+    owned(r, alice)
+    r.fill_idle("shared")
+
+    assert r.pool.busiest(since) == 2
+    assert r.pool.busiest(since + 1.0) == 0
