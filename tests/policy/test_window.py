@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -112,6 +115,48 @@ def test_a_clock_step_backwards_does_not_disturb_a_count_window() -> None:
     assert (window.calls, window.marked) == (2, 2)
 
     window.advance(1002.0)
+    assert (window.calls, window.marked) == (0, 0)
+
+
+@pytest.mark.parametrize("make", [lambda: TimeWindow(100.0), lambda: CountWindow(10, max_age_s=100.0)])
+def test_ten_windows_and_a_quarter_of_an_hour_back_a_thread_was_late_and_beyond_the_clock_has_stepped(
+    make: Callable[[], TimeWindow | CountWindow],
+) -> None:
+    """failures.md 69."""
+    window = make()
+    window.add(10_000.0, 1)
+
+    window.advance(8_100.0)
+    window.advance(9_000.0)
+    assert window.calls == 1
+
+    window.advance(8_099.0)
+    window.advance(8_189.0)
+    assert (window.calls, window.marked) == (1, 1)
+    window.advance(8_200.0)
+    assert (window.calls, window.marked) == (0, 0)
+
+
+def test_a_call_that_is_counted_after_a_step_of_the_clock_leaves_at_its_age() -> None:
+    """failures.md 69."""
+    window = CountWindow(10, max_age_s=0.1)
+    window.add(10_000.0, 1)
+    window.add(10_000.0, 1)  # from the second on, it knows when the first leaves
+
+    window.add(9_080.0)
+    window.advance(9_080.2)
+
+    assert (window.calls, window.marked) == (0, 0)
+
+
+def test_a_window_begins_at_the_zero_of_the_clock() -> None:
+    window = TimeWindow(10.0)
+
+    assert window.turn(window.add(0.5))
+
+    window.advance(9.9)
+    assert (window.calls, window.marked) == (1, 1)
+    window.advance(10.0)
     assert (window.calls, window.marked) == (0, 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from itertools import chain, repeat
 from typing import Any
 
@@ -210,6 +211,55 @@ def test_a_newcomer_does_not_overtake_a_waiter_that_a_return_has_not_yet_got_rou
     assert waiter.outcome().conn is lease.conn
 
 
+class LockOfTheLastMoment:
+    """The pool's lock; just before its next holder lets it go, *act* happens."""
+
+    def __init__(self, lock: Any, act: Callable[[], object]) -> None:
+        self._lock = lock
+        self._acts = [act]
+        self.acquire, self.release = lock.acquire, lock.release
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        while self._acts:
+            self._acts.pop()()
+        self._lock.release()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        pytest.param(lambda pool, other: pool.acquire(0.0), id="acquire"),
+        pytest.param(lambda pool, other: pool.abort(other.token), id="abort"),
+        pytest.param(lambda pool, other: pool.end(other.token, "abandoned"), id="end"),
+        pytest.param(lambda pool, other: pool.tend(), id="tend"),
+        pytest.param(lambda pool, other: pool.want_idle(), id="want_idle"),
+        pytest.param(lambda pool, other: pool.offer(Conn()), id="offer"),
+        pytest.param(lambda pool, other: pool.lend_idle(pool._clock(), idle_s=0.0, most=1), id="lend_idle"),
+        pytest.param(lambda pool, other: pool.return_unused(other), id="return_unused"),
+        pytest.param(lambda pool, other: pool.close_idle("idle"), id="close_idle"),
+        pytest.param(lambda pool, other: pool.resize(3), id="resize"),
+        pytest.param(lambda pool, other: pool.busiest(0.0), id="busiest"),
+        pytest.param(lambda pool, other: pool.retire(), id="retire"),
+        pytest.param(lambda pool, other: pool.stop(), id="stop"),
+        pytest.param(lambda pool, other: pool.view(), id="view"),
+        pytest.param(lambda pool, other: pool.hit_rate(), id="hit_rate"),
+    ],
+)
+def test_whoever_lets_the_lock_go_closes_what_was_given_back_meanwhile(
+    use: Callable[[Any, Lease[Conn]], object],
+) -> None:
+    r = rig(max_connections=4, min_idle=1)
+    lease, other = r.lease("given back"), r.lease("other")
+    r.pool._lock = LockOfTheLastMoment(r.pool._lock, lambda: r.pool.give_back(lease, reusable=False))
+
+    use(r.pool, other)
+
+    assert lease.conn in r.closed
+
+
 def test_a_waiter_that_is_served_while_it_gives_up_takes_the_lease() -> None:
     r = rig(max_connections=1)
     held = r.lease()
@@ -301,6 +351,19 @@ def test_idle_connections_end_by_their_age_after_the_clock_was_stepped_back() ->
     assert r.counters.closed == {"idle": 1}
 
 
+def test_a_pool_that_has_shrunk_keeps_what_comes_back_as_before_once_no_more_are_in_use_than_may_be() -> None:
+    r = rig(max_connections=2)
+    broken, kept = r.lease("broken"), r.lease("kept")
+    r.pool.resize(1)
+    assert r.pool._choosy
+
+    r.pool.give_back(broken, reusable=False)
+
+    assert not r.pool._choosy  # or each call would take the long way from now on
+    r.pool.give_back(kept, reusable=True)
+    assert r.pool.view().idle == 1
+
+
 def test_a_retired_pool_closes_idle_connections_now_and_leased_ones_when_they_come_back() -> None:
     r = rig()
     leased, idle = r.lease("leased"), r.lease("idle")
@@ -346,6 +409,16 @@ def test_hit_rate_is_that_of_the_last_ten_seconds() -> None:
     assert r.pool.hit_rate() == 1.0
     r.now += 5.0
     assert r.pool.hit_rate() is None
+
+
+def test_an_acquire_at_the_turn_of_a_second_is_of_the_second_that_begins() -> None:
+    r = rig()
+    r.pool.give_back(r.lease(), reusable=True)  # a miss at 1000
+    r.now += 1.0
+    r.pool.give_back(r.lease(), reusable=True)
+    r.now += 9.0
+
+    assert r.pool.hit_rate() == 1.0
 
 
 def test_gauges_count_leases_and_connections_not_placeholders_and_fall_again() -> None:

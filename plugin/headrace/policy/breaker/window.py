@@ -189,7 +189,6 @@ class TimeWindow:
 
 
 _MARKED: Final = 1
-_SLOW: Final = 2
 
 
 class CountWindow:
