@@ -94,7 +94,32 @@ ROOMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Which tests are asked about which module, those that know it best first."""
 
-EQUAL: Mapping[str, str] = MappingProxyType({})
+_NO_GENERATION = (
+    "no generation below 2 hears of a waived call: at 0 none is refused, and 1 is open to its end"
+)
+_A_NUMBER = "probes are told apart by it, and no more"
+_SET_BY_SEND = "written by the Send that comes before every reading of it"
+_NOT_SLOW = "the budget asks its window for calls and marks only"
+
+EQUAL: Mapping[str, str] = MappingProxyType(
+    {
+        "policy.breaker.circuit : _WAIVED: Final = Permit(-1): -1 -> (1)": _NO_GENERATION,
+        "policy.breaker.circuit : _WAIVED: Final = Permit(-1): 1 -> 2": _NO_GENERATION,
+        "policy.breaker.circuit : _WAIVED: Final = Permit(-1): 1 -> 0": _NO_GENERATION,
+        "policy.breaker.half_open HalfOpen.__init__: self._last_probe = 0: 0 -> 1": _A_NUMBER,
+        "policy.breaker.half_open HalfOpen.__init__: self._last_probe = 0: 0 -> -1": _A_NUMBER,
+        "policy.breaker.window CountWindow.advance: self._leaves_at = instants[at] + max_age_s"
+        ": instants[at] + max_age_s -> (instants[at] - max_age_s)": "it may be earlier than need be, as is said of it",
+        "policy.exchange Exchange.__init__: self._limit_s = 0.0: 0.0 -> 1.0": _SET_BY_SEND,
+        "policy.exchange Exchange.__init__: self._limit_s = 0.0: 0.0 -> -1.0": _SET_BY_SEND,
+        "policy.exchange Exchange.__init__: self._limit_s = 0.0: 0.0 -> None": _SET_BY_SEND,
+        "policy.exchange Exchange.__init__: self._limit_s = 0.0: pass": _SET_BY_SEND,
+        "policy.retry RetryBudget.try_withdraw: self._window.add(now, 1, 0, 0): 0 -> 1": _NOT_SLOW,
+        "policy.retry RetryBudget.try_withdraw: self._window.add(now, 1, 0, 0): 0 -> -1": _NOT_SLOW,
+        "policy.retry RetryBudget.try_withdraw: self._window.add(now, 1, 0, 0): 0 -> None": _NOT_SLOW,
+        "transport.lease.pool LeasePool.forget_inherited: time.sleep(0.001): 0.001 -> 0": "how often it looks",
+    }
+)
 """Mutants that no test can tell from the code, as they are printed, and why."""
 
 EXAMPLES: Final = """\
@@ -137,23 +162,29 @@ class Mutant:
     Attributes:
         scope: Function or class that it is in; empty at the top of the module.
         line: Where it begins, from 1.
+        text: That line, without its comment.
         start, end: Where, in bytes of the module.
         old, new: What stands there, and what stands there instead.
+        nth: Which of the places in its scope with that same text and change, from 1.
     """
 
     module: str
     scope: str
     line: int
+    text: str
     start: int
     end: int
     old: str
     new: str
+    nth: int
 
     @property
     def name(self) -> str:
         """What it is called in `EQUAL`: without its line, which moves."""
         old, new = (" ".join(text.split()) for text in (self.old, self.new))
-        return f"{self.module} {self.scope}: {old} -> {new}"
+        change = new if old.startswith(self.text) else f"{old} -> {new}"
+        nth = "" if self.nth == 1 else f" ({self.nth})"
+        return f"{self.module} {self.scope}: {self.text}: {change}{nth}"
 
     def of(self, source: bytes) -> bytes:
         """The whole module, changed."""
@@ -167,16 +198,22 @@ def path_of(module: str) -> Path:
 
 def mutants_of(module: str, source: bytes) -> Iterator[Mutant]:
     """Every mutant of *module*, each text once."""
-    starts = [0, *accumulate(len(line) for line in source.splitlines(keepends=True))]
+    lines = source.splitlines(keepends=True)
+    starts = [0, *accumulate(map(len, lines))]
     known = {source}
+    same: Counter[tuple[str, str, str, str]] = Counter()
     for node, scope in _nodes(ast.parse(source), ""):
         at = node.test if isinstance(node, ast.If) else node  # its branches keep their lines
         assert at.end_lineno is not None
         assert at.end_col_offset is not None
         start = starts[at.lineno - 1] + at.col_offset  # both count bytes
         end = starts[at.end_lineno - 1] + at.end_col_offset
+        text = lines[at.lineno - 1].decode().partition("  # ")[0].strip()
+        old = source[start:end].decode()
         for new in _changes(node):
-            mutant = Mutant(module, scope, at.lineno, start, end, source[start:end].decode(), new)
+            same[scope, text, old, new] += 1
+            nth = same[scope, text, old, new]
+            mutant = Mutant(module, scope, at.lineno, text, start, end, old, new, nth)
             if mutant.of(source) not in known:
                 known.add(mutant.of(source))
                 yield mutant
