@@ -364,6 +364,24 @@ def test_a_pool_that_has_shrunk_keeps_what_comes_back_as_before_once_no_more_are
     assert r.pool.view().idle == 1
 
 
+@pytest.mark.parametrize(
+    ("use", "answer"),
+    [
+        pytest.param(lambda pool, now: len(pool.lend_idle(now, idle_s=0.0, most=1)), 1, id="lend_idle"),
+        pytest.param(lambda pool, now: pool.want_idle(), 0, id="want_idle"),
+        pytest.param(lambda pool, now: pool.close_idle("idle"), 1, id="close_idle"),
+        pytest.param(lambda pool, now: pool.tend(now + 60.0), 1, id="tend"),
+    ],
+)
+def test_what_was_given_back_and_not_looked_at_yet_is_idle_to_whoever_asks_first(
+    use: Callable[[Any, float], int], answer: int
+) -> None:
+    r = rig(max_connections=4, min_idle=1, idle_timeout_s=60.0)
+    r.fill_idle("just now")
+
+    assert use(r.pool, r.now) == answer
+
+
 def test_a_retired_pool_closes_idle_connections_now_and_leased_ones_when_they_come_back() -> None:
     r = rig()
     leased, idle = r.lease("leased"), r.lease("idle")

@@ -13,7 +13,8 @@ import pytest
 
 from headrace.policy.counters import UpstreamCounters
 from headrace.transport.dial.liveness import is_alive
-from headrace.transport.lease.pool import LeasePool
+from headrace.transport.lease.pool import Lease, LeasePool
+from support.leases import Conn, rig
 from support.plans import pool_plan
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -135,6 +136,41 @@ def test_threads_of_a_child_that_come_at_the_same_time_reset_the_pool_once() -> 
     assert in_child(bare_fork, child) == 0
     wire.sock.close()
     wire.peer.close()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        pytest.param(lambda pool, held: pool.acquire(0.0), id="acquire"),
+        pytest.param(lambda pool, held: pool.abort(held.token), id="abort"),
+        pytest.param(lambda pool, held: pool.end(held.token, "abandoned"), id="end"),
+        pytest.param(lambda pool, held: pool.tend(), id="tend"),
+        pytest.param(lambda pool, held: pool.want_idle(), id="want_idle"),
+        pytest.param(lambda pool, held: pool.offer(Conn()), id="offer"),
+        pytest.param(lambda pool, held: pool.lend_idle(2000.0, idle_s=0.0, most=1), id="lend_idle"),
+        pytest.param(lambda pool, held: pool.close_idle("idle"), id="close_idle"),
+        pytest.param(lambda pool, held: pool.follow(pool.plan), id="follow"),
+        pytest.param(lambda pool, held: pool.resize(1), id="resize"),
+        pytest.param(lambda pool, held: pool.busiest(0.0), id="busiest"),
+        pytest.param(lambda pool, held: pool.retire(), id="retire"),
+        pytest.param(lambda pool, held: pool.stop(), id="stop"),
+        pytest.param(lambda pool, held: pool.view(), id="view"),
+        pytest.param(lambda pool, held: pool.hit_rate(), id="hit_rate"),
+    ],
+)
+def test_whatever_a_process_does_first_gives_up_what_the_pool_has_of_another_process(
+    use: Callable[[LeasePool[Conn], Lease[Conn]], object],
+) -> None:
+    """failures.md 26."""
+    r = rig(max_connections=4, min_idle=1)
+    held = r.lease("held")
+    r.fill_idle("idle")
+    r.pool._pid = -1  # as if it had been used in another process so far: a bare fork that nobody told of
+
+    use(r.pool, held)
+
+    assert [conn.name for conn in r.discarded] == ["held", "idle"]
+    assert (r.closed, r.aborted) == ([], [])
 
 
 def test_counts_go_on_in_a_child() -> None:
