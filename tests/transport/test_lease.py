@@ -355,11 +355,11 @@ def test_a_pool_that_has_shrunk_keeps_what_comes_back_as_before_once_no_more_are
     r = rig(max_connections=2)
     broken, kept = r.lease("broken"), r.lease("kept")
     r.pool.resize(1)
-    assert r.pool._choosy
+    assert r.pool._screens
 
     r.pool.give_back(broken, reusable=False)
 
-    assert not r.pool._choosy  # or each call would take the long way from now on
+    assert not r.pool._screens  # or each call would take the long way from now on
     r.pool.give_back(kept, reusable=True)
     assert r.pool.view().idle == 1
 
