@@ -398,6 +398,30 @@ def test_a_retired_pool_closes_idle_connections_now_and_leased_ones_when_they_co
     assert r.counters.closed == {"retired": 3}
 
 
+def test_a_connection_that_was_only_looked_at_is_closed_if_the_pool_has_been_retired_meanwhile() -> None:
+    r = rig(max_connections=3)
+    (conn,) = r.fill_idle("idle")
+    (lent,) = r.pool.lend_idle(r.now, idle_s=0.0, most=1)
+    r.pool.retire()
+
+    r.pool.return_unused(lent)
+
+    assert r.closed == [conn]
+    assert r.counters.closed == {"retired": 1}
+
+
+def test_what_was_given_back_a_moment_ago_is_not_ended_once_more() -> None:
+    r = rig()
+    lease = r.lease()
+    token = lease.token
+    assert token is not None
+    r.pool.give_back(lease, reusable=True)
+
+    assert not r.pool.end(token, "abandoned")
+
+    assert (r.aborted, r.closed) == ([], [])
+
+
 def test_a_stopped_pool_wakes_its_waiters_aborts_what_is_in_use_and_leases_no_more() -> None:
     r = rig()
     leased, also = r.lease("leased"), r.lease("also")
