@@ -118,6 +118,8 @@ EQUAL: Mapping[str, str] = MappingProxyType(
         "policy.retry RetryBudget.try_withdraw: self._window.add(now, 1, 0, 0): 0 -> -1": _NOT_SLOW,
         "policy.retry RetryBudget.try_withdraw: self._window.add(now, 1, 0, 0): 0 -> None": _NOT_SLOW,
         "transport.lease.pool LeasePool.forget_inherited: time.sleep(0.001): 0.001 -> 0": "how often it looks",
+        "transport.lease.pool LeasePool._process_returns: if lease.owner is None or lease.owner() is None:"
+        ": lease.owner is None or lease.owner() is None -> (lease.owner() is None)": "what is owned has an owner",
     }
 )
 """Mutants that no test can tell from the code, as they are printed, and why."""

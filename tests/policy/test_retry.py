@@ -216,6 +216,15 @@ def test_what_was_earned_and_spent_is_known_after_a_reload_that_changes_the_ttl(
     assert budget.balance(T0) == ttl_s - 10.0  # the reserve is another one, the rest is as before
 
 
+def test_a_retry_that_no_first_attempt_was_made_beside_is_known_after_a_reload_too() -> None:
+    budget = RetryBudget(BudgetPlan(ratio=0.0, min_per_second=1.0, ttl_s=10.0))
+    assert budget.try_withdraw(T0)
+
+    budget.apply(BudgetPlan(ratio=0.0, min_per_second=1.0, ttl_s=20.0), T0)
+
+    assert budget.balance(T0) == 19.0
+
+
 def test_a_new_ratio_counts_for_what_was_earned_before() -> None:
     budget = RetryBudget(BudgetPlan(ratio=0.5, min_per_second=0.0, ttl_s=10.0))
     for _ in range(4):

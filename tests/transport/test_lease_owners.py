@@ -81,6 +81,7 @@ def test_a_connection_given_back_by_its_owner_goes_to_the_owner_who_waits_or_mak
     r.pool.claim(lease, alice)
     r.pool.give_back(lease, reusable=True)
     assert own.outcome().conn is lease.conn
+    assert r.counters.acquires == {"miss": 2, "hit": 1}
 
 
 def test_it_is_closed_when_its_owner_has_gone() -> None:
