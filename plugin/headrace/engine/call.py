@@ -233,7 +233,9 @@ class Call(Generic[T]):
                 leases.give_back(lease, reusable=False)
                 self._fail(error, attempt, lease, outcome)
             else:
-                self._judge(answer, outcome)
+                plan = self._upstream.plan
+                if (outcome.status or 0) >= RETRY_AFTER_FROM or plan.circuit_breaker.failure_if is not None:
+                    self._judge(answer, outcome)
             finally:
                 current_attempt.set(outer)  # not reset(): an interrupt may have taken the token
                 in_flight.pop(attempt, None)  # an interrupt
@@ -321,14 +323,15 @@ class Call(Generic[T]):
             surface.close(answer)
             raise surface.broken_off("the call was broken off amid the answer")
         outcome.status = status
+        endpoint = self._upstream.endpoint
+        if endpoint.misses:  # it has answered
+            endpoint.misses = 0
+            endpoint.suspect = False
         return answer
 
     def _judge(self, answer: T, outcome: Outcome) -> None:
         """Note in *outcome* what the rules need to know of *answer*. Mutates *outcome*."""
-        endpoint, plan, status = self._upstream.endpoint, self._upstream.plan, outcome.status or 0
-        if endpoint.misses:  # it has answered
-            endpoint.misses = 0
-            endpoint.suspect = False
+        plan, status = self._upstream.plan, outcome.status or 0
         if not self._request.streamed and plan.circuit_breaker.failure_if is not None:
             outcome.condemned = is_condemned(self._upstream, answer, status)
             self._surface.hand_out(answer)

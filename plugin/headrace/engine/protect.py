@@ -89,10 +89,8 @@ def protected(
             with learned.counters.lock:
                 add(learned.counters.observed, "refused")
             return function(*args, **kw)
-        verdict, outcome = (
-            _IGNORED,
-            "ignored",
-        )  # two names: a look-up by the enum would call its hash, in Python
+        # Two names: a look-up by the enum would call its hash, in Python.
+        verdict, outcome = _IGNORED, "ignored"
         try:
             result = function(*args, **kw)
             verdict, outcome = _SUCCESS, "success"
