@@ -63,12 +63,14 @@ def interrupted_within(files: tuple[str, ...], point: int, act: Callable[[], obj
 
     def note(frame: FrameType, event: str, _: object) -> None:
         nonlocal left
-        if event not in ("call", "c_return") or frame.f_code.co_filename.endswith(_FINALIZERS):
+        if event not in ("call", "c_return"):
             return
         if not frame.f_code.co_filename.endswith(files):
             caller = frame.f_back if event == "call" else None
             if caller is None or not caller.f_code.co_filename.endswith(files):
                 return
+        if _is_in_finalizer(frame):
+            return
         left -= 1
         if left == 0:
             raise KeyboardInterrupt
@@ -82,6 +84,16 @@ def interrupted_within(files: tuple[str, ...], point: int, act: Callable[[], obj
     finally:
         sys.setprofile(None)
     return left <= 0, came_out
+
+
+def _is_in_finalizer(frame: FrameType) -> bool:
+    """Whether *frame* runs below a callback that the collector, too, may have begun at any point."""
+    above: FrameType | None = frame
+    while above is not None:
+        if above.f_code.co_filename.endswith(_FINALIZERS):
+            return True
+        above = above.f_back
+    return False
 
 
 def points_of(act: Callable[[], object]) -> int:
