@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import headrace
 from headrace.runtime import process
 from headrace.transport.dial import tls
 from support.faultserver import Answer, FaultServer
+from support.forks import in_child
 from support.governed import rules, running
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -26,22 +26,6 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def server() -> Iterator[FaultServer]:
     with FaultServer() as server:
         yield server
-
-
-def in_child(act: Callable[[], object]) -> int:
-    """Exit status of a child that runs *act*: 0, 1 when it raised, or minus the signal (SIGALRM: it hung)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: other threads run; that is the point
-        pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            signal.alarm(10)
-            act()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def test_a_forked_child_calls_over_a_connection_of_its_own(tmp_path: Path, server: FaultServer) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -14,6 +13,7 @@ import pytest
 from headrace.policy.counters import UpstreamCounters
 from headrace.transport.dial.liveness import is_alive
 from headrace.transport.lease.pool import Lease, LeasePool
+from support.forks import bare_fork, in_child, ordinary_fork
 from support.leases import Conn, rig
 from support.plans import pool_plan
 
@@ -45,26 +45,9 @@ def wired_pool() -> LeasePool[Wire]:
     )
 
 
-def in_child(fork: Callable[[], int], act: Callable[[], object]) -> int:
-    """Exit status of a child that runs *act*: 0, 1 when it raised, or minus the signal (SIGALRM: it hung)."""
-    pid = fork()
-    if pid == 0:
-        status = 1
-        try:
-            signal.alarm(10)
-            act()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def bare_fork() -> int:
-    """fork(2) itself, as uWSGI does: none of Python's hooks run. PyDLL keeps the GIL, so that the child has it."""
-    return int(ctypes.PyDLL(None).fork())
-
-
-@pytest.mark.parametrize("fork", [pytest.param(os.fork, id="os.fork"), pytest.param(bare_fork, id="fork(2)")])
+@pytest.mark.parametrize(
+    "fork", [pytest.param(ordinary_fork, id="os.fork"), pytest.param(bare_fork, id="fork(2)")]
+)
 def test_a_child_gives_up_every_connection_at_its_first_checkout_without_a_word(
     fork: Callable[[], int],
 ) -> None:
@@ -92,7 +75,7 @@ def test_a_child_gives_up_every_connection_at_its_first_checkout_without_a_word(
         pool.give_back(lease, reusable=True)
         assert pool.acquire(1.0).conn is lease.conn
 
-    assert in_child(fork, child) == 0
+    assert in_child(child, fork=fork) == 0
 
     for wire in wires:
         wire.peer.setblocking(False)
@@ -111,7 +94,7 @@ def test_a_lock_that_another_thread_held_at_a_bare_fork_does_not_hang_the_child(
     pool = wired_pool()
     pool.acquire(1.0)
     with pool._lock:
-        status = in_child(bare_fork, lambda: pool.give_back(pool.acquire(0.0), reusable=True))
+        status = in_child(lambda: pool.give_back(pool.acquire(0.0), reusable=True), fork=bare_fork)
     assert status == 0
 
 
@@ -131,9 +114,9 @@ def test_threads_of_a_child_that_come_at_the_same_time_reset_the_pool_once() -> 
         assert all(lease.conn is None for lease in got)
         assert pool.view().inuse == 4
         signal.alarm(0)
-        assert in_child(bare_fork, lambda: pool.acquire(0.0)) == 0  # and a grandchild
+        assert in_child(lambda: pool.acquire(0.0), fork=bare_fork) == 0  # and a grandchild
 
-    assert in_child(bare_fork, child) == 0
+    assert in_child(child, fork=bare_fork) == 0
     wire.sock.close()
     wire.peer.close()
 
@@ -182,10 +165,12 @@ def test_counts_go_on_in_a_child() -> None:
         pool.view()
         assert pool._counters.acquires == {"miss": 2}
 
-    assert in_child(bare_fork, child) == 0
+    assert in_child(child, fork=bare_fork) == 0
 
 
-@pytest.mark.parametrize("fork", [pytest.param(os.fork, id="os.fork"), pytest.param(bare_fork, id="fork(2)")])
+@pytest.mark.parametrize(
+    "fork", [pytest.param(ordinary_fork, id="os.fork"), pytest.param(bare_fork, id="fork(2)")]
+)
 def test_a_request_that_ends_in_a_child_does_not_end_the_parents_answers(fork: Callable[[], int]) -> None:
     """failures.md 26."""
     pool = wired_pool()
@@ -198,7 +183,7 @@ def test_a_request_that_ends_in_a_child_does_not_end_the_parents_answers(fork: C
         assert not pool.end(token, "abandoned")
         assert pool.view().inuse == 0
 
-    assert in_child(fork, child) == 0
+    assert in_child(child, fork=fork) == 0
     wire.peer.setblocking(False)
     with pytest.raises(BlockingIOError):
         wire.peer.recv(10)  # neither a word nor an end
