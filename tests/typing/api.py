@@ -39,9 +39,7 @@ from headrace.testing import (
 )
 
 if TYPE_CHECKING:
-    from headrace.adapters.handles import Handle
     from headrace.errors import Problem
-    from headrace.policy.record import AttemptRecord
 
 # Setting up
 
@@ -84,7 +82,7 @@ def found() -> headrace.Headrace | None:
 
 
 def by_name(hr: headrace.Headrace) -> None:
-    billing: Handle = hr.upstream("billing")
+    billing: headrace.Handle = hr.upstream("billing")
     assert_type(billing.name, str)
     assert_type(billing.get("/invoices/7"), requests.Response)
     assert_type(billing.get("/invoices", params={"page": 2}, timeout=3, stream=True), requests.Response)
@@ -119,7 +117,7 @@ def not_found(error: Exception) -> bool:
     return "404" in str(error)
 
 
-def protected(billing: Handle, stub: Stub) -> None:
+def protected(billing: headrace.Handle, stub: Stub) -> None:
     get_invoice = billing.protect(stub.get_invoice)
     assert_type(get_invoice(7, currency="CHF"), bytes)
     assert_type(billing.protect(stub.get_invoice, failure_on=OSError)(7), bytes)
@@ -158,12 +156,14 @@ def record(answer: requests.Response, raw: BaseHTTPResponse, error: BaseExceptio
     denied: str | None = record.denied
     if record.reason == "budget" or record.denied == "method":
         print(reason, denied, record.reason.value)
+    if record.reason is headrace.EndReason.BUDGET:
+        print(record.denied)
     for attempt in record.attempts:
         told(attempt)
     assert_type(pickle.loads(pickle.dumps(record)), Any)
 
 
-def told(attempt: AttemptRecord) -> None:
+def told(attempt: headrace.AttemptRecord) -> None:
     assert_type(attempt.started_s, float)
     assert_type(attempt.paused_s, float)
     assert_type(attempt.wait_s, float)
@@ -192,7 +192,7 @@ def errors(call: Callable[[], requests.Response]) -> float:
     except headrace.UpstreamError as error:
         assert_type(error.upstream, str)
         assert_type(error.request_id, str | None)
-        assert_type(error.attempts, tuple[AttemptRecord, ...])
+        assert_type(error.attempts, tuple[headrace.AttemptRecord, ...])
     except headrace.UnknownUpstream as error:
         unknown: LookupError = error
         print(unknown)
@@ -365,5 +365,5 @@ def numbers() -> Iterator[bytes]:
     yield b"a body that can be sent once"
 
 
-def once(billing: Handle) -> requests.Response:
+def once(billing: headrace.Handle) -> requests.Response:
     return billing.post("/invoices", numbers())

@@ -1,0 +1,97 @@
+"""`headrace check`: everything that is wrong with a file, or what it amounts to."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from headrace.cli.printing import GOOD, PROBLEMS, print_json, print_safely
+from headrace.config import Inspection, Problem, inspect, render_problems
+from headrace.config.check.hints import hints
+from headrace.config.explain.summary import shown_base_url, summary
+from headrace.policy.plan import UpstreamPlan
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the problems of the files, or a line for each upstream."""
+    inspection = inspect(options.files)
+    is_good = not inspection.problems and not inspection.misspelt
+    if options.format == "json":
+        print_json(_check_object(inspection, options.workers))
+    else:
+        _print_check(inspection, options.workers)
+    return GOOD if is_good else PROBLEMS
+
+
+def _print_check(inspection: Inspection, workers: int | None) -> None:
+    if inspection.problems:
+        print_safely(render_problems(inspection.problems), to=sys.stderr)
+    noted = (("warning", inspection.misspelt), ("lint", inspection.findings), ("hint", _hints(inspection)))
+    for kind, notes in noted:
+        for note in notes:
+            print_safely(f"{kind}: {note}", to=sys.stderr)
+    configuration = inspection.configuration
+    if configuration is None:
+        return
+    for plan in configuration.upstreams.values():
+        print_safely(summary(inspection, plan))
+        if workers is not None:
+            print(f"    {workers} workers: {_totals_text(plan, workers)}")
+    count = len(configuration.upstreams)
+    print(f"{count} upstream{'s' if count != 1 else ''}, digest {configuration.digest[:12]}")
+
+
+def _hints(inspection: Inspection) -> list[Problem]:
+    if inspection.settings is None or inspection.written is None:
+        return []
+    return sorted(set(hints(inspection.settings, inspection.written)))
+
+
+def _totals(plan: UpstreamPlan, workers: int) -> dict[str, float]:
+    return {
+        "max_connections": plan.pool.max_connections * workers,
+        "retries_per_second_reserve": plan.retry.budget.min_per_second * workers,
+    }
+
+
+def _totals_text(plan: UpstreamPlan, workers: int) -> str:
+    totals = _totals(plan, workers)
+    return (
+        f"up to {totals['max_connections']:g} connections, "
+        f"{totals['retries_per_second_reserve']:g} retries per second whatever the traffic"
+    )
+
+
+def _check_object(inspection: Inspection, workers: int | None) -> dict[str, Any]:
+    configuration = inspection.configuration
+    upstreams: list[dict[str, Any]] = []
+    for plan in configuration.upstreams.values() if configuration else ():
+        upstream: dict[str, Any] = {
+            "name": plan.name,
+            "base_url": shown_base_url(inspection, plan),
+            "mode": plan.mode,
+            "deadline_s": plan.timeouts.deadline_s,
+            "attempt_s": plan.timeouts.attempt_s,
+            "max_attempts": plan.retry.max_attempts,
+            "max_connections": plan.pool.max_connections,
+            "circuit_breaker": plan.circuit_breaker.mode,
+        }
+        if workers is not None:
+            upstream["totals"] = {"workers": workers, **_totals(plan, workers)}
+        upstreams.append(upstream)
+    return {
+        "good": not inspection.problems and not inspection.misspelt,
+        "problems": _objects(inspection.problems),
+        "warnings": _objects(inspection.misspelt),
+        "findings": _objects(inspection.findings),
+        "hints": _objects(_hints(inspection)),
+        "digest": configuration.digest if configuration else None,
+        "upstreams": upstreams,
+    }
+
+
+def _objects(problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    return [asdict(problem) for problem in problems]
