@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,8 @@ def matched(routes: RouteTable[str], url: str) -> str | None:
         ("https://a/v2//", UrlPrefix(Origin("https", "a", 443), ("v2",))),
         ("https://[2001:DB8::1]:8443/x", UrlPrefix(Origin("https", "2001:db8::1", 8443), ("x",))),
         ("https://bücher.example/", UrlPrefix(Origin("https", "xn--bcher-kva.example", 443), ())),
+        ("https://straße.example", UrlPrefix(Origin("https", "xn--strae-oqa.example", 443), ())),
+        ("https://ΒΌΛΟΣ.example", UrlPrefix(Origin("https", "xn--nxasmm1c.example", 443), ())),
         ("https://a/%7ejoe/%2f/é", UrlPrefix(Origin("https", "a", 443), ("~joe", "%2F", "%C3%A9"))),
         ("https://a/b;c=d", UrlPrefix(Origin("https", "a", 443), ("b;c=d",))),
     ],
@@ -79,7 +82,7 @@ def test_prefix_is_normalised(url: str, prefix: UrlPrefix) -> None:
         "https://a/%",
         "https://a/%4",
         "https://" + "a" * 300,
-        "https://straße.example",
+        "https://☃.example",  # IDNA 2003 had names of symbols; requests and urllib3 refuse them
         "https://a%2eb",
     ],
 )
@@ -239,3 +242,11 @@ def test_match_agrees_with_looking_at_every_prefix(prefixes: list[list[str]], pa
     found = routes.match_url("http://h/" + "/".join(path))
     assert (None if found is None else found[1]) == (max(fitting, key=len) if fitting else None)
     assert routes.match(target.origin, target.segments) == found
+
+
+@pytest.mark.parametrize("host", ["straße", "bücher", "ΒΌΛΟΣ", "βόλος", "BÜCHER", "例え", "Straße.BÜCHER"])
+def test_a_host_is_put_into_the_form_that_urllib3_calls(host: str) -> None:
+    url = f"https://{host}.example/v2"
+    target = target_of(url)
+    assert target is not None
+    assert target.origin.host == urllib3.util.parse_url(url).host

@@ -26,8 +26,6 @@ _UP_TO_PATH = re.compile(r"[^/?#]*//[^/?#]*")
 _ODD_AUTHORITY = re.compile(r"[^a-z0-9._-]|\.$", re.ASCII)
 _HOST = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.(?!-)[a-z0-9_-]{1,63})*", re.ASCII)
 _IPV6 = re.compile(r"([0-9a-f:.]+)(%25[0-9a-z._~-]+)?", re.ASCII)
-# IDNA 2003 (the standard library) and 2008 (what requests does) map these differently.
-_IDNA_DEVIATIONS = frozenset("ßς\u200c\u200d")
 
 
 class UrlError(ValueError):
@@ -262,13 +260,15 @@ def _origin(scheme: str, authority: str) -> Origin:
 def _ascii_host(host: str) -> str:
     if not host:
         raise UrlError("has no host")
-    host = host.lower()
-    if not host.isascii():
-        if not _IDNA_DEVIATIONS.isdisjoint(host):
-            raise UrlError("has a host that IDNA versions disagree about; write its xn-- form")
+    if host.isascii():
+        host = host.lower()
+    else:
+        import idna  # its tables are large, and few hosts need them
+
         try:
-            host = host.encode("idna").decode("ascii").lower()
-        except UnicodeError:
+            # As urllib3 and requests do: IDNA 2008, each label lower-cased by itself (a sigma may be a final one).
+            host = idna.encode(".".join(map(str.lower, host.split("."))), uts46=True).decode("ascii")
+        except idna.IDNAError:
             raise UrlError("has a host that is no IDNA name") from None
     host = host.removesuffix(".")
     if len(host) > 253 or not _HOST.fullmatch(host):

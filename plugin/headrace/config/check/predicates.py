@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -43,16 +44,15 @@ def _load(text: str) -> Predicate:
     """
     module_name, _, attributes = text.partition(":")
     try:
-        target: Any = importlib.import_module(module_name)
+        importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise LookupError(f"but there is no module {error.name}") from error
     except Exception as error:  # whatever the import does; its text may hold anything
         raise LookupError(f"but its module fails at import with {type(error).__name__}") from error
-    for attribute in attributes.split("."):
-        try:
-            target = getattr(target, attribute)
-        except AttributeError:
-            raise LookupError(f"but the module has no {attributes}") from None
+    try:
+        target: Any = pkgutil.resolve_name(text)
+    except AttributeError:
+        raise LookupError(f"but the module has no {attributes}") from None
     if not callable(target):
         raise LookupError("which cannot be called")
     return target  # type: ignore[no-any-return]
