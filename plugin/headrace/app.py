@@ -250,7 +250,8 @@ class Headrace:
         if handle is None:
             self.snapshot.upstream(name)
             handle = self._handles.setdefault(
-                name, Handle(name, self._resolve, self._in_force, self._find, self._stock)
+                name,
+                Handle(name, self._resolve, self._in_force, self._find, self._stock, self._reloader.reset),
             )
         return handle
 

@@ -60,6 +60,7 @@ EVERY_EVENT: list[events.Event] = [
     events.CircuitChanged(
         upstream="billing", from_state="open", to_state="half_open", reason="open_for elapsed"
     ),
+    events.UpstreamReset(upstream="billing", state="half_open", tokens=0.0),
     events.PoolResized(
         upstream="billing",
         from_size=10,

@@ -101,6 +101,10 @@ def by_name(hr: headrace.Headrace) -> None:
     assert_type(answer.status, int)
 
 
+def reset(hr: headrace.Headrace) -> None:
+    assert_type(hr.upstream("billing").reset(), None)
+
+
 def by_url(hr: headrace.Headrace) -> requests.Response:
     with hr.session() as session:
         assert_type(session, requests.Session)

@@ -45,7 +45,7 @@ class Handle:
     and .netrc are not read: a handle talks to the upstream that the file names.
     """
 
-    __slots__ = ("_find_by_url", "_in_force", "_resolve", "_session", "_stock", "name")
+    __slots__ = ("_find_by_url", "_in_force", "_reset", "_resolve", "_session", "_stock", "name")
 
     def __init__(
         self,
@@ -54,12 +54,14 @@ class Handle:
         in_force: Callable[[], object],
         find_by_url: Callable[[PreparedRequest], Upstream | None],
         stock: urllib3.PoolManager,
+        reset: Callable[[str], None],
     ) -> None:
         self.name: str = name
         self._resolve = resolve
         self._in_force = in_force
         self._find_by_url = find_by_url
         self._stock = stock
+        self._reset = reset
         self._session = _session_over(_HandleAdapter(self._find, self._trusts, name))
         self._session.trust_env = False
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
@@ -208,6 +210,18 @@ class Handle:
         return protected(
             self.name, self._resolve, self._in_force, function, failure_on=failure_on, success_on=success_on
         )
+
+    def reset(self) -> None:
+        """Forget what this process has learned of the upstream: its circuit and its retry budget begin anew.
+
+        For the operator who knows better than the window: the upstream is mended, or a test begins. It is logged as
+        `upstream.reset`. Connections and counts stay. Calls under way end with the circuit and the budget that they
+        began with. Other processes are not told. Thread-safe.
+
+        Raises:
+            UnknownUpstream: The name has left the file.
+        """
+        self._reset(self.name)
 
     def forget_inherited(self, stock: urllib3.PoolManager) -> None:
         """In a forked child: plain connections of its own as well, for the modes `observe` and `off`."""

@@ -237,6 +237,29 @@ class CircuitChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class UpstreamReset:
+    """The application forgot what it had learned of an upstream: circuit and budget begin anew.
+
+    Attributes:
+        state: The state that the circuit was in.
+        tokens: Retries that the budget would have paid; count.
+    """
+
+    name: ClassVar[str] = "upstream.reset"
+    level: ClassVar[int] = logging.WARNING
+    upstream: str
+    state: Literal["closed", "open", "half_open"]
+    tokens: float
+
+    @property
+    def line(self) -> str:
+        return (
+            f'upstream "{self.upstream}": reset by hand; the circuit was {self.state.replace("_", " ")} and is '
+            f"closed, the budget paid for {self.tokens:g} more retries and is as at the start"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class PoolResized:
     """An adaptive pool has got another size, with the numbers that led to it.
 

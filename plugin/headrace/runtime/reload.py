@@ -146,6 +146,18 @@ class Reloader:
                 of=name_of,
             )
 
+    def reset(self, name: str) -> None:
+        """What the upstream called *name* has learned is forgotten, by the application's wish: counted and logged.
+
+        Thread-safe. Calls under way end with the circuit and the budget that they began with.
+
+        Raises:
+            UnknownUpstream: The configuration in force has no such name.
+        """
+        with self._lock:
+            event = self.snapshot.upstream(name).reset(self._clock())
+        emit(event)
+
     def replace(self) -> None:
         """Start over from the files, with fresh upstreams: the instance was closed and is started again.
 

@@ -6,9 +6,9 @@ import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from headrace.observe.events import CircuitChanged
+from headrace.observe.events import CircuitChanged, UpstreamReset
 from headrace.observe.isolation import each
-from headrace.policy.counters import UpstreamCounters
+from headrace.policy.counters import UpstreamCounters, add
 from headrace.policy.plan import Mode, UpstreamPlan
 from headrace.runtime.migrate import ends_rehearsal, keeps_connections, keeps_learned
 from headrace.runtime.service import ServiceCounters
@@ -88,6 +88,20 @@ class Upstream:
         self.learned.forget(self.plan)
         for endpoint in self.endpoints:
             endpoint.forget_misses()
+
+    def reset(self, now: float) -> UpstreamReset:
+        """As `forget_learned`, by the application's wish: a circuit that was not closed counts as having closed.
+
+        Returns:
+            What is to be logged.
+        """
+        learned = self.learned
+        state, tokens = learned.circuit.view(now).state.value, learned.budget.balance(now)
+        self.forget_learned()
+        if state != "closed":
+            with learned.counters.lock:
+                add(learned.counters.transitions, (state, "closed"))
+        return UpstreamReset(upstream=self.plan.name, state=state, tokens=tokens)
 
     def __repr__(self) -> str:
         circuit = self.learned.circuit.state.value
