@@ -248,7 +248,7 @@ class UpstreamReset:
     name: ClassVar[str] = "upstream.reset"
     level: ClassVar[int] = logging.WARNING
     upstream: str
-    state: Literal["closed", "open", "half_open"]
+    state: str
     tokens: float
 
     @property
