@@ -29,7 +29,7 @@ from servers import upstream
 
 import headrace
 
-LIMIT_S = 0.250  # a quarter of a second, as README promises
+LIMIT_S = 0.250  # a quarter of a second, as reload.md promises
 PATIENCE_S = 10.0
 
 

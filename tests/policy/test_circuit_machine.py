@@ -97,7 +97,7 @@ class Lease:
 
 
 class Model:
-    """The circuit as README describes it, without an idea of cost."""
+    """The circuit as circuit-breaker.md describes it, without an idea of cost."""
 
     def __init__(self, plan: CircuitPlan, now: float) -> None:
         self.plan = plan

@@ -1,10 +1,17 @@
-"""The generated tables of README.md: `python tests/support/tables.py` writes them, a test compares them."""
+"""What the pages have from elsewhere: `python tests/support/tables.py` writes it, a test compares it.
+
+Tables that are generated from the code stand between `<!-- keys:begin -->` and `<!-- keys:end -->`. A section of one
+page that another shows too stands there between `<!-- from frameworks.md: Flask -->` and `<!-- end -->`, with its links
+made to lead from there.
+"""
 
 from __future__ import annotations
 
 import inspect
 import logging
 import re
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +20,9 @@ from headrace.config.explain.reference import key_reference
 from headrace.observe import events
 from headrace.observe.families import FAMILIES, Family
 
-README = Path(__file__).parents[2] / "README.md"
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for who runs this file
 
-
-def tables() -> dict[str, str]:
-    """Each table's marker name with its Markdown."""
-    return {"keys": key_reference(), "events": event_table(), "metrics": metric_table()}
+from support.pages import pages, section
 
 
 def event_table() -> str:
@@ -53,20 +57,6 @@ def metric_table() -> str:
     return _table(("metric", "kind", "labels", "over processes", "what it is"), rows)
 
 
-def with_tables(text: str) -> str:
-    """*text* with each table between its markers renewed.
-
-    Raises:
-        ValueError: A marker is missing.
-    """
-    for name, table in tables().items():
-        pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise ValueError(f"README.md has no <!-- {name}:begin --> … <!-- {name}:end -->")
-        text = pattern.sub(lambda found, table=table: f"{found[1]}{table}{found[2]}", text)
-    return text
-
-
 def _samples(kind: Any) -> list[Any]:
     """What carries a name and a level: the class, or a sample of each name where they depend on a field."""
     if kind is not events.CircuitChanged:
@@ -86,5 +76,30 @@ def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+TABLES: Mapping[str, Callable[[], str]] = {
+    "keys": key_reference,
+    "events": event_table,
+    "metrics": metric_table,
+}
+"""By the name of its marker, what makes a table."""
+
+_TABLE = re.compile(r"(<!-- (\w+):begin -->\n).*?(<!-- \2:end -->)", re.DOTALL)
+_SECTION = re.compile(r"(<!-- from (\S+)\.md: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_LINK = re.compile(r"\]\((?=[\w-]+\.md)")
+DOCS_FROM_README = "plugin/headrace/docs/"
+
+
+def renewed(markdown: str) -> str:
+    """*markdown* of a page with all that it has from elsewhere renewed; sections are taken over by the README alone."""
+    markdown = _TABLE.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", markdown)
+    return _SECTION.sub(
+        lambda found: (
+            f"{found[1]}{_LINK.sub(f']({DOCS_FROM_README}', section(found[2], found[3]))}{found[4]}"
+        ),
+        markdown,
+    )
+
+
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for file in pages().values():
+        file.write_text(renewed(file.read_text("utf-8")), "utf-8")

@@ -2,7 +2,7 @@
 
 A field is a str, a number, None or a tuple of str, so that any log pipeline can keep it. `name` is the event's word
 and `line` says it in a sentence. Nothing in here is built on the success path of a call. The module is long because
-it is one list: the table of events in the README.
+it is one list: the table of events in logs.md.
 """
 
 from __future__ import annotations

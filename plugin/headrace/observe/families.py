@@ -1,9 +1,9 @@
 """The table of metric families: what each is called, and how it is made of a reading.
 
 A row is all that has to be written for a metric. `samples` reads the rows and nothing else knows a family by name, so
-the Collector (`metrics`), the files of prometheus_client's multiprocess mode (`multiprocess`) and README's table (a
-test compares it) cannot differ. Labels are names from the configuration and words from closed lists, never a URL: the
-number of series stays bounded.
+the Collector (`metrics`), the files of prometheus_client's multiprocess mode (`multiprocess`) and the table of
+metrics.md (a test compares it) cannot differ. Labels are names from the configuration and words from closed lists,
+never a URL: the number of series stays bounded.
 
 A `read` function gets a copied reading, which belongs to the caller alone. It may therefore walk the totals without a
 lock. It must be pure: it runs at a scrape, on any thread. `merge`, `across_processes` and `gone` are needed because a

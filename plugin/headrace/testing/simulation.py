@@ -418,7 +418,7 @@ class CallResult:
 
     @property
     def reason(self) -> EndReason:
-        """Why it ended: equal to the word in the README's table."""
+        """Why it ended: equal to the word in the table of records.md."""
         return self.headrace.reason
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The key reference of the README: every key with type, default, range and description, from the models."""
+"""The table of keys.md: every key with type, default, range and description, from the models."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The attributes that spans and their events get: names and values only, no OpenTelemetry in here.
 
-The README lists the names of `headrace.*`. `circuit.breaker.*` are aliases from the
+traces.md lists the names of `headrace.*`. `circuit.breaker.*` are aliases from the
 article that the idea comes from. The others are OpenTelemetry's semantic
 conventions for HTTP client spans.
 """
