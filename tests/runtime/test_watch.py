@@ -17,7 +17,7 @@ import pytest
 
 from headrace.policy.plan import ReloadPlan
 from headrace.runtime.watch.fingerprint import fingerprints
-from headrace.runtime.watch.watcher import Eyes, InotifyEyes, ObserverEyes, OnEvent, Watcher
+from headrace.runtime.watch.watcher import EventSource, InotifyEvents, ObserverEvents, OnEvent, Watcher
 
 EVENTS_ONLY = ReloadPlan(debounce_s=0.1, max_delay_s=1.0, poll_s=600.0, drain_s=1.0)
 """A poll that no test lives to see: what is noticed was noticed by an event."""
@@ -161,9 +161,11 @@ def test_every_way_to_edit_a_file_is_seen_by_its_events_again_and_again(
     "edit",
     [pytest.param(edit, id=edit.__name__) for edit in EDITS if edit is not directory_swapped_by_rename],
 )
-def test_the_portable_eyes_see_the_same(edit: Callable[[Path, str], None], file: Path, watch: Watch) -> None:
+def test_the_portable_observer_sees_the_same(
+    edit: Callable[[Path, str], None], file: Path, watch: Watch
+) -> None:
     """Where there is no inotify; a directory that is renamed away is left to the poll there."""
-    _, reader = watch(file, eyes=ObserverEyes)
+    _, reader = watch(file, events=ObserverEvents)
     for content in "12":
         edit(file, content)
         reader.wait_until_it_held(content)
@@ -193,11 +195,11 @@ class ConfigMap:
             shutil.rmtree(old)
 
 
-@pytest.mark.parametrize("eyes", [InotifyEyes, ObserverEyes])
-def test_configmap_swaps_are_seen(eyes: type[Eyes], tmp_path: Path, watch: Watch) -> None:
+@pytest.mark.parametrize("events", [InotifyEvents, ObserverEvents])
+def test_configmap_swaps_are_seen(events: type[EventSource], tmp_path: Path, watch: Watch) -> None:
     """failures.md 37."""
     volume = ConfigMap(tmp_path / "volume")
-    _, reader = watch(volume.file, eyes=eyes)
+    _, reader = watch(volume.file, events=events)
     for content in "123":
         volume.swap(content)
         reader.wait_until_it_held(content)
@@ -393,27 +395,31 @@ def test_files_may_be_set_from_within_the_callback(file: Path) -> None:
 # --- when there are no events -----------------------------------------------------------
 
 
-def no_instances(on_event: OnEvent) -> Eyes:
+def no_instances(on_event: OnEvent) -> EventSource:
     raise OSError(errno.EMFILE, "inotify instance limit reached")
 
 
-class NoWatchesLeft(InotifyEyes):
+class NoWatchesLeft(InotifyEvents):
     def arm(self, directory: str) -> object:
         raise OSError(errno.ENOSPC, "inotify watch limit reached")
 
 
 @pytest.mark.parametrize(
-    ("eyes", "text"),
+    ("events", "text"),
     [
         pytest.param(no_instances, "inotify instance limit reached", id="EMFILE"),
         pytest.param(NoWatchesLeft, "inotify watch limit reached", id="ENOSPC"),
     ],
 )
 def test_without_inotify_files_are_polled_and_that_is_said_once(
-    eyes: Callable[[OnEvent], Eyes], text: str, file: Path, watch: Watch, caplog: pytest.LogCaptureFixture
+    events: Callable[[OnEvent], EventSource],
+    text: str,
+    file: Path,
+    watch: Watch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """failures.md 37."""
-    watcher, reader = watch(file, POLLING, eyes=eyes)
+    watcher, reader = watch(file, POLLING, events=events)
     for number, edit in enumerate(EDITS, 1):
         edit(file, str(number))
         reader.wait_until_it_held(str(number))
@@ -438,7 +444,7 @@ class Blind:
 
 
 def test_the_safety_poll_finds_what_events_missed(file: Path, watch: Watch) -> None:
-    _, reader = watch(file, POLLING, eyes=Blind)
+    _, reader = watch(file, POLLING, events=Blind)
     for number, edit in enumerate(EDITS, 1):
         edit(file, str(number))
         reader.wait_until_it_held(str(number))

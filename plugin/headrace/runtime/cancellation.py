@@ -1,4 +1,8 @@
-"""Aborts what one inbound request has under way once its client has left."""
+"""Ends the outbound calls of one inbound request once its client has left.
+
+`Cancellation` owns the list of the leases that such a request waits for or holds. `Cancellation._lock` guards that
+list and the flag. The leases are aborted after the lock is released, since that takes the lock of a lease pool.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,11 @@ if TYPE_CHECKING:
     """What a pool knows a lease by: `LeasePool.abort` takes it."""
 
 _MANY = 64
+"""Leases from which on ended ones are looked for. The bound doubles with those that are left."""
 
 
 class Cancellation:
-    """Whether one inbound request was given up, and which connections it waits for or holds.
-
-    Thread-safe: `_lock` guards `_leases` and the change of `is_cancelled`; lease locks are
-    taken after it has been released.
+    """Whether one inbound request was given up, and which leases it waits for or holds. Thread-safe.
 
     Attributes:
         is_cancelled: The client has left. Never becomes False again; read without the lock.
@@ -37,7 +39,7 @@ class Cancellation:
         self._many = _MANY
 
     def cancel(self) -> None:
-        """Abort everything. Never blocks for long: it is called on the event loop. Idempotent."""
+        """Abort everything. Blocks for locks of lease pools only: it is called on the event loop. Idempotent."""
         with self._lock:
             self.is_cancelled = True
             leases = list(self._leases.items())
@@ -46,7 +48,7 @@ class Cancellation:
         each(leases, lambda one: one[1].abort(one[0]), doing="abort a call whose client has left")
 
     def covers(self, token: Token, pool: LeasePool[Any]) -> None:
-        """From now on *token*, which waits or is in use, is aborted; at once if it is too late for later."""
+        """Have *token*, which waits or is in use, aborted when the client leaves; at once if it has left."""
         with self._lock:
             if not self.is_cancelled:
                 self._leases[token] = pool
@@ -56,8 +58,11 @@ class Cancellation:
         pool.abort(token)
 
     def releases(self, token: Token) -> None:
-        """*token* has ended. One of a streamed answer, whose body is read after the call, is never released:
-        to abort what has ended does nothing."""
+        """Forget *token*, which has ended.
+
+        The token of a streamed answer is never released: its body is read after the call. To abort a lease that has
+        ended does nothing.
+        """
         with self._lock:
             self._leases.pop(token, None)
 

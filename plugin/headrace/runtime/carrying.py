@@ -1,7 +1,10 @@
-"""Where the record of a call is kept: on the answer or exception, or beside it where that refuses (failures.md 73).
+"""Where the record of a call is kept: on its answer or exception, or beside an object that refuses (failures.md 73).
 
-What passes through may be the caller's own: an exception that is a frozen dataclass raises at every
-attribute that is set, a response of a mock may have slots. It leaves as it came.
+The answer or exception may be the caller's own. An exception that is a frozen dataclass raises at every attribute
+that is set; a response of a mock may have slots. Such an object leaves the call as it came.
+
+The two tables below own the records that no object carries. They need no lock: each use is a single step on a dict
+or a deque.
 """
 
 from __future__ import annotations
@@ -13,15 +16,15 @@ from weakref import ref
 from headrace.policy.record import Record
 
 _beside: dict[int, tuple[ref[object], Record]] = {}
-"""By id, of what refuses: it may not be hashable, or equal to another. An entry goes with its object.
-Single steps on a dict and a deque only: no lock."""
+"""Records of objects that refuse attributes, by id: such an object may not be hashable, or may be equal to another. An
+entry goes with its object."""
 
 _last: deque[tuple[object, Record]] = deque(maxlen=4)
-"""Of what cannot even be referred to weakly (a frozen exception with slots): the latest few, kept alive."""
+"""Records of objects that cannot be referred to weakly (a frozen exception with slots): the latest few, kept alive."""
 
 
 def carry(record: Record, *, on: object) -> None:
-    """Make *record* the one of *on*, an answer or exception. Never raises; Mutates *on*, if it lets that happen."""
+    """Make *record* the one of *on*, an answer or exception. Never raises. Mutates *on*, if *on* takes attributes."""
     try:
         on.headrace = record  # type: ignore[attr-defined]
         if getattr(on, "headrace", None) is record:
@@ -38,8 +41,8 @@ def carry(record: Record, *, on: object) -> None:
 def record_of(carrier: object) -> Record | None:
     """What became of the governed call that ended with *carrier*, an answer or an exception; else None.
 
-    It is `carrier.headrace` wherever the object takes attributes, and found here where it does not: an
-    exception of your own that is frozen, say, which left a call through a body or a signal handler.
+    The record is `carrier.headrace` where the object takes attributes. Where it does not, this function finds it: for
+    an exception of your own that is frozen, say, and that left a call through a body or a signal handler.
     """
     try:
         found = getattr(carrier, "headrace", None)
@@ -54,7 +57,7 @@ def record_of(carrier: object) -> Record | None:
 
 
 def add_notes(error: BaseException, notes: Iterable[str]) -> None:
-    """Add *notes* to *error*, as far as it takes them. Never raises; Mutates *error*."""
+    """Add *notes* to *error*, as far as it takes them. Never raises. Mutates *error*."""
     try:
         for note in notes:
             error.add_note(note)

@@ -1,4 +1,8 @@
-"""A wrapper that lets the work of an executor run as part of the inbound request that hands it in."""
+"""Work that an executor runs on another thread belongs to the inbound request that handed it in.
+
+`PropagatingExecutor` wraps an executor of the application. It owns nothing and has no lock: the executor inside does
+the work, and ends when the wrapper is shut down.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +16,27 @@ from headrace.runtime.inbound import propagate
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_ELSEWHERE = tuple(
+_PICKLING = tuple(
     kind
     for name in ("ProcessPoolExecutor", "InterpreterPoolExecutor")
     if (kind := getattr(concurrent.futures, name, None)) is not None
 )
-"""Executors whose work is pickled: a context cannot be (the second is of Python 3.14)."""
+"""Executors that pickle their work, which cannot be done to a context. The second one came with Python 3.14."""
 
 
 class PropagatingExecutor(concurrent.futures.Executor):
     """*executor*, whose work runs as part of the inbound request that hands it in.
 
-    `submit`, `map` and `loop.run_in_executor(…)` carry the request's id, deadline and allowance
-    of retries, and every other context variable, to the thread. `shutdown` and `with` are those
-    of *executor*: it is shut down with them. Outside of a request it is *executor* as it is.
+    `submit`, `map` and `loop.run_in_executor(…)` carry the request's id, deadline and allowance of retries, and every
+    other context variable, to the thread. `shutdown` and `with` shut *executor* down. Outside of a request, *executor*
+    works as it always does.
 
     Raises:
         TypeError: *executor* runs its work in other processes or interpreters.
     """
 
     def __init__(self, executor: concurrent.futures.Executor) -> None:
-        if isinstance(executor, _ELSEWHERE):
+        if isinstance(executor, _PICKLING):
             raise TypeError(
                 f"{type(executor).__name__} runs its work outside of this interpreter, where the inbound request "
                 f"does not exist; use a ThreadPoolExecutor, or pass on headrace.request_id() as an argument"
@@ -54,7 +58,7 @@ class PropagatingExecutor(concurrent.futures.Executor):
         chunksize: int = 1,
         **more: Any,
     ) -> Iterator[T]:
-        """As `Executor.map`; *more* is what this Python has beyond (3.14: `buffersize`)."""
+        """As `Executor.map`; *more* holds what newer Pythons add (3.14: `buffersize`)."""
         return self._executor.map(propagate(fn), *iterables, timeout=timeout, chunksize=chunksize, **more)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

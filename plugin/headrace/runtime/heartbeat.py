@@ -1,4 +1,12 @@
-"""Heartbeats on idle connections: `pool.heartbeat`."""
+"""Heartbeats on idle connections: `pool.heartbeat`.
+
+A round lends idle connections from their lease pools, asks each for a sign of life, and gives it back as alive or dead.
+Misses are written into the `Endpoint`.
+
+There is no lock here. One thread at a time begins rounds, and only one round is under way. The connections of a round
+belong to its thread until they are given back. `Endpoint.misses` and `suspect` have no lock either: each write is one
+store, and any answer of a call may overwrite them.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +36,10 @@ Asked = tuple[Upstream, HeartbeatPlan, Lease[Any], Beat]
 class Heartbeats:
     """Looks at idle connections on the daemon thread `headrace-heartbeat`, which lives for one round.
 
-    Not on the housekeeping thread, which must not wait for answers. All upstreams of a
-    round are asked at once, so that one that hangs delays nobody. A heartbeat is nobody's
-    call: the circuit, the budget and the counters of calls do not hear of it.
+    It has its own thread since housekeeping must not wait for answers. A round asks all upstreams at once: one that
+    hangs delays no other. A heartbeat is no call: the circuit, the budget and the counters of calls do not hear of it.
 
-    `look` and `stop` are called by one thread at a time.
+    One thread at a time calls `look` and `stop`.
     """
 
     def __init__(self, *, clock: Callable[[], float] = monotonic) -> None:
@@ -56,7 +63,7 @@ class Heartbeats:
         if due:
             try:
                 self._thread.start(lambda _: self._round(due))
-            except RuntimeError as error:  # no thread to be had
+            except RuntimeError as error:  # no thread can be started
                 stumbled("start a round of heartbeats", error)
                 each(due, _return_unused, doing="take back a connection lent to a heartbeat")
 
@@ -85,7 +92,7 @@ class Heartbeats:
         try:
             _beat_in_time(list(asked.values()), on_answer=settle)
         except Exception as error:
-            # No descriptor is left for a selector, say: unanswered, and given back all the same.
+            # No descriptor may be left for a selector. These are given back all the same, as unanswered.
             stumbled("ask for a sign of life on idle connections", error)
         each(asked.values(), self._settle, doing="settle a heartbeat", of=lambda one: one[0].plan.name)
 
@@ -133,25 +140,25 @@ def _looked_at(due: Due, now: float) -> Asked | None:
         stumbled(f"look at an idle connection ({upstream.plan.name})", error)
         is_alive = False
     if conn is None or not is_alive:
-        # Closed by the peer, as servers do after their own idle limit: dead, but no sign of trouble.
+        # The peer closed it, as servers do after their own idle limit: the connection is dead, the upstream is well.
         leases.give_back(lease, reusable=False, reason="dead")
     elif plan.path is None:
-        leases.return_unused(lease)  # nothing more is known: idle since when it was
+        leases.return_unused(lease)  # nothing more is known: it has been idle for as long as before
     else:
         return upstream, plan, lease, Beat(conn, plan.path, upstream.plan.headers, now + plan.timeout_s)
     return None
 
 
 def _beat_in_time(asked: Sequence[Asked], *, on_answer: Callable[[Beat], None]) -> None:
-    """Ask, and have the deadline thread cut off whoever drips: a socket's limit is one on silence only. Blocks.
+    """Ask, and have the deadline thread cut off peers that drip: a socket's limit is one on silence only. Blocks.
 
     Args:
-        on_answer: Told of each that has answered in time, when it has.
+        on_answer: Called for each that answers in time, at once.
     """
     under_way: dict[int, Attempt] = {}
     for upstream, _, lease, one in asked:
         pool, timeouts = upstream.endpoint.pool, upstream.plan.timeouts
-        # Later than the round's own limit, which says of silence that it is a miss: this is for those that drip.
+        # Later than the round's own limit, which makes a miss of silence: this one is for peers that drip.
         attempt = Attempt(pool, one, None, (), timeouts, one.ends_at + GRACE_S, streamed=False)
         attempt.token = lease.token
         deadlines.table[attempt] = attempt.ends_at
@@ -160,9 +167,9 @@ def _beat_in_time(asked: Sequence[Asked], *, on_answer: Callable[[Beat], None]) 
         deadlines.rouse(first_at)
 
     def has_answered(one: Beat) -> None:
-        # At once: the limit of those that hang is not for a connection that has gone back.
+        # At once: a connection that has gone back must not be cut with those that hang.
         if deadlines.table.pop(under_way.pop(id(one)), None) is None:
-            one.answered = False  # an answer that ends with the connection looks whole when it was cut
+            one.answered = False  # it was cut, and an answer that ends with its connection looks whole then
         else:
             on_answer(one)
 

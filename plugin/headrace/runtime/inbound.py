@@ -1,7 +1,10 @@
 """The inbound request that the running code belongs to, if any.
 
-A context variable, so that plain `requests` calls deep in the code see it; tasks
-and thread-pool workers that copy the context see it too.
+A context variable holds it. So plain `requests` calls deep in the code see it, and so do tasks and the workers of
+thread pools that copy the context. `Inbound` owns what a request has opened and must end with it.
+
+There is no lock here. `Inbound.streams` is changed by single steps on a dict, and `is_over` is one store. Leases are
+ended under the lock of their pool, and calls under that of `Cancellation`.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from headrace.transport.lease.pool import LeasePool
 
 _MANY = 64
+"""Streamed answers from which on ended ones are looked for."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,21 +38,22 @@ T = TypeVar("T")
 class Inbound:
     """One inbound request. Thread-safe in `covers`, `releases` and `end`.
 
-    It may be referred to for longer than it lasts, by a task or thread that it has left behind: then it is
-    `is_over`, and only its id and its trace still count.
+    A task or thread that it has left behind may refer to it for longer than it lasts. Then it `is_over`, and only
+    its id and its trace still count.
 
     Attributes:
-        headrace: The instance whose middleware took the request in (typed loosely: it lives a layer above).
-        snapshot: The configuration this request began with, and keeps.
+        headrace: The instance whose middleware took the request in. Typed loosely: its class is a layer above.
+        snapshot: The configuration that this request began with, and keeps.
         request_id: Taken from the request, or made.
-        allowance: Retries left to it, over all its outbound calls.
-        deadline_at: When its caller stops waiting, monotonic seconds, or None if that is not known.
-        trace: Its `traceparent` and `tracestate`, for upstreams when no tracer is there.
+        allowance: Retries that are left, over all its outbound calls.
+        deadline_at: When its caller stops waiting, monotonic seconds; None if that is not known.
+        trace: Its `traceparent` and `tracestate`, passed on to upstreams where there is no tracer.
         cancellation: Aborts its outbound calls; None unless `cancel_on_disconnect` is on.
-        told: What its span is to be told, or None while there is nothing.
-        rehearsed: Retries of its observed calls that would have been made, or None while there are none.
-        streams: The streamed answers that it has opened, by what their pools know their leases by. Weak: one that
-            has ended does nothing here. A single operation on it is atomic, with and without the GIL.
+        told: What its span is to be told; None while there is nothing.
+        rehearsed: Retries that its observed calls would have made; None while there are none.
+        streams: The pools of the streamed answers that it has opened, by the tokens of their leases. A token is a weak
+            reference; one whose lease has ended does nothing here. A single operation is atomic, with and without
+            the GIL.
         is_over: It has ended. Never becomes False again.
     """
 
@@ -65,10 +70,10 @@ class Inbound:
     is_over: bool = False
 
     def covers(self, token: Token, pool: LeasePool[Any]) -> None:
-        """From now on the answer over *token* ends with this request; at once, if that is over."""
+        """Have the answer over *token* end with this request; at once, if the request is over."""
         streams = self.streams
         streams[token] = pool
-        # By powers of two: who opens many, one after the other, pays for each about once.
+        # At powers of two: a request that opens many, one after the other, pays about once for each.
         if (n := len(streams)) >= _MANY and not n & (n - 1):
             for held in list(streams.copy()):
                 if (lease := held()) is None or lease.token is not held:
@@ -77,16 +82,16 @@ class Inbound:
             pool.end(token, "abandoned")
 
     def releases(self, token: Token) -> None:
-        """The answer over *token* may outlive this request, and its client."""
+        """Let the answer over *token* outlive this request, and its client."""
         self.streams.pop(token, None)
         if self.cancellation is not None:
             self.cancellation.releases(token)
 
     def end(self) -> None:
-        """The request is over, and the answers with it that it has left unread. Idempotent.
+        """End the request, and with it the answers that it has left unread. Idempotent.
 
-        Called on the event loop too: it blocks for locks of lease pools, and until a thread that is
-        reading one of them has let go of it, which it is made to.
+        Blocks for locks of lease pools, and until a thread that reads one of the answers has let go of it; the shut
+        socket makes it do so. It is called on the event loop, too.
         """
         self.is_over = True
         streams = self.streams.copy()
@@ -109,14 +114,13 @@ def request_id() -> str | None:
 
 
 def propagate(function: Callable[P, T]) -> Callable[P, T]:
-    """*function*, to be run on another thread as part of the inbound request that is being served here.
+    """*function*, to be run on another thread as part of the inbound request that is served here.
 
-    Needed for `ThreadPoolExecutor.submit`, `loop.run_in_executor` and `Thread`;
-    `asyncio.to_thread`, tasks and the thread pools of ASGI frameworks copy the
-    context by themselves.
+    `ThreadPoolExecutor.submit`, `loop.run_in_executor` and `Thread` need it. `asyncio.to_thread`, tasks and the thread
+    pools of ASGI frameworks copy the context by themselves.
 
-    Each call runs in its own copy of the context of now, so the result may be
-    called often and on several threads at once.
+    Each call runs in its own copy of the present context. So the result may be called often, and on several threads at
+    once.
     """
     context = copy_context()
 
@@ -130,7 +134,6 @@ def propagate(function: Callable[P, T]) -> Callable[P, T]:
 def new_request_id() -> str:
     """A fresh id: 128 random bits, 32 hex digits.
 
-    `urandom`, not `uuid4` (five Python-level calls) and not `random`, whose state a
-    raw fork(2) shares between workers.
+    `uuid4` would take five Python-level calls. `random` has a state that raw fork(2) shares between workers.
     """
     return urandom(16).hex()

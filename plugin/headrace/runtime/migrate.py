@@ -1,9 +1,9 @@
 """What becomes of an upstream that exists when an edited file takes force: one row for each key that an upstream has.
 
-In: the plan in force and the plan that is to be. Out: whether the connections can go by the new one, and whether what
-was learned still holds. Only questions are answered here: `runtime.upstream` builds and applies.
+The plan in force and the next plan go in. The answers say whether the connections can go by the new plan, and whether
+what was learned still holds. This module is pure: `runtime.upstream` builds and applies.
 
-A list is one key, and so is a map of free names; a section that may be null has a row of its own.
+A list is one key, and so is a map of free names. A section that may be null has a row of its own.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Change(StrEnum):
     """What a new value of a key needs."""
 
     LIVE = "live"
-    """Nothing: what comes next goes by it. Calls under way keep the plan that they began with."""
+    """Nothing: the next call goes by it. Calls under way keep the plan that they began with."""
     RESIZE = "resize"
-    """What there is, is cut or grown to fit at once: surplus connections, the circuit's window, the retry budget."""
+    """A cut or a growth, at once: of surplus connections, the circuit's window, the retry budget."""
     REBUILD = "rebuild"
-    """New connections; those of before serve the calls under way, and drain."""
+    """New connections. The old ones serve the calls under way, and drain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Row:
     """What a new value of one key needs.
 
     Attributes:
-        built: What of a plan connections are built with, and cannot follow; None: they follow whatever it says.
-        learned: What of a plan the circuit and the budget hold for; None: they hold whatever it says.
+        built: Answers the part of a plan that connections are built with, and keep; None: they follow any value.
+        learned: Answers the part of a plan that the circuit and the budget hold for; None: they hold for any value.
     """
 
     change: Change
@@ -47,7 +47,7 @@ def _origin(plan: UpstreamPlan) -> object:
 
 
 def _tls(plan: UpstreamPlan) -> object:
-    return plan.tls  # with the fingerprint of its files: one that was rotated is another
+    return plan.tls  # a rotated file makes another one: the fingerprints of the files are part of it
 
 
 def _tcp_keepalive(plan: UpstreamPlan) -> object:
@@ -59,7 +59,7 @@ def _adaptive(plan: UpstreamPlan) -> object:
 
 
 def _adaptive_size(plan: UpstreamPlan) -> object:
-    """The upper bound of a pool that follows its load. The rule of one has a memory of its own, for these bounds."""
+    """The upper bound of a pool that follows its load. Its rule has a memory that belongs to these bounds."""
     return None if plan.pool.adaptive is None else plan.pool.max_connections
 
 
@@ -73,11 +73,11 @@ ROWS: Final[Mapping[str, Row]] = MappingProxyType(
     {
         # Another path at the same origin is live.
         "base_url": Row(Change.REBUILD, built=_origin, learned=_origin),
-        # An origin that is new gets connections of its own, one that is gone takes its own along.
+        # A new origin gets connections of its own. Those of an origin that has left the file drain.
         "match": _LIVE,
-        # The keys that it brings count as if they were written here.
+        # The keys that it brings in count as if they were written here.
         "extends": _LIVE,
-        # What a rehearsal has learned ends with it: see `ends_rehearsal`.
+        # What was learned in a rehearsal ends with it: see `ends_rehearsal`.
         "mode": _LIVE,
         "headers": _LIVE,
         "propagate.request_id": _LIVE,
@@ -91,7 +91,7 @@ ROWS: Final[Mapping[str, Row]] = MappingProxyType(
         "timeouts.read": _LIVE,
         "timeouts.write": _LIVE,
         "timeouts.acquire": _LIVE,
-        # Rebuilt, where the size follows the load.
+        # Where the size follows the load, connections are rebuilt.
         "pool.max_connections": Row(Change.RESIZE, built=_adaptive_size),
         "pool.min_idle": _LIVE,
         "pool.max_idle": _LIVE,
@@ -140,7 +140,7 @@ ROWS: Final[Mapping[str, Row]] = MappingProxyType(
         "retry.backoff.throttled": _LIVE,
         "retry.retry_after.headers": _LIVE,
         "retry.retry_after.max": _LIVE,
-        # What was earned and spent is known as before, and worth what the new rules say.
+        # What was earned and spent is known as before. The new rules say what it is worth.
         "retry.budget.ratio": _RESIZE,
         "retry.budget.min_per_second": _RESIZE,
         "retry.budget.ttl": _RESIZE,
@@ -148,7 +148,7 @@ ROWS: Final[Mapping[str, Row]] = MappingProxyType(
         "retry.idempotency_key.header": _LIVE,
         "retry.idempotency_key.methods": _LIVE,
         "circuit_breaker.mode": _LIVE,
-        # The calls counted are put into the new window, as far as they fit.
+        # The new window takes over the calls that were counted, as far as they fit.
         "circuit_breaker.window.type": _RESIZE,
         "circuit_breaker.window.size": _RESIZE,
         "circuit_breaker.window.max_age": _RESIZE,
@@ -160,7 +160,7 @@ ROWS: Final[Mapping[str, Row]] = MappingProxyType(
         "circuit_breaker.failure_on": _LIVE,
         "circuit_breaker.failure_if": _LIVE,
         "circuit_breaker.blame_after": _LIVE,
-        # What runs keeps the end that it was given: an open period, a probe's lease, a half-open window.
+        # An open period, a probe's lease and a half-open window that run keep the end that they were given.
         "circuit_breaker.open_for.base": _LIVE,
         "circuit_breaker.open_for.multiplier": _LIVE,
         "circuit_breaker.open_for.max": _LIVE,
@@ -194,5 +194,5 @@ def keeps_learned(before: UpstreamPlan, after: UpstreamPlan) -> bool:
 
 
 def ends_rehearsal(before: Mode, after: Mode) -> bool:
-    """Whether *after* enforces what was only rehearsed: what was assumed of retries is no ground to refuse a call."""
+    """Whether *after* enforces what *before* only rehearsed. Assumed retries are no ground to refuse a call."""
     return before == "observe" and after == "enforce"

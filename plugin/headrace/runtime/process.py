@@ -1,7 +1,9 @@
-"""Which process this is, and what has to be renewed in a forked child before anything of the parent's is used.
+"""Which process this is, and what a forked child has to renew before it uses anything of the parent's.
 
-Python's fork hook runs the renewals. Raw fork(2), as uWSGI does it, skips the hook: so each call
-compares `pid` where it resolves its upstream, before it takes any lock, and runs them itself.
+Python's fork hook runs the renewals. Raw fork(2), as uWSGI does it, skips the hook. So each call compares `pid` when it
+resolves its upstream, before it takes any lock, and runs the renewals itself.
+
+`_lock` guards the renewal: threads of a child that begin at once wait until all of it is done.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ pid = os.getpid()
 """The process whose locks and connections are in memory."""
 
 _renewals: list[Callable[[], None]] = []
-_lock = threading.Lock()  # held while renewing only, by a child that has just begun
+_lock = threading.Lock()
 
 
 def after_fork(renewal: Callable[[], None]) -> None:
@@ -25,7 +27,7 @@ def after_fork(renewal: Callable[[], None]) -> None:
 
 
 def renew() -> None:
-    """In a forked child: renew everything. Thread-safe; does nothing in a process that has done so."""
+    """In a forked child: renew everything, once. Thread-safe; elsewhere it does nothing."""
     global pid
     with _lock:
         if pid != os.getpid():
@@ -34,7 +36,7 @@ def renew() -> None:
 
 
 def _hook() -> None:
-    global _lock
+    global _lock  # a thread that is not in this process may have held it
     _lock = threading.Lock()
     renew()
 

@@ -1,6 +1,8 @@
-"""Reads what one instance holds and has counted, for all that shows it: metrics and `status()`.
+"""Reads what one instance holds and has counted, for metrics and `status()`.
 
-An upstream that cannot be read costs the others nothing: metrics leave it out, the status says what is wrong with it.
+`observe.readings` says what can be read. An upstream that cannot be read costs the others nothing: metrics leave it
+out, and the status says what is wrong with it. There is no lock here. Each pool, circuit and set of counters is read
+under its own, one after the other, so a reading is true of each but not of all at one instant.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ _READING = "read what an upstream is doing"
 
 
 class Readings:
-    """Reads what *reloader* has in force. Thread-safe; takes the locks of pools, circuits and counters, one by one."""
+    """Reads what *reloader* has in force. Thread-safe. Takes the locks of pools, circuits and counters, one by one."""
 
     __slots__ = ("_reloader",)
 
@@ -27,7 +29,7 @@ class Readings:
         self._reloader = reloader
 
     def read(self) -> Reading:
-        """The numbers of now; upstreams that have left the file included, those that cannot be read left out."""
+        """The numbers of now. Upstreams that have left the file are in it; those that cannot be read are not."""
         service = self.service()
         names = list(self._reloader.counters)
         return Reading(
@@ -36,7 +38,7 @@ class Readings:
         )
 
     def service(self) -> ServiceReading:
-        """What belongs to no single upstream; the caller's own."""
+        """What belongs to no single upstream. The caller owns it: later counts do not change it."""
         counters, snapshot = self._reloader.service.copy(), self._reloader.snapshot
         return ServiceReading(
             reloads=counters.reloads,
@@ -49,7 +51,7 @@ class Readings:
         )
 
     def status(self) -> dict[str, Mapping[str, Any]]:
-        """Of each upstream in force, fit for JSON; of one that cannot be read `{"error": "TypeError: …"}`."""
+        """What each upstream in force does, fit for JSON; `{"error": "TypeError: …"}` for one that cannot be read."""
         return {
             name: self._status_or_error(upstream)
             for name, upstream in self._reloader.snapshot.upstreams.items()
@@ -66,7 +68,7 @@ class Readings:
         return self._reading(name, self._reloader.snapshot.upstreams.get(name))
 
     def _reading(self, name: str, upstream: Upstream | None) -> UpstreamReading:
-        """Of *upstream*; None: of what still drains of the one that had *name*."""
+        """The reading of *upstream*; where it is None, of what still drains under its *name*."""
         endpoints = self._reloader.endpoints(name, upstream)
         views = [endpoint.pool.leases.view() for endpoint in endpoints]
         now = monotonic()

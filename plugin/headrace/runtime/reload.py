@@ -1,8 +1,12 @@
 """Reload: read -> parse -> validate -> build everything -> swap one reference -> drain.
 
-Whole file or nothing. The last good configuration stays in force on any failure,
-and the failure is loud. Events of the file system are pokes: what counts is what
-the files contain.
+A file takes force as a whole or not at all. On any failure the last good configuration stays in force, and the failure
+is loud. Events of the file system only say when to look: what counts is what the files contain.
+
+`Reloader` owns the snapshot in force, the endpoints that drain, and a file that is held. `Reloader._lock` guards the
+change of all three. Files are read and pools are built under it, so no call ever takes it: `snapshot` is one reference,
+read without a lock and replaced as a whole, and so is the list of what drains. Events are logged after the lock is
+released.
 """
 
 from __future__ import annotations
@@ -42,20 +46,22 @@ from headrace.runtime.warmup import Warmer
 from headrace.transport.dial.tls import TlsError
 
 HOLD_S = 5.0
-"""How long a file that drops most upstreams must stand before it is believed: a half-written one looks the same."""
+"""Seconds that a file which drops most upstreams must stand. A file that is half written looks the same."""
 
 ReloadResult = Literal["applied", "unchanged", "held"]
 
 
 @dataclass(slots=True)
 class _Held:
+    """A file that waits for HOLD_S to pass, by its digest."""
+
     digest: str
     since: float
 
 
 @dataclass(slots=True)
 class _Rejection:
-    """The last refusal, for status. `digest` is None when the file could not even be read to its end."""
+    """The last refusal, for status."""
 
     text: str
     at: float
@@ -63,7 +69,7 @@ class _Rejection:
 
 @dataclass(frozen=True, slots=True)
 class _Draining:
-    """An endpoint that was in force, of upstream *name*: it serves the calls under way until *stop_at*."""
+    """An endpoint of upstream *name* that was in force. It serves the calls under way until *stop_at*."""
 
     name: str
     endpoint: Endpoint
@@ -71,17 +77,13 @@ class _Draining:
 
 
 class Reloader:
-    """Owns the snapshot in force and everything that replaces it.
-
-    `_lock` serialises reloads: files are read and pools built under it, and it is
-    never taken on the path of a call. `snapshot` is one reference, read without a
-    lock and replaced as a whole.
+    """Owns the snapshot in force, and replaces it. Thread-safe.
 
     Args:
         load: Reads all sources; raises ConfigError.
         override: What HEADRACE_MODE says.
-        publish: Told the new snapshot just before it is in force here, so that URLs lead to it;
-            raises ConfigError, and changes nothing, when another instance claims one of them.
+        publish: Makes URLs lead to the new snapshot, just before that is in force here. Raises ConfigError, and
+            changes nothing, when another instance claims one of the URLs.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class Reloader:
         self.snapshot = self._build(load(), None)
 
     def announcements(self) -> list[Event]:
-        """What in the configuration in force should make somebody look twice."""
+        """Events for what deserves a second look in the configuration in force."""
         texts: list[Event] = [ConfigWarning(text=text) for text in self.snapshot.configuration.warnings]
         return texts + [
             TlsVerificationDisabled(upstream=name)
@@ -119,11 +121,11 @@ class Reloader:
         ]
 
     def reload(self, *, patient: bool = False) -> ReloadResult:
-        """Take what the files say now into force. Blocks; thread-safe.
+        """Read the files and take them into force. Blocks; thread-safe.
 
         Args:
-            patient: A file that drops more than half of four or more upstreams is
-                held until it has stood for HOLD_S; without, it is applied at once.
+            patient: Hold a file that drops more than half of four or more upstreams until it has stood for HOLD_S.
+                If false, such a file takes force at once, too.
 
         Raises:
             ConfigError: The files have problems; the configuration in force is what it was.
@@ -137,7 +139,7 @@ class Reloader:
                 emit(event)
 
     def forget(self) -> None:
-        """What the upstreams have learned is forgotten. Thread-safe."""
+        """Forget what the upstreams have learned. Thread-safe."""
         with self._lock:
             each(
                 self.snapshot.upstreams.values(),
@@ -159,7 +161,7 @@ class Reloader:
         emit(event)
 
     def replace(self) -> None:
-        """Start over from the files, with fresh upstreams: the instance was closed and is started again.
+        """Start over from the files, with fresh upstreams: for an instance that was closed and is started again.
 
         Raises:
             ConfigError: The files have problems.
@@ -187,9 +189,9 @@ class Reloader:
             doing="begin a round of warm-up or heartbeats",
         )
         if (step_s := now - self._ticked_at) < -LATEST_S:
-            self._take_a_step_back(step_s)
+            self._move_back(step_s)
         self._ticked_at = now
-        self._tend_draining(now)
+        self._look_after_draining(now)
         held = self._held
         if held is not None and now - held.since >= HOLD_S:
             try:
@@ -197,14 +199,14 @@ class Reloader:
             except ConfigError:
                 pass  # reported by reload()
 
-    def _take_a_step_back(self, step_s: float) -> None:
-        """The clock was stepped back by *-step_s*: what runs has as long to go as before (failures.md 69)."""
+    def _move_back(self, step_s: float) -> None:
+        """Move the ends of what runs by *step_s*, which is negative: the clock was stepped back (failures.md 69)."""
         with self._lock:
             self._draining = [replace(one, stop_at=one.stop_at + step_s) for one in self._draining]
             if self._held is not None:
                 self._held = _Held(self._held.digest, self._held.since + step_s)
 
-    def _tend_draining(self, now: float) -> None:
+    def _look_after_draining(self, now: float) -> None:
         each(
             self._draining,  # replaced as a whole, never changed in place
             lambda one: _look_after(one.name, one.endpoint, now),
@@ -216,23 +218,23 @@ class Reloader:
         each(over, lambda one: one.pool.leases.stop(), doing="stop a pool that has drained")
 
     def endpoints(self, name: str, upstream: Upstream | None) -> list[Endpoint]:
-        """Those of *upstream*, and after them what drains under its *name*: gauges are sums over both."""
+        """Those of *upstream*, then those that drain under its *name*. Gauges are sums over both."""
         own = () if upstream is None else upstream.endpoints
         draining = self._draining  # replaced as a whole, never changed in place
         return [*own, *(one.endpoint for one in draining if one.name == name and one.endpoint not in own)]
 
     def close(self) -> None:
-        """Stop every pool, in force or draining. Blocks shortly. Idempotent; never stops half way for an error."""
+        """Stop every pool, in force or draining. Blocks shortly. Idempotent. An error at one does not stop it."""
         with self._lock:
             draining = self._draining
             endpoints = [one for upstream in self.snapshot.upstreams.values() for one in upstream.endpoints]
         endpoints += [one.endpoint for one in draining]
         each(endpoints, lambda one: one.pool.close(), doing="close the idle connections of a pool")
-        # Ends a heartbeat under way, too.
+        # This also ends a heartbeat under way.
         each(endpoints, lambda one: one.pool.leases.stop(), doing="stop a pool")
         self.rest()
         with self._lock:
-            # Only now: whoever is interrupted above finds them here again.
+            # Only now: after an interrupt above, the next close finds them here again.
             self._draining = [one for one in self._draining if one not in draining]
 
     def rest(self) -> None:
@@ -244,7 +246,7 @@ class Reloader:
         return {"headrace-warmup": self._warmer.life(), "headrace-heartbeat": self._heartbeats.life()}
 
     def forget_inherited(self) -> None:
-        """In a forked child, where no other thread runs: new locks, and nothing that speaks on the parent's sockets.
+        """In a forked child, where no other thread runs: make new locks, and let go of the parent's sockets.
 
         What is in force stays, as the very same objects.
         """
@@ -262,7 +264,7 @@ class Reloader:
         self._heartbeats = Heartbeats()
         draining, self._draining = self._draining, []
         each(draining, lambda one: one.endpoint.pool.forget_inherited(), doing="give up a pool that drains")
-        # Calls bound to an old snapshot go on with the one in force.
+        # Calls that are bound to an old snapshot go on with the one in force.
         each(draining, lambda one: one.endpoint.pool.leases.stop(), doing="stop a pool that drains")
 
     def _reload(self, patient: bool, events: list[Event]) -> ReloadResult:
@@ -284,9 +286,10 @@ class Reloader:
         return "applied"
 
     def _put_in_force(self, after: Snapshot, began: float, events: list[Event]) -> None:
-        """URLs lead to *after*, it is the snapshot, and all that comes of it is done; or none of that.
+        """Publish the URLs of *after*, make it the snapshot, and do what follows from that; or do none of it.
 
-        Raises ConfigError when its URLs are claimed by another instance.
+        Raises:
+            ConfigError: Another instance claims one of the URLs.
         """
         before = self.snapshot
 
@@ -318,7 +321,7 @@ class Reloader:
                 doing="put a new configuration in force",
             )
         except BaseException:
-            # An interrupt in between: calls by URL would go by rules that nobody owns.
+            # An interrupt came in between: calls by URL would go by rules that no instance owns.
             if self.snapshot is before:
                 carry_out((lambda: self._publish(before),), doing="put the old configuration back")
             raise
@@ -338,7 +341,7 @@ class Reloader:
             raise ConfigError(str(error), problems=(problem,), watched=configuration.watched) from error
 
     def _drain(self, retired: list[tuple[str, Endpoint]], stop_at: float) -> None:
-        known = {id(one.endpoint) for one in self._draining}  # an interrupted one is done again
+        known = {id(one.endpoint) for one in self._draining}  # after an interrupt this is done again
         new = [_Draining(name, endpoint, stop_at) for name, endpoint in retired if id(endpoint) not in known]
         self._draining = [*self._draining, *new]
         each(retired, lambda one: one[1].pool.leases.retire(), doing="retire a pool")
@@ -378,7 +381,7 @@ class Reloader:
 
 
 def _look_after(name: str, endpoint: Endpoint, now: float) -> None:
-    """Idle connections that are over, the size of the pool, what its leases report. Blocks shortly."""
+    """Close idle connections that are over, adapt the pool's size, log what its leases report. Blocks shortly."""
     endpoint.pool.leases.tend(now)
     if endpoint.sizer is not None:
         endpoint.sizer.looked(now)

@@ -1,4 +1,8 @@
-"""What an upstream's circuit, pool and leases tell, counted and logged."""
+"""Transitions of a circuit, sizes of a pool and faults of leases: counted, and logged as events.
+
+Counts go into the upstream's counters, under `UpstreamCounters.lock`. Nothing is logged under a lock, neither that one
+nor those of the circuit and the pool. The module owns nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,10 @@ from headrace.transport.lease.pool import LeaseFault, LeasePool
 
 
 class CircuitReporter:
-    """Counts and logs what one upstream's circuit tells; called without the circuit's lock.
+    """Counts and logs the transitions of one upstream's circuit. Called without the circuit's lock.
 
     Attributes:
-        is_observed: The upstream's mode is observe; follows reloads.
+        is_observed: The upstream's mode is observe. A reload changes it.
     """
 
     __slots__ = ("_counters", "_name", "is_observed")
@@ -30,7 +34,7 @@ class CircuitReporter:
         emit(self.count(transition))
 
     def count(self, transition: Transition) -> CircuitChanged:
-        """Count *transition*; the event of it, to be logged."""
+        """Count *transition*, and make the event to be logged of it."""
         with self._counters.lock:
             add(self._counters.transitions, (transition.from_state.value, transition.to_state.value))
         return CircuitChanged(
@@ -71,7 +75,7 @@ def report_resize(name: str, resize: Resize) -> None:
 
 
 def report_leases(name: str, leases: LeasePool[Any]) -> None:
-    """Log which leases of upstream *name* were dropped, are held for too long, or could not be kept account of."""
+    """Log the leases of upstream *name* that were dropped, are held for too long, or raised in the bookkeeping."""
     for report in leases.reports():
         if isinstance(report, LeaseFault):
             emit(PoolFault(upstream=name, error=report.error, raised_at=report.site))

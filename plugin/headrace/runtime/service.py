@@ -1,4 +1,8 @@
-"""Totals of one Headrace instance that belong to no single upstream."""
+"""Totals of one Headrace instance that belong to no single upstream.
+
+`ServiceCounters` owns them, and which call sites a log line has named already. `ServiceCounters.lock` guards every
+field. It is a leaf: nothing else is taken under it, and events are logged after it is released.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +16,12 @@ from headrace.policy.deadline_header import ExpiryGuard
 from headrace.policy.outcome import STATUS_CLASS
 
 DeadlineVerdict = Literal["refused", "excused", "distrusted"]
-"""refused: answered with 504. excused: served all the same, too few requests came to tell a fault from chance.
-distrusted: served all the same, as many were refused already as may be."""
+"""refused: answered with 504. excused: served all the same, since too few requests came to tell a fault from chance.
+distrusted: served all the same, since no more may be refused."""
 
 
 class ServiceCounters:
-    """Reloads, ungoverned calls, served requests, inbound deadlines.
-
-    Thread-safe: `lock` guards every field; a leaf lock.
-    """
+    """Reloads, ungoverned calls, served requests, inbound deadlines. Thread-safe."""
 
     __slots__ = (
         "_expiry",
@@ -44,7 +45,7 @@ class ServiceCounters:
         self._sites: set[tuple[str, str]] = set()
 
     def copy(self) -> ServiceCounters:
-        """The totals of now, apart from these."""
+        """The totals of now, as an object of its own."""
         twin = ServiceCounters()
         with self.lock:
             copy_totals(self, twin, self.__slots__)
@@ -57,17 +58,17 @@ class ServiceCounters:
             self.served_duration.observe(duration_s)
 
     def deadline_came(self, now: float) -> None:
-        """Count one request that could have brought a deadline: what `deadline_past` compares with."""
+        """Count one request that could have brought a deadline. `deadline_past` compares with these."""
         with self.lock:
             self._expiry.count(now)
 
     def deadline_unreadable(self) -> None:
-        """Count one header that says nothing."""
+        """Count one header that cannot be read."""
         with self.lock:
             add(self.inbound_deadlines, "unreadable")
 
     def deadline_past(self, now: float) -> DeadlineVerdict:
-        """What becomes of a request, counted before, whose deadline is past; counts that."""
+        """What becomes of a request, counted before, whose deadline is past. Counts the verdict."""
         with self.lock:
             if self._expiry.may_refuse(now):
                 add(self.inbound_deadlines, "refused")
@@ -78,7 +79,7 @@ class ServiceCounters:
     def refuses_past_deadline(self, header: str, now: float) -> bool:
         """Whether a request, counted before, is refused since its deadline in *header* is past.
 
-        Counts it, and says once for each header what becomes of such requests.
+        Counts the verdict, and logs once for each header what becomes of such requests.
         """
         verdict = self.deadline_past(now)
         if verdict == "refused":
@@ -101,10 +102,10 @@ class ServiceCounters:
         return self.is_first(reason, site)
 
     def is_first(self, matter: str, site: str) -> bool:
-        """Whether *site* comes up with *matter* for the first time: what is worth one log line, not a thousand."""
+        """Whether *site* comes up with *matter* for the first time. Then it is worth a log line. Mutates."""
         with self.lock:
             key = (matter, site)
-            if key in self._sites or len(self._sites) >= 1000:  # a bound, should sites be generated
+            if key in self._sites or len(self._sites) >= 1000:  # a bound, in case sites are generated
                 return False
             self._sites.add(key)
             return True

@@ -1,4 +1,9 @@
-"""A snapshot: one configuration and the upstreams built for it, replaced as a whole by one reference."""
+"""A snapshot: one configuration and the upstreams that are built for it.
+
+A configuration and the snapshot before go in, the next snapshot comes out. Only `build_snapshot` builds, and it opens
+no socket. A snapshot is frozen and has no lock: `Reloader` replaces the reference to it. The state of its upstreams
+(`runtime.state`) is shared with the snapshots before and after.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +32,7 @@ class Snapshot:
 
     Attributes:
         loaded_at: Wall clock, seconds since the epoch.
-        tracing: Tells OpenTelemetry of requests and calls, or None: nothing is told.
+        tracing: Tells OpenTelemetry of requests and calls; None: nothing is told.
     """
 
     configuration: Configuration
@@ -68,11 +73,10 @@ def build_snapshot(
     service: ServiceCounters,
     loaded_at: float,
 ) -> Snapshot:
-    """The snapshot for *configuration*; an upstream whose plan is unchanged keeps its very objects.
+    """The snapshot for *configuration*, with everything built that it needs. Opens no socket.
 
-    A changed one keeps what its new rules can go by, once they are in force (`take_force`).
-    Builds everything before anything is in force; opens no socket. Mutates
-    *counters* (adds names that are new).
+    An upstream whose plan is unchanged keeps the very same objects. A changed one keeps the state that can go by its
+    new rules; `Upstream.take_force` makes it go by them. Mutates *counters*: names that are new are added.
 
     Raises:
         TlsError: TLS files cannot be loaded.
@@ -83,7 +87,7 @@ def build_snapshot(
     for name, plan in configuration.upstreams.items():
         before = previous.upstreams.get(name) if previous is not None else None
         if before is not None and before.plan == plan:
-            plan, learned, endpoints = before.plan, before.learned, before.endpoints  # the very same objects
+            plan, learned, endpoints = before.plan, before.learned, before.endpoints
         else:
             learned, endpoints = build_state(
                 plan,
@@ -115,9 +119,9 @@ def build_snapshot(
 
 
 def _find_fallback(name: str, upstreams: dict[str, Upstream]) -> Upstream:
-    """Upstream *name* with the upstream that its fallback names, and that with its own. Mutates *upstreams*.
+    """Upstream *name* with the upstream that its fallback names, which has its own in turn. Mutates *upstreams*.
 
-    Recursion, here and where a call goes from one to the next: a checked file has no more than MAX_LINKS in a row.
+    This recurs, and so does a call that goes from one to the next. A checked file has at most MAX_LINKS in a row.
     """
     found = upstreams[name]
     fallback = found.plan.fallback
@@ -127,7 +131,7 @@ def _find_fallback(name: str, upstreams: dict[str, Upstream]) -> Upstream:
 
 
 def routes_of(upstreams: Iterable[Upstream]) -> Iterator[tuple[UrlPrefix, Upstream]]:
-    """Every URL prefix that *upstreams* claim, with its upstream as it is there."""
+    """Every URL prefix that *upstreams* claim, with its upstream as a call to that origin sees it."""
     for upstream in upstreams:
         at = {one.endpoint.origin: one for one in upstream.everywhere()}
         for prefix in (upstream.plan.base, *upstream.plan.match):

@@ -1,7 +1,11 @@
-"""What an upstream has and a plan has not: it survives a reload, as far as `runtime.migrate` says.
+"""The state of an upstream: it survives a reload, as far as `runtime.migrate` says.
 
 `Learned` is one per name: what calls to all its origins have taught. `Endpoint` is one per origin: the connections to
-it, and whether it is well. Each part guards itself; a call reads each once, when it begins, and keeps it to its end.
+it, and whether it is well. A call reads each once, when it begins, and keeps it to its end.
+
+Neither class has a lock. Each part has its own: `Circuit._lock`, `RetryBudget._lock`, `LeasePool._lock` and
+`PoolSizer._lock`. `UpstreamCounters.lock` guards the counters, and `Endpoint.in_flight` as well. `Endpoint.misses` and
+`suspect` are single stores. A part is replaced by one store, as in `Learned.forget`.
 """
 
 from __future__ import annotations
@@ -26,8 +30,8 @@ class Learned:
     """What is known of an upstream, whichever of its origins a call went to.
 
     Attributes:
-        circuit, budget: Guarded by the lock each was given.
-        reporter: Tells of the circuit's transitions.
+        circuit, budget: Thread-safe.
+        reporter: Counts and logs the circuit's transitions.
         counters: Totals; the same object before and after a reload.
     """
 
@@ -45,14 +49,14 @@ class Learned:
         """Go by *plan* from now on. Mutates; idempotent.
 
         Returns:
-            What came of it, counted and to be logged.
+            The transitions that followed, counted and to be logged.
         """
         self.reporter.is_observed = mode == "observe"
         self.budget.apply(plan.retry.budget, now)
         return [self.reporter.count(one) for one in self.circuit.apply(plan.circuit_breaker, now)]
 
     def forget(self, plan: UpstreamPlan) -> None:
-        """A circuit and a budget that know nothing yet; the counts stay. Mutates."""
+        """Begin again with a circuit and a budget that know nothing. The counts stay. Mutates."""
         self.circuit, self.budget = _circuit(plan, self.reporter), _budget(plan)
 
 
@@ -61,12 +65,12 @@ class Endpoint:
 
     Attributes:
         origin: One of the plan's `base_url` and `match`.
-        pool: Its connections; guarded by the lease pool's lock.
-        sizer: Keeps the pool's size, if it is adaptive.
-        in_flight: Calls in `mode: observe` under way, something of each; guarded by the lock of the upstream's
-            counters. Weak: the call that an interrupt ended before it could take itself out is gone with its frame.
-        misses: Heartbeats missed in a row; any answer, a call's too, makes it 0.
-        suspect: That many were `heartbeat.failures`; any answer, a call's too, makes it False.
+        pool: Its connections.
+        sizer: Adapts the size of the pool; None: the size is fixed.
+        in_flight: One object of each call under way in `mode: observe`. The references are weak: an interrupt may end
+            a call before it takes itself out, and then its object goes with its frame.
+        misses: Heartbeats missed in a row. Any answer makes it 0, also one to a call.
+        suspect: As many as `heartbeat.failures` were missed. Any answer makes it False, also one to a call.
     """
 
     __slots__ = ("in_flight", "misses", "origin", "pool", "sizer", "suspect")
@@ -80,7 +84,7 @@ class Endpoint:
         self.suspect = False
 
     def forget_misses(self) -> None:
-        """Nothing is held against it. Mutates."""
+        """Hold nothing against it any more. Mutates."""
         self.misses = 0
         self.suspect = False
 
@@ -91,7 +95,7 @@ class Endpoint:
 
 
 def learned_nothing(plan: UpstreamPlan, counters: UpstreamCounters, *, mode: Mode) -> Learned:
-    """What is known of an upstream that nobody has called yet, under *plan*.
+    """What is known under *plan* of an upstream that was never called.
 
     Args:
         mode: The one in force, for the wording of events.
@@ -103,7 +107,7 @@ def learned_nothing(plan: UpstreamPlan, counters: UpstreamCounters, *, mode: Mod
 
 
 def build_endpoint(origin: Origin, plan: UpstreamPlan, counters: UpstreamCounters) -> Endpoint:
-    """The endpoint at *origin*, one of those that *plan* claims; opens no socket.
+    """The endpoint at *origin*, one of those that *plan* claims. Opens no socket.
 
     Raises:
         TlsError: The plan's TLS files cannot be loaded.

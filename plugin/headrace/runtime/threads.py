@@ -1,10 +1,13 @@
 """The threads of one instance: how each is started, guarded and ended, and the one that keeps house.
 
-headrace-housekeeping   here
-headrace-watch          `watch.watcher`: has its own way to end, from within what it calls, too
-headrace-warmup         `warmup`: lives while there are connections to make
-headrace-heartbeat      `heartbeat`: lives for one round
-headrace-deadline       `deadlines`: the process's, not an instance's
+    headrace-housekeeping   here
+    headrace-watch          `watch.watcher`: ends in a way of its own, since what it calls may end it
+    headrace-warmup         `warmup`: lives while there are connections to make
+    headrace-heartbeat      `heartbeat`: lives for one round
+    headrace-deadline       `deadlines`: belongs to the process, not to an instance
+
+`ServiceThread` owns one thread and has no lock: one thread at a time starts and stops it. `AutoResetEvent` is a lock,
+and guards nothing.
 """
 
 from __future__ import annotations
@@ -27,47 +30,53 @@ def life(*, is_alive: bool, looked_at: float | None, now: float) -> Life:
     return {"alive": is_alive, "looked_ago": None if looked_at is None else max(0.0, now - looked_at)}
 
 
-class Bell:
-    """What one thread waits for and others ring; rung before, or often, it is heard once.
+class AutoResetEvent:
+    """An event that one thread waits for and others set. A `wait` that sees it set resets it.
 
-    Not `threading.Event`, whose lock an interrupt amid `set` or `wait` may leave locked for good
-    (`Condition.__enter__` is Python code): the next `close()` would hang. This is a single lock, taken and given in C.
+    `threading.Event` will not do. Its lock is taken by Python code (`Condition.__enter__`), so an interrupt during
+    `set` or `wait` may leave it locked for good, and the next `close()` would hang; and a finalizer that sets it may
+    run while its own thread does the same. This one is a single lock, taken and given in C.
 
     Attributes:
-        has_rung: Ever, heard or not.
+        was_set: Ever, whether or not a `wait` saw it.
     """
 
-    __slots__ = ("_gate", "has_rung")
+    __slots__ = ("_gate", "was_set")
 
     def __init__(self) -> None:
-        self.has_rung = False
+        self.was_set = False
         self._gate = threading.Lock()
         self._gate.acquire()
 
-    def ring(self) -> None:
-        """Have the one who waits, or waits next, go on. Any thread, a finalizer too."""
-        self.has_rung = True
+    @property
+    def is_set(self) -> bool:
+        """Whether the next `wait` returns at once."""
+        return not self._gate.locked()
+
+    def set(self) -> None:
+        """Let the present `wait` return, or else the next one. Any thread may call this, and a finalizer."""
+        self.was_set = True
         try:
             self._gate.release()
         except RuntimeError:
-            pass  # it has rung already
+            pass  # it is set already
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether it rings within *timeout_s*, or has rung since the last `wait`. Blocks."""
+        """Whether it is set within *timeout_s*, or was set since the last `wait`. Blocks."""
         return self._gate.acquire(timeout=min(timeout_s, threading.TIMEOUT_MAX))
 
 
 class ServiceThread:
     """One daemon thread called *name*, which may be ended and started again. What its body raises is logged once.
 
-    Each start has an end of its own: a thread that an interrupt amid its start has left behind never takes the
-    next start for its own. `start` and `stop` are called by one thread at a time.
+    Each start has an event of its own that ends it. An interrupt during a start may leave a thread behind; that
+    thread then never takes the next start for its own. One thread at a time calls `start` and `stop`.
     """
 
     def __init__(self, name: str, *, clock: Callable[[], float] = monotonic) -> None:
         self.name = name
         self._clock = clock
-        self._ended = Bell()
+        self._ended = AutoResetEvent()
         self._thread: threading.Thread | None = None
         self._looked_at: float | None = None
 
@@ -76,19 +85,23 @@ class ServiceThread:
         """Whether it runs."""
         return self._thread is not None and self._thread.is_alive()
 
-    def start(self, body: Callable[[Bell], object]) -> None:
-        """Run *body* with the bell that ends it. RuntimeError when there is no thread to be had; none is left then."""
-        self._ended = ended = Bell()
+    def start(self, body: Callable[[AutoResetEvent], object]) -> None:
+        """Run *body* with the event that ends it.
+
+        Raises:
+            RuntimeError: No thread can be started; none is left behind.
+        """
+        self._ended = ended = AutoResetEvent()
         self._thread = threading.Thread(target=self._run, args=(body, ended), name=self.name, daemon=True)
         try:
             undisturbed(self._thread.start)
         except BaseException:
-            ended.ring()  # an interrupt may come when it runs already
+            ended.set()  # an interrupt may come when the thread runs already
             raise
 
     def stop(self, *, timeout_s: float | None = None) -> None:
         """End it. Blocks until it has ended, or for *timeout_s*. Idempotent."""
-        self._ended.ring()
+        self._ended.set()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             try:
@@ -98,15 +111,15 @@ class ServiceThread:
         self._thread = None
 
     def looked(self) -> None:
-        """It begins a round: for its sign of life."""
+        """Note, for the sign of life, that a round begins."""
         self._looked_at = self._clock()
 
     def life(self) -> Life:
         """Its sign of life."""
         return life(is_alive=self.is_alive, looked_at=self._looked_at, now=self._clock())
 
-    def _run(self, body: Callable[[Bell], object], ended: Bell) -> None:
-        if ended.has_rung:
+    def _run(self, body: Callable[[AutoResetEvent], object], ended: AutoResetEvent) -> None:
+        if ended.was_set:
             return
         self.looked()
         try:
@@ -118,8 +131,8 @@ class ServiceThread:
 class Housekeeping:
     """Runs *tasks* every TICK_S on the daemon thread `headrace-housekeeping`.
 
-    A task that raises is logged once and runs again next time. `start` and `stop` are
-    called by one thread at a time (the owner's lifecycle lock).
+    A task that raises is logged once and runs again next time. One thread at a time calls `start` and `stop`: the
+    owner's lifecycle lock sees to that.
     """
 
     def __init__(self, tasks: Sequence[Callable[[float], None]]) -> None:
@@ -138,8 +151,8 @@ class Housekeeping:
         """The sign of life of the thread."""
         return self._thread.life()
 
-    def _run(self, ended: Bell) -> None:
-        while True:  # the first round at once: connections to be kept warm
+    def _run(self, ended: AutoResetEvent) -> None:
+        while True:  # the first round comes at once: there may be connections to keep warm
             self._thread.looked()
             now = monotonic()
             each(self._tasks, lambda task: task(now), doing="keep house")  # noqa: B023 - done with at once

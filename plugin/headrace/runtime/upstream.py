@@ -1,4 +1,8 @@
-"""An upstream at run time: a plan (frozen, of one snapshot), and the state that it goes with (`runtime.state`)."""
+"""An upstream at run time: the frozen plan of one snapshot, with the state that goes by it (`runtime.state`).
+
+`Upstream` is frozen, owns nothing and has no lock. `build_state` finds or builds the state for a plan, while nothing is
+in force yet. `Upstream.take_force` then makes that state go by the plan; the reloader calls it under its own lock.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +24,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """One name of one snapshot, as a call to one of its origins sees it. A call reads it once and keeps it to its end.
+    """One name of one snapshot, as a call to one of its origins sees it. A call keeps the one that it began with.
 
     Attributes:
-        learned: What is known of it, at all its origins.
+        learned: What is known of it, at all its origins together.
         endpoint: Where the call goes.
         endpoints: All of them, that of `base_url` first.
-        mode: The plan's, unless the environment overrides it.
-        digest: Of the configuration this plan belongs to.
+        mode: That of the plan, unless the environment overrides it.
+        digest: That of the configuration which the plan belongs to.
         request_id_header: Name of the header that carries the request id.
-        deadline_header: Name of the header that says what is left of a deadline, or None.
-        service: Counters of the instance it belongs to.
-        fallback: Asked instead where the circuit refuses; None: none is, whatever else the plan says.
-        tracing: Tells OpenTelemetry of its calls, or None: nothing is told.
+        deadline_header: Name of the header that says what is left of a deadline; None: none is sent.
+        service: Counters of the instance that it belongs to.
+        fallback: The upstream that is called where the circuit refuses; None: none is, whatever else the plan says.
+        tracing: Tells OpenTelemetry of its calls; None: nothing is told.
     """
 
     plan: UpstreamPlan
@@ -55,12 +59,12 @@ class Upstream:
         )
 
     def take_force(self, now: float) -> list[CircuitChanged]:
-        """Make what earlier rules have left behind go by these rules. Mutates the state; idempotent.
+        """Make the state go by this plan. Mutates the state; idempotent.
 
-        A pool that cannot follow keeps none of the others from it.
+        An error in one pool does not keep the others from it.
 
         Returns:
-            What came of it, counted and to be logged.
+            The transitions that followed, counted and to be logged.
         """
         plan = self.plan
         each(
@@ -71,9 +75,9 @@ class Upstream:
         return self.learned.follow(plan, self.mode, now)
 
     def forget_inherited(self) -> None:
-        """In a forked child: its own connections and locks, and a circuit and budget that know nothing yet.
+        """In a forked child: let go of the parent's connections, and make a circuit and a budget that know nothing.
 
-        Not the parent's with new locks: a thread that does not exist here may have been amid an update.
+        The parent's own, with new locks, will not do: a thread that does not exist here may have been changing them.
         """
         self.learned.counters.lock = threading.Lock()
         each(
@@ -84,7 +88,7 @@ class Upstream:
         self.forget_learned()
 
     def forget_learned(self) -> None:
-        """A circuit and a budget that know nothing yet; connections and counts stay. Mutates the state."""
+        """Begin again with a circuit and a budget that know nothing. Connections and counts stay. Mutates the state."""
         self.learned.forget(self.plan)
         for endpoint in self.endpoints:
             endpoint.forget_misses()
@@ -109,21 +113,21 @@ class Upstream:
 
 
 def name_of(upstream: Upstream) -> str:
-    """What the file calls it."""
+    """The name of *upstream* in the file."""
     return upstream.plan.name
 
 
 def build_state(
     plan: UpstreamPlan, counters: UpstreamCounters, *, mode: Mode, before: Upstream | None
 ) -> tuple[Learned, tuple[Endpoint, ...]]:
-    """What *plan* goes with, its endpoints in its own order; opens no socket and changes nothing in use.
+    """The state for *plan*, its endpoints in the plan's order. Opens no socket and changes nothing in use.
 
-    It is that of *before*, as far as `runtime.migrate` says that it can go by *plan*; it does once that is in force
-    (`Upstream.take_force`).
+    It is the state of *before*, as far as `runtime.migrate` says that it can go by *plan*. Once *plan* is in force,
+    `Upstream.take_force` makes it do so.
 
     Args:
         mode: The one in force.
-        before: The upstream of that name so far, or None.
+        before: The upstream that has the name so far; None: the name is new.
 
     Raises:
         TlsError: The plan's TLS files cannot be loaded.

@@ -1,4 +1,8 @@
-"""Connections made ahead of need, for `pool.min_idle`: at the start, after a reload, after a burst."""
+"""Connections made ahead of need, for `pool.min_idle`: at the start, after a reload, after a burst.
+
+`Warmer` owns how long each pool is left alone after a failure. It has no lock: one thread at a time calls `look` and
+`stop`, and these touch what they share with the warming thread only while that is not alive.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,15 @@ from weakref import WeakKeyDictionary
 
 from headrace.clock import monotonic
 from headrace.observe.isolation import answers
-from headrace.runtime.threads import Bell, Life, ServiceThread
+from headrace.runtime.threads import AutoResetEvent, Life, ServiceThread
 from headrace.runtime.upstream import Upstream, name_of
 from headrace.transport.stock.pool import GovernedHTTPPool
 
 PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
+"""Seconds for which a pool is left alone after a failure: the first pause, which doubles, and the longest."""
 MOST_PER_ROUND = 100
-"""Connections made before housekeeping is asked again; whatever `min_idle` says, a reload may have unsaid it."""
+"""Connections made in a round, however many `min_idle` says. A reload may have changed that meanwhile."""
 
 _log = logging.getLogger("headrace")
 
@@ -24,14 +29,10 @@ _log = logging.getLogger("headrace")
 class Warmer:
     """Makes idle connections on the daemon thread `headrace-warmup`, which lives while there are any to make.
 
-    Not on the housekeeping thread: a name look-up cannot be bounded, and an upstream
-    that is down must not keep the others' idle connections from being closed. One
-    connection at a time, in turn over the upstreams that want one; they are nobody's
-    calls, so a failure is nobody's either: the circuit does not hear of it, and the
-    upstream is left alone for 1, 2, 4, … at most 60 s.
-
-    `look` and `stop` are called by one thread at a time; what they share with the
-    thread is only touched while it is not alive.
+    It has its own thread since a name look-up cannot be bounded: an upstream that is down would keep housekeeping
+    from closing the idle connections of others. It makes one connection at a time, in turn over the upstreams that
+    want one. These are no calls: the circuit does not hear of a failure, and the upstream is left alone for 1, 2, 4, …
+    at most 60 s.
     """
 
     def __init__(self, *, clock: Callable[[], float] = monotonic) -> None:
@@ -66,11 +67,11 @@ class Warmer:
         """The sign of life of the thread."""
         return self._thread.life()
 
-    def _make(self, wanting: list[GovernedHTTPPool], ended: Bell) -> None:
+    def _make(self, wanting: list[GovernedHTTPPool], ended: AutoResetEvent) -> None:
         left = MOST_PER_ROUND
         while wanting:
             for pool in tuple(wanting):
-                if ended.has_rung or left == 0:
+                if ended.was_set or left == 0:
                     return
                 self._thread.looked()
                 left -= 1

@@ -1,4 +1,7 @@
-"""What a file holds, and what its path depends on. Reads the file system, changes nothing, never raises."""
+"""What a file holds, and what its path depends on.
+
+Functions only: they read the file system, change nothing, keep nothing, and never raise.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +17,28 @@ MAX_SYMLINKS = 40
 """Linux' own limit (path_resolution(7)); beyond it open() says ELOOP."""
 
 MOST_BYTES = MAX_TRUST_FILE_BYTES
-"""More than any file of a configuration may have: the loader refuses a longer one whatever is in it."""
+"""The most bytes that any file of a configuration may have. The loader refuses a longer one, whatever is in it."""
 MOST_ENTRIES = MAX_DIRECTORY_FILES
+"""The most entries that a directory of a configuration may have."""
 
 _PIECE_BYTES = 1 << 18
 _TOO_LONG = b"no content: longer than a configuration's files are"
 
 Prints = Mapping[str, bytes]
-"""What each file held when it was read: a hash, or a word for why there is none."""
+"""What each file held when it was read: a digest, or words for why there is none."""
 
 
 def fingerprint(path: str) -> bytes:
     """What *path* holds now, as a value that is equal only for equal content.
 
-    Reads the whole file each time: size and mtime miss a same-size edit within
-    the clock's granularity (failures.md 37). A directory stands for the names, sizes
-    and times of its entries. Missing, unreadable, irregular and longer than the loader
-    takes are values too, so that losing a file counts as a change, and so does one that
-    was too long becoming shorter; a log file that is named by mistake is none for each line.
-    Never raises, never blocks on a FIFO, reads MOST_BYTES and one more at most.
+    The whole file is read each time: size and mtime miss an edit of the same size within the clock's granularity
+    (failures.md 37). A directory stands for the names, sizes and times of its entries.
+
+    A file that is missing, unreadable, irregular or longer than the loader takes has a value, too. So its loss is a
+    change, and so is a file that was too long and has become shorter. A log file that is named by mistake makes no
+    change with each of its lines.
+
+    Never raises, never blocks on a FIFO, reads at most one byte more than MOST_BYTES.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -54,19 +60,19 @@ def fingerprint(path: str) -> bytes:
 def fingerprints(files: Iterable[str]) -> dict[str, bytes]:
     """`fingerprint` of each of *files*, by path.
 
-    Taken *before* a load and given to `Watcher`, it makes an edit between the
-    load and the start of the watching visible.
+    Take it *before* a load and give it to `Watcher`: then an edit between the load and the start of the watching is
+    seen.
     """
     return {file: fingerprint(file) for file in files}
 
 
 def _no_content(error: Exception) -> bytes:
-    # ValueError: a NUL in the path, or one that the file system's encoding cannot say.
+    # ValueError: the path has a NUL, or characters that the encoding of the file system does not have.
     return f"no content: {f'errno {error.errno}' if isinstance(error, OSError) else 'not a path'}".encode()
 
 
 def _file_print(fd: int) -> bytes:
-    digest, left = hashlib.sha256(), MOST_BYTES + 1  # it may have grown since it was looked at; /proc says 0
+    digest, left = hashlib.sha256(), MOST_BYTES + 1  # it may have grown since fstat(2), and /proc says 0
     while left and (piece := os.read(fd, min(_PIECE_BYTES, left))):
         digest.update(piece)
         left -= len(piece)
@@ -92,10 +98,9 @@ def _directory_print(path: str) -> bytes:
 def lookups(path: str) -> set[tuple[str, str]]:
     """Every (directory, name) whose change can make *path* mean another file.
 
-    Directories are physical (no symlink in them). The walk ends at the first name
-    that does not exist, which is where the file, or its directory, will appear. Never raises.
-    A plain directory on the way is not a look-up of ours: watching all of `/` and
-    `/tmp` for a rename of a parent is not worth its events; `poll` notices it.
+    The directories are physical: there is no symlink in them. The walk ends at the first name that does not exist,
+    where the file or its directory will appear. Plain directories on the way are left out: to watch all of `/` and
+    `/tmp` for the rename of a parent is not worth the events, and the poll notices it. Never raises.
     """
     found: set[tuple[str, str]] = set()
     directory = "/"
@@ -111,7 +116,7 @@ def lookups(path: str) -> set[tuple[str, str]]:
         entry = os.path.join(directory, name)
         try:
             mode = os.lstat(entry).st_mode
-        except (OSError, ValueError):  # ValueError: no name of anything, so it will not appear either
+        except (OSError, ValueError):  # ValueError: no file can have this name, so none will appear
             found.add((directory, name))
             return found
         if stat.S_ISLNK(mode):

@@ -1,4 +1,7 @@
-"""When watched files are read, and whether what was read is a change. Pure: the instants are parameters."""
+"""When watched files are read, and whether what was read is a change. Pure: the instants are parameters.
+
+`Settling` owns the pokes that have come and the content that was last reported. `Watcher._lock` guards it.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,12 @@ from headrace.runtime.watch.fingerprint import Prints
 class Settling:
     """When to read the files, and whether a reading is a change to be reported. Pure; not thread-safe.
 
-    An event's poke is read once the pokes have been quiet for `debounce_s`, or
-    `max_delay_s` after the first one. A difference found by the poll has no
-    event to tell when its writer is done: it is read again after `debounce_s` and
-    reported when two readings agree, at the latest after `max_delay_s`.
+    After the poke of an event, the files are read once no poke has come for `debounce_s`, or `max_delay_s` after the
+    first poke. Where the poll finds a difference, no event says when its writer is done. So the files are read again
+    after `debounce_s`, and the change is reported when two readings agree, at the latest after `max_delay_s`.
 
     Attributes:
-        known: The content last reported, or given as known; a file that is not in
-            it counts as changed.
+        known: The content last reported, or given as known. A file that is not in it counts as changed.
     """
 
     __slots__ = ("_again_at", "_first_poke_at", "_last_poke_at", "_plan", "_read_at", "_suspect", "known")
@@ -26,12 +27,12 @@ class Settling:
         self.known: dict[str, bytes] = dict(known or {})
         self._first_poke_at: float | None = None
         self._last_poke_at = now
-        self._read_at = now  # the next reading that nothing asked for; the first is due at once
+        self._read_at = now  # of the next reading that no event asks for; the first is due at once
         self._again_at: float | None = None
         self._suspect: Prints | None = None
 
     def poke(self, now: float) -> bool:
-        """Something may have changed. True for the first of a series, when the waiter must be woken."""
+        """Note that something may have changed. True for the first poke of a series: then wake the waiter."""
         self._last_poke_at = now
         if self._first_poke_at is None:
             self._first_poke_at = now
@@ -51,7 +52,7 @@ class Settling:
         self._plan = plan
 
     def clip(self, now: float) -> None:
-        """Let nothing be due later than its whole delay from *now*: the clock may have stepped back. Mutates."""
+        """Move what is due later than its whole delay from *now*: the clock may have stepped back. Mutates."""
         self._read_at = min(self._read_at, now + self._plan.poll_s)
         self._last_poke_at = min(self._last_poke_at, now)
         if self._first_poke_at is not None:
@@ -67,10 +68,12 @@ class Settling:
         return due
 
     def take(self, now: float) -> float | None:
-        """Begin the reading that is due: the instant of its first poke if that has settled, else None.
+        """Begin the reading that is due. Mutates.
 
-        Pokes from here on belong to the next reading: what they stand for may have
-        happened after this one.
+        Pokes from here on belong to the next reading: what they stand for may happen after this one.
+
+        Returns:
+            The instant of the first poke, if the pokes have settled; else None.
         """
         self._read_at = now + self._plan.poll_s
         first = self._first_poke_at
@@ -80,16 +83,16 @@ class Settling:
         return first
 
     def judge(self, now: float, prints: Prints, *, first_poke_at: float | None) -> bool:
-        """Whether *prints*, read after `take` answered *first_poke_at*, is to be reported.
+        """Whether to report *prints*, which were read after `take` answered *first_poke_at*.
 
-        Mutates: a reported reading is the known one from then on.
+        Mutates: a reading that is reported is the known one from then on.
         """
         again = self._again_at is not None and now >= self._again_at
         differs = any(self.known.get(file) != held for file, held in prints.items())
         suspect, self._suspect = self._suspect, None
         if differs and not again:
             if first_poke_at is None:
-                if self._first_poke_at is None:  # else an event tells, and its own reading comes in time
+                if self._first_poke_at is None:  # else an event has come, which has a reading of its own
                     self._suspect = prints
                     self.poke(now)
                 return False
@@ -99,7 +102,7 @@ class Settling:
                 return False
         if again:
             self._again_at = None
-        self.known = dict(prints)  # also forgets files that are no longer watched
+        self.known = dict(prints)  # this also forgets files that are no longer watched
         return differs or again
 
     def _quiet_at(self, first_poke_at: float) -> float:

@@ -1,18 +1,22 @@
 """Tells when the content of a watched file has changed. The only user of watchdog.
 
-File system events are pokes and nothing more: what decides is the hash of the
-content, read after the pokes have been quiet for `debounce`. A poke that is missed
-(NFS, a renamed parent directory, a queue that overflowed) costs at most `poll`.
+An event of the file system is a poke and nothing more. What decides is the digest of the content, which is read after
+no poke has come for `debounce`. A poke that is missed (NFS, a renamed parent directory, a queue that overflowed) costs
+at most `poll`.
 
-What is watched is every *look-up* that resolving a path depends on: the directory
-and the name of each symlink on the way and of the file itself. Kubernetes swaps
-the `..data` link two directories away from the file that the application names.
+What is watched is every *look-up* that resolving a path depends on: the directory and the name of each symlink on the
+way, and of the file itself. Kubernetes swaps the `..data` link, two directories away from the file that the
+application names.
 
     thread "headrace-watch"                     thread of watchdog
     ----------------------                      ------------------
     wait -> arm -> read -> judge -> changed()   event -> poke()
 
-Longer than most modules, because no other one may import watchdog: both kinds of eyes live here.
+`Watcher` owns the watching thread. `Watcher._lock` guards what both threads touch: `_settling`, `_files`, `_lost` and
+the name sets of `_armed`. Nothing that blocks, and no call into watchdog, happens under it. `_armed` and `_events`
+belong to the watching thread.
+
+The module is longer than most, because no other one may import watchdog: both sources of events are here.
 """
 
 from __future__ import annotations
@@ -27,9 +31,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from watchdog.utils import UnsupportedLibcError
 
 from headrace.clock import monotonic
-from headrace.observe import events, logs
+from headrace.observe.events import WatchDegraded
 from headrace.observe.isolation import each, stumbled, undisturbed
-from headrace.runtime.threads import Bell, Life, life
+from headrace.observe.logs import emit
+from headrace.runtime.threads import AutoResetEvent, Life, life
 from headrace.runtime.watch.fingerprint import Prints, fingerprint, lookups
 from headrace.runtime.watch.settling import Settling
 
@@ -40,16 +45,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("headrace")
 
-ARM_ROUNDS = 5  # look-ups that change while they are being armed are walked again
+ARM_ROUNDS = 5
+"""How often look-ups that change while they are armed are walked again."""
 STUMBLE_PAUSE_S = 1.0
-"""Seconds until the next look after one that raised: half of `reload.poll`. It may raise for ever."""
+"""Seconds from a look that raised to the next: half of `reload.poll`. Every look may raise."""
 
 NO_LIFE: Life = {**life(is_alive=False, looked_at=None, now=0.0), "polling": False}
-"""The sign of life of a watcher that is not there."""
+"""The sign of life where there is no watcher."""
 
 
-class Eyes(Protocol):
-    """Tells of events in directories by `on_event(directory, name)`; None: the directory itself went."""
+class EventSource(Protocol):
+    """Tells of events in directories by `on_event(directory, name)`; name None: the directory itself has gone."""
 
     def arm(self, directory: str) -> object:
         """Begin to watch *directory*. Raises OSError."""
@@ -65,11 +71,11 @@ OnEvent = Callable[[str, str | None], None]
 
 try:
     from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyEvent, InotifyFD, Mask
-except (ImportError, UnsupportedLibcError):  # not Linux
+except (ImportError, UnsupportedLibcError):  # not on Linux
     _HAS_INOTIFY = False
 else:
     _HAS_INOTIFY = True
-    # Not IN_OPEN, IN_ACCESS, IN_CLOSE_NOWRITE: our own reading would poke us, for ever.
+    # Without IN_OPEN, IN_ACCESS and IN_CLOSE_NOWRITE: each reading of ours would ask for the next.
     _MASK = Mask(
         InotifyConstants.IN_MODIFY
         | InotifyConstants.IN_ATTRIB
@@ -83,12 +89,12 @@ else:
     )
 
 
-class InotifyEyes:
+class InotifyEvents:
     """inotify through watchdog's descriptor thread.
 
-    Not through its `Observer`: that holds back each IN_MOVED_FROM for half a second
-    to pair it (InotifyMoveEventGrouper.delay), sleeping on it even when the pair is
-    complete, and runs a thread per directory. An atomic rename has to be seen at once.
+    watchdog's `Observer` will not do: an atomic rename has to be seen at once. The observer holds back each
+    IN_MOVED_FROM for half a second to pair it (InotifyMoveEventGrouper.delay), even when the pair is complete. It also
+    runs a thread per directory.
     """
 
     def __init__(self, on_event: OnEvent) -> None:
@@ -96,8 +102,8 @@ class InotifyEyes:
         self._descriptor = InotifyFD()
         try:
             self._descriptor.start()
-        except BaseException:  # no thread to be had
-            # By stop() alone the descriptors would be left for the thread to close, as the last thing it does.
+        except BaseException:  # no thread can be started
+            # stop() alone leaves the descriptors to the thread, which closes them as the last thing it does.
             self._descriptor._is_reading = False
             self._descriptor.stop()
             raise
@@ -107,7 +113,7 @@ class InotifyEyes:
         callback.wd = self._descriptor.add_callback(
             os.fsencode(directory), _MASK, callback, CallbackId(id(callback))
         )
-        if callback.wd == -1:  # watchdog says nothing about EACCES
+        if callback.wd == -1:  # watchdog does not report EACCES
             raise PermissionError(f"may not watch {directory}")
         return callback
 
@@ -136,7 +142,7 @@ class _DirectoryCallback:
             self._on_event(self._directory, None if event.is_move_self else os.fsdecode(event.name) or None)
 
     def on_watch_deleted(self, wd: Any) -> None:
-        # IN_IGNORED: the directory is gone. A new one of the same name may even have its inode number.
+        # IN_IGNORED: the directory is gone. A new one of the same name may have the same inode number.
         if not self.silenced:
             self._on_event(self._directory, None)
 
@@ -145,7 +151,7 @@ class _DirectoryCallback:
             self._on_event(self._directory, "")
 
 
-class ObserverEyes:
+class ObserverEvents:
     """watchdog's portable observer (FSEvents, kqueue, Windows), where there is no inotify."""
 
     def __init__(self, on_event: OnEvent) -> None:
@@ -153,7 +159,7 @@ class ObserverEyes:
 
         self._on_event = on_event
         self._observer = Observer()
-        self._observer.start()  # where that raises, it holds nothing yet
+        self._observer.start()  # if that raises, nothing is held yet
 
     def arm(self, directory: str) -> object:
         from watchdog.events import FileSystemEventHandler
@@ -173,7 +179,7 @@ class ObserverEyes:
         return self._observer.schedule(Handler(), directory)
 
     def disarm(self, armed: Any) -> None:
-        with contextlib.suppress(KeyError):  # it stopped by itself
+        with contextlib.suppress(KeyError):  # it has stopped by itself
             self._observer.unschedule(armed)
 
     def close(self) -> None:
@@ -181,9 +187,13 @@ class ObserverEyes:
         self._observer.join()
 
 
-def open_eyes(on_event: OnEvent) -> Eyes:
-    """The best eyes of this machine. Starts watchdog's threads; OSError when the kernel has none left."""
-    return InotifyEyes(on_event) if _HAS_INOTIFY else ObserverEyes(on_event)
+def open_events(on_event: OnEvent) -> EventSource:
+    """The best source of events on this machine. Starts watchdog's threads.
+
+    Raises:
+        OSError: The kernel has no inotify instance left.
+    """
+    return InotifyEvents(on_event) if _HAS_INOTIFY else ObserverEvents(on_event)
 
 
 class _Armed:
@@ -200,20 +210,16 @@ class _Armed:
 class Watcher:
     """Calls `changed()` on its own thread whenever the content of a watched file has changed.
 
-    Lazy: nothing happens before `start()`. A `changed()` that raises is logged and
-    the watching goes on (failures.md 36). Changes during a `changed()` lead to another one.
-
-    Thread-safe. `_lock` guards what both threads touch (`_settling`, `_files`,
-    `_lost`, and the name sets of `_armed`); nothing that blocks, and no call into
-    watchdog, happens under it. `_armed` and `_eyes` belong to the watching thread.
+    Nothing happens before `start()`. A `changed()` that raises is logged, and the watching goes on (failures.md 36). A
+    change during a `changed()` leads to another one. Thread-safe.
 
     Args:
         files: Absolute paths; they need not exist.
-        changed: What to call; it gets no hint of what changed.
-        known: What the files held when they were last loaded (`fingerprints` taken
-            before the load). A file that is not in it is reported once after the
-            start, since nobody can tell whether it changed in between; None: all.
-        degraded: Told once, with the reason, when only the poll is left.
+        changed: What to call. It is not told what changed.
+        known: What the files held when they were last loaded (`fingerprints` taken before the load). A file that is
+            not in it is reported once after the start, since it may have changed in between; None: no file is in it.
+        events: Opens the source of events.
+        degraded: Called once, with the reason, when only the poll is left.
     """
 
     def __init__(
@@ -224,25 +230,25 @@ class Watcher:
         *,
         known: Prints | None = None,
         clock: Callable[[], float] = monotonic,
-        eyes: Callable[[OnEvent], Eyes] = open_eyes,
+        events: Callable[[OnEvent], EventSource] = open_events,
         degraded: Callable[[str], None] | None = None,
     ) -> None:
         self._files = tuple(dict.fromkeys(files))
         self._changed = changed
         self._plan = plan
         self._clock = clock
-        self._open_eyes = eyes
+        self._open_events = events
         self._degraded = degraded if degraded is not None else _log_degraded
         self._settling = Settling(plan, now=clock(), known=known)
         self._forget_thread()
 
     def _forget_thread(self) -> None:
         self._lock = threading.Lock()
-        self._wake = Bell()
+        self._wake = AutoResetEvent()
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._pid = 0
-        self._eyes: Eyes | None = None
+        self._events: EventSource | None = None
         self._is_polling = False
         self._armed: dict[str, _Armed] = {}
         self._lost: set[str] = set()
@@ -254,27 +260,27 @@ class Watcher:
 
     @property
     def is_polling(self) -> bool:
-        """Whether events are not to be had and only the poll is left."""
+        """Whether there are no events and only the poll is left."""
         return self._is_polling
 
     def life(self) -> Life:
-        """The sign of life of the thread, and whether it is `polling` because events are not to be had."""
+        """The sign of life of the thread, and whether it is `polling` because there are no events."""
         thread = self._thread
         is_alive = thread is not None and self._pid == os.getpid() and thread.is_alive()
         found = life(is_alive=is_alive, looked_at=self._looked_at, now=self._clock())
         return {**found, "polling": self._is_polling}
 
     def start(self) -> None:
-        """Start the thread. Idempotent while it runs; returns at once, the arming is done over there.
+        """Start the thread, which does the arming. Returns at once. Idempotent while the thread runs.
 
-        In a forked child it starts anew and leaves the parent's descriptors alone:
-        removing an inherited inotify watch would remove the parent's.
+        In a forked child it starts anew and leaves the parent's descriptors alone: to remove an inherited inotify
+        watch would remove the parent's.
         """
         thread = self._thread
         if thread is not None and self._pid == os.getpid() and thread.is_alive():
             if not self._stopping:
                 return
-            if thread is threading.current_thread():  # stopped and started inside changed(): it just goes on
+            if thread is threading.current_thread():  # stopped and started inside changed(): it goes on
                 self._stopping = False
                 return
             thread.join()
@@ -287,15 +293,14 @@ class Watcher:
     def stop(self, *, timeout_s: float | None = 5.0) -> None:
         """Stop and join, watchdog's threads too. Idempotent.
 
-        From inside `changed()` it cannot join its own thread; that ends when
-        `changed()` returns. *timeout_s* bounds the wait for a `changed()` that is
-        running.
+        Inside `changed()` it cannot join its own thread, which ends when `changed()` returns. *timeout_s* bounds the
+        wait for a `changed()` that is running.
         """
         thread = self._thread
         if thread is None or self._pid != os.getpid():
             return
         self._stopping = True
-        self._wake.ring()
+        self._wake.set()
         if thread is not threading.current_thread():
             try:
                 thread.join(timeout_s)
@@ -307,7 +312,7 @@ class Watcher:
     def set_files(
         self, files: Iterable[str], *, known: Prints | None = None, plan: ReloadPlan | None = None
     ) -> None:
-        """Watch *files* from now on; those that are new and not in *known* are reported once."""
+        """Watch *files* from now on. Those that are new and not in *known* are reported once."""
         with self._lock:
             self._files = tuple(dict.fromkeys(files))
             if known is not None:
@@ -315,20 +320,20 @@ class Watcher:
             if plan is not None:
                 self._settling.replan(plan)
             self._settling.look_at(self._clock())
-        self._wake.ring()
+        self._wake.set()
 
     def poke(self) -> None:
-        """Look, after the debounce, whether something changed."""
+        """Look after the debounce whether something has changed."""
         with self._lock:
             is_first = self._settling.poke(self._clock())
         if is_first:
-            self._wake.ring()
+            self._wake.set()
 
     def again(self, after_s: float) -> None:
-        """Call `changed()` in *after_s* seconds even if nothing changes: for an edit that was put on hold."""
+        """Call `changed()` in *after_s* seconds even if nothing changes: for an edit that is held."""
         with self._lock:
             self._settling.again_at(self._clock() + after_s)
-        self._wake.ring()
+        self._wake.set()
 
     # -- watchdog's thread
 
@@ -341,12 +346,12 @@ class Watcher:
                 return
             is_first = self._settling.poke(self._clock())
         if is_first:
-            self._wake.ring()
+            self._wake.set()
 
     # -- our thread
 
     def _run(self) -> None:
-        # All of it inside one guard: a thread that ends by itself would leave the edits unheard, and nobody told.
+        # One guard around all of it. A thread that ended by itself would leave edits unheard, without a log line.
         try:
             while not self._stopping:
                 try:
@@ -356,7 +361,7 @@ class Watcher:
                     self._fall_back(error)
                     self._wake.wait(STUMBLE_PAUSE_S)
         finally:
-            self._close_eyes()
+            self._close_events()
 
     def _wait_and_look(self) -> None:
         with self._lock:
@@ -401,9 +406,8 @@ class Watcher:
                     wanted.setdefault(directory, set()).add(name)
             try:
                 is_settled = self._arm_directories(wanted)
-            except (
-                Exception
-            ) as error:  # no inotify, no descriptor, no thread to be had; whatever watchdog says
+            except Exception as error:
+                # There is no inotify, no descriptor or no thread, or watchdog has an error of its own.
                 self._fall_back(error)
                 return
             if is_settled:
@@ -411,8 +415,8 @@ class Watcher:
 
     def _arm_directories(self, wanted: Mapping[str, set[str]]) -> bool:
         """True when nothing had to be armed, so that the walk that led here still holds."""
-        if self._eyes is None:
-            self._eyes = self._open_eyes(self._on_event)
+        if self._events is None:
+            self._events = self._open_events(self._on_event)
         with self._lock:
             lost, self._lost = self._lost, set()
         for directory in [*self._armed]:
@@ -420,7 +424,7 @@ class Watcher:
             if directory not in wanted or directory in lost or _identity(directory) != armed.identity:
                 with self._lock:
                     del self._armed[directory]
-                self._eyes.disarm(armed.handle)
+                self._events.disarm(armed.handle)
         is_settled = True
         for directory, names in wanted.items():
             known = self._armed.get(directory)
@@ -430,12 +434,12 @@ class Watcher:
                     is_settled = False
                     continue
                 try:
-                    known = _Armed(self._eyes.arm(directory), identity)
+                    known = _Armed(self._events.arm(directory), identity)
                 except (FileNotFoundError, NotADirectoryError):
                     is_settled = False
                     continue
                 except (PermissionError, ValueError):
-                    continue  # readable but not watchable, or no path at all: the poll has it
+                    continue  # it may be read but not watched, or it is no path: that is left to the poll
                 is_settled = False
             with self._lock:
                 known.names = frozenset(names)
@@ -443,19 +447,19 @@ class Watcher:
         return is_settled
 
     def _fall_back(self, error: Exception) -> None:
-        """ENOSPC: max_user_watches; EMFILE: max_user_instances or our own descriptors. Until the next start."""
+        """Only poll until the next start. ENOSPC: max_user_watches; EMFILE: max_user_instances, or our descriptors."""
         if self._is_polling:
             return
         self._is_polling = True
-        self._close_eyes()
+        self._close_events()
         each((f"no file system events ({error})",), self._degraded, doing="tell that only the poll is left")
 
-    def _close_eyes(self) -> None:
-        eyes, self._eyes = self._eyes, None
+    def _close_events(self) -> None:
+        source, self._events = self._events, None
         with self._lock:
             self._armed = {}
-        if eyes is not None:
-            each((eyes,), lambda one: one.close(), doing="end the file system events")
+        if source is not None:
+            each((source,), lambda one: one.close(), doing="end the file system events")
 
 
 def _identity(directory: str) -> tuple[int, int] | None:
@@ -467,4 +471,4 @@ def _identity(directory: str) -> tuple[int, int] | None:
 
 
 def _log_degraded(reason: str) -> None:
-    logs.emit(events.WatchDegraded(reason=reason))
+    emit(WatchDegraded(reason=reason))
