@@ -597,6 +597,44 @@ def test_a_driver_that_asks_or_tells_out_of_turn_is_told_so() -> None:
         bench.decide()
 
 
+@pytest.mark.parametrize(
+    ("ends", "kept"),
+    [
+        pytest.param([OK], 200, id="an answer"),
+        pytest.param([RESET], None, id="a fault"),
+        pytest.param([UNAVAILABLE, RESET], None, id="a fault after an answer"),
+        pytest.param(
+            [UNAVAILABLE, Outcome(fault=Fault.POOL_TIMEOUT)], 503, id="no connection after an answer"
+        ),
+        pytest.param([RESET, Outcome(fault=Fault.POOL_TIMEOUT)], None, id="no connection after a fault"),
+        pytest.param([UNAVAILABLE, Outcome(fault=Fault.CANCELLED)], None, id="nobody waits for it"),
+        pytest.param([Outcome(fault=Fault.POOL_REJECTED)], None, id="no connection at all"),
+    ],
+)
+def test_which_answer_is_kept_is_known_to_the_exchange(ends: list[Outcome], kept: int | None) -> None:
+    bench = Bench()
+    decision = bench.decide()
+    for outcome in ends:
+        decision = bench.wake(decision) if isinstance(decision, Sleep) else decision
+        decision = bench.after(replace(outcome))
+
+    found = bench.exchange.kept
+    assert (None if found is None else found.status) == kept
+
+
+def test_an_answer_that_was_set_aside_and_lost_is_not_kept() -> None:
+    bench = Bench()
+    bench.decide()
+    sleep = bench.after(replace(UNAVAILABLE))
+    assert bench.exchange.kept is not None
+
+    bench.exchange.answer_is_lost()
+    bench.wake(sleep)
+    bench.after(Outcome(fault=Fault.POOL_TIMEOUT))
+
+    assert bench.exchange.kept is None
+
+
 # Properties
 
 OUTCOMES = st.one_of(
@@ -617,9 +655,10 @@ OUTCOMES = st.one_of(
 
 
 class CountingCircuit(Circuit):
-    """Counts the permits it gave and got back."""
+    """Counts the permits it gave and got back. None is shared, so each is asked for."""
 
     given = 0
+    shared_permit = property(lambda self: None, lambda self, permit: None)
 
     def __init__(self, *args: Any, **kw: Any) -> None:
         super().__init__(*args, **kw)

@@ -29,11 +29,12 @@ from headrace.engine.tries import Tries
 from headrace.errors import CircuitOpenError, UpstreamError
 from headrace.policy.attempt_end import EndedBy, end_of
 from headrace.policy.decision import Divert, End, EndReason, Finish, Performer, Refuse, Resend, Send
-from headrace.policy.exchange import KEEP_S, Exchange, Served
+from headrace.policy.exchange import KEEP_S, Exchange
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.record import Record, tally
 from headrace.policy.request import Request
 from headrace.policy.retry import RETRY_AFTER_FROM
+from headrace.policy.served import Served
 from headrace.runtime.carrying import add_notes, carry, record_of
 from headrace.runtime.deadlines import deadlines
 from headrace.runtime.upstream import Upstream
@@ -167,11 +168,11 @@ class Call(Generic[T]):
         record = self._record(end.reason)
         if end.reason is not EndReason.SUCCESS:
             self._report(record)
+            if self.answer is not None and self._exchange.kept is None:
+                self._surface.close(self.answer)  # it failed, and nobody waits for it
+                self.answer = None
         answer = self.answer
-        if answer is not None and end.reason is EndReason.CANCELLED:
-            self._surface.close(answer)  # it failed, and nobody waits for it
-            answer = None
-        elif answer is not None:
+        if answer is not None:
             carry(record, on=answer)
             if self._request.streamed:
                 self._follow(answer, record)

@@ -12,9 +12,9 @@ would have freed what it held, and at which moment of an attempt the silence was
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import assert_never
 
-from headrace.policy.decision import Decision, Divert, EndReason, Finish, Refuse, Resend, Send, Sleep
+from headrace.engine.blocking import run
+from headrace.policy.decision import Divert, EndReason, Refuse, Resend, Send
 from headrace.policy.exchange import Exchange
 from headrace.policy.outcome import Fault, Outcome
 
@@ -60,36 +60,57 @@ def rehearse(exchange: Exchange, first: Send | Divert | Refuse, seen: Seen) -> F
 
     The permit goes back in every case.
     """
-    now, timed_out = seen.outcome.started_s, False
-    decision: Decision = first
+    replay = _Replay(exchange, seen)
     try:
-        while True:
-            match decision:
-                case Send() | Resend():
-                    left_s = None if exchange.deadline_at is None else exchange.deadline_at - now
-                    outcome = _under_limits(seen, decision.timeout_s, left_s)
-                    timed_out = timed_out or outcome is not seen.outcome
-                    outcome = replace(outcome, started_s=now)
-                    now += outcome.wait_s + outcome.duration_s
-                    exchange.record(outcome, now)
-                case Sleep():
-                    now += decision.delay_s
-                case Divert() | Finish() | Refuse():
-                    return Foretold(
-                        retries=max(0, len(exchange.outcomes) - 1),
-                        refused=exchange.refused is not None,
-                        timed_out=timed_out
-                        or (isinstance(decision, Refuse) and decision.reason is EndReason.DEADLINE),
-                        reason=decision.reason,
-                        diverted=isinstance(decision, Divert),
-                    )
-                case _:
-                    assert_never(decision)
-            decision = exchange.decide(now)
+        if isinstance(first, Send):
+            exchange.record(replay.perform(first), replay.now)
+        end = run(exchange, replay, clock=lambda: replay.now, sleep=replay.sleep)
     finally:
-        exchange.abandon(now)
+        exchange.abandon(replay.now)
         # Also for a caller that retries by itself: its tries are part of the real call, which is over.
-        exchange.settle(now)
+        exchange.settle(replay.now)
+    return Foretold(
+        retries=max(0, len(exchange.outcomes) - 1),
+        refused=exchange.refused is not None,
+        timed_out=replay.was_cut or (isinstance(end, Refuse) and end.reason is EndReason.DEADLINE),
+        reason=end.reason,
+        diverted=isinstance(end, Divert),
+    )
+
+
+class _Replay:
+    """A `Performer`: each attempt goes as the real call went, under the limits, in virtual time.
+
+    Attributes:
+        now: The virtual clock, monotonic seconds.
+        was_cut: A limit has cut an attempt.
+    """
+
+    __slots__ = ("_deadline_at", "_seen", "now", "was_cut")
+
+    def __init__(self, exchange: Exchange, seen: Seen) -> None:
+        self._seen = seen
+        self._deadline_at = exchange.deadline_at
+        self.now = seen.outcome.started_s
+        self.was_cut = False
+
+    def perform(self, send: Send | Resend) -> Outcome:
+        """What becomes of the attempt. Advances the clock."""
+        left_s = None if self._deadline_at is None else self._deadline_at - self.now
+        outcome = _under_limits(self._seen, send.timeout_s, left_s)
+        self.was_cut = self.was_cut or outcome is not self._seen.outcome
+        outcome = replace(outcome, started_s=self.now)
+        self.now += outcome.wait_s + outcome.duration_s
+        return outcome
+
+    resend = perform
+
+    def set_aside(self) -> None:
+        """Nothing is held: there is no connection."""
+
+    def sleep(self, delay_s: float) -> None:
+        """Let the pause pass. Advances the clock."""
+        self.now += delay_s
 
 
 def _under_limits(seen: Seen, limit_s: float, left_s: float | None) -> Outcome:

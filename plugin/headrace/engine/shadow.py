@@ -17,12 +17,13 @@ from headrace.policy.attempt_end import Phase
 from headrace.policy.breaker.permit import Refused, Verdict
 from headrace.policy.counters import add
 from headrace.policy.decision import Divert, EndReason, Refuse, Send
-from headrace.policy.exchange import Exchange, Served
+from headrace.policy.exchange import Exchange
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import UpstreamPlan
 from headrace.policy.record import tally
 from headrace.policy.request import Request
 from headrace.policy.retry import RETRY_AFTER_FROM, RehearsedAllowance, is_keyed
+from headrace.policy.served import Served
 from headrace.runtime.inbound import inbound_var
 from headrace.runtime.upstream import Upstream
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, TypeAlias
 
+from headrace.policy.breaker.permit import Permit
 from headrace.policy.outcome import Outcome
 
 
@@ -51,6 +52,7 @@ class Send:
         patience_s: Seconds to wait for a connection; 0: none.
         by_deadline: *patience_s* is all that the deadline leaves.
         fresh: No idle connection will do: if one was dropped silently, its neighbours were dropped, too.
+        permit: The circuit's, which the call holds from now on. The exchange gives it back, not the driver.
     """
 
     attempt: int
@@ -58,6 +60,7 @@ class Send:
     patience_s: float
     by_deadline: bool = False
     fresh: bool = False
+    permit: Permit | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(slots=True)

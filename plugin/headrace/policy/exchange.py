@@ -18,25 +18,27 @@ The circuit is told of calls, not of attempts: once per call, by the last attemp
 a success at once. A failure is held back until it is known that no attempt follows (`HOLD_S`).
 
 The module is longer than most because the order above is one argument: each reason is read beside the one before it.
-What it answers is in `decision`, what it asks of an outcome in `retry`, `blame`, `backoff` and `fallback`.
+What it answers is in `decision`, what it asks of an outcome in `retry`, `blame`, `backoff` and `fallback`. Steps 1 and
+4 (deadline, circuit) are in `gate`: they can be taken without an exchange, which then goes on from the first attempt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, Protocol, assert_never
+from typing import Final, assert_never
 
 from headrace.policy.backoff import backoff_s, is_throttled
 from headrace.policy.blame import blame
 from headrace.policy.breaker.circuit import Circuit, Permit, Refused, Verdict
 from headrace.policy.decision import Decision, Divert, End, EndReason, Finish, Refuse, Resend, Send, Sleep
 from headrace.policy.fallback import stands_in
+from headrace.policy.gate import Answer, deadline_of, next_send
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import UpstreamPlan
 from headrace.policy.request import Request
-from headrace.policy.retry import Retriability, RetryAllowance, RetryBudget, classify, is_resendable
+from headrace.policy.retry import Retriability, RetryBudget, classify, is_resendable
+from headrace.policy.served import Served as Served
 
 HOLD_S: Final = 1.0
 """How long the circuit may have to wait for the next attempt to replace a failure by something better, seconds.
@@ -72,29 +74,6 @@ _LOCAL_REASONS: Mapping[Fault, EndReason] = MappingProxyType(
 _NO_CONNECTION: Final = frozenset({Fault.POOL_TIMEOUT, Fault.POOL_REJECTED})
 
 
-class Cancellable(Protocol):
-    """The client that the call is made for."""
-
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether the client has gone. Another thread sets it; it is never unset."""
-
-
-@dataclass(slots=True)
-class Served:
-    """The inbound request that a call is made for, as far as it bounds the call.
-
-    Attributes:
-        deadline_at: When the request must be over, monotonic seconds. The call's own deadline holds if it is earlier.
-        allowance: Retries that the request has left; None: no limit on them.
-        cancellation: Tells when nobody waits for the answer any more; then no further attempt is made.
-    """
-
-    deadline_at: float | None = None
-    allowance: RetryAllowance | None = None
-    cancellation: Cancellable | None = None
-
-
 class Exchange:
     """One logical call, as a sequence of decisions.
 
@@ -115,7 +94,6 @@ class Exchange:
         outcomes: One per attempt made, oldest first.
         verdicts: What each of *outcomes* says about the upstream. The circuit is told the last that says anything.
         deadline_at: When the time is up, or None for no deadline.
-        deadline_s: Seconds from the start of the call to *deadline_at*, or None.
         reason: Why the call ended, or None while it runs.
         denied: What forbade an attempt that the rules wanted, or None. Set at most once.
         refused: The circuit's last refusal, or None.
@@ -129,6 +107,7 @@ class Exchange:
         "_allowance",
         "_awaits_outcome",
         "_backoff_s",
+        "_began",
         "_budget",
         "_cancellation",
         "_circuit",
@@ -148,7 +127,6 @@ class Exchange:
         "_undecided",
         "_verdict",
         "deadline_at",
-        "deadline_s",
         "denied",
         "may_wait",
         "outcomes",
@@ -182,9 +160,8 @@ class Exchange:
         self._nth_try = nth_try
         self.may_wait = may_wait
         self.retried = plan.retry.retry_on.statuses
-        deadline_at = self._allowance = self._cancellation = None
+        self._allowance = self._cancellation = None
         if served is not None:
-            deadline_at = served.deadline_at
             self._allowance = served.allowance
             self._cancellation = served.cancellation
         self._backoff_s: float | None = None  # our own last pause, without what the upstream asked for
@@ -204,18 +181,37 @@ class Exchange:
         self.sent = 0
         self.outcomes: list[Outcome] = []
         self.verdicts: list[Verdict] = []
-        self.deadline_s = request.timeouts.deadline_s
-        if deadline_at is not None and (self.deadline_s is None or deadline_at < now + self.deadline_s):
-            self.deadline_s = deadline_at - now
-        elif self.deadline_s is not None:
-            deadline_at = now + self.deadline_s
-        self.deadline_at = deadline_at
+        self._began = now
+        self.deadline_at = deadline_of(request.timeouts, now, served)
         self.reason: EndReason | None = None
         self.denied: EndReason | None = None
         self.refused: Refused | None = None
         self.retry_after_s: float | None = None
         if after is not None:
             self._follow(after)
+
+    @property
+    def deadline_s(self) -> float | None:
+        """Seconds from the start of the call to `deadline_at`, or None."""
+        own_s, began = self._request.timeouts.deadline_s, self._began
+        if self.deadline_at is None or (own_s is not None and self.deadline_at == began + own_s):
+            return own_s
+        return self.deadline_at - began
+
+    @property
+    def kept(self) -> Outcome | None:
+        """The attempt whose answer the caller gets if the call ends now; None: no answer, or it could not be kept.
+
+        An attempt that got no connection leaves the answer of the one before it as it is.
+        """
+        if self.reason is EndReason.CANCELLED:
+            return None  # nobody waits for it
+        made = len(self.outcomes)
+        while made and self.outcomes[made - 1].fault in _NO_CONNECTION:
+            made -= 1
+        if not made or self.outcomes[made - 1].fault is not None or self._lost_answer_of == made:
+            return None
+        return self.outcomes[made - 1]
 
     @property
     def is_cancelled(self) -> bool:
@@ -235,13 +231,17 @@ class Exchange:
         """
         return status in self.retried and (self._nth_try > 0 or self.is_repeatable)
 
-    def decide(self, now: float) -> Decision:
+    def decide(self, now: float, *, first: Answer | None = None) -> Decision:
         """What to do next. Mutates: takes a permit with a Send, a token with a retry.
 
         Asked again after the end, it answers the same end.
 
+        Args:
+            first: What `gate.next_send` has answered for the first attempt, where it was asked without this exchange;
+                the exchange goes on from there. None: the exchange asks it.
+
         Raises:
-            RuntimeError: A Send is out and its outcome was not recorded.
+            RuntimeError: A Send is out and its outcome was not recorded; or *first* comes after the first.
         """
         if self._ended is not None:
             return self._ended
@@ -270,10 +270,33 @@ class Exchange:
             ):
                 self.settle(now)
             return wait
-        decision = self._send_or_end(now)
-        if self._ended is not None:
-            self.settle(now)
-        return decision
+        answer, permit, n_made = first, self._permit, len(self.outcomes)
+        if answer is None:
+            pay = None
+            if n_made == 0:
+                pay = self._budget.deposit if self._nth_try <= 1 else self._charge_try
+            answer = next_send(
+                self._request.timeouts,
+                self._circuit,
+                now,
+                deadline_at=self.deadline_at,
+                may_wait=self.may_wait,
+                cancellation=self._cancellation,
+                pay=pay,
+                renew=None if permit is None else self._renew_permit,
+                attempt=n_made + 1,
+                fresh=self._fresh,
+            )
+        elif permit is not None:
+            raise RuntimeError("decide() with a first attempt, and there was one before")
+        if isinstance(answer, Send):
+            self._permit = answer.permit
+            self._awaits_outcome = True
+            self._limit_s = answer.timeout_s
+            return answer
+        end = self._refuse(answer)
+        self.settle(now)
+        return end
 
     def record(self, outcome: Outcome | None, now: float) -> None:
         """Tell what became of the attempt last sent. Mutates; tells the circuit of a success.
@@ -374,53 +397,26 @@ class Exchange:
         """Whether *wait_s* is too long to hold a failure back: the circuit should hear of it now."""
         return wait_s > HOLD_S and self._verdict is _FAILURE
 
-    def _renew_permit(self, now: float) -> Refused | None:
-        """Make sure of a permit for another attempt of this call; the refusal, if there is none. Mutates."""
+    def _renew_permit(self, now: float) -> Permit | Refused:
+        """A permit for another attempt of this call: the one that it holds if that is still good. Mutates."""
         circuit, permit = self._circuit, self._permit
         is_good = self._told_verdict is None or self._place is not None  # a probe that was judged is over
         if permit is not None and is_good and circuit.still_holds(permit):
-            return None
+            return permit
         self.settle(now)  # a circuit that has moved on ignores it; a probe's place is given back
         answer = circuit.acquire(now)
-        if isinstance(answer, Refused):
-            return answer
-        self._permit, self._place = answer, None
-        self._verdict, self._told_verdict = _IGNORED, None
-        return None
+        if isinstance(answer, Permit):
+            self._permit, self._place = answer, None
+            self._verdict, self._told_verdict = _IGNORED, None
+        return answer
 
-    def _send_or_end(self, now: float) -> Send | End:
-        if self._cancellation is not None and self._cancellation.is_cancelled:
-            return self._deny_send(EndReason.CANCELLED)
-        timeouts = self._request.timeouts
-        timeout_s = timeouts.attempt_s
-        patience_s, by_deadline = timeouts.acquire_s if self.may_wait else 0.0, False
-        if self.deadline_at is not None:
-            left_s = self.deadline_at - now
-            if left_s <= 0.0:
-                return self._deny_send(EndReason.DEADLINE)
-            if left_s < timeout_s:
-                timeout_s = left_s
-            if left_s < patience_s:
-                patience_s, by_deadline = left_s, True
-        if self._permit is None:
-            answer = self._circuit.acquire(now)
-            refused = answer if isinstance(answer, Refused) else None
-            self._permit = None if isinstance(answer, Refused) else answer
-        else:
-            refused = self._renew_permit(now)
-        if refused is not None:
-            self.refused = refused
-            self.retry_after_s = refused.retry_after_s
-            return self._divert(self._deny_send(EndReason.CIRCUIT_OPEN))
-        self._awaits_outcome = True
-        self._limit_s = timeout_s
-        n_made = len(self.outcomes)
-        if n_made == 0:
-            if self._nth_try <= 1:
-                self._budget.deposit(now)
-            else:
-                self._charge_try(now)
-        return Send(n_made + 1, timeout_s, patience_s, by_deadline, self._fresh)
+    def _refuse(self, why: Refused | EndReason) -> End:
+        """The end of a call that may not be sent, or not once more. Mutates."""
+        if isinstance(why, EndReason):
+            return self._deny_send(why)
+        self.refused = why
+        self.retry_after_s = why.retry_after_s
+        return self._divert(self._deny_send(EndReason.CIRCUIT_OPEN))
 
     def _charge_try(self, now: float) -> None:
         self._budget.try_withdraw(now)
@@ -432,9 +428,7 @@ class Exchange:
         fallback, outcomes = self._plan.fallback, self.outcomes
         if fallback is None or not stands_in(
             fallback,
-            has_answer=bool(outcomes)
-            and outcomes[-1].fault is None
-            and self._lost_answer_of != len(outcomes),
+            has_answer=self.kept is not None,
             was_tried=bool(outcomes),
             may_have_arrived=self.sent > 0,
             replayable=self._request.replayable,

@@ -23,12 +23,12 @@ from headrace.errors import UnknownUpstream
 from headrace.policy.breaker.circuit import Circuit, CircuitState, CircuitView, Transition
 from headrace.policy.deadline_header import allowed_s
 from headrace.policy.decision import Divert, End, EndReason
-from headrace.policy.exchange import Exchange, Served
-from headrace.policy.outcome import Fault, Outcome
+from headrace.policy.exchange import Exchange
 from headrace.policy.plan import UpstreamPlan
 from headrace.policy.record import Record
 from headrace.policy.request import Request
 from headrace.policy.retry import RetryAllowance, RetryBudget, is_keyed, key_header
+from headrace.policy.served import Served
 from headrace.testing.clock import VirtualClock
 from headrace.testing.script import Script, ScriptExhausted, What, reply, seconds
 from headrace.testing.timeline import Timeline
@@ -267,7 +267,7 @@ class SimulatedUpstream:
                 exchange.outcomes,
                 exchange.verdicts,
             ),
-            status=None if reason is EndReason.CANCELLED else _status_kept(exchange.outcomes),
+            status=None if exchange.kept is None else exchange.kept.status,
             pauses_s=tuple(pauses),
             began_s=began,
             took_s=clock.now - began,
@@ -423,14 +423,6 @@ class CallResult:
 
     def __str__(self) -> str:
         return "\n".join(self.headrace.notes())
-
-
-def _status_kept(outcomes: Sequence[Outcome]) -> int | None:
-    """Status of the answer that the caller gets. Without a connection for another attempt, it is the one before."""
-    for outcome in reversed(outcomes):
-        if outcome.fault is not Fault.POOL_TIMEOUT and outcome.fault is not Fault.POOL_REJECTED:
-            return outcome.status
-    return None
 
 
 def _tell_nobody(what: str) -> None:

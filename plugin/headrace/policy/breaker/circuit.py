@@ -72,6 +72,8 @@ class Circuit:
         state: Readable without the lock, as a hint.
         generation: Counts the transitions so far; readable as a hint.
         is_shut: Calls are refused, except probes; readable as a hint.
+        shared_permit: What `acquire` answers, or None: `acquire` must be asked. Readable without the lock: who counts
+            Python calls reads it first.
         history: The latest transitions, four at most, oldest first; readable without the lock.
     """
 
@@ -90,13 +92,13 @@ class Circuit:
         "_ramp",
         "_rng",
         "_run_before_success",
-        "_shared_permit",
         "_slow_s",
         "_unreported",
         "_window",
         "generation",
         "history",
         "is_shut",
+        "shared_permit",
         "state",
     )
 
@@ -136,12 +138,12 @@ class Circuit:
         # Nearly every call ends here, without the lock: it reads one reference, which is replaced as a whole under the
         # lock. A caller that reads it just before a transition came before the transition. Its permit then becomes
         # void, like all permits of that generation.
-        permit = self._shared_permit
+        permit = self.shared_permit
         if permit is not None:
             return permit
         waived = None
         with self._lock:
-            permit = self._shared_permit
+            permit = self.shared_permit
             if permit is not None:
                 return permit
             answer = self._admit(now)
@@ -329,10 +331,10 @@ class Circuit:
         self._set_shared_permit()
 
     def _set_shared_permit(self) -> None:
-        """Decide whether callers pass without a look at the circuit: one permit in `_shared_permit` serves them all."""
+        """Decide whether callers pass without a look at the circuit: one permit in `shared_permit` serves them all."""
         mode = self._plan.mode
         passes = self.state is _CLOSED and self._ramp is None and mode != "forced_open"
-        self._shared_permit = Permit(self.generation) if passes else None
+        self.shared_permit = Permit(self.generation) if passes else None
         self.is_shut = mode == "forced_open" or (self.state is _OPEN and mode == "enforce")
 
     def _ask_trip_rules(self, now: float) -> None:
@@ -384,7 +386,7 @@ class Circuit:
             share = ramp.share(ramp_s, now)
             if not ramp.admits(share):
                 return Refused(Refusal.RAMP, ramp.left_s(ramp_s, now), _CLOSED, self._opened, share=share)
-        return self._shared_permit or Permit(self.generation)
+        return self.shared_permit or Permit(self.generation)
 
     def _ramp_share(self, now: float) -> float | None:
         ramp, ramp_s = self._ramp, self._plan.half_open.ramp_s
