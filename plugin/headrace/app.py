@@ -85,7 +85,7 @@ class Headrace:
         )  # in C: for each protected call
         self._readings = Readings(self._reloader)
         self._metrics = Metrics(self._readings.read, registry=registry)
-        self._housekeeping = Housekeeping([self._reloader.tick, self._flush])
+        self._housekeeping = Housekeeping([self._reloader.tick, self._flush, install.follow_imports])
         self._watcher: Watcher | None = None
         self._handles: dict[str, Handle] = {}
         self._stock = stock_pools()
@@ -307,7 +307,7 @@ class Headrace:
         self._lock = threading.Lock()
         # The parent has the same descriptor: a watch that is removed here would be removed there.
         self._watcher = None
-        self._housekeeping = Housekeeping([self._reloader.tick, self._flush])
+        self._housekeeping = Housekeeping([self._reloader.tick, self._flush, install.follow_imports])
         self._reloader.forget_inherited()
         self._stock = stock_pools()
         each(

@@ -7,9 +7,11 @@ and reload take it; calls read the routes of their library without it.
 from __future__ import annotations
 
 import threading
+from types import ModuleType
 from typing import Protocol
 
 from headrace.adapters import routing
+from headrace.adapters.httpx.patch import HttpxPatch
 from headrace.adapters.requests.patch import RequestsPatch
 from headrace.adapters.routing import Routing, busiest_unknown_hosts
 from headrace.adapters.urllib3.patch import Urllib3Patch
@@ -21,11 +23,13 @@ from headrace.policy.routes import RouteTable, url_of
 from headrace.runtime import process
 from headrace.runtime.snapshot import Snapshot, routes_of
 
-__all__ = ["busiest_unknown_hosts", "owners", "publish", "repair", "withdraw"]
+__all__ = ["busiest_unknown_hosts", "follow_imports", "owners", "publish", "repair", "withdraw"]
 
 
 class _Patch(Protocol):
     def __init__(self, routing: Routing) -> None: ...
+    @staticmethod
+    def imported() -> tuple[ModuleType, ...]: ...
     @staticmethod
     def is_on_top() -> bool: ...
     @staticmethod
@@ -38,12 +42,14 @@ class _Library:
     def __init__(self, routing: Routing, patch: type[_Patch]) -> None:
         self._routing = routing
         self._patch = patch
-        self._is_patched = False  # as far as we know: other patches may have put back what they found
+        self._patched: tuple[
+            ModuleType, ...
+        ] = ()  # as far as we know: others may have put back what they found
 
     def follow(self, published: list[Snapshot], *, is_start: bool) -> None:
         """Route to *published*. Patch at a start that wants this library, undo with the last one. Under `_lock`.
 
-        A reload does not patch: a mock that a test has laid over our patch must stay on top.
+        A reload does not patch what was patched before: a mock that a test has laid over our patch must stay on top.
         """
         wanting = [snapshot for snapshot in published if self._routing.wanted_by(snapshot)]
         self._routing.routes = RouteTable(
@@ -53,9 +59,13 @@ class _Library:
             # A layer under another patch stays. It finds no route for anything and passes all calls through: to take
             # it out would undo the other patch as well.
             self._patch.undo()
-        elif (is_start or not self._is_patched) and not self._patch.is_on_top():
+        elif (is_start or self.is_behind()) and not self._patch.is_on_top():
             self._patch(self._routing)
-        self._is_patched = bool(wanting)
+        self._patched = self._patch.imported() if wanting else ()
+
+    def is_behind(self) -> bool:
+        """Whether something of the library has been imported that is not patched. It does not say that it should be."""
+        return self._patched != self._patch.imported()
 
 
 _lock = threading.Lock()
@@ -63,6 +73,7 @@ _published: dict[object, Snapshot] = {}
 _LIBRARIES = (
     _Library(Routing(lambda install: install.requests), RequestsPatch),
     _Library(Routing(lambda install: install.urllib3), Urllib3Patch),
+    _Library(Routing(lambda install: True), HttpxPatch),  # it only counts
 )
 
 
@@ -104,6 +115,13 @@ def repair() -> None:
     """Lay the patches anew that others have thrown out, take out those left over. Thread-safe; idempotent."""
     with _lock:
         _follow(is_start=True)
+
+
+def follow_imports(now: float) -> None:
+    """Patch what the application has imported since the last look. For the housekeeping. Thread-safe."""
+    if _published and any(library.is_behind() for library in _LIBRARIES):
+        with _lock:
+            _follow()
 
 
 def owners() -> list[object]:

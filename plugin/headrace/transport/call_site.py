@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-_LIBRARIES = ("headrace.", "requests.", "urllib3.")
+_LIBRARIES = ("headrace.", "requests.", "urllib3.", "httpx.", "httpx2.")
 
 
 def call_site() -> str:

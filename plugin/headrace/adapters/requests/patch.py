@@ -9,8 +9,10 @@ below a newer one of ours steps aside.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, TypeVar
 
+import requests
 from requests.adapters import HTTPAdapter
 from requests.models import PreparedRequest, Response
 
@@ -83,6 +85,11 @@ class RequestsPatch:
         get_connection_with_tls_context.headrace_original = original_choose  # type: ignore[attr-defined]
         _replace("send", send)
         _replace("get_connection_with_tls_context", get_connection_with_tls_context)
+
+    @staticmethod
+    def imported() -> tuple[ModuleType, ...]:
+        """requests: headrace itself imports it."""
+        return (requests,)
 
     @staticmethod
     def is_on_top() -> bool:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from types import ModuleType
 from typing import Any, TypeVar
 
+import urllib3
 from urllib3 import PoolManager
 from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.poolmanager import PoolKey
@@ -53,6 +55,11 @@ class Urllib3Patch:
 
         connection_from_pool_key.headrace_original = original  # type: ignore[attr-defined]
         _replace(connection_from_pool_key)
+
+    @staticmethod
+    def imported() -> tuple[ModuleType, ...]:
+        """urllib3: headrace itself imports it."""
+        return (urllib3,)
 
     @staticmethod
     def is_on_top() -> bool:
