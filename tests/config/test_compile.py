@@ -142,12 +142,12 @@ def test_a_key_that_is_a_word_of_python_may_come_from_the_environment(load_text:
 
 def test_plans_hold_plain_floats(load_text: LoadText) -> None:
     timeouts = (
-        load_text("upstreams: {a: {base_url: http://a, timeouts: {attempt: 3s}}}").upstreams["a"].timeouts
+        load_text("upstreams: {a: {base_url: http://a, timeouts: {deadline: 9s}}}").upstreams["a"].timeouts
     )
     assert {type(value) for name, value in dataclasses.asdict(timeouts).items() if name.endswith("_s")} == {
         float
     }
-    assert (timeouts.attempt_is_written, timeouts.deadline_is_written, timeouts.asked) == (True, False, None)
+    assert (timeouts.deadline_is_written, timeouts.asked) == (True, None)
 
 
 def test_equal_files_make_equal_plans_and_unequal_ones_do_not(load_text: LoadText) -> None:

@@ -40,8 +40,7 @@ CONFIRMING = {"tls.insecure_skip_verify"}
 NOT_EDITED = {
     "UpstreamPlan.name": "no key, but a name",
     "TimeoutPlan.asked": "what a call asks for itself",
-    "TimeoutPlan.attempt_is_written": "the files that are tried here write every key",
-    "TimeoutPlan.deadline_is_written": "likewise",
+    "TimeoutPlan.deadline_is_written": "the files that are tried here write every key",
     "Origin.scheme": "http has no TLS to try the keys of; it is a part of the origin, which is compared whole",
 }
 """Parts of an upstream's plan that no edit here changes, with the reason."""

@@ -55,6 +55,8 @@ def _in_urllib3s_words(kw: Mapping[str, Any]) -> dict[str, Any]:
         told["body"] = told.pop("data")
     if "stream" in told:
         told["preload_content"] = not told.pop("stream")
+    if told.get("timeout", 0) is None:
+        del told["timeout"]  # there it would be no limit
     if isinstance(told.get("timeout"), tuple):
         connect, read = told["timeout"]
         told["timeout"] = urllib3.Timeout(connect=connect, read=read)

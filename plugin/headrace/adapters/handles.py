@@ -17,6 +17,7 @@ from urllib3.response import BaseHTTPResponse
 from headrace.adapters.own_connections import PlainPoolManager
 from headrace.adapters.owner import CallByName, call_by_name
 from headrace.adapters.requests.surface import GovernedAdapter
+from headrace.adapters.timeouts import NOT_GIVEN
 from headrace.adapters.urllib3.surface import urlopen
 from headrace.engine.outbound import Outbound
 from headrace.engine.protect import Errors, protected
@@ -120,7 +121,7 @@ class Handle:
         *,
         body: Any = None,
         headers: Mapping[str, str] | None = None,
-        timeout: Any = None,
+        timeout: Any = NOT_GIVEN,
         preload_content: bool = True,
         decode_content: bool = True,
         **response_kw: Any,
@@ -130,6 +131,7 @@ class Handle:
         Redirects are returned, not followed.
 
         Args:
+            timeout: As urllib3 takes it: None is no limit.
             preload_content: False: the caller reads the body and must close or release the response.
             response_kw: `chunked`, `enforce_content_length`, as for `HTTPConnectionPool.urlopen`.
 

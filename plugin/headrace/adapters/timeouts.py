@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from urllib3.util.timeout import Timeout
+from urllib3.util.timeout import _DEFAULT_TIMEOUT, Timeout
 
 from headrace.engine.timeouts import with_asked
 from headrace.policy.plan import NO_LIMIT_S, AskedTimeout, TimeoutPlan
+
+NOT_GIVEN: Any = _DEFAULT_TIMEOUT
+"""urllib3's word for a timeout that nobody has given: with urllib3, None is one."""
 
 
 def timeouts_of_call(plan: TimeoutPlan, timeout: Any) -> TimeoutPlan:
@@ -15,17 +18,19 @@ def timeouts_of_call(plan: TimeoutPlan, timeout: Any) -> TimeoutPlan:
 
     A timeout is silence, as requests documents it: c for connecting, r for reading. It takes the place of `connect`
     and `read`, up or down. As in urllib3, c holds for TCP and once more for the TLS handshake; r is
-    also how long sending may stall. `attempt` and `deadline` are limits of another kind. Where they are
-    written they stay. Defaults are raised to what was asked for, and never lowered. A written
-    None is no limit of that kind. urllib3's `total` bounds an attempt as it says.
+    also how long sending may stall. `attempt` is raised to c + r, written or not, and never lowered: whoever
+    bears that silence bears an attempt of that length. So is a `deadline` that is a default; a written one
+    stays, above all. A written None is no limit of that kind. urllib3's `total` bounds an attempt as
+    it says, and it stands for c and r where they are not given.
 
     Args:
-        timeout: As requests and urllib3 take it: seconds, (connect, read), or a Timeout. None: there is none.
+        timeout: As requests and urllib3 take it: seconds, (connect, read), or a Timeout. None: no limit of any kind,
+            as in urllib3. What stands for "not given" there, `Timeout.DEFAULT_TIMEOUT`, changes nothing.
 
     Raises:
         ValueError: Not a timeout, in the words of urllib3.
     """
-    if timeout is None:
+    if timeout is NOT_GIVEN:
         return plan
     if isinstance(timeout, tuple):
         try:
@@ -38,8 +43,6 @@ def timeouts_of_call(plan: TimeoutPlan, timeout: Any) -> TimeoutPlan:
         timeout = Timeout(connect=connect, read=read)
     elif not isinstance(timeout, Timeout):
         timeout = Timeout(connect=timeout, read=timeout)
-    elif timeout._connect is timeout._read is timeout.total is None:
-        return plan  # requests makes this of no timeout, and it comes here through a governed urllib3
     asked = AskedTimeout(
         _seconds(timeout._connect),
         _seconds(timeout._read),

@@ -66,8 +66,8 @@ class TimeoutPlan:
     """Limits of one call, seconds. `deadline_s` is None when the call as a whole is not bounded.
 
     Attributes:
-        attempt_is_written: The file, what it inherits, or a variable sets it. Otherwise it is the default, and gives
-            way to what a call asks for. deadline_is_written likewise.
+        deadline_is_written: The file, what it inherits, or a variable sets it. Otherwise it is the default, and
+            gives way to what a call asks for.
         asked: What the call itself asked for, already part of these limits; None: the limits are the file's.
     """
 
@@ -78,7 +78,6 @@ class TimeoutPlan:
     read_s: float
     write_s: float
     acquire_s: float
-    attempt_is_written: bool = False
     deadline_is_written: bool = False
     asked: AskedTimeout | None = None
 

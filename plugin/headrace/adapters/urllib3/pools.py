@@ -18,13 +18,13 @@ from urllib3.exceptions import ClosedPoolError
 from urllib3.poolmanager import PoolKey, PoolManager
 from urllib3.response import BaseHTTPResponse
 from urllib3.util.retry import Retry
-from urllib3.util.timeout import _DEFAULT_TIMEOUT
+from urllib3.util.timeout import Timeout
 
 from headrace.adapters.body import position_of
 from headrace.adapters.failures import facts_of
 from headrace.adapters.own_connections import STOCK, is_settled_by_manager
 from headrace.adapters.routing import Routing, count_unknown
-from headrace.adapters.timeouts import timeouts_of_call
+from headrace.adapters.timeouts import NOT_GIVEN, timeouts_of_call
 from headrace.adapters.urllib3.hop import Hop, RefusalInFlight
 from headrace.adapters.urllib3.own_retries import (
     count_delegated,
@@ -81,7 +81,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
         retries: Retry | bool | int | None = None,
         redirect: bool = True,
         assert_same_host: bool = True,
-        timeout: Any = _DEFAULT_TIMEOUT,
+        timeout: Any = NOT_GIVEN,
         pool_timeout: int | None = None,
         release_conn: bool | None = None,
         chunked: bool = False,
@@ -98,6 +98,13 @@ class RoutedHTTPPool(HTTPConnectionPool):
                 or that itself where *retries* is False.
         """
         upstream = self._upstream_of(url, headers)
+        limit = timeout
+        if not (redirect or assert_same_host or preload_content or decode_content) and _is_none_thrice(
+            timeout
+        ):
+            limit = (
+                NOT_GIVEN  # requests calls like this, and makes such a timeout where nobody has said anything
+            )
         asked = {
             "headers": headers,
             "redirect": redirect,
@@ -125,7 +132,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
                 None,
                 method.upper(),
                 self.headers if headers is None else headers,
-                self._timeouts(upstream.plan.timeouts, timeout, pool_timeout),
+                self._timeouts(upstream.plan.timeouts, limit, pool_timeout),
                 not preload_content,
                 position_of(body)[0],
             )
@@ -138,7 +145,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
         if retries_itself(retries):
             tries = Tries(upstream)
             retries = retries if position_of(body)[0] else unsent_only(retries)
-        hop = _Hop(self, upstream, self._timeouts(upstream.plan.timeouts, timeout, pool_timeout), tries)
+        hop = _Hop(self, upstream, self._timeouts(upstream.plan.timeouts, limit, pool_timeout), tries)
         hop.front, hop.release_conn = self, release_conn
         try:
             return HTTPConnectionPool.urlopen(hop, method, url, body, retries=retries, **asked)
@@ -190,8 +197,8 @@ class RoutedHTTPPool(HTTPConnectionPool):
     def _timeouts(self, plan: TimeoutPlan, timeout: Any, pool_timeout: float | None) -> TimeoutPlan:
         """The limits of one call: the rule's, or what the call, or else its manager, asks for."""
         if self._of_default_manager and timeout == _TIMEOUT_OF_REQUEST:
-            timeout = None
-        elif timeout is _DEFAULT_TIMEOUT:
+            timeout = NOT_GIVEN
+        elif timeout is NOT_GIVEN:
             timeout = self.timeout
         limits = timeouts_of_call(plan, timeout)
         return limits if pool_timeout is None else replace(limits, acquire_s=float(pool_timeout))
@@ -210,6 +217,10 @@ _FRONTS: dict[type[HTTPConnectionPool], type[RoutedHTTPPool]] = {
     HTTPConnectionPool: RoutedHTTPPool,
     HTTPSConnectionPool: RoutedHTTPSPool,
 }
+
+
+def _is_none_thrice(timeout: Any) -> bool:
+    return isinstance(timeout, Timeout) and timeout._connect is timeout._read is timeout.total is None
 
 
 def _observed(

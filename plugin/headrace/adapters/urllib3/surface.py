@@ -16,7 +16,7 @@ from headrace.adapters.failures import as_it_is, broken_off, facts_of, failure_o
 from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.own_connections import PlainPoolManager
 from headrace.adapters.owner import CallByName
-from headrace.adapters.timeouts import timeouts_of_call
+from headrace.adapters.timeouts import NOT_GIVEN, timeouts_of_call
 from headrace.adapters.twins import URLLIB3
 from headrace.adapters.urllib3.kept import KeptResponse
 from headrace.engine.call import Call
@@ -48,7 +48,7 @@ def urlopen(
     *,
     body: Any = None,
     headers: Mapping[str, str] | None = None,
-    timeout: Any = None,
+    timeout: Any = NOT_GIVEN,
     preload_content: bool = True,
     decode_content: bool = True,
     **response_kw: Any,
@@ -95,7 +95,7 @@ def urlopen(
         {"preload_content": preload_content, "decode_content": decode_content, **response_kw},
         CallByName(),
     )
-    if timeout is not None:
+    if timeout is not NOT_GIVEN:
         timeouts = timeouts_of_call(timeouts, timeout)
     request = Request(surface, method, headers, timeouts, not preload_content, replayable)
     return Call(upstream, surface, request).run()
@@ -120,7 +120,7 @@ def _unenforced(
         stock = PlainPoolManager()  # for this call alone: all callers of a handle share the other one
     trust = {} if upstream.plan.tls is None else trust_of(upstream.plan.tls)
     pool = stock.connection_from_host(origin.host, origin.port, origin.scheme, pool_kwargs=trust)
-    if timeout is not None:
+    if timeout is not NOT_GIVEN:
         response_kw["timeout"] = timeout
 
         # The moment when the head comes is part of what is judged. So we read on from there, not urllib3.
