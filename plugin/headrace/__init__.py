@@ -27,7 +27,8 @@ if (
         UpstreamError,
     )
     from headrace.middleware.asgi import ASGIMiddleware
-    from headrace.middleware.problems import asgi_problem, problem
+    from headrace.middleware.mapping import asgi_problem, map_errors
+    from headrace.middleware.problems import problem
     from headrace.middleware.wsgi import WSGIMiddleware
     from headrace.observe.logs import RequestIdFilter
     from headrace.policy.decision import EndReason
@@ -43,7 +44,8 @@ else:
         "headrace.errors": "CallCancelled CircuitOpenError ConfigError DeadlineExceeded HeadraceError PoolRejected"
         " PoolTimeout ResponseTooLarge UnknownUpstream UpstreamError",
         "headrace.middleware.asgi": "ASGIMiddleware",
-        "headrace.middleware.problems": "asgi_problem problem",
+        "headrace.middleware.mapping": "asgi_problem map_errors",
+        "headrace.middleware.problems": "problem",
         "headrace.middleware.wsgi": "WSGIMiddleware",
         "headrace.observe.logs": "RequestIdFilter",
         "headrace.policy.decision": "EndReason",
@@ -94,6 +96,7 @@ __all__ = [
     "current",
     "detach",
     "install",
+    "map_errors",
     "problem",
     "propagate",
     "record_of",

@@ -84,7 +84,7 @@ class Headrace:
             getattr, self._reloader, "snapshot"
         )  # in C: for each protected call
         self._readings = Readings(self._reloader)
-        self._metrics = Metrics(self._readings.read, registry=registry)
+        self._metrics = Metrics(self._readings.read, registry=registry, key=self.files)
         self._housekeeping = Housekeeping([self._reloader.tick, self._flush, install.follow_imports])
         self._watcher: Watcher | None = None
         self._handles: dict[str, Handle] = {}
@@ -217,6 +217,15 @@ class Headrace:
     def _end_watching(self) -> None:
         if self._watcher is not None:
             self._watcher.stop()
+
+    def show_metrics(self) -> None:
+        """Show its metrics before the start, so that a scrape before the first request finds them. Idempotent.
+
+        The middlewares call it. In prometheus_client's multiprocess mode they come with the start: the process that
+        builds an application may be one that serves nothing.
+        """
+        if self._running_in is None:
+            self._metrics.foretell()
 
     def forget(self) -> None:
         """Fresh circuits and budgets; connections and counts stay. Thread-safe. Calls under way end with the old ones.

@@ -107,6 +107,9 @@ class FakeHeadrace:
         """Note it."""
         self.log.append("headrace.close")
 
+    def show_metrics(self) -> None:
+        """There are none."""
+
 
 @dataclass
 class Answer:

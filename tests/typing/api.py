@@ -239,6 +239,8 @@ def asgi(registry: CollectorRegistry, hr: headrace.Headrace) -> None:
     headrace.ASGIMiddleware(app)
     assert_type(app.headrace, headrace.Headrace)
     inner.add_middleware(headrace.ASGIMiddleware, file="upstreams.yaml")
+    inner.add_middleware(headrace.ASGIMiddleware, "upstreams.yaml")
+    headrace.map_errors(inner)
     Starlette(middleware=[Middleware(headrace.ASGIMiddleware, headrace=hr)], routes=[Mount("/", app=app)])
     uvicorn.run(app)
 

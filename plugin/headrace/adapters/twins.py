@@ -19,6 +19,9 @@ from headrace.errors import (
     ResponseTooLarge,
 )
 
+FAMILIES: tuple[type[Exception], ...] = (requests.RequestException, urllib3.exceptions.HTTPError)
+"""The base classes of what callers of each library catch."""
+
 
 class RequestsCircuitOpenError(CircuitOpenError, requests.ConnectionError):
     """CircuitOpenError for callers of requests."""

@@ -10,6 +10,7 @@ import sys
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from os import getpid
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from anyio import CancelScope
@@ -54,9 +55,9 @@ class ASGIMiddleware:
     the application has returned, unless `headrace.detach` has handed them on. WebSockets and
     unknown scope types pass straight through.
 
-    Wrap the application from outside, `app = ASGIMiddleware(app, "upstreams.yaml")`.
-    Starlette's `add_middleware` builds the stack only during the lifespan, and there
-    uvicorn takes any error for an application without one.
+    FastAPI and Starlette take it as `app.add_middleware(ASGIMiddleware, "upstreams.yaml")`, which holds however the
+    application is started: `fastapi run` looks for the FastAPI object, and would pass over what is wrapped around it.
+    Any other application is wrapped from outside, `app = ASGIMiddleware(app, "upstreams.yaml")`.
 
     Args:
         file: `upstreams.yaml`, or several files; None: HEADRACE_FILE.
@@ -65,8 +66,11 @@ class ASGIMiddleware:
             application's shutdown.
 
     Raises:
-        ConfigError: The file has problems.
+        ConfigError: The file has problems. Starlette builds what was added only when the lifespan begins, and servers
+            take an error there for an application without a lifespan. Then the lifespan's answer is the error.
     """
+
+    headrace: Headrace
 
     def __init__(
         self,
@@ -79,10 +83,25 @@ class ASGIMiddleware:
         if headrace is not None and (file is not None or registry is not None):
             raise TypeError("give a file (and registry), or headrace=…, not both: a Headrace has its own")
         self.app = app
-        self.headrace: Headrace = headrace if headrace is not None else Headrace(file, registry=registry)
+        self._refused: Exception | None = None
         self._is_ours = headrace is None
         self._given_up = False  # while starting
         self._names: HeaderNames | None = None
+        try:
+            self.headrace = Headrace(file, registry=registry) if headrace is None else headrace
+        except Exception as error:
+            if not _is_amid_a_lifespan():
+                raise
+            self._refused = error
+            return
+        self.headrace.show_metrics()
+
+    def __getattr__(self, name: str) -> Any:
+        # Only asked for what is not there: `headrace`, where the file was refused.
+        refused = self.__dict__.get("_refused")
+        if name == "headrace" and refused is not None:
+            raise refused
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope."""
@@ -209,6 +228,18 @@ class ASGIMiddleware:
         if self._is_ours:
             await run_in_threadpool(self.headrace.close)
             self.headrace.started_in = 0
+
+
+def _is_amid_a_lifespan() -> bool:
+    """Whether a frame above serves a lifespan. Asked only where something has failed."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if "scope" in frame.f_code.co_varnames:
+            scope = frame.f_locals.get("scope")
+            if isinstance(scope, MutableMapping) and scope.get("type") == "lifespan":
+                return True
+        frame = frame.f_back
+    return False
 
 
 class _Response:

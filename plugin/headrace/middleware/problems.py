@@ -1,11 +1,8 @@
 """Answers for errors that governed calls let out, as problem+json (RFC 9457).
 
-An outer middleware never sees an exception that Flask or Django has turned into a
-500 already. So each framework has its one line:
-
-    Flask       app.register_error_handler(requests.RequestException, headrace.problem)
-    Django      MIDDLEWARE += ["headrace.middleware.django.UpstreamErrors"]
-    Starlette   exception_handlers={requests.RequestException: headrace.asgi_problem}
+The same trouble has the same answer, whichever library the call was made with. So the record decides, which is in
+one language for all of them, and the class of the exception only where the record knows nothing: a body that broke
+off after its head. `mapping` has the line with which each framework gets these answers.
 
 The text of an exception never goes into an answer: requests and urllib3 put whole
 URLs into it, with tokens in the query (failures.md 52).
@@ -17,13 +14,20 @@ import json
 import math
 from typing import Any, NamedTuple
 
-from starlette.requests import Request
-from starlette.responses import Response
-
-from headrace.errors import CallCancelled, CircuitOpenError, DeadlineExceeded, PoolRejected, PoolTimeout
+from headrace.adapters.twins import FAMILIES
+from headrace.errors import (
+    CallCancelled,
+    CircuitOpenError,
+    DeadlineExceeded,
+    PoolRejected,
+    PoolTimeout,
+    ResponseTooLarge,
+)
 from headrace.observe.events import ErrorMapped
 from headrace.observe.logs import emit
 from headrace.policy.decision import EndReason
+from headrace.policy.outcome import Fault
+from headrace.policy.record import Record
 from headrace.runtime.carrying import record_of
 from headrace.runtime.inbound import inbound_var
 
@@ -57,7 +61,19 @@ _CANCELLED = _Kind(
     "Client closed request",
     'the call to upstream "{}" was broken off',
 )
+_TOO_LARGE = _Kind(
+    502, "response_too_large", "Upstream answer too large", 'the answer of upstream "{}" was too large'
+)
 _FAILED = _Kind(502, "upstream_failed", "Upstream failed", 'upstream "{}" could not be reached or broke off')
+
+_KINDS: dict[type[BaseException], _Kind] = {
+    CircuitOpenError: _REFUSED,
+    CallCancelled: _CANCELLED,
+    PoolTimeout: _POOL_FULL,
+    PoolRejected: _POOL_FULL,
+    DeadlineExceeded: _TIMEOUT,
+    ResponseTooLarge: _TOO_LARGE,
+}
 
 # Compared by name: only transport/ and adapters/ import an HTTP library.
 _TIMEOUT_CLASSES = frozenset(
@@ -66,15 +82,16 @@ _TIMEOUT_CLASSES = frozenset(
 
 
 def answer(exc: BaseException) -> ProblemAnswer | None:
-    """The answer for *exc*, or None when it carries no record: then it is none of headrace's business.
+    """The answer for *exc*, or None when it is none of headrace's business.
 
     Refused, or pool full: 503 with `Retry-After`. Timeout or deadline: 504. Cancelled because the client
-    has left: 499. Anything else: 502.
+    has left: 499. Anything else that the upstream did: 502. It is not ours without a record, or where the call
+    ended by the caller's own doing: a request that could not be made, an error of its body.
     """
-    record = record_of(exc)
-    if record is None:
+    record = _record_of(exc)
+    kind = None if record is None else _kind(exc, record)
+    if record is None or kind is None:
         return None
-    kind = _kind(exc)
     retry_after_s = getattr(exc, "retry_after_s", None)
     if retry_after_s is None:
         retry_after_s = record.retry_after_s
@@ -113,7 +130,7 @@ def too_late(request_id: str) -> ProblemAnswer:
 
 def report_mapped(found: ProblemAnswer, exc: Exception, request_id: str) -> None:
     """Log that *exc* is answered by *found*. The server, which would have made an alarm of it, does not see it."""
-    record = record_of(exc)
+    record = _record_of(exc)
     emit(
         ErrorMapped(
             upstream="" if record is None else record.upstream,
@@ -158,33 +175,40 @@ def problem(exc: Exception) -> ProblemAnswer:
     return found
 
 
-async def asgi_problem(request: Request, exc: Exception) -> Response:
-    """The answer for *exc*; a Starlette or FastAPI exception handler.
-
-    It is a coroutine, so that it needs no worker thread: all of these may be waiting for the
-    upstream that failed.
-
-    Raises:
-        Exception: *exc* itself when it carries no record.
-    """
-    body, status, headers = problem(exc)
-    return Response(body, status_code=status, headers=headers)
+def _record_of(exc: BaseException) -> Record | None:
+    found = record_of(exc)
+    if found is None and isinstance(exc, FAMILIES):
+        # requests wraps what breaks a streamed body while its caller reads it.
+        found = next(filter(None, map(record_of, _and_what_it_wraps(exc))), None)
+    return found
 
 
-def _kind(exc: BaseException) -> _Kind:
-    if isinstance(exc, CircuitOpenError):
-        return _REFUSED
-    if isinstance(exc, CallCancelled):
+def _kind(exc: BaseException, record: Record) -> _Kind | None:
+    causes = _and_what_it_wraps(exc)
+    for cause in causes:
+        for cls, kind in _KINDS.items():
+            if isinstance(cause, cls):
+                return kind
+    if record.reason is EndReason.CANCELLED:
         return _CANCELLED
-    if isinstance(exc, PoolTimeout | PoolRejected):
-        return _POOL_FULL
-    if isinstance(exc, DeadlineExceeded) or _is_timeout(exc):
+    if record.fault is Fault.LOCAL_ERROR:
+        return None
+    # Not by the class where the record knows: in urllib3 a refused connection is a kind of ConnectTimeoutError.
+    if record.timed_out or (record.fault is None and any(map(_is_timeout, causes))):
         return _TIMEOUT
-    # urllib3's MaxRetryError wraps what happened.
-    reason = getattr(exc, "reason", None)
-    if isinstance(reason, BaseException) and reason is not exc:
-        return _kind(reason)
     return _FAILED
+
+
+def _and_what_it_wraps(exc: BaseException) -> list[BaseException]:
+    """*exc* and what requests (in `args`) and urllib3 (as `reason`) have wrapped in it."""
+    found: list[BaseException] = []
+    todo: list[Any] = [exc]
+    while todo and len(found) < 16:  # a cycle is legal Python
+        one = todo.pop()
+        if isinstance(one, BaseException) and not any(one is other for other in found):
+            found.append(one)
+            todo += [*one.args, getattr(one, "reason", None)]
+    return found
 
 
 def _is_timeout(exc: BaseException) -> bool:

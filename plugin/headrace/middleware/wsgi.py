@@ -49,7 +49,7 @@ class WSGIMiddleware:
     """Governs the calls of *app*, a WSGI application.
 
     The constructor reads, validates and compiles, so a bad file stops the boot. The start happens
-    at the first request in a process. Each request keeps the snapshot it began with,
+    at the first request in a process; metrics are there before it. Each request keeps the snapshot it began with,
     gets an id, is counted and timed. The application finds the Headrace at
     `environ["headrace.instance"]`. Streamed answers that a request has left open end after the
     `close()` of its iterable, unless `headrace.detach` has handed them on. WSGI has no shutdown: a
@@ -80,6 +80,7 @@ class WSGIMiddleware:
         self.app = app
         self.headrace: Headrace = headrace if headrace is not None else Headrace(file, registry=registry)
         self._keys: _EnvironKeys | None = None
+        self.headrace.show_metrics()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""

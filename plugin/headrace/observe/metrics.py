@@ -24,9 +24,9 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -53,9 +53,13 @@ class Metrics:
             thread, with no counters lock held. An upstream's counters are copied after that.
         registry: Where to show them; prometheus_client's default one when None.
             In multiprocess mode no registry is touched.
+        key: What the instance is made of. Before its start it is shown only where no other of this key is.
     """
 
-    def __init__(self, read: Callable[[], Reading], *, registry: Registry | None = None) -> None:
+    def __init__(
+        self, read: Callable[[], Reading], *, registry: Registry | None = None, key: Hashable = None
+    ) -> None:
+        self.key = key
         self._read = read
         self._registry = REGISTRY if registry is None else registry
 
@@ -72,6 +76,14 @@ class Metrics:
                     "create it before the workers start"
                 )
             )
+
+    def foretell(self) -> None:
+        """Show them although the instance has not started, as long as somebody holds it. Idempotent.
+
+        Does nothing in multiprocess mode.
+        """
+        if not is_multiprocess():
+            _on_registry(self._registry).foretell(self)
 
     def uninstall(self) -> None:
         """Stop showing them, after a last flush. Idempotent."""
@@ -100,6 +112,8 @@ class _Collector:
         self._registry = registry
         self._lock = threading.Lock()  # guards all below; the registry's own lock is taken under it
         self._instances: list[Metrics] = []
+        # Not started. Nothing will take out those that are dropped before they start, so nothing here keeps them.
+        self._foretold: WeakValueDictionary[int, Metrics] = WeakValueDictionary()  # by id
         self._is_shown = False  # by the registry, as far as we know
 
     # Each step is noted before it is taken, and it is undone whether or not it was taken: an interrupt may come in
@@ -109,20 +123,32 @@ class _Collector:
         with self._lock:
             if metrics not in self._instances:
                 self._instances.append(metrics)
-            if not self._is_shown:
-                self._is_shown = True
-                try:
-                    undisturbed(functools.partial(self._registry.register, self))
-                except Exception:
-                    self._is_shown = False
-                    self._instances.remove(metrics)
-                    raise
+            try:
+                self._show()
+            except Exception:
+                self._instances.remove(metrics)
+                raise
+
+    def foretell(self, metrics: Metrics) -> None:
+        with self._lock:
+            self._show()
+            self._foretold[id(metrics)] = metrics
+
+    def _show(self) -> None:
+        if not self._is_shown:
+            self._is_shown = True
+            try:
+                undisturbed(functools.partial(self._registry.register, self))
+            except Exception:
+                self._is_shown = False
+                raise
 
     def remove(self, metrics: Metrics) -> None:
         with self._lock:
             if metrics in self._instances:
                 self._instances.remove(metrics)
-            if self._is_shown and not self._instances:
+            self._foretold.pop(id(metrics), None)
+            if self._is_shown and not self._instances and not self._foretold:
                 try:
                     undisturbed(functools.partial(self._registry.unregister, self))
                 except KeyError:
@@ -136,6 +162,10 @@ class _Collector:
     def collect(self) -> Iterator[Metric]:
         # Not under _lock: a reading may take its time, and an install must not wait for it.
         instances = tuple(self._instances)
+        foretold = {one.key: one for ref in self._foretold.valuerefs() if (one := ref()) is not None}
+        for started in instances:
+            foretold.pop(started.key, None)
+        instances += tuple(foretold.values())
         readings = [found for _, found in answers(instances, Metrics.samples, doing="read an instance")]
         for name, samples in merged(readings).items():
             family, label_names = FAMILIES[name]

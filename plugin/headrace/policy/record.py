@@ -97,6 +97,16 @@ class Record:
         return tuple(made)
 
     @property
+    def fault(self) -> Fault | None:
+        """Why the last attempt has no answer; None when it has one, or none was made."""
+        return self._outcomes[-1].fault if self._outcomes else None
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the last attempt has no answer because its time was up: for a connection, a handshake, an answer."""
+        return self.fault is Fault.TIMEOUT or (self.fault is not None and self._outcomes[-1].cut)
+
+    @property
     def denied(self) -> EndReason | None:
         """What forbade a further attempt that the rules wanted; None when they wanted none."""
         return self.reason if self._outcomes and self.reason in _DENIALS else None
