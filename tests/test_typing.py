@@ -18,6 +18,7 @@ USED = frozenset(re.findall(r"\.(\w+)", API))
 
 NOT_FOR_USERS = {
     (headrace.Headrace, "forget"),  # what `headrace.testing.isolated` does
+    (headrace.Headrace, "show_metrics"),  # what the middlewares do
     (headrace.Headrace, "service"),  # the middlewares' counters
     (headrace.Record, "judge_last"),
     (headrace.Handle, "forget_inherited"),

@@ -158,8 +158,10 @@ def record(answer: requests.Response, raw: BaseHTTPResponse, error: BaseExceptio
     assert_type(record.notes(), list[str])
     reason: str = record.reason
     denied: str | None = record.denied
+    fault: str | None = record.fault
+    assert_type(record.timed_out, bool)
     if record.reason == "budget" or record.denied == "method":
-        print(reason, denied, record.reason.value)
+        print(reason, denied, fault, record.reason.value)
     if record.reason is headrace.EndReason.BUDGET:
         print(record.denied)
     for attempt in record.attempts:
