@@ -318,3 +318,13 @@ def test_a_fallback_holds_to_its_own_written_deadline_and_to_what_the_call_asked
             with pytest.raises(requests.Timeout):
                 hr.upstream("billing").get("/", timeout=80)
             assert time.monotonic() - began < 4.0
+
+
+def test_the_longest_limits_there_are_can_be_waited_for(tmp_path: Path) -> None:
+    """Thirty days are more milliseconds than an int of C holds."""
+    names = ("deadline", "attempt", "connect", "tls_handshake", "read", "write", "acquire")
+    text = f"    timeouts: {{{', '.join(f'{name}: 720h' for name in names)}}}\n"
+    with FaultServer() as server:
+        with running(tmp_path, rules(server.url, text)):
+            assert requests.get(server.url).status_code == 200
+            assert requests.post(server.url, data=b"x" * 3_000_000).status_code == 200

@@ -391,7 +391,7 @@ def test_a_suggestion_repeats_no_control_characters(text: str, tmp_path: Path, c
     assert main(["check", "methods.yaml"]) == 1
 
     shown = capsys.readouterr().err
-    assert "write: methods: [GET" in shown
+    assert "for example: methods: [GET" in shown
     assert all(line.isprintable() for line in shown.splitlines())
 
 

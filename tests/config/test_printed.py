@@ -148,4 +148,4 @@ def test_the_example_of_a_fallback_can_be_written_as_it_is_printed(
 ) -> None:
     (folder / "u.yaml").write_text("upstreams: {u: {base_url: 'http://u.internal', fallback: 3}}\n")
     assert main(["check", "u.yaml"]) == 1
-    assert '    write: fallback: {status: 200, body: "[]"}\n' in capsys.readouterr().err
+    assert '    for example: fallback: {status: 200, body: "[]"}\n' in capsys.readouterr().err

@@ -140,7 +140,7 @@ def test_key_reference_has_a_row_for_every_key_with_its_default() -> None:
 
     walk(root_key(), "")
     assert (
-        "| `upstreams.<name>.timeouts.attempt` | duration | `4s` | 1ms to 24h | One attempt, to the head"
+        "| `upstreams.<name>.timeouts.attempt` | duration | `4s` | 1ms to 720h | One attempt, to the head"
         in table
     )
     assert all(line.count("|") - line.count("\\|") == 6 for line in table.splitlines())

@@ -115,13 +115,24 @@ def test_no_text_makes_the_parser_do_anything_but_answer_or_refuse(text: str) ->
         ("3 Minutes", "3m"),
         ("10 msec", "10ms"),
         ("2S", "2s"),
+        ("5 days", "120h"),
+        ("1d", "24h"),
+        ("1m30s", "90s"),
+        ("1h 5m", "65m"),
+        ("PT2S", "2s"),
+        ("P1DT12H", "36h"),
+        (".01s", "10ms"),
+        ("1,5s", "1.5s"),
+        ("1e3ms", "1s"),
+        ("1500us", "0.0015s"),
+        ("00:01:30", "90s"),
     ],
 )
 def test_near_miss_is_understood(found: object, meant: str) -> None:
     assert nearest_duration(found) == meant
 
 
-@pytest.mark.parametrize("found", [True, None, "soon", "1:30", "-1s", "5 days", [1]])
+@pytest.mark.parametrize("found", [True, None, "soon", "1:30", "-1s", "5 months", [1]])
 def test_far_miss_is_not_guessed_at(found: object) -> None:
     assert nearest_duration(found) is None
 
@@ -146,12 +157,20 @@ def test_another_size_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("found", "meant"),
-    [(65536, "64KiB"), ("64 KiB", "64KiB"), ("64kib", "64KiB"), ("64kB", "64000B"), ("1 MB", "1000000B")],
+    [
+        (65536, "64KiB"),
+        ("64 KiB", "64KiB"),
+        ("64kib", "64KiB"),
+        ("64kB", "64000B"),
+        ("1 MB", "1000000B"),
+        ("64Ki", "64KiB"),
+        ("1.5MiB", "1536KiB"),
+    ],
 )
 def test_a_near_miss_of_a_size_is_understood_and_keeps_its_meaning(found: object, meant: str) -> None:
     assert nearest_size(found) == meant
 
 
-@pytest.mark.parametrize("found", [True, None, 1.5, "large", "64K", "1.5MiB", []])
+@pytest.mark.parametrize("found", [True, None, 1.5, "large", "64K", "1.5B", []])
 def test_a_far_miss_of_a_size_is_not_guessed_at(found: object) -> None:
     assert nearest_size(found) is None

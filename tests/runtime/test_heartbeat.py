@@ -58,6 +58,17 @@ def test_any_whole_answer_will_do(tmp_path: Path) -> None:
             assert hr.status()["upstreams"]["billing"]["circuit_breaker"]["failures"] == 0
 
 
+def test_the_longest_timeout_is_waited_for_like_any_other(tmp_path: Path) -> None:
+    """Beyond 24.8 days epoll refuses to wait at all: its milliseconds are an int of C."""
+    with FaultServer() as server:
+        text = rules(server.url, body("path: /healthz, interval: 100ms, timeout: 720h, failures: 1"))
+        with running(tmp_path, text) as hr:
+            requests.get(server.url)
+            wait_until(lambda: beats(server) >= 3)
+
+            assert not hr.status()["upstreams"]["billing"]["pool"]["suspect"]
+
+
 def test_misses_in_a_row_close_the_idle_connections_and_mark_the_upstream_until_it_answers(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

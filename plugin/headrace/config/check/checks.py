@@ -10,7 +10,7 @@ from headrace.config.explain.keys import yaml_text
 from headrace.config.settings import CircuitBreaker, Pool, Service, Settings, Tls, Upstream
 from headrace.config.source.tree import MASK, Table, key_mark_of, node_at, problem_at
 from headrace.config.source.units import format_duration
-from headrace.config.source.written import Rank, Written
+from headrace.config.source.written import Written
 from headrace.policy.plan import UrlPrefix
 from headrace.policy.routes import url_of
 
@@ -146,8 +146,9 @@ def _window(breaker: CircuitBreaker, base: Path, written: Written) -> Iterator[P
         what, wanted, other = (
             ("time", "a number of calls", "time") if counts else ("number of calls", "a time", "count")
         )
-        yield written.problem(
+        yield written.problem_between(
             size,
+            kind,
             f"{found} is a {what}, and the window's type {window.type} {where} wants {wanted}",
             f"write: size: {100 if counts else '10s'}, or beside it: type: {other}",
         )
@@ -165,8 +166,9 @@ def _window(breaker: CircuitBreaker, base: Path, written: Written) -> Iterator[P
         where = (
             written.where(kind, beside=written.mark(max_age)) if written.is_given(kind) else "(the default)"
         )
-        yield written.problem(
+        yield written.problem_between(
             max_age,
+            kind,
             f"has no use: the window's type is {window.type} {where}, and its size is the age",
             "remove it, or write beside it: type: count",
         )
@@ -210,8 +212,9 @@ def _pool(pool: Pool, base: Path, written: Written) -> Iterator[Problem]:
         and pool.max_lifetime_grace is not None
         and written.is_usable(lifetime, grace)
     ):
-        yield written.problem(
+        yield written.problem_between(
             grace,
+            lifetime,
             f"has no use: max_lifetime is null ({written.where(lifetime, beside=written.mark(grace))})",
             "remove it, or give max_lifetime as well",
         )
@@ -222,7 +225,7 @@ def _adaptive(pool: Pool, base: Path, written: Written) -> Iterator[Problem]:
     if adaptive is None:
         return
     if pool.when_full != "wait" and written.is_usable(table, when_full):
-        if written.rank(table) >= written.rank(when_full):
+        if written.distance(table) <= written.distance(when_full):
             where = written.where(when_full, beside=written.mark(table))
             message = f"goes by who waits, so it needs when_full: wait; found {pool.when_full} {where}"
             fix = "write: when_full: wait, or remove adaptive"
@@ -255,7 +258,7 @@ def _ordered(
     """*low* must not be longer than *high*. The problem is at the one that was written nearer to the upstream."""
     if low_s <= high_s or not written.is_usable(low, high):
         return
-    at_low = written.rank(low) >= written.rank(high) and written.is_given(low)
+    at_low = written.distance(low) <= written.distance(high) and written.is_given(low)
     here, there = (low, high) if at_low else (high, low)
     here_s, there_s = (low_s, high_s) if at_low else (high_s, low_s)
     is_time = show is format_duration
@@ -272,7 +275,7 @@ def _ordered(
         # "so it …" speaks of the longer value, and the problem is not at that one.
         consequence = consequence.replace("so it", f"so {name}")
     fix = ""
-    if written.rank(there) is not Rank.OWN and MASK not in (here_text, there_text):
+    if written.distance(there) > written.distance(here) and MASK not in (here_text, there_text):
         fix = (
             f"write beside it: {there[-1]}: {here_text}"
             if here[:-1] == there[:-1]
@@ -296,14 +299,16 @@ def _tls(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
     tls: Tls = upstream.tls
     if written.is_usable(verify, skip):
         if not tls.verify and not tls.insecure_skip_verify:
-            yield written.problem(
+            yield written.problem_between(
                 verify,
+                skip,
                 "false turns off every protection of TLS; that has to be said twice",
                 "write: verify: true, or beside it: insecure_skip_verify: true",
             )
         if tls.verify and tls.insecure_skip_verify:
-            yield written.problem(
+            yield written.problem_between(
                 skip,
+                verify,
                 f"true contradicts verify: true ({written.where(verify, beside=written.mark(skip))})",
                 "remove it, or write beside it: verify: false",
             )

@@ -32,8 +32,9 @@ def lint(settings: Settings, written: Written) -> Iterator[Problem]:
         yield from _timeouts(upstream, base, written)
         yield from _retries(upstream, base, written)
         if upstream.pool.when_full != "wait" and written.is_given((*base, "pool", "max_waiting")):
-            yield written.problem(
+            yield written.problem_between(
                 (*base, "pool", "max_waiting"),
+                (*base, "pool", "when_full"),
                 f"has no effect: with when_full: {upstream.pool.when_full} nobody waits",
                 "remove it",
             )
@@ -55,13 +56,17 @@ def _breaker(upstream: Upstream, base: Path, written: Written) -> Iterator[Probl
         )
     threshold = (*base, "slow_call", "rate_threshold")
     if breaker.slow_call.duration is None and written.is_given(threshold):
-        yield written.problem(
-            threshold, "has no effect: no call is slow as long as duration is null", "give duration as well"
+        yield written.problem_between(
+            threshold,
+            (*base, "slow_call", "duration"),
+            "has no effect: no call is slow as long as duration is null",
+            "give duration as well",
         )
     run = (*base, "consecutive_failures")
     if written.is_given(run) and _is_never_asked(breaker):
-        yield written.problem(
+        yield written.problem_between(
             run,
+            (*base, "minimum_calls"),
             f"has no effect: it is asked while fewer than minimum_calls {breaker.minimum_calls} are known, and so "
             "many in a row are not fewer",
             "write: consecutive_failures: null, or raise minimum_calls",
@@ -90,8 +95,9 @@ def _timeouts(upstream: Upstream, base: Path, written: Written) -> Iterator[Prob
     timeouts = upstream.timeouts
     read, attempt = (*base, "timeouts", "read"), (*base, "timeouts", "attempt")
     if timeouts.read > timeouts.attempt and written.is_given(read):
-        yield written.problem(
+        yield written.problem_between(
             read,
+            attempt,
             f"{written.shown(read, format_duration(timeouts.read))} is longer than the attempt"
             f" {written.shown(attempt, format_duration(timeouts.attempt))}"
             f" {written.where(attempt, beside=written.mark(read))}: it applies to the body only",
@@ -121,11 +127,13 @@ def _retries(upstream: Upstream, base: Path, written: Written) -> Iterator[Probl
         if MASK not in message:
             fitting = max(int(timeouts.deadline // timeouts.attempt), 1)
             message += f": if they hang, there is time for {fitting}"
-        yield written.problem(given[0], message, "shorten attempt, or lower max_attempts")
+        nearest = min(given, key=written.distance)
+        yield written.problem(nearest, message, "shorten attempt, or lower max_attempts")
     multiplier, jitter = (*base, "retry", "backoff", "multiplier"), (*base, "retry", "backoff", "jitter")
     if retry.backoff.jitter == "decorrelated" and written.is_given(multiplier):
-        yield written.problem(
+        yield written.problem_between(
             multiplier,
+            jitter,
             f"has no effect: jitter: decorrelated {written.where(jitter, beside=written.mark(multiplier))} grows"
             " from the wait before",
             "remove it",

@@ -14,8 +14,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from headrace.config.check.problems import MAX_PROBLEMS, Path, Problem, did_you_mean
-from headrace.config.explain.keys import GONE, Key, key_at, root_key, yaml_text
+from headrace.config.check.problems import MAX_PROBLEMS, Path, Problem, did_you_mean, dotted
+from headrace.config.check.proposals import misspelt, proposals
+from headrace.config.explain.keys import GONE, Key, key_at, root_key
 from headrace.config.settings import Settings
 from headrace.config.source.tree import (
     Node,
@@ -29,13 +30,10 @@ from headrace.config.source.tree import (
     problem_at,
     without_user,
 )
-from headrace.config.source.units import nearest_duration, nearest_size, parse_duration, parse_size
-from headrace.config.source.values import WORDS, Size
 from headrace.config.source.written import Written
 from headrace.policy.printable import printable
 
 PLACEHOLDER_URL = "http://invalid.invalid"
-_BOOLEANS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 _MAX_ROUNDS = 6
 
 
@@ -70,17 +68,25 @@ def validate(written: Written) -> Validated:
             return Validated(Settings(**plain), frozenset(refused), problems)
         except ValidationError as error:
             errors = error.errors(include_url=False, include_input=False)
-        for detail in errors[:MAX_PROBLEMS]:
+        # What is inherited is refused at each heir, and is one problem: it was written once.
+        told = {_where_written(written, detail["loc"], detail["type"]): detail for detail in reversed(errors)}
+        firsts = list(reversed(told.values()))
+        for detail in firsts[:MAX_PROBLEMS]:
             problems.append(_problem(written, detail["type"], detail["loc"], detail.get("ctx", {})))
         for detail in errors:
             refused.add(_remove_refused(plain, detail["loc"], detail["type"]))
-        if len(errors) > MAX_PROBLEMS:
-            message = f"has {len(errors)} values that cannot be used; the first {MAX_PROBLEMS} are listed"
+        if len(firsts) > MAX_PROBLEMS:
+            message = f"has {len(firsts)} values that cannot be used; the first {MAX_PROBLEMS} are listed"
             problems.append(problem_at(written.tree.mark, (), message))
             break  # what is left would not be worth cross-checking
         if not isinstance(plain.get("upstreams"), dict) or not plain["upstreams"]:
             break
     return Validated(None, frozenset(refused), problems)
+
+
+def _where_written(written: Written, path: Path, kind: str) -> object:
+    node = node_at(written.tree, path)
+    return path if node is None else (node.mark, kind, path[-1])
 
 
 def _plain(node: Node, key: Key | None) -> Plain:
@@ -130,7 +136,7 @@ def _problem(written: Written, kind: str, path: Path, context: dict[str, Any]) -
     if kind == "missing":
         example = (key := key_at(path)) and key.example
         return problem_at(
-            mark_of(tree, path), path, "is missing; it has no default", f"write: {path[-1]}: {example}"
+            mark_of(tree, path), path, "is missing; it has no default", f"for example: {path[-1]}: {example}"
         )
     node = node_at(tree, path)
     key = key_at(path)
@@ -140,7 +146,7 @@ def _problem(written: Written, kind: str, path: Path, context: dict[str, Any]) -
     if key is None:
         return problem_at(mark, path, f"cannot be used; found {found(node, hide=hide)}")
     if kind == "too_short" and key.name == "upstreams":
-        return problem_at(mark, path, "names no upstream", f"write: upstreams: {key.example}")
+        return problem_at(mark, path, "names no upstream", f"for example: upstreams: {key.example}")
     if kind == "url":
         return problem_at(
             mark, path, f"{context['reason']}; found {without_user(found(node))}", _example(path, key)
@@ -176,72 +182,60 @@ def _unknown_key(written: Written, path: Path) -> Problem:
     path = written.origin(path)
     if path[-2:] in GONE:
         return problem_at(mark, path, *GONE[path[-2:]])
-    parent = key_at(path[:-1])
-    known = list(parent.children) if parent else []
-    near = did_you_mean(str(path[-1]), known)
-    fix = f"did you mean {near}?" if near else f"known here: {', '.join(known)}"
-    return problem_at(mark, path, "is not a known key", fix)
+    return problem_at(mark, path, "is not a known key", _known_instead(written, path))
+
+
+def _known_instead(written: Written, path: Path) -> str:
+    parent, table, name = key_at(path[:-1]), node_at(written.original, path[:-1]), str(path[-1])
+    known = parent.children if parent else {}
+    if elsewhere := _elsewhere(path[:1] if path[0] == "defaults" else path[:2], name):
+        return f"it stands under {elsewhere}"
+    # One that is given already was spelt well there, so this is not it.
+    given = table.entries if isinstance(table, Table) else {}
+    near = did_you_mean(name, [one for one in known if one not in given])
+    return f"did you mean {near}?" if near else f"known here: {', '.join(known)}"
+
+
+def _elsewhere(base: Path, name: str) -> str:
+    """The one section of the upstream at *base* that has a key called *name*, with dots; "" if none or several."""
+    root = key_at(base)
+    if root is None or not root.children or base[0] not in ("upstreams", "defaults"):
+        return ""
+    found: list[str] = []
+
+    def look(key: Key, path: Path) -> None:
+        for word, child in key.children.items():
+            if word == name and path:
+                found.append(dotted(path))
+            look(child, (*path, word))
+
+    look(root, ())
+    return found[0] if len(found) == 1 else ""
 
 
 def _fix(path: Path, key: Key, node: Node | None, *, hide: bool) -> str:
-    secret = hide or (isinstance(node, Scalar) and node.secret)
-    better = None if secret or not isinstance(node, Scalar) else _likely_meant(key, node)
-    if better is not None:
-        return f"write: {better}" if isinstance(path[-1], int) else f"write: {path[-1]}: {better}"
-    if (
-        key.item is not None
-        and not key.is_map
-        and not key.item.is_map
-        and isinstance(node, Scalar)
-        and node.value is not None
-        and not secret
-    ):
-        return f"write: {path[-1]}: [{node.text}]" if node.text.isprintable() else _example(path, key)
+    name = "" if isinstance(path[-1], int) else f"{path[-1]}: "
+    if isinstance(node, Scalar) and not hide and not node.secret:
+        meant = proposals(key, node)
+        if meant:
+            either = ", whichever is meant" if len(meant) > 1 else ""
+            return f"write: {' or '.join(f'{name}{value}' for value in meant)}{either}"
+        near = misspelt(key, node)
+        if near is not None:
+            return f"did you mean {name}{near}?"
+    if hide and isinstance(node, Scalar) and node.plain and isinstance(node.value, bool | int | float):
+        return "put it in quotes"
     if key.is_map and isinstance(node, Scalar) and node.value is None:
         return "write its keys below it, indented, or remove it"
     return _example(path, key)
 
 
-def _likely_meant(key: Key, node: Scalar) -> str | None:
-    """What the author of *node* most likely meant, if that would be a valid value."""
-    text = node.text.strip()
-    if key.is_duration:
-        near = nearest_duration(node.value)
-        return near if near and _fits(key, near) else None
-    if key.is_size:
-        near = nearest_size(node.value)
-        return near if near and Size.minimum <= parse_size(near) <= Size.maximum else None
-    if key.choices:
-        if text in key.choices or text[:1].isdigit():
-            near = text if text in key.choices else None  # "1.1" is as close to 1.2 as to 1.3
-        else:
-            near = did_you_mean(text, key.choices)
-        return yaml_text(near) if near and key.is_text else near
-    if key.must == "true or false":
-        return _BOOLEANS.get(text.lower()) or (text.lower() if text.lower() in ("true", "false") else None)
-    if key.kind == "method" and text.upper() != text and text.isascii() and text.isalpha():
-        return text.upper()
-    if key.kind == "word or status code":
-        if text[:1].isdigit():  # 4xx does not mean 5xx
-            return (
-                text
-                if re.fullmatch("[1-5][0-9][0-9]", text)
-                else text.lower()
-                if text.lower() in WORDS
-                else None
-            )
-        return did_you_mean(text, WORDS)
-    return None
-
-
-def _fits(key: Key, duration: str) -> bool:
-    low, _, high = key.range.partition(" to ")
-    return parse_duration(low) <= parse_duration(duration) <= parse_duration(high)
-
-
 def _example(path: Path, key: Key) -> str:
-    if not key.example:
+    """A good value. It says nothing about what was meant, and its words do not pretend to."""
+    if not key.example or key.choices or key.kind == "true or false":  # all that is possible has been said
         return ""
-    if isinstance(path[-1], int):
-        return f"for example: {key.example}"
-    return f"write: {path[-1]}: {key.example}"
+    return (
+        f"for example: {key.example}"
+        if isinstance(path[-1], int)
+        else f"for example: {path[-1]}: {key.example}"
+    )

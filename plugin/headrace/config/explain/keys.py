@@ -33,6 +33,7 @@ class Key:
         is_text: Digits stay text here.
         is_duration: Wants a number and a unit of time.
         is_size: Wants a number and a unit of bytes.
+        is_share: A number of which 1 is the whole.
         at_most: Upper bound of an integer, as text, or "".
         choices: The only texts allowed, when it is an enumeration.
         children: Known keys below it, when it is a section.
@@ -42,9 +43,11 @@ class Key:
         default: The built-in value as YAML, or None when the key is required.
         description: First line of its documentation.
         is_nullable: null is allowed.
+        annotation: Its type in the models, with *metadata* what pydantic checks it with.
     """
 
     __slots__ = (
+        "annotation",
         "at_most",
         "children",
         "choices",
@@ -54,10 +57,12 @@ class Key:
         "is_duration",
         "is_map",
         "is_nullable",
+        "is_share",
         "is_size",
         "is_text",
         "item",
         "kind",
+        "metadata",
         "must",
         "name",
         "note",
@@ -66,6 +71,8 @@ class Key:
 
     def __init__(self, name: str, annotation: Any, metadata: list[Any]) -> None:
         self.name = name
+        self.annotation: Any = annotation
+        self.metadata = tuple(metadata)
         self.note = ""
         self.range = ""
         self.choices: tuple[str, ...] = ()
@@ -74,7 +81,7 @@ class Key:
         self.at_most = ""
         self.is_map = False
         self.is_text = False
-        self.is_duration = self.is_size = False
+        self.is_duration = self.is_size = self.is_share = False
         self.is_nullable = False
         self.example = ""
         self.default: str | None = None
@@ -150,6 +157,7 @@ class Key:
             self.must, _, self.at_most = words.replace(" from ", " of at least ").partition(" to ")
         elif annotation is float:
             self.kind, (self.must, self.range) = "number", _bounds("a number", metadata)
+            self.is_share = self.range.endswith((" to 1", " to below 1"))
         else:
             self.must, self.kind, self.is_text = "text", "text", True
 

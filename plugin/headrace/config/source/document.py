@@ -84,7 +84,7 @@ def read_document(content: bytes, file: str) -> Table:
     return root
 
 
-MINIMAL = "write: upstreams: {billing: {base_url: https://billing.internal}}"
+MINIMAL = "for example: upstreams: {billing: {base_url: https://billing.internal}}"
 
 
 def read_flow(text: str, file: str) -> Node:

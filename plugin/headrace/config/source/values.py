@@ -55,7 +55,7 @@ class Duration(float):
     """Seconds, written with a unit. Subclasses narrow the range."""
 
     minimum_s: ClassVar[float] = 0.001
-    maximum_s: ClassVar[float] = 24 * 3600.0
+    maximum_s: ClassVar[float] = 30 * 24 * 3600.0  # a batch may be allowed to run for days; a month is a slip
 
     @classmethod
     def range_words(cls) -> str:

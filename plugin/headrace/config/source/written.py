@@ -9,8 +9,11 @@ from __future__ import annotations
 from enum import IntEnum
 from functools import cached_property
 
-from headrace.config.check.problems import Path, Problem
+from headrace.config.check.problems import Path, Problem, dotted
 from headrace.config.source.tree import MASK, Mark, Node, Scalar, Table, mark_of, node_at, problem_at
+
+_DEFAULTS, _BUILT_IN = 1_000_000, 1_000_001
+"""Distances beyond every chain of `extends`."""
 
 
 class Rank(IntEnum):
@@ -53,6 +56,26 @@ class Written:
         own = node_at(self.original, path)
         return Rank.OWN if own is not None and own.mark == node.mark else Rank.INHERITED
 
+    def distance(self, path: Path) -> int:
+        """How far from its upstream the value at *path* was written: 0 in itself, then along `extends`, `defaults`.
+
+        What does not fit together is told at the nearer value. So heirs that add nothing repeat nothing.
+        """
+        if not self.is_given(path):
+            return _BUILT_IN
+        origin = self.origin(path)
+        if origin[:2] == path[:2]:
+            return 0
+        if path[:1] != ("upstreams",) or origin[:1] != ("upstreams",):
+            return _DEFAULTS
+        name, links = path[1], 0
+        while name != origin[1] and links < _DEFAULTS:
+            extended = node_at(self.original, ("upstreams", name, "extends"))
+            if not isinstance(extended, Scalar):
+                break  # an alias: one value stands in several places
+            name, links = str(extended.value), links + 1
+        return links
+
     def mark(self, path: Path) -> Mark:
         """Where *path*, or the nearest thing around it, is written."""
         return mark_of(self.tree, path)
@@ -93,6 +116,15 @@ class Written:
     def problem(self, path: Path, message: str, fix: str = "") -> Problem:
         """A problem of the value at *path*, told at the place where it was written: heirs do not repeat it."""
         return problem_at(self.mark(path), self.origin(path), message, fix)
+
+    def problem_between(self, path: Path, other: Path, message: str, fix: str = "") -> Problem:
+        """As `problem`, but at the value at *other* where that was written nearer to the upstream."""
+        if self.distance(other) >= self.distance(path):
+            return self.problem(path, message, fix)
+        mark = self.mark(other)
+        shared = next((n for n, (a, b) in enumerate(zip(path, other, strict=False)) if a != b), 0)
+        message = f"with this, {dotted(path[shared:])} {self.where(path, beside=mark)}: {message}"
+        return problem_at(mark, self.origin(other), message, fix)
 
     def _root_length(self, path: Path) -> int:
         return 2 if path[:1] == ("upstreams",) else 1

@@ -13,6 +13,7 @@ from headrace.transport.stock.pool import is_between_answers
 
 MOST_BYTES = 64 * 1024
 _SHORTEST_S = 0.01
+_LONGEST_WAIT_S = 3600.0  # epoll refuses to wait for longer than 24.8 days
 
 
 @dataclass(slots=True)
@@ -50,9 +51,8 @@ def beat(round_: Sequence[Beat], *, on_answer: Callable[[Beat], object] = lambda
                     pass  # closed meanwhile: a miss for this connection and for no other
         while selector.get_map():
             left_s = max(key.data.ends_at for key in selector.get_map().values()) - monotonic()
-            ready = selector.select(
-                max(left_s, 0.0)
-            )  # looked at even when it is late: what has come is an answer
+            # Looked at even when it is late: what has come is an answer.
+            ready = selector.select(min(max(left_s, 0.0), _LONGEST_WAIT_S))
             if not ready and left_s <= 0:
                 return
             for key, _ in ready:
