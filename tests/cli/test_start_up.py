@@ -47,6 +47,7 @@ def loaded_by(*arguments: str) -> tuple[str, set[str]]:
         (["check", "--help"], set()),
         (["schema", "--help"], set()),
         (["explain", "--help"], {"headrace.policy.outcome"}),
+        (["help", "--help"], set()),
     ],
     ids=" ".join,
 )

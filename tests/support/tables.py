@@ -16,6 +16,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from headrace.cli.help import edit_of
 from headrace.config.explain.reference import key_reference
 from headrace.observe import events
 from headrace.observe.families import FAMILIES, Family
@@ -23,6 +24,11 @@ from headrace.observe.families import FAMILIES, Family
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for who runs this file
 
 from support.pages import pages, section
+
+
+def key_table() -> str:
+    """Every key of the file, and in a word what its edit needs."""
+    return key_reference(more=("an edit", lambda name: edit_of(name).partition(":")[0]))
 
 
 def event_table() -> str:
@@ -77,7 +83,7 @@ def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
-    "keys": key_reference,
+    "keys": key_table,
     "events": event_table,
     "metrics": metric_table,
 }

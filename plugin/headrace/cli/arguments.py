@@ -102,6 +102,12 @@ def _explain(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _help(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "topic", nargs="?", metavar="TOPIC", help="a page, a key, a metric, an event, an error …"
+    )
+
+
 COMMANDS: Mapping[str, Command] = MappingProxyType(
     {
         "check": Command(
@@ -115,6 +121,11 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             "say what the rules make of a call to a URL, and which line says so",
             "Print the upstream that URL belongs to, the order of a call, and where each value comes from.",
             _explain,
+        ),
+        "help": Command(
+            "print a page of the documentation, or all about a key",
+            "Without TOPIC, print the contents.",
+            _help,
         ),
     }
 )

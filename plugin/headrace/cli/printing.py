@@ -11,8 +11,13 @@ GOOD, PROBLEMS, USAGE = 0, 1, 2
 
 
 def print_safely(text: object, *, to: TextIO | None = None) -> None:
-    """Print *text* without what a terminal obeys: parts of it came from a file or from the command line."""
-    print(printable_lines(str(text)), file=to or sys.stdout)
+    """Print *text* without what a terminal obeys: parts of it came from a file or from the command line.
+
+    What the terminal's encoding does not have is shown as `?`.
+    """
+    stream = to or sys.stdout
+    encoding = stream.encoding or "utf-8"
+    print(printable_lines(str(text)).encode(encoding, "replace").decode(encoding), file=stream)
 
 
 def print_json(value: Any) -> None:

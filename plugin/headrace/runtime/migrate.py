@@ -21,11 +21,19 @@ class Change(StrEnum):
     """What a new value of a key needs."""
 
     LIVE = "live"
-    """Nothing: the next call goes by it. Calls under way keep the plan that they began with."""
     RESIZE = "resize"
-    """A cut or a growth, at once: of surplus connections, the circuit's window, the retry budget."""
     REBUILD = "rebuild"
-    """New connections. The old ones serve the calls under way, and drain."""
+
+
+MEANING: Final[Mapping[Change, str]] = MappingProxyType(
+    {
+        Change.LIVE: "what comes next goes by it; what is under way keeps what it began with",
+        # Surplus connections, the circuit's window, the retry budget.
+        Change.RESIZE: "what there is, is cut or grown to fit at once",
+        Change.REBUILD: "new connections; the old ones serve the calls under way, and drain",
+    }
+)
+"""Each of them in words, for who asks what an edit does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +43,13 @@ class Row:
     Attributes:
         built: Answers the part of a plan that connections are built with, and keep; None: they follow any value.
         learned: Answers the part of a plan that the circuit and the budget hold for; None: they hold for any value.
+        note: What else there is to say of an edit, or "".
     """
 
     change: Change
     built: Callable[[UpstreamPlan], object] | None = None
     learned: Callable[[UpstreamPlan], object] | None = None
+    note: str = ""
 
 
 def _origin(plan: UpstreamPlan) -> object:
@@ -71,14 +81,18 @@ _BY_ADAPTIVE: Final = Row(Change.REBUILD, built=_adaptive)
 
 ROWS: Final[Mapping[str, Row]] = MappingProxyType(
     {
-        # Another path at the same origin is live.
-        "base_url": Row(Change.REBUILD, built=_origin, learned=_origin),
+        "base_url": Row(
+            Change.REBUILD,
+            built=_origin,
+            learned=_origin,
+            note="another origin begins with a closed breaker and a full budget; another path is live",
+        ),
         # A new origin gets connections of its own. Those of an origin that has left the file drain.
         "match": _LIVE,
         # The keys that it brings in count as if they were written here.
         "extends": _LIVE,
-        # What was learned in a rehearsal ends with it: see `ends_rehearsal`.
-        "mode": _LIVE,
+        # See `ends_rehearsal`.
+        "mode": Row(Change.LIVE, note="from observe to enforce, breaker and budget begin afresh"),
         "headers": _LIVE,
         "propagate.request_id": _LIVE,
         "propagate.retry_sequence": _LIVE,
@@ -91,15 +105,15 @@ ROWS: Final[Mapping[str, Row]] = MappingProxyType(
         "timeouts.read": _LIVE,
         "timeouts.write": _LIVE,
         "timeouts.acquire": _LIVE,
-        # Where the size follows the load, connections are rebuilt.
-        "pool.max_connections": Row(Change.RESIZE, built=_adaptive_size),
+        "pool.max_connections": Row(
+            Change.RESIZE, built=_adaptive_size, note="rebuild, where pool.adaptive is"
+        ),
         "pool.min_idle": _LIVE,
         "pool.max_idle": _LIVE,
         "pool.when_full": _LIVE,
         "pool.max_waiting": _LIVE,
         "pool.idle_timeout": _LIVE,
-        # A connection keeps the lifetime that it was made with.
-        "pool.max_lifetime": _LIVE,
+        "pool.max_lifetime": Row(Change.LIVE, note="a connection keeps the lifetime that it was made with"),
         "pool.max_lifetime_grace": _LIVE,
         "pool.max_requests_per_connection": _LIVE,
         "pool.max_response_body": _LIVE,

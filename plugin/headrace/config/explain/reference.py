@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from headrace.config.explain.keys import Key, root_key
 
 COLUMNS = ("key", "type", "default", "range", "what it is")
 
 
-def key_reference() -> str:
-    """A Markdown table of every key, in the order of the file."""
+def key_reference(more: tuple[str, Callable[[str], str]] | None = None) -> str:
+    """A Markdown table of every key, in the order of the file.
+
+    Args:
+        more: The head of a last column, and what stands in it by the name of the key.
+    """
     rows = [COLUMNS, ("---",) * len(COLUMNS), *_rows(root_key(), "")]
+    if more is not None:
+        head, of = more
+        last = [head, "---", *(of(row[0].strip("`")) for row in rows[2:])]
+        rows = [(*row, cell) for row, cell in zip(rows, last, strict=True)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
