@@ -30,10 +30,10 @@ def test_an_answer_refreshes_the_last_use(tmp_path: Path) -> None:
             requests.get(server.url)
             leases = hr.snapshot.upstream("billing").endpoint.pool.leases
             leases.view()  # what was given back is put away
-            (lease,) = leases._idle
-            used_at = lease.idle_since
+            (connection,) = leases._idle
+            used_at = connection.idle_since
             wait_until(lambda: beats(server) >= 2)
-            wait_until(lambda: lease.idle_since > used_at + 0.2)
+            wait_until(lambda: connection.idle_since > used_at + 0.2)
             wait_until(lambda: hr.status()["upstreams"]["billing"]["pool"]["idle"] == 1)  # back from the look
 
             requests.get(server.url)

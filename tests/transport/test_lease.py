@@ -17,7 +17,7 @@ from support.leases import Conn, rig
 def test_a_slot_comes_without_a_connection_and_the_connection_stays_for_the_next() -> None:
     r = rig()
     first = r.pool.acquire(1.0)
-    assert (first.conn, first.reused, first.waited_s, first.idle_since) == (None, False, 0.0, 0.0)
+    assert (first.conn, first.reused, first.waited_s, first.connection.idle_since) == (None, False, 0.0, 0.0)
     first.conn = conn = Conn()
     r.pool.give_back(first, reusable=True)
     second = r.pool.acquire(1.0)

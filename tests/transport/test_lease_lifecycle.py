@@ -32,11 +32,11 @@ def test_each_connection_draws_its_lifetime_once_up_to_a_fortieth_shorter() -> N
     r.dice = 0.999
     b = r.lease("short")
     r.dice = 0.5  # drawn already: no longer of any effect
-    assert (a.expires_at, b.expires_at) == (1200.0, pytest.approx(1195.005))
+    assert (a.connection.expires_at, b.connection.expires_at) == (1200.0, pytest.approx(1195.005))
     r.pool.give_back(a, reusable=True)
     r.now += 1.0
     again = r.lease()
-    assert (again.conn, again.expires_at) == (a.conn, 1200.0)
+    assert (again.conn, again.connection.expires_at) == (a.conn, 1200.0)
 
 
 def test_a_busy_connection_past_its_lifetime_is_closed_when_it_comes_back() -> None:
@@ -80,7 +80,7 @@ def test_a_connection_broken_off_amid_its_return_is_not_used_again_either() -> N
     lease = r.lease()
     assert lease.token is not None
     assert r.pool.abort(lease.token)
-    lease.idle_since = r.now
+    lease.connection.idle_since = r.now
     r.pool._kept.append(lease)  # give_back() had looked at its end a moment before that
     assert r.lease("another").conn is not lease.conn
     assert r.closed == [lease.conn]
@@ -301,7 +301,7 @@ def test_a_connection_made_ahead_of_need_is_leased_and_one_too_many_is_closed() 
     assert r.pool.offer(two)
     assert r.pool.want_idle() == 0
     lease = r.pool.acquire(0.0)
-    assert (lease.conn, lease.reused, lease.uses) == (two, True, 1)
+    assert (lease.conn, lease.reused, lease.connection.uses) == (two, True, 1)
     assert r.pool.want_idle() == 1
     held = [r.pool.acquire(0.0, fresh=True), r.lease()]
     assert (r.pool.view().inuse, r.pool.want_idle()) == (3, 0)  # no room

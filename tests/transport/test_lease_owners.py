@@ -117,7 +117,7 @@ def test_a_dead_one_is_replaced_by_one_that_is_everybodys() -> None:
     (shared,) = r.fill_idle("shared")
     own.alive = False
     lease = r.pool.acquire(0.0, owner=alice)
-    assert (lease.conn, lease.owner) == (shared, None)
+    assert (lease.conn, lease.connection.owner) == (shared, None)
     assert r.closed == [own]
 
 

@@ -1,7 +1,8 @@
 """Which call holds which connection of one upstream: bookkeeping and the wait for a slot, and nothing of HTTP.
 
 A lease is in one place at a time: among the waiters, in use, given back and not
-looked at yet, or in none of them. Every count is the size of one of these collections, so
+looked at yet, or in none of them. A `Connection` is what is known of a connection; it outlives
+its leases, and is idle or held by one of them. Every count is the size of one of these collections, so
 no count can drift away from them.
 
 **Locks.** `LeasePool._lock` guards `_idle`, `_owned`, `_inuse`, `_one_off`, `_waiters`, the tally, the
@@ -53,7 +54,8 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, Literal, TypeVar
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from weakref import ref
 
 from headrace.clock import monotonic
@@ -103,20 +105,42 @@ _MANY_WAITS = 4096
 _getpid = os.getpid
 
 
-class Lease(Generic[C]):
-    """One slot of the pool, held by one caller. Not shared between threads; only `LeasePool` makes one.
+class Connection(Generic[C]):
+    """What the pool knows of one connection. It outlives the leases on it; only `LeasePool` makes one.
 
     Attributes:
-        conn: An idle connection that was found usable. None: the caller has the slot, and makes a
-            connection and sets it here.
-        reused: `conn` came from the pool.
+        conn: What was dialled; None until then, and after it was given up.
+        owner: The only one that may use it, referred to weakly; None: any caller may. See `LeasePool.claim`.
+        idle_since: When it was last given back, on the pool's clock; 0 before that.
+        looked_at: When it was last lent for a look (`lend_idle`); 0 before that.
+        expires_at: When its life is over.
+        uses: Leases that it has had, including the one that holds it; count.
+    """
+
+    # No __init__: see `Lease`. Identity is equality.
+    __slots__ = ("conn", "expires_at", "idle_since", "looked_at", "owner", "uses")
+
+    conn: C | None
+    owner: ref[Any] | None
+    idle_since: float
+    looked_at: float
+    expires_at: float
+    uses: int
+
+    def __repr__(self) -> str:
+        return f"<Connection, {self.uses} uses, {self.conn!r}>"
+
+
+class Lease(Generic[C]):
+    """One place on a connection, held by one caller. Not shared between threads; only `LeasePool` makes one.
+
+    Attributes:
+        connection: What the pool knows of the connection. It is blank where the pool had none to give.
+        conn: The connection itself. None: the caller has the slot, and makes a connection and sets it here.
+        reused: The connection came from the pool.
         one_off: Beyond `max_connections` (`when_full: new`); closed when it comes back.
         waited_s: Seconds waited for the slot; 0 when one was free.
         taken_at: When the lease began, on the pool's clock.
-        owner: The only one that may use `conn`, referred to weakly; None: any caller may. See `LeasePool.claim`.
-        idle_since: When `conn` was last given back, on the pool's clock; 0 without one.
-        expires_at: When the life of the connection is over.
-        uses: Leases that the connection has had, including this one; count.
         site: `file:line` where the lease was taken, if that is noted (`leak_detection_threshold`).
         aborted: None, or the reason of the close: `abort`, `stop` or the end of its grace broke the connection off.
         token: The pool's reference to the lease; None once it has ended.
@@ -126,31 +150,31 @@ class Lease(Generic[C]):
     __slots__ = (
         "__weakref__",
         "aborted",
-        "conn",
-        "expires_at",
-        "idle_since",
+        "connection",
         "one_off",
-        "owner",
         "reused",
         "site",
         "taken_at",
         "token",
-        "uses",
         "waited_s",
     )
 
-    conn: C | None
+    connection: Connection[C]
     reused: bool
     one_off: bool
-    owner: ref[Any] | None
     waited_s: float
     taken_at: float
-    idle_since: float
-    expires_at: float
-    uses: int
     site: str | None
     aborted: CloseReason | None
     token: ref[Lease[C]] | None
+
+    def _made(self, conn: C | None) -> None:
+        self.connection.conn = conn
+
+    if TYPE_CHECKING:
+        conn: C | None
+    else:
+        conn = property(attrgetter("connection.conn"), _made)  # asked in C: no Python call
 
     def __repr__(self) -> str:
         kind = "one-off" if self.one_off else "reused" if self.reused else "new"
@@ -208,8 +232,8 @@ class LeasePool(Generic[C]):
         self._lock = threading.Lock()
         self._size = plan.max_connections
         self._tally = LeaseTally()
-        self._idle: deque[Lease[C]] = deque()  # ended leases, oldest first; leased from the right
-        self._owned: deque[Lease[C]] = deque()  # the same, for connections with an owner
+        self._idle: deque[Connection[C]] = deque()  # oldest first; leased from the right
+        self._owned: deque[Connection[C]] = deque()  # the same, for connections with an owner
         self._inuse: dict[ref[Lease[C]], str | None] = {}  # -> where it was taken, if that is noted
         self._one_off: dict[ref[Lease[C]], str | None] = {}
         # Those that wait longest come first. Each has its gate.
@@ -269,54 +293,52 @@ class LeasePool(Generic[C]):
             self.forget_inherited()
         now = self._clock()
         lease: Lease[C] = Lease()
-        lease.conn = lease.owner = None
+        lease.connection = _NO_CONNECTION
         lease.reused = lease.one_off = False
-        lease.waited_s = lease.idle_since = 0.0
+        lease.waited_s = 0.0
         lease.taken_at = now
-        lease.uses = 1
         lease.site = call_site() if self._notes_site else None
         lease.aborted = None
         lease.token = token = ref(lease, self._on_drop)
         hash(token)  # while the lease still exists; `on_drop` says why
         gate: threading.Lock | None = None
-        last: Lease[C] | None = None
+        connection: Connection[C] | None = None
         kept = self._kept
         try:
             with self._lock:
                 tally = self._tally
                 if now >= tally.turn_at or now < tally.turn_at - _STEP_S:
                     tally.turn(now)
-                is_newest = False
+                newest: Lease[C] | None = None
                 if kept and not (fresh or self._waiters or self._screens or self._owned or self._returns):
-                    last = kept[-1]  # nothing is newer, so it need not go through `_idle`
-                    is_newest = True
+                    newest = kept[-1]  # nothing is newer, so it need not go through `_idle`
                     try:
-                        del self._inuse[last.token]  # type: ignore[arg-type]
+                        del self._inuse[newest.token]  # type: ignore[arg-type]
                     except KeyError:  # it had ended before
-                        last, is_newest = None, False
+                        newest = None
                     else:
-                        last.token = None
-                if last is None:
+                        newest.token = None
+                        connection = newest.connection
+                if connection is None:
                     if kept or self._returns or self._dropped or self._gone_owners:
                         self._process_returns()
                     # Where a connection is idle, no call waits, and the pool is not stopped.
                     if self._owned and owner is not None and not fresh:
-                        last = self._newest_owned_by(owner)
-                    if last is None and self._idle and not fresh:
-                        last = self._idle[-1]
-                if last is not None:
+                        connection = self._newest_owned_by(owner)
+                    if connection is None and self._idle and not fresh:
+                        connection = self._idle[-1]
+                if connection is not None:
                     self._inuse[token] = lease.site
-                    lease.conn = last.conn
-                    lease.idle_since = last.idle_since
-                    lease.expires_at = last.expires_at
-                    lease.uses = last.uses + 1
+                    lease.connection = connection
+                    connection.uses += 1
                     tally.hits += 1  # unless `_replace` finds otherwise
                     # This comes last because an interrupt may be raised here.
-                    if is_newest:
-                        kept.remove(last)  # not pop(): another thread may have given back and appended by now
-                    elif last.owner is not None:
-                        lease.owner = last.owner
-                        self._owned.remove(last)
+                    if newest is not None:
+                        kept.remove(
+                            newest
+                        )  # not pop(): another thread may have given back and appended by now
+                    elif connection.owner is not None:
+                        self._owned.remove(connection)
                     else:
                         self._idle.pop()
                 else:
@@ -332,13 +354,14 @@ class LeasePool(Generic[C]):
                 self._settle()
             if gate is not None:
                 self._wait(lease, gate, now, timeout_s, on_wait)
-            if lease.conn is not None:
+            connection = lease.connection  # a waiter was given its own
+            if connection.conn is not None:
                 # Looked at even if it was used just now: what its peer has sent since then answers no request
                 # (failures.md 53).
                 if (
-                    now < lease.expires_at
-                    and now - lease.idle_since < self._idle_timeout_s
-                    and self._is_alive(lease.conn)
+                    now < connection.expires_at
+                    and now - connection.idle_since < self._idle_timeout_s
+                    and self._is_alive(connection.conn)
                 ):
                     lease.reused = True
                 else:
@@ -363,16 +386,16 @@ class LeasePool(Generic[C]):
                 pool closes it; there is nothing to close when `lease.conn` is None.
             reason: What a close because of `reusable=False` is counted as.
         """
-        now = self._clock()
+        now, connection = self._clock(), lease.connection
         if (
             reusable
-            and now < lease.expires_at
-            and lease.uses < self._max_uses
-            and lease.conn is not None
+            and now < connection.expires_at
+            and connection.uses < self._max_uses
+            and connection.conn is not None
             and not lease.one_off
         ):
-            lease.idle_since = now
-            if lease.owner is not None:
+            connection.idle_since = now
+            if connection.owner is not None:
                 self._returns.append((lease, None))
                 self._settle()
                 return
@@ -399,7 +422,7 @@ class LeasePool(Generic[C]):
             owner: An object that can be referred to weakly, compared by identity. None: the connection has no owner
                 and is closed when it comes back.
         """
-        lease.owner = _NOBODY if owner is None else ref(owner, self._on_gone)
+        lease.connection.owner = _NOBODY if owner is None else ref(owner, self._on_gone)
 
     def abort(self, token: ref[Lease[C]], reason: CloseReason = "error") -> bool:
         """Break off what the holder of the lease with *token* is doing; False, and nothing done, if it has ended.
@@ -416,7 +439,7 @@ class LeasePool(Generic[C]):
         with self._lock:
             self._process_returns()
             lease = token()
-            # Compared by identity: a lease that was lent again for a heartbeat has a new token, equal to the old one.
+            # Once the lease has ended, it has no token.
             found = (
                 lease is not None
                 and lease.token is token
@@ -424,7 +447,9 @@ class LeasePool(Generic[C]):
             )
             if lease is not None and found:
                 lease.aborted = reason
-                lease.expires_at = -_NEVER  # it may be on its way back, unseen: its next holder closes it
+                lease.connection.expires_at = (
+                    -_NEVER
+                )  # it may be on its way back, unseen: its next holder closes it
                 self._abort_lease(token)
                 if (gate := self._waiters.pop(lease, None)) is not None:
                     self._fresh_waiters.discard(lease)
@@ -453,7 +478,7 @@ class LeasePool(Generic[C]):
             )
             if lease is not None and found:
                 lease.aborted = lease.aborted or reason
-                lease.expires_at = -_NEVER  # it may be on its way back, unseen
+                lease.connection.expires_at = -_NEVER  # it may be on its way back, unseen
                 self._abort_lease(token)
                 self._returns.append((lease, reason))
                 self._process_returns()
@@ -498,21 +523,15 @@ class LeasePool(Generic[C]):
         """Take *conn*, made ahead of need, as an idle connection; without a use for it, close it and answer False."""
         self._reset_if_forked()
         now = self._clock()
-        lease: Lease[C] = Lease()
-        lease.conn = conn
-        lease.token = None
-        lease.idle_since = lease.taken_at = now
-        lease.waited_s = 0.0
-        lease.owner = None
-        lease.reused = lease.one_off = False
-        lease.uses = 0
-        lease.site = lease.aborted = None
-        self._begin_life(lease)
+        connection = self._blank()
+        connection.conn = conn
+        connection.uses = 0
+        connection.idle_since = now
         with self._lock:
             self._process_returns()
             welcome = not self._retired and self._connections() < self._size
             if welcome:
-                self._idle.append(lease)
+                self._idle.append(connection)
                 self._serve()
             else:
                 self._schedule_close(conn, "retired" if self._retired else "surplus")
@@ -529,13 +548,21 @@ class LeasePool(Generic[C]):
         self._reset_if_forked()
         with self._lock:
             self._process_returns()
-            due = [one for one in self._idle if now - max(one.idle_since, one.taken_at) >= idle_s]
-            lent = due[: max(0, min(most, self._size - len(self._inuse) - 1))]
-            for lease in lent:
-                self._idle.remove(lease)
+            due = [one for one in self._idle if now - max(one.idle_since, one.looked_at) >= idle_s]
+            lent = []
+            for connection in due[: max(0, min(most, self._size - len(self._inuse) - 1))]:
+                self._idle.remove(connection)
+                connection.looked_at = now
+                lease: Lease[C] = Lease()
+                lease.connection = connection
+                lease.one_off = False
+                lease.reused = True
+                lease.waited_s = 0.0
                 lease.taken_at = now
+                lease.site = lease.aborted = None
                 lease.token = token = ref(lease, self._on_drop)
                 self._inuse[token] = None
+                lent.append(lease)
         self._settle()
         return lent
 
@@ -545,7 +572,7 @@ class LeasePool(Generic[C]):
             if lease.token in self._inuse and not self._retired:
                 del self._inuse[lease.token]
                 lease.token = None
-                self._idle.appendleft(lease)
+                self._idle.appendleft(lease.connection)
                 self._serve()
             else:
                 self._returns.append((lease, "retired"))
@@ -600,11 +627,11 @@ class LeasePool(Generic[C]):
         with self._lock:
             self._process_returns()
             most = len(self._inuse)
-            for lease in reversed(self._idle):
-                if lease.idle_since < since:
+            for connection in reversed(self._idle):
+                if connection.idle_since < since:
                     break
-                most += lease.uses > 0  # one made ahead of need was never in use
-            most += sum(lease.idle_since >= since for lease in self._owned)
+                most += connection.uses > 0  # one made ahead of need was never in use
+            most += sum(connection.idle_since >= since for connection in self._owned)
         self._settle()
         return most
 
@@ -655,12 +682,17 @@ class LeasePool(Generic[C]):
             return
         self._lock = threading.Lock()  # the holder of the old one does not exist here
         held = [lease for token in (*self._inuse, *self._one_off) if (lease := token()) is not None]
-        held += [*self._idle, *self._owned, *self._kept, *(lease for lease, _ in self._returns)]
+        held += [*self._kept, *(lease for lease, _ in self._returns)]
+        connections = [*self._idle, *self._owned, *(lease.connection for lease in held)]
         conns = {
-            id(conn): conn for conn in (*(lease.conn for lease in held), *self._to_close) if conn is not None
+            id(conn): conn
+            for conn in (*(connection.conn for connection in connections), *self._to_close)
+            if conn is not None
         }
         for lease in held:
-            lease.token = lease.conn = None
+            lease.token = None
+        for connection in connections:
+            connection.conn = None
         collections: Iterable[Any] = (
             self._inuse,
             self._one_off,
@@ -737,11 +769,11 @@ class LeasePool(Generic[C]):
     def _connections(self) -> int:
         return len(self._inuse) + len(self._idle) + len(self._owned)
 
-    def _newest_owned_by(self, owner: object) -> Lease[C] | None:
+    def _newest_owned_by(self, owner: object) -> Connection[C] | None:
         """The newest idle connection of *owner*, left where it is."""
-        for last in reversed(self._owned):
-            if last.owner is not None and last.owner() is owner:
-                return last
+        for connection in reversed(self._owned):
+            if connection.owner is not None and connection.owner() is owner:
+                return connection
         return None
 
     def _make_room(self) -> None:
@@ -760,12 +792,12 @@ class LeasePool(Generic[C]):
             raise LeaseClosed("the pool is stopped", self._view(), waited_s=0.0)
         self._make_room()
         if len(self._inuse) < self._size:
-            self._begin_life(lease)
+            lease.connection = self._blank()
             self._inuse[token] = lease.site
             self._tally.misses += 1
             return None
         if plan.when_full == "new":
-            self._begin_life(lease)
+            lease.connection = self._blank()
             lease.one_off = True
             self._one_off[token] = lease.site
             self._tally.misses += 1
@@ -787,8 +819,9 @@ class LeasePool(Generic[C]):
         gate.acquire()
         if fresh:
             self._fresh_waiters.add(lease)
+        lease.connection = self._blank()
         if owner is not None:
-            lease.owner = ref(owner)  # for a waiter, this is the owner that waits
+            lease.connection.owner = ref(owner)  # while it waits, this is the owner that waits
         self._waiters[lease] = gate
         return gate
 
@@ -811,10 +844,10 @@ class LeasePool(Generic[C]):
             if self._waiters:
                 self._serve()
         while self._gone_owners:
-            for lease in tuple(self._owned):
-                if lease.owner is None or lease.owner() is None:
-                    self._owned.remove(lease)
-                    self._schedule_close(lease.conn, "surplus")
+            for connection in tuple(self._owned):
+                if connection.owner is None or connection.owner() is None:
+                    self._owned.remove(connection)
+                    self._schedule_close(connection.conn, "surplus")
             self._gone_owners.popleft()
 
     def _isolated(self, act: Callable[[E], object], element: E) -> None:
@@ -839,12 +872,14 @@ class LeasePool(Generic[C]):
         if isinstance(element, tuple):
             element = element[0]
         token, lease = (element, element()) if isinstance(element, ref) else (None, element)
-        if isinstance(lease, Lease):
-            token = lease.token or token
-            conn, lease.conn, lease.token = lease.conn, None, None
+        if isinstance(lease, Connection):
             for idle in (self._idle, self._owned):
                 if lease in idle:
                     idle.remove(lease)
+            self._schedule_close(lease.conn, "error")
+        elif isinstance(lease, Lease):
+            token = lease.token or token
+            conn, lease.connection.conn, lease.token = lease.conn, None, None
             self._fresh_waiters.discard(lease)
             gate = self._waiters.pop(lease, None)
             if gate is not None:
@@ -878,12 +913,12 @@ class LeasePool(Generic[C]):
             elif self._connections() >= self._size:
                 self._schedule_close(lease.conn, "surplus")
                 self._update_screening()
-            elif lease.owner is None:
-                self._idle.append(lease)
-            elif lease.owner() is None:
+            elif lease.connection.owner is None:
+                self._idle.append(lease.connection)
+            elif lease.connection.owner() is None:
                 self._schedule_close(lease.conn, "surplus")
             else:
-                self._owned.append(lease)
+                self._owned.append(lease.connection)
 
     def _end_returned(self, returned: tuple[Lease[C], CloseReason | None]) -> None:
         lease, reason = returned
@@ -925,7 +960,7 @@ class LeasePool(Generic[C]):
             return  # an earlier run was interrupted after its last step
         if token not in self._inuse:  # else an earlier run was interrupted after this step
             wants_idle = lease not in self._fresh_waiters
-            owner = None if lease.owner is None else lease.owner()
+            owner = None if lease.connection.owner is None else lease.connection.owner()
             own = self._newest_owned_by(owner) if self._owned and owner is not None and wants_idle else None
             if own is not None:
                 _take_connection(lease, own)
@@ -937,8 +972,7 @@ class LeasePool(Generic[C]):
                 self._tally.hits += 1
             else:
                 self._make_room()
-                lease.owner = None
-                self._begin_life(lease)
+                lease.connection = self._blank()
                 self._tally.misses += 1
             self._tally.waited += 1
             lease.taken_at = self._clock()  # it is held from now on, even if its waiter runs later
@@ -953,39 +987,43 @@ class LeasePool(Generic[C]):
         if self._waiters.pop(lease, None) is not None:
             gate.release()
 
-    def _begin_life(self, lease: Lease[C]) -> None:
-        """Draw how long the new connection of *lease* may live."""
+    def _blank(self) -> Connection[C]:
+        """What will be known of a connection that is still to be made. Draws how long it may live."""
         lifetime_s = self.plan.max_lifetime_s
-        lease.uses = min(lease.uses, 1)
-        lease.expires_at = (
+        connection: Connection[C] = Connection()
+        connection.conn = connection.owner = None
+        connection.idle_since = connection.looked_at = 0.0
+        connection.uses = 1
+        connection.expires_at = (
             _NEVER
             if lifetime_s is None
             else self._clock() + lifetime_s * (1.0 - LIFETIME_JITTER * self._rng())
         )
+        return connection
 
     def _purge(self, now: float) -> int:
         """Schedule the close of idle connections that are over, and of half of those above `max_idle`; how many."""
         before = len(self._idle) + len(self._owned)
 
-        def close_if_over(lease: Lease[C]) -> None:
-            if lease.idle_since > now + _STEP_S:
-                self._restart_ages(lease, now)
-            if now >= lease.expires_at or now - lease.idle_since >= self._idle_timeout_s:
-                (self._idle if lease.owner is None else self._owned).remove(lease)
-                self._schedule_close(lease.conn, "lifetime" if now >= lease.expires_at else "idle")
+        def close_if_over(connection: Connection[C]) -> None:
+            if connection.idle_since > now + _STEP_S:
+                self._restart_ages(connection, now)
+            if now >= connection.expires_at or now - connection.idle_since >= self._idle_timeout_s:
+                (self._idle if connection.owner is None else self._owned).remove(connection)
+                self._schedule_close(connection.conn, "lifetime" if now >= connection.expires_at else "idle")
 
-        for lease in (*self._idle, *self._owned):
-            self._isolated(close_if_over, lease)
+        for connection in (*self._idle, *self._owned):
+            self._isolated(close_if_over, connection)
         # By halves: after a burst, most connections go soon, and the others as long as they are not needed.
         for _ in range((len(self._idle) + len(self._owned) - self.plan.max_idle + 1) // 2):
             self._schedule_close((self._idle or self._owned).popleft().conn, "surplus")
         return before - len(self._idle) - len(self._owned)
 
-    def _restart_ages(self, lease: Lease[C], now: float) -> None:
-        """Count *lease* as idle since now: the clock was stepped back since it became idle (failures.md 69)."""
-        lease.idle_since = lease.taken_at = now
+    def _restart_ages(self, connection: Connection[C], now: float) -> None:
+        """Count *connection* as idle since now: the clock was stepped back since it became idle (failures.md 69)."""
+        connection.idle_since = connection.looked_at = now
         if self.plan.max_lifetime_s is not None:
-            lease.expires_at = min(lease.expires_at, now + self.plan.max_lifetime_s)
+            connection.expires_at = min(connection.expires_at, now + self.plan.max_lifetime_s)
 
     def _check_held(self, now: float) -> None:
         """Abort leases in use beyond their lifetime and grace; note those held for too long."""
@@ -998,7 +1036,7 @@ class LeasePool(Generic[C]):
             lease = token()
             if lease is None:
                 return
-            if grace_s is not None and now >= lease.expires_at + grace_s and lease.aborted is None:
+            if grace_s is not None and now >= lease.connection.expires_at + grace_s and lease.aborted is None:
                 lease.aborted = "lifetime"
                 self._abort_lease(token)
             held_s = now - lease.taken_at
@@ -1141,13 +1179,13 @@ class LeasePool(Generic[C]):
 
     def _replace(self, lease: Lease[C], now: float, owner: object | None) -> None:
         """Close the connection of *lease*, which is expired or dead, and take the next usable idle one, if any."""
-        while lease.conn is not None:
-            conn, lease.conn, lease.owner = lease.conn, None, None
+        while (conn := lease.connection.conn) is not None:
+            over, lease.connection = lease.connection, _NO_CONNECTION
             reason: CloseReason = (
                 "lifetime"
-                if now >= lease.expires_at
+                if now >= over.expires_at
                 else "idle"
-                if now - lease.idle_since >= self._idle_timeout_s
+                if now - over.idle_since >= self._idle_timeout_s
                 else "dead"
             )
             with self._lock:
@@ -1164,17 +1202,18 @@ class LeasePool(Generic[C]):
                     _take_connection(lease, self._idle[-1])
                     self._idle.pop()
                 else:
-                    self._begin_life(lease)
+                    lease.connection = self._blank()
                     self._tally.hits -= 1
                     self._tally.misses += 1
             self._settle()
             # Each connection is probed only once: a connection that was dead because of one stray byte looks silent at
             # a second look.
+            found = lease.connection
             if (
-                lease.conn is not None
-                and now < lease.expires_at
-                and now - lease.idle_since < self._idle_timeout_s
-                and self._is_alive(lease.conn)
+                found.conn is not None
+                and now < found.expires_at
+                and now - found.idle_since < self._idle_timeout_s
+                and self._is_alive(found.conn)
             ):
                 lease.reused = True
                 return
@@ -1184,13 +1223,10 @@ class LeasePool(Generic[C]):
             self.forget_inherited()
 
 
-def _take_connection(lease: Lease[C], last: Lease[C]) -> None:
-    """Give *lease* the connection of *last*, which has ended."""
-    lease.conn = last.conn
-    lease.owner = last.owner
-    lease.idle_since = last.idle_since
-    lease.expires_at = last.expires_at
-    lease.uses = last.uses + 1
+def _take_connection(lease: Lease[C], connection: Connection[C]) -> None:
+    """Give *lease* an idle *connection*."""
+    lease.connection = connection
+    connection.uses += 1
 
 
 def _drop_callback(pool: ref[LeasePool[C]], dropped: deque[ref[Lease[C]]]) -> Callable[[ref[Lease[C]]], None]:
@@ -1222,6 +1258,17 @@ def _gone_callback(pool: ref[LeasePool[Any]], gone: deque[ref[Any]]) -> Callable
             owned._settle()
 
     return on_gone
+
+
+def _no_connection() -> Connection[Any]:
+    none: Connection[Any] = Connection()
+    none.conn = none.owner = None
+    none.idle_since = none.looked_at = none.expires_at = 0.0
+    none.uses = 0
+    return none
+
+
+_NO_CONNECTION = _no_connection()  # of a lease that has neither a slot nor a place in the queue
 
 
 class _Nobody:
