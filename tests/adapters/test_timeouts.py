@@ -17,7 +17,18 @@ from headrace.config import load
 from headrace.policy.plan import NO_LIMIT_S, TimeoutPlan
 from support.faultserver import Answer, FaultServer
 from support.governed import rules, running
-from support.surfaces import INSTALL, SESSION, SURFACES, Surface, across, body_of, read, status_of
+from support.surfaces import (
+    INSTALL,
+    SESSION,
+    SURFACES,
+    Surface,
+    across,
+    body_of,
+    read,
+    retrying_adapter,
+    retrying_manager,
+    status_of,
+)
 
 NO = NO_LIMIT_S
 
@@ -211,6 +222,47 @@ def test_a_written_deadline_holds_whatever_a_call_bears(tmp_path: Path, call: Su
         with pytest.raises((requests.Timeout, urllib3.exceptions.HTTPError)):
             call(hr, server.url, timeout=timeout)
         assert time.monotonic() - began < 4.0
+
+
+@ON_EACH
+@pytest.mark.parametrize("timeout", [80, (1, None), 0.05], ids=["80 s", "no limit", "less"])
+def test_a_file_that_ignores_callers_keeps_its_limits(tmp_path: Path, call: Surface, timeout: Any) -> None:
+    body = "    timeouts: {attempt: 1s, caller: ignore}\n    retry: {max_attempts: 1}\n"
+    with FaultServer() as server, running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
+        server.at("/late", Answer(delay_s=0.3))
+        server.always(Answer(delay_s=20.0))
+        assert status_of(call(hr, server.url, path="/late", timeout=timeout)) == 200
+        began = time.monotonic()
+        with pytest.raises((requests.Timeout, urllib3.exceptions.HTTPError)):
+            call(hr, server.url, timeout=timeout)
+        assert time.monotonic() - began < 10.0
+        assert hr.status()["upstreams"]["billing"]["own_timeouts"] == 0
+
+
+@across(*SURFACES, SESSION, retrying_adapter(2), retrying_manager(2))
+@pytest.mark.parametrize("mode", ["enforce", "observe"])
+def test_calls_with_limits_of_their_own_are_counted_once_each(
+    tmp_path: Path, call: Surface, mode: str
+) -> None:
+    with (
+        FaultServer() as server,
+        running(tmp_path, rules(server.url, f"    mode: {mode}\n", more=INSTALL)) as hr,
+    ):
+        server.next(Answer(503))
+        for timeout in (30, (1, 30), None):
+            call(hr, server.url, timeout=timeout)
+        assert hr.status()["upstreams"]["billing"]["own_timeouts"] == 2
+
+
+def test_a_reload_says_whose_limits_hold(tmp_path: Path) -> None:
+    body = "    timeouts: {attempt: 10s, caller: %s}\n    retry: {max_attempts: 1}\n"
+    with FaultServer() as server, running(tmp_path, rules(server.url, body % "ignore")) as hr:
+        server.always(Answer(delay_s=0.8))
+        assert requests.get(server.url, timeout=0.05).status_code == 200
+        (tmp_path / "upstreams.yaml").write_text(rules(server.url, body % "honour"))
+        hr.reload()
+        with pytest.raises(requests.Timeout):
+            requests.get(server.url, timeout=0.05)
 
 
 def _mounted(url: str, timeout: Any) -> int:

@@ -214,6 +214,19 @@ def test_explain_says_between_which_sizes_an_adaptive_pool_is(folder: Path, caps
     assert "a connection out of 4 to 200, waited for 500ms" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("caller", ["honour", "ignore"])
+def test_explain_says_where_the_timeouts_of_callers_are_ignored(
+    folder: Path, capsys: Captured, caller: str
+) -> None:
+    text = f"upstreams: {{a: {{base_url: 'http://a', timeouts: {{caller: {caller}}}}}}}\n"
+    (folder / "e.yaml").write_text(text)
+    assert main(["explain", "e.yaml", "http://a"]) == 0
+    out = capsys.readouterr().out
+    assert ("attempt   4s, of it connect 2s; a call's own timeout= changes nothing\n" in out) is (
+        caller == "ignore"
+    )
+
+
 def test_explain_names_the_upstream_the_prefix_and_the_line(folder: Path, capsys: Captured) -> None:
     text = explained(folder, capsys, "https://billing.internal:8443/v2/invoices/7")
     assert "upstream invoices, by base_url: https://billing.internal:8443/v2/invoices (e.yaml:11)" in text

@@ -21,7 +21,8 @@ def timeouts_of_call(plan: TimeoutPlan, timeout: Any) -> TimeoutPlan:
     also how long sending may stall. `attempt` is raised to c + r, written or not, and never lowered: whoever
     bears that silence bears an attempt of that length. So is a `deadline` that is a default; a written one
     stays, above all. A written None is no limit of that kind. urllib3's `total` bounds an attempt as
-    it says, and it stands for c and r where they are not given.
+    it says, and it stands for c and r where they are not given. Where the file says `caller: ignore`, nothing of this
+    holds.
 
     Args:
         timeout: As requests and urllib3 take it: seconds, (connect, read), or a Timeout. None: no limit of any kind,

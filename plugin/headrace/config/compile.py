@@ -152,6 +152,7 @@ def _timeouts(timeouts: given.Timeouts) -> TimeoutPlan:
         read_s=float(timeouts.read),
         write_s=float(timeouts.write),
         acquire_s=float(timeouts.acquire),
+        caller=timeouts.caller,
         # the file, what it inherits, or a variable
         deadline_is_written="deadline" in timeouts.model_fields_set,
     )

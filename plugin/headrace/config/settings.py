@@ -175,6 +175,10 @@ class Timeouts(Section):
         duration("4s"), description="Longest stall while sending: the upstream takes no more."
     )
     acquire: DurationOrZero = Field(duration("500ms"), description="Longest wait for a pooled connection.")
+    caller: Literal["honour", "ignore"] = Field(
+        "honour",
+        description="What a call itself passes as timeout=; ignore: an SDK's built-in limit changes nothing.",
+    )
 
     @model_validator(mode="after")
     def _cut_defaults(self) -> Self:

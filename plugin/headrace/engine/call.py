@@ -515,7 +515,9 @@ class Call(Generic[T]):
             label = end.reason.value
         if self._trace is not None:
             self._trace.end(self._exchange, label=label)
+        own_timeout = self._request.timeouts.asked is not None
         if self._tries is not None:
+            self._tries.own_timeout = own_timeout
             self._tries.add(self._exchange, label=label, trace=self._trace)
             return
         tally(
@@ -524,4 +526,5 @@ class Call(Generic[T]):
             label=label,
             duration_s=duration_s,
             exemplar=None if self._trace is None else self._trace.exemplar(duration_s),
+            own_timeout=own_timeout,
         )

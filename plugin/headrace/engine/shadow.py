@@ -83,7 +83,7 @@ class _Rehearsal:
         began: When the call began, monotonic seconds.
     """
 
-    __slots__ = ("_exchange", "_first", "_held", "_streamed", "_trace", "_upstream", "began")
+    __slots__ = ("_exchange", "_first", "_held", "_own_timeout", "_streamed", "_trace", "_upstream", "began")
 
     def __init__(self, upstream: Upstream, request: Request, nth_try: int) -> None:
         plan, learned = upstream.plan, upstream.learned
@@ -98,6 +98,7 @@ class _Rehearsal:
         may_wait = _get_running_loop() is None
         request.keyed = is_keyed(plan, request.method, request.headers or ())
         self._upstream, self._streamed = upstream, request.streamed
+        self._own_timeout = request.timeouts.asked is not None
         self.began = monotonic()
         self._exchange = exchange = Exchange(
             plan,
@@ -150,7 +151,14 @@ class _Rehearsal:
                 self._trace.end(made, label=None)  # type: ignore[arg-type]  # `_RealCall` has what it asks for
                 exemplar = self._trace.exemplar(outcome.duration_s)
             made.refused = None  # nothing was refused: it only would have been
-            tally(counters, made, label=None, duration_s=outcome.duration_s, exemplar=exemplar)
+            tally(
+                counters,
+                made,
+                label=None,
+                duration_s=outcome.duration_s,
+                exemplar=exemplar,
+                own_timeout=self._own_timeout,
+            )
         except Exception as error:
             stumbled("rehearse an observed call", error)
 

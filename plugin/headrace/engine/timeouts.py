@@ -8,10 +8,12 @@ from headrace.policy.plan import NO_LIMIT_S, AskedTimeout, TimeoutPlan
 
 
 def with_asked(plan: TimeoutPlan, asked: AskedTimeout) -> TimeoutPlan:
-    """The limits of *plan* for a call that asks for *asked*.
+    """The limits of *plan* for a call that asks for *asked*; they are the file's where it says so.
 
     Source: `Timeout.connect_timeout` and `read_timeout` of urllib3, for what a total means to the other two.
     """
+    if plan.caller == "ignore":
+        return plan
     total_s = asked.total_s
     connect_s = handshake_s = asked.connect_s
     read_s = write_s = asked.read_s

@@ -26,6 +26,7 @@ class Tries:
         made: Tries so far, including the one under way; count.
         outcomes, verdicts: Of the attempts of all tries, oldest first; records share them.
         deadline_at, denied, refused: As in the last try's exchange.
+        own_timeout: The call has limits of its own, in place of the file's.
         last: The last try's exchange, or None. The next try tells the circuit what this one has not told yet.
     """
 
@@ -40,6 +41,7 @@ class Tries:
         "last",
         "made",
         "outcomes",
+        "own_timeout",
         "refused",
         "verdicts",
     )
@@ -51,6 +53,7 @@ class Tries:
         self._trace: CallTrace | None = None
         self.began = monotonic()
         self.made = 0
+        self.own_timeout = False
         self.last: Exchange | None = None
         self.outcomes: list[Outcome] = []
         self.verdicts: list[Verdict] = []
@@ -107,4 +110,5 @@ class Tries:
                 label=self._label,
                 duration_s=duration_s,
                 exemplar=None if self._trace is None else self._trace.exemplar(duration_s),
+                own_timeout=self.own_timeout,
             )

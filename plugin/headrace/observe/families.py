@@ -215,6 +215,13 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         lambda up: (((), up.counters.broken_bodies),),
     ),
     Family(
+        "headrace_own_timeouts_total",
+        "counter",
+        "Calls whose own timeout= took the place of the file's limits; timeouts.caller: ignore keeps the file's.",
+        (),
+        lambda up: (((), up.counters.own_timeouts),),
+    ),
+    Family(
         "headrace_fallbacks_total",
         "counter",
         "Calls that the circuit refused and that got their fallback.",

@@ -55,6 +55,7 @@ def upstream_status(reading: UpstreamReading, *, mode: Mode) -> dict[str, Any]:
         },
         "requests": counters.requests,
         "attempts": counters.attempts,
+        "own_timeouts": counters.own_timeouts,
         "protected": totals_of(counters.protected),
         "broken_bodies": counters.broken_bodies,
         "observed": counters.observed,

@@ -108,6 +108,7 @@ class UpstreamCounters:
         retries: Attempts after the first, by the outcome label that caused them.
         retries_denied: Retries that the rules wanted and something forbade, by reason.
         retries_delegated: Tries of callers that retry by themselves: one attempt each.
+        own_timeouts: Calls whose own `timeout=` took the place of limits of the file.
         fallbacks: Refused calls that got their fallback.
         broken_bodies: Streamed answers that broke off while they were read.
         collections: Garbage collections that a full pool asked for.
@@ -136,6 +137,7 @@ class UpstreamCounters:
         "fallbacks",
         "lock",
         "observed",
+        "own_timeouts",
         "protected",
         "refused",
         "requests",
@@ -155,6 +157,7 @@ class UpstreamCounters:
         self.retries_denied: dict[str, int] = {}
         self.retries_delegated = 0
         self.broken_bodies = 0
+        self.own_timeouts = 0
         self.fallbacks = 0
         self.collections = 0
         self.resent = 0

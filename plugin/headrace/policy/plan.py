@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 from headrace.policy.outcome import Condition
 
 Mode = Literal["enforce", "observe", "off"]
+CallerTimeouts = Literal["honour", "ignore"]
 WhenFull = Literal["wait", "new", "reject"]
 CircuitMode = Literal["enforce", "observe", "forced_open", "disabled"]
 ErrorResponses = Literal["propagate", "map"]
@@ -66,6 +67,7 @@ class TimeoutPlan:
     """Limits of one call, seconds. `deadline_s` is None when the call as a whole is not bounded.
 
     Attributes:
+        caller: Whether what a call passes as `timeout=` takes the place of these limits.
         deadline_is_written: The file, what it inherits, or a variable sets it. Otherwise it is the default, and
             gives way to what a call asks for.
         asked: What the call itself asked for, already part of these limits; None: the limits are the file's.
@@ -78,6 +80,7 @@ class TimeoutPlan:
     read_s: float
     write_s: float
     acquire_s: float
+    caller: CallerTimeouts = "honour"
     deadline_is_written: bool = False
     asked: AskedTimeout | None = None
 

@@ -198,12 +198,14 @@ def tally(
     label: str | None,
     duration_s: float,
     exemplar: Exemplar | None = None,
+    own_timeout: bool = False,
 ) -> None:
     """Count one ended call. Mutates *counters*, once, under its lock.
 
     Args:
         label: Why the call was refused or broken off; None: the label of its last attempt counts.
         exemplar: The trace to look at for *duration_s*, or None.
+        own_timeout: Limits of the call itself took the place of the file's.
     """
     outcomes, deadline_at = exchange.outcomes, exchange.deadline_at
     labels = [outcome.label for outcome in outcomes]
@@ -231,6 +233,8 @@ def tally(
                 left_s = deadline_at - outcome.started_s - outcome.wait_s
                 left.counts[bisect_left(left.bounds, left_s)] += 1
                 left.sum += left_s if left_s > 0.0 else 0.0
+        if own_timeout:
+            counters.own_timeouts += 1
         if exchange.denied is not None:
             add(counters.retries_denied, exchange.denied.value)
         if exchange.refused is not None:

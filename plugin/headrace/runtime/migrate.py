@@ -105,6 +105,7 @@ ROWS: Final[Mapping[str, Row]] = MappingProxyType(
         "timeouts.read": _LIVE,
         "timeouts.write": _LIVE,
         "timeouts.acquire": _LIVE,
+        "timeouts.caller": _LIVE,
         "pool.max_connections": Row(
             Change.RESIZE, built=_adaptive_size, note="rebuild, where pool.adaptive is"
         ),

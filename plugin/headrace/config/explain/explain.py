@@ -121,7 +121,8 @@ def _order(plan: UpstreamPlan, values: EffectiveValues) -> Iterator[str]:
         (
             "attempt",
             f"{text('timeouts', 'attempt')}, of it connect {text('timeouts', 'connect')}"
-            + ("" if plan.tls is None else f", TLS handshake {text('timeouts', 'tls_handshake')}"),
+            + ("" if plan.tls is None else f", TLS handshake {text('timeouts', 'tls_handshake')}")
+            + ("" if plan.timeouts.caller == "honour" else "; a call's own timeout= changes nothing"),
         ),
         ("outcome", "an answer or a fault, noted where the transport ends"),
         ("classify", f"failure of the upstream? {text('circuit_breaker', 'failure_on')}{judge}"),
