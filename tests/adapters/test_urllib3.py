@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import io
+import pickle
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from urllib3.connectionpool import HTTPConnectionPool
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import (
     ClosedPoolError,
     EmptyPoolError,
@@ -27,6 +30,8 @@ from urllib3.exceptions import (
     ResponseError,
 )
 from urllib3.poolmanager import PoolManager
+from urllib3.response import BaseHTTPResponse
+from urllib3.util.retry import Retry
 
 import headrace
 from support.faultserver import Answer, Break, FaultServer, Request, Silence
@@ -482,7 +487,9 @@ def test_streamed_failures_are_kept_or_replaced(
         pytest.param(lambda: {"body": b"bytes"}, [b"bytes"] * 2, id="bytes"),
         pytest.param(lambda: {"body": bytearray(b"array")}, [b"array"] * 2, id="bytearray"),
         pytest.param(lambda: {"body": io.BytesIO(b"file")}, [b"file"] * 2, id="file"),
-        pytest.param(lambda: {"body": _from(io.BytesIO(b"skip|file"), 5)}, [b"file"] * 2, id="file amid"),
+        pytest.param(
+            lambda: {"body": _from(io.BytesIO(b"skip|file"), 5)}, [b"file"] * 2, id="file, from its middle"
+        ),
         pytest.param(lambda: {"json": {"a": 1}}, [b'{"a":1}'] * 2, id="json"),
         pytest.param(lambda: {"fields": {"a": "1"}, "encode_multipart": False}, [b"a=1"] * 2, id="form"),
         pytest.param(lambda: {"body": iter([b"gener", b"ated"])}, [b"generated"], id="generator: sent once"),
@@ -643,6 +650,111 @@ def test_what_is_set_on_the_pool_is_set_on_the_managers_own(
     assert type(own) is HTTPConnectionPool
     assert own.cert_reqs == "CERT_REQUIRED"  # type: ignore[attr-defined]
     assert own is not pool
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param("headers", {"X-Team": "billing"}, id="a header for each call"),
+        pytest.param("retries", Retry(7), id="its retries"),
+        pytest.param("timeout", urllib3.Timeout(3.0), id="its timeout"),
+        pytest.param("num_connections", 7, id="a count"),
+        pytest.param("ConnectionCls", HTTPSConnectionPool.ConnectionCls, id="an attribute of the class, too"),
+        pytest.param("team", "billing", id="an attribute that urllib3 does not have"),
+    ],
+)
+def test_a_setting_is_one_whichever_of_the_two_pools_it_is_written_on(
+    tmp_path: Path, server: FaultServer, manager: PoolManager, name: str, value: object
+) -> None:
+    missing = object()
+    with running(tmp_path, governed(server.url)):
+        pool = manager.connection_from_url(server.url)
+        own = manager.pools[next(iter(manager.pools.keys()))]
+        before = getattr(own, name, missing)
+
+        setattr(pool, name, value)
+        assert getattr(own, name) is getattr(pool, name) is value
+        delattr(pool, name)
+        assert (
+            getattr(own, name, missing) is getattr(pool, name, missing) is getattr(type(own), name, missing)
+        )
+        setattr(own, name, value)
+        assert getattr(pool, name) is value
+        if before is not missing:
+            setattr(pool, name, before)
+            assert getattr(own, name) is before
+
+
+def test_what_is_set_on_the_pool_holds_for_its_next_call(
+    tmp_path: Path, server: FaultServer, manager: PoolManager
+) -> None:
+    with running(tmp_path, governed(f"{server.url}/v2")):
+        pool = manager.connection_from_url(server.url)
+        pool.headers = {"X-Team": "billing"}
+        pool.request("GET", "/v2")
+        pool.request("GET", "/v1")
+        assert [one.header("X-Team") for one in server.requests] == ["billing", "billing"]
+
+        server.at("/v2", Answer(503))
+        pool.retries = Retry(1, status_forcelist=[503], raise_on_status=False)
+        assert pool.request("GET", "/v2").status == 503
+        assert len(server.requests) == 2 + 2  # the rules alone would make three attempts
+
+
+def test_the_counts_of_a_pool_are_those_of_the_connections_that_stock_made(
+    tmp_path: Path, server: FaultServer, manager: PoolManager
+) -> None:
+    with running(tmp_path, governed(f"{server.url}/v2")):
+        pool = manager.connection_from_url(server.url)
+        pool.request("GET", "/v2")
+        assert (pool.num_connections, pool.num_requests) == (0, 0)
+        pool.request("GET", "/v1")
+        assert (pool.num_connections, pool.num_requests) == (1, 1)
+        connection = pool._get_conn()
+        assert connection.sock is not None  # the very connection of that call
+        pool._put_conn(connection)
+        pool.close()
+        assert pool.pool is None
+        assert manager.pools[next(iter(manager.pools.keys()))].pool is None
+
+
+def test_a_wrapper_around_the_pools_urlopen_sees_each_call_once(
+    tmp_path: Path, server: FaultServer, manager: PoolManager
+) -> None:
+    """Mocks and home-made instrumentation put it on the object."""
+    seen: list[str] = []
+    with running(tmp_path, governed(f"{server.url}/v2")):
+        pool = manager.connection_from_url(server.url)
+        original = pool.urlopen
+
+        def urlopen(method: str, url: str, *args: Any, **kw: Any) -> BaseHTTPResponse:
+            seen.append(url)
+            return original(method, url, *args, **kw)
+
+        with mock.patch.object(pool, "urlopen", urlopen):
+            assert pool.request("GET", "/v2").headrace.upstream == "billing"
+            assert not hasattr(manager.request("GET", f"{server.url}/v1"), "headrace")
+        assert pool.request("GET", "/v2").status == 200
+        assert seen == ["/v2", "/v1"]
+
+
+def test_a_pool_handed_out_shows_what_stock_shows(
+    tmp_path: Path, server: FaultServer, manager: PoolManager
+) -> None:
+    with running(tmp_path, governed(server.url)):
+        pool = manager.connection_from_url(server.url)
+        own = manager.pools[next(iter(manager.pools.keys()))]
+        assert str(pool) == str(own)
+        assert set(dir(own)) <= set(dir(pool))
+        with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+            _ = pool.nonsense  # type: ignore[attr-defined]
+        with pytest.raises(AttributeError, match="nonsense"):
+            del pool.nonsense  # type: ignore[attr-defined]
+        for one in (own, pool):
+            with pytest.raises((TypeError, pickle.PicklingError), match="pickle"):
+                pickle.dumps(one)
+        assert copy.copy(pool).request("GET", "/").headrace.upstream == "billing"
+        assert pool.__dict__ is not own.__dict__
 
 
 def test_closing_a_handed_out_pool_closes_no_connection_of_the_upstream(
@@ -817,7 +929,7 @@ def test_an_adapter_that_picks_its_pool_itself_passes_through_both_surfaces(
         assert hr.status()["ungoverned"] == {"adapter": 1}
 
 
-def test_a_token_fetched_through_urllib3_amid_a_requests_attempt_is_a_call_of_its_own(
+def test_a_token_fetched_through_urllib3_during_a_requests_attempt_is_a_call_of_its_own(
     tmp_path: Path, server: FaultServer, manager: PoolManager
 ) -> None:
     class Refreshing(HTTPAdapter):

@@ -18,7 +18,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.poolmanager import PoolKey
 
 from headrace.adapters.routing import Routing, count_unknown
-from headrace.adapters.urllib3.pools import is_stock, routed
+from headrace.adapters.urllib3.pools import FRONTS, routed
 from headrace.engine.notices import count_ungoverned, passing
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,7 +40,7 @@ class Urllib3Patch:
             pool = original(self, pool_key, request_context)
             if settled.get():
                 return pool
-            if not is_stock(pool):
+            if type(pool) not in FRONTS:
                 # Its calls are not seen, so their paths are not known. The code that asks for it is counted.
                 if passing.get() is None:
                     upstream = routing.of_origin(pool.scheme, pool.host, pool.port or 0)

@@ -1,7 +1,8 @@
 """What a `PoolManager` hands out for an origin that a route names: its own pool, with governed calls in front.
 
-`RoutedHTTPPool` stands for the manager's pool and shares its attributes; it decides
-per call, by path.
+`RoutedHTTPPool` stands for the manager's pool and decides per call, by path. Callers set attributes on the pool that
+they were handed (headers, retries, a client certificate), and the manager's pool has to go by them. So the front keeps
+no settings: it passes on each attribute that is read, set or deleted.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import inspect
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from operator import attrgetter
+from typing import Any, Final
 
 import urllib3
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
@@ -55,14 +57,13 @@ _DEFAULT_MANAGER: object = getattr(urllib3, "_DEFAULT_POOL", None)
 class RoutedHTTPPool(HTTPConnectionPool):
     """A manager's pool that governs the calls that a route names. Thread-safe as the pool behind it.
 
-    It shares every attribute of that pool: a caller that reads or sets one here
-    reads or sets it there. Its own attributes are in slots.
+    It has few attributes of its own, set once. All others are those of the pool behind it, whichever of the two a
+    caller reads or writes. A method that a caller replaces, as mocks do, is replaced here alone: the calls that go to
+    stock must not come back to it.
 
     Attributes:
         stock: The manager's own pool; it makes every call that is not ours.
     """
-
-    __slots__ = ("_base", "_is_settled", "_key", "_made_with", "_of_default_manager", "_routing", "stock")
 
     stock: HTTPConnectionPool
     _base: str
@@ -71,6 +72,53 @@ class RoutedHTTPPool(HTTPConnectionPool):
     _made_with: dict[str, Any]
     _of_default_manager: bool
     _routing: Routing
+
+    # The classes have the first three, and `request` reads the last: `__getattr__` is not asked. A getter in C costs no
+    # Python call.
+    scheme = property(attrgetter("stock.scheme"))
+    ConnectionCls = property(attrgetter("stock.ConnectionCls"))
+    QueueCls = property(attrgetter("stock.QueueCls"))
+    headers = property(attrgetter("stock.headers"))
+
+    def __init__(
+        self,
+        stock: HTTPConnectionPool,
+        key: PoolKey,
+        routing: Routing,
+        *,
+        of_default_manager: bool,
+        is_settled: bool,
+        made_with: dict[str, Any],
+    ) -> None:
+        # Stock's `__init__` is not called: it would make a queue and settings of its own.
+        host = f"[{stock.host}]" if ":" in stock.host else stock.host
+        vars(self).update(
+            stock=stock,
+            _base=f"{stock.scheme}://{host}:{stock.port}",
+            _is_settled=is_settled,
+            _key=key,
+            _made_with=made_with,
+            _of_default_manager=of_default_manager,
+            _routing=routing,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self).get("stock"), name)  # a copy that is being made has no stock yet
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in vars(self) or callable(getattr(type(self), name, None)):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.stock, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in vars(self):
+            super().__delattr__(name)
+        else:
+            delattr(self.stock, name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *dir(self.stock)})
 
     def urlopen(  # type: ignore[override]  # as urllib3 itself overrides it
         self,
@@ -97,6 +145,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
             urllib3.exceptions.HTTPError: What stock raises: MaxRetryError around what the last attempt raised,
                 or that itself where *retries* is False.
         """
+        stock = self.stock
         upstream = self._upstream_of(url, headers)
         limit = timeout
         if not (redirect or assert_same_host or preload_content or decode_content) and _is_none_thrice(
@@ -121,31 +170,31 @@ class RoutedHTTPPool(HTTPConnectionPool):
         if upstream is None or upstream.mode != "enforce":
 
             def go() -> BaseHTTPResponse:  # no partial: its repr would show the arguments, with credentials
-                return self.stock.urlopen(method, url, body, retries=wanted, **asked)
+                return stock.urlopen(method, url, body, retries=wanted, **asked)
 
             wanted = retries
             if upstream is None or upstream.mode == "off":
                 return go()
             if not isinstance(retries, Retry):
-                retries = Retry.from_int(retries, redirect=redirect, default=self.retries)
+                retries = Retry.from_int(retries, redirect=redirect, default=stock.retries)
             request = Request(
                 None,
                 method.upper(),
-                self.headers if headers is None else headers,
+                stock.headers if headers is None else headers,
                 self._timeouts(upstream.plan.timeouts, limit, pool_timeout),
                 not preload_content,
                 position_of(body)[0],
             )
             return _observed(upstream, go, request, retries)
         if not isinstance(retries, Retry):
-            retries = Retry.from_int(retries, redirect=redirect, default=self.retries)
+            retries = Retry.from_int(retries, redirect=redirect, default=stock.retries)
         if is_default(retries):
             retries = redirects_only(retries)
         tries = None
         if retries_itself(retries):
             tries = Tries(upstream)
             retries = retries if position_of(body)[0] else unsent_only(retries)
-        hop = _Hop(self, upstream, self._timeouts(upstream.plan.timeouts, limit, pool_timeout), tries)
+        hop = _Hop(stock, upstream, self._timeouts(upstream.plan.timeouts, limit, pool_timeout), tries)
         hop.front, hop.release_conn = self, release_conn
         try:
             return HTTPConnectionPool.urlopen(hop, method, url, body, retries=retries, **asked)
@@ -161,6 +210,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
 
     def _upstream_of(self, url: str, headers: Mapping[str, str] | None) -> Upstream | None:
         """The upstream that governs a call to *url* through this pool, or None: the call goes to stock."""
+        stock = self.stock
         attempt = current_attempt.get()
         if (
             attempt is not None
@@ -174,7 +224,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
         if url.startswith("/"):
             # As stock will do it. A parser of URLs would take out tabs and newlines.
             url = self._base + quoted(url)
-        elif self.proxy is None and not self.is_same_host(url):
+        elif stock.proxy is None and not stock.is_same_host(url):
             return None
         upstream = self._routing.find(url)
         if upstream is None:
@@ -182,14 +232,14 @@ class RoutedHTTPPool(HTTPConnectionPool):
             return None
         if upstream.mode == "off":
             return None
-        if self.proxy is not None:
+        if stock.proxy is not None:
             count_ungoverned(upstream, "proxy")
             return None
-        if self._is_settled or self.conn_kw != self._made_with or self.ConnectionCls.__module__ != STOCK:
+        if self._is_settled or stock.conn_kw != self._made_with or stock.ConnectionCls.__module__ != STOCK:
             count_ungoverned(upstream, "manager")
             return None
         tls = upstream.plan.tls
-        if tls is not None and self.scheme == "https" and brings_own_tls(self._key, tls, self):
+        if tls is not None and stock.scheme == "https" and brings_own_tls(self._key, tls, stock):
             count_ungoverned(upstream, "tls")
             return None
         return upstream
@@ -199,7 +249,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
         if self._of_default_manager and timeout == _TIMEOUT_OF_REQUEST:
             timeout = NOT_GIVEN
         elif timeout is NOT_GIVEN:
-            timeout = self.timeout
+            timeout = self.stock.timeout
         limits = timeouts_of_call(plan, timeout)
         return limits if pool_timeout is None else replace(limits, acquire_s=float(pool_timeout))
 
@@ -210,13 +260,12 @@ class RoutedHTTPPool(HTTPConnectionPool):
 class RoutedHTTPSPool(RoutedHTTPPool, HTTPSConnectionPool):
     """The same over TLS."""
 
-    __slots__ = ()
 
-
-_FRONTS: dict[type[HTTPConnectionPool], type[RoutedHTTPPool]] = {
+FRONTS: Final[Mapping[type[HTTPConnectionPool], type[RoutedHTTPPool]]] = {
     HTTPConnectionPool: RoutedHTTPPool,
     HTTPSConnectionPool: RoutedHTTPSPool,
 }
+"""By urllib3's own classes. The pools of a manager with other classes are not reached."""
 
 
 def _is_none_thrice(timeout: Any) -> bool:
@@ -230,11 +279,6 @@ def _observed(
     return observed(upstream, go, request, status_of=status_of, facts_of=facts_of, nth_try=int(is_own))
 
 
-def is_stock(pool: HTTPConnectionPool) -> bool:
-    """Whether *pool* is of urllib3's own class. The pools of a manager with other classes are not reached."""
-    return type(pool) in _FRONTS
-
-
 def routed(
     stock: HTTPConnectionPool, key: PoolKey, routing: Routing, *, manager: PoolManager
 ) -> RoutedHTTPPool:
@@ -246,23 +290,22 @@ def routed(
     Args:
         key: The key under which *manager* keeps *stock*.
     """
-    reference: weakref.ref[RoutedHTTPPool] | None = stock.__dict__.get(_FRONT)
+    notes = vars(stock)
+    reference: weakref.ref[RoutedHTTPPool] | None = notes.get(_FRONT)
     front = None if reference is None else reference()
     if front is None or front._routing is not routing:
-        kind = _FRONTS[type(stock)]
-        front = kind.__new__(kind)
-        host = f"[{stock.host}]" if ":" in stock.host else stock.host
-        front.stock = stock
-        front._base = f"{stock.scheme}://{host}:{stock.port}"
-        front._key = key
-        made = stock.__dict__.get(_MADE_WITH)
+        made = notes.get(_MADE_WITH)
         if made is None:
-            made = stock.__dict__[_MADE_WITH] = is_settled_by_manager(manager, key), stock.conn_kw.copy()
-        front._is_settled, front._made_with = made
-        front._of_default_manager = manager is _DEFAULT_MANAGER
-        front._routing = routing
-        front.__dict__ = stock.__dict__
-        stock.__dict__[_FRONT] = weakref.ref(front)
+            made = notes[_MADE_WITH] = is_settled_by_manager(manager, key), stock.conn_kw.copy()
+        front = FRONTS[type(stock)](
+            stock,
+            key,
+            routing,
+            of_default_manager=manager is _DEFAULT_MANAGER,
+            is_settled=made[0],
+            made_with=made[1],
+        )
+        notes[_FRONT] = weakref.ref(front)
     return front
 
 
