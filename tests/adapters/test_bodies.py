@@ -96,10 +96,10 @@ CAN_BE_SENT_AGAIN = [
     pytest.param(lambda: bytearray(b"whole"), id="bytearray"),
     pytest.param(lambda: memoryview(b"whole"), id="memoryview"),
     pytest.param(lambda: io.BytesIO(b"whole"), id="file in memory"),
-    pytest.param(lambda: at(5, io.BytesIO(b"skip|whole")), id="file in memory, amid"),
+    pytest.param(lambda: at(5, io.BytesIO(b"skip|whole")), id="file in memory, from its middle"),
     pytest.param(lambda: io.StringIO("whole"), id="text file"),
     pytest.param(lambda: real_file(b"whole"), id="file"),
-    pytest.param(lambda: at(5, real_file(b"skip|whole")), id="file, amid"),
+    pytest.param(lambda: at(5, real_file(b"skip|whole")), id="file, from its middle"),
     pytest.param(lambda: spooled(b"whole"), id="spooled file"),
     pytest.param(lambda: mapped(b"whole"), id="mapped file"),
 ]

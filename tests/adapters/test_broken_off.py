@@ -39,8 +39,8 @@ def outlived(leases: Any) -> None:
     leases.tend(time.monotonic() + 100.0)
 
 
-def outcome_of(act: Callable[[], Any], amid: Callable[[], None]) -> Any:
-    """What *act* returns or raises, with *amid* done while it runs."""
+def outcome_of(act: Callable[[], Any], meanwhile: Callable[[], None]) -> Any:
+    """What *act* returns or raises, with *meanwhile* done while it runs."""
     found: list[Any] = []
 
     def run() -> None:
@@ -51,7 +51,7 @@ def outcome_of(act: Callable[[], Any], amid: Callable[[], None]) -> Any:
 
     thread = threading.Thread(target=run)
     thread.start()
-    amid()
+    meanwhile()
     thread.join(10.0)
     assert not thread.is_alive(), "it goes on"
     return found[0]
@@ -61,10 +61,10 @@ def outcome_of(act: Callable[[], Any], amid: Callable[[], None]) -> Any:
 @pytest.mark.parametrize(
     "reply",
     [
-        pytest.param(Answer(body=b"x" * 1000, drip_body_s=0.05), id="amid a framed body"),
+        pytest.param(Answer(body=b"x" * 1000, drip_body_s=0.05), id="during a framed body"),
         pytest.param(
             Answer(body=b"x" * 1000, drip_body_s=0.05, framed=False, close=True),
-            id="amid a body that ends with its connection",
+            id="during a body that ends with its connection",
         ),
         pytest.param(Silence(), id="before the answer"),
     ],
@@ -93,12 +93,12 @@ def test_it_is_no_answer_and_is_not_held_against_the_upstream(
         billing = hr.snapshot.upstream("billing")
         server.always(reply)
 
-        def amid() -> None:
+        def meanwhile() -> None:
             server.wait_for(lambda: len(server.requests) == 1)
             time.sleep(0.2)  # some of the body has come
             break_off(billing.endpoint.pool.leases)
 
-        error = outcome_of(lambda: read(call(hr, server.url, stream=stream)), amid)
+        error = outcome_of(lambda: read(call(hr, server.url, stream=stream)), meanwhile)
 
         assert isinstance(error, call.error)
         told = error if hasattr(error, "headrace") else error.args[0]  # requests wraps an error of a stream

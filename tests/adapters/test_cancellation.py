@@ -141,7 +141,7 @@ def test_a_call_on_a_pooled_connection_is_cut_and_not_sent_again(
 
 
 @pytest.mark.parametrize("framed", [True, False])
-def test_a_call_amid_its_body_is_cut(
+def test_a_call_during_its_body_is_cut(
     tmp_path: Path, call: Surface, server: FaultServer, framed: bool
 ) -> None:
     """A body that ends with its connection looks whole when we shut that: half an answer must not be one."""

@@ -1,4 +1,4 @@
-"""NTLM, Negotiate and Kerberos authenticate a connection: it serves whom it would under stock, and nobody else."""
+"""NTLM, Negotiate and Kerberos authenticate a connection: it serves the same callers as under stock, and no other."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _file(server: Authenticating, keys: str = "") -> str:
 
 
 def user(answer: Any) -> str:
-    """Whom the server took us for; "-" for nobody."""
+    """The user that the server took us for; "-" for none."""
     status = answer.status_code if isinstance(answer, requests.Response) else answer.status
     text = answer.text if isinstance(answer, requests.Response) else answer.data.decode()
     return "-" if status == 401 else text
@@ -148,7 +148,7 @@ def a_pool_whose_manager_has_gone(url: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_everybody_gets_the_answers_that_stock_would_give_him(
+def test_every_caller_gets_the_answers_that_stock_would_give(
     name: str, tmp_path: Path, server: Authenticating
 ) -> None:
     """failures.md 54."""
@@ -215,7 +215,7 @@ def test_a_call_by_name_that_is_not_governed_authenticates_for_itself_alone_too(
             assert user(handle.urlopen("GET", "/")) == "-"
 
 
-def test_the_third_message_meets_the_connection_of_the_second_amid_the_calls_of_others(
+def test_the_third_message_meets_the_connection_of_the_second_during_the_calls_of_others(
     hr: headrace.Headrace, server: Authenticating
 ) -> None:
     """failures.md 54."""

@@ -188,7 +188,7 @@ def test_the_deadline_that_cuts_the_only_attempt_is_what_is_raised(
 
 
 @pytest.mark.parametrize("behaviour", [FAILING_TO_THE_END_OF_THE_CONNECTION, ENDLESS_HEADERS])
-def test_a_cut_never_passes_for_an_answer_however_often_it_falls_amid_one(
+def test_a_cut_never_passes_for_an_answer_however_often_it_falls_within_one(
     tmp_path: Path, get: Callable[..., Get], behaviour: Endless
 ) -> None:
     """http.client takes the end of the connection for the end of such a body, and of a head."""

@@ -46,7 +46,7 @@ def server() -> Iterator[FaultServer]:
 def test_a_failed_answer_that_is_large_or_slow_is_closed_and_does_not_hold_up_the_next_attempt(
     tmp_path: Path, server: FaultServer, call: Surface, answer: Answer
 ) -> None:
-    """Whoever retries, headrace or the caller: 64 KiB, half a second, and on with it.
+    """Whether headrace retries or the caller: 64 KiB, half a second, and on with it.
 
     failures.md 15.
     """
@@ -141,7 +141,7 @@ def test_the_body_of_a_failed_answer_that_would_be_read_whole_is_cut_with_its_at
 
 
 @pytest.mark.parametrize("answer", ENDLESS)
-def test_amid_the_tries_of_a_session_it_is_cut_as_well(
+def test_during_the_tries_of_a_session_it_is_cut_as_well(
     tmp_path: Path, server: FaultServer, answer: Endless
 ) -> None:
     """By urllib3's rules a 503 that was cut is a 503: its status, not the broken body, makes the next try."""

@@ -1,4 +1,4 @@
-"""Errors of the caller's own code that run through a call: they are his, and leave as they are."""
+"""Errors of the caller's own code that run through a call: they belong to the caller, and leave as they are."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_signal_handlers_timeout_leaves_at_once_unretried_and_unblamed(
 
 @pytest.mark.parametrize("stream", [False, True], ids=["buffered", "streamed"])
 @ON_EACH
-def test_amid_a_body_it_leaves_as_well(
+def test_during_a_body_it_leaves_as_well(
     tmp_path: Path, served: tuple[FaultServer, str], call: Surface, stream: bool
 ) -> None:
     """failures.md 68."""
@@ -117,7 +117,7 @@ def test_amid_a_body_it_leaves_as_well(
         assert hr.status()["upstreams"]["billing"]["pool"]["inuse"] == 0
 
 
-def test_amid_sending_it_is_not_a_stall(tmp_path: Path, served: tuple[FaultServer, str]) -> None:
+def test_during_sending_it_is_not_a_stall(tmp_path: Path, served: tuple[FaultServer, str]) -> None:
     """failures.md 68."""
     server, text = served
     server.sip_s = 60.0
@@ -126,8 +126,8 @@ def test_amid_sending_it_is_not_a_stall(tmp_path: Path, served: tuple[FaultServe
     assert server.first_lines == 1
 
 
-def test_amid_connecting_no_further_address_is_tried(tmp_path: Path) -> None:
-    """failures.md 68. And amid the handshake nothing is sent."""
+def test_during_connecting_no_further_address_is_tried(tmp_path: Path) -> None:
+    """failures.md 68. And during the handshake nothing is sent."""
     authority = trustme.CA()
     with (
         FaultServer(tls=server_context(authority)) as server,

@@ -119,7 +119,9 @@ def test_a_limit_holds_in_frozen_time(tmp_path: Path, freeze: Freeze, at: dateti
 
 
 @INSTANTS
-def test_time_may_freeze_and_thaw_amid_a_call(tmp_path: Path, freeze: Freeze, at: datetime.datetime) -> None:
+def test_time_may_freeze_and_thaw_during_a_call(
+    tmp_path: Path, freeze: Freeze, at: datetime.datetime
+) -> None:
     """failures.md 69."""
     with FaultServer() as server, running(tmp_path, rules(server.url)) as hr, ThreadPoolExecutor(2) as pool:
         server.always(Answer(delay_s=0.3))

@@ -71,7 +71,7 @@ def test_with_the_callers_own_retries_it_is_blamed_as_well(tmp_path: Path, garba
 
 @pytest.mark.parametrize("garbage", IN_THE_BODY)
 @across(HANDLE, URLOPEN)
-def test_amid_a_streamed_body_it_turns_the_success_into_a_failure(
+def test_during_a_streamed_body_it_turns_the_success_into_a_failure(
     tmp_path: Path, call: Surface, garbage: str
 ) -> None:
     """failures.md 64."""

@@ -80,7 +80,7 @@ def test_an_interrupt_anywhere_in_an_observed_call_is_not_counted_as_a_call_unde
         point = 0
         while True:
             point += 1
-            # In our own code: amid stock's queue it leaves a lock locked, and stock then waits for that for good.
+            # In our own code: inside stock's queue it leaves a lock locked, and stock then waits for that for good.
             if not interrupted_within(OBSERVING, point, lambda: requests.get(server.url))[0]:
                 break
             if hr.status()["upstreams"]["billing"]["pool"]["inuse"]:

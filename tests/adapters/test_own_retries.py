@@ -41,7 +41,7 @@ def retry(total: int | None = 2, **kw: Any) -> Retry:
 
 @dataclass
 class Caller:
-    """Somebody who brings retries of his own, through requests or urllib3."""
+    """A caller that brings retries of its own, through requests or urllib3."""
 
     library: str
     call: Callable[..., Any]
@@ -295,7 +295,7 @@ def test_further_tries_pay_from_the_budget_and_are_made_when_it_is_empty(
         assert len(server.requests) == 13
 
 
-def test_an_interrupt_amid_the_callers_pause_is_counted_and_leaves_nothing(
+def test_an_interrupt_during_the_callers_pause_is_counted_and_leaves_nothing(
     tmp_path: Path, server: FaultServer, caller: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(self: Retry, response: Any = None) -> None:

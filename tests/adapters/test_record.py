@@ -58,7 +58,7 @@ def withheld(caplog: pytest.LogCaptureFixture) -> list[Any]:
 def test_a_post_that_is_not_retried_says_so_on_its_answer_and_once_in_the_log(
     tmp_path: Path, server: FaultServer, send: Send, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not retried by default, and whoever wonders why is told, with the key that changes it.
+    """Not retried by default, and the note says why, with the key that changes it.
 
     failures.md 10.
     """

@@ -37,7 +37,7 @@ def test_a_dead_reused_connection_costs_neither_an_attempt_nor_the_budget(tmp_pa
 def test_what_was_sent_over_the_dead_connection_may_have_arrived_though_no_fresh_one_could_be_made(
     tmp_path: Path,
 ) -> None:
-    """The upstream goes down amid a keyed POST: the retry says that it is one, and no fallback does it again."""
+    """The upstream goes down during a keyed POST: the retry says that it is one, and no fallback does it again."""
     with FaultServer() as server, running(tmp_path, rules(server.url, FAST)):
         requests.get(server.url)
 

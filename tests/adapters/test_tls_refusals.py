@@ -157,7 +157,7 @@ def test_a_refusal_that_will_not_change_is_neither_retried_nor_blamed_and_says_w
 
 @pytest.mark.parametrize(("make", "version"), [one for one in CASES if "1.3" not in str(one.id)])
 def test_observed_it_is_not_blamed(tmp_path: Path, make: Make, version: ssl.TLSVersion) -> None:
-    """failures.md 71. Amid the handshake: stock does not look at what comes after its connection's failed write."""
+    """failures.md 71. During the handshake: stock does not look at what comes after its connection's failed write."""
     with refusing(make, version, tmp_path, "    mode: observe\n") as (hr, _, _):
         for _ in range(3):
             with pytest.raises((requests.ConnectionError, *SSL_ERRORS)):

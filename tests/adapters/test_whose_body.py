@@ -97,7 +97,7 @@ def test_a_body_that_drips_is_cut_by_the_deadline(
         assert hr.status()["upstreams"]["billing"]["pool"]["inuse"] == 0
 
 
-def test_silence_amid_a_good_body_is_bounded_by_read(
+def test_silence_during_a_good_body_is_bounded_by_read(
     tmp_path: Path, get: Callable[[headrace.Headrace, str], Get]
 ) -> None:
     limits = "    timeouts: {attempt: 10s, read: 200ms, deadline: 30s}\n    retry: {max_attempts: 1}\n"
@@ -191,7 +191,7 @@ def test_a_redirect_whose_body_is_broken_is_followed_as_requests_follows_it(
         assert server.first_lines == 2
         assert hr.status()["upstreams"]["billing"]["circuit_breaker"]["state"] == "closed"
 
-        # Who does not follow it gets what stock gives him: an error only where a Content-Length was promised.
+        # A caller that does not follow it gets what stock gives: an error only where a Content-Length was promised.
         def ask() -> requests.Response:
             if way == "handle":
                 return hr.upstream("billing").get("/a", allow_redirects=False)
@@ -220,7 +220,7 @@ def test_a_redirect_whose_body_is_broken_is_followed_as_requests_follows_it(
         pytest.param(Answer(401, body=b"words"), id="401"),
     ],
 )
-def test_whoever_looks_at_the_raw_answer_before_the_session_finds_its_body(
+def test_code_that_looks_at_the_raw_answer_before_the_session_finds_its_body(
     tmp_path: Path, mode: str, who: str, own_retries: bool, reply: Answer
 ) -> None:
     """failures.md 56. A response hook, or a `send` around ours."""
@@ -263,7 +263,7 @@ def test_a_hook_may_stream_the_raw_answer_decoded(tmp_path: Path, mode: str, jud
         else:
             answer = session.get(server.url, hooks={"response": hook})
         assert b"".join(seen) == b"words"
-        assert answer.content == b""  # as in stock: he has read it
+        assert answer.content == b""  # as in stock: the caller has read it
 
 
 @pytest.mark.parametrize("hooks", [{}, None], ids=["none", "None"])
@@ -283,7 +283,7 @@ def reads_it(response: requests.Response) -> bool:
 def test_once_the_session_has_read_the_content_the_raw_answer_is_read(
     tmp_path: Path, own_retries: bool
 ) -> None:
-    """As in stock, whoever might have looked at it before: what is read is kept once."""
+    """As in stock, whatever code has looked at it before: what is read is kept once."""
     retries = Retry(2) if own_retries else 0
     with FaultServer() as server, running(tmp_path, rules(server.url)), requests.Session() as session:
         server.always(Answer(body=b"words"))

@@ -1,4 +1,4 @@
-"""`hint:` lines of `headrace check`: whoever retries around a governed call multiplies with it."""
+"""`hint:` lines of `headrace check`: retries around a governed call multiply with its own."""
 
 from __future__ import annotations
 

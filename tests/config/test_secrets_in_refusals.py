@@ -55,7 +55,7 @@ def test_no_secret_is_among_the_locals_of_a_refusal(
 
 
 def test_a_handle_whose_name_has_left_the_file_can_be_reported(tmp_path: Path) -> None:
-    """failures.md 65: its repr raised amid the report of just that."""
+    """failures.md 65: its repr raised during the report of just that."""
     file = tmp_path / "u.yaml"
     file.write_text("upstreams: {a: {base_url: 'http://a'}, b: {base_url: 'http://b'}}\n")
     with headrace.Headrace(file) as hr:

@@ -334,7 +334,7 @@ def test_headrace_starts_before_the_application_and_closes_after_it() -> None:
     assert headrace.log == ["headrace.start", "app.startup", "app.shutdown", "headrace.close"]
 
 
-def test_a_given_headrace_is_started_but_left_open_for_whoever_made_it() -> None:
+def test_a_given_headrace_is_started_but_left_open_for_the_code_that_made_it() -> None:
     headrace = FakeHeadrace()
     asyncio.run(live(ASGIMiddleware(living_app(headrace.log), headrace=headrace)))  # type: ignore[arg-type]
     assert headrace.log == ["headrace.start", "app.startup", "app.shutdown"]

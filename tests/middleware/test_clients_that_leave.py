@@ -233,7 +233,7 @@ def test_a_streamed_response_ends_with_its_client(hr: headrace.Headrace, upstrea
         assert_cancelled(outcomes, hr)
 
 
-def test_a_client_that_leaves_amid_its_body_is_noticed_when_the_application_reads(
+def test_a_client_that_leaves_during_its_body_is_noticed_when_the_application_reads(
     hr: headrace.Headrace, upstream: FaultServer
 ) -> None:
     upstream.always(Silence())
@@ -329,7 +329,7 @@ def leave_amid(server: Server, clients: int) -> None:
 
 
 @pytest.mark.parametrize("cancels", [False, True])
-def test_two_hundred_clients_that_leave_amid_a_relayed_stream_hold_no_slot(
+def test_two_hundred_clients_that_leave_during_a_relayed_stream_hold_no_slot(
     cancels: bool, hr: headrace.Headrace, upstream: FaultServer, tmp_path: Path
 ) -> None:
     """failures.md 61. The answer is part of a cycle then, and nobody collects."""

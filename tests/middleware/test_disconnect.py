@@ -131,7 +131,7 @@ def test_at_most_one_message_of_the_body_is_read_ahead() -> None:
     run(test)
 
 
-def test_a_client_that_leaves_amid_its_body_is_noticed_once_what_came_before_was_taken() -> None:
+def test_a_client_that_leaves_during_its_body_is_noticed_once_what_came_before_was_taken() -> None:
     async def test() -> None:
         rig = Rig(part(b"a"), LEFT)
         await settled()
@@ -486,7 +486,7 @@ def test_what_goes_on_after_the_response_is_not_cancelled() -> None:
     run(test)
 
 
-def test_a_client_that_leaves_amid_a_streamed_response_cancels_too() -> None:
+def test_a_client_that_leaves_during_a_streamed_response_cancels_too() -> None:
     async def test() -> None:
         server = Server(WHOLE)
 
@@ -607,7 +607,7 @@ def test_what_a_client_that_left_has_made_fail_is_no_error_of_the_application(
     assert headrace.service.statuses == expected
 
 
-def test_a_bug_amid_the_handling_of_a_cancelled_call_is_the_applications() -> None:
+def test_a_bug_during_the_handling_of_a_cancelled_call_is_the_applications() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         server.messages.put_nowait(LEFT)
         await settled()

@@ -259,7 +259,7 @@ def test_a_call_that_was_under_way_when_another_opened_the_circuit_met_that_tran
 
 @pytest.mark.parametrize("mode", ["annotate", "spans"])
 @across(retrying_adapter(OWN), retrying_call(OWN))
-def test_the_tries_of_a_caller_who_retries_himself_are_told_as_one_calls_retries(
+def test_the_tries_of_a_caller_that_retries_itself_are_told_as_one_calls_retries(
     call: Surface, mode: str, server: FaultServer, spans: Spans, tmp_path: Path
 ) -> None:
     server.next(Answer(503), Answer(503))
@@ -506,7 +506,7 @@ def test_a_transition_is_told_on_the_span_of_the_attempt_and_a_refusal_on_the_cu
 
 def test_an_interrupted_attempt_ends_its_span(server: FaultServer, spans: Spans, tmp_path: Path) -> None:
     class Interrupting(requests.adapters.HTTPAdapter):
-        def build_response(self, *args: Any) -> requests.Response:  # amid the attempt
+        def build_response(self, *args: Any) -> requests.Response:  # during the attempt
             raise KeyboardInterrupt
 
     with running(tmp_path, rules(server.url, FAST, more=tracing("spans"))), requests.Session() as session:
@@ -520,9 +520,11 @@ def test_an_interrupted_attempt_ends_its_span(server: FaultServer, spans: Spans,
     assert attributes(spans.one("op"))["error.type"] == "cancelled"
 
 
-def test_a_call_amid_an_attempt_is_a_span_below_it(server: FaultServer, spans: Spans, tmp_path: Path) -> None:
+def test_a_call_during_an_attempt_is_a_span_below_it(
+    server: FaultServer, spans: Spans, tmp_path: Path
+) -> None:
     class WithToken(requests.adapters.HTTPAdapter):
-        def add_headers(self, request: Any, **kw: Any) -> None:  # amid the attempt
+        def add_headers(self, request: Any, **kw: Any) -> None:  # during the attempt
             request.headers["Authorization"] = hr.upstream("billing").get("/token").text
 
     with (

@@ -726,7 +726,7 @@ def test_failures_during_the_ramp_are_judged_by_the_normal_rules() -> None:
     assert bench.refused(T0 + 14.9).kind is Refusal.OPEN
 
 
-def test_a_circuit_that_opens_amid_its_ramp_has_none_any_more() -> None:
+def test_a_circuit_that_opens_during_its_ramp_has_none_any_more() -> None:
     bench = closed_again(circuit_plan(half_open=RAMP, consecutive_failures=1))
     bench.call(FAILURE, T0 + 6)
 

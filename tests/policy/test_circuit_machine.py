@@ -320,7 +320,7 @@ class CircuitMachine(RuleBasedStateMachine):
         brought_about = self.circuit.apply(plan, self.model.now)
         self.model.apply(plan)
 
-        assert len(self.told) == told, "whoever applies a plan tells of what came of it"
+        assert len(self.told) == told, "the code that applies a plan tells of what came of it"
         assert self.circuit.generation == generation + len(brought_about)
         self.told += brought_about
 

@@ -1,4 +1,4 @@
-"""One circuit, real threads, a real lock. No test sleeps: barriers decide who meets whom."""
+"""One circuit, real threads, a real lock. No test sleeps: barriers decide which threads meet."""
 
 from __future__ import annotations
 

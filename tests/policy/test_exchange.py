@@ -448,7 +448,7 @@ def test_a_probe_that_hangs_is_a_verdict_at_its_first_attempt() -> None:
     assert bench.circuit.state is CircuitState.OPEN
 
 
-def test_the_tries_of_a_caller_who_retries_himself_are_one_call() -> None:
+def test_the_tries_of_a_caller_that_retries_itself_are_one_call() -> None:
     """failures.md 87."""
     first = Bench(nth_try=1)
     first.decide()
@@ -820,7 +820,7 @@ def test_a_key_does_not_make_a_spent_body_replayable() -> None:
     assert bench.after(UNAVAILABLE) == Finish(EndReason.NOT_REPLAYABLE)
 
 
-# The tries of a caller who retries himself
+# The tries of a caller that retries itself
 
 
 @pytest.mark.parametrize(
@@ -831,7 +831,10 @@ def test_a_key_does_not_make_a_spent_body_replayable() -> None:
         pytest.param({"method": "POST", "keyed": True}, True, True, id="by its key"),
         pytest.param({"replayable": False}, False, False, id="not a body that can be sent once"),
         pytest.param(
-            {"replayable": False, "nth_try": 1}, False, True, id="where the caller retries, that is his"
+            {"replayable": False, "nth_try": 1},
+            False,
+            True,
+            id="where the caller retries, that is its own affair",
         ),
         pytest.param({"method": "POST", "nth_try": 2}, False, True, id="whatever the method"),
     ],
@@ -859,7 +862,7 @@ def test_a_callers_try_that_used_up_its_body_is_denied_a_further_one() -> None:
     assert bench.exchange.denied is EndReason.NOT_REPLAYABLE
 
 
-def test_a_callers_first_try_earns_and_his_further_ones_pay_if_they_can() -> None:
+def test_a_callers_first_try_earns_and_its_further_ones_pay_if_they_can() -> None:
     plan = upstream_plan(retry=retry_plan(budget=replace(BUDGET, ratio=1.0, min_per_second=0.0)))
     allowance = RetryAllowance([None])
     bench = Bench(plan, nth_try=1, allowance=allowance)
@@ -880,7 +883,7 @@ def test_a_callers_first_try_earns_and_his_further_ones_pay_if_they_can() -> Non
         assert (bench.budget.balance(T0), len(allowance)) == (0.0, 0)
 
 
-# Whoever it is for has gone
+# The client has gone
 
 
 @dataclass
@@ -919,7 +922,7 @@ def test_who_goes_during_the_pause_gets_no_further_attempt() -> None:
     assert bench.exchange.denied is EndReason.CANCELLED
 
 
-def test_an_answer_that_has_come_is_an_answer_whoever_has_gone() -> None:
+def test_an_answer_that_has_come_is_an_answer_though_its_client_has_gone() -> None:
     gone = Gone()
     bench = Bench(cancellation=gone)
     bench.decide()

@@ -107,7 +107,7 @@ def test_a_fresh_connection_that_never_came_about_does_not_undo_that_it_was_sent
     assert exchange.sent == 1
 
 
-def test_a_caller_who_goes_away_amid_it_leaves_nothing_outstanding() -> None:
+def test_a_caller_that_goes_away_during_it_leaves_nothing_outstanding() -> None:
     exchange = begun()
     exchange.record(replace(DIED), T0 + 0.3)
     exchange.decide(T0 + 0.3)
@@ -177,7 +177,7 @@ def test_otherwise_an_idle_one_will_do(outcome: Outcome) -> None:
     assert not next_send(begun(), outcome).fresh
 
 
-def test_so_does_the_next_try_of_a_caller_who_retries_himself() -> None:
+def test_so_does_the_next_try_of_a_caller_that_retries_itself() -> None:
     first = begun()
     first.record(replace(SILENT), T0 + 4.0)
 

@@ -161,7 +161,7 @@ def test_a_lock_held_while_a_tls_context_is_built_does_not_hang_the_child(tmp_pa
 def test_where_the_fork_hook_was_skipped_the_next_call_renews_before_it_takes_a_lock(
     tmp_path: Path, server: FaultServer
 ) -> None:
-    """Raw fork(2), as uWSGI does it: whoever held a lock is not in the child.
+    """Raw fork(2), as uWSGI does it: a thread that held a lock is not in the child.
 
     Set up by hand in an ordinary child: in one of a bare fork(2) CPython itself may wait for ever for a thread
     that wanted the interpreter lock, which is nobody's to mend but its own.
@@ -187,7 +187,7 @@ def test_where_the_fork_hook_was_skipped_the_next_call_renews_before_it_takes_a_
 
 
 def test_a_child_that_dies_with_a_probe_costs_its_parent_none(tmp_path: Path, server: FaultServer) -> None:
-    """Each process has a circuit of its own: the child's is closed, whatever the parent's was amid.
+    """Each process has a circuit of its own: the child's is closed, whatever the parent's was doing.
 
     failures.md 2.
     """

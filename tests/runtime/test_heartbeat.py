@@ -156,7 +156,7 @@ def test_an_upstream_that_hangs_delays_no_other(tmp_path: Path) -> None:
             )  # the latter where this process was late: it was cut off
 
 
-def test_what_has_answered_goes_back_at_once_whoever_hangs_beside_it(tmp_path: Path) -> None:
+def test_what_has_answered_goes_back_at_once_whatever_hangs_beside_it(tmp_path: Path) -> None:
     """Kept to the end of its round, it was cut off with those that hang: their limit was its own as well."""
     with FaultServer() as hung, FaultServer() as fine:
         hung.at("/healthz", Silence())

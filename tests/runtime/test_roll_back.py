@@ -244,7 +244,7 @@ def test_an_interrupt_anywhere_in_a_with_statement_leaves_nothing(process: Proce
 
         found = interrupted_within(("headrace/app.py",), point, block)
         for one in app.instances():
-            one.close()  # an interrupt before or amid the close itself: a second one finds what is left
+            one.close()  # an interrupt before or during the close itself: a second one finds what is left
         process.assert_clean(point)
         return found
 
@@ -356,7 +356,7 @@ class Lifespan:
         return False
 
 
-def test_a_lifespan_that_is_cancelled_amid_our_start_is_closed_when_that_is_over(
+def test_a_lifespan_that_is_cancelled_during_our_start_is_closed_when_that_is_over(
     process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """failures.md 62."""
@@ -382,8 +382,8 @@ def test_a_lifespan_that_is_cancelled_amid_our_start_is_closed_when_that_is_over
     process.assert_clean("start")
 
 
-@pytest.mark.parametrize("amid", ["startup", "serving"])
-def test_a_lifespan_that_is_cancelled_amid_the_applications_is_closed(amid: str, process: Process) -> None:
+@pytest.mark.parametrize("phase", ["startup", "serving"])
+def test_a_lifespan_that_is_cancelled_during_the_applications_is_closed(phase: str, process: Process) -> None:
     """failures.md 62."""
 
     async def serve() -> None:
@@ -391,7 +391,7 @@ def test_a_lifespan_that_is_cancelled_amid_the_applications_is_closed(amid: str,
 
         async def application(scope: Any, receive: Any, send: Any) -> None:
             await receive()
-            if amid == "serving":
+            if phase == "serving":
                 await send({"type": "lifespan.startup.complete"})
             reached.set()
             await receive()
@@ -402,4 +402,4 @@ def test_a_lifespan_that_is_cancelled_amid_the_applications_is_closed(amid: str,
         assert await lifespan.is_cancelled()
 
     asyncio.run(serve())
-    process.assert_clean(amid)
+    process.assert_clean(phase)

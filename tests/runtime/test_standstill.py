@@ -111,7 +111,7 @@ def test_a_real_hang_is_cut_at_its_limit_and_blamed(tmp_path: Path, served: tupl
 def test_who_waits_for_a_connection_still_gets_the_one_that_comes_free(
     tmp_path: Path, served: tuple[FaultServer, str]
 ) -> None:
-    """failures.md 67. Whoever was to give it back has stood still, too."""
+    """failures.md 67. The thread that was to give it back has stood still, too."""
     server, text = served
     text = text.replace("attempt: 1s", "attempt: 1s, acquire: 1s") + "    pool: {max_connections: 1}\n"
     server.next(Answer(delay_s=0.4))
@@ -122,7 +122,7 @@ def test_who_waits_for_a_connection_still_gets_the_one_that_comes_free(
     assert report["ended"] == ["200 2"] * 2
 
 
-def test_a_handshake_goes_on_after_the_process_was_stopped_amid_it(
+def test_a_handshake_goes_on_after_the_process_was_stopped_during_it(
     tmp_path: Path, authority: trustme.CA
 ) -> None:
     """failures.md 67."""

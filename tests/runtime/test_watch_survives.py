@@ -27,7 +27,7 @@ QUICK = "reload: {debounce: 20ms, poll: 100ms}\n"
 
 NO_PATHS = [
     pytest.param("/run/token\0", id="NUL"),
-    pytest.param("/run/a\0b/token", id="NUL-amid-it"),
+    pytest.param("/run/a\0b/token", id="NUL-in-it"),
     pytest.param("/run/\udfff\ud800", id="lone-surrogates"),
     pytest.param("/run/" + "x" * 5000, id="too-long"),
     pytest.param("/run/" + "x/" * 5000, id="too-deep"),

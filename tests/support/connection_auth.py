@@ -11,7 +11,7 @@ from support.talker import Asked, Line, Talker
 
 
 class Authenticating(Talker):
-    """Whoever has authenticated a connection is served by name on it, whatever comes over it; others get 401.
+    """The one that has authenticated a connection is served by name on it, whatever comes over it; others get 401.
 
     `Authorization: NTLM hello` is answered with a challenge for this connection, `NTLM <challenge> <user>` on the same
     one authenticates it; `Negotiate <user>` and `Kerberos <user>` do so at once. `Basic` and `Bearer` are for one

@@ -69,7 +69,7 @@ class Break:
 
     Attributes:
         at: `request`: after the whole request, without a byte of answer; `head`:
-            amid the head; `body`: after the head and half of the body.
+            during the head; `body`: after the head and half of the body.
         how: `rst`, or `fin`: an orderly end, so that `body` is a truncated body.
     """
 
@@ -465,7 +465,7 @@ class _Connection:
         return True
 
     def read_request(self, nth: int) -> Request | None:
-        """The rest of the request; None when the client has left amid it."""
+        """The rest of the request; None when the client has left during it."""
         while b"\r\n\r\n" not in self.buffer:
             if not self.fill():
                 return None

@@ -100,7 +100,7 @@ def _main(file: str, surface: str, threads: int) -> None:
                 status, length = _call(surface, hr, base)
                 return f"{status} {length}"
             except Exception as error:
-                traceback.print_exception(error)  # for whoever looks at a failed test
+                traceback.print_exception(error)  # for the reader of a failed test
                 verdicts = [one.verdict for one in error.headrace.attempts]  # type: ignore[attr-defined]
                 return f"{type(error).__name__} {' '.join(verdicts)}"
 

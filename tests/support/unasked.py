@@ -36,7 +36,7 @@ def storm(folder: Path, *, threads: int, rounds: int, tls: ssl.SSLContext | None
 
     The server answers a round when all of it has come, so that every call has a connection to itself, and the
     next round begins when what follows every tenth answer is out: half of that in one piece with the answer, half
-    a moment later. Whoever uses such a connection again then has had the means to see it.
+    a moment later. Code that uses such a connection again then has had the means to see it.
     """
     told = Told(calls=threads * rounds)
     answered = threading.Barrier(threads)

@@ -58,9 +58,12 @@ def converse(server: FaultServer, *, requests: int = 1, timeout_s: float = 2.0) 
         ),
         pytest.param(Break("request"), b"", "rst", id="reset for an answer"),
         pytest.param(Break("request", "fin"), b"", "fin", id="closed for an answer"),
-        pytest.param(Break("head"), b"HTTP/1.1 200 OK\r\nCon", "rst", id="reset amid the head"),
+        pytest.param(Break("head"), b"HTTP/1.1 200 OK\r\nCon", "rst", id="reset during the head"),
         pytest.param(
-            Break("body"), b"Content-Length: 100\r\n\r\n" + b"0123456789" * 5, "rst", id="reset amid the body"
+            Break("body"),
+            b"Content-Length: 100\r\n\r\n" + b"0123456789" * 5,
+            "rst",
+            id="reset during the body",
         ),
         pytest.param(Break("body", "fin"), b"\r\n\r\n" + b"0123456789" * 5, "fin", id="truncated body"),
         pytest.param(Raw(b"SSH-2.0-x\r\n"), b"SSH-2.0-x\r\n", "fin", id="garbage"),

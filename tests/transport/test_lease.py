@@ -248,7 +248,7 @@ class LockOfTheLastMoment:
         pytest.param(lambda pool, other: pool.hit_rate(), id="hit_rate"),
     ],
 )
-def test_whoever_lets_the_lock_go_closes_what_was_given_back_meanwhile(
+def test_the_thread_that_lets_the_lock_go_closes_what_was_given_back_meanwhile(
     use: Callable[[Any, Lease[Conn]], object],
 ) -> None:
     r = rig(max_connections=4, min_idle=1)
@@ -373,7 +373,7 @@ def test_a_pool_that_has_shrunk_keeps_what_comes_back_as_before_once_no_more_are
         pytest.param(lambda pool, now: pool.tend(now + 60.0), 1, id="tend"),
     ],
 )
-def test_what_was_given_back_and_not_looked_at_yet_is_idle_to_whoever_asks_first(
+def test_what_was_given_back_and_not_looked_at_yet_is_idle_to_the_first_that_asks(
     use: Callable[[Any, float], int], answer: int
 ) -> None:
     r = rig(max_connections=4, min_idle=1, idle_timeout_s=60.0)

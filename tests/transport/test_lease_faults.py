@@ -1,4 +1,4 @@
-"""One lease, waiter or connection that raises amid the bookkeeping costs nobody else anything."""
+"""One lease, waiter or connection that raises during the bookkeeping costs nobody else anything."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def broken_for(r: Rig, step: str, is_it: Callable[..., bool]) -> None:
     setattr(r.pool, step, act)
 
 
-def test_an_interrupt_amid_a_refusal_leaves_the_pool_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_during_a_refusal_leaves_the_pool_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """failures.md 59. The token of the refused lease was never hashed: collected, it could not be looked up."""
     r = rig(max_connections=1, when_full="reject")
     held = r.lease()
@@ -209,7 +209,7 @@ def test_a_child_gives_up_every_inherited_connection_though_one_raises() -> None
     assert faults(r) == ["Broken: discard"]
 
 
-def test_what_a_signals_handler_raises_amid_the_loop_reaches_its_thread() -> None:
+def test_what_a_signals_handler_raises_during_the_loop_reaches_its_thread() -> None:
     """Celery's soft time limit is an Exception: it is no fault of the lease that it hits."""
     r = rig(max_connections=1)
     held = r.lease()

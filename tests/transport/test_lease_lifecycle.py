@@ -75,7 +75,7 @@ def test_a_connection_broken_off_is_not_used_again_whatever_its_holder_says() ->
     assert r.counters.closed == {"error": 1}
 
 
-def test_a_connection_broken_off_amid_its_return_is_not_used_again_either() -> None:
+def test_a_connection_broken_off_during_its_return_is_not_used_again_either() -> None:
     r = rig()
     lease = r.lease()
     assert lease.token is not None
@@ -117,7 +117,7 @@ def test_a_lease_is_ended_in_place_of_its_holder() -> None:
     assert r.counters.closed == {"abandoned": 1}
 
 
-def test_one_ended_amid_its_return_is_not_used_again() -> None:
+def test_one_ended_during_its_return_is_not_used_again() -> None:
     r = rig(max_connections=1)
     lease = r.lease()
     conn, token = lease.conn, lease.token
@@ -483,7 +483,7 @@ def test_counters_and_hit_rate_agree_after_failures_waits_and_replacements() -> 
     assert sum(r.counters.wait.counts) == 4
 
 
-def test_who_waits_leaves_the_queue_when_whoever_it_is_for_has_gone_and_the_slot_is_not_lost() -> None:
+def test_a_waiter_leaves_the_queue_when_its_client_has_gone_and_the_slot_is_not_lost() -> None:
     r = rig(max_connections=1)
     lease = r.lease()
     tokens: list[Any] = []
@@ -500,7 +500,7 @@ def test_who_waits_leaves_the_queue_when_whoever_it_is_for_has_gone_and_the_slot
     assert not r.pool.abort(tokens[0])
 
 
-def test_one_who_has_gone_before_he_is_in_the_queue_leaves_it_at_once() -> None:
+def test_one_that_has_gone_before_it_is_in_the_queue_leaves_it_at_once() -> None:
     r = rig(max_connections=1)
     r.lease()
     with pytest.raises(LeaseCancelled, match="has gone"):

@@ -49,7 +49,7 @@ class Gate:
 
 
 class Person:
-    """Somebody whom a peer may authenticate a connection for."""
+    """An owner that a peer may authenticate a connection for."""
 
 
 class Caller:
@@ -204,7 +204,7 @@ class LeaseMachine(RuleBasedStateMachine):
     @rule(pick=picks, nth=people)
     @precondition(lambda self: self.held)
     def authenticate(self, pick: int, nth: int | None) -> None:
-        """The peer now knows who is on it; None: nobody whom one could refer to."""
+        """The peer now knows who is on it; None: no owner that one could refer to."""
         self.authenticate_one(self.held[pick % len(self.held)], nth)
 
     def authenticate_one(self, lease: Lease[Conn], nth: int | None) -> None:

@@ -1,4 +1,4 @@
-"""A connection that its peer has authenticated is one caller's: passed over by others, closed after him."""
+"""A connection that its peer has authenticated is one caller's: passed over by others, closed after it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.leases import Conn, Rig, rig
 
 
 class Owner:
-    """Whoever can be referred to weakly."""
+    """An owner that can be referred to weakly."""
 
 
 def owned(r: Rig, owner: object, name: str = "own") -> Conn:

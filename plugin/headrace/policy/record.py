@@ -173,7 +173,7 @@ _WHY: Mapping[EndReason, str] = MappingProxyType(
         EndReason.CANCELLED: "the caller went away",
         EndReason.RESPONSE_TOO_LARGE: "the body is larger than pool.max_response_body",
         EndReason.LOCAL_ERROR: "the request could not be made, or the caller's own code ended it",
-        EndReason.DELEGATED: "further tries were up to the caller, who brings retries of his own",
+        EndReason.DELEGATED: "further tries were up to the caller, which brings retries of its own",
         **_DENIALS,
     }
 )

@@ -42,7 +42,7 @@ def lint(settings: Settings, written: Written) -> Iterator[Problem]:
         if not upstream.tls.verify:
             yield written.problem(
                 (*base, "tls", "verify"),
-                "false: whoever can reach the connection can read and change it",
+                "false: anyone who can reach the connection can read and change it",
                 "write: ca: with the file of the authority that signed the upstream's certificate",
             )
 

@@ -1157,7 +1157,7 @@ class LeasePool(Generic[C]):
         lease.waited_s = waited_s = self._clock() - started
         if view is not None:
             if lease.aborted is not None:
-                raise LeaseCancelled("whoever waited has gone", view, waited_s=waited_s)
+                raise LeaseCancelled("the caller that waited has gone", view, waited_s=waited_s)
             if not gave_up and not self._stopped:
                 raise LeaseRejected("the pool could not serve this waiter", view, waited_s=waited_s)
             if not gave_up:

@@ -157,5 +157,5 @@ _ABANDONED = (
 
 def _broken_off(lease: Lease[Any]) -> ConnectionAbortedError:
     return ConnectionAbortedError(
-        _ABANDONED if lease.aborted == "abandoned" else "the call was broken off amid the body"
+        _ABANDONED if lease.aborted == "abandoned" else "the call was broken off during the body"
     )
