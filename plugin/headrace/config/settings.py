@@ -52,6 +52,14 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
+    def with_defaults(self, defaults: dict[str, object]) -> Self:
+        """This section with other *defaults*. They do not count as written: `model_fields_set` is as before."""
+        if not defaults:
+            return self
+        values = {**vars(self), **defaults}
+        # pydantic's plugin for mypy says Section
+        return type(self).model_construct(self.model_fields_set, **values)  # type: ignore[return-value]
+
 
 class RequestId(Section):
     """How an inbound request gets its id."""
@@ -186,7 +194,7 @@ class Timeouts(Section):
 
         A limit that was written and could not apply is a problem (`checks`).
         """
-        written, values = self.model_fields_set, self.__dict__  # the model is frozen for everybody else
+        values, cut = vars(self).copy(), dict[str, object]()
         for inner, outer in (
             ("attempt", "deadline"),
             ("acquire", "deadline"),
@@ -195,9 +203,9 @@ class Timeouts(Section):
             ("write", "attempt"),
         ):
             limit = values[outer]
-            if inner not in written and limit is not None and values[inner] > limit:
-                values[inner] = limit
-        return self
+            if inner not in self.model_fields_set and limit is not None and values[inner] > limit:
+                values[inner] = cut[inner] = limit
+        return self.with_defaults(cut)
 
 
 class TcpKeepalive(Section):
@@ -310,15 +318,14 @@ class Pool(Section):
             and "min" not in adaptive.model_fields_set
             and adaptive.min > self.max_connections
         ):
-            cut = adaptive.model_copy(update={"min": self.max_connections})
-            self.__dict__["adaptive"] = cut  # the model is frozen for everybody else
+            return self.with_defaults({"adaptive": adaptive.with_defaults({"min": self.max_connections})})
         return self
 
     @model_validator(mode="after")
     def _cut_defaults(self) -> Self:
         """As `Timeouts._cut_defaults`."""
-        if "max_idle" not in self.model_fields_set:
-            self.__dict__["max_idle"] = min(self.max_idle, self.max_connections)
+        if "max_idle" not in self.model_fields_set and self.max_idle > self.max_connections:
+            return self.with_defaults({"max_idle": self.max_connections})
         return self
 
 
@@ -369,7 +376,7 @@ class Backoff(Section):
     def _cut_throttled(self) -> Self:
         written = self.model_fields_set
         if "throttled" not in written and "max" in written and self.throttled > self.max:
-            self.__dict__["throttled"] = self.max  # the model is frozen for everybody else
+            return self.with_defaults({"throttled": self.max})
         return self
 
 
@@ -455,7 +462,7 @@ class Window(Section):
     @model_validator(mode="after")
     def _default_count(self) -> Self:
         if self.type == "count" and "size" not in self.model_fields_set:
-            self.__dict__["size"] = 100  # the model is frozen for everybody else
+            return self.with_defaults({"size": 100})
         return self
 
 
@@ -543,7 +550,7 @@ class CircuitBreaker(Section):
             and "minimum_calls" not in self.model_fields_set
             and self.minimum_calls > size
         ):
-            self.__dict__["minimum_calls"] = size  # the model is frozen for everybody else
+            return self.with_defaults({"minimum_calls": size})
         return self
 
 
