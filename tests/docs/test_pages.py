@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 import headrace
 from headrace.config.source.sources import KNOWN_VARIABLES
@@ -18,6 +19,7 @@ from support.pages import (
     outline,
     pages,
     rule_files,
+    section,
     sessions,
     shown,
     tables,
@@ -40,6 +42,11 @@ BESIDE = sorted((ROOT / ".github").glob("*.md"))
 """What is read in the repository alone."""
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def parts(page: str) -> list[tuple[str, str]]:
+    """Each heading of *page* with what is below it."""
+    return [(title, section(page, title)) for _, title in outline(text(page)) if title is not None]
 
 
 def anchors(file: Path) -> set[str]:
@@ -109,6 +116,18 @@ def test_the_contents_list_every_page_once_by_its_title() -> None:
         if page not in {"README", "index"}
     }
     assert listed == titled
+
+
+def test_the_site_has_the_pages_in_the_order_of_the_contents() -> None:
+    site = yaml.safe_load((ROOT / ".ci/mkdocs.yml").read_text("utf-8"))
+    groups = {
+        name: files for group in site["nav"] if isinstance(group, dict) for name, files in group.items()
+    }
+    contents = {
+        heading: re.findall(r"^- \[.*?\]\((\S+)\)", part, re.MULTILINE) for heading, part in parts("index")
+    }
+    assert groups == {heading: files for heading, files in contents.items() if heading != "headrace"}
+    assert site["nav"][:2] == ["index.md", *contents["headrace"]]
 
 
 def test_every_variable_and_every_public_name_is_mentioned() -> None:
