@@ -127,6 +127,12 @@ class Connection(Generic[C]):
     expires_at: float
     uses: int
 
+    def over(self, now: float, idle_timeout_s: float) -> CloseReason | None:
+        """Why it is not used again although its peer may still be there; None: it may be."""
+        if now >= self.expires_at:
+            return "lifetime"
+        return "idle" if now - self.idle_since >= idle_timeout_s else None
+
     def __repr__(self) -> str:
         return f"<Connection, {self.uses} uses, {self.conn!r}>"
 
@@ -359,7 +365,7 @@ class LeasePool(Generic[C]):
                 # Looked at even if it was used just now: what its peer has sent since then answers no request
                 # (failures.md 53).
                 if (
-                    now < connection.expires_at
+                    now < connection.expires_at  # `over`, written out
                     and now - connection.idle_since < self._idle_timeout_s
                     and self._is_alive(connection.conn)
                 ):
@@ -1008,9 +1014,10 @@ class LeasePool(Generic[C]):
         def close_if_over(connection: Connection[C]) -> None:
             if connection.idle_since > now + _STEP_S:
                 self._restart_ages(connection, now)
-            if now >= connection.expires_at or now - connection.idle_since >= self._idle_timeout_s:
+            reason = connection.over(now, self._idle_timeout_s)
+            if reason is not None:
                 (self._idle if connection.owner is None else self._owned).remove(connection)
-                self._schedule_close(connection.conn, "lifetime" if now >= connection.expires_at else "idle")
+                self._schedule_close(connection.conn, reason)
 
         for connection in (*self._idle, *self._owned):
             self._isolated(close_if_over, connection)
@@ -1180,16 +1187,9 @@ class LeasePool(Generic[C]):
     def _replace(self, lease: Lease[C], now: float, owner: object | None) -> None:
         """Close the connection of *lease*, which is expired or dead, and take the next usable idle one, if any."""
         while (conn := lease.connection.conn) is not None:
-            over, lease.connection = lease.connection, _NO_CONNECTION
-            reason: CloseReason = (
-                "lifetime"
-                if now >= over.expires_at
-                else "idle"
-                if now - over.idle_since >= self._idle_timeout_s
-                else "dead"
-            )
+            last, lease.connection = lease.connection, _NO_CONNECTION
             with self._lock:
-                self._schedule_close(conn, reason)
+                self._schedule_close(conn, last.over(now, self._idle_timeout_s) or "dead")
                 if self._kept or self._returns or self._dropped:
                     self._process_returns()
                 # The lease keeps the slot of the connection that was given up. Taking an idle one as well makes one
@@ -1211,8 +1211,7 @@ class LeasePool(Generic[C]):
             found = lease.connection
             if (
                 found.conn is not None
-                and now < found.expires_at
-                and now - found.idle_since < self._idle_timeout_s
+                and found.over(now, self._idle_timeout_s) is None
                 and self._is_alive(found.conn)
             ):
                 lease.reused = True
