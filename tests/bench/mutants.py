@@ -72,6 +72,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "policy.decision": CALL,
         "policy.exchange": CALL,
         "policy.fallback": ("tests/policy/test_fallback.py", *CALL),
+        "policy.gate": ("tests/policy/test_gate.py", *CALL),
         "policy.retry": ("tests/policy/test_retry.py", *CALL, "tests/policy/test_budget_properties.py"),
         "policy.breaker.circuit": BREAKER,
         "policy.breaker.half_open": BREAKER,
@@ -118,8 +119,9 @@ EQUAL: Mapping[str, str] = MappingProxyType(
         "policy.retry RetryBudget.try_withdraw: self._window.add(now, 1, 0, 0): 0 -> -1": _NOT_SLOW,
         "policy.retry RetryBudget.try_withdraw: self._window.add(now, 1, 0, 0): 0 -> None": _NOT_SLOW,
         "transport.lease.pool LeasePool.forget_inherited: time.sleep(0.001): 0.001 -> 0": "how often it looks",
-        "transport.lease.pool LeasePool._process_returns: if lease.owner is None or lease.owner() is None:"
-        ": lease.owner is None or lease.owner() is None -> (lease.owner() is None)": "what is owned has an owner",
+        "transport.lease.pool LeasePool._process_returns: if connection.owner is None or connection.owner() is None:"
+        ": connection.owner is None or connection.owner() is None -> (connection.owner() is None)"
+        "": "what is owned has an owner",
     }
 )
 """Mutants that no test can tell from the code, as they are printed, and why."""

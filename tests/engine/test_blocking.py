@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from engine.histories import HISTORIES, OK, PLAN, UNAVAILABLE, Call, History
@@ -7,6 +9,7 @@ from headrace.engine.blocking import run
 from headrace.policy.breaker.circuit import Circuit, CircuitState
 from headrace.policy.decision import EndReason, Finish, Refuse, Resend, Send
 from headrace.policy.exchange import Exchange
+from headrace.policy.gate import deadline_of, next_send
 from headrace.policy.outcome import Outcome
 from headrace.policy.retry import RetryBudget
 from support.plans import request
@@ -81,6 +84,47 @@ def test_the_blocking_driver_plays_each_history_as_written(history: History) -> 
             assert decision.reason is call.reason
             assert isinstance(decision, Finish if call.replies else Refuse)
 
+        assert attempt.is_played_out
+        assert clock.sleeps == pytest.approx(list(call.sleeps))
+        assert attempt.events.count("set aside") == call.set_aside
+        if call.events:
+            assert attempt.events == list(call.events)
+
+    view = circuit.view(clock.now)
+    assert (view.state, view.probes_in_flight) == (history.state, history.probes_in_flight)
+    assert (view.calls, view.failures) == history.counted
+
+
+@pytest.mark.parametrize("history", [pytest.param(history, id=history.name) for history in HISTORIES])
+def test_the_driver_goes_on_from_a_first_attempt_that_was_made_without_an_exchange(history: History) -> None:
+    """Pauses, answers set aside, ends and what was learned are those of the history played as a whole."""
+    clock, plan = VirtualClock(), history.plan
+    circuit, budget = Circuit(plan.circuit_breaker, rng=constant(0.5)), RetryBudget(plan.retry.budget)
+
+    for call in history.calls:
+        clock.advance(call.after_s)
+        clock.sleeps.clear()
+        attempt, began = ScriptedAttempt(call, clock), clock.now
+        first = next_send(
+            plan.timeouts,
+            circuit,
+            began,
+            deadline_at=deadline_of(plan.timeouts, began),
+            pay=budget.deposit,
+        )
+        outcome = None
+        if isinstance(first, Send):
+            with contextlib.suppress(BaseException):
+                outcome = attempt.perform(first)
+        exchange = exchange_for(call, history, circuit, budget, began)
+        exchange.decide(clock.now, first=first)
+        if outcome is not None:
+            exchange.record(outcome, clock.now)
+        elif isinstance(first, Send):
+            exchange.abandon(clock.now)
+        end = run(exchange, attempt, clock=clock, sleep=attempt.sleep)
+
+        assert end.reason is (EndReason.CANCELLED if call.reason is None else call.reason)
         assert attempt.is_played_out
         assert clock.sleeps == pytest.approx(list(call.sleeps))
         assert attempt.events.count("set aside") == call.set_aside
