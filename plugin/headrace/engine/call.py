@@ -106,7 +106,7 @@ class Call(Generic[T]):
         # A call that outlives its inbound request keeps the request's id and trace.
         serving = None if inbound is None or inbound.is_over else inbound
         self._opened_in = serving if request.streamed else None
-        self._cancellation = None if inbound is None else inbound.cancellation
+        self._cancellation = None if serving is None else serving.cancellation
         self._trace = None
         tracing = upstream.tracing
         if tracing is not None and tracing.is_wanted():  # asked in C: outside of a span this costs nothing
