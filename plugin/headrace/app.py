@@ -22,7 +22,7 @@ from weakref import WeakSet
 
 from headrace.adapters import install
 from headrace.adapters.handles import Handle, Session, governed_session, stock_pools
-from headrace.config import load, mode_override
+from headrace.config import default_files, load, mode_override
 from headrace.errors import ConfigError, HeadraceError
 from headrace.observe.events import HeadraceStarted, HeadraceStopped, ModeOverridden
 from headrace.observe.isolation import carry_out, each
@@ -39,8 +39,6 @@ from headrace.runtime.snapshot import Snapshot
 from headrace.runtime.threads import Housekeeping
 from headrace.runtime.upstream import Upstream
 from headrace.runtime.watch.watcher import NO_LIFE, Watcher
-
-DEFAULT_FILE = "upstreams.yaml"
 
 File = str | os.PathLike[str]
 
@@ -454,8 +452,7 @@ def _started(instance: Headrace) -> Headrace:
 
 def _absolute(file: File | Sequence[File] | None) -> tuple[str, ...]:
     if file is None:
-        named = os.environ.get("HEADRACE_FILE", "").split(os.pathsep)
-        file = [name for name in named if name] or DEFAULT_FILE  # an empty value counts as not set
+        file = default_files(os.environ)
     files = [file] if isinstance(file, (str, os.PathLike)) else list(file)
     if not files:
         raise ValueError("no file given")

@@ -88,7 +88,8 @@ def test_name_with_a_null_byte_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_file_at_all_is_an_error(tmp_path: Path) -> None:
-    assert "no file was named" in refused(None, tmp_path)
+    assert "no file was named" in refused([], tmp_path)
+    assert "upstreams.yaml\n    does not exist" in refused(None, tmp_path)
 
 
 def test_headrace_file_is_the_fallback(tmp_path: Path) -> None:

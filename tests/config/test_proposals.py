@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from headrace.config import Inspection, Problem, inspect
+from headrace.config.check.problems import Path as KeyPath
 from headrace.config.explain.keys import Key, key_at, root_key
-from headrace.config.source.tree import Path as KeyPath
 
 BASE = ("upstreams", "a")
 

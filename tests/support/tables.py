@@ -27,8 +27,10 @@ from support.pages import pages, section
 
 
 def key_table() -> str:
-    """Every key of the file, and in a word what its edit needs."""
-    return key_reference(more=("an edit", lambda name: edit_of(name).partition(":")[0]))
+    """Every key of the file, those that a user needs first before the others, and in a word what its edit needs."""
+    more = ("an edit", lambda name: edit_of(name).partition(":")[0])
+    first, others = (key_reference(more, essential=essential) for essential in (True, False))
+    return f"## Where to begin\n\n{first}\n## Advanced\n\n{others}"
 
 
 def event_table() -> str:

@@ -1,7 +1,6 @@
 """Which commands there are, and what each takes.
 
-A parser is made for the arguments that were given, and only the command among them is asked what it takes: that may
-need modules that no other command needs.
+Only the command that is given is asked what it takes: that may need modules that no other command needs.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
+from headrace.cli.printing import EXIT_CODES
 from headrace.policy.printable import printable_lines
 
 
@@ -47,29 +47,56 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def parser_for(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser that knows every command by name, and all about the one that *arguments* ask for."""
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """What *arguments* ask for; `command` is the name of the command.
+
+    Raises:
+        SystemExit: All is said: with --help and --version 0, after wrong usage 2.
+    """
+    name = arguments[0] if arguments else ""
+    command = COMMANDS.get(name)
+    if command is None:
+        return _parser().parse_args(arguments)
+    parser = _Parser(prog=f"headrace {name}", description=command.description, epilog=EXIT_CODES)
+    command.add_arguments(parser)
+    # Intermixed: in `explain a.yaml --method GET URL` the file is not the URL.
+    options = parser.parse_intermixed_args(arguments[1:])
+    options.command = name
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    """For all that does not begin with a command: it lists them."""
     parser = _Parser(
         prog="headrace",
         description="Look at an upstreams.yaml before it is taken into force.",
-        epilog="Exit codes: 0 good, 1 problems in the configuration, 2 wrong usage.",
+        epilog=EXIT_CODES,
     )
     parser.add_argument("--version", action=_Version, help="show program's version number and exit")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
-    # Neither option before a command takes a value, so the first argument that is none is the command.
-    wanted = next((one for one in arguments if not one.startswith("-")), None)
     for name, command in COMMANDS.items():
-        one = commands.add_parser(name, help=command.help, description=command.description)
-        if name == wanted:
-            command.add_arguments(one)
+        commands.add_parser(name, help=command.help)
     return parser
 
 
-def _check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE")
+def _files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="later ones win; without any, what an application would read: HEADRACE_FILE, else upstreams.yaml",
+    )
+
+
+def _format(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=("text", "json"), default="text", help="json: one object, for machines"
     )
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    _files(parser)
+    _format(parser)
     parser.add_argument(
         "--workers",
         type=_count,
@@ -79,14 +106,19 @@ def _check(parser: argparse.ArgumentParser) -> None:
 
 
 def _schema(parser: argparse.ArgumentParser) -> None:
-    pass
+    _format(parser)
+
+
+def _init(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", nargs="?", metavar="FILE", help="where to write it (default: upstreams.yaml)")
+    _format(parser)
 
 
 def _explain(parser: argparse.ArgumentParser) -> None:
     from headrace.policy.outcome import Fault
 
-    parser.add_argument("file", metavar="FILE")
-    parser.add_argument("url", metavar="URL")
+    _files(parser)
+    parser.add_argument("url", metavar="URL", type=_url)
     parser.add_argument(
         "--method", metavar="M", type=_method, help="when is this HTTP method retried? (default: GET)"
     )
@@ -100,6 +132,7 @@ def _explain(parser: argparse.ArgumentParser) -> None:
         metavar="WORD",
         help=f"the same of an attempt without an answer: {', '.join(Fault)}",
     )
+    _format(parser)
 
 
 def _help(parser: argparse.ArgumentParser) -> None:
@@ -112,14 +145,20 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
     {
         "check": Command(
             "say everything that is wrong with a file, or what it amounts to",
-            "Read, merge and validate FILE… as an application would: later files win, then the secrets directory "
+            "Read, merge and validate FILE … as an application would: later files win, then the secrets directory "
             "(HEADRACE_SECRETS_DIR), then HEADRACE_…__… variables. A misspelt HEADRACE_ variable is a problem.",
             _check,
+        ),
+        "init": Command(
+            "write an upstreams.yaml to begin with, which observes and changes nothing",
+            "Write a commented starter file. What is there already is never overwritten.",
+            _init,
         ),
         "schema": Command("print the JSON Schema of upstreams.yaml, for editors", "", _schema),
         "explain": Command(
             "say what the rules make of a call to a URL, and which line says so",
-            "Print the upstream that URL belongs to, the order of a call, and where each value comes from.",
+            "Print the upstream that URL belongs to, the order of a call, and where each value comes from; "
+            "or why no upstream claims it.",
             _explain,
         ),
         "help": Command(
@@ -141,6 +180,15 @@ def _status(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 100 <= int(text[:9]) <= 599:
         raise argparse.ArgumentTypeError(f"{text!r} is not a status code from 100 to 599")
     return int(text)
+
+
+def _url(text: str) -> str:
+    scheme, separator, rest = text.partition("://")
+    if not separator or not scheme or not rest or rest[0] in "/?#":
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a URL: one begins with http:// or https:// and a host"
+        )
+    return text
 
 
 def _fault(text: str) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from headrace.cli.printing import GOOD, PROBLEMS, print_json, print_safely
-from headrace.config import Inspection, Problem, inspect, render_problems
+from headrace.cli.printing import GOOD, PROBLEMS, print_json, print_problem, print_problems, print_safely
+from headrace.config import Inspection, Problem, inspect
 from headrace.config.check.hints import hints
 from headrace.config.explain.summary import shown_base_url, summary
 from headrace.policy.plan import UpstreamPlan
@@ -17,7 +17,7 @@ from headrace.policy.plan import UpstreamPlan
 
 def run(options: argparse.Namespace) -> int:
     """Print the problems of the files, or a line for each upstream."""
-    inspection = inspect(options.files)
+    inspection = inspect(options.files or None)
     is_good = not inspection.problems and not inspection.misspelt
     if options.format == "json":
         print_json(_check_object(inspection, options.workers))
@@ -28,11 +28,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _print_check(inspection: Inspection, workers: int | None) -> None:
     if inspection.problems:
-        print_safely(render_problems(inspection.problems), to=sys.stderr)
+        print_problems(inspection.problems, to=sys.stderr)
     noted = (("warning", inspection.misspelt), ("lint", inspection.findings), ("hint", _hints(inspection)))
     for kind, notes in noted:
         for note in notes:
-            print_safely(f"{kind}: {note}", to=sys.stderr)
+            print_problem(note, kind=kind, to=sys.stderr)
     configuration = inspection.configuration
     if configuration is None:
         return

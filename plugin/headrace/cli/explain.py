@@ -5,19 +5,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import asdict
 
-from headrace.cli.printing import GOOD, PROBLEMS, print_safely
-from headrace.config import inspect, render_problems
+from headrace.cli.printing import GOOD, PROBLEMS, print_json, print_problems, print_safely
+from headrace.config import inspect
 from headrace.config.explain.explain import explain
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what becomes of a call, or the problems of the file."""
-    inspection = inspect(options.file)
+    """Print what becomes of a call, or the problems of the files."""
+    inspection = inspect(options.files or None)
     if inspection.problems:
-        print_safely(render_problems(inspection.problems), to=sys.stderr)
+        if options.format == "json":
+            print_json({"good": False, "problems": [asdict(one) for one in inspection.problems]})
+        else:
+            print_problems(inspection.problems, to=sys.stderr)
         return PROBLEMS
-    text = explain(
+    explained = explain(
         inspection,
         options.url,
         method=options.method,
@@ -25,5 +29,8 @@ def run(options: argparse.Namespace) -> int:
         fault=options.error,
         env=os.environ,
     )
-    print_safely(text.removesuffix("\n"))
+    if options.format == "json":
+        print_json({"good": True, **asdict(explained)})
+    else:
+        print_safely(explained.text().removesuffix("\n"))
     return GOOD

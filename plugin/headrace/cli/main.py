@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from headrace.cli.arguments import parser_for
+from headrace.cli.arguments import parsed
 from headrace.cli.printing import GOOD, USAGE
 
 
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        options = parser_for(given).parse_args(given)
+        options = parsed(given)
     except SystemExit as stop:  # --help and --version end with 0, wrong usage with 2
         return stop.code if isinstance(stop.code, int) else USAGE
     _import_from_here()

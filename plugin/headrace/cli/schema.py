@@ -10,6 +10,6 @@ from headrace.config.explain.schema import schema_text
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the schema. Always good."""
+    """Print the schema, which is JSON in either format. Always good."""
     sys.stdout.write(schema_text())
     return GOOD

@@ -12,6 +12,6 @@ secret. The modules are layered, the folders are not: `source.tree` uses `check.
 
 from headrace.config.check.problems import Problem, render_problems
 from headrace.config.load import Inspection, inspect, load
-from headrace.config.source.sources import mode_override
+from headrace.config.source.sources import default_files, mode_override
 
-__all__ = ["Inspection", "Problem", "inspect", "load", "mode_override", "render_problems"]
+__all__ = ["Inspection", "Problem", "default_files", "inspect", "load", "mode_override", "render_problems"]

@@ -45,8 +45,8 @@ from headrace.config.source.files import Reader
 from headrace.config.source.inherit import expand
 from headrace.config.source.interpolate import Interpolation
 from headrace.config.source.sources import (
-    FILE_VARIABLE,
     SECRETS_VARIABLE,
+    default_files,
     mode_problem,
     read_environment,
     read_files,
@@ -93,7 +93,7 @@ def load(
 
     Args:
         files: One file, or several of which later ones win; None: HEADRACE_FILE
-            (several separated as in PATH).
+            (several separated as in PATH), else `upstreams.yaml`.
         env: Environment to read; None: the process's.
         cwd: What relative paths are relative to; None: the working directory.
         secrets_dir: Secrets directory; None: HEADRACE_SECRETS_DIR, if set.
@@ -126,7 +126,7 @@ def inspect(
     names = _names(files, env)
     if not names:
         problems.append(
-            problem_at(Mark("headrace"), "", "no file was named", f"give one, or set {FILE_VARIABLE}")
+            problem_at(Mark("headrace"), "", "no file was named", "name one, or leave it to headrace which")
         )
     tree, found = read_files(names, reader)
     problems += found
@@ -201,7 +201,7 @@ def _refused(
 
 def _names(files: Files, env: Mapping[str, str]) -> list[str]:
     if files is None:
-        return [name for name in env.get(FILE_VARIABLE, "").split(os.pathsep) if name]
+        return default_files(env)
     if isinstance(files, str | os.PathLike):
         return [os.fspath(files)]
     return [os.fspath(file) for file in files]

@@ -332,15 +332,15 @@ class Pool(Section):
 class Tls(Section):
     """What TLS connections trust and present; for https upstreams only."""
 
-    verify: bool = Field(
-        True, description="Verify certificate and host name; false needs insecure_skip_verify beside it."
-    )
-    insecure_skip_verify: bool = Field(False, description="Says that verify: false is meant.")
     ca: FilePath | None = Field(
         None,
         description="CA file or directory; null: as REQUESTS_CA_BUNDLE and the like say, else the system's.",
         examples=["/etc/ssl/internal-ca.pem"],
     )
+    verify: bool = Field(
+        True, description="Verify certificate and host name; false needs insecure_skip_verify beside it."
+    )
+    insecure_skip_verify: bool = Field(False, description="Says that verify: false is meant.")
     cert: FilePath | None = Field(
         None, description="Client certificate (mTLS), PEM.", examples=["/etc/tls/client.pem"]
     )
@@ -511,11 +511,11 @@ class CircuitBreaker(Section):
         "enforce",
         description="observe: opens and refuses nothing; forced_open: refuses all; disabled: counts, never opens.",
     )
-    window: Window = Field(Window(), description="What the failure rate is taken over.")
+    failure_rate_threshold: Threshold = Field(0.5, description="Opens at this share of failed calls.")
     minimum_calls: Count = Field(
         20, description="Calls in the window before the failure rate means anything; attempts do not count."
     )
-    failure_rate_threshold: Threshold = Field(0.5, description="Opens at this share of failed calls.")
+    window: Window = Field(Window(), description="What the failure rate is taken over.")
     consecutive_failures: Count | None = Field(
         5,
         description="Opens after so many failed calls in a row while fewer than minimum_calls are known; null: off.",
@@ -584,19 +584,19 @@ class Rules(Section):
         description="Added to each attempt unless the call set them; values may be ${file:…}.",
         examples=[{"Authorization": "${file:/run/secrets/billing}"}],
     )
-    propagate: Propagate = Field(Propagate(), description="What of the inbound context travels on.")
     timeouts: Timeouts = Field(Timeouts(), description="Limits of one call.")
-    pool: Pool = Field(Pool(), description="Connections to the upstream, per process.")
-    tls: Tls = Field(Tls(), description="What TLS connections trust and present.")
     retry: Retry = Field(Retry(), description="When a failed attempt is followed by another.")
     circuit_breaker: CircuitBreaker = Field(
         CircuitBreaker(), description="When calls are refused because the upstream is down."
     )
+    pool: Pool = Field(Pool(), description="Connections to the upstream, per process.")
+    tls: Tls = Field(Tls(), description="What TLS connections trust and present.")
     fallback: Fallback | None = Field(
         None,
         description="What a call gets that the circuit refuses; null: CircuitOpenError.",
         examples=[{"status": 200, "body": "[]"}],
     )
+    propagate: Propagate = Field(Propagate(), description="What of the inbound context travels on.")
 
 
 class Upstream(Rules):
@@ -626,16 +626,16 @@ class Settings(BaseSettings):
     version: Annotated[Literal[1], Note("the only version there is")] = Field(
         1, description="Version of this format."
     )
-    service: Service = Field(Service(), description="The application this file belongs to (inbound side).")
-    install: Install = Field(
-        Install(), description="Govern calls made by code that knows nothing of headrace."
-    )
-    reload: Reload = Field(Reload(), description="How an edited file is taken into force.")
-    telemetry: Telemetry = Field(Telemetry(), description="What is measured beyond the upstreams themselves.")
     defaults: Rules = Field(Rules(), description="Merged under every upstream.")
     upstreams: Annotated[dict[UpstreamName, Upstream], Field(min_length=1)] = Field(
         description="The upstreams by name.", examples=[{"billing": {"base_url": "https://billing.internal"}}]
     )
+    install: Install = Field(
+        Install(), description="Govern calls made by code that knows nothing of headrace."
+    )
+    service: Service = Field(Service(), description="The application this file belongs to (inbound side).")
+    reload: Reload = Field(Reload(), description="How an edited file is taken into force.")
+    telemetry: Telemetry = Field(Telemetry(), description="What is measured beyond the upstreams themselves.")
 
     @classmethod
     def settings_customise_sources(
@@ -652,3 +652,27 @@ class Settings(BaseSettings):
         the caller's back, and merge values without the positions that errors need.
         """
         return (init_settings,)
+
+
+_OF_UPSTREAM = ("upstreams", "<name>")
+ESSENTIAL = (
+    (*_OF_UPSTREAM, "base_url"),
+    (*_OF_UPSTREAM, "match"),
+    (*_OF_UPSTREAM, "mode"),
+    (*_OF_UPSTREAM, "headers"),
+    (*_OF_UPSTREAM, "timeouts", "deadline"),
+    (*_OF_UPSTREAM, "timeouts", "attempt"),
+    (*_OF_UPSTREAM, "timeouts", "connect"),
+    (*_OF_UPSTREAM, "retry", "max_attempts"),
+    (*_OF_UPSTREAM, "retry", "retry_on"),
+    (*_OF_UPSTREAM, "retry", "methods"),
+    (*_OF_UPSTREAM, "circuit_breaker", "mode"),
+    (*_OF_UPSTREAM, "circuit_breaker", "failure_rate_threshold"),
+    (*_OF_UPSTREAM, "pool", "max_connections"),
+    (*_OF_UPSTREAM, "tls", "ca"),
+    ("install", "requests"),
+    ("install", "urllib3"),
+    ("defaults",),
+    ("version",),
+)
+"""The keys that a user needs first. The reference and the schema put the others behind, and call them advanced."""

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from headrace.config.check.problems import Path
-from headrace.config.settings import Settings
+from headrace.config.settings import ESSENTIAL, Settings
 from headrace.config.source.document import resolve
 from headrace.config.source.units import format_duration, format_size
 from headrace.config.source.values import Duration, Expects, Note, Size
@@ -135,8 +135,9 @@ class Key:
             self.is_map = True
             self.must, self.kind = "a map of keys", "map"
             fields = annotation.model_fields
-            # pydantic puts inherited fields first, but an upstream begins with base_url.
-            own_first = sorted(fields, key=lambda name: name not in annotation.__annotations__)
+            # pydantic puts inherited fields first, but an upstream begins with base_url. Few upstreams extend another.
+            own = annotation.__annotations__
+            own_first = sorted(fields, key=lambda name: (name == "extends", name not in own))
             # An alias where the key is a word of Python (`from`).
             self.children = {
                 (key := fields[name].alias or name): _key(key, fields[name]) for name in own_first
@@ -186,6 +187,15 @@ def key_at(path: Path) -> Key | None:
             return None
         key = key.child(part)
     return key
+
+
+def is_essential(path: Path) -> bool:
+    """Whether the key at *path*, or one below it, is among those that a user needs first.
+
+    Args:
+        path: With `<name>` for the name of an upstream.
+    """
+    return any(path == one[: len(path)] or one == path[: len(one)] != () for one in ESSENTIAL)
 
 
 def yaml_text(value: Any) -> str:

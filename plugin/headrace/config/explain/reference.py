@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from headrace.config.explain.keys import Key, root_key
+from headrace.config.explain.keys import Key, is_essential, root_key
 
 COLUMNS = ("key", "type", "default", "range", "what it is")
 
 
-def key_reference(more: tuple[str, Callable[[str], str]] | None = None) -> str:
+def key_reference(
+    more: tuple[str, Callable[[str], str]] | None = None, *, essential: bool | None = None
+) -> str:
     """A Markdown table of every key, in the order of the file.
 
     Args:
         more: The head of a last column, and what stands in it by the name of the key.
+        essential: True: only the keys that a user needs first; False: only the advanced ones.
     """
-    rows = [COLUMNS, ("---",) * len(COLUMNS), *_rows(root_key(), "")]
+    every = _rows(root_key(), "")
+    chosen = [row for row in every if essential in (None, is_essential(tuple(row[0].strip("`").split("."))))]
+    rows = [COLUMNS, ("---",) * len(COLUMNS), *chosen]
     if more is not None:
         head, of = more
         last = [head, "---", *(of(row[0].strip("`")) for row in rows[2:])]

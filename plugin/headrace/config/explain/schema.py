@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from pydantic.json_schema import GenerateJsonSchema
 
+from headrace.config.check.problems import Path
+from headrace.config.explain.keys import Key, is_essential, root_key
 from headrace.config.settings import Settings
 from headrace.config.source.interpolate import REFERENCE_PATTERN
 
@@ -19,6 +22,9 @@ REFERENCE = {
     "type": "string",
     "pattern": REFERENCE_PATTERN,
 }
+
+ADVANCED = "(advanced)"
+"""What the description of a key begins with that most files do not need."""
 
 _BOUND_WORDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _TYPE_WORDS = ("type", "enum", "const", "pattern", *_BOUND_WORDS)
@@ -40,6 +46,7 @@ def json_schema() -> dict[str, Any]:
     generated.pop("title")
     body = _with_references(generated)
     definitions = body.pop("$defs")
+    _in_order(root_key(), (), body, definitions)
     return {
         "$schema": DIALECT,
         "$id": SCHEMA_ID,
@@ -47,6 +54,22 @@ def json_schema() -> dict[str, Any]:
         **body,
         "$defs": {"Reference": REFERENCE, **definitions},
     }
+
+
+def _in_order(key: Key, path: Path, schema: dict[str, Any], definitions: dict[str, Any]) -> None:
+    """Put the properties of *schema*, that of *key*, into the file's order, and mark the advanced ones. Mutates."""
+    properties = schema.get("properties", {})
+    schema["properties"] = {name: properties[name] for name in key.children}
+    for name, child in key.children.items():
+        below = schema["properties"][name]
+        if not is_essential((*path, name)) and not below.get("description", "").startswith(ADVANCED):
+            below["description"] = f"{ADVANCED} {below.get('description', child.description)}"
+        inner = child.item if child.item is not None and child.item.children else child
+        if inner.children:
+            # The keys of `defaults` are those of an upstream.
+            further = ("upstreams", "<name>") if name in ("defaults", "upstreams") else (*path, name)
+            (model,) = set(get_args(inner.annotation) or (inner.annotation,)) - {NoneType}
+            _in_order(inner, further, definitions[model.__name__], definitions)
 
 
 def schema_text() -> str:

@@ -23,9 +23,16 @@ FILE_VARIABLE = "HEADRACE_FILE"
 MODE_VARIABLE = "HEADRACE_MODE"
 SECRETS_VARIABLE = "HEADRACE_SECRETS_DIR"
 KNOWN_VARIABLES = (FILE_VARIABLE, MODE_VARIABLE, SECRETS_VARIABLE)
+DEFAULT_FILE = "upstreams.yaml"
 
 # Kubernetes sets these for a service named headrace. Every setting of ours has a double underscore.
 _KUBERNETES = re.compile(r"HEADRACE_(?:[A-Z0-9_]+_)?(?:SERVICE|PORT)(?:_[A-Z0-9_]+)?")
+
+
+def default_files(env: Mapping[str, str]) -> list[str]:
+    """The files that are read where none is named: those of HEADRACE_FILE, separated as in PATH, else DEFAULT_FILE."""
+    named = [name for name in env.get(FILE_VARIABLE, "").split(os.pathsep) if name]
+    return named or [DEFAULT_FILE]  # an empty value counts as not set
 
 
 def mode_override(env: Mapping[str, str]) -> Literal["off", "observe"] | None:
@@ -69,9 +76,10 @@ def read_files(files: Sequence[str], reader: Reader) -> tuple[Table | None, list
         try:
             tree = read_document(reader.read(file, limit_bytes=MAX_DOCUMENT_BYTES), file)
         except ReadingError as error:
-            problems.append(
-                problem_at(Mark(file), "", str(error), "check the path, and who may read the file")
-            )
+            fix = "check the path, and who may read the file"
+            if file == DEFAULT_FILE:
+                fix += "; to begin with one: headrace init"
+            problems.append(problem_at(Mark(file), "", str(error), fix))
         except DocumentError as error:
             problems.extend(error.problems)
         else:
