@@ -177,7 +177,7 @@ STEADY, NO_LIMIT = Answer(body=b"x" * 18, drip_body_s=0.1), (None, None)
             "attempt: 80ms, read: 80ms", 30, Answer(delay_s=0.8), True, id="more than all that is written"
         ),
         pytest.param(
-            "read: 50ms", NO_LIMIT, Answer(body=b"xyz", drip_body_s=0.4), False, id="silent amid the body"
+            "read: 50ms", NO_LIMIT, Answer(body=b"xyz", drip_body_s=0.4), False, id="silent during the body"
         ),
         pytest.param(
             "read: 50ms", NO_LIMIT, Answer(body=b"xyz", drip_body_s=0.4), True, id="the same, streamed by us"

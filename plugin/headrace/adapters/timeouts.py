@@ -18,8 +18,8 @@ def timeouts_of_call(plan: TimeoutPlan, timeout: Any) -> TimeoutPlan:
 
     A timeout is silence, as requests documents it: c for connecting, r for reading. It takes the place of `connect`
     and `read`, up or down. As in urllib3, c holds for TCP and once more for the TLS handshake; r is
-    also how long sending may stall. `attempt` is raised to c + r, written or not, and never lowered: whoever
-    bears that silence bears an attempt of that length. So is a `deadline` that is a default; a written one
+    also how long sending may stall. `attempt` is raised to c + r, written or not, and never lowered: a caller
+    that bears that silence bears an attempt of that length. So is a `deadline` that is a default; a written one
     stays, above all. A written None is no limit of that kind. urllib3's `total` bounds an attempt as
     it says, and it stands for c and r where they are not given. Where the file says `caller: ignore`, nothing of this
     holds.

@@ -11,7 +11,7 @@ from requests.exceptions import ChunkedEncodingError, ContentDecodingError
 from requests.models import Response
 from urllib3.response import HTTPResponse
 
-from headrace.adapters.urllib3.kept import KeptResponse
+from headrace.adapters.urllib3.buffered import BufferedResponse
 from headrace.transport.attempt import Attempt
 from headrace.transport.stock.body import BodyTooLarge, body_of, is_read_whole, joined, piece_bytes
 from headrace.transport.stock.faults import callers_own
@@ -39,7 +39,7 @@ def read_body(response: Response, attempt: Attempt, *, is_seen: bool, is_judged:
     kept = None
     try:
         if is_seen and isinstance(wire, HTTPResponse):
-            response.raw = kept = _kept_response(response, wire, attempt)
+            response.raw = kept = _buffered_response(response, wire, attempt)
         if not isinstance(wire, HTTPResponse) or is_read_whole(wire, attempt):
             response.content  # noqa: B018
         elif response._content is False:
@@ -59,12 +59,12 @@ def read_body(response: Response, attempt: Attempt, *, is_seen: bool, is_judged:
 
 def hand_out(response: Response) -> None:
     """Make *response* unread again, if other code will look at its `raw`. Mutates it."""
-    if isinstance(response.raw, KeptResponse):
+    if isinstance(response.raw, BufferedResponse):
         response._content = response._content_consumed = False
         response.raw = response.raw.handed_out()
 
 
-def _kept_response(response: Response, wire: HTTPResponse, attempt: Attempt) -> KeptResponse:
+def _buffered_response(response: Response, wire: HTTPResponse, attempt: Attempt) -> BufferedResponse:
     """*wire* with its body at hand, or with the error that reading it ends with. Blocks."""
     body: bytes | Exception
     try:
@@ -82,8 +82,8 @@ def _kept_response(response: Response, wire: HTTPResponse, attempt: Attempt) -> 
 
 def _with_body(
     response: Response, wire: HTTPResponse, body: bytes | Exception, attempt: Attempt
-) -> KeptResponse:
-    return KeptResponse(
+) -> BufferedResponse:
+    return BufferedResponse(
         wire,
         body,
         decode_content=wire.decode_content,

@@ -1,6 +1,6 @@
 """Adapters of requests with retries of their own: the adapter's `send` around stock's loop around governed tries.
 
-`HTTPAdapter.send` gets a `_Hop` for a pool. So the caller's `Retry` does all that it does
+`HTTPAdapter.send` gets an `_AdapterHop` for a pool. So the caller's `Retry` does all that it does
 elsewhere, and the caller gets what requests makes of its end.
 """
 
@@ -22,8 +22,8 @@ from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.owner import owner_behind
 from headrace.adapters.requests.body import read_body
 from headrace.adapters.twins import REQUESTS
+from headrace.adapters.urllib3.buffered import BufferedResponse
 from headrace.adapters.urllib3.hop import Hop, RefusalInFlight, is_callers_own
-from headrace.adapters.urllib3.kept import KeptResponse
 from headrace.adapters.urllib3.own_retries import count_delegated, unsent_only
 from headrace.adapters.urllib3.surface import NO_RETRY, url_through
 from headrace.engine.call import Call
@@ -65,7 +65,7 @@ def send_in_tries(
     """
     tries = Tries(upstream)
     timeouts, stream = request.timeouts, request.streamed
-    hop = _Hop(upstream.endpoint.pool, upstream, timeouts, tries)
+    hop = _AdapterHop(upstream.endpoint.pool, upstream, timeouts, tries)
     hop.adapter = adapter
     hop.prepared = prepared
     hop.stream = stream
@@ -92,7 +92,7 @@ def send_in_tries(
     raise hop.take_refusal()
 
 
-class _Hop(Hop):
+class _AdapterHop(Hop):
     """The pool through which `HTTPAdapter.send` sends one request."""
 
     __slots__ = ("adapter", "body_at", "prepared", "replayable", "stream")
@@ -151,12 +151,12 @@ class _Hop(Hop):
             if broken is None or isinstance(error, UpstreamError) or is_callers_own(error):
                 raise
             if surface.late is not None:
-                broken = KeptResponse(broken, surface.late, decode_content=False, method=method, url=url)
+                broken = BufferedResponse(broken, surface.late, decode_content=False, method=method, url=url)
             if (record := record_of(error)) is not None:
                 carry(record, on=broken)
             return broken
         wire: BaseHTTPResponse = answer.raw
-        if isinstance(wire, KeptResponse):
+        if isinstance(wire, BufferedResponse):
             wire = wire.handed_out()
         if (record := record_of(answer)) is not None:
             carry(record, on=wire)
@@ -206,7 +206,7 @@ class _Surface:
         self._body_at = body_at
         self._stream = stream
         self._chunked = chunked
-        self.broken: KeptResponse | None = None
+        self.broken: BufferedResponse | None = None
         self.late: ReadTimeoutError | None = None
 
     def send(self, attempt: Attempt) -> Response:
@@ -232,7 +232,7 @@ class _Surface:
             read_body(answer, attempt, is_seen=True, is_judged=True)  # stock's loop looks at it
         except Exception:
             kept = answer.raw
-            self.broken = kept.again() if isinstance(kept, KeptResponse) else None
+            self.broken = kept.again() if isinstance(kept, BufferedResponse) else None
             raise
 
     def hand_out(self, answer: Response) -> None:

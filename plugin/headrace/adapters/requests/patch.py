@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -18,10 +18,8 @@ from requests.models import PreparedRequest, Response
 
 from headrace.adapters.requests import surface as governed
 from headrace.adapters.routing import Routing, count_unknown
-from headrace.adapters.urllib3.patch import settled
+from headrace.adapters.urllib3.patch import settled, without_ours
 from headrace.transport.attempt import current_attempt
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class RequestsPatch:
@@ -29,8 +27,8 @@ class RequestsPatch:
 
     def __init__(self, routing: Routing) -> None:
         # A forgotten layer of ours on top is replaced, not covered.
-        original_send = _without_ours(HTTPAdapter.send)
-        original_choose = _without_ours(HTTPAdapter.get_connection_with_tls_context)
+        original_send = without_ours(HTTPAdapter.send)
+        original_choose = without_ours(HTTPAdapter.get_connection_with_tls_context)
 
         def send(
             self: HTTPAdapter,
@@ -49,15 +47,7 @@ class RequestsPatch:
                 upstream = routing.find(request.url or "")
                 if upstream is not None:
                     return governed.send(
-                        original_send,
-                        upstream,
-                        self,
-                        request,
-                        stream=stream,
-                        timeout=timeout,
-                        verify=verify,
-                        cert=cert,
-                        proxies=proxies,
+                        original_send, upstream, self, request, stream, timeout, verify, cert, proxies
                     )
                 count_unknown(request.url or "")
             return original_send(self, request, stream, timeout, verify, cert, proxies)
@@ -99,20 +89,12 @@ class RequestsPatch:
     @staticmethod
     def undo() -> None:
         """Put back what a layer of ours on top has found. A covered layer stays: it is still called."""
-        _replace("send", _without_ours(HTTPAdapter.send))
-        _replace(
-            "get_connection_with_tls_context", _without_ours(HTTPAdapter.get_connection_with_tls_context)
-        )
+        _replace("send", without_ours(HTTPAdapter.send))
+        _replace("get_connection_with_tls_context", without_ours(HTTPAdapter.get_connection_with_tls_context))
 
 
 _newest: Callable[..., Any] | None = None
 """The layer laid last. One thread at a time writes it (`install`)."""
-
-
-def _without_ours(function: F) -> F:
-    """*function* without a layer of ours on it: what that layer has found."""
-    found: F = getattr(function, "headrace_original", function)
-    return found
 
 
 def _replace(name: str, function: Callable[..., Any]) -> None:

@@ -28,7 +28,7 @@ from headrace.adapters.requests.body import hand_out, read_body
 from headrace.adapters.requests.own_retries import send_in_tries
 from headrace.adapters.timeouts import timeouts_of_call
 from headrace.adapters.twins import REQUESTS
-from headrace.adapters.urllib3.kept import KeptResponse
+from headrace.adapters.urllib3.buffered import BufferedResponse
 from headrace.adapters.urllib3.own_retries import count_delegated, retries_itself
 from headrace.adapters.urllib3.trust import bundles_of_environment
 from headrace.engine.call import Call
@@ -54,14 +54,15 @@ def send(
     upstream: Upstream,
     adapter: HTTPAdapter,
     request: PreparedRequest,
-    *,
     stream: bool,
     timeout: Any,
     verify: Any,
     cert: Any,
     proxies: Mapping[str, str] | None,
 ) -> Response:
-    """One call to *upstream*, governed as its mode says. Blocks; the arguments are those of `HTTPAdapter.send`.
+    """One call to *upstream*, governed as its mode says. Blocks.
+
+    The arguments after *adapter* are those of `HTTPAdapter.send`, in its order.
 
     Raises:
         UpstreamError: The twin that is also a requests exception.
@@ -178,17 +179,7 @@ class GovernedAdapter(HTTPAdapter):
         upstream = self._find(request)
         if upstream is None:
             return _stock_send()(self, request, stream, timeout, verify, cert, proxies)
-        return send(
-            _stock_send(),
-            upstream,
-            self,
-            request,
-            stream=stream,
-            timeout=timeout,
-            verify=verify,
-            cert=cert,
-            proxies=proxies,
-        )
+        return send(_stock_send(), upstream, self, request, stream, timeout, verify, cert, proxies)
 
     def get_connection_with_tls_context(
         self, request: PreparedRequest, verify: Any, proxies: Any = None, cert: Any = None
@@ -277,7 +268,7 @@ class _Surface:
         if body is None:
             return None
         request = self._request
-        answer.raw = KeptResponse(
+        answer.raw = BufferedResponse(
             wire,
             body,
             decode_content=wire.decode_content,

@@ -32,7 +32,7 @@ class Urllib3Patch:
 
     def __init__(self, routing: Routing) -> None:
         # A forgotten layer of ours on top is replaced, not covered.
-        original = _without_ours(PoolManager.connection_from_pool_key)
+        original = without_ours(PoolManager.connection_from_pool_key)
 
         def connection_from_pool_key(
             self: PoolManager, pool_key: PoolKey, request_context: dict[str, Any]
@@ -69,10 +69,10 @@ class Urllib3Patch:
     @staticmethod
     def undo() -> None:
         """Put back what a layer of ours on top has found. A covered layer stays: it is still called."""
-        _replace(_without_ours(PoolManager.connection_from_pool_key))
+        _replace(without_ours(PoolManager.connection_from_pool_key))
 
 
-def _without_ours(function: F) -> F:
+def without_ours(function: F) -> F:
     """*function* without a layer of ours on it: what that layer has found."""
     found: F = getattr(function, "headrace_original", function)
     return found

@@ -194,7 +194,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
         if retries_itself(retries):
             tries = Tries(upstream)
             retries = retries if position_of(body)[0] else unsent_only(retries)
-        hop = _Hop(stock, upstream, self._timeouts(upstream.plan.timeouts, limit, pool_timeout), tries)
+        hop = _ManagerHop(stock, upstream, self._timeouts(upstream.plan.timeouts, limit, pool_timeout), tries)
         hop.front, hop.release_conn = self, release_conn
         try:
             return HTTPConnectionPool.urlopen(hop, method, url, body, retries=retries, **asked)
@@ -309,7 +309,7 @@ def routed(
     return front
 
 
-class _Hop(Hop):
+class _ManagerHop(Hop):
     """A hop of a call that was made to the pool of a manager.
 
     Attributes:

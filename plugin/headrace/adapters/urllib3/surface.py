@@ -18,7 +18,7 @@ from headrace.adapters.own_connections import PlainPoolManager
 from headrace.adapters.owner import CallByName
 from headrace.adapters.timeouts import NOT_GIVEN, timeouts_of_call
 from headrace.adapters.twins import URLLIB3
-from headrace.adapters.urllib3.kept import KeptResponse
+from headrace.adapters.urllib3.buffered import BufferedResponse
 from headrace.engine.call import Call
 from headrace.engine.outbound import Outbound
 from headrace.engine.shadow import observed
@@ -245,7 +245,7 @@ class UrlopenSurface:
         answer.close()
         if body is None:
             return None
-        return KeptResponse(
+        return BufferedResponse(
             answer,
             body,
             decode_content=self._response_kw["decode_content"],

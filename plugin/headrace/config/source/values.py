@@ -13,7 +13,8 @@ names its source.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PlainSerializer, PlainValidator
@@ -31,6 +32,8 @@ from headrace.config.source.units import (
 from headrace.policy.outcome import FAULT_WORDS, STATUS_WORDS
 from headrace.policy.plan import UrlPrefix
 from headrace.policy.routes import UrlError, parse_prefix
+
+N = TypeVar("N", int, float)
 
 NAME_PATTERN = r"^[a-z][a-z0-9]*(_[a-z0-9]+)*$"
 WORDS = (*FAULT_WORDS, *STATUS_WORDS)
@@ -51,6 +54,21 @@ class Expects:
         self.is_text = is_text
 
 
+def _in_range(
+    kind: Literal["duration", "size"], value: object, parse: Callable[[str], N], least: N, most: N
+) -> N:
+    """The number that *value* stands for: a text with a unit."""
+    if not isinstance(value, str):
+        raise PydanticCustomError(kind, "not text")
+    try:
+        number = parse(value)
+    except ValueError:
+        raise PydanticCustomError(kind, f"not a {kind}") from None
+    if not least <= number <= most:
+        raise PydanticCustomError(f"{kind}_range", "out of range")
+    return number
+
+
 class Duration(float):
     """Seconds, written with a unit. Subclasses narrow the range."""
 
@@ -66,15 +84,7 @@ class Duration(float):
         """A given text, or the value itself when it is one already."""
         if isinstance(value, cls):
             return value
-        if not isinstance(value, str):
-            raise PydanticCustomError("duration", "not text")
-        try:
-            seconds = parse_duration(value)
-        except ValueError:
-            raise PydanticCustomError("duration", "not a duration") from None
-        if not cls.minimum_s <= seconds <= cls.maximum_s:
-            raise PydanticCustomError("duration_range", "out of range")
-        return cls(seconds)
+        return cls(_in_range("duration", value, parse_duration, cls.minimum_s, cls.maximum_s))
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -131,15 +141,7 @@ class Size(int):
         """A given text, or the value itself when it is one already."""
         if isinstance(value, cls):
             return value
-        if not isinstance(value, str):
-            raise PydanticCustomError("size", "not text")
-        try:
-            size = parse_size(value)
-        except ValueError:
-            raise PydanticCustomError("size", "not a size") from None
-        if not cls.minimum <= size <= cls.maximum:
-            raise PydanticCustomError("size_range", "out of range")
-        return cls(size)
+        return cls(_in_range("size", value, parse_size, cls.minimum, cls.maximum))
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

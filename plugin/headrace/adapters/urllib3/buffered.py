@@ -10,7 +10,7 @@ from typing import Any
 from urllib3.response import BaseHTTPResponse, HTTPResponse
 
 
-class KeptResponse(HTTPResponse):
+class BufferedResponse(HTTPResponse):
     """*answer* once more, unread.
 
     Args:
@@ -46,20 +46,20 @@ class KeptResponse(HTTPResponse):
             request_url=url,
         )
         self.version_string = getattr(answer, "version_string", "HTTP/?")
-        self._kept: tuple[bytes | Exception, bool, str, str, socket.socket | None] | None
-        self._kept = (body, decode_content, method, url, sock)
+        self._made_of: tuple[bytes | Exception, bool, str, str, socket.socket | None] | None
+        self._made_of = (body, decode_content, method, url, sock)
 
-    def again(self) -> KeptResponse:
+    def again(self) -> BufferedResponse:
         """The same, unread. Once it is handed out, there is no other."""
-        if self._kept is None:
+        if self._made_of is None:
             return self
-        body, decode_content, method, url, sock = self._kept
-        return KeptResponse(self, body, decode_content=decode_content, method=method, url=url, sock=sock)
+        body, decode_content, method, url, sock = self._made_of
+        return BufferedResponse(self, body, decode_content=decode_content, method=method, url=url, sock=sock)
 
-    def handed_out(self) -> KeptResponse:
+    def handed_out(self) -> BufferedResponse:
         """The same, unread, and for its reader alone: what the reader has read is not kept."""
         last = self.again()
-        last._kept = None
+        last._made_of = None
         return last
 
     def supports_chunked_reads(self) -> bool:
