@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from requests.utils import default_headers
 
 from headrace.middleware.wsgi import WSGIMiddleware
 from support.faultserver import Answer, Break, FaultServer
 from support.governed import rules, running
-from support.surfaces import INSTALL, Surface
+from support.surfaces import (
+    INSTALL,
+    SESSION,
+    SURFACES,
+    Surface,
+    across,
+    body_of,
+    read,
+    retrying_adapter,
+    retrying_manager,
+)
 from support.waiting import wait_until
 
 FAST = "    retry: {backoff: {base: 1ms, throttled: 1ms}%s}\n"
@@ -141,3 +153,96 @@ def test_all_outbound_calls_of_an_inbound_request_share_its_retries(tmp_path: Pa
         ]
         denied = hr.status()["upstreams"]["billing"]["retry"]["denied"]
         assert denied.get("request_retries", 0) >= 2
+
+
+def by_an_urllib3_under_requests(hr: object, method: str, base_url: str, path: str, **kw: Any) -> Any:
+    """requests is not governed itself; the urllib3 below it is."""
+    return requests.request(method, base_url + path, **kw)
+
+
+UNDER_REQUESTS = Surface("under requests", "requests", by_an_urllib3_under_requests)
+FILES = {
+    "User-Agent": "shop/7",
+    "Accept": "application/json",
+    "Accept-Encoding": "br;q=0",
+    "Connection": "close",
+}
+OF_THE_FILE = "".join(f"      {name.lower()}: {value!r}\n" for name, value in FILES.items())
+
+
+def installed(call: Surface) -> str:
+    return "install: {urllib3: true, requests: false}\n" if call is UNDER_REQUESTS else INSTALL
+
+
+def sent(server: FaultServer) -> dict[str, str | None]:
+    request = server.requests[-1]
+    assert len({name.lower() for name, _ in request.headers}) == len(request.headers), (
+        "a header was sent twice"
+    )
+    return {name: request.header(name) for name in FILES}
+
+
+EVERYWHERE = across(*SURFACES, SESSION, UNDER_REQUESTS, retrying_adapter(2), retrying_manager(2))
+
+
+@EVERYWHERE
+def test_what_the_library_sends_by_itself_gives_way_to_the_file(tmp_path: Path, call: Surface) -> None:
+    """failures.md 76."""
+    body = f"    headers:\n{OF_THE_FILE}"
+    with FaultServer() as server, running(tmp_path, rules(server.url, body, more=installed(call))) as hr:
+        call(hr, server.url)
+        assert sent(server) == FILES
+        call(hr, server.url, "POST", data=b"x", stream=True)
+        assert sent(server) == FILES
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("own", ["the caller's", None], ids=["another value", "the library's own words"])
+def test_what_a_call_sets_itself_wins_over_the_file(tmp_path: Path, call: Surface, own: str | None) -> None:
+    """A caller who writes what the library would have sent means it.
+
+    failures.md 76.
+    """
+    theirs = {name: own or "".join(list(value)) for name, value in default_headers().items()}
+    if own is None:
+        theirs["User-Agent"] = "another"  # its text is all that the library's own can be told by
+    body = f"    headers:\n{OF_THE_FILE}"
+    with FaultServer() as server, running(tmp_path, rules(server.url, body, more=installed(call))) as hr:
+        call(hr, server.url, headers=theirs)
+        assert sent(server) == theirs
+
+
+def test_what_a_session_sets_itself_wins_over_the_file(tmp_path: Path) -> None:
+    """failures.md 76."""
+    body = f"    headers:\n{OF_THE_FILE}"
+    with FaultServer() as server, running(tmp_path, rules(server.url, body)), requests.Session() as session:
+        session.headers.update({"User-Agent": "mine", "accept": "*/*"})
+        session.get(server.url)
+        assert sent(server) == {**FILES, "User-Agent": "mine", "Accept": "*/*"}
+        assert copy.deepcopy(session).get(server.url).status_code == 200
+        assert sent(server) == {**FILES, "User-Agent": "mine", "Accept": "*/*"}
+
+
+def test_a_fallback_sends_the_headers_of_its_own_rule(tmp_path: Path) -> None:
+    """failures.md 76."""
+    with FaultServer() as server:
+        body = (
+            "    circuit_breaker: {mode: forced_open}\n    fallback: {upstream: spare}\n"
+            f"  spare:\n    base_url: {server.url}\n    headers:\n{OF_THE_FILE}"
+        )
+        with running(tmp_path, rules("http://127.0.0.1:9", body)):
+            requests.get("http://127.0.0.1:9/a", headers={"Accept": "text/csv"})
+        assert sent(server) == {**FILES, "Accept": "text/csv"}
+
+
+def test_a_connection_that_was_to_be_closed_is_not_used_again(tmp_path: Path, call: Surface) -> None:
+    """By the file or by the call. The server closes after its answer and need not say so (RFC 9112 §9.6)."""
+    with FaultServer() as server, running(tmp_path, rules(server.url, more=INSTALL)) as hr:
+        for own in ({"Connection": "close"}, {"connection": "Close"}):
+            for stream in (False, True):
+                answer = call(hr, server.url, "POST", data=b"x", headers=own, stream=stream)
+                assert (read(answer) if stream else body_of(answer)) == b"ok"
+                assert hr.status()["upstreams"]["billing"]["pool"]["idle"] == 0
+        assert {request.nth for request in server.requests} == {1}
+        call(hr, server.url, "POST", data=b"x")
+        assert hr.status()["upstreams"]["billing"]["pool"]["idle"] == 1

@@ -33,6 +33,7 @@ from headrace.config.source.values import (
     PathOnly,
     PerSecond,
     Rate,
+    SentHeaderName,
     Size,
     StatusCode,
     Text,
@@ -578,10 +579,10 @@ class Rules(Section):
     mode: Literal["enforce", "observe", "off"] = Field(
         "enforce", description="observe: measure and report only; off: leave the calls alone."
     )
-    headers: dict[HeaderName, HeaderValue] = Field(
+    headers: dict[SentHeaderName, HeaderValue] = Field(
         {},
         repr=False,  # values may be secrets
-        description="Added to each attempt unless the call set them; values may be ${file:…}.",
+        description="Added to each attempt unless the call, or its session, set them; values may be ${file:…}.",
         examples=[{"Authorization": "${file:/run/secrets/billing}"}],
     )
     timeouts: Timeouts = Field(Timeouts(), description="Limits of one call.")

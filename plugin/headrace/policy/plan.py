@@ -371,7 +371,7 @@ class UpstreamPlan:
     Attributes:
         base: Parsed `base_url`.
         match: Further prefixes under the same rules (without `base`).
-        headers: Added to each attempt unless the call set them; values may be
+        headers: Added to each attempt unless the call, or its session, set them; values may be
             secrets, so they are not in the repr.
         tls: None for http.
         fallback: None: a refused call raises.

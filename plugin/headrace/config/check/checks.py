@@ -34,7 +34,7 @@ def cross_check(settings: Settings, written: Written) -> Iterator[Problem]:
         yield from _pool(upstream.pool, (*base, "pool"), written)
         yield from _adaptive(upstream.pool, (*base, "pool"), written)
         yield from _tls(upstream, base, written)
-        yield from _headers(base, written)
+        yield from _headers(upstream, base, written)
         yield from _retry_after(upstream, base, written)
         yield from _match(upstream, base, written)
     yield from _claims(settings, written)
@@ -329,8 +329,15 @@ def _tls(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
             )
 
 
-def _headers(base: Path, written: Written) -> Iterator[Problem]:
+def _headers(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
     path = (*base, "headers")
+    for name, value in upstream.headers.items():
+        if name.lower() == "connection" and value.lower() not in ("close", "keep-alive"):
+            yield written.problem(
+                (*path, name),
+                "says only who closes the connection: close or keep-alive; anything else frames the message",
+                f"write: {name}: close, or remove it",
+            )
     node = node_at(written.tree, path)
     if not isinstance(node, Table):
         return

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from headrace.transport.lease.pool import CloseReason, Lease, LeasePool
 
 
+_SAYS_CLOSE = b"\r\nconnection: close"
+
+
 class GovernedHTTPConnection(HTTPConnection):
     """A connection that belongs to a lease while it is in use.
 
@@ -61,6 +64,7 @@ class GovernedHTTPConnection(HTTPConnection):
     answering: socket.socket | None = None
     last_answer: http.client.HTTPResponse | None = None
     _reading_head = False
+    _says_close = False  # the request did
     _head_is_next = True  # the next thing sent is the head of a request
 
     def connect(self) -> None:
@@ -95,6 +99,7 @@ class GovernedHTTPConnection(HTTPConnection):
         if self._head_is_next and type(data) is bytes:
             self._head_is_next = False
             head = data.lower()
+            self._says_close = _SAYS_CLOSE in head
             if AUTHORIZATION in head and authenticates_connection(head):
                 self._claim_for(None if attempt is None else attempt.owner)
         if attempt is None or self.debuglevel or not isinstance(data, (bytes, bytearray, memoryview)):
@@ -151,6 +156,8 @@ class GovernedHTTPConnection(HTTPConnection):
             and is_framed_twice(answer, response.headers)
         ):
             answer.is_last = True
+        if self._says_close and answer is not None:
+            answer.is_last = True  # RFC 9112 §9.6: no further request, whatever the peer says
         if attempt is not None:
             if (length := response.length_remaining) is None or length > LONGEST_BYTES:
                 refuse_unreadable_length(response)

@@ -32,6 +32,7 @@ from headrace.transport.stock.connection import (
     GovernedHTTPSConnection,
     socket_options,
 )
+from headrace.transport.stock.library_headers import is_librarys
 
 BLOCKSIZE = 16 * 1024
 """Bytes of a file that are read at a time: urllib3's own default."""
@@ -203,22 +204,26 @@ class GovernedHTTPSPool(GovernedHTTPPool, HTTPSConnectionPool):  # type: ignore[
 
 
 def with_defaults(headers: Mapping[str, str], extra: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
-    """A copy of *headers* with those of *extra* that it does not have (names without regard to case)."""
+    """A copy of *headers* with those of *extra* that it does not have (names without regard to case).
+
+    What the library put there by itself gives way, too.
+    """
     if type(headers) is dict:
         if not headers:
             return dict(extra)
         merged: Any = headers.copy()
-        present = {name.lower() for name in headers}
+        present = {name.lower(): name for name in headers}
         for name, value in extra:
-            if name.lower() not in present:
-                merged[name] = value
+            own = present.get(name.lower())
+            if own is None or is_librarys(name, headers[own]):
+                merged[own or name] = value
         return merged  # type: ignore[no-any-return]
     if isinstance(headers, HTTPHeaderDict) or not hasattr(headers, "copy"):
         merged = _Headers(headers)
     else:
         merged = headers.copy()
     for name, value in extra:
-        if name not in merged:
+        if name not in merged or is_librarys(name, merged[name]):
             merged[name] = value
     return merged  # type: ignore[no-any-return]
 

@@ -1,0 +1,18 @@
+"""Headers that requests puts on a call which has not asked for them: they are nobody's wish."""
+
+from __future__ import annotations
+
+from requests.utils import default_headers
+
+_DEFAULTS = {name.lower(): value for name, value in default_headers().items()}
+
+
+def is_librarys(name: str, value: object) -> bool:
+    """Whether *value* of header *name* is what every new Session of requests begins with.
+
+    A caller may write the same text, and means it. So the object is compared: requests hands out its own constants.
+    Its User-Agent is made anew for each Session, and there the text is compared.
+    """
+    name = name.lower()
+    default = _DEFAULTS.get(name)
+    return default is not None and (value is default or (name == "user-agent" and value == default))
