@@ -235,7 +235,7 @@ class SimulatedUpstream:
             pauses.append(delay_s)
             clock.advance(delay_s)
 
-        attempt = ScriptedAttempt(plan, self._script, clock, self._note, deadline_at=exchange.deadline_at)
+        attempt = ScriptedAttempt(plan, self._script, clock, self._note)
         end: End | None = None
         try:
             end = run(exchange, attempt, clock=clock, sleep=sleep)
@@ -296,9 +296,7 @@ class SimulatedUpstream:
             inbound = self._simulation.inbound
             deadline_at = None if inbound is None else inbound.deadline_at
             exchange = self._exchange(method.upper(), replayable=True, headers=(), deadline_at=deadline_at)
-            attempt = ScriptedAttempt(
-                self._plan, self._script, self._clock, _tell_nobody, deadline_at=exchange.deadline_at
-            )
+            attempt = ScriptedAttempt(self._plan, self._script, self._clock, _tell_nobody)
             made.append(attempt)
             return exchange, attempt
 

@@ -25,7 +25,6 @@ class ScriptedAttempt:
 
     Args:
         tell: It is told of each attempt when that is over.
-        deadline_at: Deadline of the call, or None.
 
     Attributes:
         sent: Attempts of which at least a byte may have arrived; count.
@@ -33,7 +32,6 @@ class ScriptedAttempt:
 
     __slots__ = (
         "_clock",
-        "_deadline_at",
         "_failures",
         "_is_failure",
         "_script",
@@ -48,8 +46,6 @@ class ScriptedAttempt:
         script: Script,
         clock: VirtualClock,
         tell: Callable[[str], None],
-        *,
-        deadline_at: float | None,
     ) -> None:
         self._timeouts = plan.timeouts
         self._is_failure = plan.circuit_breaker.failure_if
@@ -57,7 +53,6 @@ class ScriptedAttempt:
         self._script = script
         self._clock = clock
         self._tell = tell
-        self._deadline_at = deadline_at
         self.sent = 0
 
     def perform(self, send: Send) -> Outcome:
@@ -93,7 +88,7 @@ class ScriptedAttempt:
 
     def _meet(self, send: Send | Resend) -> tuple[Outcome, bytes]:
         met = self._script.next(self._clock.now)
-        outcome = self._outcome(met, send.timeout_s)
+        outcome = self._outcome(met, send.timeout_s, send.patience_s if isinstance(send, Send) else 0.0)
         outcome.started_s = self._clock.now
         self.sent += outcome.sent
         return outcome, met.body
@@ -101,10 +96,10 @@ class ScriptedAttempt:
     def set_aside(self) -> None:
         """Nothing is held: there is no connection."""
 
-    def _outcome(self, met: Reply, limit_s: float) -> Outcome:
+    def _outcome(self, met: Reply, limit_s: float, patience_s: float) -> Outcome:
         what, takes_s = met.what, met.takes_s
         if what is Fault.POOL_TIMEOUT:
-            return Outcome(fault=what, wait_s=self._patience_s())
+            return Outcome(fault=what, wait_s=patience_s)
         if what is Fault.POOL_REJECTED or what is Fault.LOCAL_ERROR:
             return Outcome(fault=what)
         if isinstance(what, Fault) and what in _NEVER_SENT:
@@ -141,12 +136,6 @@ class ScriptedAttempt:
         except Exception as error:
             self._tell(f"failure_if raised {type(error).__name__}: the answer counts by its status alone")
             return False
-
-    def _patience_s(self) -> float:
-        patience_s = self._timeouts.acquire_s
-        return (
-            patience_s if self._deadline_at is None else min(patience_s, self._deadline_at - self._clock.now)
-        )
 
 
 def _response(status: int, body: bytes) -> Response:
