@@ -72,7 +72,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "policy.decision": CALL,
         "policy.exchange": CALL,
         "policy.fallback": ("tests/policy/test_fallback.py", *CALL),
-        "policy.gate": ("tests/policy/test_gate.py", *CALL),
+        "policy.gate": ("tests/policy/test_gate.py", *CALL, "tests/policy/test_call_counts.py"),
         "policy.retry": ("tests/policy/test_retry.py", *CALL, "tests/policy/test_budget_properties.py"),
         "policy.breaker.circuit": BREAKER,
         "policy.breaker.half_open": BREAKER,
@@ -100,7 +100,7 @@ _NO_GENERATION = (
 )
 _A_NUMBER = "probes are told apart by it, and no more"
 _SET_BY_SEND = "written by the Send that comes before every reading of it"
-_EITHER = "where both are the same instant, either is the answer"
+_EITHER = "where both are the same, either is the answer"
 _NOT_SLOW = "the budget asks its window for calls and marks only"
 
 EQUAL: Mapping[str, str] = MappingProxyType(
@@ -118,6 +118,7 @@ EQUAL: Mapping[str, str] = MappingProxyType(
         "policy.exchange Exchange.__init__: self._limit_s = 0.0: pass": _SET_BY_SEND,
         "policy.gate deadline_of: if inbound_at is not None and (own_s is None or inbound_at < began + own_s):"
         ": inbound_at < began + own_s -> (inbound_at <= began + own_s)": _EITHER,
+        "policy.gate next_send: if left_s < timeout_s:: left_s < timeout_s -> (left_s <= timeout_s)": _EITHER,
         "policy.retry RetryBudget.try_withdraw: self._window.add(now, 1, 0, 0): 0 -> 1": _NOT_SLOW,
         "policy.retry RetryBudget.try_withdraw: self._window.add(now, 1, 0, 0): 0 -> -1": _NOT_SLOW,
         "policy.retry RetryBudget.try_withdraw: self._window.add(now, 1, 0, 0): 0 -> None": _NOT_SLOW,

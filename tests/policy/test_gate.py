@@ -345,6 +345,47 @@ def test_the_first_attempt_is_decided_and_paid_for_without_an_exchange() -> None
     assert budget.balance(T0) == pytest.approx(30.2)
 
 
+@pytest.mark.parametrize(
+    ("left_s", "may_wait", "answer"),
+    [
+        pytest.param(None, True, Send(1, 4.0, 0.5), id="no deadline"),
+        pytest.param(5.0, True, Send(1, 4.0, 0.5), id="time enough"),
+        pytest.param(4.0, True, Send(1, 4.0, 0.5), id="just enough for the attempt"),
+        pytest.param(1.0, True, Send(1, 1.0, 0.5), id="the deadline cuts the attempt"),
+        pytest.param(0.5, True, Send(1, 0.5, 0.5), id="just enough for the wait"),
+        pytest.param(0.25, True, Send(1, 0.25, 0.25, by_deadline=True), id="the deadline cuts the wait"),
+        pytest.param(0.25, False, Send(1, 0.25, 0.0), id="no wait on an event loop"),
+        pytest.param(0.0, True, EndReason.DEADLINE, id="over"),
+        pytest.param(-1.0, True, EndReason.DEADLINE, id="long over"),
+    ],
+)
+def test_an_attempt_has_the_limits_that_the_deadline_leaves(
+    left_s: float | None, may_wait: bool, answer: object
+) -> None:
+    circuit = Circuit(circuit_plan(), rng=constant(0.5))
+    deadline_at = None if left_s is None else T0 + left_s
+
+    found = next_send(TIMEOUTS, circuit, T0, deadline_at=deadline_at, may_wait=may_wait, pay=None)
+
+    assert found == answer
+
+
+@pytest.mark.parametrize(
+    ("own_s", "inbound_at", "at"),
+    [
+        pytest.param(None, None, None, id="none"),
+        pytest.param(15.0, None, T0 + 15.0, id="the call's"),
+        pytest.param(None, T0 + 3.0, T0 + 3.0, id="the inbound request's"),
+        pytest.param(15.0, T0 + 3.0, T0 + 3.0, id="the inbound request's is earlier"),
+        pytest.param(2.0, T0 + 3.0, T0 + 2.0, id="the call's is earlier"),
+    ],
+)
+def test_the_earlier_deadline_holds(own_s: float | None, inbound_at: float | None, at: float | None) -> None:
+    timeouts = replace(TIMEOUTS, deadline_s=own_s)
+
+    assert deadline_of(timeouts, T0, Served(inbound_at)) == at
+
+
 def test_a_refusal_is_taken_over_as_well_so_the_circuit_is_not_asked_twice() -> None:
     """A ramp counts those who ask: the second question would take the place of another call."""
     circuit = opened()

@@ -877,17 +877,17 @@ class LeasePool(Generic[C]):
         """Free everything that *element* still holds. It has one of the forms that the loops pass."""
         if isinstance(element, tuple):
             element = element[0]
-        token, lease = (element, element()) if isinstance(element, ref) else (None, element)
-        if isinstance(lease, Connection):
+        token, found = (element, element()) if isinstance(element, ref) else (None, element)
+        if isinstance(found, Connection):
             for idle in (self._idle, self._owned):
-                if lease in idle:
-                    idle.remove(lease)
-            self._schedule_close(lease.conn, "error")
-        elif isinstance(lease, Lease):
-            token = lease.token or token
-            conn, lease.connection.conn, lease.token = lease.conn, None, None
-            self._fresh_waiters.discard(lease)
-            gate = self._waiters.pop(lease, None)
+                if found in idle:
+                    idle.remove(found)
+            self._schedule_close(found.conn, "error")
+        elif isinstance(found, Lease):
+            token = found.token or token
+            conn, found.connection.conn, found.token = found.conn, None, None
+            self._fresh_waiters.discard(found)
+            gate = self._waiters.pop(found, None)
             if gate is not None:
                 gate.release()  # the waiter finds that it was not served
             self._schedule_close(conn, "error")
