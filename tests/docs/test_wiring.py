@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import threading
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,22 +149,6 @@ def test_django_wiring(folder: Path, upstream: FaultServer) -> None:
 def test_a_job(folder: Path, upstream: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
     run("processes: A job/1", upstream)
     assert capsys.readouterr().out == blocks()["processes: A job/2"].text
-
-
-@shows("frameworks: Celery/1")
-def test_celery_workers(folder: Path, upstream: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Celery is not among the test's dependencies: its signal is stood in for."""
-    connected = []
-    signals = types.ModuleType("celery.signals")
-    signals.worker_process_init = types.SimpleNamespace(connect=lambda f: connected.append(f) or f)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "celery", types.ModuleType("celery"))
-    monkeypatch.setitem(sys.modules, "celery.signals", signals)
-    run("frameworks: Celery/1", upstream)
-
-    connected[0](sender=None, signal=signals.worker_process_init)
-
-    with headrace.current():
-        assert requests.get(upstream.url).headrace.upstream == "billing"  # type: ignore[attr-defined]
 
 
 @shows("processes: Jupyter/1")

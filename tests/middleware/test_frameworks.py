@@ -338,7 +338,7 @@ def test_flask_has_answered_itself_before_an_outer_middleware_could_map(
 
 DJANGO = """
     import asyncio, json, sys
-    import requests
+    import requests, urllib3
     import django
     from asgiref.sync import sync_to_async
     from django.conf import settings
@@ -365,6 +365,9 @@ DJANGO = """
     def failing(request):
         requests.get(dead + "/pay?token=hunter2", timeout=5)
 
+    def failing_in_urllib3(request):
+        urllib3.PoolManager().request("GET", dead + "/pay?token=hunter2")
+
     async def async_failing(request):
         await sync_to_async(requests.get)(dead, timeout=5)
 
@@ -376,7 +379,7 @@ DJANGO = """
 
     urlpatterns = [
         path("ok", ok), path("async-ok", async_ok), path("failing", failing),
-        path("async-failing", async_failing), path("not-ours", not_ours), path("streaming", streaming),
+        path("failing-in-urllib3", failing_in_urllib3), path("async-failing", async_failing), path("not-ours", not_ours), path("streaming", streaming),
     ]
     django.setup()
     print(json.dumps(drive(file)))
@@ -390,7 +393,9 @@ DJANGO_WSGI = """
 
         app = validator(headrace.WSGIMiddleware(get_wsgi_application(), file))
         answers = []
-        for target in ("/ok", "/async-ok", "/streaming", "/failing", "/async-failing", "/not-ours"):
+        for target in (
+            "/ok", "/async-ok", "/streaming", "/failing", "/async-failing", "/not-ours", "/failing-in-urllib3"
+        ):
             environ = wsgi_environ({"X-Request-ID": "mine"})
             environ["PATH_INFO"] = target
             answer = call_wsgi(app, environ)
@@ -411,16 +416,17 @@ DJANGO_ASGI = """
             return answer.status, dict((k.lower(), v) for k, v in answer.headers), answer.body.decode()
 
         async def main():
-            targets = ("/async-ok", "/failing", "/async-failing", "/not-ours")
-            lifespan = "passed"
-            try:
-                await app({"type": "lifespan"}, startup, None)
-            except ValueError as error:  # what Django says to it without us
-                lifespan = str(error)
-            return [lifespan, *[await one(target) for target in targets]]
+            targets = ("/async-ok", "/failing", "/async-failing", "/not-ours", "/failing-in-urllib3")
+            kinds, sent = iter(("startup", "shutdown")), []
 
-        async def startup():
-            return {"type": "lifespan.startup"}
+            async def receive():
+                return {"type": f"lifespan.{next(kinds)}"}
+
+            async def send(message):
+                sent.append(message["type"])
+
+            await app({"type": "lifespan"}, receive, send)  # Django itself raises a ValueError
+            return [sent, *[await one(target) for target in targets]]
 
         return asyncio.run(main())
 """
@@ -440,23 +446,34 @@ def run_django(script: str, file: Path, healthy: str, dead: str) -> Any:
     return json.loads(done.stdout)
 
 
+def with_urllib3(file: Path) -> Path:
+    file.write_text(file.read_text() + "install: {urllib3: true}\n")
+    return file
+
+
 def test_django_under_wsgi(file: Path, healthy: str, dead: str) -> None:
-    ok, async_ok, streaming, first, second, not_ours = run_django(DJANGO_WSGI, file, healthy, dead)
+    ok, async_ok, streaming, first, second, not_ours, third = run_django(
+        DJANGO_WSGI, with_urllib3(file), healthy, dead
+    )
     assert json.loads(ok[2]) == {"sent": "mine", "bound": "mine"}
     assert json.loads(async_ok[2]) == {"sent": "mine", "bound": "mine"}
     assert streaming[2] == "mine"
     assert_problem(*first, expected=502, request_id="mine")
     assert_problem(*second, expected=503, request_id="mine")
+    assert_problem(*third, expected=503, request_id="mine")
     assert not_ours[0] == 500
 
 
 def test_django_under_asgi(file: Path, healthy: str, dead: str) -> None:
     """failures.md 49."""
-    lifespan, async_ok, first, second, not_ours = run_django(DJANGO_ASGI, file, healthy, dead)
-    assert "lifespan" in lifespan
+    lifespan, async_ok, first, second, not_ours, third = run_django(
+        DJANGO_ASGI, with_urllib3(file), healthy, dead
+    )
+    assert lifespan == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     assert json.loads(async_ok[2]) == {"sent": "mine", "bound": "mine"}
     assert_problem(*first, expected=502, request_id="mine")
     assert_problem(*second, expected=503, request_id="mine")
+    assert_problem(*third, expected=503, request_id="mine")
     assert not_ours[0] == 500
 
 

@@ -177,11 +177,13 @@ class ASGIMiddleware:
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start before the application's startup, close after its shutdown.
 
-        An application without a lifespan works too. The server sees all that the application does
-        with the scope, its errors included.
+        The server sees all that the application does with the scope, its errors included. An application that raises
+        or returns without having asked for a message (Django) knows no lifespan. Then this one is headrace's own, so
+        that the server has nothing to warn of, and says when to close.
         """
         first = await receive()
-        if first["type"] == "lifespan.startup":
+        is_startup, has_asked = first["type"] == "lifespan.startup", False
+        if is_startup:
             try:
                 await self._start()
             except Exception as error:
@@ -194,7 +196,8 @@ class ASGIMiddleware:
             scope["state"]["headrace"] = self.headrace  # the server hands it to every scope, WebSockets too
 
         async def receive_first() -> Message:
-            nonlocal first
+            nonlocal first, has_asked
+            has_asked = True
             if first:
                 message, first = first, {}
                 return message
@@ -206,9 +209,17 @@ class ASGIMiddleware:
             await send(message)
 
         try:
-            await self.app(scope, receive_first, send_and_close)
+            try:
+                await self.app(scope, receive_first, send_and_close)
+            except Exception:
+                if has_asked or not is_startup:
+                    raise
+            if is_startup and not has_asked:
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+                await send_and_close({"type": "lifespan.shutdown.complete"})
         except Exception:
-            raise  # most likely an application without a lifespan: the server goes on without one
+            raise
         except GeneratorExit:  # closed by the collector: nothing may be awaited any more
             self._given_up = self._is_ours
             if self._is_ours:
