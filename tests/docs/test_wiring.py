@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 import headrace
 from support.faultserver import Answer, Break, FaultServer
 from support.gateways import WsgiGateway
-from support.pages import blocks, python, run, serving, shows, text_of, write
+from support.pages import blocks, python, run, shows, text_of, write
 from support.waiting import wait_until
 
 
@@ -69,30 +69,6 @@ def test_flask_wiring_and_a_status_route(folder: Path, upstream: FaultServer) ->
         assert status["upstreams"]["billing"]["requests"] == {"2xx": 1, "reset": 1}
     finally:
         names["app"].wsgi_app.headrace.close()
-
-
-@shows("frameworks: How to start it/1", "frameworks: How to start it/2")
-@pytest.mark.parametrize(
-    ("app", "command", "more"),
-    [
-        pytest.param(
-            "frameworks: Starlette/1", "frameworks: How to start it/1", ["--port", "0"], id="uvicorn"
-        ),
-        # One worker here: this is about the command line and the wiring.
-        pytest.param(
-            "frameworks: Flask/1",
-            "frameworks: How to start it/2",
-            ["--bind", "127.0.0.1:0", "--workers", "1"],
-            id="gunicorn",
-        ),
-    ],
-)
-def test_servers_start_as_shown(
-    app: str, command: str, more: list[str], folder: Path, upstream: FaultServer
-) -> None:
-    write(folder, "orders.py", app, upstream)
-    with serving(blocks()[command].text, folder, *more) as url, requests.Session() as client:
-        assert_governed(lambda path: client.get(url + path, timeout=20), upstream)
 
 
 DJANGO = """

@@ -379,7 +379,8 @@ DJANGO = """
 
     urlpatterns = [
         path("ok", ok), path("async-ok", async_ok), path("failing", failing),
-        path("failing-in-urllib3", failing_in_urllib3), path("async-failing", async_failing), path("not-ours", not_ours), path("streaming", streaming),
+        path("failing-in-urllib3", failing_in_urllib3),
+        path("async-failing", async_failing), path("not-ours", not_ours), path("streaming", streaming),
     ]
     django.setup()
     print(json.dumps(drive(file)))

@@ -79,6 +79,9 @@ def write_application(folder: Path, cell: Cell, upstream: FaultServer) -> str:
     if cell.framework != "Django":
         key = "Celery" if cell.program == "celery" else cell.framework
         write(folder, "orders.py", f"{PAGE}: {key}/1", upstream)
+        if key == "Celery":
+            with (folder / "orders.py").open("a") as module:
+                module.write(CELERY.replace("https://billing.internal", upstream.url))
         return "orders:app"
     (folder / "settings.py").write_text(DJANGO + text_of(f"{PAGE}: Django/2"))
     urls = DJANGO_URLS.replace("https://billing.internal", upstream.url)
@@ -91,6 +94,18 @@ def write_application(folder: Path, cell: Cell, upstream: FaultServer) -> str:
 
 _INTERRUPTED = frozenset({"uvicorn", "fastapi", "waitress-serve"})
 """What dies of SIGTERM in the end, on purpose or for want of a handler. An interrupt is an orderly end for them."""
+
+
+CELERY = """
+import requests
+from celery import Celery
+
+app = Celery("orders")
+
+@app.task
+def invoice(number):
+    return requests.get(f"https://billing.internal/invoices/{number}").json()
+"""
 
 
 @dataclass
