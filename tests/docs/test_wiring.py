@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import requests
+from celery import Celery
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
@@ -51,8 +52,10 @@ def test_the_minute(tmp_path: Path) -> None:
     assert python("minute.py", tmp_path) == text_of("README: Install it, see it in a minute/3")
 
 
-@shows("frameworks: Starlette/1", "frameworks: FastAPI/1")
-@pytest.mark.parametrize("key", ["frameworks: Starlette/1", "frameworks: FastAPI/1"])
+@shows("frameworks: Starlette/1", "frameworks: FastAPI/1", "frameworks: Litestar/1")
+@pytest.mark.parametrize(
+    "key", ["frameworks: Starlette/1", "frameworks: FastAPI/1", "frameworks: Litestar/1"]
+)
 def test_asgi_wiring(key: str, folder: Path, upstream: FaultServer) -> None:
     with TestClient(run(key, upstream)["app"]) as client:
         assert_governed(client.get, upstream)
@@ -125,6 +128,27 @@ def test_django_wiring(folder: Path, upstream: FaultServer) -> None:
 def test_a_job(folder: Path, upstream: FaultServer, capsys: pytest.CaptureFixture[str]) -> None:
     run("processes: A job/1", upstream)
     assert capsys.readouterr().out == blocks()["processes: A job/2"].text
+
+
+@shows("frameworks: Celery/1")
+def test_a_task_of_celery(folder: Path, upstream: FaultServer) -> None:
+    """Without a worker. `live/test_set_ups.py` has one of each pool."""
+    names = run(
+        "frameworks: Celery/1", upstream
+    )  # held as a module holds them: a signal does not keep its receivers
+    app = Celery("orders", set_as_current=False)
+    app.conf.task_always_eager = True
+
+    @app.task
+    def invoice() -> Any:
+        return requests.get(upstream.url).headrace.upstream  # type: ignore[attr-defined]
+
+    try:
+        assert not hasattr(requests.get(upstream.url), "headrace")
+        assert [invoice.delay().get() for _ in range(2)] == ["billing", "billing"]
+    finally:
+        names["hr"].close()
+        app.close()
 
 
 @shows("processes: Jupyter/1")

@@ -12,7 +12,6 @@ import requests
 
 from support.faultserver import Answer, Break, FaultServer
 from support.governed import rules
-from support.pages import shows
 from support.set_ups import Cell, Tasks, cells, edit, is_there, program, server, write_application
 from support.waiting import wait_until
 
@@ -56,7 +55,6 @@ def is_installed(cell: Cell) -> None:
         pytest.skip(text)
 
 
-@shows("frameworks: Litestar/1")
 @pytest.mark.parametrize("cell", [*cells("ASGI"), *cells("WSGI")], ids=str)
 def test_a_set_up_from_start_to_stop(cell: Cell, tmp_path: Path, upstream: FaultServer) -> None:
     """failures.md 82."""
@@ -90,7 +88,6 @@ def test_a_set_up_from_start_to_stop(cell: Cell, tmp_path: Path, upstream: Fault
         assert alarms(running.output.replace(running.url.rpartition(":")[2], "PORT")) == []
 
 
-@shows("frameworks: Celery/1")
 @pytest.mark.parametrize("cell", cells("Celery"), ids=str)
 def test_a_worker_of_celery_from_start_to_stop(
     cell: Cell, tmp_path: Path, upstream: FaultServer, tasks: Tasks
