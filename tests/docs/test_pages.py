@@ -151,7 +151,7 @@ def test_the_kill_switch_comes_before_everything_else() -> None:
     assert "HEADRACE_MODE=off" in tables("README", headings[0])[0][1]
 
 
-@pytest.mark.parametrize("file", [README, *BESIDE], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [README, ROOT / ".github/CONTRIBUTING.md"], ids=lambda file: file.name)
 def test_scripts_that_are_named_exist(file: Path) -> None:
     named = re.findall(r"\.?/?(?:tests|sample_app|\.ci)/[\w/.-]*\w", file.read_text("utf-8"))
     assert named

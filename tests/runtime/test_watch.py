@@ -18,6 +18,7 @@ import pytest
 from headrace.policy.plan import ReloadPlan
 from headrace.runtime.watch.fingerprint import fingerprints
 from headrace.runtime.watch.watcher import EventSource, InotifyEvents, ObserverEvents, OnEvent, Watcher
+from support.volumes import ConfigMap
 
 EVENTS_ONLY = ReloadPlan(debounce_s=0.1, max_delay_s=1.0, poll_s=600.0, drain_s=1.0)
 """A poll that no test lives to see: what is noticed was noticed by an event."""
@@ -169,30 +170,6 @@ def test_the_portable_observer_sees_the_same(
     for content in "12":
         edit(file, content)
         reader.wait_until_it_held(content)
-
-
-class ConfigMap:
-    """A volume as the kubelet writes it: file -> ..data/file, ..data -> ..<n>, swapped by a rename."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.number = 0
-        self.file = directory / "upstreams.yaml"
-        directory.mkdir()
-        self.swap("0")
-        self.file.symlink_to("..data/upstreams.yaml")
-
-    def swap(self, content: str) -> None:
-        old = self.directory / f"..{self.number}"
-        self.number += 1
-        new = self.directory / f"..{self.number}"
-        new.mkdir()
-        (new / "upstreams.yaml").write_text(content)
-        link = self.directory / "..data_tmp"
-        link.symlink_to(new.name)
-        link.replace(self.directory / "..data")
-        if old.exists():
-            shutil.rmtree(old)
 
 
 @pytest.mark.parametrize("events", [InotifyEvents, ObserverEvents])

@@ -38,6 +38,7 @@ _MASKS = (
     (re.compile(r"\brequest id [0-9a-f]{32}\b"), "request id I"),
 )
 _TAKEN_OVER = re.compile(r"<!-- from .*? -->\n.*?<!-- end -->\n", re.DOTALL)
+_RULES = re.compile("^upstreams:", re.MULTILINE)
 _HEADING = re.compile(r"(#+) (.*)")
 
 
@@ -121,7 +122,7 @@ def shown() -> dict[str, str]:
 def rule_files() -> list[str]:
     """Every YAML block that is an `upstreams.yaml`: all of them are loaded by one test."""
     return [
-        block.key for block in blocks().values() if block.language == "yaml" and "upstreams:" in block.text
+        block.key for block in blocks().values() if block.language == "yaml" and _RULES.search(block.text)
     ]
 
 
@@ -189,6 +190,22 @@ def python(name: str, folder: Path, **env: str) -> str:
     return done.stdout
 
 
+def run_shell(script: str, cwd: Path, env: Mapping[str, str] = {}) -> tuple[int, str]:
+    """Exit code and output (both streams) of a line for the shell, its programs taken from this environment first."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=cwd,
+        env=_environment() | {"PATH": path} | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
 def run_line(line: str, cwd: Path, env: Mapping[str, str] = {}) -> tuple[int, str]:
     """Exit code and output (both streams) of a command line of a page, its program taken from this environment."""
     done = subprocess.run(
@@ -205,10 +222,10 @@ def run_line(line: str, cwd: Path, env: Mapping[str, str] = {}) -> tuple[int, st
 
 
 @contextlib.contextmanager
-def serving(line: str, cwd: Path, *more: str) -> Iterator[str]:
+def serving(line: str, cwd: Path, *more: str, env: Mapping[str, str] = {}) -> Iterator[str]:
     """The URL of the server that *line* starts, with *more* arguments. Stops it at the end."""
     with subprocess.Popen(
-        [*_command(line), *more], cwd=cwd, env=_environment(), stderr=subprocess.PIPE, text=True
+        [*_command(line), *more], cwd=cwd, env=_environment() | env, stderr=subprocess.PIPE, text=True
     ) as server:
         assert server.stderr is not None
         too_long = threading.Timer(30, server.kill)
