@@ -85,7 +85,7 @@ def test_two_newlines_at_the_end_of_a_secret_are_an_error_not_repaired(
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [(b"\xff\xfe", "is not UTF-8 text"), (b"x" * 70_000, "is longer than 64 KiB"), (None, "does not exist")],
+    [(b"\xff\xfd", "is not UTF-8 text"), (b"x" * 70_000, "is longer than 64 KiB"), (None, "does not exist")],
     ids=["binary", "long", "missing"],
 )
 def test_file_that_cannot_be_a_secret_is_refused_at_its_position(

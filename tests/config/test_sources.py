@@ -195,7 +195,7 @@ def test_other_files_of_a_secrets_directory_are_left_alone(tmp_path: Path) -> No
     ("content", "message"),
     [
         pytest.param(b"x" * 2_000_000, "is longer than", id="too long"),
-        pytest.param(b"\xff\xfe", "is not UTF-8 text", id="not UTF-8"),
+        pytest.param(b"\xff\xfd", "is not UTF-8 text", id="not UTF-8"),
         pytest.param(b"[GET, ", "begins like a YAML list or map but is not one", id="broken"),
     ],
 )

@@ -39,6 +39,7 @@ def lint(settings: Settings, written: Written) -> Iterator[Problem]:
                 "remove it",
             )
         yield from _breaker(upstream, base, written)
+        yield from _fallback(upstream, base, written)
         if not upstream.tls.verify:
             yield written.problem(
                 (*base, "tls", "verify"),
@@ -54,6 +55,7 @@ def _breaker(upstream: Upstream, base: Path, written: Written) -> Iterator[Probl
             (*base, "mode"),
             "forced_open: every call is refused, and nothing finds out whether it still has to be",
         )
+    yield from _never_fails(breaker, base, written)
     threshold = (*base, "slow_call", "rate_threshold")
     if breaker.slow_call.duration is None and written.is_given(threshold):
         yield written.problem_between(
@@ -71,6 +73,33 @@ def _breaker(upstream: Upstream, base: Path, written: Written) -> Iterator[Probl
             "many in a row are not fewer",
             "write: consecutive_failures: null, or raise minimum_calls",
         )
+
+
+def _never_fails(breaker: CircuitBreaker, base: Path, written: Written) -> Iterator[Problem]:
+    if breaker.failure_on or breaker.mode not in ("enforce", "observe"):
+        return
+    if breaker.failure_if is not None:
+        return  # a failure by what the answer holds alone: that can be meant
+    if breaker.slow_call.duration is not None:
+        message, fix = "names no outcome: nothing but slow calls opens the circuit", ""
+    else:
+        message = "names no outcome: no call ever fails, so the circuit never opens"
+        fix = "remove it, or write beside it: mode: disabled if that is meant"
+    yield written.problem((*base, "failure_on"), message, fix)
+
+
+def _fallback(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
+    mode = upstream.circuit_breaker.mode
+    if upstream.fallback is None or mode not in ("disabled", "observe"):
+        return
+    table, where = (*base, "fallback"), (*base, "circuit_breaker", "mode")
+    yield written.problem_between(
+        table,
+        where,
+        f"is never given: a circuit with mode: {mode} {written.where(where, beside=written.mark(table))}"
+        " refuses no call",
+        "remove it, or write: circuit_breaker: {mode: enforce}",
+    )
 
 
 def _is_never_asked(breaker: CircuitBreaker) -> bool:
@@ -144,9 +173,94 @@ def _retries(upstream: Upstream, base: Path, written: Written) -> Iterator[Probl
             "none: callers that failed at one moment come back at one moment",
             "write: jitter: full",
         )
-    if retry.max_attempts > 1 and retry.budget.ratio == 0 and retry.budget.min_per_second == 0:
+    if retry.max_attempts > 1:
+        yield from _never_retried(upstream, base, written)
+        yield from _unpaid(upstream, base, written)
+        yield from _pauses(upstream, base, written)
+
+
+def _never_retried(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
+    """Lists that leave nothing to be retried. Their defaults are not empty, so an empty one was written."""
+    retry = upstream.retry
+    if not retry.retry_on:
+        yield written.problem(
+            (*base, "retry", "retry_on"),
+            "names no outcome: nothing is ever retried",
+            "remove it, or write beside it: max_attempts: 1 if that is meant",
+        )
+    elif not retry.methods and retry.idempotency_key is None:
+        yield written.problem(
+            (*base, "retry", "methods"),
+            "names no method: only what was never sent, or brings an idempotency key of its own, is retried",
+            "name the methods that may be repeated, or write beside it: max_attempts: 1 if that is meant",
+        )
+    if retry.idempotency_key is not None and not retry.idempotency_key.methods:
+        yield written.problem(
+            (*base, "retry", "idempotency_key", "methods"),
+            "names no method: no call ever gets a key",
+            "name the methods that get one, or write: idempotency_key: null",
+        )
+
+
+def _unpaid(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
+    """Attempts that the budget can never pay: without a ratio, traffic earns nothing (`policy.retry.RetryBudget`)."""
+    retry, budget = upstream.retry, upstream.retry.budget
+    reserve = int(budget.min_per_second * budget.ttl + 1e-9)  # retries in any ttl
+    retries = retry.max_attempts - 1
+    if budget.ratio > 0 or reserve >= retries:
+        return
+    if reserve == 0:
         yield written.problem(
             (*base, "retry", "budget"),
             "allows no retry at all",
             "write: retry: {max_attempts: 1} if that is meant",
         )
+        return
+    deadline_s = upstream.timeouts.deadline
+    if deadline_s is None or deadline_s > budget.ttl:
+        return  # what the first retries cost may come back within the call
+    paths: list[Path] = [(*base, "retry", "budget", name) for name in ("ratio", "min_per_second", "ttl")]
+    paths.append((*base, "retry", "max_attempts"))
+    place = min((path for path in paths if written.is_given(path)), key=written.distance)
+    if any(written.is_secret(path) for path in paths):
+        message = "can never pay for all the attempts of one call"
+    else:
+        message = (
+            f"the budget pays for {reserve} retr{'y' if reserve == 1 else 'ies'} in {format_duration(budget.ttl)}"
+            f" and traffic earns none (ratio: 0), so a call never makes its {retry.max_attempts} attempts"
+        )
+    yield written.problem(place, message, "raise ratio or min_per_second, or lower max_attempts")
+
+
+def _pauses(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
+    """A first pause that the deadline does not leave the time for."""
+    backoff, deadline_s = upstream.retry.backoff, upstream.timeouts.deadline
+    deadline = (*base, "timeouts", "deadline")
+    if deadline_s is None:
+        return
+    words = {"base": "a retry", "throttled": "a retry of what was throttled (429)"}
+    for name, pause_s in (("base", backoff.base), ("throttled", backoff.throttled)):
+        path = (*base, "retry", "backoff", name)
+        # One second is the default of `throttled`, and deadlines below it are common: that one alone is not told.
+        is_written = written.is_given(path) or (name == "base" and written.is_given(deadline))
+        if pause_s < deadline_s or not is_written:
+            continue
+        shortest_s = pause_s * _SHORTEST_PART[backoff.jitter]
+        pause = written.shown(path, format_duration(pause_s))
+        limit = written.shown(deadline, format_duration(deadline_s))
+        where = (
+            written.where(deadline, beside=written.mark(path))
+            if written.is_given(deadline)
+            else "(the default)"
+        )
+        yield written.problem_between(
+            path,
+            deadline,
+            f"the first pause, {pause}, is not shorter than the deadline {limit} {where}: "
+            f"{words[name]} {'never fits' if shortest_s >= deadline_s else 'fits only where jitter draws a short one'}",
+            f"shorten {name}, or lengthen deadline",
+        )
+
+
+_SHORTEST_PART = {"full": 0.0, "equal": 0.5, "additive": 1.0, "decorrelated": 1.0, "none": 1.0}
+"""By jitter, the shortest first pause as a part of the longest (`policy.backoff`)."""

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from headrace.config.check.problems import MAX_PROBLEMS, Path, Problem
+from headrace.config.source.files import text_of
 from headrace.config.source.tree import Listing, Mark, Node, Scalar, ScalarValue, Table, found, problem_at
 
 MAX_DOCUMENT_BYTES = 4 << 20
@@ -43,6 +44,9 @@ _TOO_MANY = (
     f"is where reading stopped, after {MAX_NODES:,} keys and values; a configuration has not that many"
 )
 _NOT_YAML = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_ODD_SPACE = re.compile("[\u00a0\u2000-\u200b\u202f\u205f\u2060\u3000\ufeff]")
+"""What looks like a space or like nothing, and is neither to YAML: it comes with text from web pages and chats."""
+_NO_MARK = "is UTF-16 without a byte order mark, or no text at all"
 _MAX_DIGITS = 300  # beyond that int() gets slow, and from 4300 on it refuses
 
 
@@ -132,8 +136,17 @@ def resolve(text: str) -> ScalarValue:
 
 def _decode(content: bytes, file: str) -> str:
     try:
-        text = content.decode("utf-8")
+        text = text_of(content)
     except UnicodeDecodeError as error:
+        if error.encoding != "utf-8":
+            raise _refused(
+                Mark(file, 1, 1),
+                "begins as UTF-16 or UTF-32, and does not go on so",
+                "save the file as UTF-8",
+            ) from None
+        content = error.object  # without a mark
+        if b"\0" in content[:2]:
+            raise _refused(Mark(file, 1, 1), _NO_MARK, "save the file as UTF-8") from None
         line = content.count(b"\n", 0, error.start) + 1
         start = content.rfind(b"\n", 0, error.start) + 1
         column = len(content[start : error.start].decode("utf-8")) + 1
@@ -142,7 +155,8 @@ def _decode(content: bytes, file: str) -> str:
             f"is not UTF-8; found the byte 0x{content[error.start]:02x}",
             "save the file as UTF-8",
         ) from None
-    text = text.removeprefix("\ufeff")
+    if "\0" in text[:2]:
+        raise _refused(Mark(file, 1, 1), _NO_MARK, "save the file as UTF-8")
     bad = _NOT_YAML.search(text)
     if bad is not None:
         line = text.count("\n", 0, bad.start()) + 1
@@ -348,7 +362,17 @@ class _Builder:
         context = (getattr(error, "context", None) or "").strip()
         lines = self.text.splitlines() or [""]
         line = lines[min(mark.line, len(lines) - 1)]
-        if "${" in line and ("{" in line.split("${")[0] or "[" in line.split("${")[0]):
+        odd = next(
+            (
+                found
+                for one in lines[max(mark.line - 1, 0) : mark.line + 1]
+                if (found := _ODD_SPACE.search(one))
+            ),
+            None,
+        )
+        if odd is not None:
+            fix = f"there is a U+{ord(odd.group()):04X} where a plain space looks the same: write that"
+        elif "${" in line and ("{" in line.split("${")[0] or "[" in line.split("${")[0]):
             fix = 'inside [ ] and { } quote it: "${env:NAME}"'
         elif mark.line >= len(lines) - 1 and ("expected" in words or "unexpected end" in words):
             fix = "the file may be cut off: check its end"

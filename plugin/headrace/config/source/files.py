@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import os
@@ -10,6 +11,29 @@ from pathlib import Path as FilePath
 
 # O_NONBLOCK: without it, opening a FIFO that nobody writes to would hang the start. Windows has neither flag.
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+_MARKS = (  # UTF-32's first: that of its little-endian form begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""Byte order marks, and how to read what follows (YAML 1.2.2 §5.2). PowerShell's `>` writes UTF-16 with one."""
+
+
+def text_of(content: bytes) -> str:
+    """*content* as text, without a byte order mark: UTF-16 or UTF-32 where it begins with theirs, else UTF-8.
+
+    Raises:
+        UnicodeDecodeError: It is none of these.
+    """
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), None)
+    return (
+        content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+        if encoding is None
+        else content.decode(encoding)
+    )
 
 
 class ReadingError(Exception):

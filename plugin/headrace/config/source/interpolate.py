@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from headrace.config.check.problems import Path, Problem
 from headrace.config.source.document import resolve
-from headrace.config.source.files import Reader, ReadingError
+from headrace.config.source.files import Reader, ReadingError, text_of
 from headrace.config.source.tree import Listing, Node, Scalar, Table, problem_at
 
 MAX_SECRET_BYTES = 64 << 10
@@ -116,7 +116,7 @@ class Interpolation:
                 f"needs the file {name}, which {error}", "check the path and who may read it"
             ) from None
         try:
-            text = content.decode("utf-8")
+            text = text_of(content)
         except UnicodeDecodeError:
             raise _Unresolved(f"needs the file {name}, which is not UTF-8 text") from None
         # Editors and `echo` end a file with one newline, which nobody means.

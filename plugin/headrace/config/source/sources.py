@@ -13,7 +13,7 @@ from typing import Literal
 from headrace.config.check.problems import Path, Problem, did_you_mean, refusal
 from headrace.config.explain.keys import GONE, Key, root_key
 from headrace.config.source.document import MAX_DOCUMENT_BYTES, DocumentError, read_document, read_flow
-from headrace.config.source.files import Reader, ReadingError
+from headrace.config.source.files import Reader, ReadingError, text_of
 from headrace.config.source.interpolate import MAX_SECRET_BYTES
 from headrace.config.source.tree import Mark, Node, Table, merge, node_at, problem_at
 from headrace.policy.printable import printable
@@ -158,7 +158,7 @@ def read_secrets(
             warnings.append(_misspelt_file(label, near))
             continue
         try:
-            content = reader.read(os.path.join(folder, name), limit_bytes=MAX_SECRET_BYTES).decode("utf-8")
+            content = text_of(reader.read(os.path.join(folder, name), limit_bytes=MAX_SECRET_BYTES))
         except ReadingError as error:
             problems.append(problem_at(Mark(label), path, str(error), "check who may read the file"))
             continue

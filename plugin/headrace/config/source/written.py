@@ -123,7 +123,9 @@ class Written:
             return self.problem(path, message, fix)
         mark = self.mark(other)
         shared = next((n for n, (a, b) in enumerate(zip(path, other, strict=False)) if a != b), 0)
-        message = f"with this, {dotted(path[shared:])} {self.where(path, beside=mark)}: {message}"
+        where = self.where(path, beside=mark)
+        where = where if self.is_given(path) else f"({where})"
+        message = f"with this, {dotted(path[shared:])} {where}: {message}"
         return problem_at(mark, self.origin(other), message, fix)
 
     def _root_length(self, path: Path) -> int:
