@@ -21,6 +21,9 @@ from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.poolmanager import SSL_KEYWORDS, PoolKey, PoolManager
 
+from headrace.adapters.bundles import is_bundle_of
+from headrace.policy.plan import TlsPlan
+
 Scheme = Literal["http", "https"]
 Reason = Literal["adapter", "manager", "tls"]
 
@@ -94,8 +97,12 @@ class PlainHTTPPool(HTTPConnectionPool):
 _PLAIN_POOL_OF: dict[str, type[HTTPConnectionPool]] = {"http": PlainHTTPPool, "https": HTTPSConnectionPool}
 
 
-def settled_by_adapter(adapter: HTTPAdapter, scheme: Scheme) -> Reason | None:
-    """What *adapter* has settled for its connections to an upstream of *scheme*. None: nothing, as stock's."""
+def settled_by_adapter(adapter: HTTPAdapter, scheme: Scheme, tls: TlsPlan | None = None) -> Reason | None:
+    """What *adapter* has settled for its connections to an upstream of *scheme*. None: nothing, as stock's.
+
+    Args:
+        tls: The TLS of the rule, or None: a bundle of the same content is no wish.
+    """
     kind = type(adapter)
     choices = _choices_of(kind)
     if choices not in _seen_to_be_stocks and not _are_stocks(choices):
@@ -115,7 +122,7 @@ def settled_by_adapter(adapter: HTTPAdapter, scheme: Scheme) -> Reason | None:
         return "adapter"
     if _SIZES_AND_LIMITS.issuperset(manager.connection_pool_kw):
         return None
-    return _settled_by_settings(manager.connection_pool_kw, scheme)
+    return _settled_by_settings(manager.connection_pool_kw, scheme, tls)
 
 
 def is_settled_by_manager(manager: PoolManager, key: PoolKey) -> bool:
@@ -148,13 +155,15 @@ def _is_ours(where: dict[str, Any] | None) -> bool:
     return where is not None and str(where.get("__name__")).startswith("headrace.adapters.")
 
 
-def _settled_by_settings(settings: dict[str, Any], scheme: Scheme) -> Reason | None:
+def _settled_by_settings(settings: dict[str, Any], scheme: Scheme, tls: TlsPlan | None) -> Reason | None:
     found: Reason | None = None
     for name, value in settings.items():
         if value is None or name in _SIZES_AND_LIMITS or _is_default(name, value):
             continue
         if name not in TLS_SETTINGS:
             return "adapter"
+        if name in ("ca_certs", "ca_cert_dir") and tls is not None and is_bundle_of(tls, value):
+            continue
         if scheme == "https":  # else urllib3 takes no notice of it
             found = "tls"
     return found

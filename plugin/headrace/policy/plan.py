@@ -168,6 +168,7 @@ class TlsPlan:
         ca: Path of the CA file or directory in force, or None for the system store.
         fingerprint: Hash over the bytes of the files named here, so that a
             rotated certificate makes an unequal plan.
+        ca_digest: Hex SHA-256 of the bytes of the CA file; None: there is no file, or it is a directory.
     """
 
     verify: bool
@@ -177,6 +178,7 @@ class TlsPlan:
     server_name: str | None
     min_version: Literal["1.2", "1.3"]
     fingerprint: str
+    ca_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

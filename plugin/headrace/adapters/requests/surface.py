@@ -20,6 +20,7 @@ from requests.utils import select_proxy
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
 from headrace.adapters.body import position_of, rewind
+from headrace.adapters.bundles import is_bundle_of
 from headrace.adapters.failures import broken_off, facts_of, failure_of
 from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.own_connections import PlainPoolManager, settled_by_adapter
@@ -30,7 +31,6 @@ from headrace.adapters.timeouts import timeouts_of_call
 from headrace.adapters.twins import REQUESTS
 from headrace.adapters.urllib3.buffered import BufferedResponse
 from headrace.adapters.urllib3.own_retries import count_delegated, retries_itself
-from headrace.adapters.urllib3.trust import bundles_of_environment
 from headrace.engine.call import Call
 from headrace.engine.notices import count_ungoverned, let_through
 from headrace.engine.shadow import observed
@@ -357,14 +357,14 @@ def _reason_to_pass(
     if proxies and select_proxy(request.url or "", dict(proxies)):
         return "proxy"
     tls = plan.tls
-    settled = settled_by_adapter(adapter, "http" if tls is None else "https")
+    settled = settled_by_adapter(adapter, "http" if tls is None else "https", tls)
     if settled is not None or tls is None:
         return settled
     if cert:
         return "tls"
     if verify is None or verify is True or verify is tls.verify:
         return None
-    if isinstance(verify, (str, os.PathLike)) and os.fspath(verify) in (tls.ca, *bundles_of_environment()):
+    if isinstance(verify, (str, os.PathLike)) and is_bundle_of(tls, verify):
         return None
     return "tls"
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 from typing import Any
 
-import certifi
 from urllib3.poolmanager import PoolKey
 from urllib3.util.ssl_ import resolve_cert_reqs
 
+from headrace.adapters.bundles import is_bundle_of
 from headrace.adapters.own_connections import TLS_SETTINGS
 from headrace.policy.plan import TlsPlan
 
@@ -54,17 +53,3 @@ def brings_own_tls(key: PoolKey, tls: TlsPlan, pool: Any) -> bool:
     if key.key_ssl_minimum_version not in (None, _MINIMUM[tls.min_version]):
         return True
     return key.key_ssl_version not in (None, ssl.PROTOCOL_TLS, ssl.PROTOCOL_TLS_CLIENT)
-
-
-def is_bundle_of(tls: TlsPlan, ca: str | os.PathLike[str]) -> bool:
-    """Whether *ca* is what the rule trusts, or a bundle that was put in place of the library's default."""
-    path = os.fspath(ca)
-    if path == tls.ca or path in bundles_of_environment():
-        return True
-    # Public roots by their usual name, if the rule trusts public roots, too.
-    return tls.ca is None and path == certifi.where()
-
-
-def bundles_of_environment() -> tuple[str | None, ...]:
-    """CA bundles that a Session puts in place of `verify=True`: they are not the call's own wish."""
-    return os.environ.get("REQUESTS_CA_BUNDLE"), os.environ.get("CURL_CA_BUNDLE")

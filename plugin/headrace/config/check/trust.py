@@ -45,17 +45,21 @@ class Trust:
     def _build(self, path: Path, tls: Tls) -> TlsPlan:
         total = hashlib.sha256()
         files: dict[str, str | None] = {}
+        ca_digest = None
         for role, file in (("ca", tls.ca), ("cert", tls.cert), ("key", tls.key)):
             if file is None:
                 files[role] = None
                 continue
             files[role] = self.reader.absolute(file)
             try:
-                _hash_part(total, role, self._content(file, may_be_directory=role == "ca"))
+                content = self._content(file, may_be_directory=role == "ca")
+                _hash_part(total, role, content)
+                if role == "ca":
+                    ca_digest = self._digest(file, content)
             except ReadingError as error:
                 self._report((*path, role), file, error)
         if files["ca"] is None and tls.verify and self._bundle is not None:
-            files["ca"] = self._bundled(total)
+            files["ca"], ca_digest = self._bundled(total)
         return TlsPlan(
             verify=tls.verify,
             ca=files["ca"],
@@ -64,14 +68,18 @@ class Trust:
             server_name=tls.server_name,
             min_version=tls.min_version,
             fingerprint=total.hexdigest(),
+            ca_digest=ca_digest,
         )
 
-    def _bundled(self, total: hashlib._Hash) -> str:
+    def _bundled(self, total: hashlib._Hash) -> tuple[str, str | None]:
         assert self._bundle is not None
+        digest = None
         variable, file = self._bundle
         self.reader.note(f"env:{variable}", file.encode(errors="surrogateescape"))
         try:
-            _hash_part(total, "ca", self._content(file, may_be_directory=True))
+            content = self._content(file, may_be_directory=True)
+            _hash_part(total, "ca", content)
+            digest = self._digest(file, content)
         except ReadingError as error:
             self.problems.append(
                 problem_at(
@@ -81,7 +89,10 @@ class Trust:
                     "unset it, or give tls.ca in the file",
                 )
             )
-        return self.reader.absolute(file)
+        return self.reader.absolute(file), digest
+
+    def _digest(self, file: str, content: bytes) -> str | None:
+        return None if os.path.isdir(self.reader.absolute(file)) else hashlib.sha256(content).hexdigest()
 
     def _content(self, file: str, *, may_be_directory: bool) -> bytes:
         folder = self.reader.absolute(file)
