@@ -43,6 +43,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 
 CALL: Final = (
     "tests/policy/test_exchange.py",
+    "tests/policy/test_gate.py",
     "tests/policy/test_resend.py",
     "tests/policy/test_fallback.py",
     "tests/engine",
@@ -72,7 +73,7 @@ ROOMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "policy.decision": CALL,
         "policy.exchange": CALL,
         "policy.fallback": ("tests/policy/test_fallback.py", *CALL),
-        "policy.gate": ("tests/policy/test_gate.py", *CALL, "tests/policy/test_call_counts.py"),
+        "policy.gate": (*CALL, "tests/policy/test_call_counts.py"),
         "policy.retry": ("tests/policy/test_retry.py", *CALL, "tests/policy/test_budget_properties.py"),
         "policy.breaker.circuit": BREAKER,
         "policy.breaker.half_open": BREAKER,
@@ -102,6 +103,21 @@ _A_NUMBER = "probes are told apart by it, and no more"
 _SET_BY_SEND = "written by the Send that comes before every reading of it"
 _EITHER = "where both are the same, either is the answer"
 _NOT_SLOW = "the budget asks its window for calls and marks only"
+_A_NUMBER = "they are told apart by it, and no more"
+_WHOLE_WINDOWS = "silent windows are passed in whole windows, so they end when they did"
+_NONE_OF_THEM = "None is the number of none of them"
+_THE_SAME = "where both are equal, either answer is the same"
+_LOOKS_AGAIN = "it only looks sooner than need be, and `advance` decides"
+_EMPTY_ALREADY = "a slice that is emptied twice is empty"
+_FOR_THE_TYPES = "said for the type checker: the rest implies it"
+_LOOKS_INTO_NOTHING = "it saves a look into what is empty"
+_SETTLED_SOON = "`_settle` does it as the lock is released"
+_ENDED = "a token that is not in use ends nothing"
+_MADE_EMPTY = "a deque is made empty by `__new__`"
+_TO_THE_LAST_BIT = "no balance is that, to the last bit: it is what rounding leaves"
+_LOOKS_SOONER = "what is kept is put away sooner than need be"
+_SAVES_A_CALL = "it saves a call that answers the same"
+_NO_INSTANT = "no instant lies below the zero of the clock"
 
 EQUAL: Mapping[str, str] = MappingProxyType(
     {
@@ -126,6 +142,92 @@ EQUAL: Mapping[str, str] = MappingProxyType(
         "transport.lease.pool LeasePool._process_returns: if connection.owner is None or connection.owner() is None:"
         ": connection.owner is None or connection.owner() is None -> (connection.owner() is None)"
         "": "what is owned has an owner",
+        "policy.breaker.half_open HalfOpen.__init__: self._window_ends_at = now + self._w"
+        "indow_s: now + self._window_s -> (now - self._window_s)": _WHOLE_WINDOWS,
+        "policy.breaker.half_open HalfOpen.lease: self._last_probe += 1: self._last_probe -= 1": _A_NUMBER,
+        "policy.breaker.half_open HalfOpen.lease: self._last_probe += 1: 1 -> 2": _A_NUMBER,
+        "policy.breaker.window TimeWindow.__init__: self._place = 0: 0 -> 1": _A_NUMBER,
+        "policy.breaker.window TimeWindow.__init__: self._place = 0: 0 -> -1": _A_NUMBER,
+        "policy.breaker.window TimeWindow.next_place: return self._place + 1: 1 -> 2": _A_NUMBER,
+        "policy.breaker.half_open HalfOpen.give_back: if probe is None or self._probes.po"
+        "p(probe, None) is None:: probe is None or self._probes.pop(probe, None) is None "
+        "-> (self._probes.pop(probe, None) is None)": _NONE_OF_THEM,
+        "policy.exchange Exchange.__init__: self._lost_answer_of = 0: 0 -> None": _NONE_OF_THEM,
+        "policy.exchange Exchange.record: if outcome.duration_s > self._longest_s:: outco"
+        "me.duration_s > self._longest_s -> (outcome.duration_s >= self._longest_s)": _THE_SAME,
+        "policy.breaker.window TimeWindow.advance: if epoch <= self._epoch:: epoch <= sel"
+        "f._epoch -> (epoch < self._epoch)": _THE_SAME,
+        "policy.breaker.window CountWindow.add: elif now > self._newest:: now > self._new"
+        "est -> (now >= self._newest)": _THE_SAME,
+        "policy.breaker.window CountWindow.advance: if now > self._newest:: now > self._n"
+        "ewest -> (now >= self._newest)": _THE_SAME,
+        "policy.sizing Sizing._remember: while peaks and peaks[-1][1] <= load.inuse:: pea"
+        "ks[-1][1] <= load.inuse -> (peaks[-1][1] < load.inuse)": _THE_SAME,
+        "policy.breaker.window TimeWindow.__init__: self._late_from = -inf: -inf -> (inf)": _LOOKS_AGAIN,
+        "policy.breaker.window TimeWindow._enter_slice: self._ends_at = (epoch + 1) * sel"
+        "f.slice_s: pass": _LOOKS_AGAIN,
+        "policy.breaker.window TimeWindow._enter_slice: self._ends_at = (epoch + 1) * sel"
+        "f.slice_s: epoch + 1 -> (epoch - 1)": _LOOKS_AGAIN,
+        "policy.breaker.window TimeWindow._enter_slice: self._ends_at = (epoch + 1) * sel"
+        "f.slice_s: 1 -> 0": _LOOKS_AGAIN,
+        "policy.breaker.window CountWindow.advance: self._late_from = self._newest - 10 *"
+        " max_age_s - LATEST_S: self._newest - 10 * max_age_s - LATEST_S -> (self._newest"
+        " - 10 * max_age_s + LATEST_S)": _LOOKS_AGAIN,
+        "policy.breaker.window CountWindow.advance: self._late_from = self._newest - 10 *"
+        " max_age_s - LATEST_S: self._newest - 10 * max_age_s -> (self._newest + 10 * max"
+        "_age_s)": _LOOKS_AGAIN,
+        "policy.breaker.window CountWindow.advance: self._late_from = self._newest - 10 *"
+        " max_age_s - LATEST_S: 10 -> 9": _LOOKS_AGAIN,
+        "policy.breaker.window CountWindow.advance: self._late_from = self._newest - 10 *"
+        " max_age_s - LATEST_S: 10 -> 0": _LOOKS_AGAIN,
+        "policy.breaker.window CountWindow.advance: self._leaves_at = -inf: pass": _LOOKS_AGAIN,
+        "policy.breaker.window CountWindow.advance: self._leaves_at = instants[at] + max_"
+        "age_s: pass": _LOOKS_AGAIN,
+        "policy.breaker.window TimeWindow.advance: for passed in range(max(self._epoch + "
+        "1, epoch - n_slices + 1), epoch + 1):: epoch - n_slices + 1 -> (epoch - n_slices"
+        " - 1)": _EMPTY_ALREADY,
+        "policy.breaker.window TimeWindow.advance: for passed in range(max(self._epoch + "
+        "1, epoch - n_slices + 1), epoch + 1):: 1 -> 0 (3)": _EMPTY_ALREADY,
+        "policy.breaker.circuit Circuit.__repr__: elif self.state is _OPEN and self._open"
+        "ed is not None:: self.state is _OPEN and self._opened is not None -> (self.state"
+        " is _OPEN)": _FOR_THE_TYPES,
+        "policy.breaker.circuit Circuit._admit_closed: if ramp is None or ramp_s is None "
+        "or ramp.left_s(ramp_s, now) <= 0.0:: ramp is None or ramp_s is None or ramp.left"
+        "_s(ramp_s, now) <= 0.0 -> (ramp_s is None or ramp.left_s(ramp_s, now) <= 0.0)": _FOR_THE_TYPES,
+        "policy.breaker.window CountWindow.advance: if instants is None or max_age_s is N"
+        "one:: instants is None or max_age_s is None -> (instants is None and max_age_s i"
+        "s None)": _FOR_THE_TYPES,
+        "policy.breaker.window CountWindow.advance: if instants is None or max_age_s is N"
+        "one:: instants is None or max_age_s is None -> (instants is None)": _FOR_THE_TYPES,
+        "policy.breaker.window CountWindow.advance: if instants is None or max_age_s is N"
+        "one:: instants is None or max_age_s is None -> (max_age_s is None)": _FOR_THE_TYPES,
+        "policy.exchange Exchange._renew_permit: if permit is not None and is_good and ci"
+        "rcuit.still_holds(permit):: permit is not None and is_good and circuit.still_hol"
+        "ds(permit) -> (is_good and circuit.still_holds(permit))": _FOR_THE_TYPES,
+        "transport.lease.pool LeasePool.abort: if lease is not None and found:: lease is "
+        "not None and found -> (found)": _FOR_THE_TYPES,
+        "transport.lease.pool LeasePool.end: if lease is not None and found:: lease is no"
+        "t None and found -> (found)": _FOR_THE_TYPES,
+        "transport.lease.pool LeasePool._newest_owned_by: if connection.owner is not None"
+        " and connection.owner() is owner:: connection.owner is not None and connection.o"
+        "wner() is owner -> (connection.owner() is owner)": _FOR_THE_TYPES,
+        "transport.lease.pool LeasePool.acquire: if self._owned and owner is not None and"
+        " not fresh:: self._owned and owner is not None and not fresh -> (owner is not No"
+        "ne and (not fresh))": _LOOKS_INTO_NOTHING,
+        "transport.lease.pool LeasePool.end: self._process_returns(): pass (2)": _SETTLED_SOON,
+        "transport.lease.pool LeasePool.retire: self._process_returns(): pass": _SETTLED_SOON,
+        "transport.lease.pool LeasePool._keep: lease.token = None: pass": _ENDED,
+        "transport.lease.pool LeasePool.return_unused: lease.token = None: pass": _ENDED,
+        "transport.lease.pool LeasePool._settle: or (self._kept and (self._waiters or sel"
+        "f._screens)): self._kept and (self._waiters or self._screens) -> (self._kept)": _LOOKS_SOONER,
+        "policy.gate next_send: permit = renew(now) if renew is not None else circuit.sha"
+        "red_permit or circuit.acquire(now): circuit.shared_permit or circuit.acquire(now"
+        ") -> (circuit.acquire(now))": _SAVES_A_CALL,
+        "transport.lease.pool LeasePool._end_returned: lease.token = None: pass": _ENDED,
+        "policy.retry RehearsedAllowance.__init__: super().__init__(): pass": _MADE_EMPTY,
+        "policy.retry RetryBudget.try_withdraw: if self._tokens(now) < 1.0 - _ROUNDING:: "
+        "self._tokens(now) < 1.0 - _ROUNDING -> (self._tokens(now) <= 1.0 - _ROUNDING)": _TO_THE_LAST_BIT,
+        "transport.lease.tally LeaseTally.__init__: self.turn_at = 0.0: 0.0 -> -1.0": _NO_INSTANT,
     }
 )
 """Mutants that no test can tell from the code, as they are printed, and why."""

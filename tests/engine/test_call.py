@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import pytest
 
+from headrace.clock import monotonic
 from headrace.engine.call import Call
 from headrace.engine.surface import Failure, Streamed, Substitute, Twins
 from headrace.errors import (
@@ -28,7 +29,7 @@ from headrace.errors import (
 )
 from headrace.policy.breaker.circuit import Circuit
 from headrace.policy.counters import UpstreamCounters
-from headrace.policy.outcome import Fault
+from headrace.policy.outcome import Fault, condition
 from headrace.policy.plan import FallbackPlan, UpstreamPlan
 from headrace.policy.record import Record
 from headrace.policy.retry import RetryBudget
@@ -75,7 +76,7 @@ class ScriptedSurface:
     )
     owner = None
 
-    def __init__(self, *script: int | Exception) -> None:
+    def __init__(self, *script: int | Answer | Exception) -> None:
         self._script = list(script)
         self.did: list[str] = []
 
@@ -89,7 +90,7 @@ class ScriptedSurface:
             raise reply
         lease.conn = lease.conn or Conn()
         attempt.pool.leases.give_back(lease, reusable=True)
-        return Answer(reply)
+        return reply if isinstance(reply, Answer) else Answer(reply)
 
     def read(self, answer: Answer, attempt: Attempt) -> None:
         self.did.append("read")
@@ -288,6 +289,36 @@ def test_a_streamed_failure_is_set_aside_before_the_next_attempt() -> None:
     bench.call(surface, streamed=True)
 
     assert surface.did == ["send", "rewind", "set aside", "send"]
+
+
+@pytest.mark.parametrize(("status", "sends"), [(200, 2), (299, 2), (300, 1), (503, 1)])
+def test_retry_after_is_heeded_from_where_it_has_a_meaning(status: int, sends: int) -> None:
+    """RFC 9110 §10.2.3: with 3xx, 429 and 503. A file may have a 2xx retried; a Retry-After with it delays nothing."""
+    plan = replace(PLAN, retry=replace(PLAN.retry, retry_on=condition([status]), max_attempts=2))
+    surface = ScriptedSurface(Answer(status, {"Retry-After": "3600"}), 204)  # longer than headrace waits
+
+    answer = Bench(plan).call(surface)
+
+    assert surface.did.count("send") == sends
+    assert answer.status == (204 if sends == 2 else status)
+
+
+def test_a_failed_answer_has_half_a_second_to_be_set_aside() -> None:
+    """One that drips in, or stalls, would hold the slot and the retry for as long as its peer likes."""
+
+    class Dripping(ScriptedSurface):
+        def set_aside(self, answer: Answer) -> Answer | None:
+            (self.ends_at,) = deadlines.table.values()
+            self.began_by = monotonic()
+            return super().set_aside(answer)
+
+    surface = Dripping(503, 200)
+    earliest = monotonic()
+
+    Bench().call(surface, streamed=True)
+
+    assert earliest + 0.5 <= surface.ends_at <= surface.began_by + 0.5
+    assert len(deadlines.table) == 0
 
 
 def test_the_engine_is_there_without_an_http_library() -> None:

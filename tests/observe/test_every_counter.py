@@ -203,6 +203,7 @@ UPSTREAM = UpstreamReading(
         retry_after_s=0.0,
         probes_in_flight=0,
         verdicts=0,
+        slow_calls=0,
     ),
     budget_tokens=30.0,
 )

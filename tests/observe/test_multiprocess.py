@@ -22,7 +22,7 @@ from headrace.policy.counters import Histogram, UpstreamCounters, add
 def view(state):
     return CircuitView(
         state=state, generation=1, calls=4, failures=1, failure_rate=0.25, consecutive_failures=0,
-        retry_after_s=0.0, probes_in_flight=0, verdicts=0,
+        retry_after_s=0.0, probes_in_flight=0, verdicts=0, slow_calls=0,
     )
 
 class Source:

@@ -164,3 +164,18 @@ def test_throttled_stands_in_for_a_shorter_maximum_and_stays_spread_in_every_way
         low_s, high_s = backoff_range_s(plan, 1, throttled=True)
         assert high_s == 1.0
         assert (low_s == high_s) is (jitter == "none")
+
+
+def test_a_throttled_pause_no_longer_than_the_usual_one_changes_nothing() -> None:
+    plan = BackoffPlan(1.0, 2.0, 1.0, "additive", throttled_s=1.0)
+
+    assert backoff_range_s(plan, 1, throttled=True) == backoff_range_s(plan, 1) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("jitter", "longest_s"), [("additive", 2.0), ("decorrelated", 3.0)])
+def test_a_throttled_pause_with_room_above_it_is_spread_as_the_file_says(
+    jitter: Jitter, longest_s: float
+) -> None:
+    plan = BackoffPlan(0.025, 2.0, 10.0, jitter, throttled_s=1.0)
+
+    assert backoff_range_s(plan, 1, throttled=True) == (1.0, longest_s)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,8 @@ from headrace.policy.breaker.circuit import (
     Trigger,
     Verdict,
 )
+from headrace.policy.breaker.half_open import HalfOpen
+from headrace.policy.breaker.ramp import Ramp
 from headrace.policy.breaker.transition import TRANSITIONS
 from headrace.policy.plan import CircuitMode, CircuitPlan, CountWindowPlan, SlowCallPlan, TimeWindowPlan
 from support.plans import HALF_OPEN, OPEN_FOR, circuit_plan
@@ -284,7 +287,13 @@ def test_a_circuit_that_begins_to_probe_has_counted_no_call_yet() -> None:
     bench.permit(T0 + 5)
 
     told = bench.told[-1]
-    assert (told.to_state, told.calls, told.failures, told.failure_rate) == (HALF, 0, 0, None)
+    assert (told.to_state, told.calls, told.failures, told.slow_calls, told.failure_rate) == (
+        HALF,
+        0,
+        0,
+        0,
+        None,
+    )
 
 
 def test_slow_verdicts_in_hand_decide_nothing_once_a_reload_calls_no_call_slow() -> None:
@@ -434,6 +443,29 @@ def test_a_half_open_window_with_a_failed_probe_in_it_opens_the_circuit_when_it_
     assert (told.to_state, told.reason, told.at_s) == (OPEN, Trigger.WINDOW_ELAPSED, T0 + 65)
 
 
+def test_a_failed_probe_ends_the_phase_with_the_window_that_it_is_in_however_many_have_passed() -> None:
+    half_open = replace(HALF_OPEN, success_rate_threshold=0.5, window_s=60.0)
+    bench = Bench(circuit_plan(half_open=half_open)).opened()
+    bench.call(SUCCESS, T0 + 5)
+    bench.call(FAILURE, T0 + 5 + 60 + 60 + 5)  # two windows have passed, and the third began 5 s ago
+
+    assert bench.circuit.state is HALF
+    bench.circuit.acquire(T0 + 5 + 180 - 0.5)
+    assert bench.circuit.state is HALF
+    bench.circuit.acquire(T0 + 5 + 180 + 0.5)
+
+    told = bench.told[2]
+    assert (told.to_state, told.reason, told.at_s) == (OPEN, Trigger.WINDOW_ELAPSED, T0 + 5 + 180)
+
+
+def test_probes_that_failed_are_among_those_that_a_phase_admits() -> None:
+    bench = Bench(circuit_plan(half_open=replace(HALF_OPEN, success_rate_threshold=0.5))).opened()
+    bench.call(FAILURE, T0 + 5)
+    bench.permit(T0 + 5), bench.permit(T0 + 5)
+
+    assert bench.refused(T0 + 5).kind is Refusal.NO_PLACE
+
+
 def test_a_low_traffic_upstream_with_one_call_a_minute_closes_again() -> None:
     bench = Bench().opened()
 
@@ -453,17 +485,29 @@ def test_a_week_of_silence_in_half_open_keeps_the_verdicts() -> None:
     assert (view.state, view.verdicts, view.probes_in_flight) == (HALF, 1, 1)
 
 
-def test_a_probe_that_expires_with_the_end_of_a_window_is_a_failure_in_that_window() -> None:
+@pytest.mark.parametrize("noticed_at", [T0 + 11, T0 + 12])
+def test_a_probe_that_expires_with_the_end_of_a_window_is_a_failure_in_that_window(noticed_at: float) -> None:
     half_open = replace(
         HALF_OPEN, max_probes=2, success_rate_threshold=0.5, window_s=2.0, probe_timeout_s=6.0
     )
     bench = Bench(circuit_plan(half_open=half_open)).opened()
     bench.permit(T0 + 5)
 
-    bench.refused(T0 + 12)
+    bench.refused(noticed_at)
 
     told = bench.told[-1]
     assert (told.to_state, told.reason, told.at_s) == (OPEN, Trigger.WINDOW_ELAPSED, T0 + 11)
+
+
+def test_of_two_probes_only_the_one_whose_time_is_up_has_expired() -> None:
+    bench = Bench(circuit_plan(half_open=replace(HALF_OPEN, success_rate_threshold=0.5))).opened()
+    bench.permit(T0 + 5)  # hangs; its time is up at T0 + 13
+    later = bench.permit(T0 + 10)
+
+    bench.permit(T0 + 14)
+    bench.circuit.record(later, SUCCESS, T0 + 15)
+
+    assert bench.circuit.view(T0 + 15).verdicts == 2
 
 
 def test_an_expiry_can_complete_the_verdicts_and_close_the_circuit() -> None:
@@ -526,6 +570,18 @@ def test_without_a_duration_nothing_is_slow() -> None:
 
     view = bench.circuit.view(T0)
     assert (view.slow_calls, view.slow_call_rate) == (0, None)
+
+
+def test_calls_that_were_slow_by_the_old_file_open_nothing_once_none_is_called_slow() -> None:
+    bench = Bench(circuit_plan(slow_call=replace(SLOW, rate_threshold=1.0), consecutive_failures=None))
+    for number in range(20):
+        bench.call(FAILURE if number == 0 else SUCCESS, T0, duration_s=5.0 if number else 0.0)
+
+    bench.apply(circuit_plan(slow_call=SlowCallPlan(None, 0.5), consecutive_failures=None), T0)
+    bench.call(FAILURE, T0)
+
+    view = bench.circuit.view(T0)
+    assert (view.state, view.slow_call_rate) == (CLOSED, None)  # not 0.0: nothing is measured
 
 
 def test_probes_that_succeed_as_slowly_as_before_open_the_circuit_again() -> None:
@@ -959,7 +1015,7 @@ def test_a_success_that_has_left_the_window_is_not_turned(
         bench.call(SUCCESS, T0 + 10)
     assert place is not None
 
-    assert not bench.circuit.turn(permit, place, T0 + 10)
+    assert bench.circuit.turn(permit, place, T0 + 10) is False
 
     assert bench.circuit.view(T0 + 10).failures == 0
 
@@ -970,9 +1026,9 @@ def test_a_success_of_another_generation_or_window_is_not_turned() -> None:
     place = bench.circuit.record(permit, SUCCESS, T0)
     assert place is not None
     bench.apply(circuit_plan(window=TimeWindowPlan(20.0)), T0)
-    assert not bench.circuit.turn(permit, place, T0)
+    assert bench.circuit.turn(permit, place, T0) is False
     bench.opened()
-    assert not bench.circuit.turn(permit, place, T0)
+    assert bench.circuit.turn(permit, place, T0) is False
     assert bench.circuit.view(T0).failures == 5
 
 
@@ -982,9 +1038,24 @@ def test_a_failure_that_has_left_the_window_is_not_mended() -> None:
     place = bench.circuit.record(permit, FAILURE, T0)
     assert place is not None
 
-    assert not bench.circuit.mend(permit, place, T0 + 10)
+    assert bench.circuit.mend(permit, place, T0 + 10) is False
 
     assert bench.circuit.view(T0 + 10).consecutive_failures == 1
+
+
+def test_a_mended_failure_that_breaks_off_after_all_is_one_failure_in_a_row() -> None:
+    bench = Bench(circuit_plan(consecutive_failures=2))
+    permit = bench.permit(T0)
+    place = bench.circuit.record(permit, FAILURE, T0)
+    assert place is not None
+    bench.call(SUCCESS, T0)  # another call's: it has ended the run of one
+
+    assert bench.circuit.mend(permit, place, T0) is True
+    assert bench.circuit.turn(permit, place, T0) is True
+    assert bench.circuit.view(T0).consecutive_failures == 1
+    bench.call(FAILURE, T0)
+
+    assert bench.told[-1].reason is Trigger.CONSECUTIVE_FAILURES
 
 
 def test_a_permit_is_good_for_another_attempt_until_calls_are_refused_or_the_state_has_changed() -> None:
@@ -1011,6 +1082,31 @@ def test_a_half_open_verdict_gives_no_place_to_turn() -> None:
 
 
 # Looking at it
+
+
+def test_a_refusal_carries_the_numbers_of_the_opening_for_who_logs_them() -> None:
+    bench = Bench(circuit_plan(consecutive_failures=None))
+    for verdict in [SUCCESS] * 8 + [FAILURE] * 12:
+        bench.call(verdict, T0)
+
+    refused = bench.refused(T0)
+
+    assert (refused.failure_rate, refused.calls, refused.threshold) == (0.6, 20, 0.5)
+    assert (refused.probes, refused.verdicts, refused.share) == (0, 0, 0.0)
+
+
+def test_a_refusal_of_the_configurations_names_no_numbers() -> None:
+    refused = Bench(circuit_plan(mode="forced_open")).refused(T0)
+
+    assert (refused.failure_rate, refused.calls, refused.threshold) == (None, 0, None)
+    assert (refused.probes, refused.verdicts, refused.share) == (0, 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "label"), [("enforce", "closed"), ("disabled", "closed"), ("forced_open", "forced_open")]
+)
+def test_the_label_is_what_callers_meet(mode: CircuitMode, label: str) -> None:
+    assert Bench(circuit_plan(mode=mode)).circuit.view(T0).label == label
 
 
 def test_the_view_counts_an_expired_probe_as_a_verdict_and_changes_no_state() -> None:
@@ -1109,3 +1205,149 @@ def test_the_history_is_the_latest_four_transitions_oldest_first() -> None:
 
     assert len(bench.told) == 9
     assert list(bench.circuit.history) == bench.told[-4:]
+
+
+# What it counts, and what it says of itself
+
+
+def test_a_failure_that_is_mended_amends_the_run_that_it_is_in() -> None:
+    bench = Bench(circuit_plan(consecutive_failures=None))
+    permit = bench.permit(T0)
+    for _ in range(2):
+        bench.call(FAILURE, T0)
+    place = bench.circuit.record(permit, FAILURE, T0)
+    assert place is not None
+
+    assert bench.circuit.mend(permit, place, T0) is True
+    view = bench.circuit.view(T0)
+    assert (view.calls, view.failures, view.consecutive_failures) == (3, 2, 0)
+    assert bench.circuit.turn(permit, place, T0) is True  # and its body breaks off after all
+    assert bench.circuit.view(T0).consecutive_failures == 3
+
+
+def test_of_two_successes_in_one_slice_that_turn_the_run_before_them_counts_once() -> None:
+    bench = Bench(circuit_plan(consecutive_failures=None))
+    permit = bench.permit(T0)
+    place = bench.call(SUCCESS, T0)
+    for _ in range(2):
+        bench.call(FAILURE, T0)
+    assert bench.call(SUCCESS, T0) == place
+    assert place is not None
+
+    for _ in range(2):
+        bench.circuit.turn(permit, place, T0)
+
+    assert bench.circuit.view(T0).consecutive_failures == 4
+
+
+def test_a_failure_of_another_generation_is_not_mended() -> None:
+    bench = Bench()
+    permit = bench.permit(T0)
+    place = bench.circuit.record(permit, FAILURE, T0)
+    assert place is not None
+    bench.opened()
+
+    assert bench.circuit.mend(permit, place, T0) is False
+
+
+def test_a_call_that_mode_observe_let_pass_may_be_retried() -> None:
+    bench = Bench(circuit_plan(mode="observe")).opened()
+    waived = bench.permit(T0)
+
+    assert len(bench.waived) == 1
+    assert bench.circuit.still_holds(waived)
+
+
+def test_a_view_without_calls_since_shows_what_has_left_the_window_no_more() -> None:
+    bench = Bench()
+    bench.call(FAILURE, T0)
+
+    assert bench.circuit.view(T0 + 9).calls == 1
+    assert bench.circuit.view(T0 + 10).calls == 0
+
+
+def test_a_view_of_a_circuit_that_does_not_probe_shows_no_probes() -> None:
+    bench = Bench()
+    for circuit in (bench.circuit, bench.opened().circuit):
+        view = circuit.view(T0)
+        assert (view.probes_in_flight, view.verdicts) == (0, 0)
+
+
+@pytest.mark.parametrize(("after_s", "left_s"), [(0.0, 5.0), (2.0, 3.0), (5.0, 0.0), (60.0, 0.0)])
+def test_a_view_says_what_is_left_of_the_open_period(after_s: float, left_s: float) -> None:
+    assert Bench().opened().circuit.view(T0 + after_s).retry_after_s == left_s
+
+
+def test_a_circuit_that_is_closed_again_says_what_it_counts_and_not_why_it_was_open() -> None:
+    assert repr(closed_again(circuit_plan()).circuit) == (
+        "<Circuit closed, generation 3: 0 of 0 calls failed>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "opens", "is_shut"),
+    [
+        ("enforce", False, False),
+        ("enforce", True, True),
+        ("observe", True, False),
+        ("forced_open", False, True),
+    ],
+)
+def test_a_circuit_is_shut_where_it_refuses_calls(mode: CircuitMode, opens: bool, is_shut: bool) -> None:
+    bench = Bench(circuit_plan(mode=mode))
+    if opens:
+        bench.opened()
+    assert bench.circuit.is_shut is is_shut
+
+
+@pytest.mark.parametrize(("after_s", "share"), [(2.5, 0.25), (9.5, 0.95), (10.0, None), (10.5, None)])
+def test_the_ramp_is_over_when_all_calls_are_let_through(after_s: float, share: float | None) -> None:
+    bench = closed_again(circuit_plan(half_open=RAMP))
+
+    assert bench.circuit.view(T0 + 5 + after_s).ramp_share == share
+
+
+def test_a_view_shows_no_ramp_once_the_file_has_none() -> None:
+    bench = closed_again(circuit_plan(half_open=RAMP))
+    bench.apply(circuit_plan(), T0 + 6)
+
+    assert bench.circuit.view(T0 + 6).ramp_share is None
+
+
+def test_the_failure_rate_of_probes_is_that_of_their_verdicts() -> None:
+    bench = Bench().opened()
+    bench.call(SUCCESS, T0 + 5)
+    bench.call(FAILURE, T0 + 5)
+
+    told = bench.told[-1]
+    assert (told.reason, told.failure_rate, told.calls) == (Trigger.PROBE_FAILED, 0.5, 2)
+
+
+def test_at_a_share_of_a_quarter_the_first_call_is_let_through_and_then_one_of_four() -> None:
+    ramp = Ramp(T0)
+
+    assert [ramp.admits(0.25) for _ in range(8)] == [True, False, False, True, False, False, False, True]
+
+
+def test_what_is_no_probe_and_a_probe_that_is_back_have_no_place_to_give_back() -> None:
+    half_open = HalfOpen(circuit_plan(), T0)
+    probe = half_open.lease(circuit_plan(), T0)
+
+    assert [half_open.give_back(one) for one in (None, probe, probe)] == [False, True, False]
+
+
+def test_a_caller_that_waited_for_the_lock_while_the_circuit_was_closed_gets_the_permit_of_all() -> None:
+    class HeldByAReload:
+        """A lock that is free once a reload has done its work under it."""
+
+        def __enter__(self) -> None:
+            bench.circuit._lock = nullcontext()
+            bench.apply(circuit_plan(mode="disabled"), T0)
+
+        def __exit__(self, *exc_info: object) -> None:
+            pass
+
+    bench = Bench().opened()
+    bench.circuit._lock = HeldByAReload()
+
+    assert bench.permit(T0) is bench.permit(T0)

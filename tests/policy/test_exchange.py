@@ -11,9 +11,9 @@ from headrace.policy.breaker.circuit import Circuit, CircuitState, Permit, Refus
 from headrace.policy.decision import Decision, EndReason, Finish, Refuse, Send, Sleep
 from headrace.policy.exchange import Exchange, Served
 from headrace.policy.outcome import Fault, Outcome, condition
-from headrace.policy.plan import BackoffPlan, BudgetPlan, UpstreamPlan
+from headrace.policy.plan import BackoffPlan, BudgetPlan, SlowCallPlan, UpstreamPlan
 from headrace.policy.retry import RetryAllowance, RetryBudget
-from support.plans import BUDGET, TIMEOUTS, circuit_plan, request, retry_plan, upstream_plan
+from support.plans import BUDGET, HALF_OPEN, TIMEOUTS, circuit_plan, request, retry_plan, upstream_plan
 from support.virtual import VirtualClock, constant
 
 T0 = 1000.0
@@ -96,12 +96,50 @@ def test_the_attempt_timeout_is_cut_to_what_is_left_of_the_deadline() -> None:
     assert bench.decide() == Send(1, 2.0, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("left_s", "send"),
+    [
+        pytest.param(0.75, Send(1, 0.75, 0.5), id="more than the patience for a connection"),
+        pytest.param(0.5, Send(1, 0.5, 0.5), id="as much"),
+        pytest.param(0.25, Send(1, 0.25, 0.25, by_deadline=True), id="less: the deadline ends the wait"),
+    ],
+)
+def test_near_the_deadline_a_call_is_still_sent_with_what_is_left(left_s: float, send: Send) -> None:
+    bench = Bench()
+    bench.clock.advance(15.0 - left_s)
+
+    assert bench.decide() == send
+
+
 def test_without_a_deadline_the_attempt_timeout_is_never_cut() -> None:
     bench = Bench(upstream_plan(timeouts=replace(TIMEOUTS, deadline_s=None)))
     bench.clock.advance(1e6)
 
     assert bench.decide() == Send(1, 4.0, 0.5)
     assert bench.exchange.deadline_at is None
+
+
+@pytest.mark.parametrize(
+    ("own_s", "left_s", "deadline_s"),
+    [
+        pytest.param(15.0, 2.0, 2.0, id="the inbound request's is sooner"),
+        pytest.param(15.0, 20.0, 15.0, id="the call's own is sooner"),
+        pytest.param(None, 2.0, 2.0, id="the call has none"),
+        pytest.param(15.0, None, 15.0, id="the inbound request has none"),
+        pytest.param(0.1, None, 0.1, id="and is told as it is written, not as 0.10000000000002274"),
+        pytest.param(None, None, None, id="neither has one"),
+    ],
+)
+def test_the_deadline_that_is_told_is_the_one_that_holds(
+    own_s: float | None, left_s: float | None, deadline_s: float | None
+) -> None:
+    bench = Bench(
+        upstream_plan(timeouts=replace(TIMEOUTS, deadline_s=own_s)),
+        deadline_at=None if left_s is None else T0 + left_s,
+    )
+
+    assert bench.exchange.deadline_s == deadline_s
+    assert bench.exchange.deadline_at == (None if deadline_s is None else T0 + deadline_s)
 
 
 def test_a_first_attempt_pays_into_the_budget_and_a_retry_does_not() -> None:
@@ -234,6 +272,31 @@ def test_a_pause_of_nothing_is_not_slept() -> None:
 
     assert bench.after(RESET) == Sleep(0.0)  # the answer is set aside all the same
     assert bench.decide() == Send(2, 4.0, 0.5)
+
+
+def test_a_refusal_is_the_same_when_it_is_asked_for_again() -> None:
+    bench = Bench()
+    open_up(bench.circuit)
+    refusal = bench.decide()
+    bench.clock.advance(60.0)  # a probe would be let through by now
+
+    assert bench.decide() is refusal
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [
+        pytest.param(RESET, EndReason.NOT_REPLAYABLE, id="its body is used up"),
+        pytest.param(Outcome(Fault.CONNECT_FAILURE), EndReason.DELEGATED, id="nothing was sent"),
+    ],
+)
+def test_a_caller_that_retries_by_itself_is_stopped_only_by_a_body_that_was_sent(
+    outcome: Outcome, reason: EndReason
+) -> None:
+    bench = Bench(nth_try=1, replayable=False)
+    bench.decide()
+
+    assert bench.after(outcome) == Finish(reason)
 
 
 def test_the_decision_after_the_end_is_the_same_again() -> None:
@@ -376,6 +439,132 @@ def test_an_attempt_that_hangs_twice_counts_once() -> None:
 
     assert bench.exchange.reason is EndReason.ATTEMPTS
     assert counted(bench) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [
+        pytest.param(UNAVAILABLE, (0, 0, 0), id="an answer"),
+        pytest.param(RESET, (0, 0, 0), id="none"),
+        pytest.param(Outcome(status=429, sent=True), (0, 0, 0), id="asked to slow down"),
+        pytest.param(Outcome(status=429, sent=True, duration_s=4.0), (0, 0, 0), id="asked so after a while"),
+        pytest.param(replace(RESET, duration_s=1.0), (0, 0, 0), id="after a second"),
+        pytest.param(replace(RESET, duration_s=1.25), (1, 1, 1), id="after more than that"),
+        pytest.param(replace(UNAVAILABLE, retry_after_s=2.0), (1, 1, 1), id="and the next one will be late"),
+    ],
+)
+def test_what_another_attempt_may_mend_is_not_told_yet_unless_it_took_long(
+    outcome: Outcome, expected: tuple[int, int, int]
+) -> None:
+    bench = Bench()
+    bench.decide()
+
+    assert isinstance(bench.after(outcome), Sleep)
+    assert counted(bench) == expected
+
+
+def test_a_try_that_hangs_is_known_although_its_caller_retries_by_itself() -> None:
+    bench = Bench(nth_try=1)
+    bench.decide()
+
+    assert hang(bench) == Finish(EndReason.DELEGATED)
+    assert counted(bench) == (1, 1, 1)
+
+
+def test_a_call_is_as_slow_as_its_longest_attempt() -> None:
+    bench = Bench(upstream_plan(circuit=circuit_plan(slow_call=SlowCallPlan(1.0, 0.5))))
+    bench.decide()
+    for duration_s in (0.1, 1.0):
+        bench.wake(bench.after(replace(UNAVAILABLE, duration_s=duration_s)))
+    bench.after(replace(OK, duration_s=0.1))
+
+    assert bench.circuit.view(T0).slow_calls == 1
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        pytest.param([UNAVAILABLE], (1, 1, 1), id="after a failure"),
+        pytest.param([RESET, Outcome(status=429, sent=True)], (1, 0, 0), id="after an answer"),
+        pytest.param(
+            [None, Outcome(status=429, sent=True)], (1, 0, 0), id="after an answer that mends a hang"
+        ),
+    ],
+)
+def test_a_call_whose_caller_leaves_during_a_pause_is_judged_by_what_is_known(
+    outcomes: list[Outcome | None], expected: tuple[int, int, int]
+) -> None:
+    bench = Bench()
+    decision = bench.decide()
+    for outcome in outcomes:
+        if isinstance(decision, Sleep):
+            bench.wake(decision)
+        decision = hang(bench) if outcome is None else bench.after(outcome)
+    assert isinstance(decision, Sleep)
+
+    bench.exchange.abandon(bench.clock.now)
+
+    assert counted(bench) == expected
+
+
+def test_an_outcome_that_comes_after_the_caller_has_left_is_none() -> None:
+    bench = Bench()
+    bench.decide()
+    bench.exchange.abandon(T0)
+
+    with pytest.raises(RuntimeError, match="without an attempt that is out"):
+        bench.exchange.record(OK, T0)
+    assert counted(bench) == (0, 0, 0)
+
+
+def test_a_probe_that_was_judged_early_asks_for_another_place_for_its_retry() -> None:
+    half_open = replace(HALF_OPEN, success_rate_threshold=0.3)
+    bench = Bench(upstream_plan(circuit=circuit_plan(half_open=half_open)))
+    open_up(bench.circuit, T0 - 5)
+    bench.decide()
+    bench.wake(hang(bench))
+
+    view = bench.circuit.view(bench.clock.now)
+    assert (view.state, view.verdicts, view.probes_in_flight) == (CircuitState.HALF_OPEN, 1, 1)
+
+
+def test_of_a_call_that_was_saved_by_its_retry_the_last_attempt_breaks_off() -> None:
+    bench = Bench()
+    bench.decide()
+    bench.wake(bench.after(Outcome(status=429, sent=True)))
+    bench.after(OK)
+
+    bench.exchange.body_broke(RESET, bench.clock.now)
+
+    assert bench.exchange.verdicts == [Verdict.SUCCESS, Verdict.FAILURE]
+
+
+def test_the_body_of_a_probe_that_breaks_off_turns_nothing() -> None:
+    """A half-open phase counts verdicts and keeps no places: the next probe will tell."""
+    bench = Bench()
+    open_up(bench.circuit, T0 - 5)
+    bench.decide()
+    bench.after(OK)
+
+    bench.exchange.body_broke(RESET, bench.clock.now)
+
+    assert bench.exchange.verdicts == [Verdict.SUCCESS]
+    assert bench.circuit.view(T0).verdicts == 1
+
+
+def test_a_try_that_another_has_taken_over_from_tells_nothing_any_more() -> None:
+    first = Bench(nth_try=1)
+    first.decide()
+    first.after(Outcome(status=404, sent=True))
+    second = Bench(circuit=first.circuit, nth_try=2, after=first.exchange)
+    second.decide()
+
+    first.exchange.body_broke(RESET, T0)
+    assert counted(first) == (1, 0, 0)
+
+    Bench(circuit=first.circuit, nth_try=3, after=second.exchange)
+    with pytest.raises(RuntimeError, match="without an attempt that is out"):
+        second.exchange.record(OK, T0)
 
 
 def test_a_body_that_breaks_off_as_it_is_read_makes_a_failure_of_its_success_once() -> None:
@@ -522,6 +711,13 @@ def test_a_retry_after_of_hours_ends_the_call_at_once_and_is_on_record() -> None
     assert (bench.exchange.retry_after_s, bench.exchange.denied) == (7200.0, EndReason.RETRY_AFTER)
 
 
+def test_a_retry_after_as_long_as_the_file_allows_is_waited() -> None:
+    bench = Bench(upstream_plan(timeouts=replace(TIMEOUTS, deadline_s=None)))
+    bench.decide()
+
+    assert bench.after(replace(UNAVAILABLE, retry_after_s=30.0)) == Sleep(30.0)
+
+
 def test_a_retry_after_past_the_deadline_is_not_slept() -> None:
     """failures.md 11."""
     bench = Bench()
@@ -547,6 +743,7 @@ def test_a_pause_that_took_longer_than_asked_does_not_send_past_the_deadline() -
 
     assert bench.decide() == Finish(EndReason.DEADLINE)
     assert bench.exchange.denied is EndReason.DEADLINE
+    assert counted(bench) == (1, 1, 1)  # at once, not when the caller is done with the answer
 
 
 def test_a_spent_budget_denies_the_retry() -> None:
@@ -633,6 +830,18 @@ def test_an_answer_that_was_set_aside_and_lost_is_not_kept() -> None:
     bench.after(Outcome(fault=Fault.POOL_TIMEOUT))
 
     assert bench.exchange.kept is None
+
+
+def test_an_outcome_that_is_told_twice_is_refused_and_counted_once() -> None:
+    bench = Bench()
+    bench.decide()
+    bench.exchange.record(OK, T0)
+
+    with pytest.raises(RuntimeError, match="without an attempt that is out"):
+        bench.exchange.record(OK, T0)
+
+    assert len(bench.exchange.outcomes) == 1
+    assert bench.circuit.view(T0).calls == 1
 
 
 # Properties

@@ -30,7 +30,7 @@ def allowed(fallback: FallbackPlan) -> set[frozenset[str]]:
     return {
         frozenset(name for name, holds in zip(FACTS, row, strict=True) if holds)
         for row in product([False, True], repeat=len(FACTS))
-        if stands_in(fallback, **dict(zip(FACTS, row, strict=True)))
+        if stands_in(fallback, **dict(zip(FACTS, row, strict=True))) is not False
     }
 
 
@@ -140,6 +140,22 @@ def test_an_answer_that_could_not_be_kept_is_none() -> None:
     shut(exchange)
 
     assert exchange.decide(1.0) == Divert("spare", ENDS)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        pytest.param([NEVER_SENT, UNAVAILABLE], ENDS, id="an answer at last"),
+        pytest.param([UNAVAILABLE, NEVER_SENT], Divert("spare", ENDS), id="an answer that is gone"),
+    ],
+)
+def test_it_is_the_last_attempt_that_has_an_answer_or_none(outcomes: list[Outcome], expected: object) -> None:
+    exchange = begun(SPARE)
+    exchange.decide(0.0)
+    exchange.record(outcomes[0], 0.0)
+    exchange.decide(0.0)
+
+    assert refused_after(exchange, outcomes[1]) == expected
 
 
 def test_the_answer_of_a_later_attempt_is_not_the_one_that_was_lost() -> None:

@@ -87,12 +87,13 @@ def test_without_a_connection_at_once_the_failed_send_stands() -> None:
     assert exchange.sent == 1
 
 
-def test_without_time_the_failed_send_stands() -> None:
+@pytest.mark.parametrize("left_s", [0.0, 0.0005])
+def test_without_time_the_failed_send_stands(left_s: float) -> None:
     exchange = begun()
 
-    exchange.record(replace(DIED), T0 + 4.2)
+    exchange.record(replace(DIED), T0 + 4.2 - left_s)
 
-    assert isinstance(exchange.decide(T0 + 4.2), Sleep)
+    assert isinstance(exchange.decide(T0 + 4.2 - left_s), Sleep)
     assert exchange.outcomes == [DIED]
 
 
@@ -104,6 +105,16 @@ def test_a_fresh_connection_that_never_came_about_does_not_undo_that_it_was_sent
     exchange.record(again(Fault.CONNECT_FAILURE, None, sent=False), T0 + 0.8)
 
     assert exchange.outcomes[0].sent
+    assert exchange.sent == 1
+
+
+def test_a_send_that_never_left_and_its_repetition_that_did_may_have_arrived() -> None:
+    exchange = begun()
+    exchange.record(replace(DIED, sent=False), T0 + 0.3)
+    exchange.decide(T0 + 0.3)
+
+    exchange.record(again(), T0 + 0.8)
+
     assert exchange.sent == 1
 
 

@@ -59,6 +59,9 @@ def test_these_statuses_are_retried_by_default(status: int) -> None:
         pytest.param(lost(Fault.CONNECT_FAILURE), "POST", True, RETRIABLE, id="POST never sent"),
         pytest.param(lost(Fault.TLS_FAILURE), "PATCH", True, RETRIABLE, id="PATCH never sent"),
         pytest.param(answered(503), "POST", True, METHOD, id="POST answered 503"),
+        pytest.param(
+            Outcome(status=503), "POST", True, METHOD, id="POST answered by a mock, which sends nothing"
+        ),
         pytest.param(answered(503), "GET", False, NOT_REPLAYABLE, id="generator body"),
         pytest.param(
             lost(Fault.CONNECT_FAILURE), "POST", False, NOT_REPLAYABLE, id="generator body, never sent"
@@ -159,7 +162,7 @@ def test_a_rehearsal_takes_nothing_from_the_real_allowance_and_stops_where_that_
     assert len(real) == 2
     real.take()
     rehearsed.put_back()
-    assert not rehearsed.take()  # one is left, and one has been rehearsed
+    assert rehearsed.take() is False  # one is left, and one has been rehearsed
 
 
 # Budget
@@ -183,7 +186,7 @@ def test_each_first_attempt_earns_its_ratio_of_a_retry() -> None:
 def test_a_denied_withdrawal_costs_nothing() -> None:
     budget = RetryBudget(BudgetPlan(ratio=0.5, min_per_second=0.0, ttl_s=10.0))
     budget.deposit(T0)
-    assert not budget.try_withdraw(T0)
+    assert budget.try_withdraw(T0) is False
     budget.deposit(T0)
 
     assert budget.try_withdraw(T0)
@@ -216,6 +219,34 @@ def test_what_was_earned_and_spent_is_known_after_a_reload_that_changes_the_ttl(
     assert budget.balance(T0) == ttl_s - 10.0  # the reserve is another one, the rest is as before
 
 
+@pytest.mark.parametrize(("ttl_s", "earned"), [(5.0, 0.0), (30.0, 1.0)], ids=["shorter", "longer"])
+def test_after_a_reload_what_was_earned_is_forgotten_when_the_new_ttl_says(
+    ttl_s: float, earned: float
+) -> None:
+    budget = RetryBudget(BudgetPlan(ratio=1.0, min_per_second=0.0, ttl_s=10.0))
+    budget.deposit(T0)
+
+    budget.apply(BudgetPlan(ratio=1.0, min_per_second=0.0, ttl_s=ttl_s), T0 + 1)
+
+    assert budget.balance(T0 + (7 if ttl_s < 10 else 25)) == earned
+
+
+def test_a_first_attempt_pays_for_nothing_beyond_the_ttl() -> None:
+    budget = RetryBudget(BudgetPlan(ratio=1.0, min_per_second=0.0, ttl_s=10.0))
+    budget.deposit(T0)
+
+    assert budget.balance(T0 + 9.5) == 1.0
+    assert budget.balance(T0 + 10.0) == 0.0  # although it is remembered
+
+
+def test_a_retry_counts_for_its_ttl_and_at_most_a_tenth_of_it_longer() -> None:
+    budget = RetryBudget(BudgetPlan(ratio=0.0, min_per_second=1.0, ttl_s=10.0))
+    assert budget.try_withdraw(T0) is True
+
+    assert budget.balance(T0 + 10.99) == 9.0  # T0 is the beginning of a slice
+    assert budget.balance(T0 + 11.0) == 10.0
+
+
 def test_a_retry_that_no_first_attempt_was_made_beside_is_known_after_a_reload_too() -> None:
     budget = RetryBudget(BudgetPlan(ratio=0.0, min_per_second=1.0, ttl_s=10.0))
     assert budget.try_withdraw(T0)
@@ -239,7 +270,7 @@ def test_a_budget_without_ratio_and_reserve_pays_for_nothing() -> None:
     budget = RetryBudget(BudgetPlan(ratio=0.0, min_per_second=0.0, ttl_s=10.0))
     budget.deposit(T0)
 
-    assert not budget.try_withdraw(T0)
+    assert budget.try_withdraw(T0) is False
     assert repr(budget) == "<RetryBudget: 0 retries over 1 first attempts>"
 
 

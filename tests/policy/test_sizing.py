@@ -297,3 +297,66 @@ def test_counters_that_begin_elsewhere_make_no_difference() -> None:
         sizing.looked(T0 + second, PoolLoad(waiting=0, inuse=0, size=10, arrivals=10**9 + 5 * second))
 
     assert sizing.baseline_rps == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "waiting"),
+    [
+        pytest.param({"grow_when_rate": 1.0}, 9, id="growth"),
+        pytest.param({"shrink_when_rate": 1.0}, 0, id="shrinking"),
+    ],
+)
+def test_at_exactly_the_usual_rate_the_size_stays(changes: dict[str, float], waiting: int) -> None:
+    sizing = Sizing(replace(PLAN, **changes), max_connections=200)
+    for second in range(200):
+        load = PoolLoad(waiting=0, inuse=0, size=20, arrivals=40 * second)
+        assert sizing.looked(T0 + second, load) is None
+
+    assert sizing.enqueued(T0 + second, replace(load, waiting=waiting)) is None
+
+
+@pytest.mark.parametrize(
+    ("later_s", "is_due"),
+    [
+        pytest.param(0.0, True, id="at the instant"),
+        pytest.param(-0.0625, False, id="before it"),
+        pytest.param(-900.0, False, id="by a thread that is late"),
+        pytest.param(-900.25, True, id="by a clock that was stepped back"),
+    ],
+)
+def test_growth_is_considered_from_the_instant_on_that_is_told(later_s: float, is_due: bool) -> None:
+    sizing = Sizing(PLAN, max_connections=200)
+    sizing.enqueued(T0, PoolLoad(waiting=0, inuse=0, size=10, arrivals=0))
+
+    assert sizing.is_due(sizing.next_at + later_s) is is_due
+
+
+def test_after_a_peak_has_passed_the_next_highest_counts_and_not_a_lull_between_them() -> None:
+    pool = quiet(peak_inuse=40)
+    for seconds, inuse in ((1, 40), (4, 5)):
+        pool.inuse = inuse
+        pool.run(seconds, rps=0)
+    pool.wait(1)  # from here on it has to be quiet for half a minute
+    pool.inuse = 10
+    pool.run(5, rps=0)
+    pool.inuse = 3
+
+    answers = pool.run(25, rps=0)
+
+    assert [(one.to_size, one.peak_inuse) for one in answers] == [(30, 10)]
+
+
+def test_an_instant_as_early_as_a_late_thread_may_be_is_that_of_one() -> None:
+    sizing = Sizing(PLAN, max_connections=200)
+    sizing.enqueued(T0, PoolLoad(waiting=0, inuse=0, size=10, arrivals=0))
+
+    assert sizing.is_due(sizing.next_at - 0.1 - 900.0) is False
+
+
+def test_a_peak_as_old_as_the_quiet_that_is_asked_for_counts() -> None:
+    pool = quiet()
+    pool.inuse = 40
+    pool.wait(1, later_s=0.125)
+    pool.inuse = 0
+
+    assert [one.to_size for one in pool.run(30, rps=0)] == [45]  # (50 - 40) // 2

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from headrace.config import load
-from headrace.policy.breaker.circuit import CircuitState, Transition, Trigger
+from headrace.policy.breaker.circuit import CircuitState, Transition, Trigger, Verdict
 from headrace.policy.breaker.transition import TRANSITIONS
 from headrace.policy.breaker.trip import TRIP_RULES
-from headrace.policy.plan import CircuitPlan
+from headrace.policy.plan import CircuitPlan, CountWindowPlan, SlowCallPlan
+from support.plans import circuit_plan
 from support.trips import BREAKER, RUNS, told_by
 
 NOT_OF_THE_RULES: Mapping[str, str] = {
@@ -88,6 +89,62 @@ def test_no_number_of_the_breaker_is_left_out_by_the_rules(plan: CircuitPlan) ->
         told_by(watched, calls)
 
     assert names - asked == NOT_OF_THE_RULES.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        pytest.param(
+            {}, " at 55% of 20+ calls in 10 s or 45% as slow as 1 s, with fewer at 7 in a row", id="all rules"
+        ),
+        pytest.param(
+            {"window": CountWindowPlan(50, None)},
+            " at 55% of 20+ calls of the last 50 or 45% as slow as 1 s, with fewer at 7 in a row",
+            id="a window of calls",
+        ),
+        pytest.param(
+            {"window": CountWindowPlan(50, 30.0)},
+            " at 55% of 20+ calls of the last 50 in 30 s or 45% as slow as 1 s, with fewer at 7 in a row",
+            id="a window of calls with an age",
+        ),
+        pytest.param(
+            {"slow_call": SlowCallPlan(None, 0.45), "consecutive_failures": None},
+            " at 55% of 20+ calls in 10 s",
+            id="what is off is not named",
+        ),
+    ],
+)
+def test_the_summary_of_a_file_says_which_rules_open_the_circuit(
+    changes: Mapping[str, Any], words: str, plan: CircuitPlan
+) -> None:
+    changed = replace(plan, **changes)
+    assert "".join(rule.summary(changed, "{:g} s".format) for rule in TRIP_RULES.values()) == words
+
+
+@pytest.mark.parametrize(
+    ("most", "words"),
+    [(1, "1 failed call in a row"), (2, "2 failed calls in a row")],
+)
+def test_the_failures_in_a_row_are_told_in_good_english(most: int, words: str) -> None:
+    (told,) = told_by(circuit_plan(consecutive_failures=most), [(Verdict.FAILURE, 0.0)] * most)
+    assert told.why == words
+
+
+@pytest.mark.parametrize(("successes", "opens"), [(4, True), (5, False)])
+def test_failures_in_a_row_count_only_until_there_are_calls_enough_for_a_rate(
+    successes: int, opens: bool
+) -> None:
+    """failures.md 87."""
+    plan = circuit_plan(minimum_calls=10, failure_rate_threshold=0.9, consecutive_failures=5)
+    calls = [(Verdict.SUCCESS, 0.0)] * successes + [(Verdict.FAILURE, 0.0)] * 5
+    assert bool(told_by(plan, calls)) is opens
+
+
+@pytest.mark.parametrize("by", ["failure", "slow call"])
+def test_one_call_is_enough_for_a_rate_where_the_file_says_so(by: str) -> None:
+    plan = circuit_plan(minimum_calls=1, consecutive_failures=None, slow_call=SlowCallPlan(1.0, 0.5))
+    call = (Verdict.FAILURE, 0.0) if by == "failure" else (Verdict.SUCCESS, 1.0)
+    assert len(told_by(plan, [call])) == 1
 
 
 def _words(told: Transition) -> str:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.policy.breaker.window import CountWindow, TimeWindow
+from headrace.policy.breaker.window import CountWindow, TimeWindow, Window
 
 
 def test_a_fresh_window_counts_nothing() -> None:
@@ -165,9 +166,9 @@ def test_what_a_place_names_can_be_marked_until_it_has_left() -> None:
     first, second = window.add(1000.0), window.add(1000.0)
     window.add(1000.0)
 
-    assert not window.turn(first)
+    assert window.turn(first) is False
     assert window.turn(second)
-    assert not window.turn(second)  # marked already
+    assert window.turn(second) is False  # marked already
     assert (window.calls, window.marked) == (2, 1)
 
 
@@ -200,3 +201,177 @@ def test_a_count_window_equals_a_model_that_stores_every_call(
             sum(one[1] for one in kept),
             sum(one[2] for one in kept),
         )
+
+
+# Everything that a window does, against a model that stores every call
+
+SIZES_S = st.sampled_from([5.0, 10.0, 80.0])
+STEPS_S = st.sampled_from([0.0, 0.25, 0.5, 1.0, 1.0, 3.5, 8.0, 30.0, -0.5, -4.0, -2_000.0, -2_250.25])
+ACTS = st.sampled_from(["add", "add", "add", "slow", "mark", "mark slow", "turn", "mend", "advance", "clear"])
+
+
+@dataclass
+class Stored:
+    """A call as the model stores it; *slice_no* is that of its instant."""
+
+    slice_no: int
+    place: int
+    marked: bool
+    slow: bool
+
+
+class ModelOfTime:
+    """A window of ten slices that forgets nothing and counts when it is asked."""
+
+    def __init__(self, size_s: float) -> None:
+        self.slice_s = size_s / 10
+        self.newest = 0
+        self.stored: list[Stored] = []
+
+    def see(self, now: float) -> None:
+        slice_no = int(now // self.slice_s)
+        if (
+            now < (self.newest - 100) * self.slice_s - 900.0
+        ):  # a step of the clock: what is held keeps its age
+            for call in self.stored:
+                call.slice_no += slice_no - self.newest
+            self.newest = slice_no
+        self.newest = max(self.newest, slice_no)
+
+    @property
+    def held(self) -> list[Stored]:
+        return [call for call in self.stored if call.slice_no > self.newest - 10]
+
+
+@settings(deadline=None, max_examples=100)
+@given(SIZES_S, st.lists(st.tuples(STEPS_S, ACTS, st.integers(0, 59)), max_size=60), SIZES_S)
+def test_a_time_window_does_what_a_model_does_that_stores_every_call(
+    size_s: float, steps: list[tuple[float, str, int]], other_s: float
+) -> None:
+    window, model, now = TimeWindow(size_s), ModelOfTime(size_s), 10_000.0
+    for step_s, act, which in steps:
+        now += step_s
+        if act == "advance":
+            window.advance(now)
+            model.see(now)
+        elif act == "clear":
+            window.clear()
+            model.stored.clear()
+        elif act in ("turn", "mend"):
+            if model.stored:
+                call = model.stored[which % len(model.stored)]
+                if call.marked is (act == "mend"):
+                    assert window.turn(call.place, -1 if act == "mend" else 1) is (call in model.held)
+                    call.marked = not call.marked
+        else:
+            place = window.add(now, int("mark" in act), int("slow" in act))
+            model.see(now)
+            model.stored.append(Stored(model.newest, place, "mark" in act, "slow" in act))
+
+        held = model.held
+        assert (window.calls, window.marked, window.slow) == _counts(held)
+        assert window.oldest_calls == sum(call.slice_no == model.newest - 9 for call in held)
+
+    now = max(now, (model.newest + 1) * model.slice_s)
+    window.advance(now)
+    model.see(now)
+    other = TimeWindow(other_s)
+    other.take_over(window, now)
+    first = int(now // other.slice_s) - 9
+    kept = [
+        call for call in model.held if min(now, (call.slice_no + 1) * model.slice_s) // other.slice_s >= first
+    ]
+    assert (other.calls, other.marked, other.slow) == _counts(kept)
+    assert not any(other.turn(call.place) for call in model.stored)
+
+
+def _counts(calls: list[Stored]) -> tuple[int, int, int]:
+    return len(calls), sum(call.marked for call in calls), sum(call.slow for call in calls)
+
+
+@pytest.mark.parametrize("newer", [lambda: TimeWindow(10.0), lambda: CountWindow(8), lambda: TimeWindow(1.0)])
+@pytest.mark.parametrize("older", [lambda: TimeWindow(10.0), lambda: CountWindow(8)])
+def test_a_place_that_an_older_window_gave_out_names_nothing_in_the_one_that_took_over(
+    older: Callable[[], Window], newer: Callable[[], Window]
+) -> None:
+    """A call that began before a reload and whose body breaks off after it must not turn another call's success."""
+    before, after = older(), newer()
+    places = [before.add(1000.0 + second) for second in range(8)]
+
+    after.take_over(before, 1007.5)
+
+    assert [after.turn(place) for place in places] == [False] * 8
+    assert after.turn(after.add(1007.5)) is True
+
+
+@pytest.mark.parametrize("window", [TimeWindow(10.0), CountWindow(8)], ids=["time", "count"])
+def test_a_place_that_was_not_given_out_yet_names_nothing(window: Window) -> None:
+    place = window.add(1000.0)
+
+    assert window.turn(place + 1) is False
+
+
+@pytest.mark.parametrize(("leaves_at", "calls"), [(2.25, 1), (2.5, 0)])
+def test_a_count_window_begins_at_the_zero_of_the_clock_too(leaves_at: float, calls: int) -> None:
+    window = CountWindow(8, max_age_s=2.0)
+    window.add(0.5)
+
+    window.advance(leaves_at)
+
+    assert window.calls == calls
+
+
+@pytest.mark.parametrize("window", [TimeWindow(10.0), CountWindow(8, max_age_s=10.0)], ids=["time", "count"])
+def test_a_window_that_was_cleared_counts_on_from_nothing(window: Window) -> None:
+    for _ in range(3):
+        window.add(1000.0, 1, 1)
+    window.clear()
+    assert (window.calls, window.marked, window.slow) == (0, 0, 0)
+
+    window.add(1005.0, 1)
+    window.advance(1012.0)
+    assert (window.calls, window.marked, window.slow) == (1, 1, 0)
+
+
+def test_a_call_leaves_a_count_window_at_its_age_when_the_next_one_comes() -> None:
+    window = CountWindow(8, max_age_s=2.0)
+    window.add(1000.0, 1)
+    window.add(1000.5)  # from here on, it knows when the first leaves
+
+    window.add(1002.0)
+
+    assert (window.calls, window.marked) == (2, 0)
+
+
+@pytest.mark.parametrize("newer", [lambda: TimeWindow(10.0), lambda: CountWindow(8)])
+def test_what_was_slow_and_what_failed_is_taken_over_call_by_call(newer: Callable[[], Window]) -> None:
+    older, window = CountWindow(8), newer()
+    for marked, slow in [(1, 0), (0, 1), (1, 1), (0, 0)]:
+        older.add(1000.0, marked, slow)
+
+    window.take_over(older, 1000.0)
+
+    assert (window.calls, window.marked, window.slow) == (4, 2, 2)
+
+
+def test_of_a_slice_the_slow_and_the_failed_are_taken_for_the_newest() -> None:
+    older, window = TimeWindow(10.0), CountWindow(2)
+    for marked, slow in [(1, 1), (0, 0), (0, 0), (0, 0)]:
+        older.add(1000.0, marked, slow)
+
+    window.take_over(older, 1000.0)
+
+    assert (window.calls, window.marked, window.slow) == (2, 1, 1)
+
+
+def test_what_is_too_old_by_the_time_of_the_reload_is_not_taken_over() -> None:
+    older, window = CountWindow(8), CountWindow(8, max_age_s=2.0)
+    older.add(1000.0)
+    window.take_over(older, 1000.0)  # it has no ages: what it holds is as young as can be
+    assert window.calls == 1
+
+    aged = CountWindow(8, max_age_s=10.0)
+    aged.add(1000.0)
+    young = CountWindow(8, max_age_s=2.0)
+    young.take_over(aged, 1005.0)
+    assert young.calls == 0

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from headrace.transport.lease.pool import Lease, LeaseClosed, LeaseRejected, LeaseTimeout
-from support.leases import Conn, rig
+from support.leases import Conn, Rig, Waiter, rig
+from support.plans import pool_plan
 
 
 def test_a_slot_comes_without_a_connection_and_the_connection_stays_for_the_next() -> None:
@@ -151,6 +152,16 @@ def test_when_full_reject_refuses_at_once() -> None:
     assert r.counters.acquires == {"miss": 1, "rejected": 1}
 
 
+def test_a_call_without_time_to_wait_is_told_so_and_does_not_enter_the_queue() -> None:
+    r = rig(max_connections=1)
+    r.lease()
+    queued: list[Any] = []
+    with pytest.raises(LeaseTimeout, match=r"no time to wait \(waited 0\.000 s; 1 in use") as caught:
+        r.pool.acquire(0.0, on_wait=queued.append)
+
+    assert (caught.value.waited_s, queued) == (0.0, [])
+
+
 def test_more_than_max_waiting_waiters_are_rejected_at_once() -> None:
     r = rig(max_connections=1, max_waiting=1)
     lease = r.lease()
@@ -167,6 +178,7 @@ def test_when_full_new_leases_one_off_connections_that_count_apart_and_are_close
     beyond = r.lease("one-off")
     view = r.pool.view()
     assert (view.inuse, view.one_off, view.idle) == (1, 1, 0)
+    assert r.counters.acquires == {"miss": 2}
     assert "1 in use and 1 one-off" in repr(r.pool)
     r.pool.give_back(beyond, reusable=True)
     view = r.pool.view()
@@ -255,9 +267,99 @@ def test_the_thread_that_lets_the_lock_go_closes_what_was_given_back_meanwhile(
     lease, other = r.lease("given back"), r.lease("other")
     r.pool._lock = LockOfTheLastMoment(r.pool._lock, lambda: r.pool.give_back(lease, reusable=False))
 
-    use(r.pool, other)
+    got = use(r.pool, other)
 
     assert lease.conn in r.closed
+    del got  # a lease that is dropped sooner would have the pool look again
+
+
+def give_back(r: Rig, held: list[Lease[Conn]]) -> None:
+    r.pool.give_back(held.pop(), reusable=True)
+
+
+def drop(r: Rig, held: list[Lease[Conn]]) -> None:
+    r.held.remove(held[0])
+    held.pop()
+
+
+@pytest.mark.parametrize(
+    ("end", "retires"),
+    [
+        pytest.param(drop, False, id="dropped"),
+        pytest.param(give_back, True, id="given back to a pool that keeps none any more"),
+    ],
+)
+def test_an_acquire_does_what_the_thread_that_found_the_lock_taken_could_not(
+    end: Callable[[Rig, list[Lease[Conn]]], None], retires: bool
+) -> None:
+    r = rig(max_connections=2)
+    held = [r.lease()]
+    if retires:
+        r.pool.retire()
+    r.pool._lock = LockOfTheLastMoment(r.pool._lock, lambda: end(r, held))
+
+    got = r.pool.acquire(0.0)
+
+    assert repr(r.pool).startswith(f"<LeasePool {'retired, ' if retires else ''}1 in use, 0 idle")
+    assert len(r.pool._kept) + len(r.pool._dropped) == 0
+    assert len(r.closed) == retires
+    del got
+
+
+def test_a_waiter_is_served_by_the_newcomer_in_whose_hands_the_lock_was() -> None:
+    """Or both would wait to the end of their patience for a connection that is free."""
+    r = rig(max_connections=1)
+    held = r.lease()
+    first = r.waiter()
+    r.pool._lock = LockOfTheLastMoment(r.pool._lock, lambda: r.pool.give_back(held, reusable=True))
+    second = Waiter(r.pool, 30.0)
+    second.thread.start()
+
+    lease = first.outcome()
+
+    assert lease.conn is held.conn
+    r.pool.give_back(lease, reusable=True)
+    assert second.outcome().conn is held.conn
+
+
+@pytest.mark.parametrize("end", ["error", "dropped"])
+def test_a_slot_that_is_free_and_not_looked_at_yet_is_there_for_who_asks(end: str) -> None:
+    r = rig(max_connections=1)
+    held = [r.lease()]
+    with r.pool._lock:  # so it can only be noted down
+        if end == "error":
+            r.pool.give_back(held[0], reusable=False)
+        else:
+            drop(r, held)
+
+    assert r.pool.acquire(0.0).conn is None
+
+
+def test_a_connection_that_came_back_as_its_pool_was_retired_is_leased_to_nobody() -> None:
+    r = rig(max_connections=2)
+    held = r.lease("of the old pool")
+    r.pool.retire()
+    with r.pool._lock:
+        r.pool.give_back(held, reusable=True)
+
+    assert r.pool.acquire(0.0).conn is None
+    assert r.closed == [held.conn]
+
+
+def test_a_pool_whose_one_connection_is_always_reused_remembers_nothing_of_the_calls() -> None:
+    r = rig(max_connections=1)
+    for _ in range(50):
+        r.pool.give_back(r.lease(), reusable=True)
+
+    assert len(r.pool._kept) == 1
+
+
+def test_a_lease_given_back_without_a_connection_leaves_none_behind() -> None:
+    r = rig()
+    r.pool.give_back(r.pool.acquire(0.0), reusable=True)
+
+    assert (r.pool.view().inuse, r.pool.view().idle) == (0, 0)
+    assert r.counters.closed == {}
 
 
 def test_a_waiter_that_is_served_while_it_gives_up_takes_the_lease() -> None:
@@ -318,6 +420,7 @@ def test_an_interrupted_waiter_leaves_no_trace_and_gives_on_what_it_was_handed(s
     r.pool._slot_or_gate = rigged  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         r.pool.acquire(30.0)
+    assert r.pool.view().waiting == 0
     del r.pool._slot_or_gate  # type: ignore[method-assign]
     r.pool.give_back(held, reusable=True)
     view = r.pool.view()
@@ -417,7 +520,7 @@ def test_what_was_given_back_a_moment_ago_is_not_ended_once_more() -> None:
     assert token is not None
     r.pool.give_back(lease, reusable=True)
 
-    assert not r.pool.end(token, "abandoned")
+    assert r.pool.end(token, "abandoned") is False
 
     assert (r.aborted, r.closed) == ([], [])
 
@@ -463,6 +566,33 @@ def test_an_acquire_at_the_turn_of_a_second_is_of_the_second_that_begins() -> No
     assert r.pool.hit_rate() == 1.0
 
 
+@pytest.mark.parametrize(("back_s", "rate"), [(15.0, None), (15.5, 0.0)])
+def test_an_acquire_up_to_fifteen_seconds_early_is_of_a_late_thread_and_beyond_the_clock_was_stepped_back(
+    back_s: float, rate: float | None
+) -> None:
+    """failures.md 69."""
+    r = rig()
+    r.pool.give_back(r.lease(), reusable=False)  # a miss at 1000; the next second begins at 1001
+    r.now = 1001.0 - back_s
+    r.pool.give_back(r.lease(), reusable=False)
+
+    assert r.pool.hit_rate() == rate
+
+
+@pytest.mark.parametrize(("back_s", "closed"), [(15.0, 0), (15.5, 1)])
+def test_an_idle_connection_from_up_to_fifteen_seconds_ahead_keeps_the_age_that_it_has(
+    back_s: float, closed: int
+) -> None:
+    """failures.md 69."""
+    r = rig(idle_timeout_s=60.0)
+    r.fill_idle("given back at 1000")
+
+    assert r.pool.tend(1000.0 - back_s) == 0
+
+    assert r.pool.tend(1059.5 - back_s + 0.5) == closed
+    assert r.pool.tend(1060.0) == 1 - closed
+
+
 def test_gauges_count_leases_and_connections_not_placeholders_and_fall_again() -> None:
     """failures.md 20."""
     r = rig(max_connections=50)
@@ -482,6 +612,89 @@ def test_gauges_count_leases_and_connections_not_placeholders_and_fall_again() -
     assert r.counters.closed == {"error": 4, "idle": 3}
 
 
+def test_a_lease_says_what_it_is_to_who_debugs() -> None:
+    r = rig(max_connections=1, when_full="new")
+    first = r.lease("a")
+    first.conn = None
+    assert repr(first) == "<Lease new, waited 0.000 s, None>"
+    assert repr(r.pool.acquire(0.0)) == "<Lease one-off, waited 0.000 s, None>"
+
+    first.conn = Conn("a")
+    r.pool.give_back(first, reusable=True)
+    again = r.pool.acquire(0.0)
+    again.waited_s = 0.25
+    assert repr(again).startswith("<Lease reused, waited 0.250 s, Conn(")
+
+
+@pytest.mark.parametrize(("kept", "left"), [(4095, 4096), (4096, 0)])
+def test_waits_that_no_housekeeping_has_seen_do_not_pile_up(kept: int, left: int) -> None:
+    r = rig(max_connections=1)
+    held = r.lease()
+    r.pool._tally.waits.extend([0.0] * kept)  # as so many calls that had to wait have left them
+
+    r.held.append(r.pool.acquire(30.0, on_wait=lambda token: r.pool.give_back(held, reusable=True)))
+
+    assert len(r.pool._tally.waits) == left
+
+
+def test_a_pool_says_what_it_still_does() -> None:
+    r = rig(max_connections=2)
+    assert repr(r.pool) == "<LeasePool 0 in use, 0 idle, 0 waiting, max 2>"
+    assert (r.pool.retired, r.pool.stopped) == (False, False)
+
+    r.pool.retire()
+    assert repr(r.pool).startswith("<LeasePool retired, 0 in use")
+    assert (r.pool.retired, r.pool.stopped) == (True, False)
+
+    r.pool.stop()
+    assert repr(r.pool).startswith("<LeasePool stopped, 0 in use")
+    assert (r.pool.retired, r.pool.stopped) == (True, True)
+
+
+def test_a_stopped_pool_has_told_its_counters_and_the_holders_whose_doing_it_was() -> None:
+    r = rig(max_connections=3)
+    held, over, unheard = r.lease(), r.lease(), r.pool.acquire(0.0)
+    assert over.token is not None
+    r.pool.abort(over.token, "lifetime")
+    with r.pool._lock:
+        del unheard
+        r.pool._dropped.clear()  # as if the callback had been interrupted
+
+    r.pool.stop()
+
+    assert (held.aborted, over.aborted) == ("retired", "lifetime")
+    assert r.pool._counters.acquires == {"miss": 3}
+
+
+def test_an_edit_of_the_file_is_followed_and_an_adaptive_pool_keeps_the_size_that_it_has() -> None:
+    r = rig(max_connections=4, idle_timeout_s=60.0)
+    r.pool.resize(2)
+
+    r.pool.follow(pool_plan(max_connections=4, idle_timeout_s=10.0))
+    assert r.pool.view().max_connections == 2
+    r.fill_idle("idle")
+    r.now += 10.0
+    assert r.pool.tend() == 1
+
+    r.pool.follow(pool_plan(max_connections=3, idle_timeout_s=10.0))
+    assert r.pool.view().max_connections == 3
+
+
+def test_a_process_that_was_forked_from_a_shrunk_pool_has_nothing_to_screen() -> None:
+    """failures.md 26."""
+    r = rig(max_connections=2)
+    held = [r.lease(), r.lease()]
+    r.pool.resize(1)
+    for pid in (-1, -1):  # twice: a grandchild may be given the number of a process that is gone
+        r.pool._pid = pid
+        r.pool.view()
+
+    assert not r.pool._screens
+    assert [(lease.conn, lease.token) for lease in held] == [(None, None)] * 2
+    r.pool.give_back(held[0], reusable=True)
+    assert (r.pool.view().inuse, r.pool.view().idle) == (0, 0)
+
+
 def test_a_pool_is_true_even_when_it_is_empty() -> None:
     assert bool(rig().pool) is True
 
@@ -499,3 +712,48 @@ def test_a_hit_and_its_return_are_two_python_calls_beside_the_look() -> None:
     finally:
         sys.setprofile(None)
     assert calls == ["acquire", "give_back"]
+
+
+# The hit rate
+
+
+def test_what_was_before_the_last_ten_seconds_is_not_in_the_hit_rate() -> None:
+    r = rig()
+    for _ in range(4):
+        r.pool.give_back(r.lease(), reusable=True)
+    r.now += 11.0
+    held = [r.lease(), r.lease()]
+
+    assert held
+    assert r.pool.hit_rate() == 0.5
+
+
+def test_after_a_step_back_of_the_clock_the_hit_rate_is_that_since_then() -> None:
+    """failures.md 69."""
+    r = rig()
+    r.pool.give_back(r.lease(), reusable=True)  # a miss
+    r.now += 1.0
+    r.pool.give_back(r.lease(), reusable=True)
+    r.now -= 100.0
+    assert r.pool.hit_rate() is None
+
+    r.pool.give_back(r.lease(), reusable=True)
+
+    assert r.pool.hit_rate() == 1.0
+
+
+def test_the_hit_rate_counts_from_the_zero_of_the_clock() -> None:
+    r = rig()
+    r.now = 0.5
+    r.lease()
+
+    assert r.pool.hit_rate() == 0.0
+
+
+def test_a_busy_pool_whose_hit_rate_nobody_asks_for_remembers_ten_seconds() -> None:
+    r = rig()
+    for _ in range(50):
+        r.pool.give_back(r.lease(), reusable=True)
+        r.now += 1.0
+
+    assert len(r.pool._tally._marks) == 10

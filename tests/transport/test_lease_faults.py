@@ -274,3 +274,17 @@ def test_the_lock_is_free_after_every_fault() -> None:
     assert isinstance(r.pool._lock, type(threading.Lock()))
     assert not r.pool._lock.locked()
     assert r.pool.view().inuse == 0
+
+
+@pytest.mark.parametrize(("known", "told"), [(999, 1), (1000, 0)])
+def test_faults_at_ever_new_places_are_told_a_thousand_times_at_most(known: int, told: int) -> None:
+    r = rig()
+    r.pool._faulty_sites.update(f"generated.py:{line}" for line in range(known))
+
+    def close(conn: Conn) -> None:
+        raise Broken("close")
+
+    r.pool._close = close
+    r.pool.give_back(r.lease(), reusable=False)
+
+    assert len(faults(r)) == told

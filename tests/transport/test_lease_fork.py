@@ -180,7 +180,7 @@ def test_a_request_that_ends_in_a_child_does_not_end_the_parents_answers(fork: C
     assert token is not None
 
     def child() -> None:
-        assert not pool.end(token, "abandoned")
+        assert pool.end(token, "abandoned") is False
         assert pool.view().inuse == 0
 
     assert in_child(child, fork=fork) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -50,6 +51,18 @@ def test_a_busy_connection_past_its_lifetime_is_closed_when_it_comes_back() -> N
     assert r.counters.closed == {"lifetime": 1}
 
 
+@pytest.mark.parametrize(("age_s", "closed"), [(299.5, {}), (300.0, {"lifetime": 1})])
+def test_a_connection_given_back_as_its_lifetime_ends_is_not_kept(
+    age_s: float, closed: dict[str, int]
+) -> None:
+    r = rig(max_lifetime_s=300.0)
+    lease = r.lease()
+    r.now += age_s
+    r.pool.give_back(lease, reusable=True)
+
+    assert r.counters.closed == closed
+
+
 def test_with_a_grace_a_busy_connection_is_aborted_once_it_is_over() -> None:
     r = rig(max_lifetime_s=300.0, max_lifetime_grace_s=30.0)
     lease = r.lease()
@@ -94,8 +107,70 @@ def test_a_lease_that_has_ended_cannot_be_broken_off() -> None:
     r.pool.give_back(lease, reusable=True)
     heir = r.lease()
     assert heir.conn is lease.conn
-    assert not r.pool.abort(token)
+    assert r.pool.abort(token) is False
     assert r.aborted == []
+
+
+def break_off(r: Rig, token: Any) -> bool:
+    return r.pool.abort(token)
+
+
+def end(r: Rig, token: Any) -> bool:
+    return r.pool.end(token, "abandoned")
+
+
+each_way = pytest.mark.parametrize("act", [break_off, end])
+
+
+@each_way
+def test_one_that_was_just_given_back_or_dropped_has_ended(act: Callable[[Rig, Any], bool]) -> None:
+    r = rig()
+    kept, dropped = r.lease(), r.lease()
+    tokens = [kept.token, dropped.token]
+    r.pool.give_back(kept, reusable=True)
+    r.held.remove(dropped)
+    del dropped
+
+    assert [act(r, token) for token in tokens] == [False, False]
+    assert (r.aborted, r.closed) == ([], [])
+
+
+@each_way
+def test_a_heartbeat_on_the_connection_of_a_call_that_is_over_is_not_the_call(
+    act: Callable[[Rig, Any], bool],
+) -> None:
+    r = rig(max_connections=3)
+    lease = r.lease()
+    token = lease.token
+    r.pool.give_back(lease, reusable=True)
+    (lent,) = r.pool.lend_idle(r.now, idle_s=0.0, most=1)
+    assert lent.conn is lease.conn
+
+    assert act(r, token) is False
+    assert r.aborted == []
+    r.pool.return_unused(lent)
+
+
+@each_way
+def test_a_one_off_connection_can_be_broken_off_and_ended(act: Callable[[Rig, Any], bool]) -> None:
+    r = rig(max_connections=1, when_full="new")
+    r.lease()
+    beyond = r.lease("one-off")
+
+    assert act(r, beyond.token) is True
+    assert r.aborted == [beyond.conn]
+
+
+def test_a_call_that_waits_holds_nothing_that_could_be_ended() -> None:
+    r = rig(max_connections=1)
+    held = r.lease()
+    tokens: list[Any] = []
+    waiter = r.waiter(on_wait=tokens.append)
+    wait_until(lambda: tokens)
+
+    assert r.pool.end(tokens[0], "abandoned") is False
+    r.pool.give_back(held, reusable=True)
+    assert waiter.outcome().conn is held.conn
 
 
 def test_a_lease_is_ended_in_place_of_its_holder() -> None:
@@ -109,8 +184,9 @@ def test_a_lease_is_ended_in_place_of_its_holder() -> None:
     waiter.thread.join(20)
     assert waiter.result.conn is None  # the slot went to who waited; the connection is nobody's
     assert (r.aborted, r.closed) == ([conn], [conn])
+    assert lease.aborted == "abandoned"  # so its holder, if there is one, knows whose doing it was
     assert r.counters.closed == {"abandoned": 1}
-    assert not r.pool.end(token, "abandoned")
+    assert r.pool.end(token, "abandoned") is False
     r.pool.give_back(lease, reusable=True)
     r.pool.give_back_quietly(lease)
     assert r.pool.view().inuse == 1
@@ -137,7 +213,7 @@ def test_one_given_back_and_one_dropped_before_it_is_ended_are_left_alone() -> N
     del dropped
     for token in tokens:
         assert token is not None
-        assert not r.pool.end(token, "abandoned")
+        assert r.pool.end(token, "abandoned") is False
     assert r.aborted == []
     assert r.counters.closed == {"leaked": 1}
     assert r.lease("another").conn is kept.conn
@@ -259,6 +335,27 @@ def test_a_fresh_lease_waits_in_line_and_gets_a_slot_without_the_connection_that
     assert second.outcome().conn is lease.conn
 
 
+def test_a_fresh_lease_that_was_waited_for_in_vain_leaves_nothing_behind() -> None:
+    r = rig(max_connections=1)
+    held = r.lease()
+    tokens: list[Any] = []
+    for _ in range(2):
+        with pytest.raises(LeaseTimeout):
+            r.pool.acquire(0.001, fresh=True, on_wait=tokens.append)
+    gone = r.waiter(fresh=True, on_wait=tokens.append)
+    wait_until(lambda: len(tokens) == 3)
+    assert r.pool.abort(tokens[2]) is True
+    assert isinstance(gone.outcome(), LeaseCancelled)
+    gone.result = None
+    gc.collect()
+
+    assert [token() for token in tokens] == [None] * 3  # or a busy pool would grow for ever
+    served = r.waiter(fresh=True)
+    r.pool.give_back(held, reusable=True)
+    assert served.outcome().conn is None
+    assert not r.pool._fresh_waiters
+
+
 def test_growing_serves_those_who_wait() -> None:
     r = rig(max_connections=1)
     held = r.lease()
@@ -305,13 +402,122 @@ def test_a_connection_made_ahead_of_need_is_leased_and_one_too_many_is_closed() 
     assert r.pool.want_idle() == 1
     held = [r.pool.acquire(0.0, fresh=True), r.lease()]
     assert (r.pool.view().inuse, r.pool.want_idle()) == (3, 0)  # no room
-    assert not r.pool.offer(late := Conn("late"))
+    assert r.pool.offer(late := Conn("late")) is False
     assert r.closed[-1] is late
+    assert r.counters.closed == {"surplus": 1}
     r.pool.retire()
     r.pool.give_back(held[0], reusable=False)
     assert r.pool.want_idle() == 0
-    assert not r.pool.offer(later := Conn("later"))
+    assert r.pool.offer(later := Conn("later")) is False
     assert r.closed[-1] is later
+    assert r.counters.closed == {"surplus": 1, "retired": 1}
+
+
+def test_nothing_is_wanted_ahead_of_need_where_the_file_wants_nothing_or_has_more_than_it_wants() -> None:
+    assert rig(max_connections=3).pool.want_idle() == 0
+
+    r = rig(max_connections=5, min_idle=1)
+    r.fill_idle("one", "two", "three")
+    assert r.pool.want_idle() == 0
+
+
+def test_a_slot_that_has_just_come_free_has_room_for_a_connection_made_ahead_of_need() -> None:
+    r = rig(max_connections=1, min_idle=1)
+    held = r.lease()
+    with r.pool._lock:  # so the return can only be noted down
+        r.pool.give_back(held, reusable=False)
+
+    assert r.pool.offer(Conn("ahead of need")) is True
+
+
+def test_a_connection_made_ahead_of_need_is_lent_for_a_look_like_any_other() -> None:
+    r = rig(max_connections=3, min_idle=1)
+    r.pool.offer(conn := Conn("ahead of need"))
+
+    (lent,) = r.pool.lend_idle(r.now, idle_s=0.0, most=1)
+    assert repr(lent) == f"<Lease reused, waited 0.000 s, {conn!r}>"
+    r.pool.give_back(lent, reusable=True)
+
+    assert (r.pool.view().idle, r.pool.view().one_off, r.closed) == (1, 0, [])
+    assert r.pool.reports() == []
+
+
+@pytest.mark.parametrize(("size", "most", "lent"), [(1, 9, 0), (3, 9, 2), (3, 1, 1), (4, 9, 3)])
+def test_one_slot_stays_free_for_a_call_while_connections_are_looked_at(
+    size: int, most: int, lent: int
+) -> None:
+    r = rig(max_connections=size)
+    r.fill_idle(*"abcd"[:size])
+
+    leases = r.pool.lend_idle(r.now, idle_s=0.0, most=most)
+
+    assert [lease.conn.name for lease in leases if lease.conn] == list("abcd"[:lent])
+    r.pool.acquire(0.0)
+
+
+def test_a_connection_is_looked_at_once_in_an_interval_although_no_call_has_used_it() -> None:
+    r = rig(max_connections=3)
+    r.fill_idle("idle")
+    r.now += 15.0
+    (lent,) = r.pool.lend_idle(r.now, idle_s=15.0, most=1)
+    r.pool.return_unused(lent)
+
+    r.now += 14.0
+    assert r.pool.lend_idle(r.now, idle_s=15.0, most=1) == []
+    r.now += 1.0
+    (again,) = r.pool.lend_idle(r.now, idle_s=15.0, most=1)
+    assert again.conn is lent.conn
+
+
+def test_a_call_that_waits_gets_the_connection_that_was_only_looked_at() -> None:
+    r = rig(max_connections=2)
+    r.fill_idle("idle", "newer")
+    (lent,) = r.pool.lend_idle(r.now, idle_s=0.0, most=1)
+    r.lease()
+    waiter = r.waiter()
+
+    r.pool.return_unused(lent)
+
+    assert waiter.outcome().conn is lent.conn
+
+
+def test_a_call_that_waits_gets_the_slot_of_a_connection_that_its_holder_has_closed() -> None:
+    r = rig(max_connections=1)
+    held = r.lease()
+    waiter = r.waiter()
+
+    r.pool.give_back_quietly(held)
+
+    assert waiter.outcome().conn is None
+
+
+def test_housekeeping_serves_who_was_left_waiting_and_brings_the_counters_up_to_date() -> None:
+    r = rig(max_connections=1)
+    held = r.lease()
+    waiter = r.waiter()
+    r.pool._size = 2  # as an interrupt leaves it that comes before `resize` has served anybody
+
+    r.pool.tend()
+
+    assert waiter.outcome().conn is None
+    assert r.pool._counters.acquires == {"miss": 2}
+    r.pool.give_back(held, reusable=True)
+
+
+def test_only_what_was_in_use_since_counts_for_the_busiest_moment() -> None:
+    r = rig(max_connections=5)
+    r.fill_idle("used before")
+    r.now += 10.0
+    since = r.now
+    r.pool.offer(Conn("made ahead of need"))
+    assert r.pool.busiest(since) == 0
+
+    r.pool.give_back(r.lease(), reusable=True)
+    held = r.lease(), r.lease()
+    assert r.pool.busiest(since) == 2
+    for lease in held:
+        r.pool.give_back(lease, reusable=True)
+    assert r.pool.busiest(since) == 2
 
 
 def test_connections_that_were_kept_warm_for_too_long_are_replaced() -> None:
@@ -497,7 +703,7 @@ def test_a_waiter_leaves_the_queue_when_its_client_has_gone_and_the_slot_is_not_
     r.pool.give_back(lease, reusable=True)
     assert stays.outcome().conn is lease.conn
     assert r.counters.acquires == {"miss": 1, "hit": 1, "cancelled": 1}
-    assert not r.pool.abort(tokens[0])
+    assert r.pool.abort(tokens[0]) is False
 
 
 def test_one_that_has_gone_before_it_is_in_the_queue_leaves_it_at_once() -> None:
@@ -522,3 +728,117 @@ def test_a_slot_handed_over_to_one_who_has_gone_goes_back_with_its_connection_re
     assert r.closed == [lease.conn]
     r.pool.give_back(late, reusable=False)
     assert r.pool.view().inuse == 0
+
+
+# At the very instant, and what is not told
+
+
+@pytest.mark.parametrize(
+    ("age_s", "closed"),
+    [(299.5, {}), (300.0, {"lifetime": 1})],
+    ids=["before the end of its life", "at the end of its life"],
+)
+def test_an_idle_connection_is_closed_when_its_life_is_over(age_s: float, closed: dict[str, int]) -> None:
+    r = rig(max_lifetime_s=300.0, idle_timeout_s=1000.0)
+    r.fill_idle("idle")
+
+    assert r.pool.tend(r.now + age_s) == len(closed)
+    assert r.counters.closed == closed
+
+
+def test_an_idle_connection_lives_no_longer_than_its_whole_life_after_the_clock_was_stepped_back() -> None:
+    """failures.md 69."""
+    r = rig(max_lifetime_s=300.0, idle_timeout_s=1000.0)
+    r.fill_idle("idle")
+    r.now -= 3600.0
+    assert r.pool.tend() == 0
+
+    r.now += 299.0
+    assert r.pool.tend() == 0
+    r.now += 1.0
+    assert r.pool.tend() == 1
+    assert r.counters.closed == {"lifetime": 1}
+
+
+def test_a_clock_that_was_stepped_back_shortens_no_life_to_nothing_where_the_file_sets_none() -> None:
+    """failures.md 69."""
+    r = rig(max_lifetime_s=None, idle_timeout_s=60.0)
+    r.fill_idle("idle")
+    r.now -= 3600.0
+
+    assert r.pool.tend() == 0
+    assert r.lease().reused
+
+
+def test_a_lease_that_ends_as_it_should_is_no_leak() -> None:
+    r = rig(max_connections=2, leak_detection_threshold_s=10.0)
+    for reusable in (True, False):
+        lease = take(r)
+        lease.conn = Conn()
+        r.pool.give_back(lease, reusable=reusable)
+        r.pool.view()
+
+    assert r.pool.reports() == []
+
+
+@pytest.mark.parametrize("reusable", [True, False])
+def test_what_was_told_of_a_lease_is_forgotten_with_it(reusable: bool) -> None:
+    r = rig(leak_detection_threshold_s=10.0)
+    lease = r.lease()
+    r.now += 10.0
+    r.pool.tend()
+    assert len(r.pool.reports()) == 1
+
+    r.pool.give_back(lease, reusable=reusable)
+    r.pool.view()
+
+    assert not r.pool._reported  # or a busy pool would grow for ever
+
+
+@pytest.mark.parametrize(("known", "told"), [(999, 1), (1000, 0)])
+def test_leaks_at_ever_new_places_are_told_a_thousand_times_at_most(known: int, told: int) -> None:
+    r = rig(leak_detection_threshold_s=10.0)
+    r.pool._leaky_sites.update(f"generated.py:{line}" for line in range(known))
+    take(r)
+    r.pool.view()
+
+    assert len(r.pool.reports()) == told
+
+
+@pytest.mark.parametrize("reusable", [True, False])
+def test_a_shrunk_pool_screens_nothing_any_more_once_no_more_are_in_use_than_may_be(reusable: bool) -> None:
+    r = rig(max_connections=2)
+    first, second = r.lease(), r.lease()
+    r.pool.resize(1)
+    r.pool.give_back(first, reusable=reusable)
+    r.pool.view()
+
+    assert not r.pool._screens
+    assert r.closed == [first.conn]
+    r.pool.give_back(second, reusable=True)
+    assert r.lease().conn is second.conn
+
+
+def test_a_retired_pool_keeps_nothing_that_comes_back_after_a_broken_one_either() -> None:
+    r = rig(max_connections=2)
+    broken, whole = r.lease(), r.lease()
+    r.pool.retire()
+    r.pool.give_back(broken, reusable=False)
+
+    r.pool.give_back(whole, reusable=True)
+
+    assert r.closed == [broken.conn, whole.conn]
+
+
+def test_who_would_resize_the_pool_is_told_once_of_each_call_that_has_to_wait() -> None:
+    r = rig(max_connections=1)
+    held = r.lease()
+    told: list[int] = []
+    r.pool.on_enqueue = lambda: told.append(r.pool.view().waiting)
+    waiter = r.waiter()
+    wait_until(lambda: told)
+
+    r.pool.give_back(held, reusable=True)
+
+    assert isinstance(waiter.outcome(), Lease)
+    assert told == [1]

@@ -313,7 +313,7 @@ class LeaseMachine(RuleBasedStateMachine):
         assert conn is not None
         with self.rig.pool._lock:
             self.rig.pool.give_back(lease, reusable=True)
-        assert not self.rig.pool.abort(token)
+        assert self.rig.pool.abort(token) is False
         assert len(self.rig.aborted) == aborted
         self.ended.append(lease)
         if self.fits(conn):
@@ -333,8 +333,8 @@ class LeaseMachine(RuleBasedStateMachine):
         aborted = len(self.rig.aborted)
         for token in self.tokens:
             if not any(one.token is token for one in (*self.held, *self.one_off)):
-                assert not self.rig.pool.abort(token)
-                assert not self.rig.pool.end(token, "abandoned")
+                assert self.rig.pool.abort(token) is False
+                assert self.rig.pool.end(token, "abandoned") is False
         assert len(self.rig.aborted) == aborted
         self.rig.pool.give_back(lent[0], reusable=True)
         conn, since = next(one for one in self.idle if one[0] is lent[0].conn)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from typing import Any
+from weakref import ref
 
 import pytest
 
@@ -49,6 +50,44 @@ def test_a_call_after_the_next_one_finds_it_again_as_the_third_message_of_ntlm_m
         lease = r.pool.acquire(0.0, owner=alice)
         assert lease.conn is own
         r.pool.give_back(lease, reusable=True)
+
+
+def test_it_stays_its_owners_however_often_it_was_leased() -> None:
+    """failures.md 54. One that lost its owner would answer another caller in the owner's name."""
+    r = rig(max_connections=4)
+    alice = Owner()
+    own = owned(r, alice)
+    r.pool.give_back(r.pool.acquire(0.0, owner=alice), reusable=True)
+
+    assert r.pool.acquire(0.0).conn is None
+    assert r.pool.acquire(0.0, owner=Owner()).conn is None
+    assert r.pool.acquire(0.0, owner=alice).conn is own
+
+
+def test_its_owner_finds_it_although_its_return_was_not_looked_at_yet_and_another_came_back_since() -> None:
+    """failures.md 54."""
+    r = rig(max_connections=4)
+    alice = Owner()
+    own, shared = r.lease("own"), r.lease("shared")
+    r.pool.claim(own, alice)
+    with r.pool._lock:  # so the returns can only be noted down
+        r.pool.give_back(own, reusable=True)
+        r.pool.give_back(shared, reusable=True)
+
+    assert r.pool.acquire(0.0, owner=alice).conn is own.conn
+
+
+def test_a_connection_whose_owner_has_gone_unheard_is_nobodys() -> None:
+    """failures.md 54. CPython swallows an interrupt in the callback that would tell of it."""
+    r = rig(max_connections=4)
+    alice = Owner()
+    own = owned(r, alice)
+    (last,) = r.pool._owned
+    last.owner = ref(alice)
+    del alice
+    gc.collect()
+
+    assert r.pool.acquire(0.0).conn is not own
 
 
 def test_a_pool_full_of_other_peoples_connections_makes_room_by_closing_the_longest_idle() -> None:
@@ -161,6 +200,19 @@ def test_a_shrunk_pool_closes_those_that_are_everybodys_first() -> None:
     assert r.pool.acquire(0.0, owner=alice).conn is own
 
 
+def test_a_shrunk_pool_of_nothing_else_closes_those_that_have_been_idle_longest() -> None:
+    r = rig(max_connections=3)
+    alice = Owner()
+    first, second, third = (r.lease(name) for name in "abc")
+    for lease in (first, second, third):
+        r.pool.claim(lease, alice)
+        r.pool.give_back(lease, reusable=True)
+
+    r.pool.resize(1)
+
+    assert r.closed == [first.conn, second.conn]
+
+
 def test_a_child_gives_them_up_too() -> None:
     """failures.md 26."""
     r = rig()
@@ -201,3 +253,56 @@ def test_what_is_somebodys_alone_was_in_use_at_the_busiest_moment_too() -> None:
 
     assert r.pool.busiest(since) == 2
     assert r.pool.busiest(since + 1.0) == 0
+
+
+def test_an_owner_that_waits_for_a_fresh_connection_does_not_get_the_one_that_comes_back() -> None:
+    r = rig(max_connections=1)
+    alice = Owner()
+    held = r.lease()
+    r.pool.claim(held, alice)
+    waiter = r.waiter(owner=alice, fresh=True)
+    r.pool.give_back(held, reusable=True)
+
+    assert waiter.outcome().conn is None
+    assert r.closed == [held.conn]
+
+
+def test_what_an_owner_that_waited_was_handed_is_in_use_and_idle_nowhere() -> None:
+    """failures.md 54. Two calls on one connection would read each other's answers."""
+    r = rig(max_connections=1)
+    alice = Owner()
+    held = r.lease()
+    r.pool.claim(held, alice)
+    waiter = r.waiter(owner=alice)
+    r.pool.give_back(held, reusable=True)
+
+    lease = waiter.outcome()
+    assert lease.conn is held.conn
+    assert (r.pool.view().inuse, r.pool.view().idle) == (1, 0)
+    r.pool.give_back(lease, reusable=True)
+    assert r.pool.acquire(0.0, owner=alice).conn is held.conn
+
+
+def test_housekeeping_counts_them_with_the_rest() -> None:
+    r = rig(max_connections=8, max_idle=2, idle_timeout_s=60.0)
+    alice = Owner()
+    leases = [r.lease(name) for name in "abcdef"]
+    for lease in leases:
+        r.pool.claim(lease, alice)
+        r.pool.give_back(lease, reusable=True)
+    r.pool.give_back(shared := r.lease("shared"), reusable=True)
+
+    assert r.pool.tend() == 3  # of the five above max_idle, a half; everybody's first
+    assert r.closed == [shared.conn, leases[0].conn, leases[1].conn]
+    r.now += 60.0
+    assert r.pool.tend() == 4
+
+
+def test_closing_what_is_idle_closes_them_and_says_how_many_there_were() -> None:
+    r = rig(max_connections=4)
+    alice = Owner()
+    owned(r, alice)
+    r.fill_idle("shared")
+
+    assert r.pool.close_idle("idle") == 2
+    assert r.pool.view().idle == 0

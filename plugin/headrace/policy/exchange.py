@@ -383,7 +383,7 @@ class Exchange:
         if self._awaits_outcome:
             self._awaits_outcome = False
             self.settle(now)
-        elif self._told_verdict is None and self.reason is not EndReason.DELEGATED:
+        elif self._told_verdict is not self._verdict and self.reason is not EndReason.DELEGATED:
             self.settle(now)
 
     def _follow(self, before: Exchange) -> None:
@@ -403,8 +403,7 @@ class Exchange:
         is_good = self._told_verdict is None or self._place is not None  # a probe that was judged is over
         if permit is not None and is_good and circuit.still_holds(permit):
             return permit
-        self.settle(now)  # a circuit that has moved on ignores it; a probe's place is given back
-        answer = circuit.acquire(now)
+        answer = circuit.acquire(now)  # what was not told yet of the call is void: the circuit has moved on
         if isinstance(answer, Permit):
             self._permit, self._place = answer, None
             self._verdict, self._told_verdict = _IGNORED, None

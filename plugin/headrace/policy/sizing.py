@@ -102,15 +102,17 @@ class Sizing:
         "next_at",
     )
 
+    # Both are set by the first load.
+    _now: float
+    _quiet_since: float  # since then no call has waited, and the size has not changed
+
     def __init__(self, plan: AdaptivePlan, *, max_connections: int) -> None:
         self._plan = plan
         self._max_connections = max_connections
-        self._now = float("-inf")
         # How far the clock was stepped back so far. What is remembered goes by the clock as it was before.
         self._stepped_s = 0.0
         self._samples: deque[tuple[float, int]] = deque()  # at, arrivals; the oldest is a rate_window old
         self._peaks: deque[tuple[float, int]] = deque()  # at, inuse; falling, so the first is the peak
-        self._quiet_since = 0.0  # since then no call has waited, and the size has not changed
         self._baseline_rps: float | None = None
         self.next_at = float("-inf")
 

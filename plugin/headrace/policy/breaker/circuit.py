@@ -102,6 +102,13 @@ class Circuit:
         "state",
     )
 
+    # Set by each success, before `turn` may ask.
+    _last_success: int  # its place: it may turn out to be a failure
+    _run_before_success: int  # failures in a row that it ended
+    # Set by each opening, before the open circuit may ask.
+    _open_until: float
+    _open_s: float
+
     def __init__(
         self,
         plan: CircuitPlan,
@@ -120,11 +127,8 @@ class Circuit:
         self.history: tuple[Transition, ...] = ()
         self._window = window_for(plan.window)
         self._consecutive_failures = 0
-        self._last_success = -1  # its place: it may turn out to be a failure
-        self._run_before_success = 0  # failures in a row that the last success ended
         self._openings = 0  # consecutive, since the circuit was last closed
         self._opened: Transition | None = None  # the last to OPEN; set whenever the circuit is not closed
-        self._open_until = self._open_s = 0.0
         self._half_open: HalfOpen | None = None  # while HALF_OPEN
         self._ramp: Ramp | None = None  # while CLOSED, for a time after it was closed
         self._unreported: list[Transition] = []
@@ -182,7 +186,7 @@ class Circuit:
                 if verdict is _SUCCESS:
                     self._run_before_success = self._consecutive_failures
                     self._consecutive_failures = 0
-                    self._last_success = place = self._window.add(now, 0, is_slow)
+                    self._last_success = place = self._window.add(now, slow=is_slow)
                     if not is_slow:
                         return place  # most calls end here: one Python call, no allocation
                 elif verdict is _FAILURE:
@@ -417,7 +421,7 @@ class Circuit:
         """The verdicts of the half-open phase, and the failure rate among them; nothing while the circuit is open."""
         half_open = self._half_open
         if half_open is None:
-            return Tally(0, 0, self._consecutive_failures), None
+            return Tally(0, 0, self._consecutive_failures, 0), None
         verdicts = half_open.verdicts
         rate = half_open.failed / verdicts if verdicts else None
         return Tally(verdicts, half_open.failed, self._consecutive_failures, half_open.slow), rate

@@ -119,8 +119,8 @@ class CircuitView:
     retry_after_s: float
     probes_in_flight: int
     verdicts: int
+    slow_calls: int
     mode: CircuitMode = "enforce"
-    slow_calls: int = 0
     slow_call_rate: float | None = None
     ramp_share: float | None = None
 

@@ -23,8 +23,8 @@ class Ramp:
         return self._began_at + ramp_s - now
 
     def share(self, ramp_s: float, now: float) -> float:
-        """Share of calls let through at *now*, 0..1."""
-        return min(1.0, max(0.0, (now - self._began_at) / ramp_s))
+        """Share of calls let through at *now*, 0..1; to be asked where something is left of *ramp_s*."""
+        return (now - self._began_at) / ramp_s
 
     def admits(self, share: float) -> bool:
         """Whether the call that asks now goes through, at *share*. Mutates."""

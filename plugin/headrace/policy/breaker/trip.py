@@ -39,15 +39,15 @@ class Tally:
     calls: int
     failures: int
     consecutive_failures: int
-    slow_calls: int = 0
+    slow_calls: int
 
 
 def failure_rate(tally: Tally, *, minimum_calls: int) -> float | None:
-    """Share of failed calls in [0, 1], or None below *minimum_calls* and without calls.
+    """Share of failed calls in [0, 1], or None below *minimum_calls*, which is 1 at least.
 
     Source: resilience4j failureRateThreshold (percent there, rate here).
     """
-    if tally.calls < max(1, minimum_calls):
+    if tally.calls < minimum_calls:
         return None
     return tally.failures / tally.calls
 
@@ -57,7 +57,7 @@ def slow_call_rate(tally: Tally, plan: CircuitPlan) -> float | None:
 
     Source: resilience4j slowCallRateThreshold.
     """
-    if plan.slow_call.duration_s is None or tally.calls < max(1, plan.minimum_calls):
+    if plan.slow_call.duration_s is None or tally.calls < plan.minimum_calls:
         return None
     return tally.slow_calls / tally.calls
 

@@ -216,12 +216,15 @@ class CountWindow:
         "slow",
     )
 
+    _late_from: (
+        float  # an earlier instant is not that of a late thread; set by the first call that is counted
+    )
+
     def __init__(self, size: int, *, max_age_s: float | None = None) -> None:
         self._bits = bytearray(size)
         self._max_age_s = max_age_s
         self._instants = None if max_age_s is None else array("d", bytes(8 * size))
         self._newest = 0.0
-        self._late_from = -inf  # an earlier instant is not that of a late thread
         self._leaves_at = -inf  # before this instant no call leaves by its age; may be too early
         self._place = (
             0  # of the next call: the number of calls so far. Its remainder is the index in the ring
