@@ -149,7 +149,7 @@ def test_a_session_with_retries_of_its_own(hr: headrace.Headrace, upstream: Faul
         assert len(session.get(upstream.url).headrace.attempts) == 3
 
 
-@shows("circuit-breaker: The circuit breaker/2")
+@shows("circuit-breaker: For anything that fails/1")
 def test_a_function_is_protected_as_shown(folder: Path, upstream: FaultServer) -> None:
     class Stub:
         @staticmethod
@@ -159,7 +159,7 @@ def test_a_function_is_protected_as_shown(folder: Path, upstream: FaultServer) -
             return f"invoice {number}"
 
     with headrace.install("upstreams.yaml"):
-        invoice = run("circuit-breaker: The circuit breaker/2", upstream, stub=Stub)["invoice"]
+        invoice = run("circuit-breaker: For anything that fails/1", upstream, stub=Stub)["invoice"]
         assert invoice(7) == "invoice 7"
         with pytest.raises(OSError):
             invoice(-1)

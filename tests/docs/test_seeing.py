@@ -15,11 +15,11 @@ from support.faultserver import FaultServer
 from support.pages import python, shows, text, text_of, write
 
 
-@shows("metrics: Metrics/1")
+@shows("metrics: Several worker processes/1")
 def test_gunicorn_tells_prometheus_of_workers_that_went(folder: Path, upstream: FaultServer) -> None:
     """In a process of its own: prometheus_client decides at import whether it is in multiprocess mode."""
     (folder / "metrics").mkdir()
-    write(folder, "gunicorn_conf.py", "metrics: Metrics/1", upstream)
+    write(folder, "gunicorn_conf.py", "metrics: Several worker processes/1", upstream)
     (folder / "main.py").write_text(
         "import os, types, headrace, requests\n"
         "from prometheus_client import CollectorRegistry, generate_latest, multiprocess\n"
