@@ -226,9 +226,11 @@ def test_what_a_file_says_colours_nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_tells_its_exit_codes(command: str, capsys: Captured) -> None:
+def test_every_command_tells_its_exit_codes_and_speaks_to_machines(command: str, capsys: Captured) -> None:
     assert main([command, "--help"]) == 0
-    assert "Exit codes: 0 good, 1 problems in the configuration, 2 wrong usage." in capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Exit codes: 0 good, 1 problems in the configuration, 2 wrong usage." in told
+    assert "--format {text,json}" in told
 
 
 # --- A file to begin with -------------------------------------------------------------------------------

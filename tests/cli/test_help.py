@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -217,3 +218,31 @@ def test_a_terminal_that_has_not_every_character_gets_the_text(encoding: str) ->
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert "# Timeouts" in done.stdout.decode(encoding)
+
+
+# --- Advanced keys, and JSON ----------------------------------------------------------------------------
+
+
+def test_a_key_that_most_files_do_without_is_called_advanced(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "advanced most files do without it" in helped(capsys, "retry.budget.ratio")
+    assert "advanced" not in helped(capsys, "retry.max_attempts")
+
+
+def test_json_has_the_facts_of_a_key_and_the_text_of_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    key = json.loads(helped(capsys, "max_attempts", "--format", "json"))
+    assert key["key"] == "upstreams.<name>.retry.max_attempts"
+    assert (key["type"], key["default"], key["range"]) == ("integer", "3", "1 to 100")
+    assert key["an_edit"].startswith("live: ")
+
+    page = json.loads(helped(capsys, "pool", "--format", "json"))
+    assert page["text"].startswith("# The connection pool")
+    assert "key" not in page
+
+
+def test_what_is_not_known_is_null_in_json_with_what_is_near(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "retry.max_attemts", "--format", "json"]) == 2
+    assert json.loads(capsys.readouterr().out) == {
+        "topic": "retry.max_attemts",
+        "text": None,
+        "near": ["retry.max_attempts"],
+    }

@@ -139,6 +139,7 @@ def _help(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "topic", nargs="?", metavar="TOPIC", help="a page, a key, a metric, an event, an error …"
     )
+    _format(parser)
 
 
 COMMANDS: Mapping[str, Command] = MappingProxyType(

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from headrace.cli.markdown import for_terminal
-from headrace.cli.printing import GOOD, USAGE, print_safely
+from headrace.cli.printing import GOOD, USAGE, print_json, print_safely
 
 if TYPE_CHECKING:
     from headrace.config.explain.keys import Key
@@ -61,12 +61,26 @@ def run(options: argparse.Namespace) -> int:
     near = [] if text else _near(topic)
     if len(near) == 1 and near[0].endswith(f".{topic}"):  # an end that nothing else has
         text = _key(near[0])
+    if options.format == "json":
+        fields = _fields(topic, near) if text else {"near": list(near)}
+        print_json({"topic": topic, "text": text.strip("\n") or None, **fields})
+        return GOOD if text else USAGE
     if text:
         print_safely(text.rstrip("\n"))
         return GOOD
     fix = f"did you mean {' or '.join(near)}?" if near else "`headrace help` lists the pages"
     print_safely(f"headrace help: there is no page, key or word {topic!r}; {fix}", to=sys.stderr)
     return USAGE
+
+
+def _fields(topic: str, near: Sequence[str]) -> dict[str, str]:
+    """What is told of a key, fact by fact; nothing where *topic*, or the one name that is *near* it, is none."""
+    known = every_key()
+    name = None if topic.lower() in pages() else _named(near[0] if len(near) == 1 else topic, known)
+    if name is None:
+        return {}
+    facts = {head.replace(" ", "_"): value for head, value in _facts(name, known[name]) if value}
+    return {"key": name, "description": known[name].description, **facts}
 
 
 # --- Pages ----------------------------------------------------------------------------------------------
@@ -167,6 +181,8 @@ def _is_leaf(key: Key) -> bool:
 
 def _facts(name: str, key: Key) -> Iterator[tuple[str, str]]:
     """Each fact about a key with what it is called; "" where there is none."""
+    from headrace.config.explain.keys import is_essential
+
     own = name.removeprefix(_OF_UPSTREAM)
     first = own.partition(".")[0]
     kind = key.kind.replace("\\|", "|")  # as a table in Markdown needs it
@@ -176,6 +192,7 @@ def _facts(name: str, key: Key) -> Iterator[tuple[str, str]]:
         yield "default", key.default or "none: it is required"
         yield "range", key.range
         yield "example", key.example if key.default in {None, "null"} else ""
+    yield "advanced", "" if is_essential(tuple(name.split("."))) else "most files do without it"
     yield "an edit", edit_of(name)
     yield "more", f"headrace help {PAGE_OF[first]}"
 
