@@ -263,8 +263,12 @@ class Headrace:
         return handle
 
     def session(self) -> Session:
-        """A new `requests.Session` governed by URL, whether or not `install.requests` is on."""
-        return governed_session(self._find)
+        """A new `requests.Session` governed by URL, whether or not `install.requests` is on.
+
+        It can be copied and pickled. Loaded in another process, it is governed by the instance of the same files
+        there, else by the only one that runs.
+        """
+        return governed_session(_Finder(self.files, self))
 
     def status(self) -> dict[str, Any]:
         """What is in force and what it is doing: plain data, fit for JSON, without secrets."""
@@ -388,6 +392,48 @@ class Headrace:
         if inbound is not None and inbound.headrace is self and not inbound.is_over:
             return inbound.snapshot
         return self._reloader.snapshot
+
+
+class _Finder:
+    """Which upstream a request of a session belongs to: what the session has of its instance.
+
+    A copy goes by the same instance. A pickle keeps the files alone.
+    """
+
+    __slots__ = ("_files", "_instance")
+
+    def __init__(self, files: tuple[str, ...], instance: Headrace | None = None) -> None:
+        self._files = files
+        self._instance = instance
+
+    def __call__(self, request: Any) -> Upstream | None:
+        if self._instance is None:
+            self._instance = _running(self._files)
+        return self._instance._find(request)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Finder, (self._files,)
+
+    def __deepcopy__(self, memo: object) -> _Finder:
+        return self
+
+
+def _running(files: tuple[str, ...]) -> Headrace:
+    """The instance of *files* that runs in this process, else the only one that does.
+
+    Raises:
+        HeadraceError: There is none, or more than one of other files.
+    """
+    running = [one for one in install.owners() if isinstance(one, Headrace)]
+    for one in running:
+        if one.files == files:
+            return one
+    if len(running) == 1:
+        return running[0]
+    raise HeadraceError(
+        f"a session that was pickled belongs to the Headrace of {', '.join(files)}, and none of these files runs in "
+        f"this process; call headrace.install(…) before it is used"
+    )
 
 
 def _end_deadlines() -> None:

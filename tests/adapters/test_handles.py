@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -261,3 +265,66 @@ def test_what_a_server_may_read_as_a_step_out_of_the_base_is_refused(tmp_path: P
                 call(path)
         hr.upstream("billing").get("/a;x=1/..;/b%2fc")  # stays below, by every reading
         assert [request.target for request in server.requests] == ["/v2/a;x=1/..;/b%2Fc"]
+
+
+def again(session: requests.Session, how: str) -> requests.Session:
+    """*session* as it comes out of a pickle, or a copy."""
+    return pickle.loads(pickle.dumps(session)) if how == "pickle" else getattr(copy, how)(session)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("how", ["pickle", "deepcopy", "copy"])
+def test_a_session_survives_being_copied_and_pickled(tmp_path: Path, how: str) -> None:
+    body = "    headers: {Accept: application/json, User-Agent: shop/7}\n    retry: {backoff: {base: 1ms}}\n"
+    text = rules("{}", body, more="install: {requests: false}\n")
+    with FaultServer() as server, running(tmp_path, text.replace("{}", server.url, 1)) as hr:
+        session = hr.session()
+        session.headers["X-Own"] = "kept"
+        session.cookies.set("a", "b")
+        twin = again(again(session, how), how)
+        server.next(Break(at="head"))
+        answer = twin.get(server.url)
+        assert len(answer.headrace.attempts) == 2
+        sent = server.requests[-1]
+        assert (sent.header("X-Own"), sent.header("Cookie")) == ("kept", "a=b")
+        assert (sent.header("Accept"), sent.header("User-Agent")) == ("application/json", "shop/7")
+        assert session.get(server.url).headrace.upstream == "billing"
+        assert hr.status()["upstreams"]["billing"]["requests"] == {"2xx": 2}
+        with FaultServer() as other:  # a host that the file does not name
+            assert twin.get(other.url).status_code == 200
+
+
+def test_a_pickled_session_finds_the_instance_of_its_files(tmp_path: Path) -> None:
+    """In another process, or after a restart in this one: the same files first, else the only one, else it says so."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    with FaultServer() as server, FaultServer() as elsewhere:
+        text, other = rules(server.url), rules(elsewhere.url, name="other")
+        with running(tmp_path / "one", text) as hr:
+            pickled = pickle.dumps(hr.session())
+        with pytest.raises(headrace.HeadraceError, match=r"upstreams\.yaml, and none of these files runs"):
+            pickle.loads(pickled).get(server.url)
+        with running(tmp_path / "other", other):
+            session = pickle.loads(pickled)
+            assert session.get(elsewhere.url).headrace.upstream == "other"
+            assert not hasattr(session.get(server.url), "headrace")
+            with running(tmp_path / "one", text):
+                session = pickle.loads(pickled)
+                assert session.get(server.url).headrace.upstream == "billing"
+
+
+def test_a_session_goes_to_a_process_that_has_its_own_instance(tmp_path: Path) -> None:
+    code = (
+        "import sys, pickle, headrace\n"
+        "session = pickle.load(sys.stdin.buffer)\n"
+        "with headrace.install(sys.argv[1]):\n"
+        "    print(session.get(sys.argv[2]).headrace.upstream)\n"
+    )
+    with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "upstreams.yaml"), server.url],
+            input=pickle.dumps(hr.session()),
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.stdout == b"billing\n", done.stderr.decode()

@@ -27,6 +27,7 @@ from headrace.policy.routes import target_of, url_of
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import current_attempt
 from headrace.transport.connection_auth import is_of_connection
+from headrace.transport.stock.library_headers import know_again
 from headrace.transport.stock.pool import with_defaults
 
 P = ParamSpec("P")
@@ -253,12 +254,28 @@ class Handle:
             return f"<Handle {self.name!r}, which is not in force>"
 
 
+def _no_trust(request: PreparedRequest) -> TlsPlan | None:
+    """Of its own: stock's holds."""
+    return None
+
+
 def governed_session(
     find: Callable[[PreparedRequest], Upstream | None],
-    trusts: Callable[[PreparedRequest], TlsPlan | None] = lambda request: None,
+    trusts: Callable[[PreparedRequest], TlsPlan | None] = _no_trust,
 ) -> requests.Session:
-    """A `requests.Session`. Its calls are governed where *find* names an upstream; *trusts* as in `GovernedAdapter`."""
+    """A `requests.Session`. Its calls are governed where *find* names an upstream; *trusts* as in `GovernedAdapter`.
+
+    It can be copied, and pickled if *find* and *trusts* can.
+    """
     return _session_over(GovernedAdapter(find, trusts))
+
+
+class GovernedSession(requests.Session):
+    """A session that a pickle does not change."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        know_again(self.headers)
 
 
 class _HandleAdapter(GovernedAdapter):
@@ -306,7 +323,7 @@ class _HandleAdapter(GovernedAdapter):
 
 
 def _session_over(adapter: GovernedAdapter) -> requests.Session:
-    session = requests.Session()
+    session = GovernedSession()
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     return session

@@ -148,6 +148,8 @@ class GovernedAdapter(HTTPAdapter):
         trusts: Answers which TLS holds for a request that is sent as stock does, or None for stock's own.
     """
 
+    __attrs__ = [*HTTPAdapter.__attrs__, "_find", "_trusts"]  # noqa: RUF012 - what a pickle keeps; a list, as in requests
+
     def __init__(
         self,
         find: Callable[[PreparedRequest], Upstream | None],

@@ -67,6 +67,12 @@ class GovernedHTTPConnection(HTTPConnection):
     _says_close = False  # the request did
     _head_is_next = True  # the next thing sent is the head of a request
 
+    def __str__(self) -> str:
+        return f"HTTPConnection(host={self.host!r}, port={self.port!r})"  # as urllib3's errors name it
+
+    def __repr__(self) -> str:
+        return f"<{self} at {id(self):#x}>"
+
     def connect(self) -> None:
         """Connect, and note in the attempt how long that took. Blocks."""
         started = monotonic()
@@ -207,6 +213,9 @@ class GovernedHTTPSConnection(GovernedHTTPConnection, HTTPSConnection):
     """The same over TLS, with the shared context of the TLS policy."""
 
     most_at_once = 16 * 1024  # one TLS record: send() takes all that it is given, or stalls
+
+    def __str__(self) -> str:
+        return f"HTTPSConnection(host={self.host!r}, port={self.port!r})"
 
     def _new_conn(self) -> socket.socket:
         sock = super()._new_conn()

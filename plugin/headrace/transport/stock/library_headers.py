@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+from typing import Any
+
 from requests.utils import default_headers
 
 _DEFAULTS = {name.lower(): value for name, value in default_headers().items()}
@@ -16,3 +19,10 @@ def is_librarys(name: str, value: object) -> bool:
     name = name.lower()
     default = _DEFAULTS.get(name)
     return default is not None and (value is default or (name == "user-agent" and value == default))
+
+
+def know_again(headers: MutableMapping[str, Any]) -> None:
+    """Put the library's own objects back where a pickle has made copies of them. Mutates *headers*."""
+    for name, default in _DEFAULTS.items():
+        if headers.get(name) == default:
+            headers[name] = default

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from urllib3._collections import HTTPHeaderDict
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool, log
 from urllib3.exceptions import ClosedPoolError, EmptyPoolError
 from urllib3.response import BaseHTTPResponse
 
@@ -73,6 +73,14 @@ class GovernedHTTPPool(HTTPConnectionPool):
     def _new_conn(self) -> GovernedHTTPConnection:
         # Stock's method gives the pool's own TLS fields to the connection, and requests' cert_verify writes to
         # those on every call. Here, nothing that a call passes changes the trust of a governed connection.
+        self.num_connections += 1
+        log.debug(  # urllib3's logger, and its words
+            "Starting new %s connection (%d): %s:%s",
+            self.scheme.upper(),
+            self.num_connections,
+            self.host,
+            self.port or ("443" if self.scheme == "https" else "80"),
+        )
         conn = self.ConnectionCls(host=self.host, port=self.port, **self.conn_kw)
         conn.leases = self.leases
         conn.handshake_s = self.handshake_s
@@ -191,6 +199,9 @@ class GovernedHTTPPool(HTTPConnectionPool):
     def forget_inherited(self) -> None:
         """Give up the connections in a forked child: they are the parent's. The peer is told nothing."""
         self.leases.forget_inherited()
+
+    def __str__(self) -> str:
+        return f"{self.scheme.upper()}ConnectionPool(host={self.host!r}, port={self.port!r})"  # as errors name it
 
     def __repr__(self) -> str:
         leases = getattr(self, "leases", None)  # not yet there while it is built
