@@ -137,7 +137,8 @@ def _is_same(old: Value, new: Value) -> bool:
 
 
 WRITER = Writer()
-os.register_at_fork(before=WRITER.flush_all, after_in_child=WRITER.after_fork_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=WRITER.flush_all, after_in_child=WRITER.after_fork_in_child)
 
 
 def is_multiprocess() -> bool:

@@ -21,6 +21,8 @@ MOST_BYTES = MAX_TRUST_FILE_BYTES
 MOST_ENTRIES = MAX_DIRECTORY_FILES
 """The most entries that a directory of a configuration may have."""
 
+# Windows has neither of the two in the middle, and would give text where it is not told otherwise.
+_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _PIECE_BYTES = 1 << 18
 _TOO_LONG = b"no content: longer than a configuration's files are"
 
@@ -41,7 +43,7 @@ def fingerprint(path: str) -> bytes:
     Never raises, never blocks on a FIFO, reads at most one byte more than MOST_BYTES.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path, _FLAGS)
     except (OSError, ValueError) as error:
         return _no_content(error)
     try:
