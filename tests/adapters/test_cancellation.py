@@ -6,8 +6,7 @@ import pickle
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextvars import copy_context
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ import requests
 import urllib3
 
 import headrace
-from headrace.policy.retry import RetryAllowance
-from headrace.runtime.cancellation import Cancellation
-from headrace.runtime.inbound import Inbound, inbound_var
+from headrace.runtime.inbound import inbound_var
 from headrace.transport.stock import connection as urllib3_connection
 from support.faultserver import Answer, FaultServer, Silence
 from support.governed import reason_of, rules, running
+from support.leaving import ENOUGH_S, PATIENT, Request, assert_cancelled, assert_pool_is_whole
 from support.surfaces import INSTALL, REQUESTS, Surface, across, retrying_adapter, retrying_manager
 from support.waiting import wait_until
 
@@ -32,72 +30,10 @@ def server() -> Iterator[FaultServer]:
         yield server
 
 
-PATIENT = "    timeouts: {deadline: 60s, attempt: 60s, acquire: 60s, read: 60s, connect: 60s}\n"
-ENOUGH_S = 10.0
-"""Far less than the patience of the calls, far more than a machine under load needs."""
-
-
-class Request:
-    """An inbound request whose calls are made on threads of their own."""
-
-    def __init__(self, hr: headrace.Headrace) -> None:
-        self.cancellation = Cancellation()
-        self._inbound = Inbound(
-            hr, hr.snapshot, "mine", RetryAllowance([None] * 10), cancellation=self.cancellation
-        )
-
-    def start(self, act: Callable[[], Any]) -> Outbound:
-        """*act* as part of it, on a thread."""
-        return Outbound(self, act)
-
-    def within(self, act: Callable[[], Any]) -> Any:
-        """What *act* returns as part of it."""
-
-        def bound() -> Any:
-            inbound_var.set(self._inbound)
-            return act()
-
-        return copy_context().run(bound)
-
-
-class Outbound:
-    """An act on a thread; what it returned, or raised."""
-
-    def __init__(self, request: Request, act: Callable[[], Any]) -> None:
-        self._result: Any = None
-        self._thread = threading.Thread(target=self._run, args=(request, act))
-        self._thread.start()
-
-    def _run(self, request: Request, act: Callable[[], Any]) -> None:
-        try:
-            self._result = request.within(act)
-        except Exception as error:
-            self._result = error
-
-    def outcome(self) -> Any:
-        self._thread.join(ENOUGH_S)
-        assert not self._thread.is_alive(), "it goes on"
-        return self._result
-
-
-def assert_cancelled(error: Any, call: Surface) -> None:
-    assert isinstance(error, headrace.CallCancelled)
-    family = requests.ConnectionError if call.library == "requests" else urllib3.exceptions.HTTPError
-    assert isinstance(error, family)
-    assert reason_of(error) == "cancelled"
-    assert error.request_id == "mine"
-    assert 'upstream "billing"' in str(error)
-
-
 def counted(hr: headrace.Headrace) -> tuple[dict[str, int], dict[str, int]]:
     counters = hr.snapshot.upstream("billing").learned.counters
     with counters.lock:
         return dict(counters.requests), dict(counters.attempts)
-
-
-def assert_pool_is_whole(hr: headrace.Headrace) -> None:
-    leases = hr.snapshot.upstream("billing").endpoint.pool.leases
-    wait_until(lambda: (leases.view().inuse, leases.view().waiting) == (0, 0), what="nothing in use")
 
 
 def test_a_call_on_the_wire_is_cut_and_the_circuit_ignores_it(

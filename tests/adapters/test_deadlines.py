@@ -447,7 +447,7 @@ def test_tcp_and_handshake_together_take_no_longer_than_the_attempt(
 def test_nothing_is_sent_once_the_time_is_up(
     tmp_path: Path, get: Callable[..., Get], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The name look-up cannot be cut; what comes after it is not begun."""
+    """A look-up that somebody has put in place of the system's cannot be cut; what comes after it is not begun."""
     look_up = socket.getaddrinfo
 
     def slow(*args: Any, **kw: Any) -> Any:
@@ -458,7 +458,7 @@ def test_nothing_is_sent_once_the_time_is_up(
         monkeypatch.setattr(socket, "getaddrinfo", slow)
         with pytest.raises((requests.ConnectTimeout, urllib3.exceptions.ConnectTimeoutError)) as caught:
             get(hr)()
-        assert caught.value.headrace.attempts[0].outcome == "connect_failure"  # type: ignore[union-attr]
+        assert caught.value.headrace.attempts[0].outcome == "resolve_timeout"  # type: ignore[union-attr]
         assert server.first_lines == 0
 
 

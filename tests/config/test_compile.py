@@ -51,6 +51,7 @@ def test_file_with_only_a_base_url_gets_the_defaults_of_the_design_and_no_findin
         timeouts=TimeoutPlan(
             deadline_s=15.0,
             attempt_s=4.0,
+            resolve_s=2.0,
             connect_s=2.0,
             tls_handshake_s=2.0,
             read_s=4.0,

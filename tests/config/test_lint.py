@@ -19,6 +19,12 @@ BASE = "upstreams:\n  billing:\n    base_url: https://billing.internal\n"
             id="read-above-attempt",
         ),
         pytest.param(
+            "timeouts: {connect: 1s, resolve: 1500ms}",
+            "timeouts.resolve",
+            "1.5s is longer than the connect 1s at line 4, which it is a part of: it could never apply",
+            id="resolve-above-connect",
+        ),
+        pytest.param(
             "retry: {max_attempts: 5}",
             "retry.max_attempts",
             "there is time for 3",
@@ -103,7 +109,14 @@ def test_a_limit_of_inbound_deadlines_that_no_header_brings_has_no_effect(inspec
 
 
 @pytest.mark.parametrize(
-    "yaml", ["timeouts: {attempt: 2s}", "retry: {max_attempts: 1}", "timeouts: {deadline: null}"]
+    "yaml",
+    [
+        "timeouts: {attempt: 2s}",
+        "timeouts: {connect: 1s}",
+        "timeouts: {connect: 1s, resolve: 1s}",
+        "retry: {max_attempts: 1}",
+        "timeouts: {deadline: null}",
+    ],
 )
 def test_sound_rule_has_no_finding(inspect_text: InspectText, yaml: str) -> None:
     assert inspect_text(f"{BASE}    {yaml}\n").findings == ()

@@ -152,6 +152,7 @@ def test_an_attempt_without_an_answer(
 @pytest.mark.parametrize("fault", list(Fault))
 def test_every_error_says_whether_anything_was_sent(file: str, capsys: Captured, fault: Fault) -> None:
     unsent = {Fault.CONNECT_FAILURE, Fault.TLS_FAILURE, Fault.POOL_TIMEOUT, Fault.POOL_REJECTED}
+    unsent |= {Fault.DNS_FAILURE, Fault.RESOLVE_TIMEOUT}
     head, *_ = explained(file, capsys, PLAIN, "--error", fault.value.upper())
 
     assert (

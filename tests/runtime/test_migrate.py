@@ -41,6 +41,7 @@ NOT_EDITED = {
     "UpstreamPlan.name": "no key, but a name",
     "TimeoutPlan.asked": "what a call asks for itself",
     "TimeoutPlan.deadline_is_written": "the files that are tried here write every key",
+    "TimeoutPlan.resolve_is_written": "likewise",
     "Origin.scheme": "http has no TLS to try the keys of; it is a part of the origin, which is compared whole",
 }
 """Parts of an upstream's plan that no edit here changes, with the reason."""

@@ -31,7 +31,14 @@ HALF_OPEN = HalfOpenPlan(max_probes=3, success_rate_threshold=0.9, window_s=60.0
 BUDGET = BudgetPlan(ratio=0.2, min_per_second=3.0, ttl_s=10.0)
 BACKOFF = BackoffPlan(base_s=0.025, multiplier=2.0, max_s=1.0)
 TIMEOUTS = TimeoutPlan(
-    deadline_s=15.0, attempt_s=4.0, connect_s=2.0, tls_handshake_s=2.0, read_s=4.0, write_s=4.0, acquire_s=0.5
+    deadline_s=15.0,
+    attempt_s=4.0,
+    resolve_s=2.0,
+    connect_s=2.0,
+    tls_handshake_s=2.0,
+    read_s=4.0,
+    write_s=4.0,
+    acquire_s=0.5,
 )
 POOL = PoolPlan(
     max_connections=200,

@@ -103,7 +103,7 @@ def test_the_record_of_a_call_is_the_one_that_a_real_call_carries(billing: Simul
 
 
 LIMITS = """\
-    timeouts: {deadline: 10s, attempt: 4s, connect: 2s, tls_handshake: 1500ms, read: 3s, acquire: 500ms}
+    timeouts: {deadline: 10s, attempt: 4s, connect: 2s, tls_handshake: 1500ms, read: 3s, acquire: 500ms, resolve: 1s}
     retry: {max_attempts: 1}
 """
 
@@ -117,6 +117,10 @@ LIMITS = """\
         pytest.param("timeout", "100ms", "timeout", 1, 0.1, "ignored", id="cut before blame_after"),
         pytest.param("reset", "1s", "reset", 1, 1.0, "failure", id="reset"),
         pytest.param("reset", "1h", "timeout", 1, 3.0, "failure", id="a reset that comes too late"),
+        pytest.param("dns_failure", "500ms", "dns_failure", 0, 0.5, "failure", id="no such name"),
+        pytest.param("dns_failure", "1h", "resolve_timeout", 0, 1.0, "failure", id="a name that hangs"),
+        pytest.param("resolve_timeout", None, "resolve_timeout", 0, 1.0, "failure", id="no name in time"),
+        pytest.param("resolve_timeout", "100ms", "resolve_timeout", 0, 0.1, "ignored", id="… cut early"),
         pytest.param("connect_failure", None, "connect_failure", 0, 0.0, "failure", id="refused"),
         pytest.param("connect_failure", "1h", "connect_failure", 0, 2.0, "failure", id="no route"),
         pytest.param("tls_failure", "1s", "tls_failure", 0, 1.0, "failure", id="a broken handshake"),
@@ -446,7 +450,7 @@ def test_the_same_script_and_seed_make_the_same_timeline(
     ("what", "says"),
     [
         pytest.param("timeoutt", "did you mean 'timeout'", id="misspelt"),
-        pytest.param("wat", "known here: a status code, connect_failure", id="unknown"),
+        pytest.param("wat", "known here: a status code, dns_failure", id="unknown"),
         pytest.param(99, "99 is no status code", id="below"),
         pytest.param(600, "600 is no status code", id="above"),
         pytest.param(True, "not what an upstream can do", id="truth"),

@@ -86,14 +86,14 @@ def test_a_failure_of_the_upstream_has_its_word_on_each_surface(
         assert leases.view().inuse == 0
 
 
-def test_a_name_that_does_not_resolve_is_a_connect_failure(tmp_path: Path) -> None:
+def test_a_name_that_does_not_resolve_is_a_dns_failure(tmp_path: Path) -> None:
     with (
         running(tmp_path, rules("http://no-such-host.invalid", ONE)),
         pytest.raises(requests.ConnectionError) as e,
     ):
         requests.post("http://no-such-host.invalid/", data=b"x")
 
-    assert [attempt.outcome for attempt in e.value.headrace.attempts] == ["connect_failure"]  # type: ignore[attr-defined]
+    assert [attempt.outcome for attempt in e.value.headrace.attempts] == ["dns_failure"]  # type: ignore[attr-defined]
 
 
 def test_connecting_is_bounded_over_all_addresses_together(

@@ -147,6 +147,7 @@ def _timeouts(timeouts: given.Timeouts) -> TimeoutPlan:
     return TimeoutPlan(
         deadline_s=_seconds(timeouts.deadline),
         attempt_s=float(timeouts.attempt),
+        resolve_s=float(timeouts.resolve),
         connect_s=float(timeouts.connect),
         tls_handshake_s=float(timeouts.tls_handshake),
         read_s=float(timeouts.read),
@@ -155,6 +156,7 @@ def _timeouts(timeouts: given.Timeouts) -> TimeoutPlan:
         caller=timeouts.caller,
         # the file, what it inherits, or a variable
         deadline_is_written="deadline" in timeouts.model_fields_set,
+        resolve_is_written="resolve" in timeouts.model_fields_set,
     )
 
 

@@ -176,8 +176,10 @@ class Timeouts(Section):
         "is left of the deadline.",
     )
     connect: Duration = Field(
-        duration("2s"), description="TCP connect, all addresses together; name look-up is not bounded."
+        duration("2s"),
+        description="Name look-up and TCP connect, all addresses of the name together, shared out.",
     )
+    resolve: Duration = Field(duration("2s"), description="Name look-up, inside connect.")
     tls_handshake: Duration = Field(duration("2s"), description="TLS handshake, after TCP has connected.")
     read: Duration = Field(duration("4s"), description="Longest silence in a body.")
     write: Duration = Field(
@@ -200,6 +202,7 @@ class Timeouts(Section):
             ("attempt", "deadline"),
             ("acquire", "deadline"),
             ("connect", "attempt"),
+            ("resolve", "connect"),
             ("tls_handshake", "attempt"),
             ("write", "attempt"),
         ):

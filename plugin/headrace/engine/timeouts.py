@@ -24,6 +24,7 @@ def with_asked(plan: TimeoutPlan, asked: AskedTimeout) -> TimeoutPlan:
         connect_s, handshake_s = plan.connect_s, plan.tls_handshake_s
     if read_s is None or write_s is None:
         read_s, write_s = plan.read_s, plan.write_s
+    resolve_s = plan.resolve_s if plan.resolve_is_written else max(plan.resolve_s, connect_s)
     needed_s = connect_s + read_s
     attempt_s = min(max(plan.attempt_s, needed_s), NO_LIMIT_S)
     if total_s is not None:
@@ -35,6 +36,7 @@ def with_asked(plan: TimeoutPlan, asked: AskedTimeout) -> TimeoutPlan:
         plan,
         deadline_s=deadline_s,
         attempt_s=attempt_s,
+        resolve_s=resolve_s,
         connect_s=connect_s,
         tls_handshake_s=handshake_s,
         read_s=read_s,

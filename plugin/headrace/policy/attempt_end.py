@@ -14,12 +14,13 @@ from typing import Final, Literal
 
 from headrace.policy.outcome import Fault
 
-Phase = Literal["lease", "tcp", "tls", "sent"]
+Phase = Literal["lease", "dns", "tcp", "tls", "sent"]
 """How far an attempt got; "sent" from the moment a byte may have left."""
 
 CUT_IN: Final[Mapping[Phase, Fault]] = MappingProxyType(
     {
         "lease": Fault.TIMEOUT,  # something in front of the connection took all the time
+        "dns": Fault.RESOLVE_TIMEOUT,
         "tcp": Fault.CONNECT_FAILURE,
         "tls": Fault.TLS_FAILURE,
         "sent": Fault.TIMEOUT,

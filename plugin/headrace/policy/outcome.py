@@ -11,7 +11,9 @@ from types import MappingProxyType
 class Fault(StrEnum):
     """Why an attempt has no answer."""
 
-    CONNECT_FAILURE = "connect_failure"  # refused, unreachable, name look-up, connect timeout: never sent
+    DNS_FAILURE = "dns_failure"  # the name has no address, or its server said that it cannot tell: never sent
+    RESOLVE_TIMEOUT = "resolve_timeout"  # the name was not looked up in time: never sent
+    CONNECT_FAILURE = "connect_failure"  # refused, unreachable, connect timeout: never sent
     TLS_FAILURE = "tls_failure"  # handshake broken off or timed out: never sent
     # The peer is not what it should be, or refuses TLS with us in a way that will not change: never retried.
     CERTIFICATE = "certificate"
@@ -29,6 +31,8 @@ class Fault(StrEnum):
 
 UPSTREAM_FAULTS = frozenset(
     {
+        Fault.DNS_FAILURE,
+        Fault.RESOLVE_TIMEOUT,
         Fault.CONNECT_FAILURE,
         Fault.TLS_FAILURE,
         Fault.CERTIFICATE,
@@ -93,12 +97,15 @@ STATUS_CLASS = ("other", "1xx", "2xx", "3xx", "4xx", "5xx", "other", "other", "o
 # Without 501 not implemented, 505 version not supported and 511 captive portal: asking again is no use.
 _SERVER_ERRORS = frozenset(range(500, 600)) - {501, 505, 511}
 
+_NO_CONNECTION = frozenset({Fault.DNS_FAILURE, Fault.RESOLVE_TIMEOUT, Fault.CONNECT_FAILURE})
+
 FAULT_WORDS: Mapping[str, frozenset[Fault]] = MappingProxyType(
     {
-        "network": frozenset(
-            {Fault.CONNECT_FAILURE, Fault.TLS_FAILURE, Fault.RESET, Fault.TIMEOUT, Fault.PROTOCOL_ERROR}
-        ),
-        "connect_failure": frozenset({Fault.CONNECT_FAILURE}),
+        "network": _NO_CONNECTION | {Fault.TLS_FAILURE, Fault.RESET, Fault.TIMEOUT, Fault.PROTOCOL_ERROR},
+        # The look-up is a part of connecting. Whoever wants to tell it apart has a word for it.
+        "connect_failure": _NO_CONNECTION,
+        "dns_failure": frozenset({Fault.DNS_FAILURE}),
+        "resolve_timeout": frozenset({Fault.RESOLVE_TIMEOUT}),
         "tls_failure": frozenset({Fault.TLS_FAILURE}),
         "reset": frozenset({Fault.RESET}),
         "timeout": frozenset({Fault.TIMEOUT}),

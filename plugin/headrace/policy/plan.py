@@ -69,12 +69,13 @@ class TimeoutPlan:
     Attributes:
         caller: Whether what a call passes as `timeout=` takes the place of these limits.
         deadline_is_written: The file, what it inherits, or a variable sets it. Otherwise it is the default, and
-            gives way to what a call asks for.
+            gives way to what a call asks for. resolve_is_written likewise.
         asked: What the call itself asked for, already part of these limits; None: the limits are the file's.
     """
 
     deadline_s: float | None
     attempt_s: float
+    resolve_s: float
     connect_s: float
     tls_handshake_s: float
     read_s: float
@@ -82,6 +83,7 @@ class TimeoutPlan:
     acquire_s: float
     caller: CallerTimeouts = "honour"
     deadline_is_written: bool = False
+    resolve_is_written: bool = False
     asked: AskedTimeout | None = None
 
 

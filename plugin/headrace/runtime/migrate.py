@@ -100,6 +100,7 @@ ROWS: Final[Mapping[str, Row]] = MappingProxyType(
         "propagate.traceparent": _LIVE,
         "timeouts.deadline": _LIVE,
         "timeouts.attempt": _LIVE,
+        "timeouts.resolve": _LIVE,
         "timeouts.connect": _LIVE,
         "timeouts.tls_handshake": _LIVE,
         "timeouts.read": _LIVE,

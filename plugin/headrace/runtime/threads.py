@@ -5,6 +5,7 @@
     headrace-warmup         `warmup`: lives while there are connections to make
     headrace-heartbeat      `heartbeat`: lives for one round
     headrace-deadline       `deadlines`: belongs to the process, not to an instance
+    headrace-resolve        `transport.dial.resolve`: one for each name that is being looked up; the process's, too
 
 `ServiceThread` owns one thread and has no lock: one thread at a time starts and stops it. `AutoResetEvent` is a lock,
 and guards nothing.

@@ -29,7 +29,7 @@ _log = logging.getLogger("headrace")
 class Warmer:
     """Makes idle connections on the daemon thread `headrace-warmup`, which lives while there are any to make.
 
-    It has its own thread since a name look-up cannot be bounded: an upstream that is down would keep housekeeping
+    It has its own thread since connecting takes its time: an upstream that is down would keep housekeeping
     from closing the idle connections of others. It makes one connection at a time, in turn over the upstreams that
     want one. These are no calls: the circuit does not hear of a failure, and the upstream is left alone for 1, 2, 4, …
     at most 60 s.

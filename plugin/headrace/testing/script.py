@@ -14,8 +14,9 @@ from headrace.errors import HeadraceError
 from headrace.policy.outcome import Fault
 
 What: TypeAlias = int | str
-"""A status code, or a fault: `connect_failure`, `tls_failure`, `certificate`, `reset`, `timeout`, `protocol_error`,
-`pool_timeout`, `pool_rejected`, `cancelled` (the caller goes away meanwhile), `local_error`."""
+"""A status code, or a fault: `dns_failure`, `resolve_timeout`, `connect_failure`, `tls_failure`, `certificate`,
+`reset`, `timeout`, `protocol_error`, `pool_timeout`, `pool_rejected`, `cancelled` (the caller goes away meanwhile),
+`local_error`."""
 
 _FAULTS = {fault.value: fault for fault in Fault}
 _TAKE_NO_TIME = frozenset({Fault.POOL_TIMEOUT, Fault.POOL_REJECTED, Fault.LOCAL_ERROR})
@@ -57,7 +58,7 @@ def reply(what: What, *, takes: str | None, retry_after: str | None, body: bytes
             f"takes= does not go with {what!r}: how long that takes is up to the file's own limits"
         )
     takes_s = 0.0 if takes is None else seconds(takes)
-    if takes is None and meant is Fault.TIMEOUT:
+    if takes is None and meant in (Fault.TIMEOUT, Fault.RESOLVE_TIMEOUT):
         takes_s = inf
     return Reply(meant, takes_s, None if retry_after is None else seconds(retry_after), body)
 

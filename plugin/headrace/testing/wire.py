@@ -13,7 +13,12 @@ from headrace.policy.retry import RETRY_AFTER_FROM
 from headrace.testing.clock import VirtualClock
 from headrace.testing.script import Reply, Script
 
-_NEVER_SENT = frozenset({Fault.CONNECT_FAILURE, Fault.TLS_FAILURE, Fault.CERTIFICATE})
+_NEVER_SENT = frozenset(
+    {Fault.DNS_FAILURE, Fault.RESOLVE_TIMEOUT, Fault.CONNECT_FAILURE, Fault.TLS_FAILURE, Fault.CERTIFICATE}
+)
+
+_CUT = {Fault.CERTIFICATE: Fault.TLS_FAILURE, Fault.DNS_FAILURE: Fault.RESOLVE_TIMEOUT}
+"""What becomes of them where the limit comes first."""
 
 
 class CallerLeft(BaseException):
@@ -104,14 +109,19 @@ class ScriptedAttempt:
             return Outcome(fault=what)
         if isinstance(what, Fault) and what in _NEVER_SENT:
             timeouts = self._timeouts
-            # Where TLS fails, no time passes in TCP.
-            step_s = timeouts.connect_s if what is Fault.CONNECT_FAILURE else timeouts.tls_handshake_s
+            # Where one step fails, no time passes in those before it.
+            if what in (Fault.DNS_FAILURE, Fault.RESOLVE_TIMEOUT):
+                step_s = min(timeouts.resolve_s, timeouts.connect_s)
+            elif what is Fault.CONNECT_FAILURE:
+                step_s = timeouts.connect_s
+            else:
+                step_s = timeouts.tls_handshake_s
             connect_s = min(step_s, limit_s)
-            if takes_s <= connect_s:
+            if takes_s <= connect_s and what is not Fault.RESOLVE_TIMEOUT:
                 return Outcome(fault=what, connect_s=takes_s, duration_s=takes_s)
             # The identity of the peer comes to light only at the end of the handshake.
-            late = Fault.TLS_FAILURE if what is Fault.CERTIFICATE else what
-            return Outcome(fault=late, cut=True, connect_s=connect_s, duration_s=connect_s)
+            late, duration_s = _CUT.get(what, what), min(takes_s, connect_s)
+            return Outcome(fault=late, cut=True, connect_s=duration_s, duration_s=duration_s)
         # Nothing comes before the answer, so all of this time is silence.
         answer_s = min(self._timeouts.read_s, limit_s)
         if what is Fault.TIMEOUT or takes_s > answer_s:

@@ -13,6 +13,7 @@ from headrace.policy.attempt_end import Phase as Phase
 from headrace.policy.plan import TimeoutPlan
 
 if TYPE_CHECKING:
+    from headrace.transport.dial.opening import Opening
     from headrace.transport.lease.pool import Lease
 
 
@@ -44,6 +45,7 @@ class Attempt:
         limit_s: Seconds that it had then.
         was_in_time: It ended before its time was up; None: not known yet.
         excused: It was cut after a grace: this process had stood still, so it is not known what was at fault.
+        opening: The connection that is being opened for it, or None.
     """
 
     pool: Any
@@ -66,6 +68,7 @@ class Attempt:
     began: float = 0.0
     limit_s: float = math.inf
     was_in_time: bool | None = None
+    opening: Opening | None = None
 
 
 current_attempt: ContextVar[Attempt | None] = ContextVar("headrace_attempt", default=None)

@@ -14,6 +14,7 @@ import threading
 from typing import Any
 
 from headrace.clock import monotonic
+from headrace.transport.attempt import current_attempt
 from headrace.transport.foreign import is_foreign
 
 LATE_S = 0.05
@@ -79,7 +80,12 @@ class PatientSSLSocket(ssl.SSLSocket):
         return super().read(len, buffer)
 
     def do_handshake(self, block: bool = False) -> None:
-        """As CPython's. Blocks."""
+        """As CPython's. Blocks. Another thread may break it off."""
+        attempt = current_attempt.get()
+        if attempt is not None and attempt.opening is not None:
+            # This socket has taken the place of the plain one, which nobody can shut any more.
+            attempt.opening.sockets.append(self)
+            attempt.opening.go_on()
         began = monotonic()
         try:
             super().do_handshake(block)

@@ -132,6 +132,17 @@ def _timeouts(upstream: Upstream, base: Path, written: Written) -> Iterator[Prob
             f" {written.where(attempt, beside=written.mark(read))}: it applies to the body only",
         )
 
+    resolve, connect = (*base, "timeouts", "resolve"), (*base, "timeouts", "connect")
+    if timeouts.resolve > timeouts.connect and written.is_given(resolve):
+        whole_s = format_duration(timeouts.connect)
+        yield written.problem(
+            resolve,
+            f"{written.shown(resolve, format_duration(timeouts.resolve))} is longer than the connect"
+            f" {written.shown(connect, whole_s)} {written.where(connect, beside=written.mark(resolve))}, which it is"
+            " a part of: it could never apply",
+            f"write: resolve: {whole_s}",
+        )
+
     handshake = (*base, "timeouts", "tls_handshake")
     if upstream.base_url.origin.scheme == "http" and written.rank(handshake) is Rank.OWN:
         yield written.problem(handshake, "has no effect: the base_url is http", "remove it")

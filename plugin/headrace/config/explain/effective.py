@@ -19,7 +19,7 @@ _DEFAULTS: Mapping[tuple[str, ...], Any] = {
     ("retry", "backoff"): Backoff(),
 }
 _CUTTING_LIMITS = {  # limits that cut a default
-    ("timeouts",): (("timeouts", "deadline"), ("timeouts", "attempt")),
+    ("timeouts",): (("timeouts", "deadline"), ("timeouts", "attempt"), ("timeouts", "connect")),
     ("pool",): (("pool", "max_connections"), ("pool", "idle_timeout")),
     ("retry", "backoff"): (("retry", "backoff", "max"),),
 }

@@ -24,6 +24,7 @@ _MAY_HAVE_BEEN_SENT = frozenset(
     # TLS 1.3 refuses a client after its request; a signal's handler ends a call where it is.
     | {Fault.CERTIFICATE, Fault.LOCAL_ERROR}
 )
+_MAY_BE_CUT = frozenset({Fault.TIMEOUT, Fault.RESOLVE_TIMEOUT, Fault.CONNECT_FAILURE, Fault.TLS_FAILURE})
 _SHOWN_PAUSES = 3
 _WHILE_ALLOWED = "while attempts, budget, deadline and circuit allow"
 
@@ -220,7 +221,7 @@ def _counted(values: EffectiveValues, plan: UpstreamPlan, outcome: Outcome) -> s
         case Verdict.FAILURE:
             word = _deciding_word(values, path, outcome)
             cut = ""
-            if fault in (Fault.TIMEOUT, Fault.CONNECT_FAILURE, Fault.TLS_FAILURE) and breaker.blame_after_s:
+            if fault in _MAY_BE_CUT and breaker.blame_after_s:
                 at = ("circuit_breaker", "blame_after")
                 cut = f"; cut by a timer, only if it had run for {values.text(*at)} ({dotted(at)} {values.who(*at)})"
             return f"failure: {word}{cut}{_UNENFORCED.get(breaker.mode, '')}"

@@ -1,4 +1,4 @@
-"""urllib3's connections, subclassed: one connect limit over all addresses, and a lease that ends with the socket."""
+"""urllib3's connections, subclassed: dialled by us (`transport.dial`), and with a lease that ends with the socket."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import errno
 import http.client
 import socket
 import sys
+from collections.abc import Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any
 
+import urllib3.util.connection
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import (
     ConnectTimeoutError,
@@ -19,11 +22,14 @@ from urllib3.exceptions import (
 from urllib3.response import HTTPResponse
 
 from headrace.clock import monotonic
-from headrace.policy.plan import KeepalivePlan
+from headrace.policy.plan import NO_LIMIT_S, KeepalivePlan
 from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.connection_auth import AUTHORIZATION, authenticates_connection
+from headrace.transport.dial.opening import Opening
 from headrace.transport.dial.refusals import alert_behind
+from headrace.transport.dial.resolve import is_own, resolver
 from headrace.transport.dial.sending import LOOKS, send_rest
+from headrace.transport.dial.sockets import Address, first_to_answer
 from headrace.transport.foreign import is_foreign
 from headrace.transport.standstill import GRACE_S
 from headrace.transport.stock.framing import FramedAnswer, is_framed_twice
@@ -38,6 +44,7 @@ if TYPE_CHECKING:
 
 
 _SAYS_CLOSE = b"\r\nconnection: close"
+_CONNECTION_PY = urllib3.util.connection.is_connection_dropped.__code__.co_filename
 
 
 class GovernedHTTPConnection(HTTPConnection):
@@ -49,6 +56,8 @@ class GovernedHTTPConnection(HTTPConnection):
     Attributes:
         ends_as: What its close is counted as.
         handshake_s: Longest TLS handshake where no attempt gives the limit: for a connection made ahead of need.
+        resolve_s: Longest name look-up there.
+        opening: What another thread breaks off while it is connecting; None: it is not.
         most_at_once: Most bytes given to one send() of its socket.
         answering: The socket of the last answer. http.client takes it off the connection
             before the body has been read, if the connection ends with that answer.
@@ -60,6 +69,8 @@ class GovernedHTTPConnection(HTTPConnection):
     leases: LeasePool[Any] | None = None
     ends_as: CloseReason = "error"
     handshake_s: float | None = None
+    resolve_s = inf
+    opening: Opening | None = None
     most_at_once = sys.maxsize
     answering: socket.socket | None = None
     last_answer: http.client.HTTPResponse | None = None
@@ -74,14 +85,24 @@ class GovernedHTTPConnection(HTTPConnection):
         return f"<{self} at {id(self):#x}>"
 
     def connect(self) -> None:
-        """Connect, and note in the attempt how long that took. Blocks."""
+        """Connect, and note in the attempt how long that took. Blocks; another thread may break it off."""
         started = monotonic()
-        super().connect()
-        lease = self.lease
-        if lease is not None and lease.aborted is not None:
-            # The call was broken off when there was no socket yet to shut. The request must not go out now.
+        attempt, lease = current_attempt.get(), self.lease
+        self.opening = opening = Opening()
+        if lease is not None and lease.aborted is not None:  # before there was anything to break off
+            opening.is_broken_off = True
+        if attempt is not None:
+            attempt.opening = opening
+        try:
+            super().connect()
+        finally:
+            self.opening = None
+            if attempt is not None:
+                attempt.opening = None
+        if (
+            lease is not None and lease.aborted is not None
+        ):  # at the last moment: the request must not go out now
             raise ConnectionAbortedError("the call was broken off while it was connecting")
-        attempt = current_attempt.get()
         if attempt is not None:
             attempt.connect_took_s = monotonic() - started
             if attempt.cut:  # it was cut when there was no socket yet to shut
@@ -90,9 +111,8 @@ class GovernedHTTPConnection(HTTPConnection):
 
     def _new_conn(self) -> socket.socket:
         attempt = current_attempt.get()
-        if attempt is None:
-            return _open_socket(self, self.timeout, None)
-        attempt.phase = "tcp"
+        if attempt is not None:
+            attempt.phase = "tcp"
         return _open_socket(self, self.timeout, attempt)
 
     def send(self, data: Any) -> None:
@@ -251,56 +271,89 @@ def socket_options(keepalive: KeepalivePlan | None) -> list[tuple[int, int, int]
     return options
 
 
-def _open_socket(conn: HTTPConnection, limit_s: float | None, attempt: Attempt | None) -> socket.socket:
-    """A connected TCP socket, within *limit_s* over all addresses together, and by the end of *attempt*. Blocks.
+def _open_socket(
+    conn: GovernedHTTPConnection, limit_s: float | None, attempt: Attempt | None
+) -> socket.socket:
+    """A TCP socket to the host of *conn*, within *limit_s* and by the end of *attempt*, name look-up included. Blocks.
 
-    urllib3's create_connection gives each address the whole limit: a name with
-    eight dead addresses would take eight times as long. Name look-up is not bounded
-    (getaddrinfo cannot be interrupted). Errors are those of urllib3's `_new_conn`.
+    Whatever somebody has put in the place of urllib3's `create_connection` is called instead of all this. Errors are
+    those of urllib3's `_new_conn`: no other OSError leaves, but ConnectionAbortedError where it was broken off, and
+    one of the caller's own code.
     """
+    now, opening = monotonic(), conn.opening or Opening()
+    ends_at = inf if limit_s is None else now + limit_s
+    resolve_s = conn.resolve_s
+    if attempt is not None:
+        ends_at = min(ends_at, attempt.ends_at)
+        resolve_s = attempt.timeouts.resolve_s
+    create: Any = urllib3.util.connection.create_connection  # looked up late, as urllib3 does
+    is_stock, is_looked_up = is_own(create, "create_connection", _CONNECTION_PY), False
+    try:
+        if is_stock:
+            addresses = _addresses_of(conn, min(ends_at, now + resolve_s), attempt, opening)
+            is_looked_up = True
+            if attempt is not None:
+                attempt.phase = "tcp"
+            source, options = conn.source_address, conn.socket_options or ()
+            sock = first_to_answer(
+                addresses, ends_at=ends_at, opening=opening, options=options, source=source
+            )
+        else:
+            left_s = None if ends_at == inf else max(ends_at - now, GRACE_S)
+            sock = create(
+                (conn._dns_host, conn.port),
+                left_s,
+                source_address=conn.source_address,
+                socket_options=conn.socket_options,
+            )
+    except OSError as raised:
+        error = raised
+        if opening.is_broken_off:
+            if attempt is None or not attempt.cut:
+                opening.go_on()
+            error = TimeoutError("timed out")  # it was broken off since its time was up
+        if is_foreign(error):
+            raise
+        is_looked_up = is_looked_up or not (is_stock or isinstance(error, socket.gaierror))
+        if attempt is not None and not is_looked_up:
+            attempt.phase = "dns"
+        raise _in_urllib3s_words(error, conn, limit_s, resolve_s if not is_looked_up else None) from error
+    try:
+        sock.settimeout(None if limit_s is None else min(limit_s, NO_LIMIT_S))
+        sys.audit("http.client.connect", conn, conn.host, conn.port)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _addresses_of(
+    conn: GovernedHTTPConnection, ends_at: float, attempt: Attempt | None, opening: Opening
+) -> Sequence[Address]:
     host = conn._dns_host
     try:
         host.encode("idna")
     except UnicodeError:
         raise LocationParseError(f"'{host}', label empty or too long") from None
-    try:
-        addresses = socket.getaddrinfo(host, conn.port, 0, socket.SOCK_STREAM)
-    except socket.gaierror as error:
-        raise NameResolutionError(conn.host, conn, error) from error
-    ends_at = None if limit_s is None else monotonic() + limit_s
-    if (
-        attempt is not None
-    ):  # the look-up took time, so less of the attempt is left than when the limit was set
-        ends_at = attempt.ends_at if ends_at is None else min(ends_at, attempt.ends_at)
-    last: OSError | None = None
-    for family, kind, proto, _, address in addresses:
-        left_s = None if ends_at is None else ends_at - monotonic()
-        if left_s is not None and left_s <= 0:
-            if last is not None or attempt is None or attempt.cut:
-                last = last or TimeoutError()
-                break
-            left_s = GRACE_S  # the deadline thread has not cut the attempt, so this process has stood still
-        sock = socket.socket(family, kind, proto)
-        try:
-            for option in conn.socket_options or ():
-                sock.setsockopt(*option)
-            sock.settimeout(left_s)
-            if conn.source_address:
-                sock.bind(conn.source_address)
-            sock.connect(address)
-        except OSError as error:
-            sock.close()
-            if is_foreign(error):
-                raise
-            last = error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            sys.audit("http.client.connect", conn, conn.host, conn.port)
-            return sock
-    if isinstance(last, TimeoutError) and last.errno != errno.ETIMEDOUT:
-        raise ConnectTimeoutError(
-            conn, f"Connection to {conn.host} timed out. (connect timeout={limit_s})"
-        ) from last
-    raise NewConnectionError(conn, f"Failed to establish a new connection: {last}") from last
+    if attempt is not None:
+        attempt.phase = "dns"
+    family = (
+        urllib3.util.connection.allowed_gai_family()
+    )  # looked up late: people replace it, or set HAS_IPV6
+    found = resolver.addresses(host, conn.port, family, ends_at=ends_at, opening=opening)
+    opening.go_on()
+    return found
+
+
+def _in_urllib3s_words(
+    error: OSError, conn: HTTPConnection, limit_s: float | None, resolve_s: float | None
+) -> Exception:
+    """What urllib3 raises for *error*. *resolve_s*: the limit of the look-up, if it came amid that."""
+    if isinstance(error, socket.gaierror):
+        return NameResolutionError(conn.host, conn, error)
+    if isinstance(error, TimeoutError) and error.errno != errno.ETIMEDOUT:
+        limits = f"connect timeout={limit_s}"
+        if resolve_s is not None:
+            limits = f"looking up its name; resolve timeout={resolve_s:g}, {limits}"
+        return ConnectTimeoutError(conn, f"Connection to {conn.host} timed out. ({limits})")
+    return NewConnectionError(conn, f"Failed to establish a new connection: {error}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import http.client
+import socket
 import ssl
 from collections.abc import Iterator
 from types import TracebackType
@@ -18,6 +19,7 @@ from urllib3.exceptions import (
     InvalidChunkLength,
     InvalidHeader,
     LocationValueError,
+    NameResolutionError,
     NewConnectionError,
     ProtocolError,
     ReadTimeoutError,
@@ -66,6 +68,8 @@ def callers_own(error: BaseException) -> OSError | None:
 def phase_of(error: BaseException) -> Phase:
     """How far an attempt over a foreign pool had got, as far as *error* tells; "sent" where in doubt."""
     causes = tuple(_innermost_first(error))
+    if any(isinstance(cause, NameResolutionError) for cause in causes):
+        return "dns"
     if any(isinstance(cause, ConnectTimeoutError) for cause in causes):
         return "tcp"  # NewConnectionError is one of these, too
     if any(_came_during_handshake(cause.__traceback__) for cause in causes):
@@ -101,10 +105,19 @@ def _known(cause: BaseException, phase: Phase) -> tuple[Fault, bool] | None:
         return Fault.CERTIFICATE, False
     if isinstance(cause, LocationValueError):
         return Fault.LOCAL_ERROR, False
+    if isinstance(cause, socket.gaierror):  # its numbers are of another kind
+        return (Fault.DNS_FAILURE, False) if phase == "dns" else None
     if isinstance(cause, OSError) and cause.errno in _OUR_OWN_SHORTAGE:
         return Fault.LOCAL_ERROR, False
     # The kernel's ETIMEDOUT is the network's verdict and has an errno. A socket limit of ours has none.
     cut = isinstance(cause, TimeoutError) and cause.errno is None
+    if phase == "dns":
+        if isinstance(cause, NewConnectionError):
+            return Fault.DNS_FAILURE, False
+        if isinstance(cause, (OSError, ConnectTimeoutError)):
+            late = cut or isinstance(cause, ConnectTimeoutError)
+            return (Fault.RESOLVE_TIMEOUT, True) if late else (Fault.DNS_FAILURE, False)
+        return None
     if phase == "tcp":
         if isinstance(cause, NewConnectionError):
             return Fault.CONNECT_FAILURE, False

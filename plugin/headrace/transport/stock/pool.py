@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import queue
-import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import Origin, UpstreamPlan
 from headrace.transport.attempt import current_attempt
 from headrace.transport.dial.liveness import is_alive
+from headrace.transport.dial.opening import shut
 from headrace.transport.dial.tls import context_for
 from headrace.transport.foreign import noting
 from headrace.transport.lease.collector import collector
@@ -69,6 +69,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
     acquire_s: float
     connect_s: float
     handshake_s: float
+    resolve_s: float
 
     def _new_conn(self) -> GovernedHTTPConnection:
         # Stock's method gives the pool's own TLS fields to the connection, and requests' cert_verify writes to
@@ -84,6 +85,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
         conn = self.ConnectionCls(host=self.host, port=self.port, **self.conn_kw)
         conn.leases = self.leases
         conn.handshake_s = self.handshake_s
+        conn.resolve_s = self.resolve_s
         return conn
 
     def _get_conn(self, timeout: float | None = None) -> GovernedHTTPConnection:
@@ -170,7 +172,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
         return conn is not None and is_readable(conn.sock or conn.answering)
 
     def open_idle(self) -> None:
-        """Make one connection, TLS included, ahead of need. Blocks for name look-up, `connect_s` and `handshake_s`.
+        """Make one connection, TLS included, ahead of need. Blocks for `connect_s` and `handshake_s`.
 
         Raises:
             HTTPError, OSError: The connection could not be made.
@@ -188,6 +190,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
         """Go by *plan*, which has the TLS rules and the `tcp_keepalive` that this pool was built with."""
         self.acquire_s = plan.timeouts.acquire_s
         self.connect_s = plan.timeouts.connect_s
+        self.resolve_s = plan.timeouts.resolve_s
         self.handshake_s = plan.timeouts.tls_handshake_s
         self.leases.follow(plan.pool)
 
@@ -310,10 +313,9 @@ def _discard(conn: GovernedHTTPConnection) -> None:
 
 def _abort(conn: GovernedHTTPConnection) -> None:
     """Break off what the holder of *conn* is doing with it; the holder closes it."""
+    opening = conn.opening
+    if opening is not None:
+        opening.break_off()
     sock = conn.sock or conn.answering
     if sock is not None:
-        try:
-            # Never SSLSocket.shutdown: it drops the TLS layer, and a later write would go out in plaintext.
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
-        except OSError:
-            pass
+        shut(sock)
