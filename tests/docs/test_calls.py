@@ -19,6 +19,7 @@ from urllib3.util.retry import Retry
 
 import headrace
 from headrace.adapters.twins import REQUESTS, URLLIB3
+from headrace.config.explain.keys import key_at
 from headrace.policy.decision import EndReason
 from headrace.policy.outcome import FAULT_WORDS, STATUS_WORDS, Fault
 from headrace.policy.record import AttemptRecord, Record
@@ -35,16 +36,16 @@ def test_record_of_a_response(
     assert capsys.readouterr().out == blocks()["records: What a record holds/2"].text
 
 
-@shows("records: What a record holds/3", "records: What a record holds/4")
+@shows("records: As text/1", "records: As text/2")
 def test_notes_of_an_exception(
     hr: headrace.Headrace, upstream: FaultServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     upstream.always(Break())
-    run("records: What a record holds/3", upstream, requests=requests)
-    assert_same(blocks()["records: What a record holds/4"].text, capsys.readouterr().out)
+    run("records: As text/1", upstream, requests=requests)
+    assert_same(blocks()["records: As text/2"].text, capsys.readouterr().out)
 
 
-@shows("records: What a record holds/5", "records: What a record holds/6", "logs: Logs/1", "logs: Logs/2")
+@shows("records: As text/3", "records: As text/4", "logs: Logs/1", "logs: Logs/2")
 def test_record_of_a_refusal_and_the_log_line_before_it(
     hr: headrace.Headrace, upstream: FaultServer, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,19 +65,33 @@ def test_record_of_a_refusal_and_the_log_line_before_it(
         ours.setLevel(logging.NOTSET)
     assert_same(blocks()["logs: Logs/2"].text, capsys.readouterr().err)
 
-    run("records: What a record holds/5", upstream, requests=requests, headrace=headrace)
-    assert_same(blocks()["records: What a record holds/6"].text, capsys.readouterr().out)
+    run("records: As text/3", upstream, requests=requests, headrace=headrace)
+    assert_same(blocks()["records: As text/4"].text, capsys.readouterr().out)
 
 
 def test_record_tables_are_complete() -> None:
-    rows = tables("records", "What a record holds")
+    rows = [re.findall(r"`(\w+)`", row[0]) for row in tables("records", "Its fields")]
+    of_attempt = set(inspect.get_annotations(AttemptRecord))
     computed = {name for name, value in vars(Record).items() if isinstance(value, property)}
     public = {name for name in inspect.get_annotations(Record) if name[0] != "_"} | computed
-    fields = [row[0].strip("`") for row in rows[: len(public)]]
-    assert set(fields) == public
-    assert set(re.findall(r"`(\w+)`", rows[3][1])) == set(inspect.get_annotations(AttemptRecord))
-    words = [word for row in rows[len(public) :] for word in re.findall(r"`(\w+)`", row[0])]
+    assert {name for (name,) in rows[: len(public)]} == public
+    assert {name for (name,) in rows[len(public) :]} == of_attempt
+    words = [word for row in tables("records", "Why a call ended") for word in re.findall(r"`(\w+)`", row[0])]
     assert sorted(words) == sorted(reason.value for reason in EndReason)
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "key"),
+    [
+        ("modes", "Modes", "mode"),
+        ("retries", "Pauses", "retry.backoff.jitter"),
+        ("circuit-breaker", "By hand", "circuit_breaker.mode"),
+    ],
+)
+def test_a_table_of_what_a_key_may_say_has_all_of_it(page: str, heading: str, key: str) -> None:
+    known = key_at(("upstreams", "billing", *key.split(".")))
+    assert known is not None
+    assert [row[0].strip("`") for row in tables(page, heading)] == [*known.choices]
 
 
 def test_error_table_has_every_class_with_its_family() -> None:
