@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from headrace.config import Inspection, Problem, inspect
+from headrace.config.check.foreign import FOREIGN, Here
 from headrace.config.check.problems import Path as KeyPath
 from headrace.config.explain.keys import Key, key_at, root_key
 
@@ -361,6 +362,50 @@ def test_only_where_null_means_off_is_off_taken_for_it(tmp_path: Path) -> None:
     for path, meaning in told.items():
         (problem, *_) = inspected(tmp_path, path, "off").problems
         assert (proposed(problem) == ["null"]) == (meaning in NULLABLE), (path, meaning, problem.fix)
+
+
+@pytest.mark.parametrize(("place", "here"), FOREIGN.items(), ids=lambda value: ".".join(value))
+def test_what_others_call_a_key_is_led_to_a_key_that_exists(
+    place: tuple[str, str], here: Here, tmp_path: Path
+) -> None:
+    section, word = place
+    key = key_at((*BASE, *here.key.split(".")))
+    assert key is not None
+    parent = key_at((*BASE, *filter(None, section.split("."))))
+    assert parent is not None
+    assert word not in parent.children  # that would be a key of this format, which is no stranger
+    (problem, *_) = inspected(tmp_path, f"{section}.{word}".strip("."), "3").problems
+    assert problem.message == "is not a known key"
+    assert problem.fix.startswith(f"here that is {here.key}")
+
+
+def test_a_word_that_may_mean_anything_is_not_led_anywhere(tmp_path: Path) -> None:
+    (problem,) = inspected(tmp_path, "circuit_breaker.interval", "3").problems
+    assert problem.fix.startswith("known here: ")
+
+
+def test_an_upstream_beside_upstreams_is_told_where_it_belongs(tmp_path: Path) -> None:
+    (problem,) = inspected(tmp_path, ".billing", "{base_url: 'http://b'}").problems
+    assert problem.fix == "if it is an upstream, write it below upstreams:, indented"
+
+
+@pytest.mark.parametrize(
+    ("names", "fix"),
+    [
+        (["Billing-API"], "write: billing_api:"),
+        (["billingApi"], "write: billing_api:"),
+        (["Billing", "billing"], ""),  # the name is taken
+        (["z\u00fcrich"], ""),  # z_rich is nobody's name
+        (["9lives"], ""),
+    ],
+)
+def test_a_name_is_proposed_only_if_it_is_the_same_and_free(
+    names: list[str], fix: str, tmp_path: Path
+) -> None:
+    upstreams = ", ".join(f"{name}: {{base_url: 'http://u{index}'}}" for index, name in enumerate(names))
+    (tmp_path / "p.yaml").write_text(f"upstreams: {{{upstreams}}}", "utf-8")
+    (problem,) = inspect("p.yaml", env={}, cwd=tmp_path).problems
+    assert problem.fix == fix
 
 
 def test_a_key_in_the_wrong_place_is_told_where_it_stands(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from headrace.config.check.foreign import FOREIGN
 from headrace.config.check.problems import MAX_PROBLEMS, Path, Problem, did_you_mean, dotted
 from headrace.config.check.proposals import misspelt, proposals
 from headrace.config.explain.keys import GONE, Key, key_at, root_key
@@ -168,12 +169,16 @@ def _bad_key(written: Written, kind: str, path: Path) -> Problem:
         return problem_at(
             mark, path, f'"{name}" is no header name', "use letters, digits and dashes: X-Api-Key"
         )
-    suggestion = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)  # billingApi
+    suggestion = re.sub(r"[^a-z0-9]+", "_", apart.lower()).strip("_")
+    is_free = name.isascii() and node_at(written.original, (*path[:-1], suggestion)) is None
     return problem_at(
         mark,
         path,
         f'"{name}" is no name for an upstream: small letters, digits, single _ between them',
-        f"write: {suggestion}:" if re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", suggestion) else "",
+        f"write: {suggestion}:"
+        if is_free and re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", suggestion)
+        else "",
     )
 
 
@@ -188,8 +193,16 @@ def _unknown_key(written: Written, path: Path) -> Problem:
 def _known_instead(written: Written, path: Path) -> str:
     parent, table, name = key_at(path[:-1]), node_at(written.original, path[:-1]), str(path[-1])
     known = parent.children if parent else {}
-    if elsewhere := _elsewhere(path[:1] if path[0] == "defaults" else path[:2], name):
-        return f"it stands under {elsewhere}"
+    base = path[:1] if path[0] == "defaults" else path[:2]
+    if base[0] in ("defaults", "upstreams"):
+        here = FOREIGN.get((dotted(path[len(base) : -1]), name))
+        if here is not None:
+            return f"here that is {here.key}" + (f": {here.note}" if here.note else "")
+        if elsewhere := _elsewhere(base, name):
+            return f"it stands under {elsewhere}"
+    own = node_at(written.original, path)
+    if len(path) == 1 and isinstance(own, Table) and "base_url" in own.entries:
+        return "if it is an upstream, write it below upstreams:, indented"
     # One that is given already was spelt well there, so this is not it.
     given = table.entries if isinstance(table, Table) else {}
     near = did_you_mean(name, [one for one in known if one not in given])
@@ -197,9 +210,12 @@ def _known_instead(written: Written, path: Path) -> str:
 
 
 def _elsewhere(base: Path, name: str) -> str:
-    """The one section of the upstream at *base* that has a key called *name*, with dots; "" if none or several."""
+    """The one section of the upstream at *base* that has a key called *name*, with dots; "" if none or several.
+
+    A name of one word, such as `timeout`, may mean anything.
+    """
     root = key_at(base)
-    if root is None or not root.children or base[0] not in ("upstreams", "defaults"):
+    if root is None or "_" not in name:
         return ""
     found: list[str] = []
 
