@@ -19,8 +19,11 @@ import pytest
 import requests
 import urllib3
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocket
 
 import headrace
 from support.gateways import Answer, asgi_scope, call_asgi, call_wsgi, wsgi_environ
@@ -190,6 +193,24 @@ def test_an_error_that_is_not_ours_stays_the_applications(
 
     assert answer.status == 500
     assert answer.all("Content-Type") != ["application/problem+json"]
+
+
+@pytest.mark.parametrize("opens", [False, True], ids=["before it is accepted", "while it is open"])
+def test_an_error_of_a_websocket_is_the_applications(hr: headrace.Headrace, dead: str, opens: bool) -> None:
+    """One that is open cannot be answered: the server would raise another error about that."""
+
+    async def talk(socket: WebSocket) -> None:
+        if opens:
+            await socket.accept()
+        await run_in_threadpool(Views(dead).by_requests)
+
+    app = Starlette(routes=[WebSocketRoute("/", talk)])
+    app.add_middleware(headrace.ASGIMiddleware, headrace=hr)
+    headrace.map_errors(app)
+
+    with TestClient(app) as client, pytest.raises(requests.ConnectionError):
+        with client.websocket_connect("/") as socket:
+            socket.receive_text()
 
 
 def test_what_it_does_not_know_it_refuses_and_says_what_there_is_for_it() -> None:

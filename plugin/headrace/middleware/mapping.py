@@ -69,8 +69,11 @@ def asgi_problem(request: Any, exc: Exception) -> Awaitable[Response]:
     the upstream that failed. Litestar awaits no handler, so its requests are answered at once.
 
     Raises:
-        Exception: *exc* itself when it carries no record.
+        Exception: *exc* itself when it carries no record, or comes from a WebSocket: one that is open gets no answer
+            any more, and Starlette does not say here whether it is.
     """
+    if request.scope["type"] == "websocket":
+        raise exc
     found = problem(exc)
     return _for_litestar(found) if _is_of("litestar", request) else _for_starlette(found)
 
