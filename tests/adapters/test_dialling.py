@@ -330,6 +330,60 @@ def test_an_edit_of_the_limit_is_in_force_for_the_next_call(
             pool.open_idle()  # ahead of need
 
 
+# A final dot
+
+
+@pytest.mark.parametrize("mode", ["enforce", "observe", "off"])
+@across(HANDLE, URLOPEN)
+def test_a_final_dot_of_the_file_goes_to_dns_and_nowhere_else(
+    tmp_path: Path, call: Surface, told: Names, mode: str
+) -> None:
+    """failures.md 78. It ends the search list of DNS; stock leaves it out of Host and SNI."""
+    asked_for: list[str | None] = []
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = server_context(authority, "billing.test")
+    context.sni_callback = lambda sock, name, context: asked_for.append(name)
+    with FaultServer(tls=context) as server:
+        port = port_of(server)
+        told.known["billing.test."] = [address_of(port)]
+        body = f"    mode: {mode}\n    tls: {{ca: '{tmp_path / 'ca.pem'}'}}\n" + ONCE
+        with running(tmp_path, rules(f"https://billing.test.:{port}", body)) as hr:
+            assert status_of(call(hr, "")) == 200
+        assert server.requests[0].header("Host") == f"billing.test:{port}"
+    assert asked_for == ["billing.test"]
+    assert {name for name, _ in told.asked} == {"billing.test."}
+
+
+@pytest.mark.parametrize("written", ["billing.test", "billing.test."])
+@pytest.mark.parametrize("called", ["billing.test", "billing.test."])
+def test_a_rule_holds_with_and_without_it(
+    tmp_path: Path, call: Surface, server: FaultServer, told: Names, written: str, called: str
+) -> None:
+    port = port_of(server)
+    told.known[written] = [address_of(port)]
+    with running(tmp_path, rules(f"http://{written}:{port}", ONCE, more=INSTALL)) as hr:
+        answer = call(hr, f"http://{called}:{port}")
+        assert status_of(answer) == 200
+        assert answer.headrace.upstream == "billing"
+    assert server.requests[0].header("Host") == f"billing.test:{port}"
+    assert {name for name, _ in told.asked} == {written}
+
+
+def test_an_edit_that_adds_it_is_in_force_for_the_next_connection(
+    tmp_path: Path, server: FaultServer, told: Names
+) -> None:
+    port = port_of(server)
+    told.known["billing.test"] = told.known["billing.test."] = [address_of(port)]
+    with running(tmp_path, rules(f"http://billing.test:{port}", ONCE)) as hr:
+        billing = hr.upstream("billing")
+        assert billing.get("/", headers={"Connection": "close"}).status_code == 200
+        (tmp_path / "upstreams.yaml").write_text(rules(f"http://billing.test.:{port}", ONCE))
+        hr.reload()
+        assert billing.get("/").status_code == 200
+    assert [name for name, _ in told.asked] == ["billing.test", "billing.test."]
+
+
 # Who may end it
 
 

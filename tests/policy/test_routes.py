@@ -250,3 +250,27 @@ def test_a_host_is_put_into_the_form_that_urllib3_calls(host: str) -> None:
     target = target_of(url)
     assert target is not None
     assert target.origin.host == urllib3.util.parse_url(url).host
+
+
+@pytest.mark.parametrize(
+    ("url", "is_rooted"),
+    [
+        ("http://billing.internal.", True),
+        ("https://Billing.internal.:8443/v2", True),
+        ("http://localhost.:/", True),
+        ("http://billing.internal", False),
+        ("http://billing.internal:80/a.", False),
+        ("http://10.0.0.1.", False),
+        ("http://[::1]:80", False),
+    ],
+)
+def test_a_final_dot_is_known_and_makes_no_difference_to_routes(url: str, is_rooted: bool) -> None:
+    prefix = parse_prefix(url)
+    assert prefix.is_rooted is is_rooted
+    assert not prefix.origin.host.endswith(".")
+    assert RouteTable([(prefix, "it")]).match_url(url) == (prefix, "it")
+    if is_rooted:
+        plain = url.replace("internal.", "internal").replace("localhost.", "localhost")
+        assert parse_prefix(plain) == prefix
+        assert RouteTable([(prefix, "it")]).match_url(plain) == (prefix, "it")
+        assert RouteTable([(parse_prefix(plain), "it")]).match_url(url) == (prefix, "it")

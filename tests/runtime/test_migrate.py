@@ -39,6 +39,8 @@ CONFIRMING = {"tls.insecure_skip_verify"}
 
 NOT_EDITED = {
     "UpstreamPlan.name": "no key, but a name",
+    "UpstreamPlan.rooted": "a final dot of base_url: test_dialling edits that",
+    "UrlPrefix.is_rooted": "likewise",
     "TimeoutPlan.asked": "what a call asks for itself",
     "TimeoutPlan.deadline_is_written": "the files that are tried here write every key",
     "TimeoutPlan.resolve_is_written": "likewise",

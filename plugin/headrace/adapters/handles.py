@@ -318,8 +318,19 @@ class _HandleAdapter(GovernedAdapter):
         if upstream is not None and upstream.mode != "enforce" and upstream.plan.name == self._name:
             hop: Any = request.copy()
             hop.headers = with_defaults(hop.headers, Outbound(upstream, "", hop.headers).headers)
+            hop.url = _as_dns_is_asked(hop.url, upstream)
             request = hop
         return super().send(request, *args, **kw)
+
+
+def _as_dns_is_asked(url: str, upstream: Upstream) -> str:
+    """*url*, which is *upstream*'s, with the final dot that the file writes. Stock gives that to DNS alone."""
+    origin = upstream.plan.base.origin
+    name, written = upstream.plan.dns_name(origin), f"{origin.scheme}://{origin.host}"
+    rest = url.removeprefix(written)
+    if name == origin.host or rest == url or rest[:1] not in ("", ":", "/", "?", "#"):
+        return url
+    return f"{origin.scheme}://{name}{rest}"
 
 
 def _session_over(adapter: GovernedAdapter) -> requests.Session:

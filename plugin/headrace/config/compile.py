@@ -139,6 +139,7 @@ def _upstream(
             failure_if=failure_if,
         ),
         fallback=_fallback(upstream.fallback),
+        rooted=frozenset(one.origin for one in (upstream.base_url, *upstream.match) if one.is_rooted),
     )
 
 

@@ -39,10 +39,15 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class UrlPrefix:
-    """An origin and leading path segments; `https://a/v2/` is (`a`, ("v2",))."""
+    """An origin and leading path segments; `https://a/v2/` is (`a`, ("v2",)).
+
+    Attributes:
+        is_rooted: The host was written with a final dot. It is the same origin, and DNS is asked in another way.
+    """
 
     origin: Origin
     segments: tuple[str, ...]
+    is_rooted: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,6 +384,8 @@ class UpstreamPlan:
             secrets, so they are not in the repr.
         tls: None for http.
         fallback: None: a refused call raises.
+        rooted: Origins whose host the file writes with a final dot: DNS is asked for that name as it is, without its
+            search list. Nobody else sees the dot: neither a Host header, nor a certificate, nor a route.
     """
 
     name: str
@@ -393,6 +400,11 @@ class UpstreamPlan:
     retry: RetryPlan
     circuit_breaker: CircuitPlan
     fallback: FallbackPlan | None = None
+    rooted: frozenset[Origin] = frozenset()
+
+    def dns_name(self, origin: Origin) -> str:
+        """What DNS is asked for, for *origin*."""
+        return origin.host + "." if origin in self.rooted else origin.host
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ _FORBIDDEN = re.compile(r"[\x00-\x20\\\x7f]")
 _UP_TO_PATH = re.compile(r"[^/?#]*//[^/?#]*")
 # An authority that needs more than lower-casing before it is looked up (port, user, IPv6, final dot, IDNA, …).
 _ODD_AUTHORITY = re.compile(r"[^a-z0-9._-]|\.$", re.ASCII)
+_ROOTED = re.compile(r"[^0-9.][^.]*\.(?::\d*)?$")  # not an IPv4 address, for which DNS is not asked
 _HOST = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.(?!-)[a-z0-9_-]{1,63})*", re.ASCII)
 _IPV6 = re.compile(r"([0-9a-f:.]+)(%25[0-9a-z._~-]+)?", re.ASCII)
 
@@ -67,7 +68,7 @@ def parse_prefix(url: str) -> UrlPrefix:
         raise UrlError("must not hold the path segments . or ..")
     if not all(map(is_one_segment, segments)):
         raise UrlError("has a path segment that some servers take for ..")
-    return UrlPrefix(origin, segments)
+    return UrlPrefix(origin, segments, _ROOTED.search(parts.netloc) is not None)
 
 
 def target_of(url: str) -> UrlPrefix | None:

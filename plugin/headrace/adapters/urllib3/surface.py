@@ -119,7 +119,9 @@ def _unenforced(
     if headers and is_of_connection(headers):
         stock = PlainPoolManager()  # for this call alone: all callers of a handle share the other one
     trust = {} if upstream.plan.tls is None else trust_of(upstream.plan.tls)
-    pool = stock.connection_from_host(origin.host, origin.port, origin.scheme, pool_kwargs=trust)
+    pool = stock.connection_from_host(
+        upstream.plan.dns_name(origin), origin.port, origin.scheme, pool_kwargs=trust
+    )
     if timeout is not NOT_GIVEN:
         response_kw["timeout"] = timeout
 

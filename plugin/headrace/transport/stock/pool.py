@@ -61,6 +61,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
 
     Attributes:
         leases: Which call holds which connection; the truth about inuse, idle and waiting.
+        dns_name: What DNS is asked for: the host, with its final dot where the file writes one.
     """
 
     ConnectionCls = GovernedHTTPConnection
@@ -70,6 +71,8 @@ class GovernedHTTPPool(HTTPConnectionPool):
     connect_s: float
     handshake_s: float
     resolve_s: float
+    origin: Origin
+    dns_name: str
 
     def _new_conn(self) -> GovernedHTTPConnection:
         # Stock's method gives the pool's own TLS fields to the connection, and requests' cert_verify writes to
@@ -82,7 +85,8 @@ class GovernedHTTPPool(HTTPConnectionPool):
             self.host,
             self.port or ("443" if self.scheme == "https" else "80"),
         )
-        conn = self.ConnectionCls(host=self.host, port=self.port, **self.conn_kw)
+        # urllib3's connection gives a final dot to DNS, and leaves it out everywhere else.
+        conn = self.ConnectionCls(host=self.dns_name, port=self.port, **self.conn_kw)
         conn.leases = self.leases
         conn.handshake_s = self.handshake_s
         conn.resolve_s = self.resolve_s
@@ -188,6 +192,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
 
     def follow(self, plan: UpstreamPlan) -> None:
         """Go by *plan*, which has the TLS rules and the `tcp_keepalive` that this pool was built with."""
+        self.dns_name = plan.dns_name(self.origin)
         self.acquire_s = plan.timeouts.acquire_s
         self.connect_s = plan.timeouts.connect_s
         self.resolve_s = plan.timeouts.resolve_s
@@ -277,6 +282,7 @@ def build_pool(plan: UpstreamPlan, origin: Origin, counters: UpstreamCounters) -
             server_hostname=plan.tls.server_name,
             socket_options=options,
         )
+    pool.origin = origin
     pool.leases = leases
     pool.follow(plan)
     return pool
