@@ -172,7 +172,7 @@ def test_a_word_of_a_table_is_told(
     ("topic", "nearest"),
     [
         ("rety.budget.ratio", "retry.budget.ratio"),
-        ("timeout", "pool.heartbeat.timeout or timeouts"),
+        ("name", "retry.retry_after.headers[].name or names"),
         ("breaker.openend", "breaker.opened"),
         ("backoff.maximum", "retry.backoff.max"),
         ("adaptive.max", "pool.adaptive.min"),

@@ -117,21 +117,23 @@ def test_words_of_retry_on_are_explained() -> None:
 
 
 def test_words_of_retry_on_are_those_of_the_table_and_mean_what_they_mean_there() -> None:
-    sentence = _between("retries", "- **When.** ", " A method that")
+    rows = {word.strip("`"): meaning for word, meaning in tables("retries", "Retries")}
+    assert rows.keys() == {*FAULT_WORDS, *STATUS_WORDS}
+    for word, faults in FAULT_WORDS.items():
+        assert _quoted(rows[word]) == {*faults} - {word}  # a word that names others may name itself, too
+    for word, statuses in STATUS_WORDS.items():
+        numbers = [int(number) for number in re.findall(r"\d+", rows[word])]
+        if rows[word].startswith("all from "):
+            first, last, *others = numbers
+            numbers = sorted({*range(first, last + 1)} - {*others})
+        assert numbers == sorted(statuses)
 
-    assert _quoted(sentence) - {"retry_on"} == {*FAULT_WORDS, *STATUS_WORDS}
-    told: dict[str, set[str]] = {}
-    for clause in sentence.rstrip(".").split("; "):
-        _, word, meaning = clause.split("`", 2)
-        numbers = set(re.findall(r"\d+", meaning))
-        if " is all of them but " in meaning:
-            hundred = int(word[0]) * 100
-            numbers = set(map(str, range(hundred, hundred + 100))) - numbers
-        told[word] = numbers | _quoted(meaning) - {"retry_on"}
-    faults = {
-        word: {*meant} - {word} for word, meant in FAULT_WORDS.items() if meant != {word}
-    }  # the others mean themselves
-    assert told == faults | {word: set(map(str, meant)) for word, meant in STATUS_WORDS.items()}
+
+def test_every_limit_is_in_the_table_of_timeouts() -> None:
+    section = key_at(("upstreams", "billing", "timeouts"))
+    assert section is not None
+    limits = {name for name, key in section.children.items() if key.is_duration}
+    assert {name.strip("`") for name, _ in tables("timeouts", "Timeouts")} == limits
 
 
 def test_words_for_no_answer_are_all_faults_there_are() -> None:
@@ -214,9 +216,9 @@ def test_a_simulation(
     assert printed.startswith(shown.removesuffix("…\n"))
 
 
-@shows("testing: Testing your rules/3")
+@shows("testing: Tests of your application/1")
 def test_the_pytest_plugin(folder: Path, upstream: FaultServer) -> None:
-    write(folder, "test_invoices.py", "testing: Testing your rules/3", upstream)
+    write(folder, "test_invoices.py", "testing: Tests of your application/1", upstream)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "pytest_headrace", "--strict-markers", "-W", "error"],
         cwd=folder,
