@@ -61,7 +61,9 @@ def _service(service: Service, written: Written) -> Iterator[Problem]:
     ):
         where = written.where(id_header, beside=written.mark(header))
         yield written.problem(
-            header, f"is the header of the request id as well ({where})", "write: header: X-Request-Timeout"
+            header,
+            f"is the header of the request id as well ({where})",
+            "give it another, for example X-Request-Timeout",
         )
     source, accept = ("service", "request_id", "from"), ("service", "request_id", "accept")
     if request_id.from_ == "trace" and not request_id.accept and written.is_usable(source, accept):
@@ -79,7 +81,7 @@ def _propagate(service: Service, upstream: Upstream, base: Path, written: Writte
         yield written.problem(
             wanted,
             "true needs a header to send it in: that of service.deadline, which has none",
-            "write: service: {deadline: {header: X-Request-Timeout}}, or remove it",
+            "give service.deadline a header (for example X-Request-Timeout), or remove it",
         )
 
 
@@ -150,7 +152,7 @@ def _window(breaker: CircuitBreaker, base: Path, written: Written) -> Iterator[P
             size,
             kind,
             f"{found} is a {what}, and the window's type {window.type} {where} wants {wanted}",
-            f"write: size: {100 if counts else '10s'}, or beside it: type: {other}",
+            f"write beside it: type: {other}, or give {wanted} (for example {100 if counts else '10s'})",
         )
     elif isinstance(window.size, int):
         yield from _ordered(

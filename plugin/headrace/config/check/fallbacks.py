@@ -25,7 +25,7 @@ def check_fallbacks(settings: Settings, written: Written) -> Iterator[Problem]:
                 yield written.problem(
                     base,
                     "says neither what to answer nor whom to ask",
-                    'write: fallback: {status: 200, body: "[]"}, or fallback: {upstream: name}',
+                    'for example: fallback: {status: 200, body: "[]"}, or fallback: {upstream: name}',
                 )
         elif answers:
             yield written.problem(

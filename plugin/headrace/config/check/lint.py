@@ -19,7 +19,7 @@ def lint(settings: Settings, written: Written) -> Iterator[Problem]:
         yield written.problem(
             longest,
             "has no effect: it limits what a header says, and service.deadline has no header",
-            "write beside it: header: X-Request-Timeout, or remove it",
+            "give a header as well (for example X-Request-Timeout), or remove it",
         )
     if settings.telemetry.tracing == "spans" and not _has_opentelemetry():
         yield written.problem(
