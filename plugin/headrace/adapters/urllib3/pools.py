@@ -147,13 +147,9 @@ class RoutedHTTPPool(HTTPConnectionPool):
         """
         stock = self.stock
         upstream = self._upstream_of(url, headers)
-        limit = timeout
-        if not (redirect or assert_same_host or preload_content or decode_content) and _is_none_thrice(
-            timeout
-        ):
-            limit = (
-                NOT_GIVEN  # requests calls like this, and makes such a timeout where nobody has said anything
-            )
+        # requests calls like this, and makes such a timeout where nobody has said anything.
+        is_of_requests = not (redirect or assert_same_host or preload_content or decode_content)
+        limit = NOT_GIVEN if is_of_requests and _is_none_thrice(timeout) else timeout
         asked = {
             "headers": headers,
             "redirect": redirect,

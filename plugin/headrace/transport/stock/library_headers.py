@@ -14,7 +14,8 @@ def is_librarys(name: str, value: object) -> bool:
     """Whether *value* of header *name* is what every new Session of requests begins with.
 
     A caller may write the same text, and means it. So the object is compared: requests hands out its own constants.
-    Its User-Agent is made anew for each Session, and there the text is compared.
+    Its User-Agent is made anew for each Session, and there the text is compared. (A free-threaded Python has one
+    object for equal constants: what a caller writes as a constant of the same text cannot be told from it there.)
     """
     name = name.lower()
     default = _DEFAULTS.get(name)
