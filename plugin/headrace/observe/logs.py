@@ -1,10 +1,10 @@
-"""Events into stdlib logging, under the logger `headrace`.
+"""Events into the application's logs: through its structlog where it has configured one, else into stdlib logging.
 
-structlog wraps that one logger with our own processors. Everything that decides
-how the wrapped logger behaves is given here, so the application's
-`structlog.configure` is neither read nor set. stdlib logging alone decides where the
-lines go and from which level on. An application that has configured nothing
-sees warnings on stderr (logging's last resort) and nothing on stdout.
+An event goes one way, never both. After `structlog.configure` it passes the application's level filter,
+processors, bound context and renderer, from a logger named `headrace`. The configuration is read at every event
+and never set. Before that, structlog wraps the stdlib logger `headrace` with our own processor, and stdlib logging
+decides where the lines go and from which level on. An application that has configured nothing sees warnings on
+stderr (logging's last resort) and nothing on stdout.
 """
 
 from __future__ import annotations
@@ -32,13 +32,17 @@ def _as_record(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """One line as the message, every field beside it on the record. No args: a `%` in a text stays a `%`."""
     fact: Event = event_dict["event"]
-    values = {field.name: _printable_value(getattr(fact, field.name)) for field in fields(fact)}  # type: ignore[arg-type]  # a dataclass
+    values = _values_of(fact)
     line = printable(f"{fact.name}: {fact.line}")
     bound = inbound_var.get()
     if bound is not None and "request_id" not in values:
         values["request_id"] = bound.request_id
         line += f" [request {bound.request_id}]"
     return (fact.level, line), {"extra": {"event": fact.name, **values}, "stacklevel": _STACK_DEPTH}
+
+
+def _values_of(fact: Event) -> dict[str, object]:
+    return {field.name: _printable_value(getattr(fact, field.name)) for field in fields(fact)}  # type: ignore[arg-type]  # a dataclass
 
 
 def _printable_value(value: object) -> object:
@@ -60,6 +64,22 @@ _bound: _EventLogger = structlog.wrap_logger(
     context_class=dict,
     cache_logger_on_first_use=True,
 ).bind()
+
+
+def _log_as_the_application_does(event: Event) -> None:
+    """*event* under its name, its fields and `line` beside it. Raises what a processor of the application raises."""
+    values = {**_values_of(event), "line": printable(event.line)}
+    bound = inbound_var.get()
+    if bound is not None and "request_id" not in structlog.contextvars.get_contextvars():
+        values.setdefault(
+            "request_id", bound.request_id
+        )  # one that the application has bound is in its other lines
+    # Made anew: a logger that was kept would not hear of the next `structlog.configure`.
+    wrapper = structlog.get_config()["wrapper_class"]
+    if isinstance(wrapper, type) and issubclass(wrapper, structlog.stdlib.AsyncBoundLogger):
+        wrapper = structlog.stdlib.BoundLogger  # its coroutines nobody here could await
+    logger = structlog.wrap_logger(None, wrapper_class=wrapper, logger_factory_args=(_LOGGER.name,))
+    getattr(logger, logging.getLevelName(event.level).lower())(event.name, **values)
 
 
 class RequestIdFilter(logging.Filter):
@@ -89,8 +109,17 @@ def emit(event: Event) -> None:
     """Log *event* with its name, its line and its fields (`record.event`, `record.upstream`, …).
 
     Cheap when the level is disabled: nothing is rendered. Never call it with a lock held.
-    Never raises: an error in a filter of the application is no concern of the call at hand.
+    Never raises: an error in a filter or processor of the application is no concern of the call at hand. An event
+    that the application's structlog stumbled over goes to stdlib logging, so that it is not lost.
     """
+    if structlog.is_configured():
+        if event.level < _LOGGER.level:  # a level that somebody gave this one logger holds in either case
+            return
+        try:
+            _log_as_the_application_does(event)
+            return
+        except Exception as error:
+            stumbled(f"pass the event {event.name} through the application's structlog", error)
     if _LOGGER.isEnabledFor(event.level):
         try:
             _bound.log(event)

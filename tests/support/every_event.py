@@ -1,0 +1,77 @@
+"""One event of each type, for the tests of what becomes of them."""
+
+from __future__ import annotations
+
+from headrace.observe import events
+
+OPENED = events.CircuitChanged(
+    upstream="billing",
+    from_state="closed",
+    to_state="open",
+    reason="failure_rate",
+    failure_rate=0.62,
+    calls=40,
+    failures=25,
+    consecutive_failures=3,
+    threshold=0.5,
+    open_for_s=5.2,
+)
+
+EVERY_EVENT: list[events.Event] = [
+    events.LeaseLeaked(upstream="billing", call_site="app.py:7"),
+    events.LeaseHeld(upstream="billing", call_site="app.py:7", held_s=31.04),
+    events.HeadraceStarted(files=("/etc/u.yaml",), digest="abc123", upstreams=1, mode_override="observe"),
+    events.HeadraceStopped(files=("/etc/u.yaml",)),
+    events.ModeOverridden(mode="off"),
+    events.ConfigApplied(
+        files=("/etc/u.yaml",),
+        digest="abc123",
+        added=("a",),
+        removed=(),
+        changed=tuple(f"u{n}" for n in range(12)),
+        unchanged=3,
+        duration_s=0.012,
+    ),
+    events.ConfigRejected(
+        files=("/etc/u.yaml",),
+        problems="u.yaml:3:5: upstreams.a\n    no such key\nu.yaml:9:1: upstreams.b\n    100 % wrong",
+        problem_count=2,
+        digest_in_force="abc123",
+        loaded_at="14:02:11",
+    ),
+    events.ConfigHeld(files=("/etc/u.yaml",), removed=("a", "b", "c"), upstreams=4, hold_s=5.0),
+    OPENED,
+    events.CircuitChanged(
+        upstream="billing", from_state="open", to_state="half_open", reason="open_for elapsed"
+    ),
+    events.UpstreamReset(upstream="billing", state="half_open", tokens=0.0),
+    events.PoolResized(
+        upstream="billing",
+        from_size=10,
+        to_size=14,
+        reason="waiting",
+        waiting=12,
+        peak_inuse=10,
+        rate_rps=40.0,
+        baseline_rps=20.7,
+    ),
+    events.CallUngoverned(reason="tls", upstream="billing", call_site="app.py:12"),
+    events.RetriesDelegated(upstream="billing", call_site="app.py:12"),
+    events.PredicateFailed(upstream="billing", function="shop.billing:is_error", error="KeyError"),
+    events.RetriesWithheld(
+        upstream="billing",
+        method="POST",
+        reason="method",
+        why="not retried: POST may have arrived",
+        call_site="app.py:12",
+    ),
+    events.CallOnEventLoop(upstream="billing", wanted="wait for a connection", call_site="app.py:12"),
+    events.PoolFault(upstream="billing", error="TypeError: no", raised_at="lease.py:1"),
+    events.PoolSuspect(upstream="billing", misses=3, closed=2),
+    events.WatchDegraded(reason="inotify: too many watches"),
+    events.DeadlineRefused(header="X-Request-Timeout"),
+    events.DeadlinesDistrusted(header="X-Request-Timeout"),
+    events.ErrorMapped(upstream="billing", status=503, error="CircuitOpenError", request_id="r-1"),
+    events.TlsVerificationDisabled(upstream="billing"),
+    events.ConfigWarning(text="HEADRACE_MOED is not a variable of headrace; did you mean HEADRACE_MODE?"),
+]
