@@ -39,6 +39,25 @@ def upstream() -> Iterator[FaultServer]:
         yield upstream
 
 
+@pytest.mark.parametrize(
+    "cell",
+    [
+        one
+        for one in cells("ASGI")
+        if one.framework == "FastAPI" and one.program in ("fastapi", "hypercorn", "granian")
+    ],
+    ids=str,
+)
+def test_a_bad_file_stops_the_start(cell: Cell, tmp_path: Path, upstream: FaultServer) -> None:
+    """failures.md 82. The lifespan says so: what was added is built where servers take an error for no lifespan."""
+    (tmp_path / "upstreams.yaml").write_text(rules(upstream.url, "    retri: {}\n"))
+    application = write_application(tmp_path, cell, upstream)
+
+    with server(cell, tmp_path, application, is_awaited=False) as running:
+        running.process.wait(60)
+        assert "upstreams.billing.retri" in running.output
+
+
 @pytest.fixture
 def tasks(tmp_path: Path) -> Iterator[Tasks]:
     with Tasks(tmp_path / "broker") as tasks:

@@ -168,8 +168,12 @@ def program(command: str, folder: Path, env: Mapping[str, str]) -> Iterator[Prog
 
 
 @contextlib.contextmanager
-def server(cell: Cell, folder: Path, application: str) -> Iterator[Program]:
-    """The server of *cell*, with *application*, on a port of 127.0.0.1 that nobody uses. It accepts connections."""
+def server(cell: Cell, folder: Path, application: str, *, is_awaited: bool = True) -> Iterator[Program]:
+    """The server of *cell*, with *application*, on a port of 127.0.0.1 that nobody uses.
+
+    Args:
+        is_awaited: Until it accepts connections.
+    """
     line = cell.command.replace("orders:app", application)
     port = 0
     if cell.program == "granian":  # it does not say which port it got
@@ -201,7 +205,8 @@ def server(cell: Cell, folder: Path, application: str) -> Iterator[Program]:
 
         if name in _INTERRUPTED:
             running.ends_by = signal.SIGINT
-        wait_until(listens, timeout_s=60, what=f"{cell} listening")
+        if is_awaited:
+            wait_until(listens, timeout_s=60, what=f"{cell} listening")
         yield running
 
 
