@@ -120,6 +120,7 @@ def test_a_page_is_printed_whole_and_no_line_is_too_long(
     assert [line for line in filled if len(line) > 80 and not line.startswith("    ")] == []
 
 
+@pytest.mark.smoke
 def test_without_a_topic_the_contents_are_printed_with_what_to_type(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
