@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 from headrace.adapters import install
 from headrace.adapters.handles import Handle, Session, governed_session, stock_pools
@@ -87,7 +87,66 @@ class Headrace:
         self._watcher: Watcher | None = None
         self._handles: dict[str, Handle] = {}
         self._stock = stock_pools()
+        self._holders: WeakSet[object] | None = None
+        self._lifespans: WeakSet[object] = WeakSet()
+        self._has_ended_before = False
         _instances.add(self)
+
+    @classmethod
+    def held_by(
+        cls,
+        holder: object,
+        file: File | Sequence[File] | None = None,
+        *,
+        registry: Registry | None = None,
+    ) -> Self:
+        """The instance of these files for *holder*, a middleware: that of the other middlewares, or a new one.
+
+        An application factory that is called twice wraps the same file twice, and one process has one set of rules
+        for it. Once all its holders are gone the instance is abandoned: the next start of any other closes it.
+
+        Raises:
+            ConfigError: The files have problems, now; where another middleware has the instance, too.
+        """
+        key = (cls, _absolute(file), mode_override(os.environ), registry)
+        with _shared_lock:
+            found = _shared.get(key)
+        if found is None:
+            made = cls(file, registry=registry)
+            made._holders = WeakSet()
+            with _shared_lock:
+                found = _shared.setdefault(key, made)
+        elif found._running_in == os.getpid():
+            found.reload()
+        else:
+            found._load()
+        holders = found._holders
+        assert holders is not None
+        holders.add(holder)
+        return found  # type: ignore[return-value]
+
+    def lifespan_begins(self, holder: object) -> None:
+        """*holder* is going to `start()` this, and to say when its lifespan is over."""
+        self._lifespans.add(holder)
+
+    def lifespan_ends(self, holder: object) -> None:
+        """Close, if no other holder's lifespan goes on. Blocks shortly; idempotent.
+
+        From the second lifespan of the process on, a further one is expected, and idle connections are kept for it.
+        """
+        self._lifespans.discard(holder)
+        if self._lifespans:
+            return
+        if self._has_ended_before:
+            self.suspend()
+        else:
+            self.close()
+        self._has_ended_before = True
+        self.started_in = 0
+
+    def _is_abandoned(self) -> bool:
+        """Whether it was made for middlewares, and none of them exists any more."""
+        return self._holders is not None and not self._holders
 
     @property
     def snapshot(self) -> Snapshot:
@@ -102,8 +161,8 @@ class Headrace:
     def start(self) -> None:
         """Take the rules into force: URLs, metrics, watching. Blocks shortly; thread-safe; idempotent.
 
-        After a `close()` it starts over from the files. If it raises, an interrupt included, everything
-        is as it was before.
+        After a `close()` it starts over from the files, and knows what it had learned of its upstreams. If it
+        raises, an interrupt included, everything is as it was before.
 
         Raises:
             ConfigError: Another instance in this process claims one of the URLs, or (after a
@@ -113,6 +172,7 @@ class Headrace:
             return
         if os.getpid() != process.pid:
             process.renew()
+        _close_abandoned(but=self)
         undo: tuple[Callable[[], object], ...] = ()
         try:
             with self._lock:
@@ -138,6 +198,17 @@ class Headrace:
         It undoes whatever is there, also after an interrupted start or close. What one step raises is logged, and
         the other steps are done all the same. An interrupt is raised when all are done.
         """
+        self._end(self._undoing_all(functools.partial(atexit.unregister, self.close), self._reloader.close))
+
+    def suspend(self) -> None:
+        """As `close`, except that idle connections stay open for the next `start()`. Blocks shortly; idempotent.
+
+        For a lifespan that comes again and again in one process (AWS Lambda). Nobody looks after the connections
+        meanwhile; each is looked at before it is used. `close()`, or the end of the process, closes them.
+        """
+        self._end(self._undoing_all(self._reloader.suspend))
+
+    def _end(self, steps: tuple[Callable[[], object], ...]) -> None:
         if os.getpid() != process.pid:
             process.renew()
         was_running = False
@@ -146,19 +217,22 @@ class Headrace:
                 was_running = self._running_in is not None
                 self._closed = True
                 self._running_in = None
-                carry_out(self._undoing_all(), doing="close")
+                carry_out(steps, doing="close")
         finally:
             if was_running:
                 emit(HeadraceStopped(files=self.files))
 
-    def _undoing_all(self) -> tuple[Callable[[], object], ...]:
-        """The steps that make everything as it was before the first start, except for the files that have been read."""
+    def _undoing_all(self, *pools: Callable[[], object]) -> tuple[Callable[[], object], ...]:
+        """The steps that make everything as it was before the first start, except for the files that have been read.
+
+        Args:
+            pools: The steps that see to the pools.
+        """
         return (
-            functools.partial(atexit.unregister, self.close),
             functools.partial(install.withdraw, self),
             self._end_watching,
             self._housekeeping.stop,
-            self._reloader.close,
+            *pools,
             # Again: a reload that was under way may have published in between.
             functools.partial(install.withdraw, self),
             self._stock.clear,
@@ -173,6 +247,7 @@ class Headrace:
         install.publish(self, self.snapshot)
         self._metrics.install()
         self._housekeeping.start()
+        atexit.unregister(self.close)  # of a suspended instance, it is there
         atexit.register(self.close)
         # The watcher comes last. It looks at once, and a reload publishes only where this start has published.
         self._watcher = Watcher(self._watched(), self._files_changed, self.snapshot.configuration.reload)
@@ -444,8 +519,29 @@ def _end_deadlines() -> None:
 
 _instances: WeakSet[Headrace] = WeakSet()
 
+_shared_lock = threading.Lock()
+"""Guards `_shared`. Nothing else happens under it."""
+
+_shared: WeakValueDictionary[tuple[object, ...], Headrace] = WeakValueDictionary()
+"""The instances that middlewares have made, by what they were made of."""
+
+
+def _close_abandoned(*, but: Headrace) -> None:
+    """Close the instances that nobody holds any more, so that they claim no URL. Blocks shortly."""
+    each(
+        [
+            one
+            for one in install.owners()
+            if isinstance(one, Headrace) and one is not but and one._is_abandoned()
+        ],
+        Headrace.close,
+        doing="close an instance whose applications are gone",
+    )
+
 
 def _forget_inherited() -> None:
+    global _shared_lock
+    _shared_lock = threading.Lock()
     each(list(_instances), Headrace._forget_inherited, doing="renew an instance in a forked child")
 
 

@@ -53,9 +53,9 @@ def test_they_are_there_as_soon_as_the_middleware_is(middleware: Middleware, fil
 def test_an_instance_that_was_made_in_vain_is_neither_counted_nor_kept(
     middleware: Middleware, file: Path
 ) -> None:
-    """An application factory may be called twice, and the loser dropped."""
+    """An application factory with an instance of its own may be called twice, and the loser dropped."""
     registry = CollectorRegistry()
-    first, second = (middleware(app, file, registry=registry) for _ in range(2))
+    first, second = (middleware(app, headrace=headrace.Headrace(file, registry=registry)) for _ in range(2))
     assert size(registry) == 7
 
     first.headrace.start()

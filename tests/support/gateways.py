@@ -107,6 +107,14 @@ class FakeHeadrace:
         """Note it."""
         self.log.append("headrace.close")
 
+    def lifespan_begins(self, holder: object) -> None:
+        """It has no other."""
+
+    def lifespan_ends(self, holder: object) -> None:
+        """Note the close."""
+        self.close()
+        self.started_in = 0
+
     def show_metrics(self) -> None:
         """There are none."""
 

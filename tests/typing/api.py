@@ -101,6 +101,10 @@ def by_name(hr: headrace.Headrace) -> None:
     assert_type(answer.status, int)
 
 
+def suspended(hr: headrace.Headrace) -> None:
+    assert_type(hr.suspend(), None)
+
+
 def reset(hr: headrace.Headrace) -> None:
     assert_type(hr.upstream("billing").reset(), None)
 

@@ -88,7 +88,7 @@ class ASGIMiddleware:
         self._given_up = False  # while starting
         self._names: HeaderNames | None = None
         try:
-            self.headrace = Headrace(file, registry=registry) if headrace is None else headrace
+            self.headrace = Headrace.held_by(self, file, registry=registry) if headrace is None else headrace
         except Exception as error:
             if not _is_amid_a_lifespan():
                 raise
@@ -171,8 +171,7 @@ class ASGIMiddleware:
         self.headrace.start()
         # The lifespan that waited for this has given up. If it does so after this line, it finds all and closes it.
         if self._given_up and self._is_ours:
-            self.headrace.close()
-            self.headrace.started_in = 0
+            self.headrace.lifespan_ends(self)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start before the application's startup, close after its shutdown.
@@ -185,6 +184,8 @@ class ASGIMiddleware:
         is_startup, has_asked = first["type"] == "lifespan.startup", False
         if is_startup:
             try:
+                if self._is_ours:
+                    self.headrace.lifespan_begins(self)
                 await self._start()
             except Exception as error:
                 await send({"type": "lifespan.startup.failed", "message": f"headrace did not start: {error}"})
@@ -223,7 +224,7 @@ class ASGIMiddleware:
         except GeneratorExit:  # closed by the collector: nothing may be awaited any more
             self._given_up = self._is_ours
             if self._is_ours:
-                self.headrace.close()
+                self.headrace.lifespan_ends(self)
             raise
         except BaseException:  # cancelled in the middle of it: no shutdown will come
             await self._give_up()
@@ -237,8 +238,7 @@ class ASGIMiddleware:
 
     async def _close(self) -> None:
         if self._is_ours:
-            await run_in_threadpool(self.headrace.close)
-            self.headrace.started_in = 0
+            await run_in_threadpool(self.headrace.lifespan_ends, self)
 
 
 def _is_amid_a_lifespan() -> bool:

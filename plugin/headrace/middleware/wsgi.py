@@ -78,7 +78,9 @@ class WSGIMiddleware:
         if headrace is not None and (file is not None or registry is not None):
             raise TypeError("give a file (and registry), or headrace=…, not both: a Headrace has its own")
         self.app = app
-        self.headrace: Headrace = headrace if headrace is not None else Headrace(file, registry=registry)
+        self.headrace: Headrace = (
+            headrace if headrace is not None else Headrace.held_by(self, file, registry=registry)
+        )
         self._keys: _EnvironKeys | None = None
         self.headrace.show_metrics()
 

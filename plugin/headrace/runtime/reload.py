@@ -161,13 +161,22 @@ class Reloader:
         emit(event)
 
     def replace(self) -> None:
-        """Start over from the files, with fresh upstreams: for an instance that was closed and is started again.
+        """Start over from the files: for an instance that was closed, or suspended, and is started again.
+
+        The upstreams keep what they have learned, and what pools they still have, as in a reload.
 
         Raises:
             ConfigError: The files have problems.
         """
+        events: list[Event] = []
         with self._lock:
-            self.snapshot = self._build(self._load(), None)
+            after = self._build(self._load(), self.snapshot)
+            carry_out(
+                self._steps_to(after, events, drain_at=self._clock()),
+                doing="put a configuration in force again",
+            )
+        for event in events:
+            emit(event)
 
     @property
     def is_holding(self) -> bool:
@@ -228,14 +237,22 @@ class Reloader:
         with self._lock:
             draining = self._draining
             endpoints = [one for upstream in self.snapshot.upstreams.values() for one in upstream.endpoints]
-        endpoints += [one.endpoint for one in draining]
-        each(endpoints, lambda one: one.pool.close(), doing="close the idle connections of a pool")
-        # This also ends a heartbeat under way.
-        each(endpoints, lambda one: one.pool.leases.stop(), doing="stop a pool")
+        each(
+            [*endpoints, *(one.endpoint for one in draining)],
+            _stop,  # this also ends a heartbeat under way
+            doing="close the connections of a pool",
+        )
         self.rest()
         with self._lock:
             # Only now: after an interrupt above, the next close finds them here again.
             self._draining = [one for one in self._draining if one not in draining]
+
+    def suspend(self) -> None:
+        """Stop the pools that drain; those in force keep their connections. Blocks shortly. Idempotent."""
+        with self._lock:
+            draining, self._draining = self._draining, []
+        each(draining, lambda one: _stop(one.endpoint), doing="stop a pool that drains")
+        self.rest()
 
     def rest(self) -> None:
         """End the threads of warm-up and heartbeats. Blocks for two seconds at most. Idempotent."""
@@ -293,13 +310,6 @@ class Reloader:
         """
         before = self.snapshot
 
-        def swap() -> None:
-            self.snapshot = after
-            self._held = self.refused = None
-
-        def take_force(upstream: Upstream) -> None:
-            events.extend(upstream.take_force(self._clock()))
-
         def tell() -> None:
             self.service.reloaded("applied")
             events.append(_applied(before, after, files=self._files, duration_s=self._clock() - began))
@@ -309,15 +319,7 @@ class Reloader:
         try:
             self._publish(after)
             carry_out(
-                (
-                    swap,
-                    *(
-                        functools.partial(take_force, upstream)
-                        for upstream in changed_upstreams(before, after)
-                    ),
-                    lambda: self._drain(retired_endpoints(before, after), drain_at),
-                    tell,
-                ),
+                (*self._steps_to(after, events, drain_at=drain_at), tell),
                 doing="put a new configuration in force",
             )
         except BaseException:
@@ -325,6 +327,25 @@ class Reloader:
             if self.snapshot is before:
                 carry_out((lambda: self._publish(before),), doing="put the old configuration back")
             raise
+
+    def _steps_to(
+        self, after: Snapshot, events: list[Event], *, drain_at: float
+    ) -> tuple[Callable[[], object], ...]:
+        """What makes *after* the snapshot: the swap, the state that follows it, and the end of the pools it lacks."""
+        before = self.snapshot
+
+        def swap() -> None:
+            self.snapshot = after
+            self._held = self.refused = None
+
+        def take_force(upstream: Upstream) -> None:
+            events.extend(upstream.take_force(self._clock()))
+
+        return (
+            swap,
+            *(functools.partial(take_force, upstream) for upstream in changed_upstreams(before, after)),
+            lambda: self._drain(retired_endpoints(before, after), drain_at),
+        )
 
     def _build(self, configuration: Configuration, previous: Snapshot | None) -> Snapshot:
         try:
@@ -378,6 +399,12 @@ class Reloader:
                 loaded_at=time.strftime("%H:%M:%S", time.localtime(self.snapshot.loaded_at)),
             )
         )
+
+
+def _stop(endpoint: Endpoint) -> None:
+    """End a pool: its idle connections are closed, its waiting calls refused."""
+    endpoint.pool.close()
+    endpoint.pool.leases.stop()
 
 
 def _look_after(name: str, endpoint: Endpoint, now: float) -> None:

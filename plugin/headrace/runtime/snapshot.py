@@ -86,7 +86,7 @@ def build_snapshot(
     tracing = tracing_of(configuration.telemetry.tracing)
     for name, plan in configuration.upstreams.items():
         before = previous.upstreams.get(name) if previous is not None else None
-        if before is not None and before.plan == plan:
+        if before is not None and before.plan == plan and before.has_pools():
             plan, learned, endpoints = before.plan, before.learned, before.endpoints
         else:
             learned, endpoints = build_state(

@@ -74,6 +74,10 @@ class Upstream:
         )
         return self.learned.follow(plan, self.mode, now)
 
+    def has_pools(self) -> bool:
+        """Whether its pools serve calls: its instance was not closed."""
+        return not any(one.pool.leases.stopped for one in self.endpoints)
+
     def forget_inherited(self) -> None:
         """In a forked child: let go of the parent's connections, and make a circuit and a budget that know nothing.
 
@@ -137,7 +141,7 @@ def build_state(
         if keeps_learned(before.plan, plan) and not ends_rehearsal(before.mode, mode):
             learned = before.learned
         if keeps_connections(before.plan, plan):
-            kept = {endpoint.origin: endpoint for endpoint in before.endpoints}
+            kept = {one.origin: one for one in before.endpoints if not one.pool.leases.stopped}
     origins = dict.fromkeys((plan.base.origin, *(prefix.origin for prefix in plan.match)))
     return (
         learned_nothing(plan, counters, mode=mode) if learned is None else learned,

@@ -38,9 +38,10 @@ class HttpxPatch:
 
     @staticmethod
     def is_on_top() -> bool:
-        """Whether a layer of ours is the first that a call meets, in all that is imported."""
-        return all(
-            hasattr(getattr(transport, method), "headrace_original") for transport, method in _sending()
+        """Whether a layer of ours is the first that a call meets, in all that is imported. Of nothing, it is not."""
+        sending = _sending()
+        return bool(sending) and all(
+            hasattr(getattr(transport, method), "headrace_original") for transport, method in sending
         )
 
     @staticmethod
