@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 import headrace
 from headrace.adapters import install
+from headrace.app import instances
 from support.faultserver import Answer, FaultServer
 from support.gateways import asgi_scope, call_asgi
 from support.governed import rules
@@ -36,9 +37,8 @@ def file(tmp_path: Path, server: FaultServer) -> Iterator[Path]:
     file = tmp_path / "upstreams.yaml"
     file.write_text(rules(server.url, OPENS))
     yield file
-    for owner in install.owners():
-        owner.close()  # type: ignore[attr-defined]
-    gc.collect()
+    for one in instances():
+        one.close()
 
 
 async def calling_app(scope: Any, receive: Any, send: Any) -> None:
@@ -91,18 +91,16 @@ def test_a_circuit_that_opened_in_one_invocation_is_open_in_the_next(file: Path,
 
     assert served(app, server.url) == 503
     assert len(server.requests) == 1
-    app.headrace.close()
 
 
 def test_from_the_second_invocation_on_connections_are_kept_for_the_next(
     file: Path, server: FaultServer
 ) -> None:
     app = middleware(file, CollectorRegistry())
-    threads = threading.active_count()
     for _ in range(4):
         assert served(app, server.url) == 200
         assert install.owners() == []
-        assert threading.active_count() <= threads + 1  # of what asyncio left
+        assert [one.name for one in threading.enumerate() if one.name.startswith("headrace-")] == []
     assert [one.connection for one in server.requests] == [1, 2, 2, 2]
 
     app.headrace.close()
@@ -123,7 +121,6 @@ def test_an_edit_between_two_invocations_is_taken_and_its_pool_given_up(
     assert app.headrace.snapshot.upstream("billing").endpoint.pool is not kept
     assert kept.leases.stopped
     assert kept.leases.view().idle == 0
-    app.headrace.close()
 
 
 def test_what_was_closed_by_hand_knows_what_it_had_learned(file: Path, server: FaultServer) -> None:
