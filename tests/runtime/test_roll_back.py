@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+import httpx2
 import pytest
 import requests
 from prometheus_client import CollectorRegistry
@@ -63,6 +65,7 @@ class Process:
         self._send = HTTPAdapter.send
         self._choose = HTTPAdapter.get_connection_with_tls_context
         self._pools = PoolManager.connection_from_pool_key
+        self._transports = _httpx_methods()
 
     def make(self) -> headrace.Headrace:
         return headrace.Headrace(self.file, registry=self.registry)
@@ -78,6 +81,8 @@ class Process:
             found.append("patch of requests")
         if PoolManager.connection_from_pool_key is not self._pools:
             found.append("patch of urllib3")
+        if _httpx_methods() != self._transports:
+            found.append("patch of httpx")
         if list(self.registry.collect()):
             found.append("metrics")
         if self.atexit.callbacks:
@@ -92,6 +97,14 @@ class Process:
             assert install.owners() == [other]
             assert set(living()) >= {"headrace-watch", "headrace-housekeeping"}
         assert (point, self.left_behind()) == (point, [])
+
+
+def _httpx_methods() -> list[object]:
+    return [
+        method
+        for library in (httpx, httpx2)
+        for method in (library.HTTPTransport.handle_request, library.AsyncHTTPTransport.handle_async_request)
+    ]
 
 
 def living() -> list[str]:

@@ -106,6 +106,7 @@ class Reloader:
         self._ticked_at = -inf
         self._warmer = Warmer()
         self._heartbeats = Heartbeats()
+        self._is_stopped = False  # the pools of the snapshot were closed for good
         self.service = ServiceCounters()
         self.counters: dict[str, UpstreamCounters] = {}
         self.refused: _Rejection | None = None
@@ -235,6 +236,7 @@ class Reloader:
     def close(self) -> None:
         """Stop every pool, in force or draining. Blocks shortly. Idempotent. An error at one does not stop it."""
         with self._lock:
+            self._is_stopped = True
             draining = self._draining
             endpoints = [one for upstream in self.snapshot.upstreams.values() for one in upstream.endpoints]
         each(
@@ -335,7 +337,7 @@ class Reloader:
         before = self.snapshot
 
         def swap() -> None:
-            self.snapshot = after
+            self.snapshot, self._is_stopped = after, False
             self._held = self.refused = None
 
         def take_force(upstream: Upstream) -> None:
@@ -356,6 +358,7 @@ class Reloader:
                 counters=self.counters,
                 service=self.service,
                 loaded_at=time.time(),
+                is_stopped=self._is_stopped,
             )
         except TlsError as error:
             problem = Problem(", ".join(self._files), 0, 0, "", str(error))

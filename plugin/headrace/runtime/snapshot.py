@@ -72,11 +72,15 @@ def build_snapshot(
     counters: dict[str, UpstreamCounters],
     service: ServiceCounters,
     loaded_at: float,
+    is_stopped: bool = False,
 ) -> Snapshot:
     """The snapshot for *configuration*, with everything built that it needs. Opens no socket.
 
     An upstream whose plan is unchanged keeps the very same objects. A changed one keeps the state that can go by its
     new rules; `Upstream.take_force` makes it go by them. Mutates *counters*: names that are new are added.
+
+    Args:
+        is_stopped: The pools of *previous* were closed for good: only what its upstreams have learned is kept.
 
     Raises:
         TlsError: TLS files cannot be loaded.
@@ -86,7 +90,7 @@ def build_snapshot(
     tracing = tracing_of(configuration.telemetry.tracing)
     for name, plan in configuration.upstreams.items():
         before = previous.upstreams.get(name) if previous is not None else None
-        if before is not None and before.plan == plan and before.has_pools():
+        if before is not None and before.plan == plan and not is_stopped:
             plan, learned, endpoints = before.plan, before.learned, before.endpoints
         else:
             learned, endpoints = build_state(
@@ -94,6 +98,7 @@ def build_snapshot(
                 counters.setdefault(name, UpstreamCounters(lock=threading.Lock())),
                 mode=override or plan.mode,
                 before=before,
+                is_stopped=is_stopped,
             )
         upstreams[name] = Upstream(
             plan=plan,

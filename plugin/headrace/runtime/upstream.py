@@ -74,10 +74,6 @@ class Upstream:
         )
         return self.learned.follow(plan, self.mode, now)
 
-    def has_pools(self) -> bool:
-        """Whether its pools serve calls: its instance was not closed."""
-        return not any(one.pool.leases.stopped for one in self.endpoints)
-
     def forget_inherited(self) -> None:
         """In a forked child: let go of the parent's connections, and make a circuit and a budget that know nothing.
 
@@ -122,7 +118,7 @@ def name_of(upstream: Upstream) -> str:
 
 
 def build_state(
-    plan: UpstreamPlan, counters: UpstreamCounters, *, mode: Mode, before: Upstream | None
+    plan: UpstreamPlan, counters: UpstreamCounters, *, mode: Mode, before: Upstream | None, is_stopped: bool
 ) -> tuple[Learned, tuple[Endpoint, ...]]:
     """The state for *plan*, its endpoints in the plan's order. Opens no socket and changes nothing in use.
 
@@ -132,6 +128,7 @@ def build_state(
     Args:
         mode: The one in force.
         before: The upstream that has the name so far; None: the name is new.
+        is_stopped: The pools of *before* were closed for good.
 
     Raises:
         TlsError: The plan's TLS files cannot be loaded.
@@ -140,8 +137,8 @@ def build_state(
     if before is not None:
         if keeps_learned(before.plan, plan) and not ends_rehearsal(before.mode, mode):
             learned = before.learned
-        if keeps_connections(before.plan, plan):
-            kept = {one.origin: one for one in before.endpoints if not one.pool.leases.stopped}
+        if not is_stopped and keeps_connections(before.plan, plan):
+            kept = {endpoint.origin: endpoint for endpoint in before.endpoints}
     origins = dict.fromkeys((plan.base.origin, *(prefix.origin for prefix in plan.match)))
     return (
         learned_nothing(plan, counters, mode=mode) if learned is None else learned,

@@ -27,22 +27,26 @@ class HttpxPatch:
             if not hasattr(original, "headrace_original"):
                 setattr(transport, method, _counted(original, routing))
 
+    # No generators below: CPython swallows an interrupt of a start or a close that comes while one is finalized.
+
     @staticmethod
     def imported() -> tuple[ModuleType, ...]:
         """What the application has imported of httpx so far, whole."""
-        return tuple(
-            module
-            for name in MODULES
-            if (module := sys.modules.get(name)) is not None and hasattr(module, _METHODS[-1][0])
-        )
+        found: tuple[ModuleType, ...] = ()
+        for name in MODULES:
+            module = sys.modules.get(name)
+            if module is not None and hasattr(module, _METHODS[-1][0]):
+                found = (*found, module)
+        return found
 
     @staticmethod
     def is_on_top() -> bool:
         """Whether a layer of ours is the first that a call meets, in all that is imported. Of nothing, it is not."""
         sending = _sending()
-        return bool(sending) and all(
-            hasattr(getattr(transport, method), "headrace_original") for transport, method in sending
-        )
+        for transport, method in sending:
+            if not hasattr(getattr(transport, method), "headrace_original"):
+                return False
+        return bool(sending)
 
     @staticmethod
     def undo() -> None:
