@@ -19,6 +19,9 @@ USED = frozenset(re.findall(r"\.(\w+)", API))
 NOT_FOR_USERS = {
     (headrace.Headrace, "forget"),  # what `headrace.testing.isolated` does
     (headrace.Headrace, "show_metrics"),  # what the middlewares do
+    (headrace.Headrace, "held_by"),
+    (headrace.Headrace, "lifespan_begins"),
+    (headrace.Headrace, "lifespan_ends"),
     (headrace.Headrace, "service"),  # the middlewares' counters
     (headrace.Record, "judge_last"),
     (headrace.Handle, "forget_inherited"),
