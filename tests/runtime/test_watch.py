@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
 import shutil
@@ -16,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from headrace.policy.plan import ReloadPlan
+from headrace.runtime.watch import watcher as watching
 from headrace.runtime.watch.fingerprint import fingerprints
-from headrace.runtime.watch.watcher import EventSource, InotifyEvents, ObserverEvents, OnEvent, Watcher
+from headrace.runtime.watch.watcher import EventSource, ObserverEvents, OnEvent, Watcher
 from support.volumes import ConfigMap
 
 EVENTS_ONLY = ReloadPlan(debounce_s=0.1, max_delay_s=1.0, poll_s=600.0, drain_s=1.0)
@@ -158,28 +160,45 @@ def test_every_way_to_edit_a_file_is_seen_by_its_events_again_and_again(
         reader.wait_until_it_held(content)
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [pytest.param(edit, id=edit.__name__) for edit in EDITS if edit is not directory_swapped_by_rename],
-)
-def test_the_portable_observer_sees_the_same(
-    edit: Callable[[Path, str], None], file: Path, watch: Watch
-) -> None:
-    """Where there is no inotify; a directory that is renamed away is left to the poll there."""
-    _, reader = watch(file, events=ObserverEvents)
-    for content in "12":
-        edit(file, content)
-        reader.wait_until_it_held(content)
-
-
-@pytest.mark.parametrize("events", [InotifyEvents, ObserverEvents])
-def test_configmap_swaps_are_seen(events: type[EventSource], tmp_path: Path, watch: Watch) -> None:
+def test_configmap_swaps_are_seen(tmp_path: Path, watch: Watch) -> None:
     """failures.md 37."""
     volume = ConfigMap(tmp_path / "volume")
-    _, reader = watch(volume.file, events=events)
+    _, reader = watch(volume.file)
     for content in "123":
         volume.swap(content)
         reader.wait_until_it_held(content)
+
+
+def test_that_a_file_was_read_is_no_event(file: Path) -> None:
+    """Each reading of ours would ask for the next."""
+    heard: list[str | None] = []
+    last = threading.Event()
+
+    def on_event(_directory: str, name: str | None) -> None:
+        heard.append(name)
+        if name == "last":
+            last.set()
+
+    events = ObserverEvents(on_event)
+    try:
+        events.arm(str(file.parent))
+        file.read_text()
+        (file.parent / "last").touch()
+        assert last.wait(PATIENCE_S)
+    finally:
+        events.close()
+    assert set(heard) == {"last"}
+
+
+def test_of_watchdog_only_documented_modules_are_imported() -> None:
+    source = Path(watching.__file__).parents[2]
+    imported = {
+        f"{node.module}"
+        for file in source.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and f"{node.module}".startswith("watchdog")
+    }
+    assert imported == {"watchdog.events", "watchdog.observers"}
 
 
 def test_a_link_from_outside_into_a_configmap_is_followed(tmp_path: Path, watch: Watch) -> None:
@@ -376,7 +395,7 @@ def no_instances(on_event: OnEvent) -> EventSource:
     raise OSError(errno.EMFILE, "inotify instance limit reached")
 
 
-class NoWatchesLeft(InotifyEvents):
+class NoWatchesLeft(ObserverEvents):
     def arm(self, directory: str) -> object:
         raise OSError(errno.ENOSPC, "inotify watch limit reached")
 

@@ -16,7 +16,10 @@ application names.
 the name sets of `_armed`. Nothing that blocks, and no call into watchdog, happens under it. `_armed` and `_events`
 belong to the watching thread.
 
-The module is longer than most, because no other one may import watchdog: both sources of events are here.
+Of watchdog only what it documents is used: its `Observer`, whatever that is on this system. It does not tell that a
+watched directory was itself renamed, nor that the kernel dropped events. Both cost at most `poll`.
+
+The module is longer than most, because no other one may import watchdog: the source of events is here.
 """
 
 from __future__ import annotations
@@ -28,7 +31,21 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from watchdog.utils import UnsupportedLibcError
+from watchdog.events import (
+    DirAttribEvent,
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirModifiedEvent,
+    DirMovedEvent,
+    FileAttribEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileModifiedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
 
 from headrace.clock import monotonic
 from headrace.observe.events import WatchDegraded
@@ -39,8 +56,6 @@ from headrace.runtime.watch.fingerprint import Prints, fingerprint, lookups
 from headrace.runtime.watch.settling import Settling
 
 if TYPE_CHECKING:
-    from watchdog.events import FileSystemEvent
-
     from headrace.policy.plan import ReloadPlan
 
 logger = logging.getLogger("headrace")
@@ -52,6 +67,23 @@ STUMBLE_PAUSE_S = 1.0
 
 NO_LIFE: Life = {**life(is_alive=False, looked_at=None, now=0.0), "polling": False}
 """The sign of life where there is no watcher."""
+
+_HEARD: list[type[FileSystemEvent]] = [
+    DirAttribEvent,
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirModifiedEvent,
+    DirMovedEvent,
+    FileAttribEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileModifiedEvent,
+    FileMovedEvent,
+]
+"""All but FileOpenedEvent and FileClosedNoWriteEvent: each reading of ours would ask for the next."""
+_OBSERVER_THREADS = 3
+"""Threads of watchdog's observer of one directory on Linux, the platform that has the most."""
 
 
 class EventSource(Protocol):
@@ -69,114 +101,33 @@ class EventSource(Protocol):
 
 OnEvent = Callable[[str, str | None], None]
 
-try:
-    from watchdog.observers.inotify_c import CallbackId, InotifyConstants, InotifyEvent, InotifyFD, Mask
-except (ImportError, UnsupportedLibcError):  # not on Linux
-    _HAS_INOTIFY = False
-else:
-    _HAS_INOTIFY = True
-    # Without IN_OPEN, IN_ACCESS and IN_CLOSE_NOWRITE: each reading of ours would ask for the next.
-    _MASK = Mask(
-        InotifyConstants.IN_MODIFY
-        | InotifyConstants.IN_ATTRIB
-        | InotifyConstants.IN_CLOSE_WRITE
-        | InotifyConstants.IN_CREATE
-        | InotifyConstants.IN_DELETE
-        | InotifyConstants.IN_MOVE
-        | InotifyConstants.IN_DELETE_SELF
-        | InotifyConstants.IN_MOVE_SELF
-        | InotifyConstants.IN_ONLYDIR
-    )
-
-
-class InotifyEvents:
-    """inotify through watchdog's descriptor thread.
-
-    watchdog's `Observer` will not do: an atomic rename has to be seen at once. The observer holds back each
-    IN_MOVED_FROM for half a second to pair it (InotifyMoveEventGrouper.delay), even when the pair is complete. It also
-    runs a thread per directory.
-    """
-
-    def __init__(self, on_event: OnEvent) -> None:
-        self._on_event = on_event
-        self._descriptor = InotifyFD()
-        try:
-            self._descriptor.start()
-        except BaseException:  # no thread can be started
-            # stop() alone leaves the descriptors to the thread, which closes them as the last thing it does.
-            self._descriptor._is_reading = False
-            self._descriptor.stop()
-            raise
-
-    def arm(self, directory: str) -> object:
-        callback = _DirectoryCallback(directory, self._on_event)
-        callback.wd = self._descriptor.add_callback(
-            os.fsencode(directory), _MASK, callback, CallbackId(id(callback))
-        )
-        if callback.wd == -1:  # watchdog does not report EACCES
-            raise PermissionError(f"may not watch {directory}")
-        return callback
-
-    def disarm(self, armed: _DirectoryCallback) -> None:
-        armed.silenced = True
-        self._descriptor.remove_callbacks([(armed.wd, CallbackId(id(armed)))])
-
-    def close(self) -> None:
-        self._descriptor.stop()
-        self._descriptor.join()
-
-
-class _DirectoryCallback:
-    """watchdog's WatchCallback for one directory; called on its descriptor thread."""
-
-    __slots__ = ("_directory", "_on_event", "silenced", "wd")
-
-    def __init__(self, directory: str, on_event: OnEvent) -> None:
-        self._directory = directory
-        self._on_event = on_event
-        self.silenced = False
-        self.wd: Any = -1
-
-    def on_event(self, event: InotifyEvent) -> None:
-        if not self.silenced:
-            self._on_event(self._directory, None if event.is_move_self else os.fsdecode(event.name) or None)
-
-    def on_watch_deleted(self, wd: Any) -> None:
-        # IN_IGNORED: the directory is gone. A new one of the same name may have the same inode number.
-        if not self.silenced:
-            self._on_event(self._directory, None)
-
-    def on_queue_overflow(self) -> None:
-        if not self.silenced:
-            self._on_event(self._directory, "")
-
 
 class ObserverEvents:
-    """watchdog's portable observer (FSEvents, kqueue, Windows), where there is no inotify."""
+    """watchdog's observer: inotify, FSEvents, kqueue or Windows' notifications. Starts its threads.
+
+    Raises:
+        OSError: The kernel has no inotify instance left.
+        RuntimeError: No threads can be started.
+    """
 
     def __init__(self, on_event: OnEvent) -> None:
         from watchdog.observers import Observer
 
+        _try_threads(_OBSERVER_THREADS)
         self._on_event = on_event
         self._observer = Observer()
-        self._observer.start()  # if that raises, nothing is held yet
+        try:
+            self._observer.start()
+        except BaseException:
+            self._observer.stop()  # on Linux it has descriptors and a thread since its constructor
+            raise
 
     def arm(self, directory: str) -> object:
-        from watchdog.events import FileSystemEventHandler
-
-        on_event = self._on_event
-
-        class Handler(FileSystemEventHandler):
-            def on_any_event(self, event: FileSystemEvent) -> None:
-                if event.event_type in ("opened", "closed_no_write"):
-                    return
-                for path in (event.src_path, event.dest_path):
-                    if path and (text := os.fsdecode(path)) != directory:
-                        on_event(directory, os.path.basename(text))
-                if event.event_type == "deleted" and os.fsdecode(event.src_path) == directory:
-                    on_event(directory, None)
-
-        return self._observer.schedule(Handler(), directory)
+        if not os.access(directory, os.R_OK) and os.path.isdir(directory):
+            raise PermissionError(
+                f"may not watch {directory}"
+            )  # inotify's EACCES, which watchdog does not report
+        return self._observer.schedule(_Handler(directory, self._on_event), directory, event_filter=_HEARD)
 
     def disarm(self, armed: Any) -> None:
         with contextlib.suppress(KeyError):  # it has stopped by itself
@@ -187,13 +138,37 @@ class ObserverEvents:
         self._observer.join()
 
 
-def open_events(on_event: OnEvent) -> EventSource:
-    """The best source of events on this machine. Starts watchdog's threads.
+class _Handler(FileSystemEventHandler):
+    """Passes the events of one directory on; called on watchdog's thread."""
 
-    Raises:
-        OSError: The kernel has no inotify instance left.
+    def __init__(self, directory: str, on_event: OnEvent) -> None:
+        self._directory = directory
+        self._on_event = on_event
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        for path in (event.src_path, event.dest_path):
+            if path and (text := os.fsdecode(path)) != self._directory:
+                self._on_event(self._directory, os.path.basename(text))
+        if event.event_type == "deleted" and os.fsdecode(event.src_path) == self._directory:
+            # A new one of the same name may have the same inode number.
+            self._on_event(self._directory, None)
+
+
+def _try_threads(number: int) -> None:
+    """Raise RuntimeError unless *number* more threads can be started.
+
+    watchdog opens its descriptors before it starts its threads, and nobody could close them if that failed.
     """
-    return InotifyEvents(on_event) if _HAS_INOTIFY else ObserverEvents(on_event)
+    over, started = threading.Event(), []
+    try:
+        for _ in range(number):
+            thread = threading.Thread(target=over.wait, name="headrace-watch-trial", daemon=True)
+            thread.start()
+            started.append(thread)
+    finally:
+        over.set()
+        for thread in started:
+            thread.join()
 
 
 class _Armed:
@@ -230,7 +205,7 @@ class Watcher:
         *,
         known: Prints | None = None,
         clock: Callable[[], float] = monotonic,
-        events: Callable[[OnEvent], EventSource] = open_events,
+        events: Callable[[OnEvent], EventSource] = ObserverEvents,
         degraded: Callable[[str], None] | None = None,
     ) -> None:
         self._files = tuple(dict.fromkeys(files))
