@@ -5,8 +5,9 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from http.client import HTTPResponse
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import pytest
@@ -23,6 +24,7 @@ from urllib3.poolmanager import PoolManager
 from headrace.adapters.own_connections import settled_by_adapter
 from headrace.policy.retry import RetryAllowance
 from headrace.runtime.inbound import Inbound, inbound_var
+from headrace.transport.stock.own_class import governed_over
 from support.faultserver import Answer, FaultServer, server_context
 from support.governed import rules, running
 
@@ -238,11 +240,29 @@ class SocketOptionsAdapter(HTTPAdapter):
 
 
 class OwnConnection(HTTPConnection):
-    pass
+    """Says another name, and dials as stock's."""
 
 
 class OwnPool(HTTPConnectionPool):
     ConnectionCls = OwnConnection
+
+
+class ElsewhereConnection(HTTPConnection):
+    """Dials by itself, as those of SOCKS and of unix sockets do."""
+
+    def _new_conn(self) -> socket.socket:
+        return super()._new_conn()
+
+
+class ElsewherePool(HTTPConnectionPool):
+    ConnectionCls = ElsewhereConnection
+
+
+class BusyPool(HTTPConnectionPool):
+    """Does more than stock's pool."""
+
+    def urlopen(self, *args, **kw):  # type: ignore[no-untyped-def]
+        return super().urlopen(*args, **kw)
 
 
 class OwnPoolAdapter(HTTPAdapter):
@@ -438,9 +458,9 @@ def with_own_keys() -> PoolManager:
     return manager
 
 
-def with_own_pools() -> PoolManager:
+def with_own_pools(kind: type[HTTPConnectionPool] = BusyPool) -> PoolManager:
     manager = PoolManager()
-    manager.pool_classes_by_scheme = {"http": OwnPool}
+    manager.pool_classes_by_scheme = {"http": kind}
     return manager
 
 
@@ -450,18 +470,35 @@ def with_own_pools() -> PoolManager:
         pytest.param(lambda: PoolManager(source_address=("127.0.0.2", 0)), id="source address"),
         pytest.param(lambda: PoolManager(socket_options=OPTIONS), id="socket options"),
         pytest.param(DiallingManager, id="manager class"),
-        pytest.param(with_own_pools, id="pool class"),
         pytest.param(with_own_keys, id="key function"),
     ],
 )
 def test_what_a_manager_settles_about_dialling_is_left_to_it(
     tmp_path: Path, server: FaultServer, caplog: pytest.LogCaptureFixture, make: Callable[[], PoolManager]
 ) -> None:
+    """failures.md 55."""
+    _is_left_to_it(tmp_path, server, caplog, make, "manager")
+
+
+@pytest.mark.parametrize("kind", [BusyPool, ElsewherePool])
+def test_pool_and_connection_classes_that_do_more_are_left_to_it(
+    tmp_path: Path, server: FaultServer, caplog: pytest.LogCaptureFixture, kind: type[HTTPConnectionPool]
+) -> None:
     """failures.md 55: boto3's managers were passed over in silence."""
-    with running(tmp_path, rules(server.url, more=ON)) as hr, make() as manager:
+    _is_left_to_it(tmp_path, server, caplog, lambda: with_own_pools(kind), "pool_class")
+
+
+def _is_left_to_it(
+    folder: Path,
+    server: FaultServer,
+    caplog: pytest.LogCaptureFixture,
+    make: Callable[[], PoolManager],
+    reason: str,
+) -> None:
+    with running(folder, rules(server.url, more=ON)) as hr, make() as manager:
         for _ in range(2):
             assert not hasattr(manager.request("GET", f"{server.url}/a"), "headrace")
-        assert hr.status()["ungoverned"] == {"manager": 2}
+        assert hr.status()["ungoverned"] == {reason: 2}
         said = [one for one in caplog.records if getattr(one, "event", "") == "call.ungoverned"]
         assert len(said) == 1
         with PoolManager() as stock:
@@ -476,14 +513,14 @@ def test_what_a_request_has_left_running_is_counted_by_the_file_in_force(
         token = inbound_var.set(inbound)
         try:
             manager.request("GET", server.url)
-            assert hr.status()["ungoverned"] == {"manager": 1}
+            assert hr.status()["ungoverned"] == {"pool_class": 1}
             Path(hr.files[0]).write_text(rules("http://elsewhere.internal", more=ON))
             assert hr.reload() == "applied"
             manager.request("GET", server.url)
-            assert hr.status()["ungoverned"] == {"manager": 2}  # it keeps the file that it began with
+            assert hr.status()["ungoverned"] == {"pool_class": 2}  # it keeps the file that it began with
             inbound.end()
             manager.request("GET", server.url)
-            assert hr.status()["ungoverned"] == {"manager": 2}
+            assert hr.status()["ungoverned"] == {"pool_class": 2}
         finally:
             inbound_var.reset(token)
 
@@ -508,6 +545,76 @@ def test_a_manager_whose_connections_are_stocks_stays_governed(
         assert hr.status()["ungoverned"] == {}
 
 
+class Talkative(HTTPConnection):
+    """Adds to what ours do, by `super()`."""
+
+    said: ClassVar[list[str]] = []
+
+    def __init__(self, *args: Any, **kw: Any) -> None:
+        self.said.append("made")
+        super().__init__(*args, **kw)
+
+    def send(self, data: Any) -> None:
+        self.said.append("send")
+        super().send(data)
+
+    def close(self) -> None:
+        self.said.append("close")
+        super().close()
+
+
+class PassingOver(HTTPConnection):
+    """Names its base, so that it would pass over ours."""
+
+    def send(self, data: Any) -> None:
+        HTTPConnection.send(self, data)
+
+
+class Sealed(HTTPConnection):
+    """An answer class in the place of ours."""
+
+    response_class = HTTPResponse
+
+
+class TalkativePool(HTTPConnectionPool):
+    ConnectionCls = Talkative
+
+
+@pytest.mark.parametrize("kind", [OwnPool, TalkativePool])
+def test_a_pool_class_with_another_connection_class_is_governed_over_that(
+    tmp_path: Path, server: FaultServer, kind: type[HTTPConnectionPool]
+) -> None:
+    Talkative.said.clear()
+    with running(tmp_path, rules(server.url, FAST, more=ON)) as hr, with_own_pools(kind) as manager:
+        server.next(Answer(503))
+        answer = manager.request("GET", server.url)  # it has not said how to retry: the rules decide
+        assert [one.outcome for one in answer.headrace.attempts] == ["5xx", "2xx"]
+        pool: Any = manager.connection_from_url(server.url)
+        pool.ConnectionCls = OwnConnection  # and another one from here on
+        assert pool.request("GET", "/").headrace.upstream == "billing"
+        assert server.connections == 1 + (kind is TalkativePool)
+        assert hr.status()["ungoverned"] == {}
+    if kind is TalkativePool:
+        assert Talkative.said[:2] == ["made", "send"]
+        assert "close" in Talkative.said
+
+
+@pytest.mark.parametrize(
+    ("theirs", "is_sound"),
+    [
+        (OwnConnection, True),
+        (Talkative, True),
+        (ElsewhereConnection, False),
+        (PassingOver, False),
+        (Sealed, False),
+    ],
+)
+def test_a_class_is_put_above_ours_only_where_all_of_ours_is_still_called(
+    theirs: type[HTTPConnection], is_sound: bool
+) -> None:
+    assert (governed_over(theirs) is not None) is is_sound
+
+
 def test_what_is_written_on_a_pool_handed_out_is_left_to_it(
     tmp_path: Path, server: FaultServer, secure: FaultServer, ca: Path
 ) -> None:
@@ -518,9 +625,9 @@ def test_what_is_written_on_a_pool_handed_out_is_left_to_it(
         pool.conn_kw["source_address"] = ("127.0.0.2", 0)
         assert not hasattr(pool.request("GET", "/"), "headrace")
         del pool.conn_kw["source_address"]
-        pool.ConnectionCls = OwnConnection  # type: ignore[misc]
+        pool.ConnectionCls = ElsewhereConnection  # type: ignore[misc]
         assert not hasattr(pool.request("GET", "/"), "headrace")
-        assert hr.status()["ungoverned"] == {"manager": 2}
+        assert hr.status()["ungoverned"] == {"manager": 1, "pool_class": 1}
     with running(tmp_path, rules(secure.url, f"    tls: {{ca: '{ca}'}}\n", more=ON)) as hr:
         with PoolManager(ca_certs=str(ca)) as manager:
             secured: Any = manager.connection_from_url(secure.url)

@@ -801,9 +801,12 @@ def test_an_evicted_pool_is_freed_at_once(tmp_path: Path, server: FaultServer) -
             gc.enable()
 
 
-def test_a_manager_with_pool_classes_of_its_own_is_not_reached(tmp_path: Path, server: FaultServer) -> None:
+def test_a_manager_with_pool_classes_that_do_more_hands_out_its_own(
+    tmp_path: Path, server: FaultServer
+) -> None:
     class OwnPool(HTTPConnectionPool):
-        pass
+        def _get_conn(self, timeout: float | None = None) -> Any:
+            return super()._get_conn(timeout)
 
     with running(tmp_path, governed(server.url)), PoolManager() as manager:
         manager.pool_classes_by_scheme = {"http": OwnPool}

@@ -75,6 +75,7 @@ class ScriptedSurface:
         CircuitOpenError, DeadlineExceeded, PoolTimeout, PoolRejected, CallCancelled, ResponseTooLarge
     )
     owner = None
+    owns_all = False
 
     def __init__(self, *script: int | Answer | Exception) -> None:
         self._script = list(script)

@@ -34,6 +34,7 @@ _libc = ctypes.CDLL(None)
 Headers = tuple[tuple[str, str], ...]
 Then = Literal["keep", "fin", "rst", "half_close"]
 OnAccept = Literal["serve", "rst", "fin", "silence", "drip_tls"]
+OnExpect = Literal["continue", "answer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,7 @@ class FaultServer:
         failed_handshakes: TLS handshakes that did not come about.
         on_accept: What new connections meet: `serve`, `rst`, `fin`, `silence` (not a byte is read), or
             `drip_tls`: the beginning of a handshake, byte by byte and without an end.
+        on_expect: What meets `Expect: 100-continue`: a 100 (`continue`), or the answer, the body unread (`answer`).
         sip_s, sip_bytes: Pause between reads of a request's body, and what each of them takes at most.
     """
 
@@ -161,6 +163,7 @@ class FaultServer:
         self.first_lines = 0
         self.failed_handshakes = 0
         self.on_accept: OnAccept = "serve"
+        self.on_expect: OnExpect = "continue"
         self.sip_s = 0.0
         self.sip_bytes = 1024
         self._general: Behaviour = Answer()
@@ -345,7 +348,7 @@ class FaultServer:
                 self.first_lines += 1
                 self._changed.notify_all()
             nth += 1
-            request = connection.read_request(nth)
+            request = connection.read_request(nth, self.on_expect)
             if request is None:
                 return
             with self._changed:
@@ -464,7 +467,7 @@ class _Connection:
                 return False
         return True
 
-    def read_request(self, nth: int) -> Request | None:
+    def read_request(self, nth: int, on_expect: OnExpect) -> Request | None:
         """The rest of the request; None when the client has left during it."""
         while b"\r\n\r\n" not in self.buffer:
             if not self.fill():
@@ -474,7 +477,10 @@ class _Connection:
         method, target, _ = first.split(" ", 2)
         headers = tuple((name, value.strip()) for name, _, value in (line.partition(":") for line in lines))
         framing = {name.lower(): value for name, value in headers}
-        if framing.get("expect", "").lower() == "100-continue":
+        is_expecting = framing.get("expect", "").lower() == "100-continue"
+        if is_expecting and on_expect == "answer":
+            return Request(method, target, headers, b"", nth, self.number, self.client_cert)
+        if is_expecting:
             self.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         if framing.get("transfer-encoding", "").lower() == "chunked":
             body = self.read_chunks()

@@ -95,11 +95,12 @@ class Rig:
         *,
         fresh: bool = False,
         owner: object | None = None,
+        own_only: bool = False,
         on_wait: Callable[[Any], object] | None = None,
     ) -> Waiter:
         """A thread that wants a lease and has got into the queue."""
         ahead = self.pool.view().waiting
-        waiter = Waiter(self.pool, timeout_s, fresh=fresh, owner=owner, on_wait=on_wait)
+        waiter = Waiter(self.pool, timeout_s, fresh=fresh, owner=owner, own_only=own_only, on_wait=on_wait)
         waiter.thread.start()
         wait_until(lambda: self.pool.view().waiting == ahead + 1, what="a waiter in the queue")
         return waiter

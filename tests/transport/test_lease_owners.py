@@ -160,6 +160,36 @@ def test_a_dead_one_is_replaced_by_one_that_is_everybodys() -> None:
     assert r.closed == [own]
 
 
+def test_who_takes_its_own_alone_gets_no_other_idle_or_waiting_or_in_place_of_a_dead_one() -> None:
+    """A caller with a connection class of its own: the owner of all that it uses."""
+    r = rig(max_connections=2)
+    alice = Owner()
+    (shared,) = r.fill_idle("shared")
+    lease = r.pool.acquire(0.0, owner=alice, own_only=True)
+    assert (lease.conn, r.closed) == (None, [])
+    lease.conn = own = Conn("alice's")
+    r.pool.claim(lease, alice)
+    r.pool.give_back(lease, reusable=True)
+    own.alive = False
+    lease = r.pool.acquire(0.0, owner=alice, own_only=True)
+    assert (lease.conn, lease.reused, r.closed) == (None, False, [own])
+
+    held = r.pool.acquire(0.0)
+    assert held.conn is shared
+    waiter = r.waiter(owner=alice, own_only=True)
+    r.pool.give_back(held, reusable=True)
+    assert waiter.outcome().conn is None, "another caller's connection was handed over"
+    assert r.closed == [own, shared]
+    assert r.pool.view().inuse == 2
+
+
+def test_who_takes_its_own_alone_makes_room_in_a_full_pool() -> None:
+    r = rig(max_connections=1)
+    (shared,) = r.fill_idle("shared")
+    lease = r.pool.acquire(0.0, owner=Owner(), own_only=True)
+    assert (lease.conn, r.closed) == (None, [shared])
+
+
 def test_a_fresh_lease_takes_none_and_no_heartbeat_is_sent_on_one() -> None:
     r = rig(max_connections=3)
     alice = Owner()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Literal
 
 import requests.adapters
@@ -23,6 +24,7 @@ from urllib3.poolmanager import SSL_KEYWORDS, PoolKey, PoolManager
 
 from headrace.adapters.bundles import is_bundle_of
 from headrace.policy.plan import TlsPlan
+from headrace.transport.stock.own_class import SAYS_NOTHING
 
 Scheme = Literal["http", "https"]
 Reason = Literal["adapter", "manager", "tls"]
@@ -60,6 +62,7 @@ _KEYS_OF_EVERY_POOL = frozenset(
     }  # a call through a proxy passes through by itself
     | {"key_" + name for name in TLS_SETTINGS}  # compared with the rule (urllib3_trust)
 )
+_STOCK_POOLS = frozenset(kind.__module__ for kind in HTTPSConnectionPool.__mro__)
 _POOL_OF: dict[str, type[HTTPConnectionPool]] = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
 
 STOCK = HTTPConnection.__module__
@@ -67,6 +70,17 @@ STOCK = HTTPConnection.__module__
 
 _seen_to_be_stocks: tuple[Any, ...] = ()
 """Choices of classes that were compared already. A handful: `HTTPAdapter` itself may be patched and put back."""
+
+
+@lru_cache(maxsize=64)
+def is_stocks_pool(kind: type[Any]) -> bool:
+    """Whether *kind* is a pool class of urllib3's, or one that differs in its connection class alone."""
+    return all(
+        name == "ConnectionCls" or name in SAYS_NOTHING or not hasattr(HTTPSConnectionPool, name)
+        for one in kind.__mro__
+        if one.__module__ not in _STOCK_POOLS
+        for name in vars(one)
+    )
 
 
 class PlainPoolManager(PoolManager):

@@ -200,6 +200,7 @@ class Call(Generic[T]):
                 by_deadline=send.by_deadline,
                 fresh=send.fresh,
                 owner=self._surface.owner,
+                own_only=self._surface.owns_all,
                 on_wait=None if cancellation is None else partial(cancellation.covers, pool=leases),
             )
         except LeaseError as error:

@@ -59,10 +59,12 @@ class Surface(Protocol[T]):
 
     Attributes:
         owner: The owner of a connection that this call authenticates; referred to weakly. None: it has no owner.
+        owns_all: The call goes over connections of its owner alone, authenticated or not.
     """
 
     twins: Twins
     owner: object | None
+    owns_all: bool
 
     def send(self, attempt: Attempt) -> T:
         """Send, from the body's current position, and wait for the head of the answer. Blocks, within its limits.

@@ -298,6 +298,7 @@ _UNGOVERNED = {
     "tls": ": it has TLS settings of its own, which hold",
     "adapter": ": its adapter has settled its connections itself, which holds",
     "manager": ": its pool manager has settled its connections itself, which holds",
+    "pool_class": ": the classes of its pool or its connections are more than urllib3's, and hold",
     "httpx": ": headrace does not govern httpx, it only counts its calls",
 }
 
@@ -307,7 +308,8 @@ class CallUngoverned:
     """A call that a rule names by URL but that passes through untouched; once per call site.
 
     Attributes:
-        reason: `tls`, `proxy`, `adapter`, `manager`, `httpx`: the label of `headrace_ungoverned_calls_total`.
+        reason: `tls`, `proxy`, `adapter`, `manager`, `pool_class`, `httpx`: the label of
+            `headrace_ungoverned_calls_total`.
         call_site: `file:line` of the caller.
     """
 

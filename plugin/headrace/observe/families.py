@@ -301,7 +301,8 @@ SERVICE_FAMILIES: tuple[Family[ServiceReading], ...] = (
     Family(
         "headrace_ungoverned_calls_total",
         "counter",
-        "Calls to a known upstream that passed through untouched, by reason: proxy, tls, adapter, manager.",
+        "Calls to a known upstream that passed through untouched, by reason: proxy, tls, adapter, manager, pool_class, "
+        "httpx.",
         ("reason",),
         lambda service: _by_single_label(service.ungoverned),
     ),

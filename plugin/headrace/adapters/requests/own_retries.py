@@ -184,6 +184,7 @@ class _Surface:
     )
 
     twins = REQUESTS
+    owns_all = False
 
     def __init__(
         self,

@@ -213,6 +213,7 @@ class _Surface:
     )
 
     twins = REQUESTS
+    owns_all = False
 
     def __init__(
         self,

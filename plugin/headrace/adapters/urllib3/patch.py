@@ -18,7 +18,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.poolmanager import PoolKey
 
 from headrace.adapters.routing import Routing, count_unknown
-from headrace.adapters.urllib3.pools import FRONTS, routed
+from headrace.adapters.urllib3.pools import front_of, routed
 from headrace.engine.notices import count_ungoverned, passing
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,12 +40,12 @@ class Urllib3Patch:
             pool = original(self, pool_key, request_context)
             if settled.get():
                 return pool
-            if type(pool) not in FRONTS:
+            if front_of(type(pool)) is None:
                 # Its calls are not seen, so their paths are not known. The code that asks for it is counted.
                 if passing.get() is None:
                     upstream = routing.of_origin(pool.scheme, pool.host, pool.port or 0)
                     if upstream is not None and upstream.mode != "off":
-                        count_ungoverned(upstream, "manager")
+                        count_ungoverned(upstream, "pool_class")
                 return pool
             # Behind a forward proxy the pool's origin is the proxy's: only the URL of a call tells.
             if self.proxy is None and not routing.names_origin(pool.scheme, pool.host, pool.port or 0):

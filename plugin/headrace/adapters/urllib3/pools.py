@@ -24,11 +24,12 @@ from urllib3.util.timeout import Timeout
 
 from headrace.adapters.body import position_of
 from headrace.adapters.failures import facts_of
-from headrace.adapters.own_connections import STOCK, is_settled_by_manager
+from headrace.adapters.own_connections import STOCK, is_settled_by_manager, is_stocks_pool
 from headrace.adapters.routing import Routing, count_unknown
 from headrace.adapters.timeouts import NOT_GIVEN, timeouts_of_call
 from headrace.adapters.urllib3.hop import Hop, RefusalInFlight
 from headrace.adapters.urllib3.own_retries import (
+    RedirectsOnly,
     count_delegated,
     is_default,
     redirects_only,
@@ -46,6 +47,7 @@ from headrace.policy.plan import TimeoutPlan
 from headrace.policy.request import Request
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import current_attempt
+from headrace.transport.stock.own_class import OwnClassPool, governed_over, over_own_class
 
 _FRONT = "_headrace_front"
 _MADE_WITH = "_headrace_made"
@@ -181,17 +183,20 @@ class RoutedHTTPPool(HTTPConnectionPool):
                 not preload_content,
                 position_of(body)[0],
             )
-            return _observed(upstream, go, request, retries)
+            return _observed(upstream, go, request, nth_try=int(self._decides(retries)))
         if not isinstance(retries, Retry):
             retries = Retry.from_int(retries, redirect=redirect, default=stock.retries)
         if is_default(retries):
             retries = redirects_only(retries)
         tries = None
-        if retries_itself(retries):
+        own = None
+        if stock.ConnectionCls.__module__ != STOCK:
+            own = over_own_class(upstream.endpoint.pool, stock, stock.ConnectionCls)
+        if self._decides(retries):
             tries = Tries(upstream)
             retries = retries if position_of(body)[0] else unsent_only(retries)
         hop = _ManagerHop(stock, upstream, self._timeouts(upstream.plan.timeouts, limit, pool_timeout), tries)
-        hop.front, hop.release_conn = self, release_conn
+        hop.front, hop.release_conn, hop.own = self, release_conn, own
         try:
             return HTTPConnectionPool.urlopen(hop, method, url, body, retries=retries, **asked)
         except RefusalInFlight:
@@ -231,14 +236,26 @@ class RoutedHTTPPool(HTTPConnectionPool):
         if stock.proxy is not None:
             count_ungoverned(upstream, "proxy")
             return None
-        if self._is_settled or stock.conn_kw != self._made_with or stock.ConnectionCls.__module__ != STOCK:
+        if self._is_settled or stock.conn_kw != self._made_with:
             count_ungoverned(upstream, "manager")
+            return None
+        if stock.ConnectionCls.__module__ != STOCK and governed_over(stock.ConnectionCls) is None:
+            count_ungoverned(upstream, "pool_class")
             return None
         tls = upstream.plan.tls
         if tls is not None and stock.scheme == "https" and brings_own_tls(self._key, tls, stock):
             count_ungoverned(upstream, "tls")
             return None
         return upstream
+
+    def _decides(self, retries: Retry) -> bool:
+        """Whether the caller decides about attempts: then headrace makes one per try.
+
+        A client with classes of its own has its own loop above, if it tells urllib3 to make no retries.
+        """
+        if isinstance(retries, RedirectsOnly) or is_default(retries):
+            return False
+        return type(self.stock) not in FRONTS or retries_itself(retries)
 
     def _timeouts(self, plan: TimeoutPlan, timeout: Any, pool_timeout: float | None) -> TimeoutPlan:
         """The limits of one call: the rule's, or what the call, or else its manager, asks for."""
@@ -261,7 +278,15 @@ FRONTS: Final[Mapping[type[HTTPConnectionPool], type[RoutedHTTPPool]]] = {
     HTTPConnectionPool: RoutedHTTPPool,
     HTTPSConnectionPool: RoutedHTTPSPool,
 }
-"""By urllib3's own classes. The pools of a manager with other classes are not reached."""
+"""By urllib3's own classes."""
+
+
+def front_of(kind: Any) -> type[RoutedHTTPPool] | None:
+    """What stands in front of a manager's pool of class *kind*; None: nothing, as it does more than urllib3's."""
+    front = FRONTS.get(kind)
+    if front is None and is_stocks_pool(kind):
+        return RoutedHTTPSPool if issubclass(kind, HTTPSConnectionPool) else RoutedHTTPPool
+    return front
 
 
 def _is_none_thrice(timeout: Any) -> bool:
@@ -269,10 +294,9 @@ def _is_none_thrice(timeout: Any) -> bool:
 
 
 def _observed(
-    upstream: Upstream, go: Callable[[], BaseHTTPResponse], request: Request, retries: Retry
+    upstream: Upstream, go: Callable[[], BaseHTTPResponse], request: Request, *, nth_try: int
 ) -> BaseHTTPResponse:
-    is_own = not is_default(retries) and retries_itself(retries)
-    return observed(upstream, go, request, status_of=status_of, facts_of=facts_of, nth_try=int(is_own))
+    return observed(upstream, go, request, status_of=status_of, facts_of=facts_of, nth_try=nth_try)
 
 
 def routed(
@@ -293,7 +317,9 @@ def routed(
         made = notes.get(_MADE_WITH)
         if made is None:
             made = notes[_MADE_WITH] = is_settled_by_manager(manager, key), stock.conn_kw.copy()
-        front = FRONTS[type(stock)](
+        kind = front_of(type(stock))
+        assert kind is not None, "the patch has asked"
+        front = kind(
             stock,
             key,
             routing,
@@ -311,11 +337,13 @@ class _ManagerHop(Hop):
     Attributes:
         front: That pool.
         release_conn: As the call has it.
+        own: What its attempts go by where that pool's connections are of another class than stock's.
     """
 
-    __slots__ = ("front", "release_conn")
+    __slots__ = ("front", "own", "release_conn")
 
     front: RoutedHTTPPool
+    own: OwnClassPool | None
     release_conn: bool | None
 
     def urlopen(  # type: ignore[override]  # as urllib3 itself overrides it
@@ -350,7 +378,7 @@ class _ManagerHop(Hop):
         replayable, body_at = (True, None) if body is None or type(body) is bytes else position_of(body)
         response_kw["release_conn"] = self.release_conn
         surface = UrlopenSurface(
-            self.upstream.endpoint.pool,
+            self.own or self.upstream.endpoint.pool,
             method,
             url,
             body,
@@ -358,7 +386,7 @@ class _ManagerHop(Hop):
             body_at,
             response_kw,
             # Not its manager: stock shares connections by pool, and a caller with a pool needs no manager.
-            self.front.stock,
+            self.own or self.front.stock,
         )
         streamed = not response_kw["preload_content"]
         request = Request(surface, method, headers, self.timeouts, streamed, replayable)

@@ -32,6 +32,7 @@ from headrace.transport.connection_auth import is_of_connection
 from headrace.transport.dial.tls import trust_of
 from headrace.transport.stock.body import body_of
 from headrace.transport.stock.draining import drained
+from headrace.transport.stock.own_class import OwnClassPool
 from headrace.transport.stock.pool import GovernedHTTPPool, with_defaults
 from headrace.transport.stock.response import StreamedResponse
 from headrace.transport.stock.timeout import AttemptTimeout
@@ -172,7 +173,17 @@ def url_through(pool: GovernedHTTPPool, target: str) -> str:
 class UrlopenSurface:
     """One call through urllib3."""
 
-    __slots__ = ("_body", "_body_at", "_headers", "_method", "_pool", "_response_kw", "_target", "owner")
+    __slots__ = (
+        "_body",
+        "_body_at",
+        "_headers",
+        "_method",
+        "_pool",
+        "_response_kw",
+        "_target",
+        "owner",
+        "owns_all",
+    )
 
     twins = URLLIB3
 
@@ -189,6 +200,7 @@ class UrlopenSurface:
     ) -> None:
         self._pool = pool
         self.owner = owner
+        self.owns_all = isinstance(pool, OwnClassPool)
         self._method = method
         self._target = target
         self._body = body
@@ -268,6 +280,8 @@ class UrlopenSurface:
 
     def towards(self, other: Upstream, refused: Upstream) -> Substitute[BaseHTTPResponse] | None:
         pool = self._pool
+        if self.owns_all:
+            return None  # there, it would go over connections of another class than its caller's
         host = f"[{pool.host}]" if ":" in pool.host else pool.host
         base = f"{pool.scheme}://{host}:{pool.port}"
         url = url_at(other, refused, self._target if "://" in self._target else base + self._target)

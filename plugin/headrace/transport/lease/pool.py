@@ -27,8 +27,9 @@ acquire, return, view or round of housekeeping then picks it up.)
 only through its lease. A lease that is no longer referred to is collected, whatever happened
 to it. The callback appends to `_dropped`, and the slot is free.
 
-**Owners.** A connection that its peer has authenticated (NTLM) belongs to its owner alone: `claim`. While idle, it is
-in `_owned`. Callers look at that only if it is not empty.
+**Owners.** A connection that its peer has authenticated (NTLM), or that is of a class of its caller's, belongs to its
+owner alone: `claim`. While idle, it is in `_owned`. Callers look at that only if it is not empty. An owner of the
+second kind takes no other connection (`own_only`). All connections count towards the same size.
 
 **Interrupts.** KeyboardInterrupt, or Celery's soft time limit, may be raised between
 any two bytecodes where CPython polls for signals: after a call, not after a
@@ -245,6 +246,9 @@ class LeasePool(Generic[C]):
         # Those that wait longest come first. Each has its gate.
         self._waiters: OrderedDict[Lease[C], threading.Lock] = OrderedDict()
         self._fresh_waiters: set[Lease[C]] = set()  # of the waiters, those that want no idle connection
+        self._own_waiters: set[Lease[C]] = (
+            set()
+        )  # of the waiters, those that want their owner's connections alone
         self._reported: set[ref[Lease[C]]] = set()  # in use, and reported as held for too long
         self._leaky_sites: set[str | None] = set()
         self._faulty_sites: set[str] = set()
@@ -272,6 +276,7 @@ class LeasePool(Generic[C]):
         by_deadline: bool = False,
         fresh: bool = False,
         owner: object | None = None,
+        own_only: bool = False,
         on_wait: Callable[[ref[Lease[C]]], object] | None = None,
     ) -> Lease[C]:
         """A slot of the pool, with an idle connection if a usable one is there. Blocks, first come first served.
@@ -285,6 +290,7 @@ class LeasePool(Generic[C]):
             by_deadline: The deadline of the call has cut the wait; a timeout is then counted as `deadline`.
             fresh: A slot without a connection, even if idle ones are there; one of them makes room if necessary.
             owner: The owner that asks, as in `claim`; None: the caller has no connections of its own.
+            own_only: No connection but the owner's own. If it has none idle: a slot, as with *fresh*.
             on_wait: Called without the lock before a wait, with the token by which `abort` can end it.
 
         Raises:
@@ -316,7 +322,9 @@ class LeasePool(Generic[C]):
                 if now >= tally.turn_at or now < tally.turn_at - _STEP_S:
                     tally.turn(now)
                 newest: Lease[C] | None = None
-                if kept and not (fresh or self._waiters or self._screens or self._owned or self._returns):
+                if kept and not (
+                    fresh or own_only or self._waiters or self._screens or self._owned or self._returns
+                ):
                     newest = kept[-1]  # nothing is newer, so it need not go through `_idle`
                     try:
                         del self._inuse[newest.token]  # type: ignore[arg-type]
@@ -331,7 +339,7 @@ class LeasePool(Generic[C]):
                     # Where a connection is idle, no call waits, and the pool is not stopped.
                     if self._owned and owner is not None and not fresh:
                         connection = self._newest_owned_by(owner)
-                    if connection is None and self._idle and not fresh:
+                    if connection is None and self._idle and not (fresh or own_only):
                         connection = self._idle[-1]
                 if connection is not None:
                     self._inuse[token] = lease.site
@@ -348,7 +356,7 @@ class LeasePool(Generic[C]):
                     else:
                         self._idle.pop()
                 else:
-                    gate = self._slot_or_gate(lease, timeout_s, fresh, owner)
+                    gate = self._slot_or_gate(lease, timeout_s, fresh, owner, own_only)
             if (
                 self._to_close
                 or self._returns
@@ -371,12 +379,12 @@ class LeasePool(Generic[C]):
                 ):
                     lease.reused = True
                 else:
-                    self._replace(lease, now, owner)
+                    self._replace(lease, now, owner, own_only)
             return lease
         except BaseException as error:
             with self._lock:
                 self._waiters.pop(lease, None)
-                self._fresh_waiters.discard(lease)
+                self._forget_wishes(lease)
                 if isinstance(error, LeaseError):
                     self._tally.failures += 1
                     add(self._tally.failed, _result_of(error, by_deadline=by_deadline))
@@ -458,7 +466,7 @@ class LeasePool(Generic[C]):
                 )  # it may be on its way back, unseen: its next holder closes it
                 self._abort_lease(token)
                 if (gate := self._waiters.pop(lease, None)) is not None:
-                    self._fresh_waiters.discard(lease)
+                    self._forget_wishes(lease)
                     gate.release()
         self._settle()
         return found
@@ -668,6 +676,7 @@ class LeasePool(Generic[C]):
             while self._waiters:
                 self._isolated(self._dismiss, next(iter(self._waiters.items())))
             self._fresh_waiters.clear()
+            self._own_waiters.clear()
             self._tally.tell(self._counters)
         self._settle()
 
@@ -711,6 +720,7 @@ class LeasePool(Generic[C]):
             self._to_close,
             self._waiters,
             self._fresh_waiters,
+            self._own_waiters,
             self._reported,
         )
         for collection in collections:
@@ -788,7 +798,7 @@ class LeasePool(Generic[C]):
             self._schedule_close((self._idle or self._owned).popleft().conn, "surplus")
 
     def _slot_or_gate(
-        self, lease: Lease[C], timeout_s: float, fresh: bool, owner: object | None
+        self, lease: Lease[C], timeout_s: float, fresh: bool, owner: object | None, own_only: bool
     ) -> threading.Lock | None:
         """Put *lease* in use without a connection, or in the queue. Answers its gate in the queue, else None."""
         plan = self.plan
@@ -825,6 +835,8 @@ class LeasePool(Generic[C]):
         gate.acquire()
         if fresh:
             self._fresh_waiters.add(lease)
+        if own_only:
+            self._own_waiters.add(lease)
         lease.connection = self._blank()
         if owner is not None:
             lease.connection.owner = ref(owner)  # while it waits, this is the owner that waits
@@ -886,7 +898,7 @@ class LeasePool(Generic[C]):
         elif isinstance(found, Lease):
             token = found.token or token
             conn, found.connection.conn, found.token = found.conn, None, None
-            self._fresh_waiters.discard(found)
+            self._forget_wishes(found)
             gate = self._waiters.pop(found, None)
             if gate is not None:
                 gate.release()  # the waiter finds that it was not served
@@ -972,7 +984,7 @@ class LeasePool(Generic[C]):
                 _take_connection(lease, own)
                 self._owned.remove(own)
                 self._tally.hits += 1
-            elif self._idle and wants_idle:
+            elif self._idle and wants_idle and lease not in self._own_waiters:
                 _take_connection(lease, self._idle[-1])
                 self._idle.pop()
                 self._tally.hits += 1
@@ -983,9 +995,13 @@ class LeasePool(Generic[C]):
             self._tally.waited += 1
             lease.taken_at = self._clock()  # it is held from now on, even if its waiter runs later
             self._inuse[token] = lease.site
-        self._fresh_waiters.discard(lease)
+        self._forget_wishes(lease)
         del self._waiters[lease]
         gate.release()
+
+    def _forget_wishes(self, lease: Lease[C]) -> None:
+        self._fresh_waiters.discard(lease)
+        self._own_waiters.discard(lease)
 
     def _dismiss(self, waiter: tuple[Lease[C], threading.Lock]) -> None:
         """Let *waiter* go without a lease."""
@@ -1157,7 +1173,7 @@ class LeasePool(Generic[C]):
                 # If it was handed over in the last moment, it is ours, whatever the clock says.
                 gave_up = not opened and self._waiters.pop(lease, None) is not None
                 self._has_refused = self._has_refused or gave_up
-                self._fresh_waiters.discard(lease)
+                self._forget_wishes(lease)
                 if gave_up or lease.token not in self._inuse:
                     view = self._view()
             self._settle()
@@ -1184,7 +1200,7 @@ class LeasePool(Generic[C]):
                 self._tally.collections += 1
             self._settle()
 
-    def _replace(self, lease: Lease[C], now: float, owner: object | None) -> None:
+    def _replace(self, lease: Lease[C], now: float, owner: object | None, own_only: bool) -> None:
         """Close the connection of *lease*, which is expired or dead, and take the next usable idle one, if any."""
         while (conn := lease.connection.conn) is not None:
             last, lease.connection = lease.connection, _NO_CONNECTION
@@ -1198,7 +1214,7 @@ class LeasePool(Generic[C]):
                 if own is not None:
                     _take_connection(lease, own)
                     self._owned.remove(own)
-                elif self._idle:
+                elif self._idle and not own_only:
                     _take_connection(lease, self._idle[-1])
                     self._idle.pop()
                 else:

@@ -10,6 +10,7 @@ import os
 import queue
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from urllib3._collections import HTTPHeaderDict
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool, log
@@ -62,11 +63,13 @@ class GovernedHTTPPool(HTTPConnectionPool):
     Attributes:
         leases: Which call holds which connection; the truth about inuse, idle and waiting.
         dns_name: What DNS is asked for: the host, with its final dot where the file writes one.
+        own_classes: By the pool of a caller with a connection class of its own, what its calls go by (`own_class`).
     """
 
     ConnectionCls = GovernedHTTPConnection
     QueueCls = _EmptyQueue  # type: ignore[assignment]
     leases: LeasePool[GovernedHTTPConnection]
+    own_classes: WeakKeyDictionary[HTTPConnectionPool, Any]
     acquire_s: float
     connect_s: float
     handshake_s: float
@@ -250,6 +253,11 @@ def with_defaults(headers: Mapping[str, str], extra: tuple[tuple[str, str], ...]
 class _Headers(HTTPHeaderDict):
     """urllib3's headers without its repr, which joins the values and so shows secret ones."""
 
+    def __getitem__(self, key: str) -> str:
+        # Stock's joins the values even if there is one. botocore's are bytes, and it looks at them.
+        values = self.getlist(key)
+        return values[0] if len(values) == 1 else super().__getitem__(key)
+
     def __repr__(self) -> str:
         return f"HTTPHeaderDict({list(self)})"
 
@@ -284,6 +292,7 @@ def build_pool(plan: UpstreamPlan, origin: Origin, counters: UpstreamCounters) -
         )
     pool.origin = origin
     pool.leases = leases
+    pool.own_classes = WeakKeyDictionary()
     pool.follow(plan)
     return pool
 
