@@ -24,6 +24,7 @@ from urllib3.poolmanager import SSL_KEYWORDS, PoolKey, PoolManager
 
 from headrace.adapters.bundles import is_bundle_of
 from headrace.policy.plan import TlsPlan
+from headrace.transport.stock.cassette import is_recorder
 from headrace.transport.stock.own_class import SAYS_NOTHING
 
 Scheme = Literal["http", "https"]
@@ -111,6 +112,11 @@ class PlainHTTPPool(HTTPConnectionPool):
 _PLAIN_POOL_OF: dict[str, type[HTTPConnectionPool]] = {"http": PlainHTTPPool, "https": HTTPSConnectionPool}
 
 
+def is_settled_by_class(kind: Any) -> bool:
+    """Whether *kind* is neither stock's connection class nor a recorder's."""
+    return kind.__module__ != STOCK and not is_recorder(kind)
+
+
 def settled_by_adapter(adapter: HTTPAdapter, scheme: Scheme, tls: TlsPlan | None = None) -> Reason | None:
     """What *adapter* has settled for its connections to an upstream of *scheme*. None: nothing, as stock's.
 
@@ -129,7 +135,7 @@ def settled_by_adapter(adapter: HTTPAdapter, scheme: Scheme, tls: TlsPlan | None
     pool_class = manager.pool_classes_by_scheme.get(scheme)
     if (
         (pool_class is not _POOL_OF[scheme] and pool_class is not _PLAIN_POOL_OF[scheme])
-        or pool_class.ConnectionCls.__module__ != STOCK
+        or (pool_class.ConnectionCls.__module__ != STOCK and is_settled_by_class(pool_class.ConnectionCls))
         or manager.key_fn_by_scheme.get(scheme) is not urllib3.poolmanager.key_fn_by_scheme[scheme]
         or not _METHODS_OF_MANAGER.isdisjoint(manager.__dict__)
     ):

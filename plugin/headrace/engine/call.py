@@ -252,6 +252,8 @@ class Call(Generic[T]):
                 self._exchange.body_is_spent()
             outcome.sent = attempt.phase == "sent"
             outcome.connect_s = attempt.connect_took_s
+            if attempt.was_played is not None:
+                outcome.played = attempt.was_played()
             outcome.duration_s = monotonic() - attempt.began
             return outcome
         except BaseException:

@@ -65,6 +65,7 @@ class Outcome:
         broken_off: headrace itself shut the connection: its pool was stopped, or its lifetime was over.
         reused: The connection had carried a request before. Set for failed attempts only; answered likewise.
         answered: A status line had arrived.
+        played: The answer came from a recorder's cassette, and nothing was sent.
     """
 
     fault: Fault | None = None
@@ -83,6 +84,7 @@ class Outcome:
     advice: str | None = None
     reused: bool = False
     answered: bool = False
+    played: bool = False
 
     @property
     def label(self) -> str:

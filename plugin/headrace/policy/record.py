@@ -31,6 +31,7 @@ class AttemptRecord:
         sent: The request, or a part of it, may have reached the upstream.
         retry_seq: How many attempts before it may have reached the upstream: its `X-Retry-Seq`, absent at 0.
         resent: It was sent twice: the pooled connection had died unnoticed.
+        played: The answer came from a cassette (vcrpy), and nothing was sent.
     """
 
     started_s: float
@@ -44,6 +45,7 @@ class AttemptRecord:
     sent: bool
     retry_seq: int
     resent: bool
+    played: bool = False
 
 
 @dataclass(slots=True)
@@ -90,6 +92,7 @@ class Record:
                     sent=outcome.sent,
                     retry_seq=retry_seq,
                     resent=outcome.resent,
+                    played=outcome.played,
                 )
             )
             retry_seq += outcome.sent
@@ -136,7 +139,9 @@ class Record:
 
 def _attempt_in_words(number: int, one: AttemptRecord) -> str:
     what = str(one.status) if one.status is not None else one.outcome
-    if one.connect_s is not None:
+    if one.played:
+        how = ["played from a cassette"]
+    elif one.connect_s is not None:
         how = [f"connected in {one.connect_s:.3f} s"]
     else:
         how = ["reused connection" if one.sent else "not connected"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ class Attempt:
         began: When it got its lease, monotonic seconds.
         limit_s: Seconds that it had then.
         was_in_time: It ended before its time was up; None: not known yet.
+        was_played: Answers whether its answer came from a cassette; None: nothing records.
         excused: It was cut after a grace: this process had stood still, so it is not known what was at fault.
         opening: The connection that is being opened for it, or None.
     """
@@ -68,6 +70,7 @@ class Attempt:
     began: float = 0.0
     limit_s: float = math.inf
     was_in_time: bool | None = None
+    was_played: Callable[[], bool] | None = None
     opening: Opening | None = None
 
 

@@ -11,7 +11,8 @@ import select
 import socket
 import ssl
 import threading
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
 
 from headrace.clock import monotonic
 from headrace.transport.attempt import current_attempt
@@ -62,8 +63,20 @@ def opened_in_time(gate: threading.Lock, limit_s: float) -> bool:
     return monotonic() - began >= limit_s + LATE_S and gate.acquire(timeout=MOST_GRACES * GRACE_S)
 
 
-class PatientSSLSocket(ssl.SSLSocket):
-    """CPython's TLS socket, which looks once more when its limit was far overrun.
+if TYPE_CHECKING:
+    _Base = ssl.SSLSocket
+else:
+    _Base = object
+
+
+@lru_cache(maxsize=8)
+def patient_over(base: Any) -> type[PatientSSLSocket]:
+    """The class of TLS sockets that are those of *base*, CPython's or gevent's, and patient."""
+    return cast("type[PatientSSLSocket]", type("PatientSSLSocket", (PatientSSLSocket, base), {}))
+
+
+class PatientSSLSocket(_Base):
+    """A TLS socket, on top of CPython's or gevent's, which looks once more when its limit was far overrun.
 
     CPython looks at the clock before it looks at the socket. When getting the GIL back has taken longer than the
     limit, it raises TimeoutError although the answer is there (`_ssl.c`, PySSL_select). Plain sockets poll first.
@@ -87,14 +100,15 @@ class PatientSSLSocket(ssl.SSLSocket):
             attempt.opening.sockets.append(self)
             attempt.opening.go_on()
         began = monotonic()
+        arguments = (block,) if block else ()  # gevent's takes none
         try:
-            super().do_handshake(block)
+            super().do_handshake(*arguments)
         except TimeoutError as error:
             if not _is_too_late(self, began, error):
                 raise
         else:
             return
-        super().do_handshake(block)
+        super().do_handshake(*arguments)
 
 
 def _is_too_late(sock: ssl.SSLSocket, began: float, error: TimeoutError) -> bool:

@@ -24,7 +24,12 @@ from urllib3.util.timeout import Timeout
 
 from headrace.adapters.body import position_of
 from headrace.adapters.failures import facts_of
-from headrace.adapters.own_connections import STOCK, is_settled_by_manager, is_stocks_pool
+from headrace.adapters.own_connections import (
+    STOCK,
+    is_settled_by_class,
+    is_settled_by_manager,
+    is_stocks_pool,
+)
 from headrace.adapters.routing import Routing, count_unknown
 from headrace.adapters.timeouts import NOT_GIVEN, timeouts_of_call
 from headrace.adapters.urllib3.hop import Hop, RefusalInFlight
@@ -190,7 +195,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
             retries = redirects_only(retries)
         tries = None
         own = None
-        if stock.ConnectionCls.__module__ != STOCK:
+        if stock.ConnectionCls.__module__ != STOCK and is_settled_by_class(stock.ConnectionCls):
             own = over_own_class(upstream.endpoint.pool, stock, stock.ConnectionCls)
         if self._decides(retries):
             tries = Tries(upstream)
@@ -239,7 +244,8 @@ class RoutedHTTPPool(HTTPConnectionPool):
         if self._is_settled or stock.conn_kw != self._made_with:
             count_ungoverned(upstream, "manager")
             return None
-        if stock.ConnectionCls.__module__ != STOCK and governed_over(stock.ConnectionCls) is None:
+        kind: Any = stock.ConnectionCls
+        if kind.__module__ != STOCK and is_settled_by_class(kind) and governed_over(kind) is None:
             count_ungoverned(upstream, "pool_class")
             return None
         tls = upstream.plan.tls

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import ssl
 from collections.abc import Mapping
 
 from headrace.config.check.problems import Path, Problem
@@ -60,6 +61,9 @@ class Trust:
                 self._report((*path, role), file, error)
         if files["ca"] is None and tls.verify and self._bundle is not None:
             files["ca"], ca_digest = self._bundled(total)
+        if files["ca"] is None and tls.verify:
+            # Who has put another class there, as truststore does, decides what is trusted: another plan.
+            _hash_part(total, "store", ssl.SSLContext.__module__.encode())
         return TlsPlan(
             verify=tls.verify,
             ca=files["ca"],

@@ -4,21 +4,26 @@ urllib3 and requests write to the context that they are given. urllib3 sets
 `verify_mode` and ALPN on it for every new connection. requests makes it load
 its own CA bundle, which would add all public CAs to a private one
 (failures.md 31). What one call passes must not change a shared context.
+
+`ssl.SSLContext` is looked up when a context is made: truststore and others put their own class there, to trust the
+store of the operating system. Where the file names a CA, that alone is trusted, as written.
 """
 
 from __future__ import annotations
 
+import _ssl
 import os
 import re
 import ssl
 import sys
 import threading
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 from weakref import WeakValueDictionary
 
 from headrace.policy.plan import TlsPlan
-from headrace.transport.standstill import PatientSSLSocket
+from headrace.transport.standstill import patient_over
 
 _MINIMUM = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _HASHED_NAME = re.compile(r"[0-9a-f]{8}\.\d+")  # what OpenSSL looks for in a CA directory
@@ -35,8 +40,14 @@ class SealedContextError(ssl.SSLError):
     """Something tried to change the shared context of an upstream."""
 
 
-class SealedContext(ssl.SSLContext):
-    """A client context that nothing changes once it is sealed.
+if TYPE_CHECKING:
+    _Base = ssl.SSLContext
+else:
+    _Base = object
+
+
+class SealedContext(_Base):
+    """A client context that nothing changes once it is sealed. `sealed_over` puts it on top of a context class.
 
     Ignored, because stock libraries do it as a matter of course: setting
     `verify_mode` and `check_hostname`, `load_verify_locations`,
@@ -44,12 +55,16 @@ class SealedContext(ssl.SSLContext):
     `ssl.SSLError` and so stays in the family of errors that callers expect.
     """
 
+    _is_own: bool
+
     def __new__(cls) -> Self:
         """An open context with Python's defaults for clients."""
         return super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
 
     def __init__(self) -> None:
         self._sealed = False
+        if not self._is_own:
+            super().__init__(ssl.PROTOCOL_TLS_CLIENT)
 
     def seal(self) -> None:
         """Refuse changes from now on."""
@@ -108,7 +123,40 @@ def _refusal(what: str) -> SealedContextError:
     )
 
 
-_contexts: WeakValueDictionary[TlsPlan, SealedContext] = WeakValueDictionary()
+@lru_cache(maxsize=8)
+def sealed_over(base: Any) -> type[SealedContext]:
+    """The class whose contexts are those of *base*, sealed."""
+    return cast(
+        "type[SealedContext]", type("SealedContext", (SealedContext, base), {"_is_own": _is_own(base)})
+    )
+
+
+def _base_of(plan: TlsPlan) -> type[ssl.SSLContext]:
+    """The class that a context for *plan* is made over: that of `ssl`, unless it would add to what *plan* trusts."""
+    found = ssl.SSLContext
+    if plan.verify and plan.ca is None:
+        return found
+    return next((kind for kind in found.__mro__ if _is_own(kind)), found)
+
+
+def _is_own(kind: type) -> bool:
+    """Whether *kind* verifies as OpenSSL does: Python's own, or gevent's, which differs in how it waits."""
+    return kind.__module__.partition(".")[0] in ("ssl", "gevent")
+
+
+def _put(context: SealedContext, name: str, value: Any) -> None:
+    """Set *name* of *context*.
+
+    The setters of Python's class end in those of whatever `ssl.SSLContext` is now. A class put there calls them again.
+    """
+    owner = next(kind for kind in type(context).__mro__ if name in vars(kind))
+    if owner.__module__ == "ssl":
+        getattr(_ssl._SSLContext, name).__set__(context, value)
+    else:
+        setattr(context, name, value)
+
+
+_contexts: WeakValueDictionary[tuple[TlsPlan, type], SealedContext] = WeakValueDictionary()
 _contexts_lock = threading.Lock()  # held while building, so that equal plans never make two contexts
 
 
@@ -134,9 +182,10 @@ def context_for(plan: TlsPlan) -> SealedContext:
             does not match. There is no fall-back to default TLS (failures.md 35).
     """
     with _contexts_lock:
-        context = _contexts.get(plan)
+        base = _base_of(plan)
+        context = _contexts.get((plan, base))
         if context is None:
-            context = _contexts[plan] = _build(plan)
+            context = _contexts[plan, base] = _build(plan, base)
         return context
 
 
@@ -149,18 +198,19 @@ def trust_of(plan: TlsPlan) -> dict[str, Any]:
     return {"ssl_context": context_for(plan), "server_hostname": plan.server_name}
 
 
-def _build(plan: TlsPlan) -> SealedContext:
-    context = SealedContext()
-    context.sslsocket_class = PatientSSLSocket
-    context.minimum_version = _MINIMUM[plan.min_version]
-    context.options |= ssl.OP_NO_COMPRESSION  # CRIME
+def _build(plan: TlsPlan, base: type[ssl.SSLContext]) -> SealedContext:
+    context = sealed_over(base)()
+    context.sslsocket_class = patient_over(base.sslsocket_class)
+    _put(context, "minimum_version", _MINIMUM[plan.min_version])
+    _put(context, "options", context.options | ssl.OP_NO_COMPRESSION)  # CRIME
     context.hostname_checks_common_name = False
     # For TLS 1.3 servers that ask for the client certificate later. urllib3 sets it, too.
     context.post_handshake_auth = True
     context.set_alpn_protocols(["http/1.1"])
     if sys.version_info >= (3, 13):
         # As ssl.create_default_context() and urllib3 do there.
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_STRICT
+        flags = context.verify_flags | ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_STRICT
+        _put(context, "verify_flags", flags)
     key_log = os.environ.get("SSLKEYLOGFILE")
     if key_log:
         context.keylog_filename = key_log
@@ -168,7 +218,7 @@ def _build(plan: TlsPlan) -> SealedContext:
         _trust(context, plan.ca)
     else:
         context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
+        _put(context, "verify_mode", ssl.CERT_NONE)
     if plan.cert is not None:
         _present(context, plan.cert, plan.key)
     elif plan.key is not None:
@@ -206,7 +256,10 @@ def _trust_directory(context: SealedContext, ca: str) -> None:
 def _trust_system_store(context: SealedContext) -> None:
     """The system store, or certifi's where there is none (slim containers, python.org's macOS builds)."""
     context.load_default_certs()
-    if context.cert_store_stats()["x509_ca"]:
+    try:
+        if context.cert_store_stats()["x509_ca"]:
+            return
+    except NotImplementedError:  # truststore asks the operating system, certificate by certificate
         return
     directory = ssl.get_default_verify_paths().capath  # each certificate is read only when it is needed
     if directory and any(map(_HASHED_NAME.fullmatch, os.listdir(directory))):

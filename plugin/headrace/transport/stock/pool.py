@@ -13,6 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from urllib3._collections import HTTPHeaderDict
+from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool, log
 from urllib3.exceptions import ClosedPoolError, EmptyPoolError
 from urllib3.response import BaseHTTPResponse
@@ -20,7 +21,7 @@ from urllib3.response import BaseHTTPResponse
 from headrace.clock import monotonic
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import Origin, UpstreamPlan
-from headrace.transport.attempt import current_attempt
+from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.dial.liveness import is_alive
 from headrace.transport.dial.opening import shut
 from headrace.transport.dial.tls import context_for
@@ -28,6 +29,7 @@ from headrace.transport.foreign import noting
 from headrace.transport.lease.collector import collector
 from headrace.transport.lease.pool import LeaseClosed, LeasePool, LeaseRejected, LeaseTimeout
 from headrace.transport.standstill import is_readable
+from headrace.transport.stock.cassette import plays_of, recorder_in_use
 from headrace.transport.stock.connection import (
     GovernedHTTPConnection,
     GovernedHTTPSConnection,
@@ -98,6 +100,10 @@ class GovernedHTTPPool(HTTPConnectionPool):
     def _get_conn(self, timeout: float | None = None) -> GovernedHTTPConnection:
         attempt = current_attempt.get()
         lease = None
+        if HTTPConnectionPool.ConnectionCls is not HTTPConnection and (
+            recorder := recorder_in_use(self.scheme or "http")
+        ):
+            return self._recorded(recorder, attempt)
         if attempt is not None and attempt.pool is self:
             lease, attempt.lease = attempt.lease, None
             if lease is None and attempt.cut:
@@ -127,9 +133,22 @@ class GovernedHTTPPool(HTTPConnectionPool):
         conn.lease = lease
         return conn
 
+    def _recorded(self, recorder: Any, attempt: Attempt | None) -> GovernedHTTPConnection:
+        """A connection of a recorder's. The attempt keeps its lease, which goes back unused."""
+        if attempt is not None and attempt.pool is self:
+            attempt.phase = "sent"
+            attempt.was_played = plays_of(recorder)
+        conn: GovernedHTTPConnection = recorder(
+            host=self.host, port=self.port, **self.conn_kw
+        )  # as urllib3 sees it
+        return conn
+
     def _put_conn(self, conn: Any) -> None:
         # None: urllib3 closed the connection, and the lease went back with that.
         if conn is None:
+            return
+        if not isinstance(conn, GovernedHTTPConnection):  # a recorder's
+            conn.close()
             return
         # The connection keeps the lease that is over. Giving it back again does nothing. If it were taken off the
         # connection first, an interrupt after that would lose the slot.
