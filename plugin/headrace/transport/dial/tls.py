@@ -131,7 +131,7 @@ def sealed_over(base: Any) -> type[SealedContext]:
     )
 
 
-def _base_of(plan: TlsPlan) -> type[ssl.SSLContext]:
+def _base_of(plan: TlsPlan) -> Any:
     """The class that a context for *plan* is made over: that of `ssl`, unless it would add to what *plan* trusts."""
     found = ssl.SSLContext
     if plan.verify and plan.ca is None:
@@ -198,7 +198,7 @@ def trust_of(plan: TlsPlan) -> dict[str, Any]:
     return {"ssl_context": context_for(plan), "server_hostname": plan.server_name}
 
 
-def _build(plan: TlsPlan, base: type[ssl.SSLContext]) -> SealedContext:
+def _build(plan: TlsPlan, base: Any) -> SealedContext:
     context = sealed_over(base)()
     context.sslsocket_class = patient_over(base.sslsocket_class)
     _put(context, "minimum_version", _MINIMUM[plan.min_version])
