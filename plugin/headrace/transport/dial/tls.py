@@ -64,7 +64,7 @@ class SealedContext(_Base):
     def __init__(self) -> None:
         self._sealed = False
         if not self._is_own:
-            super().__init__(ssl.PROTOCOL_TLS_CLIENT)
+            super().__init__(ssl.PROTOCOL_TLS_CLIENT)  # type: ignore[call-arg]
 
     def seal(self) -> None:
         """Refuse changes from now on."""
