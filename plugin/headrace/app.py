@@ -32,6 +32,7 @@ from headrace.policy.plan import Configuration
 from headrace.runtime import process
 from headrace.runtime.deadlines import deadlines
 from headrace.runtime.inbound import inbound_var
+from headrace.runtime.late_patch import LatePatch
 from headrace.runtime.readings import Readings
 from headrace.runtime.reload import Reloader, ReloadResult
 from headrace.runtime.service import ServiceCounters
@@ -83,7 +84,8 @@ class Headrace:
         )  # in C: for each protected call
         self._readings = Readings(self._reloader)
         self._metrics = Metrics(self._readings.read, registry=registry, key=self.files)
-        self._housekeeping = Housekeeping([self._reloader.tick, self._flush, install.follow_imports])
+        self._late_patch = LatePatch()
+        self._housekeeping = self._new_housekeeping()
         self._watcher: Watcher | None = None
         self._handles: dict[str, Handle] = {}
         self._stock = stock_pools()
@@ -388,12 +390,15 @@ class Headrace:
             f"upstreams={len(snapshot.upstreams)}>"
         )
 
+    def _new_housekeeping(self) -> Housekeeping:
+        return Housekeeping([self._reloader.tick, self._flush, install.follow_imports, self._late_patch.look])
+
     def _forget_inherited(self) -> None:
         """In a forked child: touch nothing of the parent's. The child is governed; `start()` makes the threads anew."""
         self._lock = threading.Lock()
         # The parent has the same descriptor: a watch that is removed here would be removed there.
         self._watcher = None
-        self._housekeeping = Housekeeping([self._reloader.tick, self._flush, install.follow_imports])
+        self._housekeeping = self._new_housekeeping()
         self._reloader.forget_inherited()
         self._stock = stock_pools()
         each(

@@ -189,6 +189,13 @@ def patch(now):
     if sys.argv[2] == now:
         monkey.patch_all()
 patch("before the import")
+import logging
+said = []
+class Told(logging.Handler):
+    def emit(self, record):
+        if getattr(record, "event", "") == "gevent.late":
+            said.append(record.levelname)
+logging.getLogger().addHandler(Told())
 import headrace, requests, urllib3
 from headrace.transport.dial import tls  # an import of headrace alone does not load it
 from prometheus_client import CollectorRegistry
@@ -198,14 +205,16 @@ with headrace.Headrace(file, registry=CollectorRegistry()) as hr:
     if when == "after the start":
         assert requests.get(url).headrace.upstream == "billing"
         patch("after the start")
-        hr.housekeep()
     began = time.monotonic()
     jobs = [gevent.spawn(lambda: requests.get(url).headrace.upstream) for _ in range(5)]
     gevent.joinall(jobs, raise_error=True)
     took_s = time.monotonic() - began
     assert [one.value for one in jobs] == ["billing"] * 5
     assert urllib3.request("GET", url).headrace.upstream == "billing"
-    print("at once" if took_s < 2 else "one after the other")
+    ends_at = time.monotonic() + 20
+    while when == "after the start" and not said and time.monotonic() < ends_at:
+        time.sleep(0.1)
+    print("at once" if took_s < 2 else "one after the other", said)
 """
 
 
@@ -220,4 +229,16 @@ def test_gevent_may_patch_up_to_the_start(
         tls = f"    tls: {{ca: '{ca}'}}\n" if scheme == "https" else ""
         file = tmp_path / "upstreams.yaml"
         file.write_text(rules(server.url, tls, more="install: {urllib3: true}\n"))
-        assert run(GEVENT, server.url, when, file) == "at once"
+        assert run(GEVENT, server.url, when, file) == "at once []"
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_gevent_that_patches_after_the_start_is_told_what_to_do(
+    tmp_path: Path, secure: FaultServer, ca: Path, scheme: str
+) -> None:
+    with FaultServer() as plain:
+        server = secure if scheme == "https" else plain
+        tls = f"    tls: {{ca: '{ca}'}}\n" if scheme == "https" else ""
+        file = tmp_path / "upstreams.yaml"
+        file.write_text(rules(server.url, tls, more="install: {urllib3: true}\n"))
+        assert run(GEVENT, server.url, "after the start", file).endswith("['WARNING']")

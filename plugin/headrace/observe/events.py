@@ -421,6 +421,22 @@ class CallOnEventLoop:
 
 
 @dataclass(frozen=True, slots=True)
+class PatchedLate:
+    """gevent has patched the process after headrace had made its threads and TLS contexts; said once."""
+
+    name: ClassVar[str] = "gevent.late"
+    level: ClassVar[int] = logging.WARNING
+
+    @property
+    def line(self) -> str:
+        return (
+            "gevent has patched this process after headrace began: calls over TLS hold up all "
+            "greenlets. Call gevent.monkey.patch_all() before headrace begins, best of all first in the program "
+            "(gunicorn's and Celery's gevent workers do)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseLeaked:
     """A response or lease was dropped without being read or closed; its connection is gone, its slot free again.
 
