@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import trustme
 from botocore.config import Config
 from urllib3 import PoolManager
+from urllib3.exceptions import InsecureRequestWarning
 
 import headrace
 from headrace.transport.stock.own_class import governed_over
@@ -37,10 +39,14 @@ def server() -> Iterator[FaultServer]:
         yield server
 
 
-def client(url: str, *, tries: int = 1, **more: Any) -> Any:
+def client(
+    url: str, *, tries: int = 1, verify: str | bool | None = None, client_cert: str | None = None
+) -> Any:
     """An S3 client that makes so many tries itself."""
     settings = Config(
-        retries={"total_max_attempts": tries, "mode": "standard"}, s3={"addressing_style": "path"}, **more
+        retries={"total_max_attempts": tries, "mode": "standard"},
+        s3={"addressing_style": "path"},
+        client_cert=client_cert,
     )
     return boto3.client(
         "s3",
@@ -48,6 +54,7 @@ def client(url: str, *, tries: int = 1, **more: Any) -> Any:
         region_name="eu-central-1",
         aws_access_key_id="id",
         aws_secret_access_key="secret",
+        verify=verify,
         config=settings,
     )
 
@@ -225,25 +232,59 @@ def test_in_observe_mode_it_is_served_by_its_own_pool_and_observed(
         assert sum(hr.status()["upstreams"]["billing"]["requests"].values()) == 1
 
 
-def test_over_https_its_trust_is_its_own_and_is_counted(tmp_path: Path) -> None:
-    """failures.md 55: it brings a context, and what that trusts cannot be read from it."""
-    authority = trustme.CA()
-    ca = tmp_path / "ca.pem"
-    authority.cert_pem.write_to_path(str(ca))
+OF_THE_RULE = {"verify": "ca.pem"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_governed"),
+    [
+        pytest.param(OF_THE_RULE, True, id="the CA of the rule"),
+        pytest.param({"verify": "copy.pem"}, True, id="a copy of it"),
+        pytest.param({"verify": False}, False, id="no check"),
+        pytest.param({"verify": "both.pem"}, False, id="another bundle"),
+        pytest.param({**OF_THE_RULE, "client_cert": "client.pem"}, False, id="a client certificate"),
+    ],
+)
+def test_over_https_it_is_governed_where_its_trust_is_the_rules(
+    tmp_path: Path, asked: dict[str, Any], is_governed: bool
+) -> None:
+    """failures.md 55: where it is not, its own holds, and the call is counted."""
+    authority, other = trustme.CA(), trustme.CA()
+    ca = authority.cert_pem.bytes()
+    authority.issue_cert("client").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "client.pem"))
+    for name, content in {"ca": ca, "copy": ca, "both": ca + other.cert_pem.bytes()}.items():
+        (tmp_path / f"{name}.pem").write_bytes(content)
+    asked = {name: value and str(tmp_path / value) for name, value in asked.items()}
     with FaultServer(tls=server_context(authority)) as server:
         server.always(OBJECT)
-        with running(tmp_path, rules(server.url, f"    tls: {{ca: '{ca}'}}\n", more=ON)) as hr:
-            s3 = boto3.client(
-                "s3",
-                endpoint_url=server.url,
-                region_name="eu-central-1",
-                aws_access_key_id="id",
-                aws_secret_access_key="secret",
-                verify=str(ca),
-            )
-            assert get(s3) == b"object"
-            assert hr.status()["ungoverned"] == {"tls": 1}
+        text = rules(server.url, f"    tls: {{ca: '{tmp_path / 'ca.pem'}'}}\n", more=ON)
+        with running(tmp_path, text) as hr, warnings.catch_warnings():
+            warnings.simplefilter("ignore", InsecureRequestWarning)
+            s3 = client(server.url, **asked)
+            for _ in range(2):
+                assert get(s3) == b"object"
             s3.close()
+            status = hr.status()
+            assert status["ungoverned"] == ({} if is_governed else {"tls": 2})
+            assert sum(status["upstreams"]["billing"]["requests"].values()) == 2 * is_governed
+            if is_governed:
+                server.next(STORED)
+                put(client(server.url, **asked), io.BytesIO(b"object"))
+                assert b"\r\nobject\r\n" in server.requests[-1].body  # chunked, with its checksum behind it
+
+
+def test_over_https_a_peer_of_another_authority_is_refused(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    ca = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(ca))
+    with FaultServer(tls=server_context(authority)) as server:
+        with running(tmp_path, rules(server.url, f"    tls: {{ca: '{ca}'}}\n", more=ON)) as hr:
+            s3 = client(server.url, verify=str(ca))
+            with pytest.raises(botocore.exceptions.SSLError, match="verify failed"):
+                get(s3)
+            s3.close()
+            assert hr.status()["upstreams"]["billing"]["requests"] == {"certificate": 1}
+        assert server.requests == []
 
 
 def test_both_of_its_classes_are_made_once() -> None:

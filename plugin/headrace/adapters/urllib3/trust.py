@@ -18,13 +18,15 @@ _COMPARED = frozenset(
     {"cert_file", "key_file", "key_password", "cert_reqs", "ca_certs", "ca_cert_dir", "assert_hostname"}
     | {"server_hostname", "ssl_minimum_version", "ssl_version"}
 )
+_BOTOCORE = "botocore.awsrequest"
 _NOT_IN_A_RULE = tuple(f"key_{name}" for name in TLS_SETTINGS if name not in _COMPARED)
 
 
 def brings_own_tls(key: PoolKey, tls: TlsPlan, pool: Any) -> bool:
     """Whether what *key* says about TLS differs from the rule: another CA, a client certificate, no check, …
 
-    A context always does: what it trusts and presents cannot be read from it.
+    A context does: what it trusts and presents cannot be read from it. Only botocore's does not. That SDK makes one for
+    each client, with nothing in it, and says what to trust on the pool before each call.
 
     Args:
         pool: The pool made by that key. What was written on it since then counts as well, except for the fields
@@ -36,7 +38,11 @@ def brings_own_tls(key: PoolKey, tls: TlsPlan, pool: Any) -> bool:
         key.key_assert_fingerprint,
     ):
         return True
-    if any(getattr(key, field, None) is not None for field in _NOT_IN_A_RULE):
+    is_botocores = type(pool).__module__ == _BOTOCORE and type(key.key_ssl_context) is ssl.SSLContext
+    for field in _NOT_IN_A_RULE:
+        if getattr(key, field, None) is not None and not (is_botocores and field == "key_ssl_context"):
+            return True
+    if is_botocores and not _trusts_as(tls, pool):
         return True
     if (key.key_cert_file, key.key_key_file) not in ((None, None), (tls.cert, tls.key)):
         return True
@@ -53,3 +59,10 @@ def brings_own_tls(key: PoolKey, tls: TlsPlan, pool: Any) -> bool:
     if key.key_ssl_minimum_version not in (None, _MINIMUM[tls.min_version]):
         return True
     return key.key_ssl_version not in (None, ssl.PROTOCOL_TLS, ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _trusts_as(tls: TlsPlan, pool: Any) -> bool:
+    """Whether *pool*, by what is written on it, verifies its peer against what the rule trusts."""
+    if pool.cert_reqs is None or resolve_cert_reqs(pool.cert_reqs) != ssl.CERT_REQUIRED or not tls.verify:
+        return False
+    return pool.ca_certs is not None and is_bundle_of(tls, pool.ca_certs)
