@@ -185,6 +185,7 @@ def told(attempt: headrace.AttemptRecord) -> None:
     assert_type(attempt.sent, bool)
     assert_type(attempt.retry_seq, int)
     assert_type(attempt.resent, bool)
+    assert_type(attempt.played, bool)
 
 
 def errors(call: Callable[[], requests.Response]) -> float:
