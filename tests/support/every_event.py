@@ -66,6 +66,7 @@ EVERY_EVENT: list[events.Event] = [
         call_site="app.py:12",
     ),
     events.CallOnEventLoop(upstream="billing", wanted="wait for a connection", call_site="app.py:12"),
+    events.PatchedLate(),
     events.PoolFault(upstream="billing", error="TypeError: no", raised_at="lease.py:1"),
     events.PoolSuspect(upstream="billing", misses=3, closed=2),
     events.WatchDegraded(reason="inotify: too many watches"),
