@@ -190,3 +190,16 @@ def test_a_request_that_ends_in_a_child_does_not_end_the_parents_answers(fork: C
     assert pool.view().inuse == 1
     wire.sock.close()
     wire.peer.close()
+
+
+def test_a_lease_that_the_forking_thread_held_has_ended_and_has_no_connection_of_the_parent() -> None:
+    """failures.md 26."""
+    r = rig()
+    lease = r.lease()
+    conn = lease.conn
+    r.pool._pid = -1  # as if it had been used in another process so far
+
+    r.pool.view()
+
+    assert (lease.token, lease.conn) == (None, None)
+    assert r.discarded == [conn]

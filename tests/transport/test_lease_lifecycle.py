@@ -842,3 +842,18 @@ def test_who_would_resize_the_pool_is_told_once_of_each_call_that_has_to_wait() 
 
     assert isinstance(waiter.outcome(), Lease)
     assert told == [1]
+
+
+def test_a_connection_that_was_lent_for_a_look_is_not_looked_at_again_at_once() -> None:
+    r = rig(max_connections=3)
+    r.fill_idle("conn")
+    r.now += 10.0
+    (lent,) = r.pool.lend_idle(r.now, idle_s=5.0, most=8)
+    assert lent.reused
+    r.pool.return_unused(lent)
+
+    r.now += 4.0
+    assert r.pool.lend_idle(r.now, idle_s=5.0, most=8) == []
+
+    r.now += 1.0
+    assert len(r.pool.lend_idle(r.now, idle_s=5.0, most=8)) == 1
