@@ -375,3 +375,18 @@ def test_what_is_too_old_by_the_time_of_the_reload_is_not_taken_over() -> None:
     young = CountWindow(8, max_age_s=2.0)
     young.take_over(aged, 1005.0)
     assert young.calls == 0
+
+
+@pytest.mark.parametrize(("at", "calls"), [(8_100.0, 3), (8_099.0, 0)])
+def test_a_call_that_comes_too_early_for_a_late_thread_tells_of_a_step_of_the_clock(
+    at: float, calls: int
+) -> None:
+    """failures.md 69."""
+    window = CountWindow(10, max_age_s=100.0)
+    window.add(10_000.0)
+    window.add(10_000.0)  # from the second on, it knows when the first leaves
+
+    window.add(at)
+    window.advance(8_200.0)
+
+    assert window.calls == calls

@@ -857,3 +857,16 @@ def test_a_connection_that_was_lent_for_a_look_is_not_looked_at_again_at_once() 
 
     r.now += 1.0
     assert len(r.pool.lend_idle(r.now, idle_s=5.0, most=8)) == 1
+
+
+def test_a_connection_that_was_handed_to_who_waited_has_served_one_request_more() -> None:
+    r = rig(max_connections=1, max_requests_per_connection=2)
+    held = r.lease()
+    waiter = r.waiter()
+    r.pool.give_back(held, reusable=True)
+    lease = waiter.outcome()
+    assert lease.conn is held.conn
+
+    r.pool.give_back(lease, reusable=True)
+
+    assert r.counters.closed == {"lifetime": 1}
