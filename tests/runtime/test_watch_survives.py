@@ -311,6 +311,7 @@ def test_the_status_tells_of_each_thread_whether_it_lives_and_when_it_last_looke
             "headrace-deadline",
             "headrace-warmup",
             "headrace-heartbeat",
+            "headrace-foretell",
         }
         for name in ("headrace-watch", "headrace-housekeeping"):
             assert threads[name]["alive"]

@@ -74,5 +74,11 @@ EVERY_EVENT: list[events.Event] = [
     events.DeadlinesDistrusted(header="X-Request-Timeout"),
     events.ErrorMapped(upstream="billing", status=503, error="CircuitOpenError", request_id="r-1"),
     events.TlsVerificationDisabled(upstream="billing"),
+    events.TlsWouldRefuse(
+        upstream="billing",
+        host="billing.internal:443",
+        issuer="CN=Corporate Root, O=Acme",
+        reason="unable to get local issuer certificate",
+    ),
     events.ConfigWarning(text="HEADRACE_MOED is not a variable of headrace; did you mean HEADRACE_MODE?"),
 ]

@@ -612,6 +612,32 @@ class TlsVerificationDisabled:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsWouldRefuse:
+    """An observed upstream whose certificate `enforce` would refuse, while the stock library accepts it.
+
+    Attributes:
+        host: Whose certificate, with its port.
+        issuer: Who issued it, as the certificate says; "" where it does not.
+        reason: Why it would be refused, in OpenSSL's words.
+    """
+
+    name: ClassVar[str] = "tls.would_refuse"
+    level: ClassVar[int] = logging.WARNING
+    upstream: str
+    host: str
+    issuer: str
+    reason: str
+
+    @property
+    def line(self) -> str:
+        issuer = f", issued by {self.issuer}" if self.issuer else ""
+        return (
+            f'upstream "{self.upstream}": enforce would refuse the handshake with {self.host} ({self.reason}), '
+            f"which the stock library accepts{issuer}; before you enforce, have tls go by a CA that it comes from"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ConfigWarning:
     """A finding that does not stop the load."""
 

@@ -291,7 +291,7 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         "headrace_observed_total",
         "counter",
         "Mode observe, of the upstream or of its breaker: what the rules would have done, by action "
-        "(retried, refused, fallback, timed_out, waited, rejected).",
+        "(retried, refused, fallback, timed_out, waited, rejected, tls_refused).",
         ("action",),
         lambda up: _by_single_label(up.counters.observed),
     ),

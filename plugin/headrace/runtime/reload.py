@@ -35,6 +35,7 @@ from headrace.observe.logs import emit
 from headrace.policy.breaker.window import LATEST_S
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import Configuration
+from headrace.runtime.foretelling import Foreteller
 from headrace.runtime.heartbeat import Heartbeats
 from headrace.runtime.reports import report_leases
 from headrace.runtime.service import ServiceCounters
@@ -106,6 +107,7 @@ class Reloader:
         self._ticked_at = -inf
         self._warmer = Warmer()
         self._heartbeats = Heartbeats()
+        self._foreteller = Foreteller()
         self._is_stopped = False  # the pools of the snapshot were closed for good
         self.service = ServiceCounters()
         self.counters: dict[str, UpstreamCounters] = {}
@@ -194,9 +196,9 @@ class Reloader:
             of=name_of,
         )
         each(
-            (self._warmer.look, self._heartbeats.look),
+            (self._warmer.look, self._heartbeats.look, self._foreteller.look),
             lambda look: look(now, upstreams),
-            doing="begin a round of warm-up or heartbeats",
+            doing="begin a round of warm-up, heartbeats or foretelling",
         )
         if (step_s := now - self._ticked_at) < -LATEST_S:
             self._move_back(step_s)
@@ -257,12 +259,20 @@ class Reloader:
         self.rest()
 
     def rest(self) -> None:
-        """End the threads of warm-up and heartbeats. Blocks for two seconds at most. Idempotent."""
-        each((self._warmer.stop, self._heartbeats.stop), lambda stop: stop(), doing="end a thread")
+        """End the threads of warm-up, heartbeats and foretelling. Blocks for three seconds at most. Idempotent."""
+        each(
+            (self._warmer.stop, self._heartbeats.stop, self._foreteller.stop),
+            lambda stop: stop(),
+            doing="end a thread",
+        )
 
     def lives(self) -> dict[str, Life]:
         """The signs of life of its threads, by name."""
-        return {"headrace-warmup": self._warmer.life(), "headrace-heartbeat": self._heartbeats.life()}
+        return {
+            "headrace-warmup": self._warmer.life(),
+            "headrace-heartbeat": self._heartbeats.life(),
+            "headrace-foretell": self._foreteller.life(),
+        }
 
     def forget_inherited(self) -> None:
         """In a forked child, where no other thread runs: make new locks, and let go of the parent's sockets.
@@ -281,6 +291,7 @@ class Reloader:
         )
         self._warmer = Warmer()
         self._heartbeats = Heartbeats()
+        self._foreteller = self._foreteller.in_child()
         draining, self._draining = self._draining, []
         each(draining, lambda one: one.endpoint.pool.forget_inherited(), doing="give up a pool that drains")
         # Calls that are bound to an old snapshot go on with the one in force.

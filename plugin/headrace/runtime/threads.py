@@ -4,6 +4,7 @@
     headrace-watch          `watch.watcher`: ends in a way of its own, since what it calls may end it
     headrace-warmup         `warmup`: lives while there are connections to make
     headrace-heartbeat      `heartbeat`: lives for one round
+    headrace-foretell       `foretelling`: lives while there are handshakes to try
     headrace-deadline       `deadlines`: belongs to the process, not to an instance
     headrace-resolve        `transport.dial.resolve`: one for each name that is being looked up; the process's, too
 

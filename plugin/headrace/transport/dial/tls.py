@@ -17,6 +17,7 @@ import re
 import ssl
 import sys
 import threading
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -187,6 +188,34 @@ def context_for(plan: TlsPlan) -> SealedContext:
         if context is None:
             context = _contexts[plan, base] = _build(plan, base)
         return context
+
+
+def stock_context() -> SealedContext:
+    """A context that trusts whatever requests or urllib3 trust by themselves: certifi, the system store, the bundles.
+
+    Blocks (reads files, 40 ms).
+    """
+    import certifi  # requests needs it, so it is there; rarely needed here
+
+    base: Any = ssl.SSLContext  # truststore's, where that was put there: then stock goes by it
+    context = sealed_over(base)()
+    context.sslsocket_class = patient_over(base.sslsocket_class)
+    context.load_default_certs()  # SSL_CERT_FILE, too
+    bundles = (os.environ.get("REQUESTS_CA_BUNDLE"), os.environ.get("CURL_CA_BUNDLE"))
+    for bundle in (certifi.where(), *filter(None, bundles)):
+        try:
+            context.load_verify_locations(**{"capath" if os.path.isdir(bundle) else "cafile": bundle})
+        except OSError:
+            pass  # requests would refuse to go by it, and that is no matter of ours
+    context.seal()
+    return context
+
+
+def issuer_of(certificate: Mapping[str, Any]) -> str:
+    """Who issued *certificate*, which is as `getpeercert()` has it: `CN=R11, O=Let's Encrypt`; "" where it says not."""
+    named = [(name, value) for part in certificate.get("issuer", ()) for name, value in part]
+    short = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU"}
+    return ", ".join(f"{short[name]}={value}" for name, value in reversed(named) if name in short)[:200]
 
 
 def trust_of(plan: TlsPlan) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import queue
 from collections.abc import Mapping
+from ssl import SSLContext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -211,6 +212,27 @@ class GovernedHTTPPool(HTTPConnectionPool):
             conn.close()
             raise
         self.leases.offer(conn)
+
+    def try_connection(self, trust: SSLContext | None = None) -> dict[str, Any]:
+        """The peer's certificate, as `getpeercert()` has it, by one connection that is closed again.
+
+        Blocks for `connect_s` and `handshake_s`, as `open_idle` does.
+
+        Args:
+            trust: A context to connect with, under the name of the host; None: as the rules have it.
+
+        Raises:
+            HTTPError, OSError: The connection could not be made.
+        """
+        conn: Any = self._new_conn()
+        conn.timeout = self.connect_s
+        if trust is not None:
+            conn.ssl_context, conn.server_hostname = trust, None
+        try:
+            conn.connect()
+            return conn.sock.getpeercert() or {}
+        finally:
+            conn.close()
 
     def follow(self, plan: UpstreamPlan) -> None:
         """Go by *plan*, which has the TLS rules and the `tcp_keepalive` that this pool was built with."""
