@@ -384,6 +384,22 @@ def test_an_edit_that_adds_it_is_in_force_for_the_next_connection(
     assert [name for name, _ in told.asked] == ["billing.test", "billing.test."]
 
 
+def test_the_zone_of_an_address_is_not_asked_for_in_percent_encoding(
+    tmp_path: Path, call: Surface, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def look_up(host: Any, *args: Any) -> Any:
+        asked.append(host)
+        return [address_of(port_of(server))]
+
+    base = f"http://[fe80::1%25lo]:{port_of(server)}"
+    with running(tmp_path, rules(f"'{base}'", ONCE, more=INSTALL)) as hr:
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        assert status_of(call(hr, base)) == 200
+    assert asked == ["fe80::1%lo"]
+
+
 # Who may end it
 
 

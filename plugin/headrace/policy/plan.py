@@ -403,8 +403,12 @@ class UpstreamPlan:
     rooted: frozenset[Origin] = frozenset()
 
     def dns_name(self, origin: Origin) -> str:
-        """What DNS is asked for, for *origin*."""
-        return origin.host + "." if origin in self.rooted else origin.host
+        """What the system is asked for, for *origin*: with its final dot, and a zone without the URL's encoding.
+
+        Source: RFC 6874 §2 on `%25` before the zone of an address.
+        """
+        host = origin.host.replace("%25", "%", 1) if ":" in origin.host else origin.host
+        return host + "." if origin in self.rooted else host
 
 
 @dataclass(frozen=True, slots=True)
