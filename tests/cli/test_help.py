@@ -107,7 +107,7 @@ def test_the_page_that_says_more_exists_for_every_key() -> None:
 # --- Pages ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", pages().keys() - {"README"})
+@pytest.mark.parametrize("page", sorted(pages().keys() - {"README"}))
 def test_a_page_is_printed_whole_and_no_line_is_too_long(
     page: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
