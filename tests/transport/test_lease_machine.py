@@ -25,7 +25,7 @@ IDLE_TIMEOUT_S = 60.0
 LIFETIME_S = 80.0
 sizes = st.integers(min_value=1, max_value=5)
 picks = st.integers(min_value=0, max_value=1000)
-people = st.sampled_from([None, None, 0, 1])
+people = st.sampled_from([None, None, 0, 1, 2])
 
 
 class Cancelled(BaseException):
@@ -49,7 +49,18 @@ class Gate:
 
 
 class Person:
-    """An owner that a peer may authenticate a connection for."""
+    """An owner that a peer may authenticate a connection for.
+
+    Attributes:
+        own_only: Takes its own connections alone, as a caller with a connection class of its own does.
+    """
+
+    def __init__(self, *, own_only: bool = False) -> None:
+        self.own_only = own_only
+
+
+def is_exclusive(who: Person | None) -> bool:
+    return who is not None and who.own_only
 
 
 class Caller:
@@ -67,7 +78,9 @@ class Caller:
 
     def run(self, pool: Any) -> None:
         try:
-            self.result = pool.acquire(30.0, fresh=self.fresh, owner=self.who)
+            self.result = pool.acquire(
+                30.0, fresh=self.fresh, owner=self.who, own_only=is_exclusive(self.who)
+            )
         except BaseException as error:
             self.result = error
 
@@ -99,7 +112,7 @@ class LeaseMachine(RuleBasedStateMachine):
         self.ended: list[Lease[Conn]] = []
         self.tokens: list[Any] = []  # of every lease there was, weak
         self.idle: list[tuple[Conn, float]] = []
-        self.people = [Person(), Person()]
+        self.people = [Person(), Person(), Person(own_only=True)]
         self.owner_of: dict[Conn, Any] = {}  # weak
         self.waiting: list[Caller] = []
         self.expires_at: dict[Conn, float] = {}
@@ -127,9 +140,13 @@ class LeaseMachine(RuleBasedStateMachine):
 
     def checkout_one(self, *, fresh: bool, who: Person | None) -> None:
         if len(self.held) < self.size:
-            self.leased(self.rig.pool.acquire(30.0, fresh=fresh, owner=who), fresh=fresh, who=who)
+            self.leased(
+                self.rig.pool.acquire(30.0, fresh=fresh, owner=who, own_only=is_exclusive(who)),
+                fresh=fresh,
+                who=who,
+            )
         elif self.when_full == "new":
-            lease = self.rig.pool.acquire(30.0, fresh=fresh, owner=who)
+            lease = self.rig.pool.acquire(30.0, fresh=fresh, owner=who, own_only=is_exclusive(who))
             assert (lease.conn, lease.one_off) == (None, True)
             lease.conn = self.new_conn()
             self.one_off.append(lease)
@@ -161,7 +178,8 @@ class LeaseMachine(RuleBasedStateMachine):
         assert oldest[0] in self.rig.closed, "not the oldest made room"
 
     def leased(self, lease: Lease[Conn], *, fresh: bool, who: Person | None) -> None:
-        mine = [] if fresh else self.own(None) + (self.own(who) if who is not None else [])
+        shared = [] if is_exclusive(who) else self.own(None)
+        mine = [] if fresh else shared + (self.own(who) if who is not None else [])
         if not mine and self.idle and len(self.held) + len(self.idle) >= self.size:
             assert lease.conn is None
             self.evict()
@@ -235,12 +253,12 @@ class LeaseMachine(RuleBasedStateMachine):
             self.held.remove(lease)
             self.give_back_one(lease, reusable=True, lock_held=False)
 
-    @rule(nth=st.integers(0, 1))
+    @rule(nth=st.integers(0, 2))
     def an_owner_goes(self, nth: int) -> None:
         if any(caller.who is self.people[nth] for caller in self.waiting):
             return
         theirs = self.own(self.people[nth])
-        self.people[nth] = Person()
+        self.people[nth] = Person(own_only=nth == 2)
         for conn, since in theirs:
             assert conn in self.rig.closed
             self.idle.remove((conn, since))
