@@ -200,7 +200,7 @@ class Headrace:
         It undoes whatever is there, also after an interrupted start or close. What one step raises is logged, and
         the other steps are done all the same. An interrupt is raised when all are done.
         """
-        self._end(self._undoing_all(functools.partial(atexit.unregister, self.close), self._reloader.close))
+        self._end(functools.partial(atexit.unregister, self.close), self._reloader.close)
 
     def suspend(self) -> None:
         """As `close`, except that idle connections stay open for the next `start()`. Blocks shortly; idempotent.
@@ -208,9 +208,10 @@ class Headrace:
         For a lifespan that comes again and again in one process (AWS Lambda). Nobody looks after the connections
         meanwhile; each is looked at before it is used. `close()`, or the end of the process, closes them.
         """
-        self._end(self._undoing_all(self._reloader.suspend))
+        self._end(self._reloader.suspend)
 
-    def _end(self, steps: tuple[Callable[[], object], ...]) -> None:
+    def _end(self, *pools: Callable[[], object]) -> None:
+        # The steps are made after the renewal. Made before, they would wait for threads of the parent.
         if os.getpid() != process.pid:
             process.renew()
         was_running = False
@@ -219,7 +220,7 @@ class Headrace:
                 was_running = self._running_in is not None
                 self._closed = True
                 self._running_in = None
-                carry_out(steps, doing="close")
+                carry_out(self._undoing_all(*pools), doing="close")
         finally:
             if was_running:
                 emit(HeadraceStopped(files=self.files))

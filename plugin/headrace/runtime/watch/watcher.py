@@ -47,6 +47,12 @@ from watchdog.events import (
     FileSystemEventHandler,
 )
 
+# Now, not on our thread: a process that forks while a thread imports leaves the lock of that import to its child.
+try:
+    from watchdog.observers import Observer
+except Exception:
+    Observer = None  # type: ignore[assignment]  # then only the poll is left
+
 from headrace.clock import monotonic
 from headrace.observe.events import WatchDegraded
 from headrace.observe.isolation import each, stumbled, undisturbed
@@ -111,8 +117,8 @@ class ObserverEvents:
     """
 
     def __init__(self, on_event: OnEvent) -> None:
-        from watchdog.observers import Observer
-
+        if Observer is None:
+            raise OSError("watchdog has no observer for this system")
         _try_threads(_OBSERVER_THREADS)
         self._on_event = on_event
         self._observer = Observer()
