@@ -34,7 +34,7 @@ def is_bundle_of(tls: TlsPlan, ca: str | os.PathLike[str]) -> bool:
     if path == tls.ca or path in bundles_of_environment():
         return True
     if not tls.verify:
-        return False  # whoever names a bundle wants a check
+        return False  # a caller that names a bundle wants a check
     if tls.ca is not None:
         return tls.ca_digest is not None and _digest_of(path) == tls.ca_digest
     # The rule trusts public roots. These are their usual names.

@@ -22,6 +22,6 @@ class LatePatch:
 
 
 def _has_patched() -> bool:
-    # Not imported: whoever patches has it.
+    # Not imported here: the code that patches has imported it.
     monkey = sys.modules.get("gevent.monkey")
     return monkey is not None and monkey.is_module_patched("socket")

@@ -31,12 +31,12 @@ class Opening:
             raise ConnectionAbortedError("the call was broken off while it was connecting")
 
     def break_off(self) -> None:
-        """End what is under way, soon: its owner's waits return, and he finds that it was broken off. Does not block.
+        """End what is under way, soon: the waits of its owner return, and the owner finds that it was broken off. Does not block.
 
         On Linux a shutdown ends a connect that is under way. Where it does not, the owner looks at
-        `is_broken_off` at his next turn.
+        `is_broken_off` at its next turn.
         """
-        self.is_broken_off = True  # first: the owner looks at it once he is awake
+        self.is_broken_off = True  # first: the owner looks at it once it is awake
         for sock in tuple(self.sockets):
             shut(sock)
         gate = self.gate

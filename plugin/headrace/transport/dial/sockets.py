@@ -2,8 +2,8 @@
 
 The first address has an ordinary blocking connect, for a quarter of a second at the most: nearly always it answers, and
 then this costs what `socket.create_connection` does. Where it does not, **the kernel goes on connecting** after the
-TimeoutError. So its socket is kept, and only now a race begins: the next address beside it, then the next, whoever
-answers first wins, and the others are closed.
+TimeoutError. So its socket is kept, and only now a race begins: the next address beside it, then the next. The first
+to answer wins, and the others are closed.
 
 TLS is not part of it: an address that accepts and then hangs in the handshake has won.
 """
@@ -121,7 +121,7 @@ class _Race:
         raise self._error or OSError("no address was tried")
 
     def close_all_but(self, winner: socket.socket | None) -> None:
-        """Close whoever has not won. An interrupt in here leaves the rest to be collected."""
+        """Close those that have not won. An interrupt in here leaves the rest to be collected."""
         sockets = self._opening.sockets
         for sock in tuple(sockets):
             if sock is not winner:

@@ -348,7 +348,7 @@ def _addresses_of(
 def _in_urllib3s_words(
     error: OSError, conn: HTTPConnection, limit_s: float | None, resolve_s: float | None
 ) -> Exception:
-    """What urllib3 raises for *error*. *resolve_s*: the limit of the look-up, if it came amid that."""
+    """What urllib3 raises for *error*. *resolve_s*: the limit of the look-up, if that was under way."""
     if isinstance(error, socket.gaierror):
         return NameResolutionError(conn.host, conn, error)
     if isinstance(error, TimeoutError) and error.errno != errno.ETIMEDOUT:
