@@ -351,7 +351,7 @@ def test_a_final_dot_of_the_file_goes_to_dns_and_nowhere_else(
         with running(tmp_path, rules(f"https://billing.test.:{port}", body)) as hr:
             assert status_of(call(hr, "")) == 200
         assert server.requests[0].header("Host") == f"billing.test:{port}"
-    assert asked_for == ["billing.test"]
+    assert set(asked_for) == {"billing.test"}  # once by the call, and in `mode: observe` by the look ahead
     assert {name for name, _ in told.asked} == {"billing.test."}
 
 
