@@ -31,7 +31,7 @@ class Opening:
             raise ConnectionAbortedError("the call was broken off while it was connecting")
 
     def break_off(self) -> None:
-        """End what is under way, soon: the waits of its owner return, and the owner finds that it was broken off. Does not block.
+        """End what is under way, soon: its owner's waits return, and find that it was broken off. Does not block.
 
         On Linux a shutdown ends a connect that is under way. Where it does not, the owner looks at
         `is_broken_off` at its next turn.
