@@ -388,4 +388,4 @@ def test_python_work_grows_by_a_few_calls_per_value_not_more(tmp_path: Path) -> 
 
     calls(1)  # what is built once in a process
     few, many = calls(20), calls(120)
-    assert (many - few) / 100 < 600
+    assert (many - few) / 100 < 640  # 3.11 counts comprehensions, too: 602 there

@@ -24,8 +24,11 @@ upstreams:
   going:   {{base_url: '{0}/going', pool: {{max_connections: 2}}}}
 """
 
-_FINALIZERS = ("weakref.py", "_weakrefset.py")
-"""What these raise, CPython swallows: their callbacks run as part of whatever is under way."""
+_FINALIZERS = ("weakref.py", "_weakrefset.py", "hypothesis/internal/conjecture/junkdrawer.py")
+"""What these raise, CPython swallows: their callbacks run as part of whatever is under way.
+
+The last one has a callback of the collector, which Hypothesis leaves there once one of its tests has run.
+"""
 
 
 def interrupted_at(point: int, act: Callable[[], object]) -> bool:

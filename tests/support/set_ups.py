@@ -146,6 +146,9 @@ def program(command: str, folder: Path, env: Mapping[str, str]) -> Iterator[Prog
     name, *arguments = shlex.split(command)
     log = folder / "output.txt"
     with log.open("wb") as stream:
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            # These tests run in the background of a shell. A child would inherit that it ignores SIGINT.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         process = subprocess.Popen(
             [str(Path(sys.executable).with_name(name)), *arguments],
             cwd=folder,

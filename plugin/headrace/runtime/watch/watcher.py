@@ -27,7 +27,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -121,7 +123,7 @@ class ObserverEvents:
             raise OSError("watchdog has no observer for this system")
         _try_threads(_OBSERVER_THREADS)
         self._on_event = on_event
-        self._observer = Observer()
+        self._observer = _observer()
         try:
             self._observer.start()
         except BaseException:
@@ -142,6 +144,25 @@ class ObserverEvents:
     def close(self) -> None:
         self._observer.stop()
         self._observer.join()
+
+
+def _observer() -> Any:
+    """An observer whose queue works, also where gevent has replaced `queue.Queue`.
+
+    watchdog's queue is a subclass of that. It compares `maxsize` with 0, and gevent calls no limit None.
+    """
+    if queue.Queue.__module__ == "queue":
+        return Observer()
+    plain: Any = queue.Queue()
+
+    class OverPlainQueue(Observer):  # type: ignore[misc, valid-type]  # the class depends on the system
+        @property
+        def event_queue(self) -> Any:
+            return plain
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # gevent's, of the queue that is not used
+        return OverPlainQueue()
 
 
 class _Handler(FileSystemEventHandler):
