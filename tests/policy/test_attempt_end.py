@@ -60,13 +60,22 @@ def test_the_table_has_each_way_of_hands_that_may_meet() -> None:
     assert told == set(product((True, False), repeat=5))
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_what_a_timer_cut_off_is_named_by_how_far_it_had_got(phase: Phase) -> None:
+@pytest.mark.parametrize(
+    ("phase", "fault"),
+    [
+        ("lease", Fault.TIMEOUT),
+        ("dns", Fault.RESOLVE_TIMEOUT),
+        ("tcp", Fault.CONNECT_FAILURE),
+        ("tls", Fault.TLS_FAILURE),
+        ("sent", Fault.TIMEOUT),
+    ],
+)
+def test_what_a_timer_cut_off_is_named_by_how_far_it_had_got(phase: Phase, fault: Fault) -> None:
     end = end_of(
         LOCAL, phase, cut=False, is_callers=False, is_cancelled=False, was_in_time=False, was_shut=True
     )
 
-    assert end == AttemptEnd(EndedBy.TIMER, CUT_IN[phase], cut=True)
+    assert end == AttemptEnd(EndedBy.TIMER, fault, cut=True)
     assert set(CUT_IN) == set(PHASES)
 
 

@@ -12,6 +12,7 @@ from headrace.config.check.problems import dotted
 from headrace.config.explain.effective import EffectiveValues
 from headrace.config.source.sources import mode_override
 from headrace.config.source.tree import MASK
+from headrace.policy.attempt_end import CUT_IN
 from headrace.policy.backoff import backoff_range_s, is_throttled
 from headrace.policy.blame import blame
 from headrace.policy.breaker.circuit import Verdict
@@ -24,7 +25,7 @@ _MAY_HAVE_BEEN_SENT = frozenset(
     # TLS 1.3 refuses a client after its request; a signal's handler ends a call where it is.
     | {Fault.CERTIFICATE, Fault.LOCAL_ERROR}
 )
-_MAY_BE_CUT = frozenset({Fault.TIMEOUT, Fault.RESOLVE_TIMEOUT, Fault.CONNECT_FAILURE, Fault.TLS_FAILURE})
+_MAY_BE_CUT = frozenset(CUT_IN.values())
 _SHOWN_PAUSES = 3
 _WHILE_ALLOWED = "while attempts, budget, deadline and circuit allow"
 
