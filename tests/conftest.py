@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import shutil
 import threading
@@ -29,6 +30,17 @@ def require_program() -> Callable[[str], str]:
         pytest.skip(text)
 
     return require
+
+
+@pytest.fixture(autouse=True)
+def the_root_logger_keeps_its_handlers() -> Iterator[None]:
+    """Litestar hangs a queue into the root logger. An interrupt of a later test leaves that queue's lock held."""
+    root = logging.getLogger()
+    before = tuple(root.handlers)
+    yield
+    for handler in tuple(root.handlers):
+        if handler not in before and not type(handler).__module__.startswith("_pytest"):
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -92,6 +92,7 @@ class Headrace:
         self._holders: WeakSet[object] | None = None
         self._lifespans: WeakSet[object] = WeakSet()
         self._has_ended_before = False
+        self._is_suspended = False
         _instances.add(self)
 
     @classmethod
@@ -118,13 +119,18 @@ class Headrace:
             made._holders = WeakSet()
             with _shared_lock:
                 found = _shared.setdefault(key, made)
-        elif found._running_in == os.getpid():
-            found.reload()
-        else:
-            found._load()
         holders = found._holders
         assert holders is not None
-        holders.add(holder)
+        holders.add(holder)  # before the look: a start elsewhere closes what nobody holds
+        try:
+            if found._running_in == os.getpid():
+                found.reload()
+            else:
+                found._load()
+                found.started_in = 0  # the first request starts it, also if it was closed by hand
+        except BaseException:
+            holders.discard(holder)
+            raise
         return found  # type: ignore[return-value]
 
     def lifespan_begins(self, holder: object) -> None:
@@ -145,6 +151,10 @@ class Headrace:
             self.close()
         self._has_ended_before = True
         self.started_in = 0
+
+    def _is_open(self) -> bool:
+        """Whether it claims URLs or keeps connections."""
+        return self._running_in is not None or self._is_suspended
 
     def _is_abandoned(self) -> bool:
         """Whether it was made for middlewares, and none of them exists any more."""
@@ -201,6 +211,7 @@ class Headrace:
         the other steps are done all the same. An interrupt is raised when all are done.
         """
         self._end(functools.partial(atexit.unregister, self.close), self._reloader.close)
+        self._is_suspended = False
 
     def suspend(self) -> None:
         """As `close`, except that idle connections stay open for the next `start()`. Blocks shortly; idempotent.
@@ -208,6 +219,7 @@ class Headrace:
         For a lifespan that comes again and again in one process (AWS Lambda). Nobody looks after the connections
         meanwhile; each is looked at before it is used. `close()`, or the end of the process, closes them.
         """
+        self._is_suspended = True
         self._end(self._reloader.suspend)
 
     def _end(self, *pools: Callable[[], object]) -> None:
@@ -255,7 +267,7 @@ class Headrace:
         # The watcher comes last. It looks at once, and a reload publishes only where this start has published.
         self._watcher = Watcher(self._watched(), self._files_changed, self.snapshot.configuration.reload)
         self._watcher.start()
-        self._closed = False
+        self._closed = self._is_suspended = False
         self._running_in = self.started_in = os.getpid()
 
     def _undoing_start(self) -> tuple[Callable[[], object], ...]:
@@ -535,11 +547,7 @@ _shared: WeakValueDictionary[tuple[object, ...], Headrace] = WeakValueDictionary
 def _close_abandoned(*, but: Headrace) -> None:
     """Close the instances that nobody holds any more, so that they claim no URL. Blocks shortly."""
     each(
-        [
-            one
-            for one in install.owners()
-            if isinstance(one, Headrace) and one is not but and one._is_abandoned()
-        ],
+        [one for one in instances() if one is not but and one._is_abandoned() and one._is_open()],
         Headrace.close,
         doing="close an instance whose applications are gone",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -297,3 +298,14 @@ def test_what_is_commented_out_in_it_holds_already_and_loads_without_a_finding(f
     told = {path[2:] for path, _ in leaves(all_open.written.original) if path[0] == "upstreams"}
     assert {("timeouts", "attempt"), ("retry", "retry_on", 0), ("tls", "ca")} <= told
     assert all_open.written.is_given(("install", "urllib3"))
+
+
+def test_no_line_of_the_starter_is_an_instruction_to_an_editor_yet() -> None:
+    # yaml-language-server takes such a comment anywhere in the file, and the schema is not there.
+    assert not re.search(r"^#\s+yaml-language-server\s*:", starter(), re.MULTILINE)
+
+
+def test_init_takes_a_dash_for_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "-"]) == 1
+    assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,8 @@ import sys
 import pytest
 
 from headrace.cli import main
-from headrace.cli.help import PAGE_OF, every_key
+from headrace.cli.help import ALIASES, PAGE_OF, every_key
+from headrace.cli.help import pages as help_pages
 from headrace.cli.markdown import for_terminal
 from headrace.config.explain.keys import Key, root_key
 from headrace.config.explain.reference import key_reference
@@ -173,7 +174,6 @@ def test_a_word_of_a_table_is_told(
     ("topic", "nearest"),
     [
         ("rety.budget.ratio", "retry.budget.ratio"),
-        ("name", "retry.retry_after.headers[].name or names"),
         ("breaker.openend", "breaker.opened"),
         ("backoff.maximum", "retry.backoff.max"),
         ("adaptive.max", "pool.adaptive.min"),
@@ -247,3 +247,29 @@ def test_what_is_not_known_is_null_in_json_with_what_is_near(capsys: pytest.Capt
         "text": None,
         "near": ["retry.max_attempts"],
     }
+
+
+@pytest.mark.parametrize(
+    ("topic", "said"),
+    [
+        ("retry_on", "upstreams.<name>.retry.retry_on"),
+        ("failure_on", "upstreams.<name>.circuit_breaker.failure_on"),
+        ("max_connections", "upstreams.<name>.pool.max_connections"),
+        ("HEADRACE_MODE", "HEADRACE_MODE=off"),
+        ("HEADRACE_FILE", "HEADRACE_FILE"),
+        ("check", "headrace check"),
+        ("breaker", "circuit breaker"),
+        ("celery", "Celery"),
+    ],
+)
+def test_what_people_type_leads_to_what_they_mean(
+    topic: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = helped(capsys, topic)
+    assert said in told
+    assert "FAULT_WORDS" not in told  # a word of those who work on headrace
+
+
+def test_every_alias_leads_to_a_page() -> None:
+    assert set(ALIASES.values()) <= {*help_pages()}
+    assert not {*ALIASES} & {*help_pages()}

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import pytest
 import requests
@@ -192,3 +193,49 @@ def test_an_owner_whose_application_is_gone_claims_nothing(
     with headrace.Headrace(other, registry=CollectorRegistry()) as hr:
         assert requests.get(server.url).headrace.upstream == "other"  # type: ignore[attr-defined]
         assert install.owners() == [hr]
+
+
+def wsgi_app(environ: Any, start_response: Any) -> list[bytes]:
+    answer = requests.get(environ["QUERY_STRING"])
+    start_response("200 OK" if hasattr(answer, "headrace") else "299 Ungoverned", [])
+    return [b""]
+
+
+def served_by_wsgi(app: Any, url: str) -> str:
+    said: list[str] = []
+    environ: dict[str, Any] = {"QUERY_STRING": url}
+    setup_testing_defaults(environ)
+    for _ in app(environ, lambda status, headers, *_: said.append(status)):
+        pass
+    return said[0]
+
+
+def test_a_new_application_starts_what_was_closed_under_the_one_before(
+    file: Path, server: FaultServer
+) -> None:
+    registry = CollectorRegistry()
+    first = headrace.WSGIMiddleware(wsgi_app, file, registry=registry)
+    assert served_by_wsgi(first, server.url) == "200 OK"
+    first.headrace.close()  # by hand, in a teardown
+
+    second = headrace.WSGIMiddleware(wsgi_app, file, registry=registry)
+
+    assert second.headrace is first.headrace
+    assert served_by_wsgi(second, server.url) == "200 OK"
+
+
+def test_a_suspended_instance_whose_application_is_gone_is_closed_at_the_next_start(
+    tmp_path: Path, file: Path, server: FaultServer
+) -> None:
+    app = middleware(file, CollectorRegistry())
+    for _ in range(2):
+        served(app, server.url)
+    leases = app.headrace.snapshot.upstream("billing").endpoint.pool.leases
+    assert leases.view().idle == 1
+    del app
+    gc.collect()
+
+    other = tmp_path / "other.yaml"
+    other.write_text(rules("http://other.invalid", name="other"))
+    with headrace.Headrace(other, registry=CollectorRegistry()):
+        assert (leases.stopped, leases.view().idle) == (True, 0)

@@ -274,3 +274,13 @@ def test_an_applications_json_lines_have_the_events_and_no_secret(tmp_path: Any)
     ]
     assert "hunter2" not in done.stdout + done.stderr
     assert done.stderr == ""
+
+
+def test_levels_may_have_names_of_the_applications_own() -> None:
+    configure(out := io.StringIO())
+    logging.addLevelName(logging.WARNING, "loud")
+    try:
+        emit(events.ModeOverridden(mode="off"))
+    finally:
+        logging.addLevelName(logging.WARNING, "WARNING")
+    assert [told["event"] for told in lines(out)] == [events.ModeOverridden.name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -870,3 +871,31 @@ def test_a_connection_that_was_handed_to_who_waited_has_served_one_request_more(
     r.pool.give_back(lease, reusable=True)
 
     assert r.counters.closed == {"lifetime": 1}
+
+
+def test_housekeeping_does_not_end_a_lease_whose_dead_connection_is_being_replaced() -> None:
+    """It gets the lock a moment before the thread that has found the connection dead."""
+    r = rig(max_lifetime_s=300.0, max_lifetime_grace_s=30.0)
+    r.fill_idle("conn")[0].alive = False
+    lock = r.pool._lock
+
+    class HousekeepingFirst:
+        is_first = True
+
+        def __enter__(self) -> None:
+            if self.is_first and sys._getframe(1).f_code.co_name == "_replace":
+                self.is_first = False
+                r.pool.tend(r.now)
+            lock.__enter__()
+
+        def __exit__(self, *args: Any) -> None:
+            lock.__exit__(*args)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(lock, name)
+
+    r.pool._lock = HousekeepingFirst()  # type: ignore[assignment]
+    lease = r.lease()
+
+    assert not r.pool._lock.is_first  # type: ignore[attr-defined]
+    assert lease.aborted is None

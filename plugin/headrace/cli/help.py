@@ -46,6 +46,22 @@ PAGE_OF: Final[Mapping[str, str]] = MappingProxyType(
 )
 """The page that tells more of a key, by the first part of its name at the top or below an upstream."""
 
+ALIASES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        **dict.fromkeys(("check", "explain", "schema", "init", "help"), "command-line"),
+        **dict.fromkeys(("flask", "django", "fastapi", "starlette", "litestar", "celery"), "frameworks"),
+        **dict.fromkeys(("docker", "kubernetes"), "containers"),
+        "headrace_mode": "night",
+        "headrace_file": "file",
+        "headrace_secrets_dir": "file",
+        "breaker": "circuit-breaker",
+    }
+)
+"""The page that is meant by what is no page's name: commands, variables, frameworks."""
+
+_NOT_FOR_USERS: Final = frozenset({"architecture", "failures"})
+"""Pages whose tables tell of no word that a user looks up."""
+
 _OF_UPSTREAM: Final = "upstreams.<name>."
 _NOT_IN_DEFAULTS: Final = frozenset({"base_url", "match", "extends"})
 _HOW_TO_GO_ON: Final = (
@@ -57,10 +73,13 @@ _HOW_TO_GO_ON: Final = (
 def run(options: argparse.Namespace) -> int:
     """Print the page, the key or the row that is asked for; else what is near, with the exit code of wrong usage."""
     topic = (options.topic or "index").strip("`").removesuffix(".md")
-    text = _page(topic.lower()) or _key(topic) or _rows(topic)
-    near = [] if text else _near(topic)
-    if len(near) == 1 and near[0].endswith(f".{topic}"):  # an end that nothing else has
-        text = _key(near[0])
+    page = topic.lower()
+    text = _page(ALIASES.get(page, page)) or _key(topic)
+    near: Sequence[str] = []
+    if not text and len(ends := _ending_in(topic)) == 1:  # an end that nothing else has
+        near, text = ends, _key(ends[0])
+    if not text and not (text := _rows(topic)):
+        near = _near(topic)
     if options.format == "json":
         fields = _fields(topic, near) if text else {"near": list(near)}
         print_json({"topic": topic, "text": text.strip("\n") or None, **fields})
@@ -216,6 +235,8 @@ def _rows(word: str) -> str:
     """The rows of all tables that begin with *word*: a metric, an event, an error, a reason; "" if none does."""
     parts = []
     for page, markdown in pages().items():
+        if page in _NOT_FOR_USERS:
+            continue
         for table in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE):
             heads, rule, *rows = table.splitlines()
             if found := [row for row in rows if word in _quoted(row)]:
@@ -229,15 +250,22 @@ def _quoted(row: str) -> set[str]:
     return {*words, *(word.removeprefix("headrace.") for word in words)}
 
 
+def _ending_in(topic: str) -> list[str]:
+    """The keys, below an upstream or at the top, whose names end in *topic*."""
+    keys = [name.removeprefix(_OF_UPSTREAM) for name in every_key()]
+    return [name for name in keys if name.endswith(f".{topic}")]
+
+
 def _near(topic: str) -> Sequence[str]:
     """What *topic* may have been meant for: the keys that end in it and a page nearby, else the nearest name of all."""
     from headrace.config.check.problems import did_you_mean
 
-    keys = [name.removeprefix(_OF_UPSTREAM) for name in every_key()]
-    if ends := [name for name in keys if name.endswith(f".{topic}")]:
+    if ends := _ending_in(topic):
         page = did_you_mean(topic, [*pages()])
         return [*ends, page] if page else ends
-    rows = re.findall(r"^\|.*", "\n".join(pages().values()), re.MULTILINE)
+    keys = [name.removeprefix(_OF_UPSTREAM) for name in every_key()]
+    tables = (markdown for page, markdown in pages().items() if page not in _NOT_FOR_USERS)
+    rows = re.findall(r"^\|.*", "\n".join(tables), re.MULTILINE)
     words = {word for row in rows for word in _quoted(row) if word.replace(".", "_").isidentifier()}
     near = did_you_mean(topic, [*pages(), *keys, *sorted(words)])
     return [near] if near else []

@@ -14,14 +14,7 @@ from headrace.config.explain.starter import starter
 def run(options: argparse.Namespace) -> int:
     """Write the file, unless there is one. Creates it in one step, so that no other program's file is lost."""
     file = options.file or default_files(os.environ)[0]
-    problem = ""
-    try:
-        with open(file, "x", encoding="utf-8", newline="\n") as new:
-            new.write(starter())
-    except FileExistsError:
-        problem = "is there already, and stays as it is"
-    except (OSError, ValueError) as error:
-        problem = f"cannot be written ({getattr(error, 'strerror', None) or error})"
+    problem = _write(file)
     if options.format == "json":
         print_json({"good": not problem, "file": file, "problem": problem or None})
     elif problem:
@@ -32,3 +25,17 @@ def run(options: argparse.Namespace) -> int:
             f"    headrace check{'' if file in default_files(os.environ) else f' {file}'}"
         )
     return PROBLEMS if problem else GOOD
+
+
+def _write(file: str) -> str:
+    """What kept *file* from being written; "" if nothing did."""
+    if file == "-":
+        return "is no name of a file: name one, for nothing is written to standard output"
+    try:
+        with open(file, "x", encoding="utf-8", newline="\n") as new:
+            new.write(starter())
+    except FileExistsError:
+        return "is there already, and stays as it is"
+    except (OSError, ValueError) as error:
+        return f"cannot be written ({getattr(error, 'strerror', None) or error})"
+    return ""

@@ -66,6 +66,10 @@ _bound: _EventLogger = structlog.wrap_logger(
 ).bind()
 
 
+_METHODS = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warning", logging.ERROR: "error"}
+"""Not by `logging.getLevelName`: applications give levels names of their own."""
+
+
 def _log_as_the_application_does(event: Event) -> None:
     """*event* under its name, its fields and `line` beside it. Raises what a processor of the application raises."""
     values = {**_values_of(event), "line": printable(event.line)}
@@ -79,7 +83,7 @@ def _log_as_the_application_does(event: Event) -> None:
     if isinstance(wrapper, type) and issubclass(wrapper, structlog.stdlib.AsyncBoundLogger):
         wrapper = structlog.stdlib.BoundLogger  # its coroutines nobody here could await
     logger = structlog.wrap_logger(None, wrapper_class=wrapper, logger_factory_args=(_LOGGER.name,))
-    getattr(logger, logging.getLevelName(event.level).lower())(event.name, **values)
+    getattr(logger, _METHODS[event.level])(event.name, **values)
 
 
 class RequestIdFilter(logging.Filter):

@@ -130,7 +130,10 @@ def _foretell(upstream: Upstream) -> None:
         is_refusal = isinstance(error, ssl.SSLCertVerificationError) or refusal_in(error, amid_handshake=True)
         if not is_refusal:
             raise
-        reason = getattr(error, "verify_message", "") or (error.reason or "").replace("_", " ").lower()
+        reason = (
+            getattr(error, "verify_message", "")
+            or (getattr(error, "reason", None) or str(error)).replace("_", " ").lower()
+        )
     try:
         certificate = pool.try_connection(stock_context())
     except ssl.SSLError:

@@ -23,8 +23,8 @@ _HEAD = """\
 #   headrace help           prints the documentation, of every key too
 #
 # An edit is in force within a second, without a restart; a bad one changes nothing and says why.
-# Editors complete and check this file by its schema: headrace schema > upstreams.schema.json, then as its first line
-#   yaml-language-server: $schema=upstreams.schema.json
+# Editors complete and check this file by its schema: headrace schema > upstreams.schema.json, then, as its first line,
+# "# yaml-language-server: $schema=upstreams.schema.json".
 version: 1
 
 defaults:

@@ -362,6 +362,10 @@ class _Builder:
         context = (getattr(error, "context", None) or "").strip()
         lines = self.text.splitlines() or [""]
         line = lines[min(mark.line, len(lines) - 1)]
+        # The mark may be on a line behind the last.
+        is_at_end = mark.line >= len(lines) or not any(
+            map(str.strip, (line[mark.column :], *lines[mark.line + 1 :]))
+        )
         odd = next(
             (
                 found
@@ -374,7 +378,7 @@ class _Builder:
             fix = f"there is a U+{ord(odd.group()):04X} where a plain space looks the same: write that"
         elif "${" in line and ("{" in line.split("${")[0] or "[" in line.split("${")[0]):
             fix = 'inside [ ] and { } quote it: "${env:NAME}"'
-        elif mark.line >= len(lines) - 1 and ("expected" in words or "unexpected end" in words):
+        elif is_at_end and ("expected" in words or "unexpected end" in words):
             fix = "the file may be cut off: check its end"
         elif "\\t" in words or "\t" in line[: mark.column + 1]:
             fix = "indent with spaces, not with tabs"

@@ -85,7 +85,9 @@ REFUSALS: Mapping[str, Refusal] = MappingProxyType(
 
 def refusal_in(error: BaseException, *, amid_handshake: bool) -> Refusal | None:
     """The refusal that *error* stands for, or None."""
-    found = REFUSALS.get(error.reason) if isinstance(error, ssl.SSLError) and error.reason else None
+    # Only OpenSSL's own errors have a reason: truststore and others make some in Python.
+    reason = getattr(error, "reason", None) if isinstance(error, ssl.SSLError) else None
+    found = REFUSALS.get(reason) if reason else None
     if found is None or (found.only_amid_handshake and not amid_handshake):
         return None
     return found

@@ -1203,8 +1203,9 @@ class LeasePool(Generic[C]):
     def _replace(self, lease: Lease[C], now: float, owner: object | None, own_only: bool) -> None:
         """Close the connection of *lease*, which is expired or dead, and take the next usable idle one, if any."""
         while (conn := lease.connection.conn) is not None:
-            last, lease.connection = lease.connection, _NO_CONNECTION
             with self._lock:
+                # Under the lock: housekeeping, which holds it, would take the lease for one that is over.
+                last, lease.connection = lease.connection, _NO_CONNECTION
                 self._schedule_close(conn, last.over(now, self._idle_timeout_s) or "dead")
                 if self._kept or self._returns or self._dropped:
                     self._process_returns()

@@ -12,6 +12,7 @@ stands beside one pool of one manager: no other caller gets them, and that calle
 from __future__ import annotations
 
 import http.client
+import ssl
 from functools import lru_cache
 from types import FunctionType
 from typing import Any, Final
@@ -36,6 +37,22 @@ SAYS_NOTHING: Final = frozenset(
 # What a request is written with: all of it goes out by `send`.
 _WRITES: Final = frozenset(
     {"_send_output", "_send_request", "endheaders", "putheader", "putrequest", "request", "request_chunked"}
+)
+# Where a connection leads and whom it trusts. What their `__init__` makes of these is not what the rule says.
+_SETTLED: Final = (
+    *(
+        "host",
+        "port",
+        "_dns_host",
+        "source_address",
+        "socket_options",
+        "proxy",
+        "proxy_config",
+        "ssl_context",
+    ),
+    *("ca_certs", "ca_cert_dir", "ca_cert_data", "cert_reqs", "cert_file", "key_file", "key_password"),
+    *("assert_hostname", "assert_fingerprint", "server_hostname"),
+    *("ssl_version", "ssl_minimum_version", "ssl_maximum_version"),
 )
 # Ours do their part in these, so theirs must call the next one.
 _ADDED_TO: Final = frozenset({"__init__", "close", "getresponse", "send"})
@@ -68,15 +85,28 @@ def governed_over(theirs: type[Any]) -> type[GovernedHTTPConnection] | None:
         ):
             return None
     try:
-        return type(f"Governed{theirs.__name__}", (_OverTheirs, theirs, ours), {})
+        governed = type(f"Governed{theirs.__name__}", (_OverTheirs, theirs, ours), {})
     except TypeError:  # their layouts, or the order of their bases, do not go together
         return None
+    settings: dict[str, Any] = {}
+    if ours is GovernedHTTPSConnection:
+        settings["ssl_context"] = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:  # a constructor opens nothing
+        is_same = _are_settled_alike(governed("trial.invalid", **settings), ours("trial.invalid", **settings))
+    except Exception:
+        return None
+    return governed if is_same else None
 
 
 def _is_sound(name: str, value: object, ours: type) -> bool:
     if name in SAYS_NOTHING or name in _WRITES or not hasattr(ours, name):
         return True
     return name in _ADDED_TO and isinstance(value, FunctionType) and _calls_next(value, name)
+
+
+def _are_settled_alike(conn: HTTPConnection, other: HTTPConnection) -> bool:
+    """Whether both lead to the same peer and trust the same."""
+    return all(getattr(conn, name, None) == getattr(other, name, None) for name in _SETTLED)
 
 
 def _calls_next(function: FunctionType, name: str) -> bool:
@@ -126,6 +156,16 @@ class OwnClassPool(GovernedHTTPPool):
         else:
             attempt.phase = "sent"
         conn.lease = lease
+        return conn
+
+    def _new_conn(self) -> GovernedHTTPConnection:
+        conn = super()._new_conn()
+        ours = GovernedHTTPSConnection if isinstance(conn, HTTPSConnection) else GovernedHTTPConnection
+        if not _are_settled_alike(conn, ours(host=self.dns_name, port=self.port, **self.conn_kw)):
+            # Its constructor did something else for the trial (`governed_over`). Better no call than another trust.
+            raise ssl.SSLError(
+                f"{self.theirs.__name__} settles where it leads or whom it trusts: not governed"
+            )
         return conn
 
     def __str__(self) -> str:
