@@ -33,11 +33,12 @@ def require_program() -> Callable[[str], str]:
 
 
 @pytest.fixture(autouse=True)
-def the_root_logger_keeps_its_handlers() -> Iterator[None]:
-    """Litestar hangs a queue into the root logger. An interrupt of a later test leaves that queue's lock held."""
+def the_root_logger_stays_as_it_is() -> Iterator[None]:
+    """Litestar sets it to INFO and hangs a queue into it. Interrupts of later tests then leave logging's locks held."""
     root = logging.getLogger()
-    before = tuple(root.handlers)
+    before, level = tuple(root.handlers), root.level
     yield
+    root.setLevel(level)
     for handler in tuple(root.handlers):
         if handler not in before and not type(handler).__module__.startswith("_pytest"):
             root.removeHandler(handler)
