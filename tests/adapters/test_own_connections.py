@@ -595,7 +595,8 @@ def test_a_pool_class_with_another_connection_class_is_governed_over_that(
         assert server.connections == 1 + (kind is TalkativePool)
         assert hr.status()["ungoverned"] == {}
     if kind is TalkativePool:
-        assert "send" in Talkative.said[1:3]  # it may have been made once before, for a look at what it settles
+        # It may have been made once before, for a look at what it settles.
+        assert "send" in Talkative.said[1:3]
         assert "close" in Talkative.said
 
 
