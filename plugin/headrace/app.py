@@ -114,6 +114,7 @@ class Headrace:
         key = (cls, _absolute(file), mode_override(os.environ), registry)
         with _shared_lock:
             found = _shared.get(key)
+        made = None
         if found is None:
             made = cls(file, registry=registry)
             made._holders = WeakSet()
@@ -123,7 +124,9 @@ class Headrace:
         assert holders is not None
         holders.add(holder)  # before the look: a start elsewhere closes what nobody holds
         try:
-            if found._running_in == os.getpid():
+            if found is made:
+                pass  # it has just read them
+            elif found._running_in == os.getpid():
                 found.reload()
             else:
                 found._load()

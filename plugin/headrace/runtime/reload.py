@@ -254,9 +254,11 @@ class Reloader:
     def suspend(self) -> None:
         """Stop the pools that drain; those in force keep their connections. Blocks shortly. Idempotent."""
         with self._lock:
-            draining, self._draining = self._draining, []
+            draining = self._draining
         each(draining, lambda one: _stop(one.endpoint), doing="stop a pool that drains")
         self.rest()
+        with self._lock:  # only now, as in `close`
+            self._draining = [one for one in self._draining if one not in draining]
 
     def rest(self) -> None:
         """End the threads of warm-up, heartbeats and foretelling. Blocks for three seconds at most. Idempotent."""
