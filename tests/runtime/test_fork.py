@@ -18,6 +18,7 @@ from headrace.transport.dial import tls
 from support.faultserver import Answer, FaultServer
 from support.forks import in_child
 from support.governed import rules, running
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
@@ -88,9 +89,17 @@ def test_a_child_can_start_and_close_for_itself(tmp_path: Path, server: FaultSer
             hr.start()
             assert hr.status()["running"]
             requests.get(server.url)
-            assert sorted(
-                thread.name for thread in threading.enumerate() if thread.name.startswith("headrace-")
-            ) == ["headrace-deadline", "headrace-housekeeping", "headrace-watch"]
+            # The watch tries first, for a moment, whether it can have more threads.
+            wait_until(
+                lambda: (
+                    sorted(
+                        name
+                        for thread in threading.enumerate()
+                        if (name := thread.name).startswith("headrace-")
+                    )
+                    == ["headrace-deadline", "headrace-housekeeping", "headrace-watch"]
+                )
+            )
             hr.close()
 
         assert in_child(serve) == 0

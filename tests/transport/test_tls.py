@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import socket
 import ssl
+import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from headrace.transport.dial.liveness import is_alive
 from headrace.transport.dial.tls import SealedContextError, TlsError, context_for
 from support.faultserver import FaultServer, server_context
 from support.leases import End
+from support.waiting import wait_until
 
 PLAN = TlsPlan(
     verify=True, ca=None, cert=None, key=None, server_name=None, min_version="1.2", fingerprint="none"
@@ -291,3 +294,29 @@ def test_a_closed_socket_is_not_alive() -> None:
     peer.close()
     sock.close()
     assert not is_alive(End(sock))
+
+
+@pytest.mark.parametrize("sent", [b"", b"x"])
+def test_a_peer_that_is_gone_before_the_handshake_leaves_no_descriptor(plan: TlsPlan, sent: bytes) -> None:
+    # CPython up to 3.12 leaves it to the collector, and a ResourceWarning then fails whatever test it falls in.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname(), timeout=10)
+        theirs, _ = listener.accept()
+        theirs.sendall(sent)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.close()  # a reset
+        wait_until(lambda: is_gone(ours))
+        descriptor = ours.fileno()
+        with pytest.raises(OSError) as caught:
+            context_for(plan).wrap_socket(ours, server_hostname="127.0.0.1")
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)  # while the error, which holds its frames, still lives
+        del caught
+
+
+def is_gone(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return True
+    return False

@@ -7,6 +7,7 @@ waits for connections get one (`lease`), and TLS sockets read once more (`Patien
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import ssl
@@ -91,6 +92,32 @@ class PatientSSLSocket(_Base):
             if not _is_too_late(self, began, error):
                 raise
         return super().read(len, buffer)
+
+    def getpeername(self) -> Any:
+        """As CPython's, which asks before the handshake; see `recv`."""
+        try:
+            return super().getpeername()
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:  # it goes on after that
+                self._close_unmade()
+            raise
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        """As CPython's, which calls it before the handshake where the peer has gone already. Blocks.
+
+        CPython up to 3.12 leaves the descriptor open when that fails (`ssl.py`, SSLSocket._create), and nobody else
+        knows the socket.
+        """
+        try:
+            return super().recv(buflen, flags)
+        except OSError as error:
+            if error.errno not in (errno.ENOTCONN, errno.EINVAL):  # it goes on after those
+                self._close_unmade()
+            raise
+
+    def _close_unmade(self) -> None:
+        if self._sslobj is None:  # type: ignore[attr-defined]  # the TLS layer is not there yet
+            self.close()
 
     def do_handshake(self, block: bool = False) -> None:
         """As CPython's. Blocks. Another thread may break it off."""
