@@ -353,6 +353,35 @@ def test_explain_says_that_the_kill_switch_is_on(
     )
 
 
+@pytest.mark.parametrize("mode", ["off", " Observe "])
+def test_check_says_that_the_kill_switch_is_on_and_stays_good(
+    mode: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_MODE", mode)
+    word = mode.strip().lower()
+
+    assert main(["check", "good.yaml"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[0] == "warning: environment: HEADRACE_MODE"
+    assert f"is set to {word} here and overrides every mode of the file" in captured.err
+    assert captured.out.startswith("billing  ")
+
+    assert main(["check", "good.yaml", "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["good"], told["override"]) == (True, word)
+
+
+@pytest.mark.parametrize("mode", ["", "enforce", "of"])
+def test_check_speaks_of_a_kill_switch_that_is_on_only(
+    mode: str, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_MODE", mode)
+    assert main(["check", "good.yaml"]) == (1 if mode == "of" else 0)
+    assert "warning:" not in capsys.readouterr().err
+    main(["check", "good.yaml", "--format", "json"])
+    assert json.loads(capsys.readouterr().out)["override"] is None
+
+
 @pytest.mark.smoke
 def test_as_a_real_process(folder: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from headrace.cli.printing import GOOD, PROBLEMS, print_json, print_problem, pri
 from headrace.config import Inspection, Problem, inspect
 from headrace.config.check.hints import hints
 from headrace.config.explain.summary import shown_base_url, summary
+from headrace.config.source.sources import mode_override, override_note
 from headrace.policy.plan import UpstreamPlan
 
 
@@ -29,6 +31,9 @@ def run(options: argparse.Namespace) -> int:
 def _print_check(inspection: Inspection, workers: int | None) -> None:
     if inspection.problems:
         print_problems(inspection.problems, to=sys.stderr)
+    override = override_note(os.environ)  # it is no fault of the file's: a check while the switch is on stays good
+    if override is not None:
+        print_problem(override, kind="warning", to=sys.stderr)
     noted = (("warning", inspection.misspelt), ("lint", inspection.findings), ("hint", _hints(inspection)))
     for kind, notes in noted:
         for note in notes:
@@ -84,6 +89,7 @@ def _check_object(inspection: Inspection, workers: int | None) -> dict[str, Any]
         upstreams.append(upstream)
     return {
         "good": not inspection.problems and not inspection.misspelt,
+        "override": None if override_note(os.environ) is None else mode_override(os.environ),
         "problems": _objects(inspection.problems),
         "warnings": _objects(inspection.misspelt),
         "findings": _objects(inspection.findings),

@@ -25,6 +25,11 @@ SECRETS_VARIABLE = "HEADRACE_SECRETS_DIR"
 KNOWN_VARIABLES = (FILE_VARIABLE, MODE_VARIABLE, SECRETS_VARIABLE)
 DEFAULT_FILE = "upstreams.yaml"
 
+_OVERRIDES = {
+    "off": "no call is governed",
+    "observe": "no call is changed, what the rules would do is counted",
+}
+
 # Kubernetes sets these for a service named headrace. Every setting of ours has a double underscore.
 _KUBERNETES = re.compile(r"HEADRACE_(?:[A-Z0-9_]+_)?(?:SERVICE|PORT)(?:_[A-Z0-9_]+)?")
 
@@ -61,6 +66,19 @@ def mode_problem(env: Mapping[str, str]) -> Problem | None:
         MODE_VARIABLE,
         f'must be off, observe or enforce; found the text "{printable(value[:40])}"',
         f"did you mean {near}?" if near else "set it to off, observe or enforce, or unset it",
+    )
+
+
+def override_note(env: Mapping[str, str]) -> Problem | None:
+    """What HEADRACE_MODE overrides, for those who check a file where it is set; None where it overrides nothing."""
+    value = _mode_of(env)
+    if value not in _OVERRIDES:
+        return None
+    return problem_at(
+        Mark("environment"),
+        MODE_VARIABLE,
+        f"is set to {value} here and overrides every mode of the file: {_OVERRIDES[value]}",
+        "unset it to end that",
     )
 
 
