@@ -31,7 +31,9 @@ def run(options: argparse.Namespace) -> int:
 def _print_check(inspection: Inspection, workers: int | None) -> None:
     if inspection.problems:
         print_problems(inspection.problems, to=sys.stderr)
-    override = override_note(os.environ)  # it is no fault of the file's: a check while the switch is on stays good
+    override = override_note(
+        os.environ
+    )  # it is no fault of the file's: a check while the switch is on stays good
     if override is not None:
         print_problem(override, kind="warning", to=sys.stderr)
     noted = (("warning", inspection.misspelt), ("lint", inspection.findings), ("hint", _hints(inspection)))

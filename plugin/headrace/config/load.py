@@ -2,7 +2,8 @@
 
 **The order of the stages, and why it is this one.** Each stage needs what the one before it has made.
 
-1. Files are read and merged. Without a tree there is nothing to check, so `inspect` ends here.
+1. Files are read and merged. Without a tree there is nothing to check, so `inspect` ends here. A file whose YAML could
+   be read to its end has one, whatever is refused in it: its other problems are told in the same run.
 2. References are replaced before the secrets directory and the variables are laid on. What those two hold is taken as
    it stands: the characters `${` in a password are no reference.
 3. The secrets directory is laid on, then the variables: the strongest source comes last. Each is given the tree so far,
@@ -13,7 +14,7 @@
 5. Single values are validated. A refused value is replaced by its default and its path is remembered. The stages that
    follow can therefore run, and they leave out what rests on a refused value.
 6. The problems of step 2 are added only now, because what validation says about the null that an unresolved reference
-   left is an echo, and is dropped.
+   left is an echo, and is dropped; so is what it says at a place that step 1 has refused.
 7. Cross-checks, TLS files, fallbacks and predicates all run, whatever the others have found: their author sees all
    problems at once. Only here is the application's code imported (`find_predicates`).
 8. Lint runs on a configuration without problems. A doubt about one that is refused anyway would be noise.
@@ -128,8 +129,8 @@ def inspect(
         problems.append(
             problem_at(Mark("headrace"), "", "no file was named", "name one, or leave it to headrace which")
         )
-    tree, found = read_files(names, reader)
-    problems += found
+    tree, unreadable = read_files(names, reader)
+    problems += unreadable
     if tree is None:
         return _refused(problems, misspelt, reader)
 
@@ -145,8 +146,9 @@ def inspect(
     validated = validate(written)
     written.refused = validated.refused
     problems += interpolation.problems
-    # A reference that leads nowhere has left null behind. What validation says about that null is an echo.
-    echoes = {(problem.file, problem.line, problem.column) for problem in interpolation.problems}
+    # A reference or an alias that leads nowhere has left null behind, a key that is no text has left its text. What
+    # validation says about those is an echo.
+    echoes = {(one.file, one.line, one.column) for one in (*unreadable, *interpolation.problems) if one.line}
     problems += [said for said in validated.problems if (said.file, said.line, said.column) not in echoes]
     settings = validated.settings
     if settings is None:

@@ -55,11 +55,13 @@ class DocumentError(Exception):
 
     Attributes:
         problems: What is wrong, at least one.
+        tree: What could be read all the same, so that the rest of the file can be checked as well; or None.
     """
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[Problem], tree: Table | None = None) -> None:
         super().__init__("\n".join(map(str, problems)))
         self.problems = problems
+        self.tree = tree
 
 
 def read_document(content: bytes, file: str) -> Table:
@@ -190,7 +192,7 @@ class _Builder:
         except yaml.YAMLError as error:
             self.problems.append(self._limit_before(error) or self._syntax_problem(error))
         if self.problems:
-            raise DocumentError(self.problems)
+            raise DocumentError(self.problems, root if isinstance(root, Table) else None)
         if isinstance(root, Scalar) and root.value is None and root.plain:
             return None
         return root
@@ -267,16 +269,18 @@ class _Builder:
             self.anchors[anchor] = (node, self.node_count - before + 1)
         return node
 
+    # What is refused here stays in the tree as far as it can be guessed what it should be: the file is refused in any
+    # case, and what is missing from the tree would be told as a second problem.
     def _table(self, mark: Mark, next_event: Any, path: Path, depth: int) -> Table:
         entries: dict[str, Node] = {}
+        merged: list[Node] = []
         key_marks: dict[str, Mark] = {}
         while type(event := next_event()) is not yaml.MappingEndEvent:
             key_mark = self._mark(event)
-            key = self._key(event, next_event, path, depth)
-            child = self._node(next_event(), next_event, path if key is None else (*path, key), depth + 1)
-            if key is None:
-                continue
+            key, is_text = self._key(event, next_event, path, depth)
+            child = self._node(next_event(), next_event, (*path, key) if is_text else path, depth + 1)
             if key == "<<":
+                merged += child.items if isinstance(child, Listing) else [child]
                 self._say(
                     key_mark,
                     (*path, key),
@@ -284,6 +288,8 @@ class _Builder:
                     "use defaults: for what all upstreams share, extends: for what some share",
                 )
             elif key in entries:
+                if not is_text:
+                    continue
                 self._say(
                     key_mark,
                     (*path, key),
@@ -293,20 +299,26 @@ class _Builder:
             else:
                 entries[key] = child
                 key_marks[key] = key_mark
+        for table in merged:
+            if isinstance(table, Table):
+                entries = {**table.entries, **entries}
+                key_marks = {**table.key_marks, **key_marks}
         return Table(entries, key_marks, mark)
 
-    def _key(self, event: Any, next_event: Any, path: Path, depth: int) -> str | None:
+    def _key(self, event: Any, next_event: Any, path: Path, depth: int) -> tuple[str, bool]:
+        """The key that begins with *event*, or its text, and whether it is one."""
         node = self._node(event, next_event, path, depth + 1)
         if isinstance(node, Scalar) and isinstance(node.value, str):
-            return node.value
+            return node.value, True
         fix = f'write: "{node.text}":' if isinstance(node, Scalar) and node.value is not None else ""
         self._add(event, path, f"keys must be text; found {found(node)} as a key", fix)
-        return None
+        return node.text if isinstance(node, Scalar) else "?", False
 
     def _alias(self, event: Any, path: Path) -> Node:
         mark = self._mark(event)
         if event.anchor in self.open_anchors:
-            raise _Stop(mark, path, f"the alias *{event.anchor} stands inside what it names")
+            self._say(mark, path, f"the alias *{event.anchor} stands inside what it names")
+            return Scalar(None, "", mark)
         known = self.anchors.get(event.anchor)
         if known is None:
             self._say(mark, path, f"the alias *{event.anchor} has no anchor &{event.anchor} before it")

@@ -87,10 +87,14 @@ def _mode_of(env: Mapping[str, str]) -> str:
 
 
 def read_files(files: Sequence[str], reader: Reader) -> tuple[Table | None, list[Problem]]:
-    """All *files* merged, later ones over earlier ones; None when not one could be read."""
+    """All *files* merged, later ones over earlier ones; None when not one could be read.
+
+    A file with problems of its own is merged with what could be read of it: the rest is checked in the same run.
+    """
     merged: Table | None = None
     problems: list[Problem] = []
     for file in files:
+        tree: Table | None = None
         try:
             tree = read_document(reader.read(file, limit_bytes=MAX_DOCUMENT_BYTES), file)
         except ReadingError as error:
@@ -100,7 +104,8 @@ def read_files(files: Sequence[str], reader: Reader) -> tuple[Table | None, list
             problems.append(problem_at(Mark(file), "", str(error), fix))
         except DocumentError as error:
             problems.extend(error.problems)
-        else:
+            tree = error.tree
+        if tree is not None:
             below = merged
             merged = tree if below is None else _table(merge(below, tree))
     return merged, problems
