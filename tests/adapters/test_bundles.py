@@ -172,6 +172,66 @@ def test_who_names_a_bundle_gets_a_check(tmp_path: Path, server: FaultServer, ca
         assert hr.status()["ungoverned"] == {"tls": 1}
 
 
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+@EACH
+def test_the_ca_beside_verify_false_is_a_check_to_who_names_it(
+    tmp_path: Path, server: FaultServer, call: Call
+) -> None:
+    """The rule trusts it no more than anything else; what the caller asked for is refused by the server's own CA."""
+    other = tmp_path / "other.pem"
+    trustme.CA().cert_pem.write_to_path(str(other))
+    body = f"    tls: {{verify: false, insecure_skip_verify: true, ca: '{other}'}}\n"
+    with running(tmp_path, rules(server.url, body, more=INSTALL)) as hr:
+        with pytest.raises((requests.exceptions.SSLError, HTTPError)):
+            call(hr, server.url, str(other))
+        assert hr.status()["ungoverned"] == {"tls": 1}
+
+
+def by_pool(hr: headrace.Headrace, url: str, bundle: Any) -> object:
+    with PoolManager(ca_certs=bundle) as manager:
+        return manager.connection_from_url(url).request("GET", "/")
+
+
+def by_directory(hr: headrace.Headrace, url: str, bundle: Any) -> object:
+    with PoolManager(ca_cert_dir=bundle) as manager:
+        return manager.request("GET", url)
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+@pytest.mark.parametrize("more", [INSTALL, ONLY], ids=["both", "urllib3 only"])
+@pytest.mark.parametrize("call", [by_adapter, by_manager, by_pool, by_directory], ids=lambda call: call.__name__)
+def test_the_bundle_of_the_environment_is_a_check_to_a_manager_that_names_it(
+    tmp_path: Path, server: FaultServer, call: Call, more: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """urllib3 reads no variable: what a manager has been given is its maker's wish, and never gets less."""
+    other = tmp_path / "other.pem"
+    trustme.CA().cert_pem.write_to_path(str(other))
+    if call is by_directory:
+        other = tmp_path / "other"
+        other.mkdir()
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(other))
+    body = "    tls: {verify: false, insecure_skip_verify: true}\n"
+    with running(tmp_path, rules(server.url, body, more=more)) as hr:
+        with pytest.raises((requests.exceptions.SSLError, HTTPError)):
+            call(hr, server.url, str(other))
+        assert hr.status()["ungoverned"] == {"tls": 1}
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+@pytest.mark.parametrize("more", [INSTALL, ONLY], ids=["both", "urllib3 only"])
+def test_the_bundle_of_the_environment_does_not_undo_the_files_verify_false(
+    tmp_path: Path, server: FaultServer, more: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Session puts it where nobody has asked for anything; requests' own `verify=False` is undone by it."""
+    other = tmp_path / "other.pem"
+    trustme.CA().cert_pem.write_to_path(str(other))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(other))
+    body = "    tls: {verify: false, insecure_skip_verify: true}\n"
+    with running(tmp_path, rules(server.url, body, more=more)) as hr:
+        assert requests.get(server.url).status_code == 200
+        assert hr.status()["ungoverned"] == {}
+
+
 def test_a_bundle_that_changes_is_read_again(tmp_path: Path, server: FaultServer, ca: Path) -> None:
     """In place with the same size and time stamp, replaced, and gone; and the change of the rule's own.
 

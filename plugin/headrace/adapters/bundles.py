@@ -1,7 +1,8 @@
 """Whether a CA bundle that a call, an adapter or a manager names is what the rule trusts anyway.
 
 Many callers write down what holds without a word: `verify=certifi.where()`, a copy of the company's bundle. They have
-no trust of their own. So the content counts, not the path.
+no trust of their own. So the content counts, not the path. Who names a bundle wants a check: a rule that makes none has
+no bundle, and what it names as `ca` beside `verify: false` is in nobody's force.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ _digests: dict[str, tuple[_Identity, str]] = {}
 
 
 def is_bundle_of(tls: TlsPlan, ca: str | os.PathLike[str]) -> bool:
-    """Whether *ca* is what the rule trusts, or a bundle that was put in place of the library's default.
+    """Whether *ca* is what the rule trusts.
 
     May read the file; where it has not changed since the last time, one stat is all.
     """
-    path = os.fspath(ca)
-    if path == tls.ca or path in bundles_of_environment():
-        return True
     if not tls.verify:
-        return False  # a caller that names a bundle wants a check
+        return False
+    path = os.fspath(ca)
+    if path == tls.ca:
+        return True
     if tls.ca is not None:
         return tls.ca_digest is not None and _digest_of(path) == tls.ca_digest
     # The rule trusts public roots. These are their usual names.
@@ -46,9 +47,13 @@ def is_bundle_of(tls: TlsPlan, ca: str | os.PathLike[str]) -> bool:
     return digest is not None and any(_digest_of(name) == digest for name in usual)
 
 
-def bundles_of_environment() -> tuple[str | None, ...]:
-    """CA bundles that a Session puts in place of `verify=True`: they are not the call's own wish."""
-    return os.environ.get("REQUESTS_CA_BUNDLE"), os.environ.get("CURL_CA_BUNDLE")
+def is_bundle_of_environment(ca: str | os.PathLike[str]) -> bool:
+    """Whether *ca* is what a Session puts in the place of `verify=True`, and so need not be the call's own wish.
+
+    That is requests alone: urllib3 reads no such variable. A call of requests that names the same path cannot be told
+    from one that names none.
+    """
+    return os.fspath(ca) in (os.environ.get("REQUESTS_CA_BUNDLE"), os.environ.get("CURL_CA_BUNDLE"))
 
 
 def _digest_of(path: str) -> str | None:

@@ -20,7 +20,7 @@ from requests.utils import select_proxy
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
 from headrace.adapters.body import position_of, rewind
-from headrace.adapters.bundles import is_bundle_of
+from headrace.adapters.bundles import is_bundle_of, is_bundle_of_environment
 from headrace.adapters.failures import broken_off, facts_of, failure_of
 from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.own_connections import PlainPoolManager, settled_by_adapter
@@ -367,7 +367,9 @@ def _reason_to_pass(
         return "tls"
     if verify is None or verify is True or verify is tls.verify:
         return None
-    if isinstance(verify, (str, os.PathLike)) and is_bundle_of(tls, verify):
+    if isinstance(verify, (str, os.PathLike)) and (
+        is_bundle_of_environment(verify) or is_bundle_of(tls, verify)
+    ):
         return None
     return "tls"
 

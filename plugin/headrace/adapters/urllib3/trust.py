@@ -8,7 +8,7 @@ from typing import Any
 from urllib3.poolmanager import PoolKey
 from urllib3.util.ssl_ import resolve_cert_reqs
 
-from headrace.adapters.bundles import is_bundle_of
+from headrace.adapters.bundles import is_bundle_of, is_bundle_of_environment
 from headrace.adapters.own_connections import TLS_SETTINGS
 from headrace.policy.plan import TlsPlan
 
@@ -22,7 +22,7 @@ _BOTOCORE = "botocore.awsrequest"
 _NOT_IN_A_RULE = tuple(f"key_{name}" for name in TLS_SETTINGS if name not in _COMPARED)
 
 
-def brings_own_tls(key: PoolKey, tls: TlsPlan, pool: Any) -> bool:
+def brings_own_tls(key: PoolKey, tls: TlsPlan, pool: Any, *, named_bundle: bool) -> bool:
     """Whether what *key* says about TLS differs from the rule: another CA, a client certificate, no check, …
 
     A context does: what it trusts and presents cannot be read from it. Only botocore's does not. That SDK makes one for
@@ -32,6 +32,8 @@ def brings_own_tls(key: PoolKey, tls: TlsPlan, pool: Any) -> bool:
         pool: The pool made by that key. What was written on it since then counts as well, except for the fields
             that requests' own `cert_verify` writes on every pool. Its host's certificate is checked where the rule
             has no `server_name`.
+        named_bundle: Whether the manager was made with a bundle. Else the bundle in *key* is requests', which
+            takes that of the environment where nobody has named one.
     """
     if (pool.assert_hostname, pool.assert_fingerprint) != (
         key.key_assert_hostname,
@@ -51,7 +53,9 @@ def brings_own_tls(key: PoolKey, tls: TlsPlan, pool: Any) -> bool:
         if verifies != ssl.CERT_REQUIRED and (verifies != ssl.CERT_NONE or tls.verify):
             return True
     for ca in (key.key_ca_certs, key.key_ca_cert_dir):
-        if ca is not None and not is_bundle_of(tls, ca):
+        if ca is None or (not named_bundle and is_bundle_of_environment(ca)):
+            continue
+        if not is_bundle_of(tls, ca):
             return True
     name = tls.server_name or pool.host
     if key.key_assert_hostname not in (None, name) or key.key_server_hostname not in (None, name):
