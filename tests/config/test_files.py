@@ -154,3 +154,44 @@ def test_digest_follows_every_byte_read_and_nothing_else(tmp_path: Path) -> None
     file.write_text(text + " ")
     changed.add(digest(X="1"))
     assert len(changed | {first}) == 5
+
+
+def test_digest_does_not_tell_where_a_file_lies(tmp_path: Path) -> None:
+    """A release lies in another folder on each host, and CI checks it in a third: same bytes, same digest."""
+    text = "upstreams: {a: {base_url: https://a.internal, tls: {ca: ca.pem}, headers: {Y: '${file:y}'}}}"
+    digests = set()
+    for folder, name in (("z", "upstreams.yaml"), ("a", "production.yaml")):
+        (tmp_path / folder / "secrets").mkdir(parents=True)
+        (tmp_path / folder / name).write_text(text)
+        (tmp_path / folder / "y").write_text("1")
+        (tmp_path / folder / "ca.pem").write_text("-")
+        (tmp_path / folder / "secrets" / "upstreams__a__headers__Z").write_text("s")
+        digests.add(load(name, env={}, cwd=tmp_path / folder, secrets_dir="secrets").digest)
+
+    assert len(digests) == 1
+
+
+def test_digest_tells_which_of_two_files_is_read_first(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("upstreams: {a: {base_url: http://a}}")
+    (tmp_path / "b.yaml").write_text("upstreams: {a: {base_url: http://b}}")
+
+    assert (
+        load(["a.yaml", "b.yaml"], env={}, cwd=tmp_path).digest
+        != load(["b.yaml", "a.yaml"], env={}, cwd=tmp_path).digest
+    )
+
+
+@pytest.mark.parametrize("folder", ["secrets", "ca"])
+def test_digest_tells_a_name_that_means_something(tmp_path: Path, folder: str) -> None:
+    """Which key a secret is for; and the hash by which OpenSSL finds a certificate."""
+    (tmp_path / "u.yaml").write_text("upstreams: {a: {base_url: https://a.internal, tls: {ca: ca}}}")
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "ca").mkdir()
+    (tmp_path / "secrets" / "upstreams__a__headers__X").write_text("s")
+    (tmp_path / "ca" / "one.pem").write_text("-")
+    first = load("u.yaml", env={}, cwd=tmp_path, secrets_dir="secrets").digest
+
+    (one,) = (tmp_path / folder).iterdir()
+    one.rename(one.with_name("upstreams__a__headers__Y" if folder == "secrets" else "9d66eef0.0"))
+
+    assert load("u.yaml", env={}, cwd=tmp_path, secrets_dir="secrets").digest != first

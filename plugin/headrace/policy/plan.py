@@ -489,7 +489,7 @@ class Configuration:
     Attributes:
         upstreams: By name, in the order of the file.
         digest: Hex SHA-256 over everything that was read (files, interpolated
-            values, environment), the identity shown in logs, status and metrics.
+            values, environment), wherever it lies: the identity shown in logs, status and metrics.
         watched: Absolute paths of every file that, changed, means a reload: the
             YAML, `${file:}` targets, secrets directory entries, certificates.
         warnings: Rendered findings that do not stop the load, sorted by line.

@@ -112,7 +112,9 @@ class Trust:
         for name in names:
             full = os.path.join(folder, name)
             if os.path.isfile(full):
-                _hash_part(total, name, self.reader.read(full, limit_bytes=MAX_TRUST_FILE_BYTES))
+                # The name counts: OpenSSL finds a certificate in a directory by the hash that is its name.
+                content = self.reader.read(full, limit_bytes=MAX_TRUST_FILE_BYTES, known_by=name)
+                _hash_part(total, name, content)
         return total.digest()
 
     def _report(self, path: Path, file: str, error: ReadingError) -> None:

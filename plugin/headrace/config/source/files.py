@@ -52,6 +52,7 @@ class Reader:
         self.cwd = cwd
         self.watched: dict[str, None] = {}
         self._contents: dict[str, bytes | ReadingError] = {}
+        self._known_by: dict[str, str] = {}
         self._noted: dict[str, bytes] = {}
 
     def absolute(self, name: str) -> str:
@@ -65,8 +66,11 @@ class Reader:
             path = FilePath(name)
         return os.path.normpath(self.cwd / path)
 
-    def read(self, name: str, *, limit_bytes: int) -> bytes:
+    def read(self, name: str, *, limit_bytes: int, known_by: str = "") -> bytes:
         """The content of the regular file *name*, at most *limit_bytes*. No more than that is read.
+
+        Args:
+            known_by: What its name says beside its content, for the digest: which key a secret is for.
 
         Raises:
             ReadingError: Missing, unreadable, not a regular file, or longer.
@@ -75,6 +79,7 @@ class Reader:
         content = self._contents.get(path)
         if content is None:
             self.watched[path] = None
+            self._known_by[path] = known_by
             content = self._contents[path] = _content(path, limit_bytes)
         if isinstance(content, ReadingError):
             raise content
@@ -85,9 +90,16 @@ class Reader:
         self._noted[name] = content
 
     def digest(self) -> str:
-        """Hex SHA-256 over everything read and noted, by name."""
+        """Hex SHA-256 over everything read and noted: files in the order of reading, the rest by name.
+
+        Workers and hosts are compared by it, and a release may lie in another folder on each. Where a file is, it
+        therefore does not tell. What is read, and in which order, the contents of the first files say.
+        """
         total = hashlib.sha256()
-        parts = {f"file:{path}": content for path, content in self._contents.items()} | self._noted
+        parts = {
+            f"file:{position:06}:{self._known_by[path]}": content
+            for position, (path, content) in enumerate(self._contents.items())
+        } | self._noted
         for name, content in sorted(parts.items()):
             for part in (
                 name.encode(errors="surrogateescape"),

@@ -181,7 +181,8 @@ def read_secrets(
             warnings.append(_misspelt_file(label, near))
             continue
         try:
-            content = text_of(reader.read(os.path.join(folder, name), limit_bytes=MAX_SECRET_BYTES))
+            path_of_it = os.path.join(folder, name)
+            content = text_of(reader.read(path_of_it, limit_bytes=MAX_SECRET_BYTES, known_by=name))
         except ReadingError as error:
             problems.append(problem_at(Mark(label), path, str(error), "check who may read the file"))
             continue
