@@ -199,7 +199,9 @@ def by_directory(hr: headrace.Headrace, url: str, bundle: Any) -> object:
 
 @pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
 @pytest.mark.parametrize("more", [INSTALL, ONLY], ids=["both", "urllib3 only"])
-@pytest.mark.parametrize("call", [by_adapter, by_manager, by_pool, by_directory], ids=lambda call: call.__name__)
+@pytest.mark.parametrize(
+    "call", [by_adapter, by_manager, by_pool, by_directory], ids=lambda call: call.__name__
+)
 def test_the_bundle_of_the_environment_is_a_check_to_a_manager_that_names_it(
     tmp_path: Path, server: FaultServer, call: Call, more: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
