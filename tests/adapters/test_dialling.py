@@ -384,6 +384,28 @@ def test_an_edit_that_adds_it_is_in_force_for_the_next_connection(
     assert [name for name, _ in told.asked] == ["billing.test", "billing.test."]
 
 
+def test_an_edit_that_adds_it_reaches_a_connection_class_of_the_callers_own(
+    tmp_path: Path, server: FaultServer, told: Names
+) -> None:
+    class Own(urllib3.connection.HTTPConnection):
+        pass
+
+    class Pool(urllib3.connectionpool.HTTPConnectionPool):
+        ConnectionCls = Own
+
+    manager = urllib3.PoolManager()
+    manager.pool_classes_by_scheme = {**manager.pool_classes_by_scheme, "http": Pool}
+    port = port_of(server)
+    told.known["billing.test"] = told.known["billing.test."] = [address_of(port)]
+    with running(tmp_path, rules(f"http://billing.test:{port}", ONCE, more=INSTALL)) as hr:
+        first = manager.request("GET", f"http://billing.test:{port}/", headers={"Connection": "close"})
+        (tmp_path / "upstreams.yaml").write_text(rules(f"http://billing.test.:{port}", ONCE, more=INSTALL))
+        hr.reload()
+        second = manager.request("GET", f"http://billing.test:{port}/")
+        assert [one.headrace.upstream for one in (first, second)] == ["billing"] * 2
+    assert [name for name, _ in told.asked] == ["billing.test", "billing.test."]
+
+
 def test_the_zone_of_an_address_is_not_asked_for_in_percent_encoding(
     tmp_path: Path, call: Surface, server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

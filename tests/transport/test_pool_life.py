@@ -6,17 +6,24 @@ import gc
 import logging
 import socket
 import threading
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 import trustme
+from urllib3.connection import HTTPConnection
+from urllib3.connectionpool import HTTPConnectionPool
 
+from headrace.policy.counters import UpstreamCounters
 from headrace.transport.lease.pool import LeasePool
 from headrace.transport.stock.connection import socket_options
+from headrace.transport.stock.own_class import over_own_class
+from headrace.transport.stock.pool import build_pool
 from support.faultserver import Answer, FaultServer, server_context
 from support.governed import rules, running
+from support.plans import upstream_plan
 from support.waiting import wait_until
 
 
@@ -180,3 +187,19 @@ def test_the_kernel_probes_silent_connections_if_the_file_says_so(tmp_path: Path
 
 def test_without_keepalive_sockets_are_as_urllib3_makes_them() -> None:
     assert socket_options(None) == [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+
+
+def test_whatever_a_reload_changes_in_a_pool_changes_in_the_face_of_a_callers_own_class() -> None:
+    """What a pool follows is in an object that both have: the face is made once, from a copy of the rest."""
+    plan = upstream_plan()
+    base = build_pool(plan, plan.base.origin, UpstreamCounters())
+    face = over_own_class(base, HTTPConnectionPool("billing.internal"), type("Own", (HTTPConnection,), {}))
+    assert face is not None
+    before = asdict(base.in_force)
+
+    limits = replace(plan.timeouts, acquire_s=9, connect_s=9, resolve_s=9, tls_handshake_s=9)
+    base.follow(replace(plan, timeouts=limits, rooted=frozenset({plan.base.origin})))
+
+    assert [name for name, value in asdict(base.in_force).items() if value == before[name]] == []
+    own = {"base", "theirs", "ConnectionCls"}
+    assert {name for name, value in vars(face).items() if value is not getattr(base, name, None)} == own

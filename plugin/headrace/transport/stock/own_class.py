@@ -135,7 +135,8 @@ class OwnClassPool(GovernedHTTPPool):
         theirs: type[HTTPConnection],
         governed: type[GovernedHTTPConnection],
     ) -> None:
-        # Stock's `__init__` is not called: all is as in the upstream's pool.
+        # Stock's `__init__` is not called: all is as in the upstream's pool. What a reload changes there is in
+        # objects that both have; a plain value would be the one of today for ever.
         vars(self).update(vars(base))
         self.scheme = base.scheme
         self.base = ref(base)  # a cycle otherwise
@@ -161,7 +162,7 @@ class OwnClassPool(GovernedHTTPPool):
     def _new_conn(self) -> GovernedHTTPConnection:
         conn = super()._new_conn()
         ours = GovernedHTTPSConnection if isinstance(conn, HTTPSConnection) else GovernedHTTPConnection
-        if not _are_settled_alike(conn, ours(host=self.dns_name, port=self.port, **self.conn_kw)):
+        if not _are_settled_alike(conn, ours(host=self.in_force.dns_name, port=self.port, **self.conn_kw)):
             # Its constructor did something else for the trial (`governed_over`). Better no call than another trust.
             raise ssl.SSLError(
                 f"{self.theirs.__name__} settles where it leads or whom it trusts: not governed"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import queue
 from collections.abc import Mapping
+from dataclasses import dataclass
 from ssl import SSLContext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -60,12 +61,27 @@ class _EmptyQueue:
         return 0
 
 
+@dataclass(slots=True)
+class InForce:
+    """What new connections go by: of the plan now in force. An `OwnClassPool` has the same object as its base.
+
+    Attributes:
+        dns_name: What DNS is asked for: the host, with its final dot where the file writes one.
+    """
+
+    dns_name: str
+    acquire_s: float
+    connect_s: float
+    resolve_s: float
+    handshake_s: float
+
+
 class GovernedHTTPPool(HTTPConnectionPool):
     """The connections of one upstream. Thread-safe: all bookkeeping is in `leases`.
 
     Attributes:
         leases: Which call holds which connection; the truth about inuse, idle and waiting.
-        dns_name: What DNS is asked for: the host, with its final dot where the file writes one.
+        in_force: Mutated by each `follow`.
         own_classes: By the pool of a caller with a connection class of its own, what its calls go by (`own_class`).
     """
 
@@ -73,12 +89,8 @@ class GovernedHTTPPool(HTTPConnectionPool):
     QueueCls = _EmptyQueue  # type: ignore[assignment]
     leases: LeasePool[GovernedHTTPConnection]
     own_classes: WeakKeyDictionary[HTTPConnectionPool, Any]
-    acquire_s: float
-    connect_s: float
-    handshake_s: float
-    resolve_s: float
+    in_force: InForce
     origin: Origin
-    dns_name: str
 
     def _new_conn(self) -> GovernedHTTPConnection:
         # Stock's method gives the pool's own TLS fields to the connection, and requests' cert_verify writes to
@@ -92,10 +104,10 @@ class GovernedHTTPPool(HTTPConnectionPool):
             self.port or ("443" if self.scheme == "https" else "80"),
         )
         # urllib3's connection gives a final dot to DNS, and leaves it out everywhere else.
-        conn = self.ConnectionCls(host=self.dns_name, port=self.port, **self.conn_kw)
+        conn = self.ConnectionCls(host=self.in_force.dns_name, port=self.port, **self.conn_kw)
         conn.leases = self.leases
-        conn.handshake_s = self.handshake_s
-        conn.resolve_s = self.resolve_s
+        conn.handshake_s = self.in_force.handshake_s
+        conn.resolve_s = self.in_force.resolve_s
         return conn
 
     def _get_conn(self, timeout: float | None = None) -> GovernedHTTPConnection:
@@ -114,7 +126,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
             # A caller's own urllib3 retries, or urlopen() on the pool itself: these wait like all other calls.
             try:
                 lease = self.leases.acquire(
-                    self.acquire_s if timeout is None else timeout,
+                    self.in_force.acquire_s if timeout is None else timeout,
                     owner=None if attempt is None else attempt.owner,
                 )
             except (LeaseTimeout, LeaseRejected) as error:
@@ -205,7 +217,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
             HTTPError, OSError: The connection could not be made.
         """
         conn = self._new_conn()
-        conn.timeout = self.connect_s
+        conn.timeout = self.in_force.connect_s
         try:
             conn.connect()
         except BaseException:
@@ -225,7 +237,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
             HTTPError, OSError: The connection could not be made.
         """
         conn: Any = self._new_conn()
-        conn.timeout = self.connect_s
+        conn.timeout = self.in_force.connect_s
         if trust is not None:
             conn.ssl_context, conn.server_hostname = trust, None
         try:
@@ -236,11 +248,12 @@ class GovernedHTTPPool(HTTPConnectionPool):
 
     def follow(self, plan: UpstreamPlan) -> None:
         """Go by *plan*, which has the TLS rules and the `tcp_keepalive` that this pool was built with."""
-        self.dns_name = plan.dns_name(self.origin)
-        self.acquire_s = plan.timeouts.acquire_s
-        self.connect_s = plan.timeouts.connect_s
-        self.resolve_s = plan.timeouts.resolve_s
-        self.handshake_s = plan.timeouts.tls_handshake_s
+        now, limits = self.in_force, plan.timeouts
+        now.dns_name = plan.dns_name(self.origin)
+        now.acquire_s = limits.acquire_s
+        now.connect_s = limits.connect_s
+        now.resolve_s = limits.resolve_s
+        now.handshake_s = limits.tls_handshake_s
         self.leases.follow(plan.pool)
 
     def close(self) -> None:
@@ -333,6 +346,7 @@ def build_pool(plan: UpstreamPlan, origin: Origin, counters: UpstreamCounters) -
         )
     pool.origin = origin
     pool.leases = leases
+    pool.in_force = InForce("", 0.0, 0.0, 0.0, 0.0)
     pool.own_classes = WeakKeyDictionary()
     pool.follow(plan)
     return pool
