@@ -73,6 +73,7 @@ EVERY_EVENT: list[events.Event] = [
     events.DeadlineRefused(header="X-Request-Timeout"),
     events.DeadlinesDistrusted(header="X-Request-Timeout"),
     events.ErrorMapped(upstream="billing", status=503, error="CircuitOpenError", request_id="r-1"),
+    events.ThreadLingers(thread_name="headrace-warmup", waited_s=1.0),
     events.TlsVerificationDisabled(upstream="billing"),
     events.TlsWouldRefuse(
         upstream="billing",

@@ -612,6 +612,28 @@ class TlsVerificationDisabled:
 
 
 @dataclass(frozen=True, slots=True)
+class ThreadLingers:
+    """A thread of headrace that was told to end, and has not: what it waits for takes longer. It ends with that.
+
+    Attributes:
+        thread_name: Its name.
+        waited_s: Seconds for which its end was waited for.
+    """
+
+    name: ClassVar[str] = "thread.lingers"
+    level: ClassVar[int] = logging.WARNING
+    thread_name: str
+    waited_s: float
+
+    @property
+    def line(self) -> str:
+        return (
+            f"the thread {self.thread_name} was told to end and has not within {self.waited_s:g} s: it ends with what "
+            f"it waits for, and no other is started in its place before"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class TlsWouldRefuse:
     """An observed upstream whose certificate `enforce` would refuse, while the stock library accepts it.
 

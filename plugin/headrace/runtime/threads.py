@@ -18,7 +18,9 @@ import threading
 from collections.abc import Callable, Sequence
 
 from headrace.clock import monotonic
+from headrace.observe.events import ThreadLingers
 from headrace.observe.isolation import each, stumbled, undisturbed
+from headrace.observe.logs import emit
 
 TICK_S = 0.5
 """Seconds between rounds: half the smallest idle timeout that makes sense, and the lag of multiprocess metrics."""
@@ -73,6 +75,9 @@ class ServiceThread:
 
     Each start has an event of its own that ends it. An interrupt during a start may leave a thread behind; that
     thread then never takes the next start for its own. One thread at a time calls `start` and `stop`.
+
+    A thread that outlives the patience of `stop` is not forgotten: `is_alive` and `life` tell of it until it ends, and
+    who asks `is_alive` before a start makes no second one beside it.
     """
 
     def __init__(self, name: str, *, clock: Callable[[], float] = monotonic) -> None:
@@ -80,6 +85,7 @@ class ServiceThread:
         self._clock = clock
         self._ended = AutoResetEvent()
         self._thread: threading.Thread | None = None
+        self._told_of: threading.Thread | None = None
         self._looked_at: float | None = None
 
     @property
@@ -102,15 +108,20 @@ class ServiceThread:
             raise
 
     def stop(self, *, timeout_s: float | None = None) -> None:
-        """End it. Blocks until it has ended, or for *timeout_s*. Idempotent."""
+        """End it. Blocks until it has ended, or for *timeout_s*, and then says once that it lingers. Idempotent."""
         self._ended.set()
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            try:
-                thread.join(timeout_s)
-            except RuntimeError:
-                pass  # it was never started, or that was interrupted: it ends by itself
-        self._thread = None
+        if thread is None or thread is threading.current_thread():
+            return
+        try:
+            thread.join(timeout_s)
+        except RuntimeError:
+            pass  # it was never started, or that was interrupted: it ends by itself
+        if not thread.is_alive():
+            self._thread = None
+        elif thread is not self._told_of:
+            self._told_of = thread
+            emit(ThreadLingers(thread_name=self.name, waited_s=timeout_s or 0.0))
 
     def looked(self) -> None:
         """Note, for the sign of life, that a round begins."""
