@@ -208,3 +208,39 @@ def test_a_refusal_has_the_story_of_what_was_tried_before(tmp_path: Path, server
 def test_each_reason_has_words(reason: EndReason, attempts: int) -> None:
     record = Record("billing", "POST", None, reason, None, "d", [Outcome()] * attempts, [])
     assert re.fullmatch(r"[a-z][^{}]{10,}", record.why)
+
+
+def test_the_error_of_a_streamed_body_leads_to_the_record(tmp_path: Path, server: FaultServer) -> None:
+    """requests makes an error of its own of it, when the call is long over."""
+    with running(tmp_path, rules(server.url)):
+        server.always(Break("body", "rst"))
+        answer = requests.get(server.url, stream=True)
+        with pytest.raises(requests.RequestException) as caught:
+            answer.content  # noqa: B018
+    record = headrace.record_of(caught.value)
+    assert record is not None
+    assert record.upstream == "billing"
+    assert [one.verdict for one in record.attempts] == ["failure"]
+
+
+def test_the_error_of_an_answer_leads_to_the_record(tmp_path: Path, server: FaultServer) -> None:
+    """Those of requests have the answer as `response`, and so have many of those that SDKs make of it."""
+
+    class OfAnSdk(Exception):
+        def __init__(self, response: Any) -> None:
+            self.response = response
+
+    class Hostile(Exception):
+        @property
+        def response(self) -> Any:
+            raise LookupError
+
+    with running(tmp_path, rules(server.url)):
+        server.always(Answer(404))
+        answer = requests.get(server.url)
+        with pytest.raises(requests.HTTPError) as caught:
+            answer.raise_for_status()
+    assert headrace.record_of(caught.value) is headrace.record_of(answer) is not None
+    assert headrace.record_of(OfAnSdk(answer)) is headrace.record_of(answer)
+    assert headrace.record_of(Hostile()) is None
+    assert headrace.record_of(ValueError("of nothing")) is None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import trustme
 
 import headrace
@@ -219,3 +220,42 @@ def test_the_same_trouble_has_the_same_status_through_requests_and_urllib3(
         problem = json.loads(found.body)
         assert (found.status, problem["type"]) == (status, f"urn:headrace:problem:{word}")
         assert problem["upstream"] == "billing"
+
+
+@across(REQUESTS, HANDLE)
+@pytest.mark.parametrize(
+    ("status", "answered", "word"),
+    [
+        (500, 502, "upstream_error"),
+        (504, 502, "upstream_error"),
+        (503, 503, "upstream_busy"),
+        (429, 503, "upstream_busy"),
+        (404, None, ""),
+        (403, None, ""),
+    ],
+)
+def test_the_error_of_raise_for_status_is_answered_by_what_the_upstream_has_answered(
+    tmp_path: Path, call: Surface, status: int, answered: int | None, word: str
+) -> None:
+    """A 4xx finds fault with the request, which is the application's matter."""
+    with FaultServer() as server, running(tmp_path, rules(server.url, ONCE, more=INSTALL)) as hr:
+        server.always(Answer(status, headers=(("Retry-After", "7"),)))
+        with pytest.raises(requests.HTTPError) as caught:
+            call(hr, server.url).raise_for_status()
+
+    found = answer(caught.value)
+    assert (None if found is None else found.status) == answered
+    if found is not None:
+        assert json.loads(found.body)["type"] == f"urn:headrace:problem:{word}"
+        assert found.headers.get("Retry-After") == ("7" if answered == 503 else None)
+
+
+@pytest.mark.parametrize("mode", ["observe", "off"])
+def test_without_a_record_the_error_of_raise_for_status_is_the_applications(
+    tmp_path: Path, mode: str
+) -> None:
+    with FaultServer() as server, running(tmp_path, rules(server.url, f"    mode: {mode}\n" + ONCE)):
+        server.always(Answer(500))
+        with pytest.raises(requests.HTTPError) as caught:
+            requests.get(server.url).raise_for_status()
+    assert answer(caught.value) is None

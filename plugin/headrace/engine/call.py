@@ -35,7 +35,7 @@ from headrace.policy.record import Record, tally
 from headrace.policy.request import Request
 from headrace.policy.retry import RETRY_AFTER_FROM
 from headrace.policy.served import Served
-from headrace.runtime.carrying import add_notes, carry, record_of
+from headrace.runtime.carrying import add_notes, carried_by, carry
 from headrace.runtime.deadlines import deadlines
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt, current_attempt
@@ -436,14 +436,14 @@ class Call(Generic[T]):
                     other, substitute.surface, request, deadline_at=self._exchange.deadline_at
                 ).run()
             except Exception as error:
-                if (told := record_of(error)) is not None:
+                if (told := carried_by(error)) is not None:
                     told.fallback_for = refused.plan.name
                 add_notes(
                     error,
                     [f'headrace: this was the fallback for upstream "{refused.plan.name}", which refused'],
                 )
                 raise
-        if (told := record_of(answer)) is not None:
+        if (told := carried_by(answer)) is not None:
             told.fallback_for = refused.plan.name
         counters = refused.learned.counters
         with counters.lock:

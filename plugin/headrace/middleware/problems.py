@@ -28,7 +28,7 @@ from headrace.observe.logs import emit
 from headrace.policy.decision import EndReason
 from headrace.policy.outcome import Fault
 from headrace.policy.record import Record
-from headrace.runtime.carrying import record_of
+from headrace.runtime.carrying import and_what_it_wraps, carried_by, record_of
 from headrace.runtime.inbound import inbound_var
 
 MEDIA_TYPE = "application/problem+json"
@@ -64,6 +64,10 @@ _CANCELLED = _Kind(
 _TOO_LARGE = _Kind(
     502, "response_too_large", "Upstream answer too large", 'the answer of upstream "{}" was too large'
 )
+_BUSY = _Kind(503, "upstream_busy", "Upstream busy", 'upstream "{}" asks for patience')
+_ANSWERED_BADLY = _Kind(
+    502, "upstream_error", "Upstream error", 'upstream "{}" answered with an error of its own'
+)
 _FAILED = _Kind(502, "upstream_failed", "Upstream failed", 'upstream "{}" could not be reached or broke off')
 
 _KINDS: dict[type[BaseException], _Kind] = {
@@ -85,7 +89,8 @@ def answer(exc: BaseException) -> ProblemAnswer | None:
     """The answer for *exc*, or None when it is none of headrace's business.
 
     Refused, or pool full: 503 with `Retry-After`. Timeout or deadline: 504. Cancelled because the client
-    has left: 499. Anything else that the upstream did: 502. It is not ours without a record, or where the call
+    has left: 499. Anything else that the upstream did: 502; so for the error of `raise_for_status()`, 503 where the
+    answer was 429 or 503, and none for any other 4xx. It is not ours without a record, or where the call
     ended by the caller's own doing: a request that could not be made, an error of its body.
     """
     record = _record_of(exc)
@@ -153,7 +158,7 @@ def comes_of_a_cancelled_call(exc: BaseException) -> bool:
         if any(one is other for other in seen):
             continue
         seen.append(one)
-        record = record_of(one)
+        record = carried_by(one)
         if record is not None and record.reason is EndReason.CANCELLED:
             return True
         nested = (*one.args, one.__dict__.get("reason"), one.__cause__)  # requests, urllib3, the application
@@ -176,15 +181,14 @@ def problem(exc: Exception) -> ProblemAnswer:
 
 
 def _record_of(exc: BaseException) -> Record | None:
-    found = record_of(exc)
-    if found is None and isinstance(exc, FAMILIES):
-        # requests wraps what breaks a streamed body while its caller reads it.
-        found = next(filter(None, map(record_of, _and_what_it_wraps(exc))), None)
-    return found
+    # Of the libraries' own errors alone: what an application raises around one of them is its own to answer.
+    return record_of(exc) if isinstance(exc, FAMILIES) else carried_by(exc)
 
 
 def _kind(exc: BaseException, record: Record) -> _Kind | None:
-    causes = _and_what_it_wraps(exc)
+    causes = and_what_it_wraps(exc)
+    if not any(map(carried_by, causes)):
+        return _kind_of_answer(record)
     for cause in causes:
         for cls, kind in _KINDS.items():
             if isinstance(cause, cls):
@@ -199,16 +203,12 @@ def _kind(exc: BaseException, record: Record) -> _Kind | None:
     return _FAILED
 
 
-def _and_what_it_wraps(exc: BaseException) -> list[BaseException]:
-    """*exc* and what requests (in `args`) and urllib3 (as `reason`) have wrapped in it."""
-    found: list[BaseException] = []
-    todo: list[Any] = [exc]
-    while todo and len(found) < 16:  # a cycle is legal Python
-        one = todo.pop()
-        if isinstance(one, BaseException) and not any(one is other for other in found):
-            found.append(one)
-            todo += [*one.args, getattr(one, "reason", None)]
-    return found
+def _kind_of_answer(record: Record) -> _Kind | None:
+    """For the error that `raise_for_status()` makes of an answer. None: the upstream finds fault with the request."""
+    status = record.attempts[-1].status if record.attempts else None
+    if status is None or (status < 500 and status != 429):
+        return None
+    return _BUSY if status in (429, 503) else _ANSWERED_BADLY
 
 
 def _is_timeout(exc: BaseException) -> bool:

@@ -38,12 +38,8 @@ def carry(record: Record, *, on: object) -> None:
         _last.append((on, record))
 
 
-def record_of(carrier: object) -> Record | None:
-    """What became of the governed call that ended with *carrier*, an answer or an exception; else None.
-
-    The record is `carrier.headrace` where the object takes attributes. Where it does not, this function finds it: for
-    an exception of your own that is frozen, say, and that left a call through a body or a signal handler.
-    """
+def carried_by(carrier: object) -> Record | None:
+    """The record that *carrier* itself carries, an answer or an exception; None: it carries none."""
     try:
         found = getattr(carrier, "headrace", None)
     except Exception:
@@ -54,6 +50,41 @@ def record_of(carrier: object) -> Record | None:
     if beside is not None and beside[0]() is carrier:
         return beside[1]
     return next((record for one, record in reversed(tuple(_last)) if one is carrier), None)
+
+
+def record_of(carrier: object) -> Record | None:
+    """What became of the governed call that ended with *carrier*, an answer or an exception; else None.
+
+    The record is `carrier.headrace` where the object takes attributes. Where it does not, this function finds it: for
+    an exception of your own that is frozen, say, and that left a call through a body or a signal handler. It also
+    finds the record where an exception came after the call: in what requests has wrapped when a streamed body broke,
+    and on the answer that `raise_for_status()` was called on.
+    """
+    found = carried_by(carrier)
+    if found is None and isinstance(carrier, BaseException):
+        found = next(filter(None, map(carried_by, and_what_it_wraps(carrier))), None)
+        if found is None:
+            found = carried_by(_response_of(carrier))
+    return found
+
+
+def and_what_it_wraps(error: BaseException) -> list[BaseException]:
+    """*error* and what requests (in `args`) and urllib3 (as `reason`) have wrapped in it."""
+    found: list[BaseException] = []
+    todo: list[object] = [error]
+    while todo and len(found) < 16:  # a cycle is legal Python
+        one = todo.pop()
+        if isinstance(one, BaseException) and not any(one is other for other in found):
+            found.append(one)
+            todo += [*one.args, getattr(one, "reason", None)]
+    return found
+
+
+def _response_of(error: BaseException) -> object:
+    try:
+        return getattr(error, "response", None)
+    except Exception:  # a property of somebody's own exception
+        return None
 
 
 def add_notes(error: BaseException, notes: Iterable[str]) -> None:

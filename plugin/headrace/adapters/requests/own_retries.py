@@ -33,7 +33,7 @@ from headrace.errors import UpstreamError
 from headrace.policy.plan import FallbackPlan, UrlPrefix
 from headrace.policy.request import Request
 from headrace.policy.routes import url_of
-from headrace.runtime.carrying import carry, record_of
+from headrace.runtime.carrying import carried_by, carry
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.stock.pool import GovernedHTTPPool
@@ -152,13 +152,13 @@ class _AdapterHop(Hop):
                 raise
             if surface.late is not None:
                 broken = BufferedResponse(broken, surface.late, decode_content=False, method=method, url=url)
-            if (record := record_of(error)) is not None:
+            if (record := carried_by(error)) is not None:
                 carry(record, on=broken)
             return broken
         wire: BaseHTTPResponse = answer.raw
         if isinstance(wire, BufferedResponse):
             wire = wire.handed_out()
-        if (record := record_of(answer)) is not None:
+        if (record := carried_by(answer)) is not None:
             carry(record, on=wire)
         return wire
 

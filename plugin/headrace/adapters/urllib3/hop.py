@@ -14,7 +14,7 @@ from headrace.engine.tries import Tries
 from headrace.errors import UpstreamError
 from headrace.policy.plan import TimeoutPlan
 from headrace.policy.record import Record
-from headrace.runtime.carrying import add_notes, carry, record_of
+from headrace.runtime.carrying import add_notes, carried_by, carry
 from headrace.runtime.upstream import Upstream
 
 
@@ -131,13 +131,13 @@ class Hop(HTTPConnectionPool):
             self.refusal = error
             why = str(error)
         except Exception as error:
-            self.record = record_of(error)
+            self.record = carried_by(error)
             if not is_callers_own(error):
                 raise
             self.refusal = error
             why = str(error)
         else:
-            self.record = record_of(response)
+            self.record = carried_by(response)
             response.retries = retries  # PoolManager counts redirects by it
             return response
         # With the words of the error: instrumentation around stock's urlopen writes them down.
@@ -153,7 +153,7 @@ class Hop(HTTPConnectionPool):
         """Put the record, and the story, on the error that stock has made of the end of this call. Mutates *error*."""
         if self.tries is not None and not isinstance(error, Exception):
             self.tries.interrupted()
-        if self.record is None or not isinstance(error, Exception) or record_of(error) is not None:
+        if self.record is None or not isinstance(error, Exception) or carried_by(error) is not None:
             return
         carry(self.record, on=error)
         for nested in _wrapped_in(error):
@@ -174,7 +174,7 @@ def _wrapped_in(error: BaseException) -> Iterator[BaseException]:
     """The governed calls' errors that stock has wrapped in *error*."""
     for nested in (*error.args, getattr(error, "reason", None)):
         if isinstance(nested, BaseException):
-            if record_of(nested) is not None:
+            if carried_by(nested) is not None:
                 yield nested
             else:
                 yield from _wrapped_in(nested)
