@@ -8,8 +8,9 @@
    it stands: the characters `${` in a password are no reference.
 3. The secrets directory is laid on, then the variables: the strongest source comes last. Each is given the tree so far,
    since its names are matched with the headers and the upstreams of the files.
-4. `defaults` and `extends` are merged into each upstream. All sources are in by then, so a variable that sets a default
-   reaches every upstream. `Written` keeps the tree from before beside it: a problem is reported where the value was
+4. Old names of keys are replaced by the new ones, then `defaults` and `extends` are merged into each upstream. All
+   sources are in by then: two that say a key by two names are found, and a variable that sets a default reaches every
+   upstream. `Written` keeps the tree from before the merging beside it: a problem is reported where the value was
    written, not at each heir.
 5. Single values are validated. A refused value is replaced by its default and its path is remembered. The stages that
    follow can therefore run, and they leave out what rests on a refused value.
@@ -45,6 +46,7 @@ from headrace.config.settings import Settings
 from headrace.config.source.files import Reader
 from headrace.config.source.inherit import expand
 from headrace.config.source.interpolate import Interpolation
+from headrace.config.source.renames import with_new_names
 from headrace.config.source.sources import (
     SECRETS_VARIABLE,
     default_files,
@@ -140,6 +142,8 @@ def inspect(
     problems += found
     misspelt += warnings
 
+    tree, found, deprecated = with_new_names(tree)
+    problems += found
     complete, found = expand(tree)
     problems += found
     written = Written(complete, tree)
@@ -162,7 +166,7 @@ def inspect(
     problems += found
     if problems:
         return _refused(problems, misspelt, reader, written)
-    findings = sorted(set(lint(settings, written)))
+    findings = sorted({*deprecated, *lint(settings, written)})
     misspelt = sorted(set(misspelt))
     watched = tuple(reader.watched)
     configuration = compile_settings(

@@ -8,7 +8,7 @@ import types
 from collections.abc import Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
@@ -171,6 +171,20 @@ GONE: Final[Mapping[Path, tuple[str, str]]] = MappingProxyType(
     {("pool", "validation_bypass"): (_ALWAYS_LOOKED_AT, "remove it")}
 )
 """Keys that the format once had, by section and name: why each has gone, and what to do."""
+
+
+class Renamed(NamedTuple):
+    """The new name of a key, in the same section, and the version in which the old one is refused."""
+
+    to: str
+    goes: str
+
+
+RENAMED: Final[Mapping[Path, Renamed]] = MappingProxyType({})
+"""Keys that have got another name, by their old path, with `<name>` for the name of an upstream (`defaults` is meant,
+too): read and told of for as long as `docs/versions.md` promises. A section comes before the keys in it, and these
+stand under its new name. Then the row goes to `GONE`.
+"""
 
 
 @cache

@@ -15,6 +15,7 @@ from headrace.config.explain.keys import GONE, Key, root_key
 from headrace.config.source.document import MAX_DOCUMENT_BYTES, DocumentError, read_document, read_flow
 from headrace.config.source.files import Reader, ReadingError, text_of
 from headrace.config.source.interpolate import MAX_SECRET_BYTES
+from headrace.config.source.renames import new_name
 from headrace.config.source.tree import Mark, Node, Table, merge, node_at, problem_at
 from headrace.policy.printable import printable
 
@@ -200,6 +201,7 @@ def _path_of(name: str, below: Table, prefix: str) -> tuple[Path | None, str | N
     """The path that *name* with its double underscores means, or None and the nearest name that means one."""
     key: Key | None = root_key()
     path: list[str] = []
+    settled: list[str] = []  # the same by the new names
     spelt: list[str] = []
     parts = name.split("__")
     for position, part in enumerate(parts):
@@ -207,18 +209,20 @@ def _path_of(name: str, below: Table, prefix: str) -> tuple[Path | None, str | N
             return None, prefix + "__".join(spelt) if spelt else None
         if key.children:
             word = part.lower()
-            if word not in key.children and (key.name, word) not in GONE:  # refused later, with its reason
+            known = new_name(tuple(settled), word)
+            if known not in key.children and (key.name, word) not in GONE:  # refused later, with its reason
                 near = did_you_mean(word, list(key.children))
                 return None, prefix + "__".join(
                     [*spelt, near.upper(), *parts[position + 1 :]]
                 ) if near else None
         elif key.name == "headers":
-            word = _header_name(part, tuple(path), below, from_variable=bool(prefix))
+            word = known = _header_name(part, tuple(path), below, from_variable=bool(prefix))
         else:
-            word = part.lower()
+            word = known = part.lower()
         path.append(word)
+        settled.append(known)
         spelt.append(part)
-        key = key.child(word)
+        key = key.child(known)
     return tuple(path), None
 
 
