@@ -47,7 +47,7 @@ def test_it_adds_few_calls_to_a_request_and_none_of_starlettes() -> None:
     bare = asyncio.run(calls_of(plain_app))
     ours = asyncio.run(calls_of(middleware))
     added = len(ours) - len(bare)
-    assert added <= 5, ours  # __call__, Inbound, send_with_id twice, served
+    assert added <= 5, ours  # __call__, admit, send twice, served
     assert not [name for name in ours if name.startswith("starlette")]
 
 
@@ -168,7 +168,7 @@ def test_state_of_the_servers_lifespan_is_kept() -> None:
 
 def test_headers_may_be_any_iterable_and_are_not_changed_in_the_applications_message() -> None:
     start = {"type": "http.response.start", "status": 200}
-    lists: list[Any] = [[(b"a", b"b")], ((b"a", b"b"),), None]
+    lists: list[Any] = [[(b"a", b"b")], ((b"a", b"b"),), iter([(b"a", b"b")]), None]
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         given = lists[0]
@@ -181,6 +181,19 @@ def test_headers_may_be_any_iterable_and_are_not_changed_in_the_applications_mes
         assert answer.all("x-request-id") == ["r"]
         lists.pop(0)
     assert "headers" not in start
+
+
+def test_an_id_of_the_applications_own_is_found_however_it_is_written() -> None:
+    """Names are lower case in ASGI, and not every application keeps to it."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"x-request-xy", b"as long"), (b"X-Request-Id", b"own")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body"})
+
+    middleware = ASGIMiddleware(app, headrace=FakeHeadrace())  # type: ignore[arg-type]
+    answer = asyncio.run(call_asgi(middleware, asgi_scope({"X-Request-ID": "r"})))
+    assert answer.all("x-request-id") == ["own"]
 
 
 def test_of_several_request_ids_the_first_sane_one_is_taken() -> None:

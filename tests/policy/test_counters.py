@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headrace.policy.counters import (
+    DURATION_BUCKETS_S,
     PROTECTED_OUTCOMES,
     Exemplar,
     Histogram,
@@ -25,6 +28,23 @@ def test_a_value_is_counted_up_to_the_bound_that_it_equals(value: float, bucket:
 
     assert [index for index, count in enumerate(histogram.counts) if count] == [bucket]
     assert histogram.sum == value
+
+
+@given(
+    st.lists(
+        st.floats(0.0, 100.0) | st.sampled_from([*DURATION_BUCKETS_S, *(2 * b for b in DURATION_BUCKETS_S)])
+    )
+)
+def test_many_values_at_once_count_as_one_after_the_other(values: list[float]) -> None:
+    """Most of all those that equal a bound."""
+    one_by_one, at_once = Histogram(), Histogram()
+    for value in values:
+        one_by_one.observe(value)
+    half = len(values) // 2
+    at_once.observe_all(values[:half])
+    at_once.observe_all(values[half:])
+    assert at_once.counts == one_by_one.counts
+    assert at_once.sum == pytest.approx(one_by_one.sum)
 
 
 def test_a_bucket_shows_the_latest_of_its_exemplars() -> None:

@@ -29,3 +29,42 @@ def test_threads_together_refuse_no_more_than_a_fifth() -> None:
     counted = service.copy().inbound_deadlines
     assert counted["refused"] == seen["refused"] == 800  # a fifth of 4,000, and every chance of it was used
     assert counted["excused"] == seen["excused"] + seen["distrusted"] == 3200
+
+
+def test_every_served_request_is_in_the_totals_while_others_look_at_them() -> None:
+    """Served requests are noted without the lock and added up later, by whoever serves or looks."""
+    service = ServiceCounters()
+    begin, over = threading.Barrier(9), threading.Event()
+    looks: list[int] = []
+
+    def serve() -> None:
+        begin.wait()
+        for number in range(1500):
+            service.served((200, 404, 99)[number % 3], (0.004, 0.2, 60.0)[number % 3])
+
+    def look() -> None:
+        begin.wait()
+        while not over.is_set():
+            looks.append(sum(service.copy().served_by_class.values()))
+
+    threads = [threading.Thread(target=serve) for _ in range(8)]
+    looking = threading.Thread(target=look)
+    for thread in (*threads, looking):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    over.set()
+    looking.join()
+
+    counted = service.copy()
+    assert counted.served_by_class == {"2xx": 4000, "4xx": 4000, "other": 4000}
+    assert counted.served_duration.counts[0] == counted.served_duration.counts[-1] == 4000
+    assert sum(counted.served_duration.counts) == 12_000
+    assert round(counted.served_duration.sum, 3) == 4000 * 60.204
+    assert looks == sorted(looks)
+
+
+def test_a_look_finds_a_request_that_was_just_served() -> None:
+    service = ServiceCounters()
+    service.served(201, 0.01)
+    assert service.copy().served_by_class == {"2xx": 1}

@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from itertools import repeat
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, final
 
 from headrace.middleware.problems import ProblemAnswer, too_late
 from headrace.policy.deadline_header import GRPC_HEADER, parse_remaining_s
@@ -55,6 +54,7 @@ class HeaderNames:
 
     Attributes:
         request_id: Of the inbound id, and of the response, lower case; request_id_bytes the same.
+        counts_served: Every request is counted and timed.
         deadline: Lower case; None: none is read.
         takes_id: A sane id of the caller is taken.
         takes_trace: The trace has a use: an upstream gets it, or the id is made of it.
@@ -63,6 +63,7 @@ class HeaderNames:
 
     __slots__ = (
         "configuration",
+        "counts_served",
         "deadline",
         "request_id",
         "request_id_bytes",
@@ -77,6 +78,7 @@ class HeaderNames:
         plan = service.request_id
         self.request_id = plan.header.lower()
         self.request_id_bytes = self.request_id.encode("ascii")
+        self.counts_served = configuration.telemetry.served_requests
         self.takes_id = plan.accept and not plan.is_trace_id
         self.deadline: str | None = None
         if service.deadline is not None and service.deadline.header is not None:
@@ -98,6 +100,7 @@ class HeaderNames:
         return trace_of(values[TRACEPARENT], values[TRACESTATE]), values[self.deadline or ""]
 
 
+@final
 class Answer(NamedTuple):
     """The answer to a request that the application is not called for. It is counted like any other answer."""
 
@@ -116,12 +119,12 @@ def admit(
     given_id: str | None,
     trace: Trace,
     deadlines: Sequence[str],
-    *,
     new_id: Callable[[], str],
 ) -> Admission:
     """Whether a request is let in: its id, how long it may take, what it may cause, what it belongs to.
 
-    Counts what the deadline headers say. It is called in the tracing context that the request came in.
+    Counts what the deadline headers say. It is called in the tracing context that the request came in. Call it without
+    keywords: a call with some takes twice as long.
 
     Args:
         snapshot: The configuration that the request begins with, and keeps.
@@ -153,7 +156,7 @@ def admit(
     inbound.headrace = headrace
     inbound.snapshot = snapshot
     inbound.request_id = request_id
-    inbound.allowance = RetryAllowance(repeat(None, service.max_retries_per_request))
+    inbound.allowance = RetryAllowance(_RETRIES.get(n := service.max_retries_per_request) or _retries(n))
     inbound.deadline_at = due_at
     inbound.trace = trace
     inbound.cancellation = inbound.told = inbound.rehearsed = None
@@ -162,6 +165,14 @@ def admit(
     if outer is not None:
         outer.meet(inbound)
     return inbound
+
+
+_RETRIES: dict[int, tuple[None, ...]] = {}
+"""What an allowance of so many retries is filled with. Grows by one entry for each `max_retries_per_request`."""
+
+
+def _retries(n: int) -> tuple[None, ...]:
+    return _RETRIES.setdefault(n, (None,) * n)
 
 
 def deadline_at(

@@ -28,9 +28,9 @@ from headrace.middleware.problems import (
     report_mapped,
 )
 from headrace.observe.metrics import Registry
-from headrace.policy.plan import Configuration
 from headrace.runtime.cancellation import Cancellation
-from headrace.runtime.inbound import Inbound, inbound_var, new_request_id
+from headrace.runtime.inbound import Inbound, bind, new_request_id, unbind
+from headrace.runtime.service import ServiceCounters
 
 if TYPE_CHECKING:
     from headrace.observe.tracing.otel import Tracing
@@ -105,7 +105,8 @@ class ASGIMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope."""
-        # Flat: five Python-level calls per request besides the application's (a test counts them).
+        # Flat: five Python-level calls per request besides the application's, six where an id is made (a test counts
+        # them).
         if scope["type"] != "http":
             await (self._lifespan if scope["type"] == "lifespan" else self.app)(scope, receive, send)
             return
@@ -119,43 +120,48 @@ class ASGIMiddleware:
             names = self._names = HeaderNames(snapshot.configuration)
 
         wanted, header, given_id = names.wanted, names.request_id_bytes, ""
-        found: list[tuple[bytes, bytes]] = []
+        found: list[tuple[bytes, bytes]] | None = None
         for name, value in scope["headers"]:
             if name in wanted:
-                value = value.strip(BLANK_BYTES)
                 if name != header:
-                    found.append((name, value))
-                elif not given_id and is_sane_bytes(value):
-                    given_id = value.decode("ascii")
+                    found = [*(found or ()), (name, value.strip(BLANK_BYTES))]
+                elif not given_id and (
+                    is_sane_bytes(value) or is_sane_bytes(value := value.strip(BLANK_BYTES))
+                ):
+                    given_id = value.decode()
         trace, deadlines = names.read(found) if found else ((), ())
         # Changed in place, as Starlette itself does it: instrumentation outside reads the scope after the call.
-        if scope.get("state") is None:
-            scope["state"] = {}
-        scope["state"]["headrace"] = headrace
+        state = scope.get("state")
+        if state is None:
+            state = scope["state"] = {}
+        state["headrace"] = headrace
 
-        admission = admit(headrace, snapshot, began, given_id, trace, deadlines, new_id=new_request_id)
+        admission = admit(headrace, snapshot, began, given_id, trace, deadlines, new_request_id)
         response = _Response()
-        response.headrace, response.configuration, response.began = headrace, snapshot.configuration, began
-        response.header, response.request_id = header, admission.request_id
-        response.forward, response.is_head = send, scope.get("method") == "HEAD"
-        if isinstance(admission, Answer):
+        response.service, response.names, response.began = headrace.service, names, began
+        response.forward, response.request_id = send, admission.request_id
+        response.status, response.is_over, response.is_head = 0, False, False
+        response.tracing = response.watch = response.cancellation = None
+        if type(admission) is Answer:  # isinstance() takes three times as long
+            response.is_head = scope.get("method") == "HEAD"
             await response.answer(admission.problem)
             return
         response.inbound = inbound = admission
         response.tracing = snapshot.tracing
         if snapshot.configuration.service.cancel_on_disconnect:
             receive = response.watched(receive, scope["headers"])
-        token = inbound_var.set(inbound)
+        token = bind(inbound)
         try:
             await self.app(scope, receive, response.send)
         except Exception as exc:
+            response.is_head = scope.get("method") == "HEAD"
             if not await response.handle(exc):
                 raise
         finally:
             if response.tracing is not None and inbound.told is not None:
                 response.tracing.tell(inbound)
             try:  # suppress() is three Python-level calls
-                inbound_var.reset(token)
+                unbind(token)
             except ValueError:
                 pass  # the collector has closed an abandoned coroutine, in another context
             inbound.is_over = True
@@ -256,32 +262,48 @@ def _is_amid_a_lifespan() -> bool:
 class _Response:
     """The response to one request. It gets the id, it is counted once, and the request's span is told of it.
 
-    It has no `__init__`, which would be one more Python-level call. `ASGIMiddleware.__call__` sets what has no
-    default here.
+    It has no `__init__`, which would be one more Python-level call: `ASGIMiddleware.__call__` sets every slot. A
+    default at the class would make each look at the attribute twice as long (3.12, 3.13).
 
     Attributes:
         began: When the request came, monotonic seconds.
-        header, request_id: The header that is added, unless the application has set it.
+        names: Say which header is added, unless the application has set it.
+        request_id: What it says.
         forward: The server's `send`.
+        is_head: It has no body. Told before an `answer` of ours.
         tracing: None also while the request has not been admitted. Then there is no `inbound`.
         status: The status that was sent, or that the server is going to send; 0: none yet.
         is_over: All of it has been sent, and counted.
         watch, cancellation: Both or none.
     """
 
-    headrace: Headrace
-    configuration: Configuration
+    __slots__ = (
+        "began",
+        "cancellation",
+        "forward",
+        "inbound",
+        "is_head",
+        "is_over",
+        "names",
+        "request_id",
+        "service",
+        "status",
+        "tracing",
+        "watch",
+    )
+
+    service: ServiceCounters
+    names: HeaderNames
     began: float
-    header: bytes
     request_id: str
     forward: Send
     is_head: bool
     inbound: Inbound
-    tracing: Tracing | None = None
-    status = 0
-    is_over = False
-    watch: DisconnectWatch | None = None
-    cancellation: Cancellation | None = None
+    tracing: Tracing | None
+    status: int
+    is_over: bool
+    watch: DisconnectWatch | None
+    cancellation: Cancellation | None
 
     async def send(self, message: Message) -> None:
         """Send one message of the application."""
@@ -290,13 +312,16 @@ class _Response:
             # The client has left, so nobody would get an answer that begins now.
             has_left = self.cancellation is not None and self.cancellation.is_cancelled
             self.status = CLIENT_CLOSED_REQUEST if has_left else message["status"]
-            headers = list(message.get("headers", ()))
+            header = self.names.request_id_bytes
+            length = len(header)  # asked first: names have their own case, and lower() is a call for each
+            headers = [*message.get("headers", ())]
             for name, _ in headers:
-                if name == self.header or name.lower() == self.header:
+                if len(name) == length and name.lower() == header:
                     break
             else:
-                headers.append((self.header, self.request_id.encode("ascii")))
-                message = {**message, "headers": headers}
+                headers.append((header, self.request_id.encode()))
+                message = {**message}  # the application's may be a constant
+                message["headers"] = headers
             if tracing is not None and tracing.has_context():
                 tracing.tell(self.inbound)  # what has been called by now: the answer may break off
             await self.forward(message)
@@ -311,8 +336,8 @@ class _Response:
         await self.forward(message)
         if not self.is_over:
             self.is_over = True
-            if self.configuration.telemetry.served_requests:
-                self.headrace.service.served(self.status, monotonic() - self.began)
+            if self.names.counts_served:
+                self.service.served(self.status, monotonic() - self.began)
 
     async def answer(self, found: ProblemAnswer) -> None:
         """Send *found* in place of an answer of the application."""
@@ -327,7 +352,7 @@ class _Response:
         """Answer *exc* under `error_responses: map`. False: the error is left to the server."""
         if (
             not self.status
-            and self.configuration.service.error_responses == "map"
+            and self.names.configuration.service.error_responses == "map"
             and (found := answer(exc)) is not None
         ):
             if found.status != CLIENT_CLOSED_REQUEST:  # a client that has left is no error
@@ -356,8 +381,8 @@ class _Response:
         Args:
             ends_by: The error that passes through, if any.
         """
-        if self.status and not self.is_over and self.configuration.telemetry.served_requests:  # broken off
-            self.headrace.service.served(self.status, monotonic() - self.began)
+        if self.status and not self.is_over and self.names.counts_served:  # broken off
+            self.service.served(self.status, monotonic() - self.began)
         if self.inbound.streams:
             self.inbound.end()
         if self.watch is not None and self.cancellation is not None:

@@ -27,7 +27,8 @@ from headrace.observe.logs import emit
 from headrace.observe.metrics import Registry
 from headrace.policy.plan import Configuration
 from headrace.policy.trace_context import Trace, trace_of
-from headrace.runtime.inbound import Inbound, inbound_var, new_request_id
+from headrace.runtime.inbound import Inbound, bind, inbound_var, new_request_id
+from headrace.runtime.service import ServiceCounters
 
 if TYPE_CHECKING:
     from headrace.observe.tracing.otel import Tracing
@@ -96,7 +97,11 @@ class WSGIMiddleware:
             keys = self._environ_keys_of(snapshot.configuration)
 
         given_id = environ.get(keys.request_id) if keys.takes_id else None
-        if given_id is not None and not is_sane_text(given_id := given_id.strip(BLANKS)):
+        if (
+            given_id is not None
+            and not is_sane_text(given_id)
+            and not is_sane_text(given_id := given_id.strip(BLANKS))
+        ):
             given_id = None
         trace: Trace = ()
         if keys.takes_trace and (traceparent := environ.get("HTTP_TRACEPARENT")) is not None:
@@ -107,20 +112,23 @@ class WSGIMiddleware:
         deadlines = () if deadline is None else (deadline.strip(BLANKS),)
         environ["headrace.instance"] = headrace
 
-        admission = admit(headrace, snapshot, began, given_id, trace, deadlines, new_id=new_request_id)
-        exchange = _AnswerIterable(
-            headrace, snapshot.configuration, admission.request_id, began, environ, start_response
-        )
-        if isinstance(admission, Answer):
+        admission = admit(headrace, snapshot, began, given_id, trace, deadlines, new_request_id)
+        exchange = _AnswerIterable()
+        exchange.service, exchange.keys, exchange.began = headrace.service, keys, began
+        exchange.environ, exchange.forward = environ, start_response
+        exchange.request_id = admission.request_id
+        exchange.run = run = copy_context().run
+        exchange.body, exchange.iterator, exchange.status = (), None, 0
+        exchange.is_sending = exchange.is_counted = exchange.is_closed = exchange.is_mapped = False
+        exchange.tracing = exchange.inbound = None
+        if type(admission) is Answer:  # isinstance() takes three times as long
             return exchange.answered(admission.problem)
         exchange.inbound = inbound = admission
         exchange.tracing = snapshot.tracing
-        run: Callable[..., Any]
         if _KEEPS_CONTEXT in environ:
             exchange.run = run = partial(_run_bound, inbound)
         else:
-            run = exchange.run
-            run(inbound_var.set, inbound)
+            run(bind, inbound)
         try:
             body: Iterable[bytes] = run(self.app, environ, exchange.start_response)
         except BaseException as exc:
@@ -153,13 +161,31 @@ class WSGIMiddleware:
 
 
 class _EnvironKeys:
-    """Which keys of the environ count under one configuration. Made once for each; requests read it."""
+    """Which keys of the environ count under one configuration. Made once for each; requests read it.
 
-    __slots__ = ("configuration", "deadline", "request_id", "takes_id", "takes_trace")
+    Attributes:
+        header, header_lower: The name of the response's header that carries the id.
+        is_mapping: Errors are answered by us.
+    """
+
+    __slots__ = (
+        "configuration",
+        "counts_served",
+        "deadline",
+        "header",
+        "header_lower",
+        "is_mapping",
+        "request_id",
+        "takes_id",
+        "takes_trace",
+    )
 
     def __init__(self, configuration: Configuration) -> None:
         names = HeaderNames(configuration)
         self.configuration = configuration
+        self.header, self.header_lower = configuration.service.request_id.header, names.request_id
+        self.counts_served = names.counts_served
+        self.is_mapping = configuration.service.error_responses == "map"
         self.request_id = _key_of(names.request_id)
         self.takes_id = names.takes_id
         self.takes_trace = names.takes_trace
@@ -180,71 +206,74 @@ def _key_of(header: str) -> str:
 
 
 class _AnswerIterable:
-    """One request under way: WSGI's response iterable. One thread at a time, as WSGI promises."""
+    """One request under way: WSGI's response iterable. One thread at a time, as WSGI promises.
+
+    It has no `__init__`, which would be one more Python-level call: `WSGIMiddleware.__call__` sets every slot.
+
+    Attributes:
+        began: When the request came, monotonic seconds.
+        forward: The server's `start_response`.
+        run: Runs a step of the application in the context of the request.
+        body, iterator: Whatever the application returned, and its iterator once that was asked for.
+        status: The status that was sent, or that the server is going to send; 0: none yet.
+        inbound: None while the request has not been admitted.
+    """
 
     __slots__ = (
-        "_began",
-        "_configuration",
-        "_environ",
-        "_headrace",
-        "_is_closed",
-        "_is_counted",
-        "_is_mapped",
-        "_is_sending",
-        "_iterator",
-        "_request_id",
-        "_start_response",
-        "_status",
+        "began",
         "body",
+        "environ",
+        "forward",
         "inbound",
+        "is_closed",
+        "is_counted",
+        "is_mapped",
+        "is_sending",
+        "iterator",
+        "keys",
+        "request_id",
         "run",
+        "service",
+        "status",
         "tracing",
     )
 
-    def __init__(
-        self,
-        headrace: Headrace,
-        configuration: Configuration,
-        request_id: str,
-        began: float,
-        environ: Environ,
-        start_response: StartResponse,
-    ) -> None:
-        self.run: Callable[..., Any] = copy_context().run
-        self.body: Any = ()  # whatever the application returned
-        self._headrace = headrace
-        self._configuration = configuration
-        self._request_id = request_id
-        self._began = began
-        self._environ = environ
-        self._start_response = start_response
-        self._iterator: Any = None
-        self._status = 0
-        self._is_sending = False
-        self._is_counted = False
-        self._is_closed = False
-        self._is_mapped = False
-        self.tracing: Tracing | None = None
-        self.inbound: Inbound | None = None
+    began: float
+    body: Any
+    environ: Environ
+    forward: StartResponse
+    inbound: Inbound | None
+    is_closed: bool
+    is_counted: bool
+    is_mapped: bool
+    is_sending: bool
+    iterator: Any
+    keys: _EnvironKeys
+    request_id: str
+    run: Callable[..., Any]
+    service: ServiceCounters
+    status: int
+    tracing: Tracing | None
 
     def start_response(self, status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
         """The server's, with the request id added unless the application has set one. exc_info goes through."""
-        self._status = int(status[:3])
-        wanted = self._configuration.service.request_id.header.lower()
+        self.status = int(status[:3])
+        keys = self.keys
+        wanted = keys.header_lower
+        length = len(wanted)  # asked first: lower() is a call for each
         for name, _ in headers:
-            if name.lower() == wanted:
+            if len(name) == length and name.lower() == wanted:
                 break
         else:
-            header = self._configuration.service.request_id.header
-            headers = [*headers, (header, self._request_id)]
+            headers = [*headers, (keys.header, self.request_id)]
         if self.tracing is not None and self.inbound is not None and self.tracing.has_context():
             self.tracing.tell(self.inbound)
-        write = self._start_response(status, headers, *exc_info)
-        if self._configuration.service.error_responses == "propagate":
+        write = self.forward(status, headers, *exc_info) if exc_info else self.forward(status, headers)
+        if not keys.is_mapping:
             return write  # no caller asks whether something was sent
 
         def noted_write(data: bytes) -> object:
-            self._is_sending = True
+            self.is_sending = True
             return write(data)
 
         return noted_write
@@ -253,27 +282,27 @@ class _AnswerIterable:
         return self
 
     def __next__(self) -> bytes:
-        if self._is_mapped:
+        if self.is_mapped:
             raise StopIteration
         try:
-            if self._iterator is None:
-                self._iterator = self.run(iter, self.body)
-            chunk: bytes = self.run(next, self._iterator)
+            if self.iterator is None:
+                self.iterator = self.run(iter, self.body)
+            chunk: bytes = self.run(next, self.iterator)
         except StopIteration:
             raise
         except Exception as exc:
             answered = self.failed(exc)
-            self._is_mapped = True
+            self.is_mapped = True
             return b"".join(answered)
         if chunk:
-            self._is_sending = True
+            self.is_sending = True
         return chunk
 
     def close(self) -> None:
         """The application's `close()`, once (failures.md 47), the end of the request, and the count."""
-        if self._is_closed:
+        if self.is_closed:
             return
-        self._is_closed = True
+        self.is_closed = True
         close = getattr(self.body, "close", None)
         try:
             if close is not None:
@@ -285,13 +314,13 @@ class _AnswerIterable:
 
     def count(self) -> None:
         """Count the request, once, unless it never got an answer."""
-        if self._is_counted or not self._status:
+        if self.is_counted or not self.status:
             return
-        self._is_counted = True
+        self.is_counted = True
         if self.tracing is not None and self.inbound is not None and self.inbound.told is not None:
             self.tracing.tell(self.inbound)
-        if self._configuration.telemetry.served_requests:
-            self._headrace.service.served(self._status, monotonic() - self._began)
+        if self.keys.counts_served:
+            self.service.served(self.status, monotonic() - self.began)
 
     def count_at_close_of(self, body: Any) -> None:
         """Put our `close` in place of that of a file wrapper. The server recognises the wrapper by its class."""
@@ -305,16 +334,16 @@ class _AnswerIterable:
         """The answer for *exc* under `error_responses: map`, else raises *exc*. Call it in the handler of *exc*."""
         found = self._mapped(exc)
         if found is None:
-            if not self._is_sending:
-                self._status = 500  # what the server is going to answer
-            if self._iterator is None:  # the server got nothing it could close
+            if not self.is_sending:
+                self.status = 500  # what the server is going to answer
+            if self.iterator is None:  # the server got nothing it could close
                 self.count()
             raise exc
         # exc_info is passed only at a second call. The server then raises the original again if it has sent headers
         # after all. werkzeug's test client raises it in any case.
-        body = self._start_answer(found, *((sys.exc_info(),) if self._status else ()))
-        report_mapped(found, exc, self._request_id)
-        if self._iterator is None:
+        body = self._start_answer(found, *((sys.exc_info(),) if self.status else ()))
+        report_mapped(found, exc, self.request_id)
+        if self.iterator is None:
             self.count()
         return body
 
@@ -327,10 +356,10 @@ class _AnswerIterable:
     def _start_answer(self, found: ProblemAnswer, *exc_info: Any) -> Iterable[bytes]:
         headers = [*found.headers.items(), ("Content-Length", str(len(found.body)))]
         self.start_response(f"{found.status} {_PHRASES[found.status]}", headers, *exc_info)
-        return [b""] if self._environ.get("REQUEST_METHOD") == "HEAD" else [found.body]
+        return [b""] if self.environ.get("REQUEST_METHOD") == "HEAD" else [found.body]
 
     def _mapped(self, exc: Exception) -> ProblemAnswer | None:
-        if self._is_sending or self._configuration.service.error_responses != "map":
+        if self.is_sending or not self.keys.is_mapping:
             return None
         found: ProblemAnswer | None = self.run(answer, exc)
         return found

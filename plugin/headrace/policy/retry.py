@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
@@ -102,11 +101,12 @@ def is_resendable(outcome: Outcome, *, repeatable: bool) -> bool:
     return outcome.fault is Fault.RESET and outcome.reused and not outcome.answered and repeatable
 
 
-class RetryAllowance(deque[None]):
+class RetryAllowance(list[None]):
     """Retries that one inbound request may still cause, over all its outbound calls: an item is a retry.
 
     Shared by the request's threads and tasks. Exact without a lock: `pop` and `append`
-    of a deque are single steps, with and without the GIL.
+    of a list are single steps, with and without the GIL. Each inbound request makes one, and a list is made in half
+    the time of a deque.
     """
 
     __slots__ = ()

@@ -106,6 +106,9 @@ def _end(stream: tuple[Token, LeasePool[Any]]) -> None:
 
 inbound_var: ContextVar[Inbound | None] = context.inbound_var
 
+bind, unbind = inbound_var.set, inbound_var.reset
+"""For what is done at each request: to look a method up takes as long as to call it."""
+
 
 def request_id() -> str | None:
     """The id of the inbound request that the running code belongs to, or None outside of any."""

@@ -1,12 +1,16 @@
 """Totals of one Headrace instance that belong to no single upstream.
 
 `ServiceCounters` owns them, and which call sites a log line has named already. `ServiceCounters.lock` guards every
-field. It is a leaf: nothing else is taken under it, and events are logged after it is released.
+field but one. It is a leaf: nothing else is taken under it, and events are logged after it is released.
+
+Every inbound request is counted and timed. So that is an append, which needs no lock, and a look or every sixty-fourth
+request adds up: the lock and the sums cost twice as much as all the rest of it.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from typing import Literal
 
 from headrace.observe.events import DeadlineRefused, DeadlinesDistrusted
@@ -20,11 +24,19 @@ DeadlineVerdict = Literal["refused", "excused", "distrusted"]
 distrusted: served all the same, since no more may be refused."""
 
 
+_MANY = 64
+"""Served requests from which on they are added up: a tenth of a millisecond under the lock."""
+
+
 class ServiceCounters:
-    """Reloads, ungoverned calls, served requests, inbound deadlines. Thread-safe."""
+    """Reloads, ungoverned calls, served requests, inbound deadlines. Thread-safe.
+
+    Its own fields may lag behind by some served requests. A `copy` has them all.
+    """
 
     __slots__ = (
         "_expiry",
+        "_served",
         "_sites",
         "inbound_deadlines",
         "lock",
@@ -43,19 +55,37 @@ class ServiceCounters:
         self.served_duration = Histogram()
         self._expiry = ExpiryGuard()
         self._sites: set[tuple[str, str]] = set()
+        self._served: deque[tuple[int, float]] = (
+            deque()
+        )  # hundreds of the status and seconds, not yet added up
 
     def copy(self) -> ServiceCounters:
         """The totals of now, as an object of its own."""
         twin = ServiceCounters()
         with self.lock:
+            self._add_up()
             copy_totals(self, twin, self.__slots__)
         return twin
 
     def served(self, status: int, duration_s: float) -> None:
         """Count one inbound request by status class and time it."""
-        with self.lock:
-            add(self.served_by_class, STATUS_CLASS[status // 100 % 10])
-            self.served_duration.observe(duration_s)
+        self._served.append((status // 100 % 10, duration_s))
+        if len(self._served) >= _MANY:
+            with self.lock:
+                self._add_up()
+
+    def _add_up(self) -> None:
+        """Add what was served to the totals. Mutates; the caller holds the lock."""
+        take = self._served.popleft
+        counts, durations_s = [0] * len(STATUS_CLASS), []
+        for _ in range(len(self._served)):  # nobody else takes from it
+            hundreds, duration_s = take()
+            counts[hundreds] += 1
+            durations_s.append(duration_s)
+        for status_class, n in zip(STATUS_CLASS, counts, strict=True):
+            if n:
+                add(self.served_by_class, status_class, n)
+        self.served_duration.observe_all(durations_s)
 
     def deadline_came(self, now: float) -> None:
         """Count one request that could have brought a deadline. `deadline_past` compares with these."""
