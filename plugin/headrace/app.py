@@ -59,7 +59,6 @@ class Headrace:
         registry: Where Prometheus metrics go; None: prometheus_client's default.
 
     Attributes:
-        service: Counters that belong to no single upstream.
         started_in: The process that `start()` was last called in, or 0. `close()` leaves it as it is. The
             middlewares start the instance where this is another process.
 
@@ -80,7 +79,6 @@ class Headrace:
         self._reloader = Reloader(
             load=self._load, override=self._mode_override, files=self.files, publish=self._publish
         )
-        self.service: ServiceCounters = self._reloader.service
         self._in_force = functools.partial(
             getattr, self._reloader, "snapshot"
         )  # in C: for each protected call
@@ -169,6 +167,11 @@ class Headrace:
     def snapshot(self) -> Snapshot:
         """The configuration in force, with its upstreams. One immutable object; replaced as a whole."""
         return self._reloader.snapshot
+
+    @property
+    def service(self) -> ServiceCounters:
+        """Counters that belong to no single upstream."""
+        return self._reloader.service
 
     def start(self) -> None:
         """Take the rules into force: URLs, metrics, watching. Blocks shortly; thread-safe; idempotent.
