@@ -62,6 +62,7 @@ LEASE: Final = (
     "tests/transport/test_lease_threads.py",
     "tests/transport/test_lease_collector.py",
     "tests/transport/test_lease_fork.py",
+    "tests/transport/test_lease_shared.py",
     "tests/transport/test_lease_machine.py",
 )
 
@@ -89,7 +90,9 @@ ROOMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "transport.lease.collector": LEASE,
         "transport.lease.errors": LEASE,
+        "transport.lease.place": LEASE,
         "transport.lease.pool": LEASE,
+        "transport.lease.shared": ("tests/transport/test_lease_shared.py", *LEASE),
         "transport.lease.sizer": ("tests/transport/test_pool_sizer.py", *LEASE),
         "transport.lease.tally": LEASE,
     }
@@ -139,9 +142,6 @@ EQUAL: Mapping[str, str] = MappingProxyType(
         "policy.retry RetryBudget.try_withdraw: self._window.add(now, 1, 0, 0): 0 -> -1": _NOT_SLOW,
         "policy.retry RetryBudget.try_withdraw: self._window.add(now, 1, 0, 0): 0 -> None": _NOT_SLOW,
         "transport.lease.pool LeasePool.forget_inherited: time.sleep(0.001): 0.001 -> 0": "how often it looks",
-        "transport.lease.pool LeasePool._process_returns: if connection.owner is None or connection.owner() is None:"
-        ": connection.owner is None or connection.owner() is None -> (connection.owner() is None)"
-        "": "what is owned has an owner",
         "policy.breaker.half_open HalfOpen.__init__: self._window_ends_at = now + self._w"
         "indow_s: now + self._window_s -> (now - self._window_s)": _WHOLE_WINDOWS,
         "policy.breaker.half_open HalfOpen.lease: self._last_probe += 1: self._last_probe -= 1": _A_NUMBER,
@@ -208,11 +208,12 @@ EQUAL: Mapping[str, str] = MappingProxyType(
         "not None and found -> (found)": _FOR_THE_TYPES,
         "transport.lease.pool LeasePool.end: if lease is not None and found:: lease is no"
         "t None and found -> (found)": _FOR_THE_TYPES,
-        "transport.lease.pool LeasePool._newest_owned_by: if connection.owner is not None"
-        " and connection.owner() is owner:: connection.owner is not None and connection.o"
-        "wner() is owner -> (connection.owner() is owner)": _FOR_THE_TYPES,
-        "transport.lease.pool LeasePool.acquire: if self._owned and owner is not None and"
-        " not fresh:: self._owned and owner is not None and not fresh -> (owner is not No"
+        "transport.lease.pool LeasePool._newest_owned_by: if not connection.is_shared and"
+        " connection.owner is not None and connection.owner() is owner:: not connection.i"
+        "s_shared and connection.owner is not None and connection.owner() is owner -> (no"
+        "t connection.is_shared and connection.owner() is owner)": _FOR_THE_TYPES,
+        "transport.lease.pool LeasePool.acquire: if self._apart and owner is not None and"
+        " not fresh:: self._apart and owner is not None and not fresh -> (owner is not No"
         "ne and (not fresh))": _LOOKS_INTO_NOTHING,
         "transport.lease.pool LeasePool.end: self._process_returns(): pass (2)": _SETTLED_SOON,
         "transport.lease.pool LeasePool.retire: self._process_returns(): pass": _SETTLED_SOON,

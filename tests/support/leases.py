@@ -38,12 +38,18 @@ class End:
 
 @dataclass
 class Rig:
-    """A pool of `Conn`s that remembers what was closed and aborted; `now` is the clock."""
+    """A pool of `Conn`s that remembers what was closed and aborted; `now` is the clock.
+
+    Attributes:
+        aborted_places: The connection and the token of each lease that was broken off beside others. No lease: that
+            would keep it.
+    """
 
     plan: PoolPlan
     now: float = 1000.0
     closed: list[Conn] = field(default_factory=list)
     aborted: list[Conn] = field(default_factory=list)
+    aborted_places: list[tuple[Conn, Any]] = field(default_factory=list)
     discarded: list[Conn] = field(default_factory=list)
     held: list[Lease[Conn]] = field(default_factory=list)
     dice: float = 0.0
@@ -61,6 +67,7 @@ class Rig:
             abort=self.aborted.append,
             discard=self.discarded.append,
             collect=self.collect,
+            abort_place=lambda conn, lease: self.aborted_places.append((conn, lease.token)),
         )
 
     @property
@@ -82,12 +89,24 @@ class Rig:
         self.held.append(lease)  # or it would be reclaimed: the pool has only a weak reference
         return lease
 
+    def shared(self, capacity: int, leases: int = 1, name: str = "conn") -> list[Lease[Conn]]:
+        """So many leases on one new connection of *capacity* places."""
+        first = self.lease(name)
+        self.pool.share(first, capacity)
+        return [first, *(self.lease("another") for _ in range(leases - 1))]
+
     def fill_idle(self, *names: str) -> list[Conn]:
         """Idle connections of these names, the last one the newest."""
         leases = [self.lease(name) for name in names]
         for lease in leases:
             self.pool.give_back(lease, reusable=True)
         return [lease.conn for lease in leases if lease.conn]
+
+    def fill_idle_alone(self) -> list[Conn]:
+        """An idle connection of one place, made ahead of need."""
+        conn = Conn("alone")
+        assert self.pool.offer(conn)
+        return [conn]
 
     def waiter(
         self,

@@ -45,6 +45,17 @@ def test_a_lease_given_back_twice_frees_one_slot_and_pools_one_connection() -> N
     assert r.closed == []
 
 
+def test_a_lease_given_back_again_later_does_not_make_its_idle_connection_younger() -> None:
+    r = rig()
+    lease = r.lease()
+    r.pool.give_back(lease, reusable=True)
+    r.pool.view()
+    r.now += 60.0
+    r.pool.give_back(lease, reusable=True)
+    assert r.pool.tend(r.now) == 1
+    assert r.closed == [lease.conn]
+
+
 def test_checkout_skips_every_dead_connection_and_probes_each_once() -> None:
     """failures.md 18."""
     r = rig(max_connections=5)

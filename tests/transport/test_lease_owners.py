@@ -82,7 +82,7 @@ def test_a_connection_whose_owner_has_gone_unheard_is_nobodys() -> None:
     r = rig(max_connections=4)
     alice = Owner()
     own = owned(r, alice)
-    (last,) = r.pool._owned
+    (last,) = r.pool._apart
     last.owner = ref(alice)
     del alice
     gc.collect()

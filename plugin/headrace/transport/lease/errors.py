@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PoolView:
-    """The pool at one instant; `inuse` counts pooled leases without the one-off ones."""
+    """The pool at one instant; `inuse` and `idle` count connections, without the one-off ones."""
 
     inuse: int
     idle: int

@@ -1,11 +1,11 @@
 """Which call holds which connection of one upstream: bookkeeping and the wait for a slot, and nothing of HTTP.
 
-A lease is in one place at a time: among the waiters, in use, given back and not
+A lease is in one collection at a time: among the waiters, in use, given back and not
 looked at yet, or in none of them. A `Connection` is what is known of a connection; it outlives
-its leases, and is idle or held by one of them. Every count is the size of one of these collections, so
+its leases, and is idle or held by one of them, or by several. Every count is the size of one of these collections, so
 no count can drift away from them.
 
-**Locks.** `LeasePool._lock` guards `_idle`, `_owned`, `_inuse`, `_one_off`, `_waiters`, the tally, the
+**Locks.** `LeasePool._lock` guards `_idle`, `_apart`, `_inuse`, `_shared`, `_one_off`, `_waiters`, the tally, the
 size and the flags. Under it: moves between the collections, counting, the release of a
 waiter's gate, and `abort` (a shutdown(2); it must not block). Never under it: a probe, a
 close or a callback that could call the pool. `counters.lock` is a leaf: it is taken
@@ -24,12 +24,18 @@ free-threaded build with a weakly ordered CPU both could look too early. The nex
 acquire, return, view or round of housekeeping then picks it up.)
 
 **Leaks.** The pool knows leases in use by weak reference only, and a connection in use
-only through its lease. A lease that is no longer referred to is collected, whatever happened
-to it. The callback appends to `_dropped`, and the slot is free.
+only through its lease, unless it has several places. A lease that is no longer referred to is collected,
+whatever happened to it. The callback appends to `_dropped`, and the slot is free.
 
 **Owners.** A connection that its peer has authenticated (NTLM), or that is of a class of its caller's, belongs to its
-owner alone: `claim`. While idle, it is in `_owned`. Callers look at that only if it is not empty. An owner of the
+owner alone: `claim`. While idle, it is in `_apart`. Callers look at that only if it is not empty. An owner of the
 second kind takes no other connection (`own_only`). All connections count towards the same size.
+
+**Places.** A connection has one place, and its lease is in `_inuse`, until the holder that made the connection knows
+better and says so: `share`. Its leases are in `_shared` then (`lease.shared`). Limits and gauges count connections;
+a waiter is woken for each free place. A connection is used up, too old or retired as one, and then lends no
+further place: it is closed with its last lease. So it is when one of its leases comes back broken, or is lost.
+Nothing of this is asked on the way of a lease that has its connection for itself.
 
 **Interrupts.** KeyboardInterrupt, or Celery's soft time limit, may be raised between
 any two bytecodes where CPython polls for signals: after a call, not after a
@@ -55,8 +61,8 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from itertools import chain
+from typing import Any, Generic, TypeVar
 from weakref import ref
 
 from headrace.clock import monotonic
@@ -72,25 +78,15 @@ from headrace.transport.lease.errors import LeaseRejected as LeaseRejected
 from headrace.transport.lease.errors import LeaseReport as LeaseReport
 from headrace.transport.lease.errors import LeaseTimeout as LeaseTimeout
 from headrace.transport.lease.errors import PoolView as PoolView
+from headrace.transport.lease.place import CloseReason as CloseReason
+from headrace.transport.lease.place import Connection as Connection
+from headrace.transport.lease.place import Lease as Lease
+from headrace.transport.lease.shared import Shared, begin_to_drain, connection_of, find_free_place, is_for
 from headrace.transport.lease.tally import LeaseTally
 from headrace.transport.standstill import opened_in_time
 
 C = TypeVar("C")
 E = TypeVar("E")
-
-CloseReason = Literal["idle", "lifetime", "dead", "surplus", "retired", "error", "leaked", "abandoned"]
-"""Why a connection was closed.
-
-- idle: unused for `idle_timeout`.
-- lifetime: `max_lifetime` or `max_requests_per_connection` is over.
-- dead: the peer has closed it, or said in its last answer that it will (`Connection: close`); or it has sent
-  something unasked, or an answer with an end that can be read in two ways.
-- surplus: one-off, above `max_idle`, beyond a lowered size, its owner has gone, or it made room for a fresh one.
-- retired: it belonged to a pool that a reload has replaced.
-- error: broken off, or closed before the end of an answer.
-- leaked: dropped by its holder without being given back.
-- abandoned: the inbound request that its answer was opened in ended before the answer's body did.
-"""
 
 LIFETIME_JITTER = 0.025
 """Share of `max_lifetime` that is taken off at random, so that connections made together do not end
@@ -106,88 +102,6 @@ _MANY_WAITS = 4096
 _getpid = os.getpid
 
 
-class Connection(Generic[C]):
-    """What the pool knows of one connection. It outlives the leases on it; only `LeasePool` makes one.
-
-    Attributes:
-        conn: What was dialled; None until then, and after it was given up.
-        owner: The only one that may use it, referred to weakly; None: any caller may. See `LeasePool.claim`.
-        idle_since: When it was last given back, on the pool's clock; 0 before that.
-        looked_at: When it was last lent for a look (`lend_idle`); 0 before that.
-        expires_at: When its life is over.
-        uses: Leases that it has had, including the one that holds it; count.
-    """
-
-    # No __init__: see `Lease`. Identity is equality.
-    __slots__ = ("conn", "expires_at", "idle_since", "looked_at", "owner", "uses")
-
-    conn: C | None
-    owner: ref[Any] | None
-    idle_since: float
-    looked_at: float
-    expires_at: float
-    uses: int
-
-    def over(self, now: float, idle_timeout_s: float) -> CloseReason | None:
-        """Why it is not used again although its peer may still be there; None: it may be."""
-        if now >= self.expires_at:
-            return "lifetime"
-        return "idle" if now - self.idle_since >= idle_timeout_s else None
-
-    def __repr__(self) -> str:
-        return f"<Connection, {self.uses} uses, {self.conn!r}>"
-
-
-class Lease(Generic[C]):
-    """One place on a connection, held by one caller. Not shared between threads; only `LeasePool` makes one.
-
-    Attributes:
-        connection: What the pool knows of the connection. It is blank where the pool had none to give.
-        conn: The connection itself. None: the caller has the slot, and makes a connection and sets it here.
-        reused: The connection came from the pool.
-        one_off: Beyond `max_connections` (`when_full: new`); closed when it comes back.
-        waited_s: Seconds waited for the slot; 0 when one was free.
-        taken_at: When the lease began, on the pool's clock.
-        site: `file:line` where the lease was taken, if that is noted (`leak_detection_threshold`).
-        aborted: None, or the reason of the close: `abort`, `stop` or the end of its grace broke the connection off.
-        token: The pool's reference to the lease; None once it has ended.
-    """
-
-    # No __init__: it would be a fifth of the bookkeeping (0.25 of 1.2 µs). Identity is equality.
-    __slots__ = (
-        "__weakref__",
-        "aborted",
-        "connection",
-        "one_off",
-        "reused",
-        "site",
-        "taken_at",
-        "token",
-        "waited_s",
-    )
-
-    connection: Connection[C]
-    reused: bool
-    one_off: bool
-    waited_s: float
-    taken_at: float
-    site: str | None
-    aborted: CloseReason | None
-    token: ref[Lease[C]] | None
-
-    def _made(self, conn: C | None) -> None:
-        self.connection.conn = conn
-
-    if TYPE_CHECKING:
-        conn: C | None
-    else:
-        conn = property(attrgetter("connection.conn"), _made)  # asked in C: no Python call
-
-    def __repr__(self) -> str:
-        kind = "one-off" if self.one_off else "reused" if self.reused else "new"
-        return f"<Lease {kind}, waited {self.waited_s:.3f} s, {self.conn!r}>"
-
-
 class LeasePool(Generic[C]):
     """The leases of one upstream. Thread-safe.
 
@@ -197,10 +111,16 @@ class LeasePool(Generic[C]):
             they outlive the pool.
         clock: Monotonic seconds.
         rng: Uniform numbers in [0, 1), for the jitter of lifetimes.
-        is_alive: Whether an idle connection is still usable. Called without the lock; must not block.
+        is_alive: Whether an idle connection is still usable. Called without the lock; must not block. Asked of a
+            connection with several places even while others use it.
         close: Closes a connection for good. Called without the lock, also from finalizers. Its errors are dropped.
         abort: Breaks off what the holder of a connection is doing (a shutdown of the socket). Called *with*
-            the lock held, so that it can never hit a connection that was leased again; must not block.
+            the lock held, so that it can never hit a connection that was leased again; must not block. Of a connection
+            with several places: breaks off all of it, when the pool is stopped or the grace of its lifetime is over.
+        abort_place: Breaks off what one lease does on a connection with several places (a reset of its stream, a
+            wake-up of its holder), and nothing else there. Called like *abort*. It may come before the lease
+            has begun anything; whoever begins looks at `Lease.aborted`. Whether the connection is still good
+            is what the holder says when it gives the lease back. None: no connection can be shared.
         discard: Closes a forked child's copy of a connection, without telling the peer (failures.md 26).
         collect: Asks for a garbage collection, and answers whether there was one. Called without the lock when a
             call has waited for PATIENCE_S, or was refused, because the pool is full. None: no collection is asked for.
@@ -221,6 +141,7 @@ class LeasePool(Generic[C]):
         abort: Callable[[C], None],
         discard: Callable[[C], None],
         collect: Callable[[], bool] | None = None,
+        abort_place: Callable[[C, Lease[C]], None] | None = None,
     ) -> None:
         self._counters = counters
         self._clock = clock
@@ -228,6 +149,7 @@ class LeasePool(Generic[C]):
         self._is_alive = is_alive
         self._close = close
         self._abort = abort
+        self._abort_place = abort_place
         self._discard = discard
         self._collect = collect
         self._has_refused = False  # since the last housekeeping, because it was full
@@ -240,8 +162,10 @@ class LeasePool(Generic[C]):
         self._size = plan.max_connections
         self._tally = LeaseTally()
         self._idle: deque[Connection[C]] = deque()  # oldest first; leased from the right
-        self._owned: deque[Connection[C]] = deque()  # the same, for connections with an owner
-        self._inuse: dict[ref[Lease[C]], str | None] = {}  # -> where it was taken, if that is noted
+        self._apart: deque[Connection[C]] = deque()  # the same, for those with an owner or several places
+        # The leases that have their connection for themselves -> where it was taken, if that is noted.
+        self._inuse: dict[ref[Lease[C]], str | None] = {}
+        self._shared: Shared[C] = {}  # the other connections in use
         self._one_off: dict[ref[Lease[C]], str | None] = {}
         # Those that wait longest come first. Each has its gate.
         self._waiters: OrderedDict[Lease[C], threading.Lock] = OrderedDict()
@@ -281,9 +205,9 @@ class LeasePool(Generic[C]):
     ) -> Lease[C]:
         """A slot of the pool, with an idle connection if a usable one is there. Blocks, first come first served.
 
-        The caller's own connection comes first, then the newest one without an owner. Expired or dead ones
-        found on the way are closed. Connections of other owners are passed over. If there is no room for another
-        connection, the one of them that has been idle longest is closed.
+        The caller's own connection comes first, then the newest one without an owner, then a free place on a shared
+        one. Expired or dead ones found on the way are closed. Connections of other owners are passed over. If there is
+        no room for another connection, the one of them that has been idle longest is closed.
 
         Args:
             timeout_s: Longest wait, seconds; 0 or less: no wait.
@@ -323,7 +247,7 @@ class LeasePool(Generic[C]):
                     tally.turn(now)
                 newest: Lease[C] | None = None
                 if kept and not (
-                    fresh or own_only or self._waiters or self._screens or self._owned or self._returns
+                    fresh or own_only or self._waiters or self._screens or self._apart or self._returns
                 ):
                     newest = kept[-1]  # nothing is newer, so it need not go through `_idle`
                     try:
@@ -337,7 +261,7 @@ class LeasePool(Generic[C]):
                     if kept or self._returns or self._dropped or self._gone_owners:
                         self._process_returns()
                     # Where a connection is idle, no call waits, and the pool is not stopped.
-                    if self._owned and owner is not None and not fresh:
+                    if self._apart and owner is not None and not fresh:
                         connection = self._newest_owned_by(owner)
                     if connection is None and self._idle and not (fresh or own_only):
                         connection = self._idle[-1]
@@ -352,7 +276,7 @@ class LeasePool(Generic[C]):
                             newest
                         )  # not pop(): another thread may have given back and appended by now
                     elif connection.owner is not None:
-                        self._owned.remove(connection)
+                        self._apart.remove(connection)
                     else:
                         self._idle.pop()
                 else:
@@ -379,7 +303,7 @@ class LeasePool(Generic[C]):
                 ):
                     lease.reused = True
                 else:
-                    self._replace(lease, now, owner, own_only)
+                    self._replace(lease, now, timeout_s, owner, own_only, on_wait)
             return lease
         except BaseException as error:
             with self._lock:
@@ -397,7 +321,8 @@ class LeasePool(Generic[C]):
 
         Args:
             reusable: The connection is between two answers. If False, the
-                pool closes it; there is nothing to close when `lease.conn` is None.
+                pool closes it; there is nothing to close when `lease.conn` is None. Of a connection with several
+                places: it can take another lease. If False, it takes none, and is closed with its last lease.
             reason: What a close because of `reusable=False` is counted as.
         """
         now, connection = self._clock(), lease.connection
@@ -407,9 +332,10 @@ class LeasePool(Generic[C]):
             and connection.uses < self._max_uses
             and connection.conn is not None
             and not lease.one_off
+            and lease.token is not None  # it has ended: the connection may be idle, and would look younger
         ):
             connection.idle_since = now
-            if connection.owner is not None:
+            if connection.is_apart:
                 self._returns.append((lease, None))
                 self._settle()
                 return
@@ -437,6 +363,37 @@ class LeasePool(Generic[C]):
                 and is closed when it comes back.
         """
         lease.connection.owner = _NOBODY if owner is None else ref(owner, self._on_gone)
+        lease.connection.is_apart = True
+
+    def share(self, lease: Lease[C], capacity: int) -> None:
+        """Let *capacity* leases at once use the connection of *lease*, which the caller made, or found so, and holds.
+
+        A later call changes the number: fewer takes nothing from those that have a place. Every lease of the
+        connection has the same `conn`, which is not set again. Without effect on a one-off lease, and on one that has
+        ended. Serves waiters. Blocks for the lock only.
+
+        What uses the connection keeps its leases, in the table of its streams: then a finalizer of an answer that is
+        dropped unread can give its lease back whole. A lease that nothing refers to is lost, and with it, in the end,
+        the connection.
+
+        Raises:
+            ValueError: The pool has no `abort_place`: an abort of one lease would hit the others.
+        """
+        if self._abort_place is None:
+            raise ValueError("a pool without abort_place has no connections with several places")
+        self._reset_if_forked()
+        with self._lock:
+            self._process_returns()
+            connection, token = lease.connection, lease.token
+            if token is not None and token in self._inuse:
+                connection.is_shared = connection.is_apart = True
+                # No call between the two, so no interrupt.
+                self._shared[connection] = {token: self._inuse[token]}
+                del self._inuse[token]
+            if self._has_place(lease):
+                connection.capacity = capacity
+                self._serve()
+        self._settle()
 
     def abort(self, token: ref[Lease[C]], reason: CloseReason = "error") -> bool:
         """Break off what the holder of the lease with *token* is doing; False, and nothing done, if it has ended.
@@ -445,6 +402,7 @@ class LeasePool(Generic[C]):
         The look and the shutdown are one step under the lock: a connection that was leased again is never hit.
         The connection is not used again, even if its holder says that it may be. A holder that is still connecting
         has no socket yet to shut: call this again while the answer is True. Blocks for the lock only.
+        On a connection with several places, `abort_place` breaks off what this lease does; the others go on.
 
         Args:
             reason: What the close of the connection is counted as.
@@ -457,14 +415,17 @@ class LeasePool(Generic[C]):
             found = (
                 lease is not None
                 and lease.token is token
-                and (token in self._inuse or token in self._one_off or lease in self._waiters)
+                and (self._is_held(lease) or token in self._one_off or lease in self._waiters)
             )
             if lease is not None and found:
                 lease.aborted = reason
-                lease.connection.expires_at = (
-                    -_NEVER
-                )  # it may be on its way back, unseen: its next holder closes it
-                self._abort_lease(token)
+                if self._has_place(lease):
+                    self._abort_one(lease)
+                else:
+                    lease.connection.expires_at = (
+                        -_NEVER
+                    )  # it may be on its way back, unseen: its next holder closes it
+                    self._abort_lease(token)
                 if (gate := self._waiters.pop(lease, None)) is not None:
                     self._forget_wishes(lease)
                     gate.release()
@@ -475,8 +436,9 @@ class LeasePool(Generic[C]):
         """End the lease with *token* in place of its holder; False, and nothing done, if it has ended.
 
         The holder may be gone for good although it is still referred to. A thread that waits for bytes on the
-        connection is broken off first, as by `abort`. Then the slot is free and the connection closed. Blocks
-        for the lock, and until that other thread has let go of the connection.
+        connection is broken off first, as by `abort`. Then the slot is free and the connection closed. (Of a
+        connection with several places: the place is free and the connection stays.) Blocks for the lock, and until
+        that other thread has let go of the connection.
 
         Args:
             reason: What the close of the connection is counted as.
@@ -488,13 +450,20 @@ class LeasePool(Generic[C]):
             found = (
                 lease is not None
                 and lease.token is token
-                and (token in self._inuse or token in self._one_off)
+                and (self._is_held(lease) or token in self._one_off)
             )
             if lease is not None and found:
                 lease.aborted = lease.aborted or reason
-                lease.connection.expires_at = -_NEVER  # it may be on its way back, unseen
-                self._abort_lease(token)
-                self._returns.append((lease, reason))
+                if self._has_place(lease):
+                    connection = lease.connection
+                    self._abort_one(lease)
+                    connection.idle_since = now = self._clock()
+                    good = now < connection.expires_at and connection.uses < self._max_uses
+                    self._returns.append((lease, None if good else "lifetime"))
+                else:
+                    lease.connection.expires_at = -_NEVER  # it may be on its way back, unseen
+                    self._abort_lease(token)
+                    self._returns.append((lease, reason))
                 self._process_returns()
         self._settle()
         return found
@@ -522,30 +491,50 @@ class LeasePool(Generic[C]):
         return closed
 
     def want_idle(self) -> int:
-        """How many connections should be made now to have `min_idle` idle ones; never more than there is room for."""
+        """How many connections should be made now to have `min_idle` idle ones; never more than there is room for.
+
+        One in use that has a free place counts as an idle one: a call need not dial.
+        """
         if not self.plan.min_idle:
             return 0
         self._reset_if_forked()
         with self._lock:
             self._process_returns()
             room = self._size - self._connections()
-            want = 0 if self._retired or self._waiters else min(self.plan.min_idle - len(self._idle), room)
+            ready = len(self._idle) + sum(
+                len(self._shared.get(connection, ())) < connection.capacity
+                for connection in (*self._apart, *self._shared)
+                if connection.owner is None and connection.ends_as is None
+            )
+            want = 0 if self._retired or self._waiters else min(self.plan.min_idle - ready, room)
         self._settle()
         return max(want, 0)
 
-    def offer(self, conn: C) -> bool:
-        """Take *conn*, made ahead of need, as an idle connection; without a use for it, close it and answer False."""
+    def offer(self, conn: C, *, capacity: int | None = None) -> bool:
+        """Take *conn*, made ahead of need, as an idle connection; without a use for it, close it and answer False.
+
+        Args:
+            capacity: Leases that may use it at once, as in `share`; None: one, which has it for itself.
+
+        Raises:
+            ValueError: There is a capacity, and the pool has no `abort_place`.
+        """
+        if capacity is not None and self._abort_place is None:
+            raise ValueError("a pool without abort_place has no connections with several places")
         self._reset_if_forked()
         now = self._clock()
         connection = self._blank()
         connection.conn = conn
         connection.uses = 0
         connection.idle_since = now
+        if capacity is not None:
+            connection.capacity = capacity
+            connection.is_shared = connection.is_apart = True
         with self._lock:
             self._process_returns()
             welcome = not self._retired and self._connections() < self._size
             if welcome:
-                self._idle.append(connection)
+                (self._apart if connection.is_apart else self._idle).append(connection)
                 self._serve()
             else:
                 self._schedule_close(conn, "retired" if self._retired else "surplus")
@@ -556,15 +545,15 @@ class LeasePool(Generic[C]):
         """Up to *most* connections that were not used or looked at for *idle_s*, longest first, taken out as leases.
 
         They are for a look, not for a call. Nothing is counted. One slot stays free for a call (so a
-        pool of one lends nothing). Connections with an owner are not lent. Each lease goes back by `give_back` (used
-        just now, or gone) or `return_unused`.
+        pool of one lends nothing). Connections with an owner or several places are not lent. Each lease goes back by
+        `give_back` (used just now, or gone) or `return_unused`.
         """
         self._reset_if_forked()
         with self._lock:
             self._process_returns()
             due = [one for one in self._idle if now - max(one.idle_since, one.looked_at) >= idle_s]
             lent = []
-            for connection in due[: max(0, min(most, self._size - len(self._inuse) - 1))]:
+            for connection in due[: max(0, min(most, self._size - self._used() - 1))]:
                 self._idle.remove(connection)
                 connection.looked_at = now
                 lease: Lease[C] = Lease()
@@ -620,13 +609,18 @@ class LeasePool(Generic[C]):
         """Have at most *max_connections* from now on.
 
         Growing serves waiters. Shrinking closes surplus connections: idle ones now, those in use when they come back.
+        Of those with several places, the ones with the fewest leases lend no more.
         """
         self._reset_if_forked()
         with self._lock:
             self._process_returns()
             self._size = max_connections
-            while (self._idle or self._owned) and self._connections() > max_connections:
-                self._schedule_close((self._idle or self._owned).popleft().conn, "surplus")
+            while (self._idle or self._apart) and self._connections() > max_connections:
+                self._schedule_close((self._idle or self._apart).popleft().conn, "surplus")
+            while len(self._inuse) + sum(
+                connection.ends_as is None for connection in self._shared
+            ) > max_connections and begin_to_drain(self._shared):
+                pass
             self._update_screening()
             self._serve()
         self._settle()
@@ -640,12 +634,12 @@ class LeasePool(Generic[C]):
         self._reset_if_forked()
         with self._lock:
             self._process_returns()
-            most = len(self._inuse)
+            most = self._used()
             for connection in reversed(self._idle):
                 if connection.idle_since < since:
                     break
                 most += connection.uses > 0  # one made ahead of need was never in use
-            most += sum(connection.idle_since >= since for connection in self._owned)
+            most += sum(connection.uses > 0 and connection.idle_since >= since for connection in self._apart)
         self._settle()
         return most
 
@@ -673,6 +667,8 @@ class LeasePool(Generic[C]):
                 if lease is not None and lease.aborted is None:
                     lease.aborted = "retired"  # half a body that ends with its connection must not look whole
                 self._abort_lease(token)
+            for tokens in tuple(self._shared.values()):
+                self._break_off(tokens, "retired")
             while self._waiters:
                 self._isolated(self._dismiss, next(iter(self._waiters.items())))
             self._fresh_waiters.clear()
@@ -696,9 +692,10 @@ class LeasePool(Generic[C]):
             del self._reset_by[pid]
             return
         self._lock = threading.Lock()  # the holder of the old one does not exist here
-        held = [lease for token in (*self._inuse, *self._one_off) if (lease := token()) is not None]
+        tokens = (*self._inuse, *self._one_off, *chain.from_iterable(self._shared.values()))
+        held = [lease for token in tokens if (lease := token()) is not None]
         held += [*self._kept, *(lease for lease, _ in self._returns)]
-        connections = [*self._idle, *self._owned, *(lease.connection for lease in held)]
+        connections = [*self._idle, *self._apart, *self._shared, *(lease.connection for lease in held)]
         conns = {
             id(conn): conn
             for conn in (*(connection.conn for connection in connections), *self._to_close)
@@ -710,9 +707,10 @@ class LeasePool(Generic[C]):
             connection.conn = None
         collections: Iterable[Any] = (
             self._inuse,
+            self._shared,
             self._one_off,
             self._idle,
-            self._owned,
+            self._apart,
             self._kept,
             self._returns,
             self._dropped,
@@ -775,39 +773,82 @@ class LeasePool(Generic[C]):
         one_off = f" and {len(self._one_off)} one-off" if self._one_off else ""
         kept = len(self._kept)
         return (
-            f"<LeasePool {state}{len(self._inuse) - kept} in use{one_off}, "
-            f"{len(self._idle) + len(self._owned) + kept} idle, "
+            f"<LeasePool {state}{len(self._inuse) + len(self._shared) - kept} in use{one_off}, "
+            f"{len(self._idle) + len(self._apart) + kept} idle, "
             f"{len(self._waiters)} waiting, max {self._size}>"
         )
 
     # What follows runs with the lock held.
 
+    def _used(self) -> int:
+        """Connections in use; one-off ones are not counted."""
+        return len(self._inuse) + len(self._shared)
+
     def _connections(self) -> int:
-        return len(self._inuse) + len(self._idle) + len(self._owned)
+        return len(self._inuse) + len(self._shared) + len(self._idle) + len(self._apart)
 
     def _newest_owned_by(self, owner: object) -> Connection[C] | None:
-        """The newest idle connection of *owner*, left where it is."""
-        for connection in reversed(self._owned):
-            if connection.owner is not None and connection.owner() is owner:
+        """The newest idle connection of *owner* that is not shared, left where it is."""
+        for connection in reversed(self._apart):
+            if not connection.is_shared and connection.owner is not None and connection.owner() is owner:
                 return connection
         return None
 
+    def _free_place(self, owner: object | None, own_only: bool) -> Connection[C] | None:
+        """The shared connection that the next lease of *owner* can have a place on."""
+        return find_free_place(
+            self._shared,
+            reversed(self._apart),
+            now=self._clock(),
+            max_uses=self._max_uses,
+            owner=owner,
+            own_only=own_only,
+        )
+
+    def _take_place(self, lease: Lease[C], connection: Connection[C]) -> None:
+        """Put *lease* on *connection*, which has a free place."""
+        token = lease.token
+        assert token is not None
+        tokens = self._shared.get(connection)
+        lease.connection = connection  # from here on, no call and so no interrupt before it is written down
+        connection.uses += 1
+        if tokens is None:
+            self._shared[connection] = {token: lease.site}
+            self._apart.remove(connection)  # last, as in `acquire`
+        else:
+            connection.idle_since = lease.taken_at  # it is not idle, however long the others have been there
+            tokens[token] = lease.site
+
+    def _has_place(self, lease: Lease[C]) -> bool:
+        """Whether *lease* is in use on a shared connection."""
+        return lease.token in self._shared.get(lease.connection, ())
+
+    def _is_held(self, lease: Lease[C]) -> bool:
+        """Whether *lease* is in use, and not one-off."""
+        return lease.token in self._inuse or self._has_place(lease)
+
     def _make_room(self) -> None:
         """Close the longest idle connection if a fresh one would be too many. Those without an owner come first."""
-        if self._connections() >= self._size and (self._idle or self._owned):
-            self._schedule_close((self._idle or self._owned).popleft().conn, "surplus")
+        if self._connections() >= self._size and (self._idle or self._apart):
+            self._schedule_close((self._idle or self._apart).popleft().conn, "surplus")
 
     def _slot_or_gate(
         self, lease: Lease[C], timeout_s: float, fresh: bool, owner: object | None, own_only: bool
     ) -> threading.Lock | None:
-        """Put *lease* in use without a connection, or in the queue. Answers its gate in the queue, else None."""
+        """Put *lease* in use, in a free place or without a connection, or in the queue: then its gate is the answer."""
         plan = self.plan
         token = lease.token
         assert token is not None
         if self._stopped:
             raise LeaseClosed("the pool is stopped", self._view(), waited_s=0.0)
+        if not fresh and (self._shared or self._apart):
+            place = self._free_place(owner, own_only)
+            if place is not None:
+                self._tally.hits += 1  # unless `_replace` finds otherwise
+                self._take_place(lease, place)
+                return None
         self._make_room()
-        if len(self._inuse) < self._size:
+        if len(self._inuse) + len(self._shared) < self._size:
             lease.connection = self._blank()
             self._inuse[token] = lease.site
             self._tally.misses += 1
@@ -837,6 +878,10 @@ class LeasePool(Generic[C]):
             self._fresh_waiters.add(lease)
         if own_only:
             self._own_waiters.add(lease)
+        if self._shared and (
+            fresh or not any(is_for(one, owner, own_only) for one in self._shared if one.ends_as is None)
+        ):
+            begin_to_drain(self._shared)  # it would wait for as long as others find free places there
         lease.connection = self._blank()
         if owner is not None:
             lease.connection.owner = ref(owner)  # while it waits, this is the owner that waits
@@ -862,9 +907,9 @@ class LeasePool(Generic[C]):
             if self._waiters:
                 self._serve()
         while self._gone_owners:
-            for connection in tuple(self._owned):
-                if connection.owner is None or connection.owner() is None:
-                    self._owned.remove(connection)
+            for connection in tuple(self._apart):
+                if connection.owner is not None and connection.owner() is None:
+                    self._apart.remove(connection)
                     self._schedule_close(connection.conn, "surplus")
             self._gone_owners.popleft()
 
@@ -891,13 +936,16 @@ class LeasePool(Generic[C]):
             element = element[0]
         token, found = (element, element()) if isinstance(element, ref) else (None, element)
         if isinstance(found, Connection):
-            for idle in (self._idle, self._owned):
+            for idle in (self._idle, self._apart):
                 if found in idle:
                     idle.remove(found)
             self._schedule_close(found.conn, "error")
         elif isinstance(found, Lease):
             token = found.token or token
-            conn, found.connection.conn, found.token = found.conn, None, None
+            conn = None
+            if not self._has_place(found):
+                conn, found.connection.conn = found.conn, None
+            found.token = None
             self._forget_wishes(found)
             gate = self._waiters.pop(found, None)
             if gate is not None:
@@ -909,6 +957,13 @@ class LeasePool(Generic[C]):
                     home.pop(token, None)
                 except TypeError:  # the token cannot be hashed, so it is in neither
                     pass
+            for connection, tokens in tuple(self._shared.items()):
+                if any(token is one for one in tokens):
+                    connection.ends_as = connection.ends_as or "error"
+                    tokens.pop(token)
+                    if not tokens:
+                        del self._shared[connection]
+                        self._schedule_close(connection.conn, connection.ends_as)
 
     def _fault(self, error: Exception) -> None:
         """Have *error* reported, once for each place that it comes from."""
@@ -936,12 +991,16 @@ class LeasePool(Generic[C]):
             elif lease.connection.owner() is None:
                 self._schedule_close(lease.conn, "surplus")
             else:
-                self._owned.append(lease.connection)
+                self._apart.append(lease.connection)
 
     def _end_returned(self, returned: tuple[Lease[C], CloseReason | None]) -> None:
         lease, reason = returned
         token = lease.token
-        if reason is None:
+        if lease.connection.is_shared:
+            if token is not None and self._has_place(lease):
+                self._end_place(lease.connection, token, reason and (lease.aborted or reason))
+            lease.token = None
+        elif reason is None:
             self._keep(lease)
         elif token in self._inuse or token in self._one_off:
             self._free_slot(token, lease.conn, lease.aborted or reason)
@@ -951,6 +1010,31 @@ class LeasePool(Generic[C]):
         if token in self._inuse or token in self._one_off:
             self._free_slot(token, None, "leaked")
             add(self._tally.closed, "leaked")
+        elif self._shared and (connection := connection_of(self._shared, token)) is not None:
+            self._report_leak(self._shared[connection][token])
+            self._end_place(connection, token, "leaked")  # what it left half read there, nobody knows
+
+    def _end_place(self, connection: Connection[C], token: ref[Lease[C]], reason: CloseReason | None) -> None:
+        """Free the place of *token* on *connection*; None: another lease may have it. After the last: keep or close."""
+        tokens = self._shared[connection]
+        if connection.ends_as is None:
+            connection.ends_as = reason
+        if self._reported:
+            self._reported.discard(token)
+        del tokens[token]
+        if tokens:
+            return
+        del self._shared[connection]
+        if connection.ends_as is not None or self._retired:
+            self._schedule_close(connection.conn, connection.ends_as or "retired")
+        elif self._connections() >= self._size or (
+            connection.owner is not None and connection.owner() is None
+        ):
+            self._schedule_close(connection.conn, "surplus")
+        else:
+            self._apart.append(connection)
+        if self._screens:
+            self._update_screening()
 
     def _free_slot(self, token: ref[Lease[C]], conn: C | None, reason: CloseReason | None) -> None:
         """Free the slot of *token*. Its connection is not kept."""
@@ -958,17 +1042,39 @@ class LeasePool(Generic[C]):
         site = home.pop(token)
         if conn is not None:
             self._schedule_close(conn, reason or "error")
-        if reason == "leaked" and site not in self._leaky_sites and len(self._leaky_sites) < 1000:
-            self._leaky_sites.add(site)
-            self._reports.append(LeaseReport(site, None))
+        if reason == "leaked":
+            self._report_leak(site)
         self._reported.discard(token)
         if self._screens:
             self._update_screening()
 
+    def _report_leak(self, site: str | None) -> None:
+        if site not in self._leaky_sites and len(self._leaky_sites) < 1000:
+            self._leaky_sites.add(site)
+            self._reports.append(LeaseReport(site, None))
+
     def _serve(self) -> None:
-        """Hand free slots and connections to the calls that have waited longest."""
-        while self._waiters and (self._idle or self._owned or len(self._inuse) < self._size):
+        """Hand free slots, connections and places to the calls that have waited longest."""
+        while self._waiters and (
+            self._idle or self._apart or len(self._inuse) + len(self._shared) < self._size
+        ):
             self._isolated(self._serve_one, next(iter(self._waiters.items())))
+        if self._shared and self._waiters:
+            self._serve_places()
+
+    def _serve_places(self) -> None:
+        """Hand the free places of connections in use to the calls that have waited longest, and may have one."""
+        for waiter in tuple(self._waiters.items()):
+            if not any(len(tokens) < connection.capacity for connection, tokens in self._shared.items()):
+                return
+            lease = waiter[0]
+            if lease not in self._fresh_waiters and self._free_place(*self._wishes(lease)) is not None:
+                self._isolated(self._serve_one, waiter)
+
+    def _wishes(self, lease: Lease[C]) -> tuple[object | None, bool]:
+        """The owner that waits with *lease*, and whether it wants no connection but its own."""
+        owner = None if lease.connection.owner is None else lease.connection.owner()
+        return owner, lease in self._own_waiters
 
     def _serve_one(self, waiter: tuple[Lease[C], threading.Lock]) -> None:
         lease, gate = waiter
@@ -976,25 +1082,35 @@ class LeasePool(Generic[C]):
         assert token is not None
         if lease not in self._waiters:
             return  # an earlier run was interrupted after its last step
-        if token not in self._inuse:  # else an earlier run was interrupted after this step
+        # Else an earlier run was interrupted after this step.
+        if token not in self._inuse and not (self._shared and self._has_place(lease)):
             wants_idle = lease not in self._fresh_waiters
             owner = None if lease.connection.owner is None else lease.connection.owner()
-            own = self._newest_owned_by(owner) if self._owned and owner is not None and wants_idle else None
+            place: Connection[C] | None = None
+            own = self._newest_owned_by(owner) if self._apart and owner is not None and wants_idle else None
             if own is not None:
                 _take_connection(lease, own)
-                self._owned.remove(own)
+                self._apart.remove(own)
                 self._tally.hits += 1
             elif self._idle and wants_idle and lease not in self._own_waiters:
                 _take_connection(lease, self._idle[-1])
                 self._idle.pop()
                 self._tally.hits += 1
             else:
-                self._make_room()
-                lease.connection = self._blank()
-                self._tally.misses += 1
+                if wants_idle and (self._shared or self._apart):
+                    place = self._free_place(owner, lease in self._own_waiters)
+                if place is not None:
+                    self._tally.hits += 1
+                else:
+                    self._make_room()
+                    lease.connection = self._blank()
+                    self._tally.misses += 1
             self._tally.waited += 1
             lease.taken_at = self._clock()  # it is held from now on, even if its waiter runs later
-            self._inuse[token] = lease.site
+            if place is not None:
+                self._take_place(lease, place)
+            else:
+                self._inuse[token] = lease.site
         self._forget_wishes(lease)
         del self._waiters[lease]
         gate.release()
@@ -1015,7 +1131,9 @@ class LeasePool(Generic[C]):
         connection: Connection[C] = Connection()
         connection.conn = connection.owner = None
         connection.idle_since = connection.looked_at = 0.0
-        connection.uses = 1
+        connection.uses = connection.capacity = 1
+        connection.is_shared = connection.is_apart = False
+        connection.ends_as = None
         connection.expires_at = (
             _NEVER
             if lifetime_s is None
@@ -1025,22 +1143,22 @@ class LeasePool(Generic[C]):
 
     def _purge(self, now: float) -> int:
         """Schedule the close of idle connections that are over, and of half of those above `max_idle`; how many."""
-        before = len(self._idle) + len(self._owned)
+        before = len(self._idle) + len(self._apart)
 
         def close_if_over(connection: Connection[C]) -> None:
             if connection.idle_since > now + _STEP_S:
                 self._restart_ages(connection, now)
             reason = connection.over(now, self._idle_timeout_s)
             if reason is not None:
-                (self._idle if connection.owner is None else self._owned).remove(connection)
+                (self._apart if connection.is_apart else self._idle).remove(connection)
                 self._schedule_close(connection.conn, reason)
 
-        for connection in (*self._idle, *self._owned):
+        for connection in (*self._idle, *self._apart):
             self._isolated(close_if_over, connection)
         # By halves: after a burst, most connections go soon, and the others as long as they are not needed.
-        for _ in range((len(self._idle) + len(self._owned) - self.plan.max_idle + 1) // 2):
-            self._schedule_close((self._idle or self._owned).popleft().conn, "surplus")
-        return before - len(self._idle) - len(self._owned)
+        for _ in range((len(self._idle) + len(self._apart) - self.plan.max_idle + 1) // 2):
+            self._schedule_close((self._idle or self._apart).popleft().conn, "surplus")
+        return before - len(self._idle) - len(self._apart)
 
     def _restart_ages(self, connection: Connection[C], now: float) -> None:
         """Count *connection* as idle since now: the clock was stepped back since it became idle (failures.md 69)."""
@@ -1060,21 +1178,81 @@ class LeasePool(Generic[C]):
             if lease is None:
                 return
             if grace_s is not None and now >= lease.connection.expires_at + grace_s and lease.aborted is None:
-                lease.aborted = "lifetime"
-                self._abort_lease(token)
+                self._break_off(self._shared.get(lease.connection, (token,)), "lifetime")
             held_s = now - lease.taken_at
             if threshold_s is not None and held_s >= threshold_s and token not in self._reported:
                 self._reported.add(token)
                 self._reports.append(LeaseReport(site, held_s))
 
-        for held in (*self._inuse.items(), *self._one_off.items()):
+        held_now = [*self._inuse.items(), *self._one_off.items()]
+        for tokens in self._shared.values():
+            held_now += tokens.items()
+        for held in held_now:
             self._isolated(look, held)
 
     def _find_missed_drops(self) -> None:
         """Find collected leases that `on_drop` did not report: CPython swallows an interrupt in it."""
-        for token in (*self._inuse, *self._one_off):
+        for token in (*self._inuse, *self._one_off, *chain.from_iterable(self._shared.values())):
             if token() is None:
                 self._dropped.append(token)  # if it is in there twice, the second entry does nothing
+
+    def _take_idle(self, lease: Lease[C], owner: object | None, own_only: bool) -> bool:
+        """Give *lease* the idle connection that it would have got at first; whether there is one."""
+        own = self._newest_owned_by(owner) if self._apart and owner is not None else None
+        if own is not None:
+            _take_connection(lease, own)
+            self._apart.remove(own)
+        elif self._idle and not own_only:
+            _take_connection(lease, self._idle[-1])
+            self._idle.pop()
+        else:
+            return False
+        return True
+
+    def _move(
+        self,
+        lease: Lease[C],
+        last: Connection[C],
+        reason: CloseReason,
+        left_s: float,
+        owner: object | None,
+        own_only: bool,
+    ) -> threading.Lock | None:
+        """Take *lease* from its place on *last*, which lends no more, and begin anew; its gate if it has to wait."""
+        token, gate = lease.token, None
+        if token is None or token not in self._shared.get(last, ()):
+            raise LeaseCancelled(
+                "the lease was ended at its beginning", self._view(), waited_s=lease.waited_s
+            )
+        self._end_place(last, token, reason)
+        if not lease.waited_s:  # else that wait is told: what follows counts as another acquire
+            self._tally.hits -= 1
+        self._process_returns()
+        if self._take_idle(lease, owner, own_only):
+            self._inuse[token] = lease.site
+            self._tally.hits += 1
+        else:
+            gate = self._slot_or_gate(lease, left_s, False, owner, own_only)
+        self._serve()  # its slot may be free
+        return gate
+
+    def _abort_one(self, lease: Lease[C]) -> None:
+        """Break off what *lease* does on its shared connection. Where that fails, the connection ends with its last."""
+        if self._abort_place is not None and lease.conn is not None:
+            try:
+                self._abort_place(lease.conn, lease)
+            except Exception as error:
+                self._fault(error)
+                lease.connection.ends_as = lease.connection.ends_as or "error"
+
+    def _break_off(self, tokens: Iterable[ref[Lease[C]]], reason: CloseReason) -> None:
+        """Abort a shared connection, the one that the leases with *tokens* are on."""
+        leases = [lease for token in tokens if (lease := token()) is not None]
+        for lease in leases:
+            if lease.aborted is None:
+                lease.aborted = reason
+        if leases and leases[0].token is not None:
+            self._abort_lease(leases[0].token)
 
     def _abort_lease(self, token: ref[Lease[C]]) -> None:
         lease = token()
@@ -1091,19 +1269,19 @@ class LeasePool(Generic[C]):
             self._to_close.append(conn)
 
     def _schedule_idle_closes(self, reason: CloseReason = "retired") -> int:
-        closed = len(self._idle) + len(self._owned)
-        for idle in (self._idle, self._owned):
+        closed = len(self._idle) + len(self._apart)
+        for idle in (self._idle, self._apart):
             while idle:
                 self._schedule_close(idle.popleft().conn, reason)
         return closed
 
     def _update_screening(self) -> None:
-        self._screens = self._retired or len(self._inuse) > self._size
+        self._screens = self._retired or self._used() > self._size
 
     def _view(self) -> PoolView:
         return PoolView(
-            inuse=len(self._inuse),
-            idle=len(self._idle) + len(self._owned),
+            inuse=self._used(),
+            idle=len(self._idle) + len(self._apart),
             waiting=len(self._waiters),
             one_off=len(self._one_off),
             max_connections=self._size,
@@ -1174,7 +1352,7 @@ class LeasePool(Generic[C]):
                 gave_up = not opened and self._waiters.pop(lease, None) is not None
                 self._has_refused = self._has_refused or gave_up
                 self._forget_wishes(lease)
-                if gave_up or lease.token not in self._inuse:
+                if gave_up or not self._is_held(lease):
                     view = self._view()
             self._settle()
         lease.waited_s = waited_s = self._clock() - started
@@ -1200,29 +1378,40 @@ class LeasePool(Generic[C]):
                 self._tally.collections += 1
             self._settle()
 
-    def _replace(self, lease: Lease[C], now: float, owner: object | None, own_only: bool) -> None:
-        """Close the connection of *lease*, which is expired or dead, and take the next usable idle one, if any."""
+    def _replace(
+        self,
+        lease: Lease[C],
+        now: float,
+        timeout_s: float,
+        owner: object | None,
+        own_only: bool,
+        on_wait: Callable[[ref[Lease[C]]], object] | None,
+    ) -> None:
+        """Close the connection of *lease*, which is expired or dead, and take the next usable idle one, if any.
+
+        A shared connection is left to those that still use it. The lease has no slot then, and may wait for one.
+        """
         while (conn := lease.connection.conn) is not None:
+            gate = None
             with self._lock:
                 # Under the lock: housekeeping, which holds it, would take the lease for one that is over.
                 last, lease.connection = lease.connection, _NO_CONNECTION
-                self._schedule_close(conn, last.over(now, self._idle_timeout_s) or "dead")
-                if self._kept or self._returns or self._dropped:
-                    self._process_returns()
-                # The lease keeps the slot of the connection that was given up. Taking an idle one as well makes one
-                # slot free. No call waits for that: while a connection is idle, none waits.
-                own = self._newest_owned_by(owner) if self._owned and owner is not None else None
-                if own is not None:
-                    _take_connection(lease, own)
-                    self._owned.remove(own)
-                elif self._idle and not own_only:
-                    _take_connection(lease, self._idle[-1])
-                    self._idle.pop()
+                reason = last.over(now, self._idle_timeout_s) or "dead"
+                if last.is_shared:
+                    gate = self._move(lease, last, reason, now + timeout_s - self._clock(), owner, own_only)
                 else:
-                    lease.connection = self._blank()
-                    self._tally.hits -= 1
-                    self._tally.misses += 1
+                    self._schedule_close(conn, reason)
+                    if self._kept or self._returns or self._dropped:
+                        self._process_returns()
+                    # The lease keeps the slot of the connection that was given up. Taking an idle one as well makes
+                    # one slot free. No call waits for that: while a connection is idle, none waits.
+                    if not self._take_idle(lease, owner, own_only):
+                        lease.connection = self._blank()
+                        self._tally.hits -= 1
+                        self._tally.misses += 1
             self._settle()
+            if gate is not None:
+                self._wait(lease, gate, now, timeout_s, on_wait)
             # Each connection is probed only once: a connection that was dead because of one stray byte looks silent at
             # a second look.
             found = lease.connection
@@ -1280,7 +1469,9 @@ def _no_connection() -> Connection[Any]:
     none: Connection[Any] = Connection()
     none.conn = none.owner = None
     none.idle_since = none.looked_at = none.expires_at = 0.0
-    none.uses = 0
+    none.uses = none.capacity = 0
+    none.is_shared = none.is_apart = False
+    none.ends_as = None
     return none
 
 
