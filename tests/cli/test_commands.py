@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,52 @@ def test_without_a_file_check_and_explain_read_what_an_application_would(
     assert "other  http://other.internal  observe:" in capsys.readouterr().out
     assert main(["explain", "http://other.internal"]) == 0
     assert "mode observe (defaults, b.yaml:1)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["standard input", "a pipe by name", "a pipe of the shell"])
+def test_a_linter_reads_what_is_no_file(folder: Path, how: str) -> None:
+    """`headrace check -` and `headrace check <(sops -d upstreams.yaml)`; positions are told all the same."""
+    (folder / "good").write_text(GOOD)
+    (folder / "bad").write_text(BAD)
+
+    def headrace(command: str, *, content: str) -> subprocess.CompletedProcess[str]:
+        line = f"{shlex.quote(sys.executable)} -m headrace {command}"
+        line = {
+            "standard input": f"cat {content} | {line.replace('FILE', '-')}",
+            "a pipe by name": f"rm -f pipe; mkfifo pipe; cat {content} > pipe & {line.replace('FILE', 'pipe')}",
+            "a pipe of the shell": line.replace("FILE", f"<(cat {content})"),
+        }[how]
+        return subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, timeout=60)
+
+    checked = headrace("check FILE", content="good")
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert checked.stdout.startswith("billing  https://billing.internal:8443/v2")
+    explained = headrace("explain FILE https://api.example/x", content="good")
+    assert explained.returncode == 0
+    assert "upstream billing, by match[0]" in explained.stdout
+    refused = headrace("check FILE", content="bad")
+    assert refused.returncode == 1
+    name = {"standard input": "<stdin>", "a pipe by name": "pipe", "a pipe of the shell": "/dev/fd/"}[how]
+    assert refused.stderr.startswith(name)
+    assert ":1:77: upstreams.a.retry.max_attempts" in refused.stderr
+
+
+def test_a_closed_standard_input_is_a_problem_and_no_trace(folder: Path) -> None:
+    line = f"{shlex.quote(sys.executable)} -m headrace check - <&-"
+    refused = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, timeout=60)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("<stdin>\n")
+    assert "Traceback" not in refused.stderr
+
+
+def test_what_is_no_file_has_the_digest_of_the_file(folder: Path) -> None:
+    (folder / "a.yaml").write_text(GOOD)
+    (folder / "b.yaml").write_text("defaults: {mode: observe}")
+    digests = {
+        inspect(["a.yaml", name], env={}, given=given).configuration.digest  # type: ignore[union-attr]
+        for name, given in (("b.yaml", {}), ("<stdin>", {"<stdin>": (folder / "b.yaml").read_bytes()}))
+    }
+    assert len(digests) == 1
 
 
 def test_where_there_is_none_it_is_said_how_to_begin(capsys: Captured) -> None:
@@ -272,8 +319,27 @@ def test_init_writes_where_it_is_told_to(
     monkeypatch.setenv("HEADRACE_FILE", "rules.yaml")
     assert main(["init"]) == 0
     assert main(["init", "other.yaml", "--format", "json"]) == 0
-    assert (folder / "rules.yaml").read_text() == (folder / "other.yaml").read_text() == starter()
+    assert (folder / "rules.yaml").read_text() == starter("rules.yaml")
+    assert (folder / "other.yaml").read_text() == starter("other.yaml")
     assert '"file": "other.yaml"' in capsys.readouterr().out
+
+
+def test_the_commands_in_its_comments_are_for_this_file(folder: Path, capsys: Captured) -> None:
+    """Where it has another name than the one that they look for, they are told with it, fit for a shell."""
+    name = "my rules\n.yaml"
+    assert main(["init", name]) == 0
+    text = (folder / name).read_text()
+    assert "#   headrace check 'my rules\\n.yaml'  " in text
+    assert "#   headrace explain 'my rules\\n.yaml' URL  " in text
+    assert main(["check", name]) == 0
+
+    assert main(["init"]) == 0
+    assert "#   headrace check          says" in (folder / "upstreams.yaml").read_text()
+    assert main(["init", "conf.yaml"]) == 0
+    capsys.readouterr()
+    line = next(one for one in (folder / "conf.yaml").read_text().splitlines() if "headrace check" in one)
+    (folder / "upstreams.yaml").unlink()
+    assert main(line.split()[2:4]) == 0
 
 
 def test_what_is_commented_out_in_it_holds_already_and_loads_without_a_finding(folder: Path) -> None:

@@ -84,7 +84,8 @@ def _files(parser: argparse.ArgumentParser) -> None:
         "files",
         nargs="*",
         metavar="FILE",
-        help="later ones win; without any, what an application would read: HEADRACE_FILE, else upstreams.yaml",
+        help="later ones win; -: standard input; without any, what an application would read: HEADRACE_FILE, else "
+        "upstreams.yaml",
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from headrace.cli.printing import GOOD, PROBLEMS, print_json, print_problem, print_problems, print_safely
+from headrace.cli.streams import read_streams
 from headrace.config import Inspection, Problem, inspect
 from headrace.config.check.hints import hints
 from headrace.config.explain.summary import shown_base_url, summary
@@ -19,7 +20,8 @@ from headrace.policy.plan import UpstreamPlan
 
 def run(options: argparse.Namespace) -> int:
     """Print the problems of the files, or a line for each upstream."""
-    inspection = inspect(options.files or None)
+    files, given = read_streams(options.files)
+    inspection = inspect(files or None, given=given)
     is_good = not inspection.problems and not inspection.misspelt
     if options.format == "json":
         print_json(_check_object(inspection, options.workers))

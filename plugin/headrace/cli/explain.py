@@ -8,13 +8,15 @@ import sys
 from dataclasses import asdict
 
 from headrace.cli.printing import GOOD, PROBLEMS, print_json, print_problems, print_safely
+from headrace.cli.streams import read_streams
 from headrace.config import inspect
 from headrace.config.explain.explain import explain
 
 
 def run(options: argparse.Namespace) -> int:
     """Print what becomes of a call, or the problems of the files."""
-    inspection = inspect(options.files or None)
+    files, given = read_streams(options.files)
+    inspection = inspect(files or None, given=given)
     if inspection.problems:
         if options.format == "json":
             print_json({"good": False, "problems": [asdict(one) for one in inspection.problems]})

@@ -33,7 +33,7 @@ def _write(file: str) -> str:
         return "is no name of a file: name one, for nothing is written to standard output"
     try:
         with open(file, "x", encoding="utf-8", newline="\n") as new:
-            new.write(starter())
+            new.write(starter(file))
     except FileExistsError:
         return "is there already, and stays as it is"
     except (OSError, ValueError) as error:

@@ -117,10 +117,15 @@ def inspect(
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
     secrets_dir: str | os.PathLike[str] | None = None,
+    given: Mapping[str, bytes] | None = None,
 ) -> Inspection:
-    """As `load`, but never raises for what is wrong: `check` and `explain` print it."""
+    """As `load`, but never raises for what is wrong: `check` and `explain` print it.
+
+    Args:
+        given: Contents of those of *files* that were read already, by name: of what can be read only once.
+    """
     env = os.environ if env is None else env
-    reader = Reader(FilePath.cwd() if cwd is None else FilePath(cwd).absolute())
+    reader = Reader(FilePath.cwd() if cwd is None else FilePath(cwd).absolute(), given)
     problems: list[Problem] = []
     misspelt: list[Problem] = []
     if (wrong := mode_problem(env)) is not None:

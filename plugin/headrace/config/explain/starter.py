@@ -5,11 +5,14 @@ Defaults and descriptions are taken from the models, so it cannot tell another s
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Iterator
 
 from headrace.config.check.problems import Path
 from headrace.config.explain.keys import Key, is_essential, key_at
+from headrace.config.source.sources import DEFAULT_FILE
+from headrace.policy.printable import printable
 
 _UPSTREAM: Path = ("upstreams", "example")
 _GIVEN = frozenset({"base_url", "mode"})
@@ -18,9 +21,7 @@ _WIDTH = 100
 _HEAD = """\
 # What this application calls, and the rules for those calls. Written by `headrace init`.
 #
-#   headrace check          says what is wrong with this file, or what it amounts to
-#   headrace explain URL    says what becomes of a call, and which line says so
-#   headrace help           prints the documentation, of every key too
+{commands}
 #
 # An edit is in force within a second, without a restart; a bad one changes nothing and says why.
 # Editors complete and check this file by its schema: headrace schema > upstreams.schema.json, then, as its first line,
@@ -41,9 +42,26 @@ upstreams:
 """
 
 
-def starter() -> str:
-    """The text of a starter file. It loads without a finding, and also with all that it has commented out."""
-    return _HEAD + "".join(f"{line}\n" for line in (*_upstream(), "", *_top()))
+_COMMANDS = (
+    ("check{}", "says what is wrong with this file, or what it amounts to"),
+    ("explain{} URL", "says what becomes of a call, and which line says so"),
+    ("help", "prints the documentation, of every key too"),
+)
+
+
+def starter(file: str = DEFAULT_FILE) -> str:
+    """The text of a starter file. It loads without a finding, and also with all that it has commented out.
+
+    Args:
+        file: Where it is going to be. Commands that would look for another one are told with its name.
+    """
+    name = "" if file == DEFAULT_FILE else f" {printable(shlex.quote(file))}"
+    commands = [(command.format(name), words) for command, words in _COMMANDS]
+    width = max(len(command) for command, _ in commands)
+    head = _HEAD.format(
+        commands="\n".join(f"#   headrace {command:<{width}}    {words}" for command, words in commands)
+    )
+    return head + "".join(f"{line}\n" for line in (*_upstream(), "", *_top()))
 
 
 def _upstream() -> Iterator[str]:

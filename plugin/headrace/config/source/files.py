@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path as FilePath
 
 # O_NONBLOCK: without it, opening a FIFO that nobody writes to would hang the start. Windows has neither flag.
@@ -43,13 +44,17 @@ class ReadingError(Exception):
 class Reader:
     """Reads files relative to one working directory and keeps account of what was read.
 
+    Args:
+        given: Contents that somebody has read already, by name: they are taken for those of such files.
+
     Attributes:
         watched: Absolute paths of every file asked for, in order, missing ones
             included: when one appears, that is a change too.
     """
 
-    def __init__(self, cwd: FilePath) -> None:
+    def __init__(self, cwd: FilePath, given: Mapping[str, bytes] | None = None) -> None:
         self.cwd = cwd
+        self._given = {self.absolute(name): content for name, content in (given or {}).items()}
         self.watched: dict[str, None] = {}
         self._contents: dict[str, bytes | ReadingError] = {}
         self._known_by: dict[str, str] = {}
@@ -78,9 +83,12 @@ class Reader:
         path = self.absolute(name)
         content = self._contents.get(path)
         if content is None:
-            self.watched[path] = None
             self._known_by[path] = known_by
-            content = self._contents[path] = _content(path, limit_bytes)
+            content = self._given.get(path)
+            if content is None:
+                self.watched[path] = None
+                content = _content(path, limit_bytes)
+            self._contents[path] = content
         if isinstance(content, ReadingError):
             raise content
         return content
