@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import logging
 import os
@@ -23,6 +24,7 @@ from headrace.config.explain.keys import key_at
 from headrace.policy.decision import EndReason
 from headrace.policy.outcome import FAULT_WORDS, STATUS_WORDS, Fault
 from headrace.policy.record import AttemptRecord, Record
+from headrace.testing import script
 from support.faultserver import Answer, Break, FaultServer
 from support.pages import FILE, assert_same, blocks, run, shows, tables, text, text_of, write
 
@@ -143,6 +145,18 @@ def test_words_for_no_answer_are_all_faults_there_are() -> None:
     assert _quoted(sentence.partition(")")[0]) == {
         word for word, meant in FAULT_WORDS.items() if word in meant
     }
+
+
+def test_words_of_the_script_are_all_faults_there_are() -> None:
+    body = ast.parse(inspect.getsource(script)).body
+    at = next(nth for nth, one in enumerate(body) if isinstance(one, ast.AnnAssign))
+    said = body[at + 1]
+    assert isinstance(said, ast.Expr)
+    assert isinstance(said.value, ast.Constant)
+
+    assert _quoted(str(said.value.value)) == {*Fault}
+    for word in Fault:
+        assert script.reply(word.value, takes=None, retry_after=None, body=b"").what is word
 
 
 def _between(page: str, start: str, end: str) -> str:

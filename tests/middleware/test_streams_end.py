@@ -443,7 +443,7 @@ def test_one_that_cannot_be_ended_keeps_no_other_open(
     def handler() -> None:
         inbound = inbound_var.get()
         assert inbound is not None
-        inbound.covers(weakref.ref(held), Broken())  # type: ignore[arg-type]
+        inbound.cover(weakref.ref(held), Broken())  # type: ignore[arg-type]
         kept.append(requests.get(upstream.url, stream=True))
 
     held, kept = Bug(), []

@@ -370,8 +370,8 @@ def test_a_call_that_cannot_be_aborted_keeps_no_other_going() -> None:
             aborted.append(token)
 
     cancellation = Cancellation()
-    cancellation.covers("a", Broken())  # type: ignore[arg-type]
-    cancellation.covers("b", Pool())  # type: ignore[arg-type]
+    cancellation.cover("a", Broken())  # type: ignore[arg-type]
+    cancellation.cover("b", Pool())  # type: ignore[arg-type]
     cancellation.cancel()
     assert aborted == ["b"]
 

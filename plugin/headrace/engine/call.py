@@ -201,7 +201,7 @@ class Call(Generic[T]):
                 fresh=send.fresh,
                 owner=self._surface.owner,
                 own_only=self._surface.owns_all,
-                on_wait=None if cancellation is None else partial(cancellation.covers, pool=leases),
+                on_wait=None if cancellation is None else partial(cancellation.cover, pool=leases),
             )
         except LeaseError as error:
             return self._no_lease(error, started)
@@ -243,7 +243,7 @@ class Call(Generic[T]):
                 in_flight.pop(attempt, None)  # an interrupt
                 is_held = attempt.streamed and self.answer is not None
                 if cancellation is not None and token is not None and not is_held:
-                    cancellation.releases(token)
+                    cancellation.release(token)
                 if attempt.lease is not None:  # urllib3 never asked for it: a mocked or subclassed adapter
                     leases.give_back(attempt.lease, reusable=True)
             # Rewound now, not when it is sent again: a file that cannot rewind must not cost the caller this answer.
@@ -268,7 +268,7 @@ class Call(Generic[T]):
         upstream, exchange, outbound = self._upstream, self._exchange, self.outbound
         began = monotonic()
         if self._cancellation is not None and lease.token is not None:
-            self._cancellation.covers(lease.token, upstream.endpoint.pool.leases)
+            self._cancellation.cover(lease.token, upstream.endpoint.pool.leases)
         # Cleared only now: without a lease, the caller gets the answer that was kept from the attempt before.
         self.answer = self.error = None
         left_s = None if exchange.deadline_at is None else exchange.deadline_at - began
@@ -325,7 +325,7 @@ class Call(Generic[T]):
             raise self._timed_out(attempt)
         if lease.aborted is not None:  # the same, where something other than the time ended it
             surface.close(answer)
-            raise surface.broken_off("the call was broken off amid the answer")
+            raise surface.broken_off("the call was broken off during the answer")
         outcome.status = status
         endpoint = self._upstream.endpoint
         if endpoint.misses:  # it has answered

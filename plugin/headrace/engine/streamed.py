@@ -46,8 +46,8 @@ def follow(
         body.on_excess = functools.partial(_excess_error, record, upstream, surface, body.max_bytes)
     token = None if body.lease is None else body.lease.token
     if opened_in is not None and token is not None:
-        body.let_go = functools.partial(opened_in.releases, token)
-        opened_in.covers(token, pool)
+        body.let_go = functools.partial(opened_in.release, token)
+        opened_in.cover(token, pool)
 
 
 def _excess_error(record: Record, upstream: Upstream, surface: Surface[Any], max_bytes: int) -> Exception:

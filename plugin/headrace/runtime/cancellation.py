@@ -47,7 +47,7 @@ class Cancellation:
         self._woken.set()
         each(leases, lambda one: one[1].abort(one[0]), doing="abort a call whose client has left")
 
-    def covers(self, token: Token, pool: LeasePool[Any]) -> None:
+    def cover(self, token: Token, pool: LeasePool[Any]) -> None:
         """Have *token*, which waits or is in use, aborted when the client leaves; at once if it has left."""
         with self._lock:
             if not self.is_cancelled:
@@ -57,7 +57,7 @@ class Cancellation:
                 return
         pool.abort(token)
 
-    def releases(self, token: Token) -> None:
+    def release(self, token: Token) -> None:
         """Forget *token*, which has ended.
 
         The token of a streamed answer is never released: its body is read after the call. To abort a lease that has

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Inbound:
-    """One inbound request. Thread-safe in `covers`, `releases` and `end`.
+    """One inbound request. Thread-safe in `cover`, `release` and `end`.
 
     A task or thread that it has left behind may refer to it for longer than it lasts. Then it `is_over`, and only
     its id and its trace still count.
@@ -69,7 +69,7 @@ class Inbound:
     streams: dict[Token, LeasePool[Any]] = field(default_factory=dict, repr=False)
     is_over: bool = False
 
-    def covers(self, token: Token, pool: LeasePool[Any]) -> None:
+    def cover(self, token: Token, pool: LeasePool[Any]) -> None:
         """Have the answer over *token* end with this request; at once, if the request is over."""
         streams = self.streams
         streams[token] = pool
@@ -81,11 +81,11 @@ class Inbound:
         if self.is_over:  # looked at after the store: `end` copies after its own
             pool.end(token, "abandoned")
 
-    def releases(self, token: Token) -> None:
+    def release(self, token: Token) -> None:
         """Let the answer over *token* outlive this request, and its client."""
         self.streams.pop(token, None)
         if self.cancellation is not None:
-            self.cancellation.releases(token)
+            self.cancellation.release(token)
 
     def end(self) -> None:
         """End the request, and with it the answers that it has left unread. Idempotent.

@@ -16,7 +16,7 @@ from headrace.policy.outcome import Fault
 What: TypeAlias = int | str
 """A status code, or a fault: `dns_failure`, `resolve_timeout`, `connect_failure`, `tls_failure`, `certificate`,
 `reset`, `timeout`, `protocol_error`, `pool_timeout`, `pool_rejected`, `cancelled` (the caller goes away meanwhile),
-`local_error`."""
+`response_too_large`, `local_error`."""
 
 _FAULTS = {fault.value: fault for fault in Fault}
 _TAKE_NO_TIME = frozenset({Fault.POOL_TIMEOUT, Fault.POOL_REJECTED, Fault.LOCAL_ERROR})
