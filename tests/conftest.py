@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from support.authorities import authority as authority
+from support.authorities import ca as ca
+from support.authorities import secure as secure
+
 _DESCRIPTORS = Path("/proc/self/fd")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +20,16 @@ from urllib3.poolmanager import PoolManager
 import headrace
 from headrace.adapters import bundles
 from headrace.config.check.trust import BUNDLE_VARIABLES
-from support.faultserver import FaultServer, server_context
+from support.faultserver import FaultServer
 from support.governed import rules, running
 from support.surfaces import INSTALL
 
 ONLY = "install: {requests: false, urllib3: true}\n"
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
 @pytest.fixture
-def ca(authority: trustme.CA, tmp_path: Path) -> Path:
-    path = tmp_path / "ca.pem"
-    authority.cert_pem.write_to_path(str(path))
-    return path
-
-
-@pytest.fixture
-def server(authority: trustme.CA) -> Iterator[FaultServer]:
-    with FaultServer(tls=server_context(authority)) as server:
-        yield server
+def server(secure: FaultServer) -> FaultServer:
+    return secure
 
 
 @pytest.fixture(autouse=True)

@@ -62,11 +62,6 @@ NEVER_SILENT = [
 ]
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
 @pytest.fixture
 def tls(authority: trustme.CA, tmp_path: Path) -> tuple[Any, str]:
     """A context for the server, and the rules by which it is trusted."""

@@ -14,7 +14,6 @@ import pytest
 import requests
 import requests_mock
 import responses
-import trustme
 import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
@@ -25,31 +24,13 @@ from headrace.adapters.own_connections import settled_by_adapter
 from headrace.policy.retry import RetryAllowance
 from headrace.runtime.inbound import Inbound, inbound_var
 from headrace.transport.stock.own_class import governed_over
-from support.faultserver import Answer, FaultServer, server_context
+from support.faultserver import Answer, FaultServer
 from support.governed import rules, running
 
 ON = "install: {urllib3: true}\n"
 ONLY = "install: {requests: false, urllib3: true}\n"
 FAST = "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n"
 WRONG = "00" * 32
-
-
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture
-def ca(authority: trustme.CA, tmp_path: Path) -> Path:
-    path = tmp_path / "ca.pem"
-    authority.cert_pem.write_to_path(str(path))
-    return path
-
-
-@pytest.fixture
-def secure(authority: trustme.CA) -> Iterator[FaultServer]:
-    with FaultServer(tls=server_context(authority)) as server:
-        yield server
 
 
 @pytest.fixture

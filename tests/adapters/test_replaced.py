@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trustme
 
-from support.faultserver import Answer, FaultServer, server_context
+from support.faultserver import Answer, FaultServer
 from support.governed import rules
 
 TRUSTS = """
@@ -41,18 +40,6 @@ with headrace.Headrace(file, registry=CollectorRegistry()) as hr:
 """
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture
-def ca(authority: trustme.CA, tmp_path: Path) -> Path:
-    path = tmp_path / "ca.pem"
-    authority.cert_pem.write_to_path(str(path))
-    return path
-
-
 @pytest.fixture
 def system_store(ca: Path, tmp_path: Path) -> Path:
     """A directory that OpenSSL takes for the system's, with the authority in it."""
@@ -63,12 +50,6 @@ def system_store(ca: Path, tmp_path: Path) -> Path:
     )
     (directory / f"{asked.stdout.strip()}.0").write_bytes(ca.read_bytes())
     return directory
-
-
-@pytest.fixture
-def secure(authority: trustme.CA) -> Iterator[FaultServer]:
-    with FaultServer(tls=server_context(authority)) as server:
-        yield server
 
 
 def run(code: str, *arguments: object, **env: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,22 +14,9 @@ from support.faultserver import Endless, FaultServer, server_context
 from support.governed import reason_of, rules, running
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
 @pytest.fixture
-def ca(authority: trustme.CA, tmp_path: Path) -> Path:
-    path = tmp_path / "ca.pem"
-    authority.cert_pem.write_to_path(str(path))
-    return path
-
-
-@pytest.fixture
-def server(authority: trustme.CA) -> Iterator[FaultServer]:
-    with FaultServer(tls=server_context(authority)) as server:
-        yield server
+def server(secure: FaultServer) -> FaultServer:
+    return secure
 
 
 def test_the_rules_ca_is_trusted_without_a_word_at_the_call_site(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,11 @@ import urllib3
 from urllib3.poolmanager import PoolManager
 
 from headrace.config.check.trust import BUNDLE_VARIABLES
-from support.faultserver import Answer, FaultServer, server_context
+from support.faultserver import Answer, FaultServer
 from support.governed import reason_of, rules, running
 
 ON = "install: {urllib3: true}\n"
 ONLY = "install: {requests: false, urllib3: true}\n"
-
-
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture
-def ca(authority: trustme.CA, tmp_path: Path) -> Path:
-    path = tmp_path / "ca.pem"
-    authority.cert_pem.write_to_path(str(path))
-    return path
 
 
 @pytest.fixture
@@ -42,9 +30,8 @@ def client(authority: trustme.CA, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(authority: trustme.CA) -> Iterator[FaultServer]:
-    with FaultServer(tls=server_context(authority)) as server:
-        yield server
+def server(secure: FaultServer) -> FaultServer:
+    return secure
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,6 @@ class SlowToShakeHands:
         return self.context.wrap_socket(*args, **kw)
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
 @pytest.fixture(params=["plain", "tls"])
 def served(
     request: pytest.FixtureRequest, authority: trustme.CA, tmp_path: Path

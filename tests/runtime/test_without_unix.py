@@ -80,11 +80,6 @@ CALLS = """
 
 
 @pytest.fixture
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture
 def servers(authority: trustme.CA) -> Iterator[tuple[FaultServer, FaultServer]]:
     with FaultServer() as plain, FaultServer(tls=server_context(authority)) as tls:
         for server in (plain, tls):
