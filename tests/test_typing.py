@@ -19,9 +19,8 @@ USED = frozenset(re.findall(r"\.(\w+)", API))
 NOT_FOR_USERS = {
     (headrace.Headrace, "forget"),  # what `headrace.testing.isolated` does
     (headrace.Headrace, "show_metrics"),  # what the middlewares do
-    (headrace.Headrace, "held_by"),
-    (headrace.Headrace, "lifespan_begins"),
-    (headrace.Headrace, "lifespan_ends"),
+    (headrace.Headrace, "is_open"),
+    (headrace.Headrace, "reread"),
     (headrace.Headrace, "service"),  # the middlewares' counters
     (headrace.Record, "judge_last"),
     (headrace.Handle, "forget_inherited"),

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakSet
 
 from headrace.adapters import install
 from headrace.adapters.handles import Handle, Session, governed_session, stock_pools
@@ -69,7 +69,7 @@ class Headrace:
     def __init__(
         self, file: File | Sequence[File] | None = None, *, registry: Registry | None = None
     ) -> None:
-        self.files: tuple[str, ...] = _absolute(file)
+        self.files: tuple[str, ...] = absolute(file)
         self.started_in: int = 0  # pid
         self._mode_override = mode_override(os.environ)
         self._cwd = Path.cwd()
@@ -89,79 +89,13 @@ class Headrace:
         self._watcher: Watcher | None = None
         self._handles: dict[str, Handle] = {}
         self._stock = stock_pools()
-        self._holders: WeakSet[object] | None = None
-        self._lifespans: WeakSet[object] = WeakSet()
-        self._has_ended_before = False
         self._is_suspended = False
         _instances.add(self)
 
-    @classmethod
-    def held_by(
-        cls,
-        holder: object,
-        file: File | Sequence[File] | None = None,
-        *,
-        registry: Registry | None = None,
-    ) -> Self:
-        """The instance of these files for *holder*, a middleware: that of the other middlewares, or a new one.
-
-        An application factory that is called twice wraps the same file twice, and one process has one set of rules
-        for it. Once all its holders are gone the instance is abandoned: the next start of any other closes it.
-
-        Raises:
-            ConfigError: The files have problems, now; where another middleware has the instance, too.
-        """
-        key = (cls, _absolute(file), mode_override(os.environ), registry)
-        with _shared_lock:
-            found = _shared.get(key)
-        made = None
-        if found is None:
-            made = cls(file, registry=registry)
-            made._holders = WeakSet()
-            with _shared_lock:
-                found = _shared.setdefault(key, made)
-        holders = found._holders
-        assert holders is not None
-        holders.add(holder)  # before the look: a start elsewhere closes what nobody holds
-        try:
-            if found is made:
-                pass  # it has just read them
-            elif found._running_in == os.getpid():
-                found.reload()
-            else:
-                found._load()
-                found.started_in = 0  # the first request starts it, also if it was closed by hand
-        except BaseException:
-            holders.discard(holder)
-            raise
-        return found  # type: ignore[return-value]
-
-    def lifespan_begins(self, holder: object) -> None:
-        """*holder* is going to `start()` this, and to say when its lifespan is over."""
-        self._lifespans.add(holder)
-
-    def lifespan_ends(self, holder: object) -> None:
-        """Close, if no other holder's lifespan goes on. Blocks shortly; idempotent.
-
-        From the second lifespan of the process on, a further one is expected, and idle connections are kept for it.
-        """
-        self._lifespans.discard(holder)
-        if self._lifespans:
-            return
-        if self._has_ended_before:
-            self.suspend()
-        else:
-            self.close()
-        self._has_ended_before = True
-        self.started_in = 0
-
-    def _is_open(self) -> bool:
+    @property
+    def is_open(self) -> bool:
         """Whether it claims URLs or keeps connections."""
         return self._running_in is not None or self._is_suspended
-
-    def _is_abandoned(self) -> bool:
-        """Whether it was made for middlewares, and none of them exists any more."""
-        return self._holders is not None and not self._holders
 
     @property
     def snapshot(self) -> Snapshot:
@@ -187,7 +121,7 @@ class Headrace:
             return
         if os.getpid() != process.pid:
             process.renew()
-        _close_abandoned(but=self)
+        each(_before_start, lambda act: act(self), doing="make room for a start")
         undo: tuple[Callable[[], object], ...] = ()
         try:
             with self._lock:
@@ -339,6 +273,20 @@ class Headrace:
         result = self._reloader.reload()
         self._rewatch()
         return result
+
+    def reread(self) -> None:
+        """Take what the files say now into force if this runs, else see whether the next request can start it.
+
+        One more application is going to be served by it. Also where it was closed by hand.
+
+        Raises:
+            ConfigError: The files have problems; what was in force still is.
+        """
+        if self._running_in == os.getpid():
+            self.reload()
+        else:
+            self._load()
+            self.started_in = 0
 
     def upstream(self, name: str) -> Handle:
         """A handle on the upstream called *name*; it follows reloads.
@@ -540,25 +488,15 @@ def _end_deadlines() -> None:
 
 _instances: WeakSet[Headrace] = WeakSet()
 
-_shared_lock = threading.Lock()
-"""Guards `_shared`. Nothing else happens under it."""
-
-_shared: WeakValueDictionary[tuple[object, ...], Headrace] = WeakValueDictionary()
-"""The instances that middlewares have made, by what they were made of."""
+_before_start: list[Callable[[Headrace], object]] = []
 
 
-def _close_abandoned(*, but: Headrace) -> None:
-    """Close the instances that nobody holds any more, so that they claim no URL. Blocks shortly."""
-    each(
-        [one for one in instances() if one is not but and one._is_abandoned() and one._is_open()],
-        Headrace.close,
-        doing="close an instance whose applications are gone",
-    )
+def before_start(act: Callable[[Headrace], object]) -> None:
+    """Have *act* called with each instance that is going to start, from now on."""
+    _before_start.append(act)
 
 
 def _forget_inherited() -> None:
-    global _shared_lock
-    _shared_lock = threading.Lock()
     each(list(_instances), Headrace._forget_inherited, doing="renew an instance in a forked child")
 
 
@@ -609,7 +547,12 @@ def _started(instance: Headrace) -> Headrace:
         raise
 
 
-def _absolute(file: File | Sequence[File] | None) -> tuple[str, ...]:
+def absolute(file: File | Sequence[File] | None) -> tuple[str, ...]:
+    """The absolute names of *file*; None: of what HEADRACE_FILE names, else of `upstreams.yaml`.
+
+    Raises:
+        ValueError: It is an empty list.
+    """
     if file is None:
         file = default_files(os.environ)
     files = [file] if isinstance(file, (str, os.PathLike)) else list(file)

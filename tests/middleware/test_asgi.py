@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from headrace.middleware import asgi
+from headrace.middleware import asgi, holding
 from headrace.middleware.asgi import ASGIMiddleware
 from headrace.policy.plan import InboundDeadlinePlan
 from headrace.runtime.inbound import inbound_var
@@ -301,6 +301,7 @@ class Owned(ASGIMiddleware):
     def __init__(self, app: Any, headrace: FakeHeadrace) -> None:
         super().__init__(app, headrace=headrace)  # type: ignore[arg-type]
         self._is_ours = True
+        holding._held[self.headrace] = holding._Held()
 
 
 async def live(app: Any, *, scope: dict[str, Any] | None = None) -> list[dict[str, Any]]:

@@ -107,13 +107,9 @@ class FakeHeadrace:
         """Note it."""
         self.log.append("headrace.close")
 
-    def lifespan_begins(self, holder: object) -> None:
-        """It has no other."""
-
-    def lifespan_ends(self, holder: object) -> None:
-        """Note the close."""
+    def suspend(self) -> None:
+        """Note it, as the close that it is to a lifespan."""
         self.close()
-        self.started_in = 0
 
     def show_metrics(self) -> None:
         """There are none."""

@@ -20,6 +20,7 @@ from headrace.app import File, Headrace
 from headrace.clock import monotonic
 from headrace.middleware.admission import BLANK_BYTES, Answer, HeaderNames, admit, is_sane_bytes
 from headrace.middleware.disconnect import DisconnectWatch
+from headrace.middleware.holding import hold, lifespan_begins, lifespan_ends
 from headrace.middleware.problems import (
     CLIENT_CLOSED_REQUEST,
     ProblemAnswer,
@@ -88,7 +89,7 @@ class ASGIMiddleware:
         self._given_up = False  # while starting
         self._names: HeaderNames | None = None
         try:
-            self.headrace = Headrace.held_by(self, file, registry=registry) if headrace is None else headrace
+            self.headrace = hold(self, file, registry=registry) if headrace is None else headrace
         except Exception as error:
             if not _is_amid_a_lifespan():
                 raise
@@ -177,7 +178,7 @@ class ASGIMiddleware:
         self.headrace.start()
         # The lifespan that waited for this has given up. If it does so after this line, it finds all and closes it.
         if self._given_up and self._is_ours:
-            self.headrace.lifespan_ends(self)
+            lifespan_ends(self.headrace, self)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start before the application's startup, close after its shutdown.
@@ -191,7 +192,7 @@ class ASGIMiddleware:
         if is_startup:
             try:
                 if self._is_ours:
-                    self.headrace.lifespan_begins(self)
+                    lifespan_begins(self.headrace, self)
                 await self._start()
             except Exception as error:
                 await send({"type": "lifespan.startup.failed", "message": f"headrace did not start: {error}"})
@@ -230,7 +231,7 @@ class ASGIMiddleware:
         except GeneratorExit:  # closed by the collector: nothing may be awaited any more
             self._given_up = self._is_ours
             if self._is_ours:
-                self.headrace.lifespan_ends(self)
+                lifespan_ends(self.headrace, self)
             raise
         except BaseException:  # cancelled in the middle of it: no shutdown will come
             await self._give_up()
@@ -244,7 +245,7 @@ class ASGIMiddleware:
 
     async def _close(self) -> None:
         if self._is_ours:
-            await run_in_threadpool(self.headrace.lifespan_ends, self)
+            await run_in_threadpool(lifespan_ends, self.headrace, self)
 
 
 def _is_amid_a_lifespan() -> bool:

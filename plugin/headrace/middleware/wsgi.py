@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.app import File, Headrace
 from headrace.clock import monotonic
 from headrace.middleware.admission import BLANKS, Answer, HeaderNames, admit, is_sane_text
+from headrace.middleware.holding import hold
 from headrace.middleware.problems import CLIENT_CLOSED_REQUEST, ProblemAnswer, answer, report_mapped
 from headrace.observe.events import ConfigWarning
 from headrace.observe.logs import emit
@@ -79,9 +80,7 @@ class WSGIMiddleware:
         if headrace is not None and (file is not None or registry is not None):
             raise TypeError("give a file (and registry), or headrace=…, not both: a Headrace has its own")
         self.app = app
-        self.headrace: Headrace = (
-            headrace if headrace is not None else Headrace.held_by(self, file, registry=registry)
-        )
+        self.headrace: Headrace = headrace if headrace is not None else hold(self, file, registry=registry)
         self._keys: _EnvironKeys | None = None
         self.headrace.show_metrics()
 
