@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,25 @@ class End:
         """Close it."""
         assert self.sock is not None
         self.sock.close()
+
+
+@contextmanager
+def interrupted_locks(owner: Any, name: str) -> Iterator[None]:
+    """Ctrl-C comes as the lock called *name* is about to be tried, and another thread holds that lock meanwhile."""
+    real = getattr(owner, name)
+
+    class Interrupted:
+        def acquire(self, blocking: bool) -> bool:
+            raise KeyboardInterrupt
+
+        def release(self) -> None:
+            real.release()
+
+    with real:
+        setattr(owner, name, Interrupted())
+        yield
+        assert real.locked(), "a lock that another thread holds was released"
+        setattr(owner, name, real)
 
 
 @dataclass

@@ -16,8 +16,9 @@ from headrace.transport.lease.collector import EVERY_S, Collector, collector
 from headrace.transport.lease.pool import LeaseRejected, LeaseTimeout
 from support.faultserver import FaultServer
 from support.governed import rules, running
-from support.leases import Rig, rig
+from support.leases import Rig, interrupted_locks, rig
 from support.plans import pool_plan
+from support.waiting import wait_until
 
 
 @pytest.fixture
@@ -49,6 +50,31 @@ def rig_that_asks(**changes: Any) -> tuple[Rig, list[bool]]:
     r = Rig(plan, collect=collect)
     r.pool._clock = time.monotonic
     return r, asked
+
+
+def test_who_is_not_served_by_a_collection_waits_on() -> None:
+    r, asked = rig_that_asks()
+    held = r.lease()
+    waiter = r.waiter(30.0)
+    wait_until(lambda: bool(asked), what="a collection")
+    r.pool.give_back(held, reusable=True)
+    assert waiter.outcome().conn is held.conn
+
+
+def test_who_is_not_served_by_a_collection_waits_no_longer_than_it_may() -> None:
+    r, asked = rig_that_asks()
+    held = r.lease()
+    with pytest.raises(LeaseTimeout):
+        r.pool.acquire(0.2)
+    assert asked
+    assert held.token is not None
+
+
+def test_an_interrupt_before_the_lock_is_taken_releases_no_lock() -> None:
+    """Nor one that somebody else holds."""
+    one = Collector()
+    with interrupted_locks(one, "_turn"), pytest.raises(KeyboardInterrupt):
+        one.ask()
 
 
 @pytest.mark.usefixtures("_no_collection_of_its_own")

@@ -140,6 +140,73 @@ def test_a_waiter_that_cannot_be_served_leaves_and_the_next_is_served() -> None:
     assert (r.pool.view().inuse, r.pool.view().waiting) == (1, 0)
 
 
+def test_a_waiter_that_was_given_up_before_it_waits_is_told_to_nobody() -> None:
+    """failures.md 59. There is no token any more by which it could be aborted."""
+    r = rig(max_connections=1)
+    held = r.lease()
+    broken_for(r, "_serve_one", lambda waiter: True)
+    slot_or_gate = r.pool._slot_or_gate
+
+    def given_back_meanwhile(*args: Any) -> Any:
+        gate = slot_or_gate(*args)
+        r.pool.give_back(held, reusable=True)
+        return gate
+
+    r.pool._slot_or_gate = given_back_meanwhile  # type: ignore[method-assign]
+    told: list[Any] = []
+    with pytest.raises(LeaseRejected):
+        r.pool.acquire(1.0, on_wait=told.append)
+    assert told == []
+
+
+@pytest.mark.parametrize("leave", ["abort", "give up"])
+def test_a_waiter_that_has_left_the_queue_leaves_no_wish_behind(leave: str) -> None:
+    r = rig(max_connections=1)
+    held = r.lease()
+    waiter = r.waiter(fresh=True, owner=held, own_only=True)
+    (lease,) = r.pool._waiters
+    assert (r.pool._fresh_waiters, r.pool._own_waiters) == ({lease}, {lease})
+    if leave == "abort":
+        assert lease.token is not None
+        r.pool.abort(lease.token)
+    else:
+        broken_for(r, "_serve_one", lambda waiter: True)
+        r.pool.give_back(held, reusable=True)
+    waiter.outcome()
+    assert (r.pool._fresh_waiters, r.pool._own_waiters) == (set(), set())
+
+
+def test_a_lease_that_is_not_yet_anywhere_can_be_shown() -> None:
+    lease: Lease[Conn] = Lease()
+    lease.connection = lease_module._NO_CONNECTION
+    assert repr(lease.connection) == "<Connection, 0 uses, None>"
+
+
+def test_an_abort_between_the_look_of_a_return_and_its_note_closes_for_the_reason_of_the_abort() -> None:
+    r = rig(max_connections=1)
+    lease = r.lease()
+    with r.pool._lock:
+        r.pool.give_back(lease, reusable=True)
+        lease.aborted = "abandoned"  # as `abort` does with a lease in use, which this one was a moment ago
+    assert r.counters.closed == {"abandoned": 1}
+    assert r.closed == [lease.conn]
+
+
+def test_a_child_gives_up_the_connection_of_a_return_that_was_interrupted() -> None:
+    """failures.md 26. Its lease is in use no more, and it is not closed yet."""
+    for reusable in (True, False):
+        r = rig(max_connections=1)
+        lease = r.lease()
+        conn = lease.conn
+        with r.pool._lock:
+            r.pool.give_back(lease, reusable=reusable)
+            del r.pool._inuse[lease.token]  # type: ignore[arg-type]
+        r.pool._pid = -1
+        r.pool.view()
+        assert r.discarded == [conn]
+        assert (lease.conn, lease.token) == (None, None)
+
+
 def test_housekeeping_passes_over_an_idle_connection_that_raises() -> None:
     """failures.md 59."""
     r = rig(max_connections=3)

@@ -6,6 +6,7 @@ import threading
 import time
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from headrace.policy.plan import AdaptivePlan
 from headrace.policy.sizing import Resize, ResizeReason
 from headrace.transport.lease.pool import Lease
 from headrace.transport.lease.sizer import PoolSizer
-from support.leases import Conn, Rig, rig
+from support.leases import Conn, Rig, interrupted_locks, rig
 
 PLAN = AdaptivePlan(
     min=2,
@@ -55,6 +56,13 @@ class Adaptive:
 
 def test_it_begins_with_the_smallest_size() -> None:
     assert Adaptive().size == 2
+
+
+def test_an_interrupt_before_the_lock_is_taken_releases_no_lock() -> None:
+    """Nor one that somebody else holds."""
+    adaptive = Adaptive()
+    with interrupted_locks(adaptive.sizer, "_lock"), pytest.raises(KeyboardInterrupt):
+        adaptive.sizer.looked(adaptive.rig.now)
 
 
 def test_a_call_that_has_to_wait_makes_the_pool_grow_and_is_served_at_once() -> None:

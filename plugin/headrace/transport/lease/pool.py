@@ -308,7 +308,7 @@ class LeasePool(Generic[C]):
         except BaseException as error:
             with self._lock:
                 self._waiters.pop(lease, None)
-                self._forget_wishes(lease)
+                self._forget_wishes(lease)  # however it left the queue
                 if isinstance(error, LeaseError):
                     self._tally.failures += 1
                     add(self._tally.failed, _result_of(error, by_deadline=by_deadline))
@@ -427,7 +427,6 @@ class LeasePool(Generic[C]):
                     )  # it may be on its way back, unseen: its next holder closes it
                     self._abort_lease(token)
                 if (gate := self._waiters.pop(lease, None)) is not None:
-                    self._forget_wishes(lease)
                     gate.release()
         self._settle()
         return found
@@ -946,7 +945,6 @@ class LeasePool(Generic[C]):
             if not self._has_place(found):
                 conn, found.connection.conn = found.conn, None
             found.token = None
-            self._forget_wishes(found)
             gate = self._waiters.pop(found, None)
             if gate is not None:
                 gate.release()  # the waiter finds that it was not served
@@ -1351,7 +1349,6 @@ class LeasePool(Generic[C]):
                 # If it was handed over in the last moment, it is ours, whatever the clock says.
                 gave_up = not opened and self._waiters.pop(lease, None) is not None
                 self._has_refused = self._has_refused or gave_up
-                self._forget_wishes(lease)
                 if gave_up or not self._is_held(lease):
                     view = self._view()
             self._settle()
@@ -1467,11 +1464,10 @@ def _gone_callback(pool: ref[LeasePool[Any]], gone: deque[ref[Any]]) -> Callable
 
 def _no_connection() -> Connection[Any]:
     none: Connection[Any] = Connection()
-    none.conn = none.owner = None
-    none.idle_since = none.looked_at = none.expires_at = 0.0
-    none.uses = none.capacity = 0
-    none.is_shared = none.is_apart = False
-    none.ends_as = None
+    none.conn = None
+    none.expires_at = _NEVER
+    none.uses = 0
+    none.is_shared = False  # the rest, nobody asks of it
     return none
 
 
