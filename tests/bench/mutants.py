@@ -115,9 +115,9 @@ _EMPTY_ALREADY = "a slice that is emptied twice is empty"
 _FOR_THE_TYPES = "said for the type checker: the rest implies it"
 _LOOKS_INTO_NOTHING = "it saves a look into what is empty"
 _SETTLED_SOON = "`_settle` does it as the lock is released"
-_ENDED = "a token that is not in use ends nothing"
-_MADE_EMPTY = "a deque is made empty by `__new__`"
-_TO_THE_LAST_BIT = "no balance is that, to the last bit: it is what rounding leaves"
+_ENDED = "a token that is not in use ends nothing, and the connection is closed"
+_HOLDS_NOTHING = "a lease that is on it holds neither a slot nor a place"
+_MADE_EMPTY = "a list is made empty by `__new__`"
 _LOOKS_SOONER = "what is kept is put away sooner than need be"
 _SAVES_A_CALL = "it saves a call that answers the same"
 _NO_INSTANT = "no instant lies below the zero of the clock"
@@ -180,7 +180,6 @@ EQUAL: Mapping[str, str] = MappingProxyType(
         " max_age_s - LATEST_S: 10 -> 9": _LOOKS_AGAIN,
         "policy.breaker.window CountWindow.advance: self._late_from = self._newest - 10 *"
         " max_age_s - LATEST_S: 10 -> 0": _LOOKS_AGAIN,
-        "policy.breaker.window CountWindow.advance: self._leaves_at = -inf: pass": _LOOKS_AGAIN,
         "policy.breaker.window CountWindow.advance: self._leaves_at = instants[at] + max_"
         "age_s: pass": _LOOKS_AGAIN,
         "policy.breaker.window TimeWindow.advance: for passed in range(max(self._epoch + "
@@ -188,9 +187,6 @@ EQUAL: Mapping[str, str] = MappingProxyType(
         " - 1)": _EMPTY_ALREADY,
         "policy.breaker.window TimeWindow.advance: for passed in range(max(self._epoch + "
         "1, epoch - n_slices + 1), epoch + 1):: 1 -> 0 (3)": _EMPTY_ALREADY,
-        "policy.breaker.circuit Circuit.__repr__: elif self.state is _OPEN and self._open"
-        "ed is not None:: self.state is _OPEN and self._opened is not None -> (self.state"
-        " is _OPEN)": _FOR_THE_TYPES,
         "policy.breaker.circuit Circuit._admit_closed: if ramp is None or ramp_s is None "
         "or ramp.left_s(ramp_s, now) <= 0.0:: ramp is None or ramp_s is None or ramp.left"
         "_s(ramp_s, now) <= 0.0 -> (ramp_s is None or ramp.left_s(ramp_s, now) <= 0.0)": _FOR_THE_TYPES,
@@ -217,17 +213,14 @@ EQUAL: Mapping[str, str] = MappingProxyType(
         "ne and (not fresh))": _LOOKS_INTO_NOTHING,
         "transport.lease.pool LeasePool.end: self._process_returns(): pass (2)": _SETTLED_SOON,
         "transport.lease.pool LeasePool.retire: self._process_returns(): pass": _SETTLED_SOON,
-        "transport.lease.pool LeasePool._keep: lease.token = None: pass": _ENDED,
-        "transport.lease.pool LeasePool.return_unused: lease.token = None: pass": _ENDED,
         "transport.lease.pool LeasePool._settle: or (self._kept and (self._waiters or sel"
         "f._screens)): self._kept and (self._waiters or self._screens) -> (self._kept)": _LOOKS_SOONER,
         "policy.gate next_send: permit = renew(now) if renew is not None else circuit.sha"
         "red_permit or circuit.acquire(now): circuit.shared_permit or circuit.acquire(now"
         ") -> (circuit.acquire(now))": _SAVES_A_CALL,
-        "transport.lease.pool LeasePool._end_returned: lease.token = None: pass": _ENDED,
+        "transport.lease.pool LeasePool._end_returned: lease.token = None: pass (2)": _ENDED,
+        "transport.lease.pool _no_connection: none.is_shared = False: False -> True": _HOLDS_NOTHING,
         "policy.retry RehearsedAllowance.__init__: super().__init__(): pass": _MADE_EMPTY,
-        "policy.retry RetryBudget.try_withdraw: if self._tokens(now) < 1.0 - _ROUNDING:: "
-        "self._tokens(now) < 1.0 - _ROUNDING -> (self._tokens(now) <= 1.0 - _ROUNDING)": _TO_THE_LAST_BIT,
         "transport.lease.tally LeaseTally.__init__: self.turn_at = 0.0: 0.0 -> -1.0": _NO_INSTANT,
     }
 )

@@ -1139,6 +1139,13 @@ def test_the_repr_answers_what_it_is_doing(steps: list[int], text: str) -> None:
     assert repr(bench.circuit) == text
 
 
+def test_a_circuit_that_is_seen_in_the_middle_of_its_opening_can_be_shown() -> None:
+    bench = Bench()
+    bench.circuit.state = CircuitState.OPEN  # a debugger stops the holder of the lock where it likes
+
+    assert repr(bench.circuit) == "<Circuit open, generation 0: 0 of 0 calls failed>"
+
+
 def test_the_listener_is_told_after_the_lock_is_released_and_may_use_the_circuit() -> None:
     """failures.md 7."""
     lock = threading.Lock()

@@ -183,6 +183,14 @@ def test_each_first_attempt_earns_its_ratio_of_a_retry() -> None:
     assert sum(budget.try_withdraw(T0) for _ in range(100)) == 29  # 0.29 × 100 is 28.999… in binary
 
 
+def test_a_balance_that_is_short_of_a_token_by_the_rounding_alone_pays() -> None:
+    budget = RetryBudget(BudgetPlan(ratio=1.0 - 1e-9, min_per_second=0.0, ttl_s=10.0))
+    budget.deposit(T0)
+    assert budget.balance(T0) == 1.0 - 1e-9
+
+    assert budget.try_withdraw(T0)
+
+
 def test_a_denied_withdrawal_costs_nothing() -> None:
     budget = RetryBudget(BudgetPlan(ratio=0.5, min_per_second=0.0, ttl_s=10.0))
     budget.deposit(T0)

@@ -360,3 +360,23 @@ def test_a_peak_as_old_as_the_quiet_that_is_asked_for_counts() -> None:
     pool.inuse = 0
 
     assert [one.to_size for one in pool.run(30, rps=0)] == [45]  # (50 - 40) // 2
+
+
+@pytest.mark.parametrize(
+    ("step_s", "steps"),
+    [
+        pytest.param(1.0, 61, id="a sixtieth of the window apart, all are kept"),
+        pytest.param(0.99, 63, id="closer together, every second"),
+    ],
+)
+def test_the_rate_is_exact_to_a_sixtieth_of_its_window(step_s: float, steps: int) -> None:
+    pool = Pool(size=50)
+    answers = []
+    for step in range(steps):
+        pool.now = T0 + step_s * (step + 1)
+        pool.arrivals += 10 * (step == 0)
+        answers.append(pool.sizing.looked(pool.now, pool.load(0)))
+
+    assert answers[:-1] == [None] * (steps - 1)  # the first calls count until their sample is a window old
+    assert answers[-1] is not None
+    assert answers[-1].rate_rps == 0.0

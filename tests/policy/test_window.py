@@ -150,6 +150,19 @@ def test_a_call_that_is_counted_after_a_step_of_the_clock_leaves_at_its_age() ->
     assert (window.calls, window.marked) == (0, 0)
 
 
+def test_after_a_step_of_the_clock_calls_leave_a_window_that_had_become_empty_by_their_age() -> None:
+    """failures.md 69. When a call would leave, by the clock as it was before, says nothing any more."""
+    window = CountWindow(10, max_age_s=60.0)
+    window.add(1_000_000.0)
+    window.add(1_000_001.0)
+    window.advance(1_000_100.0)
+
+    window.add(1000.0)
+    window.add(1100.0)
+
+    assert window.calls == 1
+
+
 def test_a_window_begins_at_the_zero_of_the_clock() -> None:
     window = TimeWindow(10.0)
 

@@ -56,6 +56,17 @@ def test_a_lease_given_back_again_later_does_not_make_its_idle_connection_younge
     assert r.closed == [lease.conn]
 
 
+def test_a_lease_of_a_look_that_is_given_back_again_does_not_make_its_connection_younger() -> None:
+    r = rig()
+    r.fill_idle("conn")
+    r.now += 30.0
+    (lent,) = r.pool.lend_idle(r.now, idle_s=30.0, most=1)
+    r.pool.return_unused(lent)
+    r.now += 30.0
+    r.pool.give_back(lent, reusable=True)
+    assert r.pool.tend(r.now) == 1
+
+
 def test_checkout_skips_every_dead_connection_and_probes_each_once() -> None:
     """failures.md 18."""
     r = rig(max_connections=5)

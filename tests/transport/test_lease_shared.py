@@ -772,6 +772,37 @@ def test_a_return_that_cannot_be_processed_frees_its_place_and_costs_no_neighbou
     ]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("act", ["share", "offer"])
+def test_what_is_shared_first_in_a_child_is_the_childs(act: str) -> None:
+    """failures.md 26. The first operation in a child gives up what the parent has."""
+    r = rig(max_connections=2)
+    lease = r.lease()
+    conn = lease.conn
+
+    def child() -> None:
+        if act == "share":
+            r.pool.share(lease, 2)  # from before: nothing
+            assert (r.discarded, counts(r)) == ([conn], (0, 0, 0))
+        else:
+            assert r.pool.offer(Conn("ahead"), capacity=2)
+            assert (r.discarded, counts(r)) == ([conn], (0, 1, 0))
+
+    with r.pool._lock:  # of a thread that does not exist in the child
+        assert in_child(child, fork=bare_fork) == 0
+
+
+def test_a_lease_given_back_again_later_does_not_make_its_shared_connection_younger() -> None:
+    r = rig()
+    (first,) = r.shared(2, 1)
+    r.pool.give_back(first, reusable=True)
+    r.pool.view()
+    r.now += 60.0
+    r.pool.give_back(first, reusable=True)
+    assert r.pool.tend() == 1
+    assert r.closed == [first.conn]
+
+
 @pytest.mark.parametrize(
     "fork", [pytest.param(ordinary_fork, id="os.fork"), pytest.param(bare_fork, id="fork(2)")]
 )
