@@ -346,6 +346,7 @@ READ: dict[str, Case] = {
             "surplus": b"x",
             "a CR and LF": b"\r\n",
             "a last chunk": b"0\r\n\r\n",
+            "an answer without an end, that ends like chunks": head() + CHUNKS,
             "a CR": b"\r",
         }.items()
     },
@@ -384,6 +385,12 @@ REFUSED: dict[str, Case] = {
         "lengths that differ": head(FOUR, b"Content-Length: 5") + b"mine!",
         "lengths that differ, of a peer that closes": head(FOUR, b"Connection: close", b"Content-Length: 5")
         + b"mine!",
+        "a length and none that differ, of a peer that closes": head(
+            FOUR, b"Connection: close", b"Content-Length: x"
+        ),
+        "lengths that differ, without a body": head(
+            FOUR, b"Content-Length: 5", status=b"HTTP/1.1 304 Not Modified"
+        ),
         "a list of lengths that differ": head(b"Content-Length: 4, 5") + b"mine!",
         "an empty length": head(b"Content-Length:") + b"mine",
         "a length that is no number": head(b"Content-Length: five") + b"mine",
@@ -403,6 +410,7 @@ REFUSED: dict[str, Case] = {
         "a bare CR in a value": head(b"X: a\rContent-Length: 3", FOUR) + b"mine",
         "a CR in a value of lines that end in LF": b"HTTP/1.1 200 OK\nX: a\rb\nContent-Length: 4\n\nmine",
         "CR and LF among lines that end in LF": b"HTTP/1.1 200 OK\nX: a\r\nContent-Length: 4\n\nmine",
+        "a CR in a status line that ends in LF": b"HTTP/1.1 200 O\rK\nContent-",
         "a status line that ends in LF": b"HTTP/1.1 200 OK\nContent-Length: 4\r\n\r\nmine",
         "a last line of the head that ends in LF": b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\nmine",
         "NUL in a value": head(b"X: a\0b", FOUR) + b"mine",
@@ -433,6 +441,9 @@ REFUSED: dict[str, Case] = {
         "a bare CR in the reason": head(FOUR, status=b"HTTP/1.1 200 O\rK") + b"mine",
         "a 1xx with a folded line": head(b"X: a", b" b", status=b"HTTP/1.1 103 Hints") + head(FOUR) + b"mine",
         # ── chunks ──
+        "a chunk size that is none, without an end": _BODY + b"x",
+        "a chunk size with garbage, without an end": _BODY + b"4 x",
+        "a chunk size with a bare CR, without an end": _BODY + b"4\r4",
         "a negative chunk size": _BODY + b"-5\r\nhello\r\n0\r\n\r\n",
         "a chunk size with a sign": _BODY + b"+5\r\nhello\r\n0\r\n\r\n",
         "a chunk size with an underscore": _BODY + b"0_5\r\nhello\r\n0\r\n\r\n",
@@ -518,6 +529,7 @@ CUT_SHORT: dict[str, tuple[bytes, str, int | None, int | None]] = {
     "in a size": (head(CHUNKED) + b"4", "after 0 bytes", None, 0),
     "in a chunk": (head(CHUNKED) + b"4\r\nmin", "after 3 bytes", None, 3),
     "behind a chunk": (head(CHUNKED) + b"4\r\nmine", "after 4 bytes", None, 4),
+    "in an extension": (head(CHUNKED) + b"4;" + b"x" * 40 + b"\r", "after 0 bytes", None, 0),
     "between two chunks": (head(CHUNKED) + b"4\r\nmine\r\n", "after 4 bytes", None, 4),
     "in the size of the last chunk": (head(CHUNKED) + b"4\r\nmine\r\n0", "after 4 bytes", None, 4),
 }
@@ -548,6 +560,24 @@ def test_nothing_is_not_a_byte() -> None:
     assert (reader.feed(head(FOUR) + b"mi"), reader.started) == (False, True)
     assert reader.feed(b"") is False
     assert (reader.feed(b"ne"), reader.take()) == (True, b"mine")
+    assert reader.feed(b"") is True
+    assert reader.reusable is True
+
+
+def test_nothing_between_a_1xx_and_the_answer_is_not_a_byte() -> None:
+    reader = AnswerReader()
+    reader.begin("GET")
+    for piece in (
+        head(status=b"HTTP/1.1 100 Continue"),
+        b"",
+        head(FOUR)[:5],
+        b"",
+        head(FOUR)[5:],
+        b"",
+        b"mine",
+    ):
+        done = reader.feed(piece)
+    assert (done, reader.take(), reader.informational) == (True, b"mine", [100])
 
 
 def test_a_connection_that_ends_behind_an_answer_is_not_used_again() -> None:

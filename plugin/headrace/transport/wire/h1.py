@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum, auto
 from functools import partial
 from typing import Final, NoReturn
 
@@ -26,11 +25,12 @@ from headrace.transport.wire.head import (
     FIELD_LINE,
     LF,
     PREFIX_BYTES,
+    WITHOUT_BODY,
     Body,
     check_head,
     fields_of,
     framing_of,
-    has_other_eol,
+    refuse_other_eol,
     render_fields,
     render_head,
     said_of,
@@ -69,47 +69,44 @@ class Limits:
 _USUAL: Final = Limits()
 
 
-class State(Enum):
-    """What an answer's next byte belongs to."""
-
-    HEAD = auto()
-    LENGTH = auto()
-    CHUNK_SIZE = auto()
-    CHUNK_DATA = auto()
-    CHUNK_END = auto()
-    TRAILERS = auto()
-    UNTIL_CLOSE = auto()
-    BEHIND = auto()
-    """To no answer: this one is complete."""
-    BROKEN = auto()
-    """To nothing that can be read."""
-
-
-_HEAD: Final = State.HEAD  # looked up once: a member of an Enum takes longer to find than a global
-_BEHIND: Final = State.BEHIND
-_BROKEN: Final = State.BROKEN
-_WITHOUT_BODY: Final = frozenset({204, 304})
-
 _AT_ONCE_BYTES: Final = 32_768
 """A longer piece is seldom a whole answer, and llhttp would copy it in vain."""
 
 _SHORTEST_LINE_BYTES: Final = 4  # b"a:\r\n"
 
-_CHUNK_SIZE: Final = {
+_SIZE_LINE: Final = {
     # Blanks behind the size: some servers pad it, and h11 and stock read it, too.
     eol: re.compile(rb"([0-9A-Fa-f]+)[ \t]*(?:;[^\r\n\0]*)?" + eol)
     for eol in (CRLF, LF)
 }
 
 
+_BEGINNING_BYTES: Final = 32
+_SIZE_BEGINNING: Final = re.compile(rb"(?:[0-9A-Fa-f]+[ \t]*(?:;[^\0]*|\r?\n?))?")
+"""Any beginning of such a line: what is none is told before its end has come."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stage:
+    """How an answer stands.
+
+    Attributes:
+        read: Reads on in the piece; says whether the next stage may have something to read in it.
+        end: The stream has ended.
+    """
+
+    read: Callable[[AnswerReader], bool]
+    end: Callable[[AnswerReader], object]
+
+
 class _Callbacks:
     """What llhttp calls: C functions only."""
 
-    __slots__ = ("on_body", "on_message_complete")
+    __slots__ = ("on_body", "on_message_begin", "on_message_complete")
 
-    def __init__(self, parts: list[bytes], ends: list[None]) -> None:
+    def __init__(self, parts: list[bytes], edges: list[None]) -> None:
         self.on_body = parts.append
-        self.on_message_complete = partial(ends.append, None)
+        self.on_message_begin = self.on_message_complete = partial(edges.append, None)
 
 
 class AnswerReader:
@@ -137,11 +134,10 @@ class AnswerReader:
         "_at",
         "_at_once_bytes",
         "_data",
-        "_ends",
+        "_edges",
         "_eol",
         "_fields",
         "_held",
-        "_is_clean",
         "_is_last",
         "_left",
         "_limits",
@@ -151,7 +147,7 @@ class AnswerReader:
         "_parser",
         "_parts",
         "_received",
-        "_state",
+        "_stage",
         "_trailer_bytes",
         "behind",
         "chunked",
@@ -175,9 +171,8 @@ class AnswerReader:
         if limits.body_bytes is not None:
             self._at_once_bytes = min(self._at_once_bytes, limits.body_bytes)
         self._parts: list[bytes] = []
-        self._ends: list[None] = []
-        self._parser = HttpResponseParser(_Callbacks(self._parts, self._ends))
-        self._is_clean = True  # the parser stands before an answer
+        self._edges: list[None] = []
+        self._parser: HttpResponseParser | None = None  # one that stands before an answer
         self.reusable = True
         self.begin("GET")
         self.reusable = True
@@ -197,7 +192,7 @@ class AnswerReader:
         self.length: int | None = None
         self.informational: list[int] = []
         self.trailers: list[tuple[bytes, bytes]] = []
-        self._state = _HEAD
+        self._stage = _HEAD
         self._method = method
         self._fields: list[tuple[bytes, bytes]] | None = None
         self._parts.clear()
@@ -211,64 +206,65 @@ class AnswerReader:
         Raises:
             Malformed: It is no answer, or could be read in two ways. What came of its body before can be taken.
         """
+        if not data:
+            return self.done
         if self.started:
             return self._read(data)
-        if not data:
-            return False
         self.started = True
-        method, parts, ends = self._method, self._parts, self._ends
-        if len(data) > self._at_once_bytes or method == "HEAD" or method == "CONNECT":
+        method, parts, edges = self._method, self._parts, self._edges
+        # What ends like a head has its body still to come, most often.
+        if (
+            len(data) > self._at_once_bytes
+            or method == "HEAD"
+            or method == "CONNECT"
+            or (data[-4:] == b"\r\n\r\n" and data[-7:-4] != b"\r\n0")
+        ):
             return self._read_first(data)
-        # Flat: 1 KiB takes a microsecond here, and each Python call would be a tenth of one.
-        if self._is_clean:
-            parser = self._parser
-        else:
-            self._parser = parser = HttpResponseParser(_Callbacks(parts, ends))
-        self._is_clean = False
-        ends.clear()
+        # Flat: 1 KiB takes some microsecond here, and each Python call would be a tenth of one.
+        parser = self._parser
+        if parser is None:
+            self._parser = parser = HttpResponseParser(_Callbacks(parts, edges))
         try:
             parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade):
-            return self._read_first(data)  # in words, or laxer, where stock has to be
-        if len(ends) != 1:
-            return self._read_first(data)  # more is to come, or it came with a 1xx or another answer
-        n_bytes, n_parts, end = len(data), len(parts), data.find(b"\r\n\r\n") + 4
+            return self._read_again(data)  # to say it in words, or to read what stock reads
+        # A beginning and an end. Else more is to come, or it came with a 1xx or with part of another answer.
+        if len(edges) != 2 or data[:9] != b"HTTP/1.1 ":
+            return self._read_again(data)
+        edges.clear()
+        n_bytes, end = len(data), data.find(b"\r\n\r\n") + 4
         head = data[:end]
         said = head.lower()
         status = parser.get_status_code()
         # llhttp passes over line ends between two answers. They are behind this one, too: so its end is computed.
-        if n_parts == 0:
-            is_usual = end == n_bytes
-        elif n_parts == 1 and end + len(parts[0]) == n_bytes:
-            is_usual = status not in _WITHOUT_BODY
+        if len(parts) == 1 and end + len(parts[0]) == n_bytes:
+            self.length = n_bytes - end
+        # The last line that is not empty is a size, for a trailer has a colon in it. So there are no trailers, and
+        # nothing is behind the empty line.
+        elif (
+            data[-7:] == b"\r\n0\r\n\r\n"
+            and b"\ntransfer-encoding: chunked\r" in said
+            and said.count(b"\ntransfer-encoding:") == 1
+        ):
+            self.chunked = True
         else:
-            # The last line that is not empty is a size, for a trailer has a colon in it: so there are no trailers, and
-            # nothing is behind the empty line, for the end of the chunks was seen once.
-            is_usual = self.chunked = (
-                data[-7:] == b"\r\n0\r\n\r\n"
-                and b"\ntransfer-encoding: chunked\r" in said
-                and said.count(b"\ntransfer-encoding:") == 1
-                and status not in _WITHOUT_BODY
-            )
+            return self._read_again(data)
         if (
-            not is_usual
-            or status < 200
-            or data[:9] != b"HTTP/1.1 "
-            or data.find(b"\n") != data.find(b"\r") + 1  # llhttp before 9.4.2 takes it behind the status line
+            status < 200
+            or status in WITHOUT_BODY
+            or data[data.find(b"\n") - 1] != 13  # llhttp before 9.4.2 takes it behind the status line
             or (end > self._many_headers_bytes and said.count(b"\n") - 2 > self._limits.headers)
         ):
-            return self._read_first(data)
+            return self._read_again(data)
         at = said.find(b"\nconnection:")
         if at < 0 or (
             said[at : at + 24] == b"\nconnection: keep-alive\r" and said.find(b"\nconnection:", at + 24) < 0
         ):
-            self.reusable = self._is_clean = True
-        else:  # should_keep_alive() does not know any more, and llhttp has misread blanks behind it
-            said_ = said_of(fields_of(head), method=method, status=status, version=11)
-            self.reusable = self._is_clean = not said_.closes
+            self.reusable = True
+        else:  # should_keep_alive() has forgotten it by now
+            self.reusable = not said_of(head, method=method).closes
         self.head, self.status = head, status
-        self.length = None if self.chunked else n_bytes - end
-        self._state = _BEHIND
+        self._stage = _BEHIND
         self.head_done = self.done = True
         return True
 
@@ -278,7 +274,7 @@ class AnswerReader:
         Raises:
             Truncated: The answer is not complete, and this does not end it.
         """
-        _ENDINGS[self._state](self)
+        self._stage.end(self)
         self.reusable = False
 
     def take(self) -> bytes:
@@ -295,7 +291,7 @@ class AnswerReader:
 
         A driver may receive them by itself, and say so by `passed`.
         """
-        if self._state is State.LENGTH:
+        if self._stage is _LENGTH:
             return self._left
         return 0 if self.done and self.length is not None else None
 
@@ -310,7 +306,7 @@ class AnswerReader:
             raise ValueError(f"{n} bytes cannot have come: {rest} are to come")
         if n:
             self._left -= n
-            self._count(n)
+            self._received += n
             if not self._left:
                 self._finish()
 
@@ -329,9 +325,14 @@ class AnswerReader:
 
     # ── the table of states ──
 
-    def _read_first(self, data: bytes) -> bool:
+    def _read_again(self, data: bytes) -> bool:
+        self._parser = None
         self._parts.clear()
-        self.chunked = False
+        self._edges.clear()
+        self.length, self.chunked = None, False
+        return self._read_first(data)
+
+    def _read_first(self, data: bytes) -> bool:
         self._held = bytearray()  # of a line, or of the head: the piece before has ended amid it
         self._looked = 0  # as much of it has no line end of another kind
         self._eol = b""  # not known yet
@@ -341,61 +342,62 @@ class AnswerReader:
     def _read(self, data: bytes) -> bool:
         self._data, self._at = data, 0
         try:
-            while _READERS[self._state](self):
+            while self._stage.read(self):
                 pass
         except Malformed:
-            self._state = _BROKEN
+            self._stage = _BROKEN
             raise
         finally:
             self._data = b""
         return self.done
 
     def _read_head(self) -> bool:
-        if not self._held:
-            window: bytes | bytearray = self._data
-            start = self._at
-            known = 0
-        else:
-            known = len(self._held)
-            window = self._held
-            window += self._data[self._at :]
+        held = len(self._held)
+        if held:
+            window: bytes | bytearray = self._held
             start = 0
+            window += self._data[self._at :]
+        else:
+            window = self._data
+            start = self._at
         looked = start + self._looked
+        # As if it had come byte by byte, no more is looked at than what passes the limit.
+        most = start + self._limits.head_bytes + 1
         if not self._eol:
-            self._see_first_line(window, start, looked)
+            at = window.find(LF, looked, most)
+            if at >= 0:
+                self._eol = CRLF if window[at - 1 : at] == b"\r" else LF
+                looked = start
         eol = self._eol
-        end = -1 if not eol else window.find(eol + eol, max(start, looked - 3))
-        if eol and has_other_eol(window, eol, looked, len(window) if end < 0 else end):
-            raise Malformed("some lines of the head end in CR and LF, others in one of them")
+        end = window.find(eol + eol, max(start, looked - 3)) if eol else -1
         n_bytes = (len(window) if end < 0 else end + 2 * len(eol)) - start
-        if n_bytes > self._limits.head_bytes:
-            raise TooLarge(f"the head is longer than {self._limits.head_bytes} bytes")
-        if end < 0:
-            if not known:
+        if end < 0 or n_bytes > self._limits.head_bytes:
+            self._see_part(window, start, looked, min(most, len(window) if end < 0 else end))
+            if n_bytes > self._limits.head_bytes:
+                raise TooLarge(f"the head is longer than {self._limits.head_bytes} bytes")
+            if not held:
                 self._held += window[start:]
-            self._looked = n_bytes - (window[-1] == 13)  # what comes may be the LF of a line end
+            self._looked = n_bytes - (window[-1:] == b"\r")  # what comes may be the LF of a line end
             return False
         head = bytes(window[start : start + n_bytes])
-        self._at += n_bytes - known
+        self._at += n_bytes - held
         self._held.clear()
         self._looked = 0
         check_head(head, eol)
-        fields = fields_of(head)
-        if len(fields) > self._limits.headers:
+        if head.count(LF) - 2 > self._limits.headers:
             raise TooLarge(f"there are more than {self._limits.headers} headers")
-        status = int(head[9:12])
-        if 100 <= status <= 199 and status != 101:
-            self._skip(status)
+        if head[9] == 0x31 and head[9:12] != b"101":
+            self._skip(int(head[9:12]))
         else:
-            self._see_head(head, fields, status)
+            self._see_head(head)
         return True
 
-    def _see_first_line(self, window: bytes | bytearray, start: int, looked: int) -> None:
+    def _see_part(self, window: bytes | bytearray, start: int, looked: int, end: int) -> None:
+        """Refuse as early as can be what cannot become a head."""
         if BEGINNING.fullmatch(window, start, min(len(window), start + PREFIX_BYTES)) is None:
             raise Malformed("what has come does not begin like an answer of HTTP/1.1")
-        at = window.find(LF, looked)
-        if at >= 0:
-            self._eol = CRLF if window[at - 1] == 13 else LF
+        if self._eol:
+            refuse_other_eol(window, self._eol, looked, end)
 
     def _skip(self, status: int) -> None:
         self.informational.append(status)
@@ -403,20 +405,19 @@ class AnswerReader:
             raise TooLarge(f"there are more than {self._limits.informational} answers with a status of 1xx")
         self._eol = b""
 
-    def _see_head(self, head: bytes, fields: list[tuple[bytes, bytes]], status: int) -> None:
-        version = 11 if head[7] == 49 else 10
-        said = said_of(fields, method=self._method, status=status, version=version)
+    def _see_head(self, head: bytes) -> None:
+        said = said_of(head, method=self._method)
         framing = framing_of(said)
-        self.head, self._fields, self.status, self.version = head, fields, status, version
+        self.head, self.status, self.version = head, said.status, said.version
         self.chunked, self.length = framing.body is Body.CHUNKED, framing.length
         self._is_last = framing.is_last or said.closes
-        self._state = _BODIES[framing.body]
         self._left = framing.length or 0
+        self._stage = _BODIES[framing.body]
         self.head_done = True
         most = self._limits.body_bytes
         if most is not None and self._left > most:
             raise self._too_long()
-        if self._state is _BEHIND or (self._state is State.LENGTH and not self._left):
+        if framing.length == 0:
             self._finish()
 
     def _read_length(self) -> bool:
@@ -431,8 +432,7 @@ class AnswerReader:
         if part:
             self._at += len(part)
             self._left -= len(part)
-            self._count(len(part))
-            self._parts.append(part)
+            self._add(part)
         return self._left
 
     def _read_until_close(self) -> bool:
@@ -441,21 +441,39 @@ class AnswerReader:
         return False
 
     def _read_chunk_size(self) -> bool:
-        line = self._line("a chunk size with its extensions", self._limits.line_bytes)
+        if not self._held:
+            self._read_whole_chunks()
+        line = self._line(
+            "a chunk size with its extensions", self._limits.line_bytes, beginning=_SIZE_BEGINNING
+        )
         if line is None:
             return False
-        found = _CHUNK_SIZE[self._eol].fullmatch(line)
+        found = _SIZE_LINE[self._eol].fullmatch(line)
         if found is None or (size := int(found[1], 16)) > sys.maxsize:
             raise Malformed("the size of a chunk is none")
         self._left = size
-        self._state = State.CHUNK_DATA if size else State.TRAILERS
+        self._stage = _CHUNK_DATA if size else _TRAILERS
         self._trailer_bytes = 0
         return True
+
+    def _read_whole_chunks(self) -> None:
+        """Read the chunks that are in the piece from their first byte to their last, but for the last chunk."""
+        data, at, eol = self._data, self._at, self._eol
+        size_at, most = _SIZE_LINE[eol].match, self._limits.line_bytes
+        # Flat: a stream has thousands of them.
+        while found := size_at(data, at):
+            start = found.end()
+            size = int(found[1], 16)
+            end = start + size
+            if not size or start - at > most or data[end : end + len(eol)] != eol:
+                break
+            self._add(data[start:end])
+            self._at = at = end + len(eol)
 
     def _read_chunk_data(self) -> bool:
         if self._take_left():
             return False
-        self._state = State.CHUNK_END
+        self._stage = _CHUNK_END
         return True
 
     def _read_chunk_end(self) -> bool:
@@ -468,7 +486,7 @@ class AnswerReader:
         if len(self._held) < len(eol):
             return False
         self._held.clear()
-        self._state = State.CHUNK_SIZE
+        self._stage = _CHUNK_SIZE
         return True
 
     def _read_trailer(self) -> bool:
@@ -487,21 +505,34 @@ class AnswerReader:
             self.trailers += fields_of(LF + line)
         return True
 
-    def _line(self, what: str, most: int, had: int = 0) -> bytes | None:
-        """The next line with its end, unchecked; None: it has not come as a whole. Before it were *had* of *most*."""
+    def _line(
+        self, what: str, most: int, had: int = 0, beginning: re.Pattern[bytes] | None = None
+    ) -> bytes | None:
+        """The next line with its end, unchecked; None: it has not come as a whole.
+
+        Args:
+            had: How many of *most* bytes were before it.
+            beginning: What the first bytes of a line that is not whole are like.
+        """
         at = self._data.find(LF, self._at)
         end = len(self._data) if at < 0 else at + 1
-        if had + len(self._held) + end - self._at > most:
-            raise TooLarge(f"there are more than {most} bytes of {what}")
         piece = self._data[self._at : end]
         self._at = end
-        if at < 0:
-            self._held += piece
-            return None
+        line: bytes | bytearray = piece
         if self._held:
-            piece = bytes(self._held) + piece
-            self._held.clear()
-        return piece
+            self._held += piece
+            line = self._held
+        is_too_long = had + len(line) > most
+        if at >= 0 and not is_too_long:
+            self._held = bytearray()
+            return bytes(line)
+        if beginning is not None and beginning.fullmatch(line, 0, _BEGINNING_BYTES) is None:
+            raise Malformed("the size of a chunk is none")
+        if is_too_long:
+            raise TooLarge(f"there are more than {most} bytes of {what}")
+        if not self._held:
+            self._held += piece
+        return None
 
     def _read_behind(self) -> bool:
         surplus = self._data[self._at :]
@@ -514,11 +545,13 @@ class AnswerReader:
     def _refuse(self) -> NoReturn:
         raise Malformed("what came before could not be read")
 
-    def _count(self, n: int) -> None:
-        self._received += n
+    def _add(self, part: bytes) -> None:
+        self._received += len(part)
         most = self._limits.body_bytes
         if most is not None and self._received > most:
+            self._parts.append(part[: most - self._received])
             raise self._too_long()
+        self._parts.append(part)
 
     def _too_long(self) -> TooLarge:
         return TooLarge(f"the body is longer than {self._limits.body_bytes} bytes")
@@ -528,7 +561,7 @@ class AnswerReader:
         self.reusable = not self._is_last
 
     def _complete(self) -> None:
-        self._state = _BEHIND
+        self._stage = _BEHIND
         self.done = True
 
     def _end_of_head(self) -> NoReturn:
@@ -541,37 +574,24 @@ class AnswerReader:
         raise Truncated(text, expected=self.length, received=self._received)
 
 
-_READERS: Final[Mapping[State, Callable[[AnswerReader], bool]]] = {
-    State.HEAD: AnswerReader._read_head,
-    State.LENGTH: AnswerReader._read_length,
-    State.CHUNK_SIZE: AnswerReader._read_chunk_size,
-    State.CHUNK_DATA: AnswerReader._read_chunk_data,
-    State.CHUNK_END: AnswerReader._read_chunk_end,
-    State.TRAILERS: AnswerReader._read_trailer,
-    State.UNTIL_CLOSE: AnswerReader._read_until_close,
-    State.BEHIND: AnswerReader._read_behind,
-    State.BROKEN: AnswerReader._refuse,
-}
-"""What reads on, by state. Says whether there may be more to read in the piece."""
+# ── the table of states: what reads on, and what the end of the stream means ──
 
-_BODIES: Final[Mapping[Body, State]] = {
-    Body.NONE: State.BEHIND,
-    Body.OTHER_PROTOCOL: State.BEHIND,
-    Body.LENGTH: State.LENGTH,
-    Body.CHUNKED: State.CHUNK_SIZE,
-    Body.UNTIL_CLOSE: State.UNTIL_CLOSE,
-}
-"""The state behind the head."""
+_HEAD: Final = _Stage(AnswerReader._read_head, AnswerReader._end_of_head)
+_LENGTH: Final = _Stage(AnswerReader._read_length, AnswerReader._end_of_body)
+_CHUNK_SIZE: Final = _Stage(AnswerReader._read_chunk_size, AnswerReader._end_of_body)
+_CHUNK_DATA: Final = _Stage(AnswerReader._read_chunk_data, AnswerReader._end_of_body)
+_CHUNK_END: Final = _Stage(AnswerReader._read_chunk_end, AnswerReader._end_of_body)
+# Some peers close instead of sending the last, empty line; stock reads their answers.
+_TRAILERS: Final = _Stage(AnswerReader._read_trailer, AnswerReader._complete)
+_UNTIL_CLOSE: Final = _Stage(AnswerReader._read_until_close, AnswerReader._complete)
+_BEHIND: Final = _Stage(AnswerReader._read_behind, AnswerReader._complete)
+_BROKEN: Final = _Stage(AnswerReader._refuse, AnswerReader._refuse)
 
-_ENDINGS: Final[Mapping[State, Callable[[AnswerReader], object]]] = {
-    State.HEAD: AnswerReader._end_of_head,
-    State.LENGTH: AnswerReader._end_of_body,
-    State.CHUNK_SIZE: AnswerReader._end_of_body,
-    State.CHUNK_DATA: AnswerReader._end_of_body,
-    State.CHUNK_END: AnswerReader._end_of_body,
-    State.TRAILERS: AnswerReader._complete,  # some peers close instead of sending the empty line, as stock knows
-    State.UNTIL_CLOSE: AnswerReader._complete,
-    State.BEHIND: AnswerReader._complete,
-    State.BROKEN: AnswerReader._refuse,
+_BODIES: Final[Mapping[Body, _Stage]] = {
+    Body.NONE: _BEHIND,
+    Body.OTHER_PROTOCOL: _BEHIND,
+    Body.LENGTH: _LENGTH,
+    Body.CHUNKED: _CHUNK_SIZE,
+    Body.UNTIL_CLOSE: _UNTIL_CLOSE,
 }
-"""What the end of the stream means, by state."""
+"""What comes behind a head."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
@@ -30,7 +30,11 @@ _HEAD: Final = {
 }
 _FIELD: Final = re.compile(rb"\n(" + _TOKEN + rb"):[ \t]*([^\r\n]*)")
 _BLANK_END: Final = re.compile(rb"[ \t]\r?\n")
+_SAYS: Final = re.compile(rb"\n(content-length|transfer-encoding|connection):[ \t]*([^\r\n]*)")
+_LISTS: Final = {b"content-length": "lengths", b"transfer-encoding": "codings", b"connection": "options"}
 _NUMBER: Final = re.compile(rb"[0-9]+")
+_SHORT_NUMBER: Final = re.compile(rb"0*([0-9]{1,19})")  # sys.maxsize has nineteen digits
+WITHOUT_BODY: Final = frozenset({204, 304})
 
 PREFIX_BYTES: Final = 13  # "HTTP/1.1 200 "
 
@@ -75,7 +79,7 @@ class Body(Enum):
     """HTTP has ended on this connection: what follows belongs to whoever asked for it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Framing:
     """Where the body of an answer ends.
 
@@ -89,7 +93,7 @@ class Framing:
     is_last: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Said:
     """What a head says about its body.
 
@@ -98,64 +102,82 @@ class Said:
         version: 10 or 11.
         lengths: What stands in Content-Length, one for each that was given.
         codings: What stands in Transfer-Encoding, in lower case.
-        closes: The peer will close the connection.
+        options: What stands in Connection, in lower case.
     """
 
     method: str
     status: int
     version: int
-    lengths: Sequence[bytes]
-    codings: Sequence[bytes]
-    closes: bool
+    lengths: list[bytes]
+    codings: list[bytes]
+    options: list[bytes]
 
     @property
-    def length(self) -> int | None:
-        """The length that all of them give; None: there is none, or they give no length that can be read."""
-        one = set(self.lengths)
-        if len(one) != 1 or _NUMBER.fullmatch(text := one.pop()) is None or len(text.lstrip(b"0")) > 19:
-            return None
-        return length if (length := int(text.lstrip(b"0") or b"0")) <= sys.maxsize else None
+    def closes(self) -> bool:
+        """The peer will close the connection."""
+        return b"close" in self.options or (self.version < 11 and b"keep-alive" not in self.options)
 
 
 def _is_other_protocol(said: Said) -> bool:
     return said.status == 101 or (said.method == "CONNECT" and 200 <= said.status <= 299)
 
 
+def _lengths_differ(said: Said) -> bool:
+    """Also where there is no body: whoever sends that may have been made to."""
+    return len(said.lengths) > 1 and len(set(said.lengths)) > 1 and not _is_chunked(said)
+
+
 def _has_no_body(said: Said) -> bool:
-    return said.method == "HEAD" or said.status in (204, 304)
+    return said.method == "HEAD" or said.status in WITHOUT_BODY
+
+
+def _is_chunked(said: Said) -> bool:
+    """The last coding is what frames it. gzip below it is left to whoever asked for that."""
+    return bool(said.codings) and said.codings[-1] == b"chunked"
+
+
+def _by_chunks(said: Said) -> Framing:
+    return Framing(Body.CHUNKED, is_last=bool(said.lengths) or len(said.codings) > 1 or said.version < 11)
+
+
+def _has_a_length(said: Said) -> bool:
+    """All that were given are one number, and it can be counted to."""
+    lengths = said.lengths
+    found = _SHORT_NUMBER.fullmatch(lengths[0]) if lengths else None
+    return found is not None and int(found[1]) <= sys.maxsize
+
+
+def _by_length(said: Said) -> Framing:
+    # Python refuses to make a number of thousands of digits, be they zeros.
+    return Framing(Body.LENGTH, int(said.lengths[0][-19:]), is_last=bool(said.codings))
+
+
+def _has_no_length(said: Said) -> bool:
+    return not said.lengths
 
 
 def _ends_unread(said: Said) -> bool:
-    """A length that is none, from a peer that closes: sites have lived with an empty one for years, as stock does.
+    """A length that is none, of a peer that closes: sites have lived with an empty one for years. Stock reads them.
 
     Where it is a number, however long, it is believed, and cannot be true.
     """
-    return said.closes and any(_NUMBER.fullmatch(one) is None for one in said.lengths)
+    return said.closes and _NUMBER.fullmatch(said.lengths[0]) is None
 
 
 def _refuse(said: Said) -> Framing:
-    what = "Content-Lengths differ" if len(set(said.lengths)) > 1 else "Content-Length is no length"
-    raise Malformed(what)
+    raise Malformed("Content-Lengths differ" if _lengths_differ(said) else "Content-Length is no length")
 
 
 # RFC 9112 §6.3, in its order: the first row that applies. Where the RFC leaves it open, a row does what http.client and
 # urllib3 do, and is the last answer.
-_FRAMINGS: Final[tuple[tuple[Callable[[Said], object], Callable[[Said], Framing]], ...]] = (
+_FRAMINGS: Final[tuple[tuple[Callable[[Said], bool], Callable[[Said], Framing]], ...]] = (
     (_is_other_protocol, lambda said: Framing(Body.OTHER_PROTOCOL, 0, is_last=True)),
+    (_lengths_differ, _refuse),
     (_has_no_body, lambda said: Framing(Body.NONE, 0)),
-    (
-        # The last coding is what frames it. gzip below it is left to whoever asked for it.
-        lambda said: said.codings and said.codings[-1] == b"chunked",
-        lambda said: Framing(
-            Body.CHUNKED, None, is_last=bool(said.lengths) or len(said.codings) > 1 or said.version < 11
-        ),
-    ),
-    (
-        lambda said: said.length is not None,
-        lambda said: Framing(Body.LENGTH, said.length, is_last=bool(said.codings)),
-    ),
-    (lambda said: not said.lengths, lambda said: Framing(Body.UNTIL_CLOSE, None, is_last=True)),
-    (_ends_unread, lambda said: Framing(Body.UNTIL_CLOSE, None, is_last=True)),
+    (_is_chunked, _by_chunks),
+    (_has_a_length, _by_length),
+    (_has_no_length, lambda said: Framing(Body.UNTIL_CLOSE, is_last=True)),
+    (_ends_unread, lambda said: Framing(Body.UNTIL_CLOSE, is_last=True)),
     (lambda said: True, _refuse),
 )
 
@@ -166,7 +188,10 @@ def framing_of(said: Said) -> Framing:
     Raises:
         Malformed: It has several lengths that differ, or one that cannot be read.
     """
-    return next(then(said) for applies, then in _FRAMINGS if applies(said))
+    for applies, then in _FRAMINGS:
+        if applies(said):
+            return then(said)
+    raise AssertionError("the last row applies to all")
 
 
 def fields_of(head: bytes) -> list[tuple[bytes, bytes]]:
@@ -177,25 +202,32 @@ def fields_of(head: bytes) -> list[tuple[bytes, bytes]]:
     return [(name, value.rstrip(b" \t")) for name, value in fields]
 
 
-def has_other_eol(head: bytes | bytearray, eol: bytes, start: int, end: int) -> bool:
-    """Whether part of *head*, whose first line ends in *eol*, has a line that does not.
+def refuse_other_eol(head: bytes | bytearray, eol: bytes, start: int, end: int) -> None:
+    """Refuse part of *head*, whose first line ends in *eol*, if it has a line that does not.
 
     Args:
         start: Where the part begins; not between a CR and its LF.
+
+    Raises:
+        Malformed: It has one.
     """
     if eol == LF:
-        return head.find(b"\r", start, end) >= 0
-    return head.count(LF, start, end) != head.count(CRLF, start, end)
+        is_mixed = head.find(b"\r", start, end) >= 0
+    else:
+        is_mixed = head.count(LF, start, end) != head.count(CRLF, start, end)
+    if is_mixed:
+        raise Malformed("some lines of the head end in CR and LF, others in one of them")
 
 
 def check_head(head: bytes, eol: bytes) -> None:
     """Refuse *head*, whose lines end in *eol*, if it is not valid.
 
     Raises:
-        Malformed: A line of it is no header; its number is said, 1 is the status line.
+        Malformed: A line of it is no header; its number is said, 1 is the status line. Or its lines do not end alike.
     """
     if _HEAD[eol].fullmatch(head) is not None:
         return
+    refuse_other_eol(head, eol, 0, len(head))
     for number, line in enumerate(head[: -len(eol)].split(LF)[:-1], start=1):
         grammar = STATUS_LINE if number == 1 else FIELD_LINE
         if grammar[eol].fullmatch(line + LF) is None:
@@ -203,24 +235,16 @@ def check_head(head: bytes, eol: bytes) -> None:
     raise AssertionError("lines that are all valid are a valid head")
 
 
-def said_of(fields: Iterable[tuple[bytes, bytes]], *, method: str, status: int, version: int) -> Said:
-    """What *fields* say about the body and the connection."""
-    lengths: list[bytes] = []
-    codings: list[bytes] = []
-    options: list[bytes] = []
-    lists = {b"content-length": lengths, b"transfer-encoding": codings, b"connection": options}
-    for name, value in fields:
-        found = lists.get(name.lower())
-        if found is not None:
-            found += [one.strip(b" \t") for one in value.lower().split(b",")]
-    return Said(
-        method=method,
-        status=status,
-        version=version,
-        lengths=lengths,
-        codings=codings,
-        closes=b"close" in options or (version < 11 and b"keep-alive" not in options),
-    )
+def said_of(head: bytes, *, method: str) -> Said:
+    """What *head*, which is valid, says about its body and the connection."""
+    said = Said(method, int(head[9:12]), 11 if head[7] == 0x31 else 10, [], [], [])
+    for name, value in _SAYS.findall(head.lower()):
+        found = getattr(said, _LISTS[name])
+        if b"," in value:
+            found += [one.strip(b" \t") for one in value.split(b",")]
+        else:
+            found.append(value.rstrip(b" \t"))
+    return said
 
 
 # ── heads of requests ──
