@@ -99,7 +99,7 @@ def drain_to_the_end(hr: headrace.Headrace) -> None:
     [
         pytest.param(headrace.Headrace.status, "view", id="status"),
         pytest.param(lambda hr: hr._metrics.samples(), "view", id="metrics"),
-        pytest.param(lambda hr: hr._reloader.tick(time.monotonic()), "tend", id="housekeeping"),
+        pytest.param(lambda hr: hr._reloader.tick(time.monotonic()), "is_at_rest", id="housekeeping"),
         pytest.param(lambda hr: hr._reloader.tick(time.monotonic()), "want_idle", id="warm-up"),
         pytest.param(lambda hr: hr._reloader.tick(time.monotonic()), "lend_idle", id="heartbeats"),
         pytest.param(edit("timeouts: {attempt: 1s}"), "follow", id="a-reload-of-live-keys"),

@@ -16,6 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from headrace.policy.counters import copied
 from headrace.transport.lease.pool import Lease, LeaseClosed, LeaseTimeout
 from support.leases import Conn, rig
 from support.waiting import wait_until
@@ -605,6 +606,18 @@ class LeaseMachine(RuleBasedStateMachine):
     def idle_is_closed(self) -> None:
         assert all(conn in self.rig.closed for conn, _ in self.idle)
         self.idle.clear()
+
+    @invariant()
+    def housekeeping_finds_nothing_in_a_pool_at_rest(self) -> None:
+        """First of all: what comes after it looks at the pool."""
+        pool = self.rig.pool
+        if pool.is_at_rest:
+            before = self.rig.counters.copy()
+            assert pool.tend() == 0
+            assert copied(self.rig.counters.acquires) == before.acquires
+            assert copied(self.rig.counters.closed) == before.closed
+            assert self.rig.counters.wait.counts == before.wait.counts
+            assert [*self.held, *self.one_off, *self.idle, *self.waiting] == []
 
     @invariant()
     def the_pool_agrees(self) -> None:

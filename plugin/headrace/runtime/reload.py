@@ -77,6 +77,36 @@ class _Draining:
     stop_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Chores:
+    """Which upstreams of *snapshot* housekeeping has to ask what, so that it does not ask all of them at every tick.
+
+    Attributes:
+        everywhere: Each upstream at each of its origins.
+        to_warm, to_beat: Those that may want idle connections, and heartbeats.
+        to_foretell: All, if any is only observed: the foreteller remembers the others for the day they will be.
+    """
+
+    snapshot: Snapshot
+    everywhere: tuple[Upstream, ...]
+    to_warm: tuple[Upstream, ...]
+    to_beat: tuple[Upstream, ...]
+    to_foretell: tuple[Upstream, ...]
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> _Chores:
+        """What there is to do under *snapshot*."""
+        everywhere = tuple(one for upstream in snapshot.upstreams.values() for one in upstream.everywhere())
+        enforced = [one for one in everywhere if one.mode == "enforce"]
+        return cls(
+            snapshot,
+            everywhere,
+            to_warm=tuple(one for one in enforced if one.plan.pool.min_idle),
+            to_beat=tuple(one for one in enforced if one.plan.pool.heartbeat is not None),
+            to_foretell=everywhere if any(one.mode == "observe" for one in everywhere) else (),
+        )
+
+
 class Reloader:
     """Owns the snapshot in force, and replaces it. Thread-safe.
 
@@ -104,6 +134,7 @@ class Reloader:
         self._lock = threading.Lock()
         self._held: _Held | None = None
         self._draining: list[_Draining] = []
+        self._chores: _Chores | None = None  # of the thread that keeps house
         self._ticked_at = -inf
         self._warmer = Warmer()
         self._heartbeats = Heartbeats()
@@ -188,16 +219,22 @@ class Reloader:
 
     def tick(self, now: float) -> None:
         """Housekeeping: idle connections, drained pools, a held file. Blocks shortly."""
-        upstreams = [one for upstream in self.snapshot.upstreams.values() for one in upstream.everywhere()]
+        snapshot, chores = self.snapshot, self._chores
+        if chores is None or chores.snapshot is not snapshot:
+            chores = self._chores = _Chores.of(snapshot)
         each(
-            upstreams,
-            lambda one: _look_after(one.plan.name, one.endpoint, now),
+            chores.everywhere,
+            lambda one: _look_after_busy(one.plan.name, one.endpoint, now),
             doing="look after the connections of an upstream",
             of=name_of,
         )
         each(
-            (self._warmer.look, self._heartbeats.look, self._foreteller.look),
-            lambda look: look(now, upstreams),
+            (
+                (self._warmer.look, chores.to_warm),
+                (self._heartbeats.look, chores.to_beat),
+                (self._foreteller.look, chores.to_foretell),
+            ),
+            lambda one: one[0](now, one[1]) if one[1] else None,
             doing="begin a round of warm-up, heartbeats or foretelling",
         )
         if (step_s := now - self._ticked_at) < -LATEST_S:
@@ -421,6 +458,12 @@ def _stop(endpoint: Endpoint) -> None:
     """End a pool: its idle connections are closed, its waiting calls refused."""
     endpoint.pool.close()
     endpoint.pool.leases.stop()
+
+
+def _look_after_busy(name: str, endpoint: Endpoint, now: float) -> None:
+    """`_look_after`, unless there is nothing to do: most upstreams of a long file are not called most of the time."""
+    if endpoint.sizer is not None or not endpoint.pool.leases.is_at_rest:
+        _look_after(name, endpoint, now)
 
 
 def _look_after(name: str, endpoint: Endpoint, now: float) -> None:

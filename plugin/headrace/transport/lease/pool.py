@@ -741,6 +741,29 @@ class LeasePool(Generic[C]):
         """Whether leases are refused."""
         return self._stopped
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether it holds nothing and nothing has happened since it was last looked at: `tend` would do nothing.
+
+        Read without the lock, at a twentieth of the cost of `tend`. What happens meanwhile, the next look finds.
+        """
+        return not (
+            self._idle
+            or self._inuse
+            or self._kept
+            or self._apart
+            or self._shared
+            or self._one_off
+            or self._waiters
+            or self._returns
+            or self._dropped
+            or self._gone_owners
+            or self._to_close
+            or self._reports
+            or self._has_refused
+            or self._tally.has_news
+        )
+
     def view(self) -> PoolView:
         """The state of the pool; also brings the counters up to date. Takes the lock: not for finalizers."""
         self._reset_if_forked()

@@ -72,6 +72,17 @@ class LeaseTally:
         made = self._acquires() - acquires
         return (self.hits - hits) / made if made else None
 
+    @property
+    def has_news(self) -> bool:
+        """Whether `tell` has anything to add."""
+        return bool(
+            self._told != (self.hits, self.misses, self.waited)
+            or self.waits
+            or self.failed
+            or self.closed
+            or self.collections
+        )
+
     def tell(self, counters: UpstreamCounters) -> None:
         """Add what is new to *counters*. Takes their lock, which is a leaf."""
         hits, misses, waited = self._told

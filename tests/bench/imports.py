@@ -1,0 +1,107 @@
+"""What an import of headrace costs above that of its dependencies, in CPU of a fresh process.
+
+    python tests/bench/imports.py [--rounds 15]
+
+Each measurement is a process of its own, from its first line to its last; the sides take turns. All find their
+bytecode, as after an installation, wherever PYTHONDONTWRITEBYTECODE is set: it is written to a folder of this run.
+`dependencies` are those modules of other distributions that the import of ours leads to, in the order in which it
+leads to them, imported by name; what is left is ours. `and load` also reads a file of one upstream, which shows what
+an import has only put off. Prints medians; asserts nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from interleaved import rounds_of
+
+WANTED = {
+    "import headrace": "import headrace",
+    "ASGIMiddleware": "from headrace import ASGIMiddleware",
+    "WSGIMiddleware": "from headrace import WSGIMiddleware",
+    "install": "from headrace import install",
+    "and load": "from headrace import ASGIMiddleware; from headrace.config import load; load(['upstreams.yaml'])",
+}
+_TIMED = "import time; b = time.process_time()\n{}\nprint(time.process_time() - b)"
+_LISTED = "import sys; b = set(sys.modules)\n{}\nimport json; print(json.dumps([m for m in sys.modules if m not in b]))"
+
+
+class Cost(NamedTuple):
+    """Of one import: CPU milliseconds of all of it and of its dependencies; modules of ours and of others."""
+
+    all_ms: float
+    dependencies_ms: float
+    ours: int
+    others: int
+
+
+def _run(code: str, folder: str) -> str:
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    paths = [str(Path(one).absolute()) for one in env.get("PYTHONPATH", "").split(os.pathsep) if one]
+    env |= {"PYTHONPYCACHEPREFIX": f"{folder}/bytecode", "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env, cwd=folder
+    )
+    return done.stdout
+
+
+def measure(*, rounds: int) -> dict[str, Cost]:
+    """What each import costs. Blocks."""
+    with tempfile.TemporaryDirectory() as folder:
+        rules = "version: 1\nupstreams: {billing: {base_url: 'http://127.0.0.1:9'}}\n"
+        Path(folder, "upstreams.yaml").write_text(rules)
+        return _measure(folder, rounds=rounds)
+
+
+def _measure(folder: str, *, rounds: int) -> dict[str, Cost]:
+    sides: dict[tuple[str, bool], Callable[[], float]] = {}
+    modules = {
+        title: json.loads(_run(_LISTED.format(statement), folder)) for title, statement in WANTED.items()
+    }
+    for number, (title, statement) in enumerate(WANTED.items()):
+        others = [name for name in modules[title] if name.partition(".")[0] != "headrace"]
+        alone = "".join(
+            f"try: import {name}\nexcept ImportError: pass\n" for name in others if "-" not in name
+        )
+        Path(folder, f"others_{number}.py").write_text(alone)  # a module, so that it has bytecode, too
+        for is_all, code in ((True, statement), (False, f"import others_{number}")):
+            sides[title, is_all] = lambda code=code: float(_run(_TIMED.format(code), folder))  # type: ignore[misc]
+    for act in sides.values():
+        act()  # writes the bytecode
+    costs = rounds_of(sides, rounds=rounds)  # type: ignore[arg-type]
+    return {
+        title: Cost(
+            statistics.median(costs[title, True]) * 1e3,  # type: ignore[index]
+            statistics.median(costs[title, False]) * 1e3,  # type: ignore[index]
+            sum(name.partition(".")[0] == "headrace" for name in modules[title]),
+            sum(name.partition(".")[0] != "headrace" for name in modules[title]),
+        )
+        for title in WANTED
+    }
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    print(f"{'':18}{'CPU ms':>8}{'dependencies':>14}{'ours':>8}{'modules: ours':>16}{'others':>8}")
+    for title, one in measure(rounds=options.rounds).items():
+        above = one.all_ms - one.dependencies_ms
+        print(
+            f"{title:18}{one.all_ms:8.0f}{one.dependencies_ms:14.0f}{above:8.0f}{one.ours:16}{one.others:8}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
