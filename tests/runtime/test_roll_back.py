@@ -282,6 +282,44 @@ def test_an_interrupt_anywhere_in_a_close_leaves_the_rest_to_the_next_one(proces
     assert left_to_the_next < 20  # nearly always all is done, and the interrupt raised at the end
 
 
+def test_an_interrupt_anywhere_in_a_suspend_leaves_the_rest_to_the_next_one(process: Process) -> None:
+    """Pools that drain are stopped, those in force are kept for the next start, and nothing is forgotten.
+
+    failures.md 62.
+    """
+    url, left_to_the_next = "http://u.invalid", 0
+
+    def suspend(point: int) -> tuple[bool, bool]:
+        nonlocal left_to_the_next
+        process.file.write_text(rules(url, more="install: {urllib3: true}\n"))
+        hr = process.make()
+        hr.start()
+        drains = hr.snapshot.upstream("billing").endpoint.pool.leases
+        process.file.write_text(
+            rules(url, "    pool: {tcp_keepalive: {}}\n", more="install: {urllib3: true}\n")
+        )
+        hr.reload()
+        kept = hr.snapshot.upstream("billing").endpoint.pool.leases
+        assert drains is not kept
+        try:
+            found = interrupted_within(EVERYTHING, point, hr.suspend)
+            left_to_the_next += process.left_behind() != ["atexit"] or not drains.stopped
+            hr.suspend()
+            assert (point, process.left_behind(), hr.is_open) == (point, ["atexit"], True)
+            assert (point, drains.stopped, kept.stopped) == (point, True, False)
+            wait_until(lambda: not living(), timeout_s=30, what=f"the end of the threads at point {point}")
+            hr.start()
+            assert (point, install.owners()) == (point, [hr])
+            assert hr.snapshot.upstream("billing").endpoint.pool.leases is kept
+        finally:
+            hr.close()
+        assert (point, process.left_behind(), kept.stopped, hr.is_open) == (point, [], True, False)
+        return found
+
+    assert each_point(suspend) > 100
+    assert left_to_the_next < 20
+
+
 def test_an_interrupt_anywhere_in_the_undoing_of_a_failed_start_leaves_the_rest_to_close(
     process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
