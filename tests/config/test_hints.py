@@ -38,7 +38,6 @@ def upstream(host: str, more: str = "") -> str:
         ("me.blob.core.windows.net", "retry_total=0"),
         ("me.vault.azure.net", "retry_total=0"),
         ("storage.googleapis.com", "retry=None"),
-        ("s3.eu-west-1.amazonaws.com", 'Config(retries={"total_max_attempts": 1})'),
     ],
 )
 def test_an_sdk_that_retries_by_itself_is_hinted_at_by_its_host(
@@ -51,11 +50,25 @@ def test_an_sdk_that_retries_by_itself_is_hinted_at_by_its_host(
     assert fix in said.splitlines()[-1]
 
 
-def test_of_boto3_it_is_said_that_its_own_calls_are_not_reached(folder: Path, capsys: Captured) -> None:
-    said = checked(folder, capsys, upstream("s3.amazonaws.com"))
+@pytest.mark.parametrize("more", ["", "    retry: {max_attempts: 1}\n"], ids=["retried", "not retried"])
+def test_of_boto3_it_is_said_that_its_calls_leave_no_trace_where_urllib3_is_not_governed(
+    folder: Path, capsys: Captured, more: str
+) -> None:
+    said = checked(folder, capsys, upstream("s3.eu-west-1.amazonaws.com", more))
 
-    assert "over pools of its own that these rules do not reach" in said
-    assert "for such code only: " in said
+    assert said.count("hint:") == 1
+    assert "boto3 calls over urllib3, which is not governed here" in said
+    assert said.endswith("to govern them, write install: {urllib3: true}\n")
+
+
+def test_of_boto3_it_is_said_that_its_own_attempts_stay_the_only_ones_where_it_is(
+    folder: Path, capsys: Captured
+) -> None:
+    """test_boto3 shows that they do."""
+    said = checked(folder, capsys, "install: {urllib3: true}\n" + upstream("s3.amazonaws.com"))
+
+    assert "boto3 makes up to 5 attempts by itself, and these stay the only ones" in said
+    assert "multiply with the" not in said
 
 
 @pytest.mark.parametrize(
@@ -67,6 +80,7 @@ def test_of_boto3_it_is_said_that_its_own_calls_are_not_reached(folder: Path, ca
         pytest.param(upstream("api.stripe.com", "    retry: {max_attempts: 1}\n"), id="no retries here"),
         pytest.param(upstream("api.stripe.com", "    mode: off\n"), id="off"),
         pytest.param("install: {requests: false}\n" + upstream("api.stripe.com"), id="only calls by name"),
+        pytest.param(upstream("s3.amazonaws.com", "    mode: off\n"), id="boto3, off"),
     ],
 )
 def test_where_nothing_multiplies_nothing_is_said(folder: Path, capsys: Captured, text: str) -> None:

@@ -22,12 +22,14 @@ class Sdk:
         hosts: Domains it calls; their subdomains too.
         says: What it does, to go on from its name.
         fix: How its own attempts are turned off.
+        decides: It calls over urllib3, with pool classes and attempts of its own, which stay the only ones.
     """
 
     name: str
     hosts: tuple[str, ...]
     says: str
     fix: str
+    decides: bool = False
 
 
 SDKS = (
@@ -56,20 +58,26 @@ SDKS = (
         # boto3 guide, "Retries": 5 attempts in legacy mode, the default; botocore/config.py: total_max_attempts.
         "boto3",
         ("amazonaws.com",),
-        "makes up to 5 attempts by itself, over pools of its own that these rules do not reach; what does come here"
-        " is code that lets requests or urllib3 send for botocore",
-        'for such code only: Config(retries={"total_max_attempts": 1})',
+        "makes up to 5 attempts by itself",
+        'to have fewer, give its clients Config(retries={"total_max_attempts": 2})',
+        decides=True,
     ),
 )
 
 
 def hints(settings: Settings, written: Written) -> Iterator[Problem]:
-    """For each upstream that is retried, what else may retry calls to it. One more hint if urllib3 is governed."""
+    """For each upstream that is retried, what else may retry calls to it. One more hint if urllib3 is governed.
+
+    And for each that an SDK over urllib3 calls, what becomes of those calls.
+    """
     if not (settings.install.requests or settings.install.urllib3):
         return  # only calls by name are governed, and no SDK makes one
     retried = {name: one for name, one in settings.upstreams.items() if _retries(one)}
-    for name, upstream in retried.items():
-        yield from _of_upstream(upstream, ("upstreams", name), written)
+    for name, upstream in settings.upstreams.items():
+        if upstream.mode != "off":
+            yield from _of_upstream(
+                upstream, ("upstreams", name), written, is_urllib3_governed=settings.install.urllib3
+            )
     if settings.install.urllib3 and retried:
         most = max(upstream.retry.max_attempts for upstream in retried.values())
         yield written.problem(
@@ -84,7 +92,9 @@ def _retries(upstream: Upstream) -> bool:
     return upstream.mode != "off" and upstream.retry.max_attempts > 1
 
 
-def _of_upstream(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
+def _of_upstream(
+    upstream: Upstream, base: Path, written: Written, *, is_urllib3_governed: bool
+) -> Iterator[Problem]:
     named: set[str] = set()
     places = [((*base, "base_url"), upstream.base_url)]
     places += [((*base, "match", index), prefix) for index, prefix in enumerate(upstream.match)]
@@ -94,6 +104,16 @@ def _of_upstream(upstream: Upstream, base: Path, written: Written) -> Iterator[P
         if sdk is None or sdk.name in named or written.is_secret(path):
             continue
         named.add(sdk.name)
+        if sdk.decides and not is_urllib3_governed:
+            told = "calls over urllib3, which is not governed here: its calls are neither changed nor counted"
+            yield written.problem(path, f"{sdk.name} {told}", "to govern them, write install: {urllib3: true}")
+            continue
+        if sdk.decides:
+            told = f"{sdk.says}, and these stay the only ones: retry does not apply to its calls"
+            yield written.problem(path, f"{sdk.name} {told}", sdk.fix)
+            continue
+        if not _retries(upstream):
+            continue
         attempts = written.shown((*base, "retry", "max_attempts"), str(upstream.retry.max_attempts))
         yield written.problem(
             path,
