@@ -106,7 +106,9 @@ def _of_upstream(
         named.add(sdk.name)
         if sdk.decides and not is_urllib3_governed:
             told = "calls over urllib3, which is not governed here: its calls are neither changed nor counted"
-            yield written.problem(path, f"{sdk.name} {told}", "to govern them, write install: {urllib3: true}")
+            yield written.problem(
+                path, f"{sdk.name} {told}", "to govern them, write install: {urllib3: true}"
+            )
             continue
         if sdk.decides:
             told = f"{sdk.says}, and these stay the only ones: retry does not apply to its calls"
