@@ -190,7 +190,7 @@ def test_what_an_environment_variable_holds_is_told_by_its_limit(loader: str) ->
 def test_every_key_and_value_knows_where_it_is_written(loader: str) -> None:
     tree = read("a:\n  b:   three\n  c: [1, é, {d: x}]\n")
     assert tree.key_marks["a"] == ("u.yaml", 1, 1)
-    table = tree.entries["a"]
+    table = tree["a"]
     assert isinstance(table, Table)
     assert table.key_marks["b"] == ("u.yaml", 2, 3)
     assert [(path, leaf.mark[1:]) for path, leaf in leaves(tree)] == [

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from hypothesis import given
-from hypothesis import strategies as st
 
-from headrace.config.source.tree import Mark, Node, Scalar, Table, merge, plain
+from headrace.config.source.tree import Node, Table, merge, plain
 from support.configs import InspectText, LoadText
+from support.trees import NODES, table
 
 
 def test_defaults_lie_under_every_upstream(load_text: LoadText) -> None:
@@ -62,28 +62,14 @@ def test_inherited_mistake_is_reported_once_where_it_was_made(inspect_text: Insp
     ]
 
 
-_LEAVES = st.integers(0, 9).map(lambda n: Scalar(n, str(n), Mark("f", n + 1, 1)))
-
-
-def _table(entries: dict[str, Node]) -> Table:
-    return Table(entries, dict.fromkeys(entries, Mark("f", 1, 1)), Mark("f", 1, 1))
-
-
-_TABLES = st.recursive(
-    _LEAVES,
-    lambda below: st.dictionaries(st.sampled_from("abc"), below, max_size=3).map(_table),
-    max_leaves=8,
-)
-
-
-@given(_TABLES, _TABLES, _TABLES)
+@given(NODES, NODES, NODES)
 def test_merging_is_associative_where_maps_meet_maps_and_changes_nothing(
     one: Node, two: Node, three: Node
 ) -> None:
-    one, two, three = (_table({"r": node}) for node in (one, two, three))
+    one, two, three = (table({"r": node}) for node in (one, two, three))
     before = [plain(node) for node in (one, two, three)]
     left = plain(merge(merge(one, two), three))
     assert [plain(node) for node in (one, two, three)] == before
-    if all(isinstance(node.entries["r"], Table) for node in (one, two, three)):
+    if all(isinstance(node["r"], Table) for node in (one, two, three)):
         assert set(left["r"]) >= set(plain(three)["r"])  # type: ignore[arg-type,index,call-overload]
     assert plain(merge(one, one)) == plain(one)

@@ -23,6 +23,7 @@ TABLE = {
     ("upstreams", "<name>", "limits"): LIMITS,
     ("upstreams", "<name>", "timeouts", "total"): Renamed("deadline", "3.0"),
     ("upstreams", "<name>", "pool", "size"): Renamed("max_connections", "2.0"),
+    ("upstreams", "<name>", "tls", "sni"): Renamed("server_name", "2.0"),
     ("reload", "wait"): Renamed("debounce", "2.0"),
 }
 OLD, NEW = "is the old name of", "upstreams.a.pool.max_connections"
@@ -105,13 +106,46 @@ def test_it_is_told_where_it_is_written(inspect_text: InspectText) -> None:
             {VARIABLE: "7"},
             f"environment {VARIABLE}: upstreams.a.pool.size | {OLD} {NEW}, which is given, too | remove it",
         ),
+        (
+            BASE + "    pool: {size: 7}\n",
+            {"HEADRACE_UPSTREAMS__A__POOL__MAX_CONNECTIONS": "7"},
+            f"upstreams.yaml:4:12: upstreams.a.pool.size | {OLD} {NEW}, which is given, too | remove it",
+        ),
+        (
+            BASE + "    limits: {attempt: 1s}\n",
+            {"HEADRACE_UPSTREAMS__A__TIMEOUTS__READ": "1s"},
+            f"upstreams.yaml:4:5: upstreams.a.limits | {OLD} upstreams.a.timeouts, which is given, too | remove it",
+        ),
     ],
-    ids=["in one file", "in two sources"],
+    ids=["in one file", "in two sources", "in two sources, the old one in the file", "a section"],
 )
 def test_both_names_in_one_place_are_refused(
     inspect_text: InspectText, text: str, env: Mapping[str, str], problem: str
 ) -> None:
     assert told(inspect_text(text, env=env).problems) == [problem]
+
+
+def test_the_old_name_in_two_sources_is_told_of_in_both_and_the_stronger_wins(
+    inspect_text: InspectText,
+) -> None:
+    inspection = inspect_text(BASE + "    pool: {size: 7}\n", env={VARIABLE: "8"})
+    assert inspection.configuration is not None
+    assert inspection.configuration.upstreams["a"].pool.max_connections == 8
+    assert [one.file for one in inspection.findings] == [f"environment {VARIABLE}", "upstreams.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("given", "env"),
+    [("${env:S}", {"S": "0123"}), ("x", {"HEADRACE_UPSTREAMS__A__TLS__SNI": "0123"})],
+    ids=["a reference", "a variable"],
+)
+def test_digits_from_outside_stay_text_for_a_key_by_its_old_name(
+    load_text: LoadText, given: str, env: Mapping[str, str]
+) -> None:
+    text = f"upstreams:\n  a:\n    base_url: https://a\n    tls:\n      sni: {given}\n"
+    tls = load_text(text, env=env).upstreams["a"].tls
+    assert tls is not None
+    assert tls.server_name == "0123"
 
 
 def test_a_bad_value_by_the_old_name_is_refused_where_it_is(load_text: LoadText) -> None:

@@ -17,6 +17,10 @@ WORDS = {
     "failure_on": "a key",
     "pop": "dict.pop",
     "emit": "observe.logs.emit",
+    "EnvSettingsSource": "pydantic-settings'",
+    "InitSettingsSource": "pydantic-settings'",
+    "current_state": "of a source of pydantic-settings",
+    "extends": "a key",
 }
 """What is quoted on the page and is neither a path nor a name of the package, with what it is."""
 

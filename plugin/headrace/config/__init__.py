@@ -1,9 +1,9 @@
 """`upstreams.yaml`: read, validated with all its problems at once, compiled to plans.
 
 Names of files, an environment and a secrets directory go in. One frozen `policy.plan.Configuration` comes out, or
-every problem that was found. `source` makes one marked tree of what was written. `check` makes `Settings` of that
-tree and says what is wrong with it. `compile` makes plans of the settings, and `explain` puts them into words. `load`
-holds the order of these stages and the reasons for it. `settings` is the one list of keys.
+every problem that was found. `source` makes a marked tree of what each source says. `check` has pydantic-settings make
+`Settings` of them and says what is wrong. `compile` makes plans of the settings, and `explain` puts them into words.
+`load` holds the order of these stages and the reasons for it. `settings` is the one list of keys.
 
 What may not happen here: nothing is taken into force (`runtime.reload` does that), no call is made, and no text shows a
 secret. The modules are layered, the folders are not: `source.tree` uses `check.problems`, and `source.sources` uses

@@ -2,15 +2,17 @@
 
 **The order of the stages, and why it is this one.** Each stage needs what the one before it has made.
 
-1. Files are read and merged. Without a tree there is nothing to check, so `inspect` ends here. A file whose YAML could
-   be read to its end has one, whatever is refused in it: its other problems are told in the same run.
-2. References are replaced before the secrets directory and the variables are laid on. What those two hold is taken as
+1. The files are read and merged, later ones over earlier ones. Without a tree there is nothing to check, so `inspect`
+   ends here. A file whose YAML could be read to its end has one, whatever is refused in it: its other problems are told
+   in the same run.
+2. References are replaced, before the secrets directory and the variables are there. What those two hold is taken as
    it stands: the characters `${` in a password are no reference.
-3. The secrets directory is laid on, then the variables: the strongest source comes last. Each is given the tree so far,
-   since its names are matched with the headers and the upstreams of the files.
-4. Old names of keys are replaced by the new ones, then `defaults` and `extends` are merged into each upstream. All
-   sources are in by then: two that say a key by two names are found, and a variable that sets a default reaches every
-   upstream. `Written` keeps the tree from before the merging beside it: a problem is reported where the value was
+3. The secrets directory is read, then the variables. Each is given the trees below it, since its names are matched with
+   the headers and the upstreams of the files. Old names of keys are replaced by the new ones in each: all are read by
+   then, so two that say a key by two names are found.
+4. pydantic-settings lays the sources on each other, as `Settings` is made. `defaults` and `extends` are the weakest
+   source, the one that it asks last. All others are in by then, so a variable that sets a default reaches every
+   upstream. `Written` keeps the tree from before beside the complete one: a problem is reported where the value was
    written, not at each heir.
 5. Single values are validated. A refused value is replaced by its default and its path is remembered. The stages that
    follow can therefore run, and they leave out what rests on a refused value.
@@ -44,18 +46,17 @@ from headrace.config.check.validate import validate
 from headrace.config.compile import compile_settings
 from headrace.config.settings import Settings
 from headrace.config.source.files import Reader
-from headrace.config.source.inherit import expand
-from headrace.config.source.interpolate import Interpolation
 from headrace.config.source.renames import with_new_names
 from headrace.config.source.sources import (
     SECRETS_VARIABLE,
+    Documents,
+    Environment,
+    Named,
+    SecretsDirectory,
     default_files,
     mode_problem,
-    read_environment,
-    read_files,
-    read_secrets,
 )
-from headrace.config.source.tree import Mark, Table, merge, problem_at
+from headrace.config.source.tree import Mark, problem_at
 from headrace.config.source.written import Written
 from headrace.policy.plan import Configuration, TlsPlan
 
@@ -136,30 +137,36 @@ def inspect(
         problems.append(
             problem_at(Mark("headrace"), "", "no file was named", "name one, or leave it to headrace which")
         )
-    tree, unreadable = read_files(names, reader)
-    problems += unreadable
-    if tree is None:
+    documents = Documents(names, env, reader)
+    problems += documents.problems
+    if not documents.was_read:
         return _refused(problems, misspelt, reader)
 
-    interpolation = Interpolation(env, reader)
-    tree = _table(interpolation.resolve_tree(tree))
-    tree, found, warnings = _overlaid(tree, env, reader, secrets_dir)
-    problems += found
-    misspelt += warnings
+    named: list[Named] = []
+    folder = os.fspath(secrets_dir) if secrets_dir is not None else env.get(SECRETS_VARIABLE)
+    if folder:
+        named.append(SecretsDirectory(folder, [documents.tree], reader))
+    named.append(Environment(env, [documents.tree, *(weaker.tree for weaker in named)], reader))
+    for one in named:
+        problems += one.problems
+        misspelt += one.misspelt
 
-    tree, found, deprecated = with_new_names(tree)
-    problems += found
-    complete, found = expand(tree)
-    problems += found
-    written = Written(complete, tree)
-    validated = validate(written)
-    written.refused = validated.refused
-    problems += interpolation.problems
+    sources: list[Documents | Named] = [*reversed(named), documents]
+    trees = [source.tree for source in sources]
+    deprecated: list[Problem] = []
+    for source in sources:
+        source.tree, found, old = with_new_names(source.tree, trees)
+        problems += found
+        deprecated += old
+
+    validated = validate(*sources)
+    settings, written = validated.settings, validated.written
+    problems += documents.unresolved
     # A reference or an alias that leads nowhere has left null behind, a key that is no text has left its text. What
     # validation says about those is an echo.
-    echoes = {(one.file, one.line, one.column) for one in (*unreadable, *interpolation.problems) if one.line}
+    told = (*documents.problems, *documents.unresolved)
+    echoes = {(one.file, one.line, one.column) for one in told if one.line}
     problems += [said for said in validated.problems if (said.file, said.line, said.column) not in echoes]
-    settings = validated.settings
     if settings is None:
         return _refused(problems, misspelt, reader, written)
     problems += cross_check(settings, written)
@@ -185,22 +192,6 @@ def inspect(
     return Inspection(configuration, settings, written, (), tuple(misspelt), tuple(findings), watched)
 
 
-def _overlaid(
-    tree: Table, env: Mapping[str, str], reader: Reader, secrets_dir: str | os.PathLike[str] | None
-) -> tuple[Table, list[Problem], list[Problem]]:
-    """*tree* under the secrets directory and the environment; what is wrong with them, and what is misspelt."""
-    problems: list[Problem] = []
-    misspelt: list[Problem] = []
-    folder = os.fspath(secrets_dir) if secrets_dir is not None else env.get(SECRETS_VARIABLE)
-    if folder:
-        over, found, warnings = read_secrets(folder, tree, reader)
-        tree = _laid_on(tree, over)
-        problems += found
-        misspelt += warnings
-    over, found, warnings = read_environment(env, tree, reader)
-    return _laid_on(tree, over), problems + found, misspelt + warnings
-
-
 def _refused(
     problems: list[Problem], misspelt: list[Problem], reader: Reader, written: Written | None = None
 ) -> Inspection:
@@ -216,12 +207,3 @@ def _names(files: Files, env: Mapping[str, str]) -> list[str]:
     if isinstance(files, str | os.PathLike):
         return [os.fspath(files)]
     return [os.fspath(file) for file in files]
-
-
-def _laid_on(tree: Table, over: Table | None) -> Table:
-    return tree if over is None else _table(merge(tree, over))
-
-
-def _table(node: object) -> Table:
-    assert isinstance(node, Table)
-    return node

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from headrace.config.source.tree import Node, Plain, plain
 from headrace.config.source.values import (
     Attempts,
     BudgetTtl,
@@ -641,6 +642,10 @@ class Settings(BaseSettings):
     reload: Reload = Field(Reload(), description="How an edited file is taken into force.")
     telemetry: Telemetry = Field(Telemetry(), description="What is measured beyond the upstreams themselves.")
 
+    def __init__(self, *sources: PydanticBaseSettingsSource) -> None:
+        """What *sources* say together, the strongest first; nodes of `source.tree` stand for the values."""
+        super().__init__(sources=sources)
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -650,12 +655,17 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `config.source.sources` has merged, in its order: files < secrets directory < environment.
+        """The sources that one load has made (`config.source`), as the constructor got them: nothing is global.
 
-        pydantic-settings' own sources would read the process's environment behind
-        the caller's back, and merge values without the positions that errors need.
+        Those in the arguments would read the process's environment behind the caller's back, and lose positions.
         """
-        return (init_settings,)
+        return tuple(init_settings()["sources"])
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_marks(cls, merged: dict[str, Node]) -> dict[str, Plain]:
+        """The values of the nodes that pydantic-settings has merged."""
+        return {name: plain(node) for name, node in merged.items()}
 
 
 _OF_UPSTREAM = ("upstreams", "<name>")

@@ -319,7 +319,7 @@ def _tls(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
             key, "is a key without a certificate", "write beside it: cert: with the certificate's file"
         )
     own = node_at(written.original, table)
-    if written.is_usable((*base, "base_url"), table) and isinstance(own, Table) and own.entries:
+    if written.is_usable((*base, "base_url"), table) and isinstance(own, Table) and own:
         prefixes = [upstream.base_url, *(upstream.match if written.is_usable((*base, "match")) else [])]
         if all(prefix.origin.scheme == "http" for prefix in prefixes):
             where = written.where((*base, "base_url"), beside=own.mark)
@@ -344,12 +344,13 @@ def _headers(upstream: Upstream, base: Path, written: Written) -> Iterator[Probl
     if not isinstance(node, Table):
         return
     seen: dict[str, str] = {}
-    for name in node.entries:
+    for name in node:
         other = seen.setdefault(name.lower(), name)
         if other != name:
-            where = written.where((*path, other), beside=node.key_marks[name])
+            mark = key_mark_of(written.tree, (*path, name))
+            where = written.where((*path, other), beside=mark)
             yield problem_at(
-                node.key_marks[name],
+                mark,
                 written.origin((*path, name)),
                 f"is the header {other} {where} again; case makes no difference",
                 "keep one of the two",

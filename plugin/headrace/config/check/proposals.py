@@ -188,7 +188,7 @@ def _list(key: Key, node: Scalar) -> Iterator[str]:
 def _is_taken(key: Key, text: str) -> bool:
     """Whether the loader takes *text* where it stands in a file as the value of *key*."""
     try:
-        value = plain(read_document(f"value: {text}".encode(), "proposal").entries["value"])
+        value = plain(read_document(f"value: {text}".encode(), "proposal")["value"])
         _adapter(key).validate_python(value, strict=True)
     except (DocumentError, ValidationError):
         return False

@@ -79,7 +79,7 @@ class Trust:
         assert self._bundle is not None
         digest = None
         variable, file = self._bundle
-        self.reader.note(f"env:{variable}", file.encode(errors="surrogateescape"))
+        self.reader.note(variable, file)
         try:
             content = self._content(file, may_be_directory=True)
             _hash_part(total, "ca", content)

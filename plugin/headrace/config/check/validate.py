@@ -1,4 +1,4 @@
-"""From a marked tree to settings: pydantic's verdicts, said in our words at the right place.
+"""From sources to settings: pydantic's verdicts, said in our words at the right place.
 
 pydantic names every value that it refuses, but gives no settings as long as it refuses one. So validation runs in
 rounds: what was refused is taken out, its default steps in, and the rest is validated again. The settings that come
@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_settings import InitSettingsSource, PydanticBaseSettingsSource
 
 from headrace.config.check.foreign import FOREIGN
 from headrace.config.check.problems import MAX_PROBLEMS, Path, Problem, did_you_mean, dotted
 from headrace.config.check.proposals import misspelt, proposals
-from headrace.config.explain.keys import GONE, Key, key_at, root_key
+from headrace.config.explain.keys import GONE, Key, key_at
 from headrace.config.settings import Settings
+from headrace.config.source.inherit import Inheritance
 from headrace.config.source.tree import (
+    Mark,
     Node,
-    Plain,
     Scalar,
     Table,
     found,
@@ -35,6 +37,7 @@ from headrace.config.source.written import Written
 from headrace.policy.printable import printable
 
 PLACEHOLDER_URL = "http://invalid.invalid"
+_PLACEHOLDER = Scalar(PLACEHOLDER_URL, PLACEHOLDER_URL, Mark("placeholder"))
 _MAX_ROUNDS = 6
 
 
@@ -45,44 +48,56 @@ class Validated:
     Attributes:
         settings: None when nothing sensible is left. Where a value was refused, its
             default stands in, so that the other values can be cross-checked.
-        refused: Paths where *settings* do not hold what the file says.
+        written: Where each value comes from, and what was refused.
+        problems: Of single values, and of `extends`.
     """
 
     settings: Settings | None
-    refused: frozenset[Path]
+    written: Written
     problems: list[Problem]
 
 
-def validate(written: Written) -> Validated:
-    """Settings of the complete tree and every problem of a single value."""
-    plain: Any = _plain(written.tree, root_key())
+def validate(*sources: PydanticBaseSettingsSource) -> Validated:
+    """Settings of *sources*, the strongest first, and every problem of a single value."""
+    inheritance = Inheritance(Settings, {})
+    layers: tuple[PydanticBaseSettingsSource, ...] = (*sources, inheritance)
+    settings: Settings | None = None
     problems: list[Problem] = []
     refused: set[Path] = set()
-    strangers = [name for name in plain if name not in Settings.model_fields]
-    for name in strangers:
-        # pydantic must not see them: its settings take `_env_file` and the like as arguments.
-        del plain[name]
-    problems += [_unknown_key(written, (name,)) for name in strangers[:MAX_PROBLEMS]]
+    rest: dict[str, Any] = {}
     for _ in range(_MAX_ROUNDS):
         errors = []
         try:
-            return Validated(Settings(**plain), frozenset(refused), problems)
+            settings = Settings(*layers)
+            break
         except ValidationError as error:
             errors = error.errors(include_url=False, include_input=False)
+        written = inheritance.written
         # What is inherited is refused at each heir, and is one problem: it was written once.
         told = {_where_written(written, detail["loc"], detail["type"]): detail for detail in reversed(errors)}
         firsts = list(reversed(told.values()))
-        for detail in firsts[:MAX_PROBLEMS]:
-            problems.append(_problem(written, detail["type"], detail["loc"], detail.get("ctx", {})))
+        problems += [
+            _problem(written, one["type"], one["loc"], one.get("ctx", {})) for one in firsts[:MAX_PROBLEMS]
+        ]
+        rest = rest or _copied(written.tree)
         for detail in errors:
-            refused.add(_remove_refused(plain, detail["loc"], detail["type"]))
+            refused.add(_remove_refused(rest, detail["loc"], detail["type"]))
         if len(firsts) > MAX_PROBLEMS:
             message = f"has {len(firsts)} values that cannot be used; the first {MAX_PROBLEMS} are listed"
             problems.append(problem_at(written.tree.mark, (), message))
             break  # what is left would not be worth cross-checking
-        if not isinstance(plain.get("upstreams"), dict) or not plain["upstreams"]:
+        if not isinstance(rest.get("upstreams"), dict) or not rest["upstreams"]:
             break
-    return Validated(None, frozenset(refused), problems)
+        layers = (InitSettingsSource(Settings, rest),)
+    inheritance.written.refused = frozenset(refused)
+    return Validated(settings, inheritance.written, [*inheritance.problems, *problems])
+
+
+def _copied(node: Node) -> Any:
+    """*node* with tables that nobody else has."""
+    if not isinstance(node, Table):
+        return node
+    return Table({key: _copied(child) for key, child in node.items()}, node.key_marks, node.mark)
 
 
 def _where_written(written: Written, path: Path, kind: str) -> object:
@@ -90,39 +105,21 @@ def _where_written(written: Written, path: Path, kind: str) -> object:
     return path if node is None else (node.mark, kind, path[-1])
 
 
-def _plain(node: Node, key: Key | None) -> Plain:
-    """*node* without marks. Values from outside become text where the key wants text."""
-    if isinstance(node, Scalar):
-        return (
-            node.text
-            if node.reread and key is not None and key.is_text and not _is_null(node, key)
-            else node.value
-        )
-    if isinstance(node, Table):
-        return {name: _plain(child, key.child(name) if key else None) for name, child in node.entries.items()}
-    item = key.item if key else None
-    return [_plain(child, item) for child in node.items]
-
-
-def _is_null(node: Scalar, key: Key) -> bool:
-    return node.value is None and key.is_nullable
-
-
-def _remove_refused(plain: Any, path: Path, kind: str) -> Path:
-    """Remove what was refused at *path* from *plain*. Answers the path that lacks its own value now. Mutates."""
+def _remove_refused(rest: Any, path: Path, kind: str) -> Path:
+    """Remove what was refused at *path* from *rest*. Answers the path that lacks its own value now. Mutates."""
     if path and path[-1] == "[key]":
         path = path[:-1]
     # An item, or a key of one, cannot go alone: the numbers of the others would change. So the whole list goes.
     path = tuple(itertools.takewhile(lambda part: not isinstance(part, int), path))
-    parent = plain
+    parent = rest
     for part in path[:-1]:
         parent = parent.get(part)
         if not isinstance(parent, dict):
             return path  # gone already, with something around it
     if path and path[-1] == "base_url":
-        parent["base_url"] = PLACEHOLDER_URL
+        parent["base_url"] = _PLACEHOLDER
     elif len(path) == 2 and path[0] == "upstreams" and kind == "model_type":
-        parent[path[-1]] = {"base_url": PLACEHOLDER_URL}
+        parent[path[-1]] = Table({"base_url": _PLACEHOLDER}, {}, _PLACEHOLDER.mark)
     else:
         parent.pop(path[-1], None)
     return path
@@ -160,8 +157,9 @@ def _problem(written: Written, kind: str, path: Path, context: dict[str, Any]) -
 
 
 def _bad_key(written: Written, kind: str, path: Path) -> Problem:
-    mark = key_mark_of(written.tree, path)
-    path = written.origin(path)
+    is_own = len(path) == 2  # nobody inherits the name of an upstream
+    mark = key_mark_of(written.original if is_own else written.tree, path)
+    path = path if is_own else written.origin(path)
     name = printable(str(path[-1]))
     if kind == "header_framing":
         return problem_at(mark, path, "is not for the file to set: it frames the message", "remove it")
@@ -201,10 +199,10 @@ def _known_instead(written: Written, path: Path) -> str:
         if elsewhere := _elsewhere(base, name):
             return f"it stands under {elsewhere}"
     own = node_at(written.original, path)
-    if len(path) == 1 and isinstance(own, Table) and "base_url" in own.entries:
+    if len(path) == 1 and isinstance(own, Table) and "base_url" in own:
         return "if it is an upstream, write it below upstreams:, indented"
     # One that is given already was spelt well there, so this is not it.
-    given = table.entries if isinstance(table, Table) else {}
+    given = table if isinstance(table, Table) else {}
     near = did_you_mean(name, [one for one in known if one not in given])
     return f"did you mean {near}?" if near else f"known here: {', '.join(known)}"
 

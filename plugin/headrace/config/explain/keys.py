@@ -93,6 +93,10 @@ class Key:
         """The key *part* below this one, or None when there is none."""
         return self.children.get(part, self.item) if isinstance(part, str) and self.is_map else self.item
 
+    def takes_text(self, value: object) -> bool:
+        """Whether it wants the text of outside as it stands, and not *value*, which YAML would make of that."""
+        return self.is_text and not (value is None and self.is_nullable)
+
     def _read(self, annotation: Any, metadata: list[Any]) -> None:
         origin = get_origin(annotation)
         if origin is Annotated:

@@ -9,13 +9,16 @@ by one, so the limits of depth and aliases hold before memory is spent.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from headrace.config.check.problems import MAX_PROBLEMS, Path, Problem
 from headrace.config.source.files import text_of
 from headrace.config.source.tree import Listing, Mark, Node, Scalar, ScalarValue, Table, found, problem_at
+
+if TYPE_CHECKING:  # it reads its examples with `resolve`
+    from headrace.config.explain.keys import Key
 
 MAX_DOCUMENT_BYTES = 4 << 20
 """4 MiB: a thousand upstreams with every key spelt out take 2.2."""
@@ -93,24 +96,27 @@ def read_document(content: bytes, file: str) -> Table:
 MINIMAL = "for example: upstreams: {billing: {base_url: https://billing.internal}}"
 
 
-def read_flow(text: str, file: str) -> Node:
+def read_flow(text: str, file: str, key: Key | None = None) -> Node:
     """*text* of one value as a YAML plain scalar, or as a flow list or map when it begins like one.
 
     Environment variables and secret files hold such texts.
+
+    Args:
+        key: The key that it is the value of, if known: some want text, whatever it looks like.
 
     Raises:
         DocumentError: A list or map that is not YAML, too deep or too large.
     """
     mark = Mark(file)
     if text[:1] not in ("[", "{"):
-        return Scalar(resolve(text), text, mark, secret=True, reread=True)
+        return _marked_secret(Scalar(resolve(text), text, mark), mark, key)
     try:
         node = _Builder(file, _decode(text.encode(errors="surrogateescape"), file)).build()
     except DocumentError as error:
         # Positions inside mean nothing here. The parser may quote a secret; the words of the limits do not.
         limits = [problem.message for problem in error.problems if problem.message in (_TOO_DEEP, _TOO_MANY)]
         raise _refused(mark, *limits or ["begins like a YAML list or map but is not one"]) from None
-    return _marked_secret(node, mark) if node is not None else Scalar(None, "", mark)
+    return _marked_secret(node, mark, key) if node is not None else Scalar(None, "", mark)
 
 
 def resolve(text: str) -> ScalarValue:
@@ -272,9 +278,9 @@ class _Builder:
     # What is refused here stays in the tree as far as it can be guessed what it should be: the file is refused in any
     # case, and what is missing from the tree would be told as a second problem.
     def _table(self, mark: Mark, next_event: Any, path: Path, depth: int) -> Table:
-        entries: dict[str, Node] = {}
         merged: list[Node] = []
         key_marks: dict[str, Mark] = {}
+        table = Table({}, key_marks, mark)
         while type(event := next_event()) is not yaml.MappingEndEvent:
             key_mark = self._mark(event)
             key, is_text = self._key(event, next_event, path, depth)
@@ -287,7 +293,7 @@ class _Builder:
                     "merge keys are not read (YAML 1.2 has none)",
                     "use defaults: for what all upstreams share, extends: for what some share",
                 )
-            elif key in entries:
+            elif key in table:
                 if not is_text:
                     continue
                 self._say(
@@ -297,13 +303,12 @@ class _Builder:
                     "keep one of the two",
                 )
             else:
-                entries[key] = child
+                table[key] = child
                 key_marks[key] = key_mark
-        for table in merged:
-            if isinstance(table, Table):
-                entries = {**table.entries, **entries}
-                key_marks = {**table.key_marks, **key_marks}
-        return Table(entries, key_marks, mark)
+        for under in merged:
+            if isinstance(under, Table):
+                table = Table({**under, **table}, {**under.key_marks, **table.key_marks}, mark)
+        return table
 
     def _key(self, event: Any, next_event: Any, path: Path, depth: int) -> tuple[str, bool]:
         """The key that begins with *event*, or its text, and whether it is one."""
@@ -408,13 +413,14 @@ class _Stop(yaml.YAMLError):
         self.problem = problem_at(mark, path, message, fix)
 
 
-def _marked_secret(node: Node, mark: Mark) -> Node:
+def _marked_secret(node: Node, mark: Mark, key: Key | None) -> Node:
     if isinstance(node, Scalar):
-        return Scalar(node.value, node.text, mark, node.plain, secret=True, reread=node.plain)
+        as_text = node.plain and key is not None and key.takes_text(node.value)
+        return Scalar(node.value, node.text, mark, node.plain, secret=True, as_text=as_text)
     if isinstance(node, Listing):
-        return Listing([_marked_secret(child, mark) for child in node.items], mark)
-    entries = {key: _marked_secret(child, mark) for key, child in node.entries.items()}
-    return Table(entries, dict.fromkeys(entries, mark), mark)
+        return Listing([_marked_secret(child, mark, key and key.item) for child in node.items], mark)
+    entries = {name: _marked_secret(child, mark, key and key.child(name)) for name, child in node.items()}
+    return Table(entries, {}, mark)
 
 
 def _tag_name(tag: str) -> str:

@@ -93,9 +93,10 @@ class Reader:
             raise content
         return content
 
-    def note(self, name: str, content: bytes) -> None:
-        """Remember something else that the configuration depends on (a variable), for the digest."""
-        self._noted[name] = content
+    def note(self, variable: str, value: str) -> str:
+        """Remember for the digest that the configuration depends on *variable*. Answers its *value*."""
+        self._noted[f"env:{variable}"] = value.encode(errors="surrogateescape")
+        return value
 
     def digest(self) -> str:
         """Hex SHA-256 over everything read and noted: files in the order of reading, the rest by name.

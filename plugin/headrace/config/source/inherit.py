@@ -1,34 +1,54 @@
-"""`defaults:` and `extends:`: what each upstream says once everything it takes over is merged in."""
+"""`defaults:` and `extends:`: what each upstream says once everything it takes over is merged in.
+
+It is a source, too, the weakest: pydantic-settings asks it last, and shows it what the others have come to.
+"""
 
 from __future__ import annotations
+
+from typing import Any
+
+from pydantic_settings import InitSettingsSource
 
 from headrace.config.check.problems import Problem, did_you_mean
 from headrace.config.source.chains import MAX_LINKS, arrows, in_a_row
 from headrace.config.source.tree import Node, Scalar, Table, merge, problem_at
+from headrace.config.source.written import Written
 
 NOT_INHERITED = frozenset({"base_url", "match", "headers", "extends"})
 NOT_A_DEFAULT = frozenset({"base_url", "match", "extends"})
 
 
-def expand(root: Table) -> tuple[Table, list[Problem]]:
-    """*root* with every upstream complete, and what is wrong with `extends`.
+class Inheritance(InitSettingsSource):
+    """The source under all others: upstreams with all that they take over.
 
-    The weakest comes first: `defaults`, then the chain of `extends` from its far end, then
-    the upstream's own keys. Values keep the marks of where they were written.
+    The weakest comes first: `defaults`, then the chain of `extends` from its far end, then the upstream's own keys.
+    pydantic-settings lays those on once more, which changes nothing; `written` needs the complete tree.
+
+    Attributes:
+        written: What the others say, and the same complete.
+        problems: What is wrong with `extends`.
     """
-    upstreams = root.entries.get("upstreams")
-    if not isinstance(upstreams, Table):
-        return root, []
-    chains = _Chains(upstreams)
-    defaults = root.entries.get("defaults")
-    base = _without(defaults, NOT_A_DEFAULT) if isinstance(defaults, Table) else None
-    complete: dict[str, Node] = {}
-    for name, node in upstreams.entries.items():
-        own = chains.complete(name) if isinstance(node, Table) else node
-        # An upstream that is not a map is left for the validation to refuse.
-        complete[name] = own if base is None or not isinstance(own, Table) else merge(base, own)
-    entries = {**root.entries, "upstreams": Table(complete, upstreams.key_marks, upstreams.mark)}
-    return Table(entries, root.key_marks, root.mark), chains.problems
+
+    def __call__(self) -> dict[str, Any]:
+        """The complete tree. Values keep the marks of where they were written."""
+        original = self.current_state
+        assert isinstance(original, Table)
+        tree = original
+        upstreams, defaults = original.get("upstreams"), original.get("defaults")
+        self.problems: list[Problem] = []
+        if isinstance(upstreams, Table):
+            chains = _Chains(upstreams)
+            complete = {name: chains.complete(name) for name in upstreams}
+            if isinstance(defaults, Table):
+                base = _without(defaults, NOT_A_DEFAULT)
+                # An upstream that is not a map is left for the validation to refuse.
+                complete |= {
+                    name: merge(base, own) for name, own in complete.items() if isinstance(own, Table)
+                }
+            entries = {**original, "upstreams": Table(complete, upstreams.key_marks, upstreams.mark)}
+            tree, self.problems = Table(entries, original.key_marks, original.mark), chains.problems
+        self.written = Written(tree, original)
+        return tree
 
 
 class _Chains:
@@ -50,7 +70,7 @@ class _Chains:
         following = -1 if current is None else self._links[current]
         is_circular = current in self._circular or not self._circular.isdisjoint(chain)
         for link in reversed(chain):
-            own = self.upstreams.entries[link]
+            own = self.upstreams[link]
             under = None if current is None else self.done[current]
             self._links[link] = following = following + 1
             if following <= MAX_LINKS and isinstance(under, Table):
@@ -64,8 +84,8 @@ class _Chains:
         return self.done[name]
 
     def _extended_by(self, name: str, chain: dict[str, None]) -> str | None:
-        table = self.upstreams.entries[name]
-        node = table.entries.get("extends") if isinstance(table, Table) else None
+        table = self.upstreams[name]
+        node = table.get("extends") if isinstance(table, Table) else None
         if not isinstance(node, Scalar) or not isinstance(node.value, str) or node.secret:
             return None
         target = node.value
@@ -78,8 +98,8 @@ class _Chains:
                 problem_at(node.mark, path, f"runs in a circle: {circle}", "let one of them stand on its own")
             )
             return None
-        if target not in self.upstreams.entries:
-            near = did_you_mean(target, list(self.upstreams.entries))
+        if target not in self.upstreams:
+            near = did_you_mean(target, list(self.upstreams))
             fix = f"did you mean {near}?" if near and near != name else "name an upstream of this file"
             self.problems.append(problem_at(node.mark, path, f'names "{target}", which is no upstream', fix))
             return None
@@ -87,10 +107,10 @@ class _Chains:
         return target
 
     def _too_long(self, name: str) -> Problem:
-        table = self.upstreams.entries[name]
+        table = self.upstreams[name]
         assert isinstance(table, Table)
         return problem_at(
-            table.entries["extends"].mark,
+            table["extends"].mark,
             ("upstreams", name, "extends"),
             f"is the first of more than {MAX_LINKS} in a row: {arrows(in_a_row(name, self._named))}",
             "let one of them stand on its own",
@@ -98,7 +118,7 @@ class _Chains:
 
 
 def _without(table: Table, names: frozenset[str]) -> Table:
-    if names.isdisjoint(table.entries):
+    if names.isdisjoint(table):
         return table
-    entries = {key: node for key, node in table.entries.items() if key not in names}
+    entries = {key: node for key, node in table.items() if key not in names}
     return Table(entries, table.key_marks, table.mark)

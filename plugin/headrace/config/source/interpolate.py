@@ -10,8 +10,10 @@ import re
 from collections.abc import Mapping
 
 from headrace.config.check.problems import Path, Problem
+from headrace.config.explain.keys import key_at
 from headrace.config.source.document import resolve
 from headrace.config.source.files import Reader, ReadingError, text_of
+from headrace.config.source.renames import settled
 from headrace.config.source.tree import Listing, Node, Scalar, Table, problem_at
 
 MAX_SECRET_BYTES = 64 << 10
@@ -47,11 +49,11 @@ class Interpolation:
             return node
         if isinstance(node, Table):
             replaced = {}
-            for key, child in node.entries.items():
+            for key, child in node.items():
                 new = self.resolve_tree(child, (*path, key))
                 if new is not child:
                     replaced[key] = new
-            return Table({**node.entries, **replaced}, node.key_marks, node.mark) if replaced else node
+            return Table({**node, **replaced}, node.key_marks, node.mark) if replaced else node
         items = [self.resolve_tree(child, (*path, index)) for index, child in enumerate(node.items)]
         return (
             node
@@ -80,7 +82,8 @@ class Interpolation:
         # An escape makes text, whatever it looks like. A reference that is the whole value is read again.
         whole = node.plain and _TOKEN.fullmatch(node.text) is not None and not node.text.startswith("$$")
         value = resolve(text) if whole else text
-        return Scalar(value, text, node.mark, node.plain, secret=secret, reread=whole)
+        as_text = whole and (key := key_at(settled(path))) is not None and key.takes_text(value)
+        return Scalar(value, text, node.mark, node.plain, secret=secret, as_text=as_text)
 
     def _look_up(self, reference: str) -> tuple[str, bool]:
         if reference.startswith("file:"):
@@ -105,8 +108,7 @@ class Interpolation:
                 f"needs the environment variable {name}, which is not set",
                 f"set {name}, or write ${{env:{name}:-default}}",
             )
-        self.reader.note(f"env:{name}", value.encode(errors="surrogateescape"))
-        return value, True
+        return self.reader.note(name, value), True
 
     def _file(self, name: str) -> str:
         try:

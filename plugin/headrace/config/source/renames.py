@@ -6,30 +6,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from headrace.config.check.problems import Path, Problem, dotted
 from headrace.config.explain import keys
-from headrace.config.source.tree import Node, Table, problem_at
+from headrace.config.source.tree import Table, key_mark_of, node_at, problem_at
 
 
-def with_new_names(tree: Table) -> tuple[Table, list[Problem], list[Problem]]:
+def with_new_names(tree: Table, trees: Sequence[Table]) -> tuple[Table, list[Problem], list[Problem]]:
     """*tree* with each old name replaced by the new one; problems, where both are given; and what is deprecated.
 
     A value keeps the mark of where it was written. *tree* is not changed.
+
+    Args:
+        trees: Those of all sources, as they were: the new name may be given in another one.
     """
     problems: list[Problem] = []
     deprecated: list[Problem] = []
     for pattern, renamed in keys.RENAMED.items():
+        old = str(pattern[-1])
         for path in tuple(_sections(tree, pattern[:-1])):
-            old = str(pattern[-1])
-            table = _table_at(tree, path)
-            if old not in table.entries:
+            table = node_at(tree, path)
+            if not isinstance(table, Table) or old not in table:
                 continue
-            at, new = table.key_marks[old], (*path, renamed.to)
-            if renamed.to in table.entries:
-                line = table.key_marks[renamed.to].line
-                where = f" at line {line}" if line and table.key_marks[renamed.to].file == at.file else ""
+            at, new = key_mark_of(tree, (*path, old)), (*path, renamed.to)
+            giving = next((one for one in (tree, *trees) if node_at(one, new) is not None), None)
+            if giving is not None:
+                mark = key_mark_of(giving, new)
+                where = f" at line {mark.line}" if mark.line and mark.file == at.file else ""
                 told = f"is the old name of {dotted(new)}, which is given{where}, too"
                 problems.append(problem_at(at, (*path, old), told, "remove it"))
             else:
@@ -45,6 +49,14 @@ def new_name(path: Path, word: str) -> str:
     return word if renamed is None else renamed.to
 
 
+def settled(path: Path) -> Path:
+    """*path* by the new names."""
+    done: Path = ()
+    for part in path:
+        done = (*done, new_name(done, part) if isinstance(part, str) else part)
+    return done
+
+
 def _pattern_of(path: Path) -> Path:
     if path[:1] == ("defaults",):
         return ("upstreams", "<name>", *path[1:])
@@ -52,37 +64,23 @@ def _pattern_of(path: Path) -> Path:
 
 
 def _sections(tree: Table, pattern: Path) -> Iterator[Path]:
-    """The paths of *pattern* that *tree* has a table at: for `<name>` those of every upstream, and `defaults`."""
-    starts: list[tuple[Path, Path]] = [((), pattern)]
-    if pattern[:2] == ("upstreams", "<name>"):
-        upstreams = tree.entries.get("upstreams")
-        names = upstreams.entries if isinstance(upstreams, Table) else ()
-        starts = [(path, pattern[2:]) for path in (("defaults",), *(("upstreams", name) for name in names))]
-    for start, rest in starts:
-        node: Node | None = tree
-        for part in (*start, *rest):
-            node = node.entries.get(str(part)) if isinstance(node, Table) else None
-        if isinstance(node, Table):
-            yield (*start, *rest)
-
-
-def _table_at(tree: Table, path: Path) -> Table:
-    """The table at *path*, which there is."""
-    node: Node = tree
-    for part in path:
-        assert isinstance(node, Table)
-        node = node.entries[str(part)]
-    assert isinstance(node, Table)
-    return node
+    """The paths that *pattern* may mean in *tree*: for `<name>` those of every upstream, and `defaults`."""
+    if pattern[:2] != ("upstreams", "<name>"):
+        yield pattern
+        return
+    upstreams = tree.get("upstreams")
+    yield ("defaults", *pattern[2:])
+    for name in upstreams if isinstance(upstreams, Table) else ():
+        yield ("upstreams", name, *pattern[2:])
 
 
 def _with_new_name(table: Table, old: str, new: str) -> Table:
     """*table* with *new* in the place of *old*; where it has both, without *old*."""
-    has_both = new in table.entries
-    names = {name: new if name == old else name for name in table.entries if not (has_both and name == old)}
+    has_both = new in table
+    names = {name: new if name == old else name for name in table if not (has_both and name == old)}
     return Table(
-        {names[name]: table.entries[name] for name in names},
-        {names[name]: table.key_marks[name] for name in names},
+        {names[name]: table[name] for name in names},
+        {names[name]: mark for name, mark in table.key_marks.items() if name in names},
         table.mark,
     )
 
@@ -92,6 +90,6 @@ def _replaced(tree: Table, path: Path, table: Table) -> Table:
     if not path:
         return table
     first = str(path[0])
-    below = tree.entries[first]
+    below = tree[first]
     assert isinstance(below, Table)
-    return Table({**tree.entries, first: _replaced(below, path[1:], table)}, tree.key_marks, tree.mark)
+    return Table({**tree, first: _replaced(below, path[1:], table)}, tree.key_marks, tree.mark)

@@ -3,7 +3,7 @@
 There are three kinds of node: `Scalar`, `Listing`, `Table`. Each has a `Mark`, which is the place where it was
 written. A plain dict would do for the values, but not for the messages: an error names the line of the author, and
 that line may be in another file, in `defaults`, in the upstream that this one extends, or in a variable, which has no
-line.
+line. A `Table` is a dict all the same: pydantic-settings merges the sources, and merges nothing but dicts.
 
 Nodes are never changed once they are built. Merging makes new tables and shares the leaves, so a value keeps the
 place where it was written, however often it is inherited, and two trees can stand side by side (`Written`). The marks
@@ -16,7 +16,7 @@ into words for people (`found`, `Written.shown`) mask it then.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
 from headrace.config.check.problems import Path, Problem, dotted
@@ -42,12 +42,12 @@ class Scalar:
         value: As YAML 1.2 reads it.
         text: As it was written (after interpolation).
         secret: Came, at least in part, from outside the file; never shown.
-        reread: Its type was guessed from text of outside. A key that wants text
-            takes `text` instead: a password of digits is not a number.
+        as_text: Its type was guessed from text of outside, and its key wants text.
+            So `text` is what counts: a password of digits is not a number.
         plain: Written without quotes.
     """
 
-    __slots__ = ("mark", "plain", "reread", "secret", "text", "value")
+    __slots__ = ("as_text", "mark", "plain", "secret", "text", "value")
 
     def __init__(
         self,
@@ -56,14 +56,14 @@ class Scalar:
         mark: Mark,
         plain: bool = True,
         secret: bool = False,
-        reread: bool = False,
+        as_text: bool = False,
     ) -> None:
         self.value = value
         self.text = text
         self.mark = mark
         self.plain = plain
         self.secret = secret
-        self.reread = reread
+        self.as_text = as_text
 
     def __repr__(self) -> str:
         return f"Scalar({MASK if self.secret else repr(self.value)}, {self.mark})"
@@ -79,15 +79,20 @@ class Listing:
         self.mark = mark
 
 
-class Table:
-    """A YAML mapping; `key_marks` holds where each key is written."""
+class Table(dict[str, "Node"]):
+    """A YAML mapping; `key_marks` holds where each key is written, if not where its value is."""
 
-    __slots__ = ("entries", "key_marks", "mark")
+    __slots__ = ("key_marks", "mark")
+    __repr__ = object.__repr__  # a header's value may be a secret although it is written in the file
 
-    def __init__(self, entries: dict[str, Node], key_marks: dict[str, Mark], mark: Mark) -> None:
-        self.entries = entries
+    def __init__(self, entries: Mapping[str, Node], key_marks: Mapping[str, Mark], mark: Mark) -> None:
+        super().__init__(entries)
         self.key_marks = key_marks
         self.mark = mark
+
+    def copy(self) -> Table:
+        """A table of the same nodes. pydantic-settings lays the stronger source's on such a copy of the weaker's."""
+        return Table(self, self.key_marks, self.mark)
 
 
 Node: TypeAlias = Scalar | Listing | Table
@@ -97,23 +102,23 @@ def merge(under: Node, over: Node) -> Node:
     """*over* laid on *under*: maps merge, lists and single values replace. Neither is changed."""
     if not (isinstance(under, Table) and isinstance(over, Table)):
         return over
-    if not over.entries:
+    if not over:
         return under
-    entries = dict(under.entries)
-    for key, node in over.entries.items():
-        below = entries.get(key)
-        entries[key] = node if below is None else merge(below, node)
     # A variable has no line. The file is the better answer to "where is this map?".
     mark = over.mark if over.mark.line or not under.mark.line else under.mark
-    return Table(entries, {**under.key_marks, **over.key_marks}, mark)
+    merged = Table(under, {**under.key_marks, **over.key_marks}, mark)
+    for key, node in over.items():
+        below = under.get(key)
+        merged[key] = node if below is None else merge(below, node)
+    return merged
 
 
 def plain(node: Node) -> Plain:
     """*node* without its marks."""
     if isinstance(node, Scalar):
-        return node.value
+        return node.text if node.as_text else node.value
     if isinstance(node, Table):
-        return {key: plain(child) for key, child in node.entries.items()}
+        return {key: plain(child) for key, child in node.items()}
     return [plain(child) for child in node.items]
 
 
@@ -121,8 +126,8 @@ def node_at(root: Node, path: Path) -> Node | None:
     """What is written at *path*, or None when nothing is."""
     node: Node = root
     for part in path:
-        if isinstance(node, Table) and part in node.entries:
-            node = node.entries[str(part)]
+        if isinstance(node, Table) and part in node:
+            node = node[str(part)]
         elif isinstance(node, Listing) and isinstance(part, int) and part < len(node.items):
             node = node.items[part]
         else:
@@ -135,7 +140,7 @@ def mark_of(root: Node, path: Path) -> Mark:
     while path and node_at(root, path) is None:
         path = path[:-1]
     node = node_at(root, path)
-    return (node or root).mark
+    return root.mark if node is None else node.mark
 
 
 def key_mark_of(root: Node, path: Path) -> Mark:
@@ -151,7 +156,7 @@ def leaves(node: Node, path: Path = ()) -> Iterator[tuple[Path, Scalar]]:
     if isinstance(node, Scalar):
         yield path, node
     elif isinstance(node, Table):
-        for key, child in node.entries.items():
+        for key, child in node.items():
             yield from leaves(child, (*path, key))
     else:
         for index, child in enumerate(node.items):

@@ -139,7 +139,7 @@ class Written:
         def walk(node: Node, path: Path) -> None:
             paths.setdefault((node.mark, len(path) - self._root_length(path)), path)
             if isinstance(node, Table):
-                for key, child in node.entries.items():
+                for key, child in node.items():
                     walk(child, (*path, key))
             elif not isinstance(node, Scalar):
                 for index, child in enumerate(node.items):
