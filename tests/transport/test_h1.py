@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -438,6 +439,8 @@ REFUSED: dict[str, Case] = {
         "a status below 100": head(status=b"HTTP/1.1 099 OK"),
         "two blanks before the status": head(status=b"HTTP/1.1  200 OK"),
         "a tab before the status": head(status=b"HTTP/1.1\t200 OK"),
+        "a CR behind the CR of the status line": b"HTTP/1.1 200 OK\r\rX: y\r\n" + FOUR + b"\r\n\r\nmine",
+        "a byte behind the CR of the status line": b"HTTP/1.1 200 OK\rX: y\r\n" + FOUR + b"\r\n\r\nmine",
         "a bare CR in the reason": head(FOUR, status=b"HTTP/1.1 200 O\rK") + b"mine",
         "a 1xx with a folded line": head(b"X: a", b" b", status=b"HTTP/1.1 103 Hints") + head(FOUR) + b"mine",
         # ── chunks ──
@@ -593,6 +596,28 @@ def test_a_reader_that_has_refused_reads_no_more() -> None:
         with pytest.raises(Malformed, match="before"):
             go_on()
     assert (reader.done, reader.take()) == (False, b"")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [head(b"Connection: keep-alive", FOUR) + b"mine", head(CHUNKED) + b"4\r\nmine\r\n" * 9 + b"0\r\n\r\n"],
+    ids=["a length", "chunks"],
+)
+def test_a_usual_answer_in_one_piece_is_no_python_call_but_feed_itself(data: bytes) -> None:
+    reader = AnswerReader()
+    called: list[str] = []
+    for _ in range(3):
+        reader.begin("GET")
+        called.clear()
+        sys.setprofile(
+            lambda frame, event, _: called.append(frame.f_code.co_name) if event == "call" else None
+        )
+        try:
+            reader.feed(data)
+        finally:
+            sys.setprofile(None)
+        assert reader.done
+    assert called == ["feed"]
 
 
 # ── one answer after the other ──

@@ -252,7 +252,7 @@ class AnswerReader:
         if (
             status < 200
             or status in WITHOUT_BODY
-            or data[data.find(b"\n") - 1] != 13  # llhttp before 9.4.2 takes it behind the status line
+            or data[data.find(b"\r") + 1] != 10  # llhttp before 9.4.2 does not look what is behind the first CR
             or (end > self._many_headers_bytes and said.count(b"\n") - 2 > self._limits.headers)
         ):
             return self._read_again(data)
