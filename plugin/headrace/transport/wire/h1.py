@@ -252,7 +252,8 @@ class AnswerReader:
         if (
             status < 200
             or status in WITHOUT_BODY
-            or data[data.find(b"\r") + 1] != 10  # llhttp before 9.4.2 does not look what is behind the first CR
+            # llhttp before 9.4.2 does not look at the byte behind this one.
+            or data[data.find(b"\r") + 1] != 0x0A
             or (end > self._many_headers_bytes and said.count(b"\n") - 2 > self._limits.headers)
         ):
             return self._read_again(data)
@@ -460,6 +461,8 @@ class AnswerReader:
         """Read the chunks that are in the piece from their first byte to their last, but for the last chunk."""
         data, at, eol = self._data, self._at, self._eol
         size_at, most = _SIZE_LINE[eol].match, self._limits.line_bytes
+        add = self._parts.append if self._limits.body_bytes is None else self._add
+        received = 0
         # Flat: a stream has thousands of them.
         while found := size_at(data, at):
             start = found.end()
@@ -467,8 +470,11 @@ class AnswerReader:
             end = start + size
             if not size or start - at > most or data[end : end + len(eol)] != eol:
                 break
-            self._add(data[start:end])
+            add(data[start:end])
+            received += size
             self._at = at = end + len(eol)
+        if self._limits.body_bytes is None:
+            self._received += received
 
     def _read_chunk_data(self) -> bool:
         if self._take_left():
@@ -502,7 +508,8 @@ class AnswerReader:
         elif len(self.trailers) == self._limits.headers:
             raise TooLarge(f"there are more than {self._limits.headers} trailers")
         else:
-            self.trailers += fields_of(LF + line)
+            name, _, value = line.partition(b":")
+            self.trailers.append((name, value.strip(b" \t\r\n")))
         return True
 
     def _line(

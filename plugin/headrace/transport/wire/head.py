@@ -28,8 +28,6 @@ FIELD_LINE: Final = {eol: re.compile(_FIELD_LINE + eol) for eol in (CRLF, LF)}
 _HEAD: Final = {
     eol: re.compile(_STATUS_LINE + eol + rb"(?:" + _FIELD_LINE + eol + rb")*" + eol) for eol in (CRLF, LF)
 }
-_FIELD: Final = re.compile(rb"\n(" + _TOKEN + rb"):[ \t]*([^\r\n]*)")
-_BLANK_END: Final = re.compile(rb"[ \t]\r?\n")
 _SAYS: Final = re.compile(rb"\n(content-length|transfer-encoding|connection):[ \t]*([^\r\n]*)")
 _LISTS: Final = {b"content-length": "lengths", b"transfer-encoding": "codings", b"connection": "options"}
 _NUMBER: Final = re.compile(rb"[0-9]+")
@@ -196,10 +194,11 @@ def framing_of(said: Said) -> Framing:
 
 def fields_of(head: bytes) -> list[tuple[bytes, bytes]]:
     """Names and values of *head*, which is valid, in their order; values without the blanks around them."""
-    fields = _FIELD.findall(head)
-    if _BLANK_END.search(head) is None:
-        return fields
-    return [(name, value.rstrip(b" \t")) for name, value in fields]
+    # Splitting takes two thirds of the time of a regular expression.
+    return [
+        (name, value.strip(b" \t\r"))
+        for name, _, value in [line.partition(b":") for line in head.split(LF)[1:-2]]
+    ]
 
 
 def refuse_other_eol(head: bytes | bytearray, eol: bytes, start: int, end: int) -> None:
