@@ -110,6 +110,35 @@ def test_a_manager_with_a_trust_of_its_own_passes_through_and_is_counted(
         assert "test_urllib3_trust.py:" in sites[0]
 
 
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+@pytest.mark.parametrize(
+    "asked",
+    [{"cert_reqs": "CERT_REQUIRED"}, {"cert_reqs": ssl.CERT_REQUIRED}, {"assert_hostname": "127.0.0.1"}],
+    ids=["required, as text", "required", "a name to assert"],
+)
+def test_who_asks_for_a_check_gets_one_whatever_the_rule_says(
+    tmp_path: Path, server: FaultServer, asked: dict[str, Any]
+) -> None:
+    body = "    tls: {verify: false, insecure_skip_verify: true}\n"
+    with running(tmp_path, rules(server.url, body, more=ON)) as hr:
+        with PoolManager(**asked) as manager, pytest.raises(urllib3.exceptions.MaxRetryError):
+            manager.request("GET", server.url)
+        assert hr.status()["ungoverned"] == {"tls": 1}
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+@pytest.mark.parametrize("more", [ON, ONLY], ids=["both", "urllib3 only"])
+def test_who_asks_for_nothing_goes_by_the_rule(tmp_path: Path, server: FaultServer, more: str) -> None:
+    """requests writes CERT_REQUIRED into every key, which is nobody's wish."""
+    body = "    tls: {verify: false, insecure_skip_verify: true}\n"
+    with running(tmp_path, rules(server.url, body, more=more)) as hr:
+        for asked in ({}, {"cert_reqs": None}):
+            with PoolManager(**asked) as manager:
+                assert manager.request("GET", server.url).status == 200
+        assert requests.get(server.url).status_code == 200
+        assert hr.status()["ungoverned"] == {}
+
+
 def test_a_fingerprint_is_a_trust_of_its_own(tmp_path: Path, server: FaultServer, ca: Path) -> None:
     with (
         running(tmp_path, rules(server.url, f"    tls: {{ca: '{ca}'}}\n", more=ON)) as hr,

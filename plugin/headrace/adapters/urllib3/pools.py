@@ -56,7 +56,6 @@ from headrace.transport.stock.own_class import OwnClassPool, governed_over, over
 
 _FRONT = "_headrace_front"
 _MADE_WITH = "_headrace_made"
-_BUNDLES = frozenset({"ca_certs", "ca_cert_dir"})
 # `urllib3.request()` always passes a timeout. Its default is no caller's wish, and would undo the limits of the rule.
 _TIMEOUT_OF_REQUEST = inspect.signature(urllib3.request).parameters["timeout"].default
 _DEFAULT_MANAGER: object = getattr(urllib3, "_DEFAULT_POOL", None)
@@ -78,7 +77,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
     _is_settled: bool
     _key: PoolKey
     _made_with: dict[str, Any]
-    _named_bundle: bool
+    _named: frozenset[str]
     _of_default_manager: bool
     _routing: Routing
 
@@ -98,7 +97,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
         of_default_manager: bool,
         is_settled: bool,
         made_with: dict[str, Any],
-        named_bundle: bool,
+        named: frozenset[str],
     ) -> None:
         # Stock's `__init__` is not called: it would make a queue and settings of its own.
         host = f"[{stock.host}]" if ":" in stock.host else stock.host
@@ -108,7 +107,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
             _is_settled=is_settled,
             _key=key,
             _made_with=made_with,
-            _named_bundle=named_bundle,
+            _named=named,
             _of_default_manager=of_default_manager,
             _routing=routing,
         )
@@ -256,7 +255,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
         if (
             tls is not None
             and stock.scheme == "https"
-            and brings_own_tls(self._key, tls, stock, named_bundle=self._named_bundle)
+            and brings_own_tls(self._key, tls, stock, named=self._named)
         ):
             count_ungoverned(upstream, "tls")
             return None
@@ -340,7 +339,7 @@ def routed(
             of_default_manager=manager is _DEFAULT_MANAGER,
             is_settled=made[0],
             made_with=made[1],
-            named_bundle=not _BUNDLES.isdisjoint(manager.connection_pool_kw),
+            named=frozenset(name for name, value in manager.connection_pool_kw.items() if value is not None),
         )
         notes[_FRONT] = weakref.ref(front)
     return front

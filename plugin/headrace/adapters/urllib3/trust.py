@@ -18,11 +18,12 @@ _COMPARED = frozenset(
     {"cert_file", "key_file", "key_password", "cert_reqs", "ca_certs", "ca_cert_dir", "assert_hostname"}
     | {"server_hostname", "ssl_minimum_version", "ssl_version"}
 )
+_BUNDLES = frozenset({"ca_certs", "ca_cert_dir"})
 _BOTOCORE = "botocore.awsrequest"
 _NOT_IN_A_RULE = tuple(f"key_{name}" for name in TLS_SETTINGS if name not in _COMPARED)
 
 
-def brings_own_tls(key: PoolKey, tls: TlsPlan, pool: Any, *, named_bundle: bool) -> bool:
+def brings_own_tls(key: PoolKey, tls: TlsPlan, pool: Any, *, named: frozenset[str]) -> bool:
     """Whether what *key* says about TLS differs from the rule: another CA, a client certificate, no check, …
 
     A context does: what it trusts and presents cannot be read from it. Only botocore's does not. That SDK makes one for
@@ -32,8 +33,8 @@ def brings_own_tls(key: PoolKey, tls: TlsPlan, pool: Any, *, named_bundle: bool)
         pool: The pool made by that key. What was written on it since then counts as well, except for the fields
             that requests' own `cert_verify` writes on every pool. Its host's certificate is checked where the rule
             has no `server_name`.
-        named_bundle: Whether the manager was made with a bundle. Else the bundle in *key* is requests', which
-            takes that of the environment where nobody has named one.
+        named: What the manager was made with. All else in *key* is requests', which writes CERT_REQUIRED into every
+            key, and the bundle of the environment where nobody has named one.
     """
     if (pool.assert_hostname, pool.assert_fingerprint) != (
         key.key_assert_hostname,
@@ -52,11 +53,15 @@ def brings_own_tls(key: PoolKey, tls: TlsPlan, pool: Any, *, named_bundle: bool)
         verifies = resolve_cert_reqs(key.key_cert_reqs)
         if verifies != ssl.CERT_REQUIRED and (verifies != ssl.CERT_NONE or tls.verify):
             return True
+        if verifies == ssl.CERT_REQUIRED and not tls.verify and "cert_reqs" in named:
+            return True  # who asks for a check never gets less
     for ca in (key.key_ca_certs, key.key_ca_cert_dir):
-        if ca is None or (not named_bundle and is_bundle_of_environment(ca)):
+        if ca is None or (named.isdisjoint(_BUNDLES) and is_bundle_of_environment(ca)):
             continue
         if not is_bundle_of(tls, ca):
             return True
+    if key.key_assert_hostname is not None and not tls.verify:
+        return True
     name = tls.server_name or pool.host
     if key.key_assert_hostname not in (None, name) or key.key_server_hostname not in (None, name):
         return True
