@@ -22,7 +22,7 @@ from weakref import WeakSet
 
 from headrace.adapters import install
 from headrace.adapters.handles import Handle, Session, governed_session, stock_pools
-from headrace.config import default_files, load, mode_override
+from headrace.config import Sections, default_files, load, mode_override
 from headrace.errors import ConfigError, HeadraceError
 from headrace.observe.events import HeadraceStarted, HeadraceStopped, ModeOverridden
 from headrace.observe.isolation import carry_out, each
@@ -73,6 +73,7 @@ class Headrace:
         self.started_in: int = 0  # pid
         self._mode_override = mode_override(os.environ)
         self._cwd = Path.cwd()
+        self._sections = Sections()
         self._lock = threading.Lock()
         self._running_in: int | None = None  # pid
         self._closed = False
@@ -202,7 +203,10 @@ class Headrace:
         atexit.unregister(self.close)  # of a suspended instance, it is there
         atexit.register(self.close)
         # The watcher comes last. It looks at once, and a reload publishes only where this start has published.
-        self._watcher = Watcher(self._watched(), self._files_changed, self.snapshot.configuration.reload)
+        configuration = self.snapshot.configuration
+        self._watcher = Watcher(
+            self._watched(), self._files_changed, configuration.reload, known=configuration.prints
+        )
         self._watcher.start()
         self._closed = self._is_suspended = False
         self._running_in = self.started_in = os.getpid()
@@ -271,7 +275,8 @@ class Headrace:
         if self._closed:
             raise HeadraceError("this Headrace is closed; start() takes the files into force again")
         result = self._reloader.reload()
-        self._rewatch()
+        # What has just been read need not be read again. Not where the watcher itself has asked for the load: it knows.
+        self._rewatch(known=self.snapshot.configuration.prints)
         return result
 
     def reread(self) -> None:
@@ -382,7 +387,7 @@ class Headrace:
         }
 
     def _load(self) -> Configuration:
-        return load(self.files, env=os.environ, cwd=self._cwd)
+        return load(self.files, env=os.environ, cwd=self._cwd, sections=self._sections)
 
     def _publish(self, snapshot: Snapshot) -> None:
         # The question is not "started in this process": a forked child that never starts is governed all the same.
@@ -400,10 +405,11 @@ class Headrace:
             wanted = error.watched
         self._rewatch(wanted)
 
-    def _rewatch(self, wanted: Sequence[str] = ()) -> None:
+    def _rewatch(self, wanted: Sequence[str] = (), *, known: Mapping[str, bytes] | None = None) -> None:
         watcher = self._watcher
         if watcher is not None:
-            watcher.set_files((*self._watched(), *wanted), plan=self.snapshot.configuration.reload)
+            plan = self.snapshot.configuration.reload
+            watcher.set_files((*self._watched(), *wanted), known=known, plan=plan)
 
     def _watched(self) -> tuple[str, ...]:
         return self.snapshot.configuration.watched

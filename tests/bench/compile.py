@@ -23,9 +23,9 @@ import headrace
 from headrace.config import load
 
 
-def blocks(upstreams: int) -> str:
-    """That many upstreams, no two alike, as a file has them."""
-    return "".join(
+def rules(upstreams: int) -> str:
+    """A file with that many, no two alike."""
+    blocks = [
         f"""\
   service_{number}:
     base_url: {"https" if number % 2 else "http"}://service-{number}.internal:8443/v2
@@ -35,12 +35,8 @@ def blocks(upstreams: int) -> str:
     circuit_breaker: {{minimum_calls: {10 + number % 10}, failure_rate_threshold: 0.4}}
 """
         for number in range(upstreams)
-    )
-
-
-def rules(upstreams: int) -> str:
-    """A file with that many."""
-    return f"version: 1\nupstreams:\n{blocks(upstreams)}"
+    ]
+    return "version: 1\nupstreams:\n" + "".join(blocks)
 
 
 def took_s(act: Callable[[], object], runs: int) -> list[float]:

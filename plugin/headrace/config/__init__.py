@@ -12,6 +12,16 @@ secret. The modules are layered, the folders are not: `source.tree` uses `check.
 
 from headrace.config.check.problems import Problem, render_problems
 from headrace.config.load import Inspection, inspect, load
+from headrace.config.reuse import Sections
 from headrace.config.source.sources import default_files, mode_override
 
-__all__ = ["Inspection", "Problem", "default_files", "inspect", "load", "mode_override", "render_problems"]
+__all__ = [
+    "Inspection",
+    "Problem",
+    "Sections",
+    "default_files",
+    "inspect",
+    "load",
+    "mode_override",
+    "render_problems",
+]

@@ -18,6 +18,7 @@ from types import MappingProxyType
 
 from headrace.config import settings as given
 from headrace.config.check.predicates import Predicate
+from headrace.config.reuse import Plans
 from headrace.policy.outcome import Condition, condition
 from headrace.policy.plan import (
     AdaptivePlan,
@@ -58,22 +59,26 @@ def compile_settings(
     *,
     tls: Mapping[str, TlsPlan | None],
     predicates: Mapping[str, Predicate],
+    known: Plans,
     digest: str,
     watched: tuple[str, ...],
     warnings: tuple[str, ...],
+    prints: Mapping[str, bytes],
 ) -> Configuration:
     """The plans of *settings*, which have passed every check.
 
     Args:
         tls: TLS plan by upstream, None for http.
         predicates: What `failure_if` names, by upstream.
+        known: Plans of the load before, which stay where what they are compiled of has not changed.
         digest: Identity of everything read.
         watched: Absolute paths of everything read.
         warnings: Rendered findings.
+        prints: SHA-256 of what was read, by path.
     """
     service, reload = settings.service, settings.reload
     upstreams = {
-        name: _upstream(name, upstream, tls[name], predicates.get(name))
+        name: _known_or_new(known.get(name), name, upstream, tls[name], predicates.get(name))
         for name, upstream in settings.upstreams.items()
     }
     return Configuration(
@@ -102,7 +107,20 @@ def compile_settings(
         digest=digest,
         watched=watched,
         warnings=warnings,
+        prints=prints,
     )
+
+
+def _known_or_new(
+    before: tuple[given.Upstream, TlsPlan | None, Predicate | None, UpstreamPlan] | None,
+    name: str,
+    upstream: given.Upstream,
+    tls: TlsPlan | None,
+    failure_if: Predicate | None,
+) -> UpstreamPlan:
+    if before is not None and before[0] is upstream and before[1] == tls and before[2] is failure_if:
+        return before[3]
+    return _upstream(name, upstream, tls, failure_if)
 
 
 def _inbound_deadline(deadline: given.InboundDeadline) -> InboundDeadlinePlan | None:

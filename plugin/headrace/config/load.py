@@ -25,7 +25,8 @@
    every file, secret and variable that the plans rest on.
 
 Every stage adds to the same lists, and one `Reader` reads each file once: the content that was checked is the content
-that the digest is of. No lock is needed. Each load has a reader and a tree of its own.
+that the digest is of. No lock is needed. Each load has a reader and a tree of its own. A section that says the same as
+at the load before is neither validated nor compiled again (`config.reuse`); everything else is done every time.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from headrace.config.check.problems import Problem, refusal
 from headrace.config.check.trust import Trust
 from headrace.config.check.validate import validate
 from headrace.config.compile import compile_settings
+from headrace.config.reuse import Reading, Sections
 from headrace.config.settings import Settings
 from headrace.config.source.files import Reader
 from headrace.config.source.renames import with_new_names
@@ -92,6 +94,7 @@ def load(
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
     secrets_dir: str | os.PathLike[str] | None = None,
+    sections: Sections | None = None,
 ) -> Configuration:
     """The configuration of *files*, ready to be taken into force. Reads files; changes nothing.
 
@@ -101,11 +104,12 @@ def load(
         env: Environment to read; None: the process's.
         cwd: What relative paths are relative to; None: the working directory.
         secrets_dir: Secrets directory; None: HEADRACE_SECRETS_DIR, if set.
+        sections: What the load before has made, for those that say the same; it will have what this one makes.
 
     Raises:
         ConfigError: With every problem found, sorted by file and line.
     """
-    inspection = inspect(files, env=env, cwd=cwd, secrets_dir=secrets_dir)
+    inspection = inspect(files, env=env, cwd=cwd, secrets_dir=secrets_dir, sections=sections)
     if inspection.configuration is None:
         env = None  # crash reporters ship the locals of a frame, and this one is the whole environment
         raise refusal(inspection.problems, watched=inspection.watched)
@@ -119,6 +123,7 @@ def inspect(
     cwd: str | os.PathLike[str] | None = None,
     secrets_dir: str | os.PathLike[str] | None = None,
     given: Mapping[str, bytes] | None = None,
+    sections: Sections | None = None,
 ) -> Inspection:
     """As `load`, but never raises for what is wrong: `check` and `explain` print it.
 
@@ -159,7 +164,10 @@ def inspect(
         problems += found
         deprecated += old
 
-    validated = validate(*sources)
+    sections = Sections() if sections is None else sections
+    models, plans = sections.kept
+    reading = Reading(models)
+    validated = validate(*sources, reading=reading)
     settings, written = validated.settings, validated.written
     problems += documents.unresolved
     # A reference or an alias that leads nowhere has left null behind, a key that is no text has left its text. What
@@ -185,9 +193,18 @@ def inspect(
         settings,
         tls=tls,
         predicates=predicates,
+        known=plans,
         digest=reader.digest(),
         watched=watched,
         warnings=tuple(map(str, sorted([*misspelt, *findings]))),
+        prints=reader.prints(),
+    )
+    sections.kept = (
+        reading.models(settings.upstreams),
+        {
+            name: (upstream, tls[name], predicates.get(name), configuration.upstreams[name])
+            for name, upstream in settings.upstreams.items()
+        },
     )
     return Inspection(configuration, settings, written, (), tuple(misspelt), tuple(findings), watched)
 

@@ -7,12 +7,14 @@ of that key's documentation. Long, for it is one list: splitting it would hide t
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from contextvars import ContextVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from headrace.config.source.tree import Node, Plain, plain
+from headrace.config.reuse import Reading
+from headrace.config.source.tree import Node, plain
 from headrace.config.source.values import (
     Attempts,
     BudgetTtl,
@@ -53,6 +55,10 @@ class Section(BaseModel):
     """A map of keys: unknown ones are refused, no value is silently made into another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Itself: it is frozen. pydantic copies each default that is used, and a file has thousands of them."""
+        return self
 
     def with_defaults(self, defaults: dict[str, object]) -> Self:
         """This section with other *defaults*. They do not count as written: `model_fields_set` is as before."""
@@ -623,6 +629,9 @@ class Upstream(Rules):
     )
 
 
+_reading: ContextVar[Reading | None] = ContextVar("headrace_sections", default=None)
+
+
 class Settings(BaseSettings):
     """Rules for pool, timeouts, retries and breaker of each upstream that an application calls."""
 
@@ -642,9 +651,19 @@ class Settings(BaseSettings):
     reload: Reload = Field(Reload(), description="How an edited file is taken into force.")
     telemetry: Telemetry = Field(Telemetry(), description="What is measured beyond the upstreams themselves.")
 
-    def __init__(self, *sources: PydanticBaseSettingsSource) -> None:
-        """What *sources* say together, the strongest first; nodes of `source.tree` stand for the values."""
-        super().__init__(sources=sources)
+    def __init__(self, *sources: PydanticBaseSettingsSource, reading: Reading | None = None) -> None:
+        """What *sources* say together, the strongest first; nodes of `source.tree` stand for the values.
+
+        Args:
+            reading: Knows the models of sections that say the same as before; None: all are validated.
+        """
+        token = _reading.set(
+            reading
+        )  # pydantic gives its validators no other context where a constructor is called
+        try:
+            super().__init__(sources=sources)
+        finally:
+            _reading.reset(token)
 
     @classmethod
     def settings_customise_sources(
@@ -663,9 +682,15 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_marks(cls, merged: dict[str, Node]) -> dict[str, Plain]:
-        """The values of the nodes that pydantic-settings has merged."""
-        return {name: plain(node) for name, node in merged.items()}
+    def _without_marks(cls, merged: dict[str, Node]) -> dict[str, Any]:
+        """The values of the nodes that pydantic-settings has merged; models in place of sections that are known."""
+        values: dict[str, Any] = {name: plain(node) for name, node in merged.items()}
+        reading, upstreams = _reading.get(), values.get("upstreams")
+        if reading is not None and isinstance(upstreams, dict):
+            values["upstreams"] = {
+                name: reading.model_or(name, section) for name, section in upstreams.items()
+            }
+        return values
 
 
 _OF_UPSTREAM = ("upstreams", "<name>")

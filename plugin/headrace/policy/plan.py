@@ -493,6 +493,7 @@ class Configuration:
         watched: Absolute paths of every file that, changed, means a reload: the
             YAML, `${file:}` targets, secrets directory entries, certificates.
         warnings: Rendered findings that do not stop the load, sorted by line.
+        prints: SHA-256 of what the load has read, of those of *watched* that it has read.
     """
 
     service: ServicePlan
@@ -503,3 +504,4 @@ class Configuration:
     digest: str
     watched: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    prints: Mapping[str, bytes] = field(default_factory=dict, repr=False)

@@ -19,6 +19,7 @@ from headrace.config.check.foreign import FOREIGN
 from headrace.config.check.problems import MAX_PROBLEMS, Path, Problem, did_you_mean, dotted
 from headrace.config.check.proposals import misspelt, proposals
 from headrace.config.explain.keys import GONE, Key, key_at
+from headrace.config.reuse import Reading
 from headrace.config.settings import Settings
 from headrace.config.source.inherit import Inheritance
 from headrace.config.source.tree import (
@@ -57,8 +58,12 @@ class Validated:
     problems: list[Problem]
 
 
-def validate(*sources: PydanticBaseSettingsSource) -> Validated:
-    """Settings of *sources*, the strongest first, and every problem of a single value."""
+def validate(*sources: PydanticBaseSettingsSource, reading: Reading | None = None) -> Validated:
+    """Settings of *sources*, the strongest first, and every problem of a single value.
+
+    Args:
+        reading: Knows the models of sections that say the same as before; None: all are validated.
+    """
     inheritance = Inheritance(Settings, {})
     layers: tuple[PydanticBaseSettingsSource, ...] = (*sources, inheritance)
     settings: Settings | None = None
@@ -68,7 +73,7 @@ def validate(*sources: PydanticBaseSettingsSource) -> Validated:
     for _ in range(_MAX_ROUNDS):
         errors = []
         try:
-            settings = Settings(*layers)
+            settings = Settings(*layers, reading=reading)
             break
         except ValidationError as error:
             errors = error.errors(include_url=False, include_input=False)

@@ -93,6 +93,14 @@ class Reader:
             raise content
         return content
 
+    def prints(self) -> dict[str, bytes]:
+        """SHA-256 of the content of each watched file that could be read: what the watcher takes one for (a test)."""
+        return {
+            path: hashlib.sha256(content).digest()
+            for path in self.watched
+            if isinstance(content := self._contents.get(path), bytes)
+        }
+
     def note(self, variable: str, value: str) -> str:
         """Remember for the digest that the configuration depends on *variable*. Answers its *value*."""
         self._noted[f"env:{variable}"] = value.encode(errors="surrogateescape")
