@@ -91,11 +91,14 @@ def least(act: Callable[[], object], *, begins: str, times: int = 5) -> Counted:
 def happy_calls(url: str, hr: headrace.Headrace, name: str) -> dict[str, Counted]:
     """By surface, for the upstream *name* of *hr* (started) at *url*."""
     handle = hr.upstream(name)
-    with requests.Session() as session:
+    with requests.Session() as session, hr.session() as ours:
+        ours.trust_env = False  # what this machine's environment says is not the same on each
         return {
             "requests, from HTTPAdapter.send": least(
                 lambda: session.get(f"{url}/a"), begins="RequestsPatch.__init__.<locals>.send"
             ),
+            "hr.session()": least(lambda: ours.get(f"{url}/a"), begins="GovernedSession.request"),
+            "Handle.get": least(lambda: handle.get("/a"), begins="Handle.get"),
             "Handle.urlopen": least(lambda: handle.urlopen("GET", "/a"), begins="Handle.urlopen"),
         }
 

@@ -317,11 +317,12 @@ class FaultServer:
             with self._changed:
                 self._open.discard(plain)
                 self._open.discard(sock)
-                self._threads.discard(threading.current_thread())
                 self._changed.notify_all()
             # After the set has forgotten it: drop_all() may not meet a descriptor that is somebody else's by now.
             sock.close()
             plain.close()
+            with self._changed:  # only now: close() promises that no socket is left
+                self._threads.discard(threading.current_thread())
 
     def _handshake(self, plain: socket.socket) -> ssl.SSLSocket:
         assert self.tls is not None

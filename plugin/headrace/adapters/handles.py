@@ -14,8 +14,12 @@ from requests.adapters import DEFAULT_POOLSIZE
 from requests.models import PreparedRequest
 from urllib3.response import BaseHTTPResponse
 
-from headrace.adapters.own_connections import PlainPoolManager
+from headrace.adapters.own_connections import PlainPoolManager, settled_by_adapter
 from headrace.adapters.owner import CallByName, call_by_name
+from headrace.adapters.requests.direct import follow, is_redirect, send_direct
+from headrace.adapters.requests.plain import Head, Plain, head_of, is_plain_path, plain_request
+from headrace.adapters.requests.session import GovernedSession
+from headrace.adapters.requests.stock import is_stock
 from headrace.adapters.requests.surface import GovernedAdapter
 from headrace.adapters.timeouts import NOT_GIVEN
 from headrace.adapters.urllib3.surface import urlopen
@@ -27,7 +31,6 @@ from headrace.policy.routes import target_of, url_of
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import current_attempt
 from headrace.transport.connection_auth import is_of_connection
-from headrace.transport.stock.library_headers import know_again
 from headrace.transport.stock.pool import with_defaults
 
 P = ParamSpec("P")
@@ -35,6 +38,9 @@ T = TypeVar("T")
 
 Session: TypeAlias = requests.Session
 """For annotations above, where no HTTP library is imported."""
+
+_DIRECT = frozenset({"params", "data", "headers", "timeout", "allow_redirects", "stream", "json"})
+"""Keywords of a call that needs nothing of a Session."""
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _FORBIDDEN = re.compile(r"[\x00-\x20\\\x7f]")
@@ -47,7 +53,18 @@ class Handle:
     and .netrc are not read: a handle talks to the upstream that the file names.
     """
 
-    __slots__ = ("_find_by_url", "_in_force", "_reset", "_resolve", "_session", "_stock", "name")
+    __slots__ = (
+        "_adapter",
+        "_find_by_url",
+        "_head",
+        "_in_force",
+        "_reset",
+        "_resolve",
+        "_session",
+        "_spelled",
+        "_stock",
+        "name",
+    )
 
     def __init__(
         self,
@@ -64,9 +81,12 @@ class Handle:
         self._find_by_url = find_by_url
         self._stock = stock
         self._reset = reset
-        self._session = _session_over(_HandleAdapter(self._find, self._trusts, name))
+        self._adapter = _HandleAdapter(self._find, self._trusts, name)
+        self._session = _session_over(self._adapter)
         self._session.trust_env = False
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self._head: Head | None = head_of(self._session.headers)
+        self._spelled: tuple[UrlPrefix | None, str, str | None] = (None, "", None)
 
     def request(self, method: str, path: str, **kw: Any) -> requests.Response:
         """Call *path* below the `base_url`. Blocks; *kw* as for `requests.request`.
@@ -78,13 +98,76 @@ class Handle:
             requests.RequestException: What the last attempt raised.
         """
         upstream = self._resolve(self.name)
-        url = url_of(upstream.plan.base) + checked_path(upstream.plan.base, path)
+        plan = upstream.plan
+        base = plan.base
+        if "%" in path or ";" in path or not is_plain_path(path):
+            path = checked_path(base, path)
+        if (
+            upstream.mode == "enforce"
+            and _DIRECT.issuperset(kw)
+            and is_stock()
+            and settled_by_adapter(self._adapter, base.origin.scheme, plan.tls) is None
+        ):
+            return self._direct(upstream, method, path, **kw)
+        url = url_of(base) + path
         outer = call_by_name.get()
         try:
             call_by_name.set(CallByName())
             return self._session.request(method, url, **kw)
         finally:
             call_by_name.set(outer)  # not reset(): an interrupt may have come before the token was stored
+
+    def _direct(
+        self,
+        upstream: Upstream,
+        method: str,
+        path: str,
+        params: Any = None,
+        data: Any = None,
+        headers: Any = None,
+        timeout: Any = None,
+        allow_redirects: bool = True,
+        stream: bool | None = None,
+        json: Any = None,
+    ) -> requests.Response:
+        """The same past the functions of requests, which are stock's now. Blocks."""
+        base, url, prefix = self._spelled
+        if base is not upstream.plan.base:
+            self._spelled = base, url, prefix = _spelled(upstream.plan.base)
+        asked = None
+        if prefix is not None and self._head is not None:
+            asked = plain_request(method, url, prefix, path, self._head, headers, params, data, json)
+        if asked is None:
+            asked = Plain.of(
+                self._session.prepare_request(
+                    requests.Request(
+                        method.upper(),
+                        url + path,
+                        headers=headers,
+                        data=data or {},
+                        json=json,
+                        params=params or {},
+                    )
+                )
+            )
+        is_streamed = bool(stream)
+        owner = CallByName() if headers else None
+        answer = send_direct(upstream, self._adapter, asked, owner, timeout=timeout, stream=is_streamed)
+        if not is_redirect(answer):
+            return answer
+        outer = call_by_name.get()
+        try:
+            call_by_name.set(CallByName())
+            return follow(
+                self._session,
+                answer,
+                asked,
+                allow_redirects=allow_redirects,
+                timeout=timeout,
+                stream=is_streamed,
+            )
+        finally:
+            call_by_name.set(outer)
 
     def get(self, path: str, **kw: Any) -> requests.Response:
         """GET; see `request`."""
@@ -254,6 +337,15 @@ class Handle:
             return f"<Handle {self.name!r}, which is not in force>"
 
 
+def _spelled(base: UrlPrefix) -> tuple[UrlPrefix, str, str | None]:
+    """*base*, its URL, and its path, if requests leaves them as they are; else None for the path."""
+    url = url_of(base)
+    prepared = PreparedRequest()
+    prepared.prepare_url(f"{url}/a", None)
+    is_left = prepared.url == f"{url}/a"
+    return base, url, prepared.path_url.removesuffix("/a") if is_left else None
+
+
 def _no_trust(request: PreparedRequest) -> TlsPlan | None:
     """Of its own: stock's holds."""
     return None
@@ -268,14 +360,6 @@ def governed_session(
     It can be copied, and pickled if *find* and *trusts* can.
     """
     return _session_over(GovernedAdapter(find, trusts))
-
-
-class GovernedSession(requests.Session):
-    """A session that a pickle does not change."""
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        know_again(self.headers)
 
 
 class _HandleAdapter(GovernedAdapter):

@@ -76,7 +76,7 @@ def send(
 
     if upstream.mode == "off":
         return go()
-    reason = _reason_to_pass(upstream.plan, adapter, request, verify, cert, proxies)
+    reason = reason_to_pass(upstream.plan, adapter, request.url, verify, cert, proxies)
     if reason is not None:
         count_ungoverned(upstream, reason)
         return let_through(request, go)
@@ -111,7 +111,7 @@ def send(
             return send_in_tries(go, upstream, adapter, request, asked, is_seen=is_seen, body_at=body_at)
         tries = Tries(upstream)  # one, as far as we can see
         count_delegated(upstream)
-    surface = _Surface(
+    surface = Surface(
         original,
         adapter,
         request,
@@ -180,8 +180,8 @@ class GovernedAdapter(HTTPAdapter):
         """As `HTTPAdapter.send`. Blocks."""
         upstream = self._find(request)
         if upstream is None:
-            return _stock_send()(self, request, stream, timeout, verify, cert, proxies)
-        return send(_stock_send(), upstream, self, request, stream, timeout, verify, cert, proxies)
+            return stock_send()(self, request, stream, timeout, verify, cert, proxies)
+        return send(stock_send(), upstream, self, request, stream, timeout, verify, cert, proxies)
 
     def get_connection_with_tls_context(
         self, request: PreparedRequest, verify: Any, proxies: Any = None, cert: Any = None
@@ -197,7 +197,7 @@ class GovernedAdapter(HTTPAdapter):
         return super().get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
 
 
-class _Surface:
+class Surface:
     """One call through requests."""
 
     __slots__ = (
@@ -297,7 +297,7 @@ class _Surface:
         asked = self._asked
         if asked is None and other.plan.base.origin != refused.plan.base.origin:
             asked = self._request
-        surface = _Surface(
+        surface = Surface(
             self._original,
             self._adapter,
             request,
@@ -310,15 +310,15 @@ class _Surface:
         return Substitute(surface, request, request.headers)
 
     def failure(self, error: Exception, attempt: Attempt, *, presents: bool) -> Failure:
-        return failure_of(error, attempt, presents=presents, as_broken=self._as_broken)
+        return failure_of(error, attempt, presents=presents, as_broken=self.as_broken)
 
     def timed_out(self, text: str, attempt: Attempt) -> ReadTimeout:
         return ReadTimeout(ReadTimeoutError(attempt.pool, "", text), request=self._request)
 
     def broken_off(self, text: str) -> RequestsConnectionError:
-        return self._as_broken(broken_off(text))
+        return self.as_broken(broken_off(text))
 
-    def _as_broken(self, cause: ProtocolError) -> RequestsConnectionError:
+    def as_broken(self, cause: ProtocolError) -> RequestsConnectionError:
         return RequestsConnectionError(cause, request=self._request)
 
     def family(self) -> dict[str, Any]:
@@ -348,16 +348,16 @@ def _method(request: PreparedRequest) -> str:
     return (request.method or "GET").upper()
 
 
-def _reason_to_pass(
+def reason_to_pass(
     plan: UpstreamPlan,
     adapter: HTTPAdapter,
-    request: PreparedRequest,
+    url: str | None,
     verify: Any,
     cert: Any,
     proxies: Mapping[str, str] | None,
 ) -> str | None:
     """Why this call must pass through untouched, or None: the label of `headrace_ungoverned_calls_total`."""
-    if proxies and select_proxy(request.url or "", dict(proxies)):
+    if proxies and select_proxy(url or "", dict(proxies)):
         return "proxy"
     tls = plan.tls
     settled = settled_by_adapter(adapter, "http" if tls is None else "https", tls)
@@ -374,7 +374,7 @@ def _reason_to_pass(
     return "tls"
 
 
-def _stock_send() -> Send:
+def stock_send() -> Send:
     """`HTTPAdapter.send` as it is now, without our own patch: mocks and instrumentation of it see the call."""
     send: Send = HTTPAdapter.send
     return getattr(send, "headrace_original", send)
