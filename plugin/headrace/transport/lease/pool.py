@@ -33,8 +33,9 @@ second kind takes no other connection (`own_only`). All connections count toward
 
 **Places.** A connection has one place, and its lease is in `_inuse`, until the holder that made the connection knows
 better and says so: `share`. Its leases are in `_shared` then (`lease.shared`). Limits and gauges count connections;
-a waiter is woken for each free place. A connection is used up, too old or retired as one, and then lends no
+a waiter is woken for each free place. A connection is used up or too old as one, and then lends no
 further place: it is closed with its last lease. So it is when one of its leases comes back broken, or is lost.
+(A retired pool lends places on, to calls of the old snapshot: they would wait for each other otherwise.)
 Nothing of this is asked on the way of a lease that has its connection for itself.
 
 **Interrupts.** KeyboardInterrupt, or Celery's soft time limit, may be raised between
