@@ -176,10 +176,16 @@ def test_a_waiter_that_has_left_the_queue_leaves_no_wish_behind(leave: str) -> N
     assert (r.pool._fresh_waiters, r.pool._own_waiters) == (set(), set())
 
 
-def test_a_lease_that_is_not_yet_anywhere_can_be_shown() -> None:
+@pytest.mark.parametrize("reusable", [True, False])
+def test_a_lease_that_is_not_yet_anywhere_can_be_shown_and_given_back(reusable: bool) -> None:
+    r = rig()
     lease: Lease[Conn] = Lease()
     lease.connection = lease_module._NO_CONNECTION
+    lease.token, lease.one_off, lease.aborted = ref(lease), False, None
+    r.pool.give_back(lease, reusable=reusable)
+    view = r.pool.view()
     assert repr(lease.connection) == "<Connection, 0 uses, None>"
+    assert (view.inuse, view.idle, r.closed, faults(r)) == (0, 0, [], [])
 
 
 def test_an_abort_between_the_look_of_a_return_and_its_note_closes_for_the_reason_of_the_abort() -> None:
