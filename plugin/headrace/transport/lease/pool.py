@@ -1058,12 +1058,12 @@ class LeasePool(Generic[C]):
         if self._screens:
             self._update_screening()
 
-    def _free_slot(self, token: ref[Lease[C]], conn: C | None, reason: CloseReason | None) -> None:
+    def _free_slot(self, token: ref[Lease[C]], conn: C | None, reason: CloseReason) -> None:
         """Free the slot of *token*. Its connection is not kept."""
         home = self._inuse if token in self._inuse else self._one_off
         site = home.pop(token)
         if conn is not None:
-            self._schedule_close(conn, reason or "error")
+            self._schedule_close(conn, reason)
         if reason == "leaked":
             self._report_leak(site)
         self._reported.discard(token)
