@@ -380,3 +380,12 @@ def test_the_rate_is_exact_to_a_sixtieth_of_its_window(step_s: float, steps: int
     assert answers[:-1] == [None] * (steps - 1)  # the first calls count until their sample is a window old
     assert answers[-1] is not None
     assert answers[-1].rate_rps == 0.0
+
+
+def test_who_is_late_turns_no_time_back() -> None:
+    pool = Pool(size=50)
+    pool.run(60, rps=40)
+    pool.sizing.enqueued(pool.now - 1.0, pool.load(1))  # it has read the clock before the look of just now
+
+    assert pool.run(29, rps=0) == []
+    assert len(pool.run(1, rps=0)) == 1

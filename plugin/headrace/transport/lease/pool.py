@@ -506,7 +506,7 @@ class LeasePool(Generic[C]):
                 for connection in (*self._apart, *self._shared)
                 if connection.owner is None and connection.ends_as is None
             )
-            want = 0 if self._retired or self._waiters else min(self.plan.min_idle - ready, room)
+            want = 0 if self._retired else min(self.plan.min_idle - ready, room)  # none waits beside room
         self._settle()
         return max(want, 0)
 
