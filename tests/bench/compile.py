@@ -23,9 +23,9 @@ import headrace
 from headrace.config import load
 
 
-def rules(upstreams: int) -> str:
-    """A file with that many, no two alike."""
-    blocks = [
+def blocks(upstreams: int) -> str:
+    """That many upstreams, no two alike, as a file has them."""
+    return "".join(
         f"""\
   service_{number}:
     base_url: {"https" if number % 2 else "http"}://service-{number}.internal:8443/v2
@@ -35,8 +35,12 @@ def rules(upstreams: int) -> str:
     circuit_breaker: {{minimum_calls: {10 + number % 10}, failure_rate_threshold: 0.4}}
 """
         for number in range(upstreams)
-    ]
-    return "version: 1\nupstreams:\n" + "".join(blocks)
+    )
+
+
+def rules(upstreams: int) -> str:
+    """A file with that many."""
+    return f"version: 1\nupstreams:\n{blocks(upstreams)}"
 
 
 def took_s(act: Callable[[], object], runs: int) -> list[float]:

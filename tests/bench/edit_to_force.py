@@ -33,15 +33,15 @@ LIMIT_S = 0.250  # a quarter of a second, as reload.md promises
 PATIENCE_S = 10.0
 
 
-def rules(port: int, turn: int) -> str:
-    """A file that differs from turn to turn by a header."""
+def rules(url: str, turn: int, more: str = "") -> str:
+    """A file that differs from turn to turn by a header; *more* are further upstreams."""
     return f"""\
 version: 1
 upstreams:
   billing:
-    base_url: http://127.0.0.1:{port}
+    base_url: {url}
     headers: {{X-Turn: "{turn}"}}
-"""
+{more}"""
 
 
 def renamed(file: Path, text: str) -> None:
@@ -57,13 +57,14 @@ def in_place(file: Path, text: str) -> None:
 
 
 class Caller:
-    """Calls all the time; remembers when the first call under each digest began."""
+    """Calls all the time; remembers when the first call under each digest began, and the longest call so far."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._ended = threading.Event()
         self.began_at: dict[str, float] = {}  # digest -> monotonic seconds
         self.errors: list[str] = []
+        self.longest_s = 0.0
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -77,6 +78,7 @@ class Caller:
                     self.errors.append(repr(error))
                 else:
                     self.began_at.setdefault(digest, began_at)
+                    self.longest_s = max(self.longest_s, time.monotonic() - began_at)
                 self._ended.wait(0.001)
 
     def close(self) -> None:
@@ -85,16 +87,16 @@ class Caller:
 
 
 def series(
-    caller: Caller, file: Path, port: int, edit: Callable[[Path, str], None], edits: range
+    caller: Caller, file: Path, url: str, edit: Callable[[Path, str], None], edits: range, more: str = ""
 ) -> list[float]:
-    """Seconds from each of *edits* to its force. Blocks."""
+    """Seconds from each of *edits* to its force; *more* as for `rules`. Blocks."""
     delays_s = []
     rng = random.Random(edits.start)
     for turn in edits:
         time.sleep(rng.uniform(0.02, 0.3))
         seen = len(caller.began_at)
         edited_at = time.monotonic()
-        edit(file, rules(port, turn))
+        edit(file, rules(url, turn, more))
         while len(caller.began_at) == seen:
             if time.monotonic() - edited_at > PATIENCE_S:
                 raise SystemExit(f"edit {turn} was not in force after {PATIENCE_S} s")
@@ -109,17 +111,17 @@ def main() -> int:
     parser.add_argument("--edits", type=int, default=100)
     edits = parser.parse_args().edits
     with upstream() as port, tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "upstreams.yaml")
-        file.write_text(rules(port, 0))
+        file, url = Path(folder, "upstreams.yaml"), f"http://127.0.0.1:{port}"
+        file.write_text(rules(url, 0))
         with headrace.Headrace(file) as hr:
-            caller = Caller(f"http://127.0.0.1:{port}/")
+            caller = Caller(f"{url}/")
             try:
                 while not caller.began_at:
                     time.sleep(0.01)
                 print(f"{'edit → in force':22}{'n':>5}{'median':>10}{'p95':>10}{'worst':>10}{'> 250 ms':>10}")
                 for number, (title, edit) in enumerate((("atomic rename", renamed), ("in place", in_place))):
                     first = 1 + number * edits
-                    delays_s = series(caller, file, port, edit, range(first, first + edits))
+                    delays_s = series(caller, file, url, edit, range(first, first + edits))
                     figures = (statistics.median(delays_s), percentile(delays_s, 0.95), max(delays_s))
                     late = sum(delay_s > LIMIT_S for delay_s in delays_s)
                     columns = "".join(f"{figure * 1e3:7.1f} ms" for figure in figures)

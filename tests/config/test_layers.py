@@ -56,6 +56,24 @@ def test_precedence_is_the_order_in_which_settings_get_their_sources(tmp_path: P
     assert turned.retry.methods == ["GET", "PUT"]  # lists replace
 
 
+def test_a_single_value_between_two_maps_parts_them_not(tmp_path: Path) -> None:
+    environment, secrets, documents = sources_of(
+        tmp_path,
+        BASE + "    pool: {heartbeat: {interval: 5s}}\n",
+        {f"{VARIABLE}POOL__HEARTBEAT__PATH": "/healthz"},
+        upstreams__billing__pool__heartbeat="null",
+    )
+    both = (
+        Settings(environment, secrets, documents, Inheritance(Settings, {}))
+        .upstreams["billing"]
+        .pool.heartbeat
+    )
+    assert both is not None
+    assert (both.interval, both.path) == (5.0, "/healthz")
+    without = Settings(secrets, documents, Inheritance(Settings, {})).upstreams["billing"].pool
+    assert without.heartbeat is None
+
+
 def test_each_source_is_one_of_pydantic_settings_and_hooked_in_where_it_says(tmp_path: Path) -> None:
     sources = sources_of(tmp_path, BASE, {f"{VARIABLE}MODE": "off"})
     environment, secrets, documents = sources

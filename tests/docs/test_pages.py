@@ -34,7 +34,8 @@ NOT_RUN = {
 
 LINES, LINES_OF_README = 200, 250
 LONGER = {
-    "failures": "a ledger with an entry per failure and the tests that claim it, to be searched, not read"
+    "failures": "a ledger with an entry per failure and the tests that claim it, to be searched, not read",
+    "speed": "tables that tests/bench/run writes, to look a row up in",
 }
 """Pages that may be longer, each with its reason."""
 

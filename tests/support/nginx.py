@@ -33,7 +33,7 @@ daemon off;
 worker_processes 1;
 pid {folder}/nginx.pid;
 error_log {folder}/error.log notice;
-events {{ worker_connections 512; }}
+events {{ worker_connections {connections}; }}
 http {{
     log_format seen '$connection $connection_requests $request_method $request_uri $status';
     access_log {folder}/access.log seen;
@@ -86,18 +86,28 @@ class Nginx:
         server: Directives of the one `server` block.
         http: Directives beside it (`limit_conn_zone …`).
         ca: trustme.CA: TLS 1.3 only, with a certificate of it for 127.0.0.1 and localhost.
+        connections: How many it holds; beyond that it closes idle ones.
     """
 
     host = "127.0.0.1"
 
-    def __init__(self, folder: Path, program: str, server: str, *, http: str = "", ca: Any = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        program: str,
+        server: str,
+        *,
+        http: str = "",
+        ca: Any = None,
+        connections: int = 512,
+    ) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.tls = ca is not None
         self.port = 0
         self._program = program
         self._process: subprocess.Popen[bytes] | None = None
-        self._server, self._http = server, http
+        self._server, self._http, self._connections = server, http, connections
         if ca is not None:
             issued = ca.issue_cert("127.0.0.1", "localhost")
             issued.private_key_pem.write_to_path(str(folder / "key.pem"))
@@ -194,6 +204,7 @@ class Nginx:
         text = _CONFIGURATION.format(
             # Only root may choose, and its worker would otherwise be nobody, who cannot enter the folder.
             user=f"user {getpass.getuser()};" if os.geteuid() == 0 else "",
+            connections=self._connections,
             folder=self.folder,
             http=textwrap.indent(self._http, " " * 4),
             port=self.port,

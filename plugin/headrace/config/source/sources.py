@@ -4,6 +4,9 @@ Each is a source of pydantic-settings and gives a marked tree; `Settings(stronge
 other. Nodes go through that as values do, so what comes out still knows where it was written. The weakest source of
 all is in `inherit`: what upstreams take over from `defaults` and from each other.
 
+It begins with the two strongest. So a map of a variable is laid on the map of a file also where the secrets directory
+has null or another single value between them: that says less, as within one source.
+
 A source reads when it is made, files first: the names of the stronger ones are matched with what stands below.
 """
 
