@@ -30,7 +30,7 @@ from servers import upstream
 import headrace
 
 LIMIT_S = 0.250  # a quarter of a second, as reload.md promises
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 def rules(url: str, turn: int, more: str = "") -> str:

@@ -199,19 +199,14 @@ def _nginx(given: str | None) -> str:
 
 @contextlib.contextmanager
 def _running(options: argparse.Namespace, nginx: str, groups: list[Group]) -> Iterator[Bench]:
+    with_tls = any(group.name == "tls" for group in groups)
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
         (rooms := Path(folder, "rooms")).mkdir()
-        with core(0):
-            serving_now = serving(Path(folder), nginx, with_tls=any(group.name == "tls" for group in groups))
-            origin = serving_now.__enter__()
-        try:
-            bench = Bench(options, origin, rooms)
-            try:
-                yield bench
-            finally:
-                bench.close()
-        finally:
-            serving_now.__exit__(None, None, None)
+        with (
+            serving(Path(folder), nginx, with_tls=with_tls) as origin,
+            contextlib.closing(Bench(options, origin, rooms)) as bench,
+        ):
+            yield bench
 
 
 def main() -> int:
@@ -243,9 +238,9 @@ def main() -> int:
         json.dump(document, sys.stdout, indent=1, ensure_ascii=False)
         print()
     else:
-        print(
-            f"{document['took_s']:.0f} s; {document['machine']['processor']}, {document['machine']['python']}"
-        )
+        where = document["machine"]
+        print(report.bounds(document["groups"]))
+        print(f"\n{document['took_s']:.0f} s; {where['processor']}, {where['python']}")
     if options.docs:
         PAGE.write_text(
             report.with_tables(PAGE.read_text("utf-8"), report.page(document, GROUPS, bench.left_out)),

@@ -51,15 +51,16 @@ def serving(folder: Path, program: str, *, with_tls: bool) -> Iterator[Origin]:
     (files / "10m").write_bytes(b"x" * 10 * 1024**2)
     server = _SERVER.format(files=files, kibibyte="x" * 1024)
     with contextlib.ExitStack() as stack:
-        plain = stack.enter_context(Nginx(folder / "plain", program, server, connections=_CONNECTIONS))
+        with core(0):
+            plain = stack.enter_context(Nginx(folder / "plain", program, server, connections=_CONNECTIONS))
         if not with_tls:
             yield Origin(plain.url, "", "")
             return
         ca = trustme.CA()
         ca.cert_pem.write_to_path(str(folder / "ca.pem"))
-        secure = stack.enter_context(
-            Nginx(folder / "secure", program, server, ca=ca, connections=_CONNECTIONS)
-        )
+        with core(0):
+            secure = Nginx(folder / "secure", program, server, ca=ca, connections=_CONNECTIONS)
+        stack.enter_context(secure)
         yield Origin(plain.url, secure.url, str(folder / "ca.pem"))
 
 

@@ -131,6 +131,19 @@ def text_table(group: Group, found: list[dict[str, Any]], left_out: Mapping[str,
     return "\n".join(lines)
 
 
+def bounds(groups: Mapping[str, list[dict[str, Any]]]) -> str:
+    """Every bound with what was found, a line each: those that were missed come first."""
+    told = [
+        (one["is_met"], f"  {name}: {found['name']}: {_target(one)}")
+        for name, rows in groups.items()
+        for found in rows
+        for one in found["targets"]
+    ]
+    met = sum(is_met for is_met, _ in told)
+    lines = [line for _, line in sorted(told, key=lambda one: one[0])]
+    return "\n".join([f"bounds: {met} of {len(told)} met", *lines])
+
+
 def page(
     document: Mapping[str, Any], groups: tuple[Group, ...], left_out: Mapping[str, Mapping[str, str]]
 ) -> str:

@@ -35,7 +35,7 @@ GROUPS = (
         "bodies",
         "Bodies",
         "One call. Floor: the raw socket, which decompresses the gzip. Peer: `PoolManager.request`, or `Session.get`.",
-        most_s=60,
+        most_s=50,
     ),
     Group(
         "threads",
@@ -89,7 +89,7 @@ GROUPS = (
         "A fresh process; or a file per upstream of it. Floor: its YAML alone, with PyYAML's C loader.",
         rounds=5,
         quick_rounds=1,
-        most_s=45,
+        most_s=30,
     ),
     Group(
         "scale",
@@ -97,7 +97,7 @@ GROUPS = (
         "One call, CPU of its thread; background threads have a row of their own. Floor: a socket. Peer: one upstream.",
         rounds=5,
         quick_rounds=1,
-        most_s=50,
+        most_s=35,
     ),
     Group(
         "memory",
