@@ -442,6 +442,7 @@ REFUSED: dict[str, Case] = {
         "a CR behind the CR of the status line": b"HTTP/1.1 200 OK\r\rX: y\r\n" + FOUR + b"\r\n\r\nmine",
         "a byte behind the CR of the status line": b"HTTP/1.1 200 OK\rX: y\r\n" + FOUR + b"\r\n\r\nmine",
         "a bare CR in the reason": head(FOUR, status=b"HTTP/1.1 200 O\rK") + b"mine",
+        "a body of a 1xx": head(FOUR, status=b"HTTP/1.1 150 Odd") + b"mine",
         "a 1xx with a folded line": head(b"X: a", b" b", status=b"HTTP/1.1 103 Hints") + head(FOUR) + b"mine",
         # ── chunks ──
         "a chunk size that is none, without an end": _BODY + b"x",
@@ -559,7 +560,7 @@ def test_nothing_is_not_a_byte() -> None:
     """An empty piece says that nothing has come, not that anything has ended."""
     reader = AnswerReader()
     reader.begin("GET")
-    assert (reader.feed(b""), reader.started, reader.head_done) == (False, False, False)
+    assert (reader.feed(b""), reader.started, reader.head_done, reader.status) == (False, False, False, 0)
     assert (reader.feed(head(FOUR) + b"mi"), reader.started) == (False, True)
     assert reader.feed(b"") is False
     assert (reader.feed(b"ne"), reader.take()) == (True, b"mine")
@@ -779,6 +780,21 @@ def test_a_limit_is_what_may_be_and_no_more(name: str, how: Callable[[bytes], li
         reader.feed(piece)
     with pytest.raises(TooLarge, match=words):
         reader.feed(last)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        head(b"Content-Length: 11") + b"0123456789x",
+        head(CHUNKED) + b"b\r\n0123456789x\r\n0\r\n\r\n",
+        head(b"X: " + b"x" * 57, TEN) + b"0123456789",
+        head(*[b"X:"] * 4, FOUR) + b"mine",
+    ],
+    ids=["a length", "chunks", "a head", "headers"],
+)
+def test_an_answer_that_has_come_whole_has_the_same_limits(data: bytes) -> None:
+    assert read([data], limits=SMALL).error is TooLarge
+    assert read([data]).done
 
 
 def test_a_body_until_the_end_has_a_limit_too() -> None:
