@@ -31,7 +31,7 @@ WANTED = {
     "install": "from headrace import install",
     "and load": "from headrace import ASGIMiddleware; from headrace.config import load; load(['upstreams.yaml'])",
 }
-_TIMED = "import time; b = time.process_time()\n{}\nprint(time.process_time() - b)"
+TIMED = "import time; b = time.process_time()\n{}\nprint(time.process_time() - b)"
 _LISTED = "import sys; b = set(sys.modules)\n{}\nimport json; print(json.dumps([m for m in sys.modules if m not in b]))"
 
 
@@ -44,7 +44,8 @@ class Cost(NamedTuple):
     others: int
 
 
-def _run(code: str, folder: str) -> str:
+def run(code: str, folder: str) -> str:
+    """What *code* prints in a fresh process; byte code is kept in *folder*. Blocks."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     paths = [str(Path(one).absolute()) for one in env.get("PYTHONPATH", "").split(os.pathsep) if one]
     env |= {"PYTHONPYCACHEPREFIX": f"{folder}/bytecode", "PYTHONPATH": os.pathsep.join(paths)}
@@ -52,6 +53,23 @@ def _run(code: str, folder: str) -> str:
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env, cwd=folder
     )
     return done.stdout
+
+
+def modules_of(statement: str, folder: str) -> list[str]:
+    """The modules that *statement* leads to, in their order."""
+    found: list[str] = json.loads(run(_LISTED.format(statement), folder))
+    return found
+
+
+def write_others(modules: list[str], name: str, folder: str) -> str:
+    """The statement that imports those of *modules* that are not ours: a module *name* of their imports.
+
+    It is a module so that it has bytecode, too.
+    """
+    others = [one for one in modules if one.partition(".")[0] != "headrace" and "-" not in one]
+    lines = (f"try: import {one}\nexcept ImportError: pass\n" for one in others)
+    Path(folder, f"{name}.py").write_text("".join(lines))
+    return f"import {name}"
 
 
 def measure(*, rounds: int) -> dict[str, Cost]:
@@ -64,17 +82,11 @@ def measure(*, rounds: int) -> dict[str, Cost]:
 
 def _measure(folder: str, *, rounds: int) -> dict[str, Cost]:
     sides: dict[tuple[str, bool], Callable[[], float]] = {}
-    modules = {
-        title: json.loads(_run(_LISTED.format(statement), folder)) for title, statement in WANTED.items()
-    }
+    modules = {title: modules_of(statement, folder) for title, statement in WANTED.items()}
     for number, (title, statement) in enumerate(WANTED.items()):
-        others = [name for name in modules[title] if name.partition(".")[0] != "headrace"]
-        alone = "".join(
-            f"try: import {name}\nexcept ImportError: pass\n" for name in others if "-" not in name
-        )
-        Path(folder, f"others_{number}.py").write_text(alone)  # a module, so that it has bytecode, too
-        for is_all, code in ((True, statement), (False, f"import others_{number}")):
-            sides[title, is_all] = lambda code=code: float(_run(_TIMED.format(code), folder))  # type: ignore[misc]
+        others = write_others(modules[title], f"others_{number}", folder)
+        for is_all, code in ((True, statement), (False, others)):
+            sides[title, is_all] = lambda code=code: float(run(TIMED.format(code), folder))  # type: ignore[misc]
     for act in sides.values():
         act()  # writes the bytecode
     costs = rounds_of(sides, rounds=rounds)  # type: ignore[arg-type]

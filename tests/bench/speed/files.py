@@ -127,47 +127,25 @@ def file_of(lab: Lab, *, upstreams: int, how: str) -> Iterator[Work]:
     yield Gauge(once_s)
 
 
-_DEPENDENCIES = """
-import sys
-before = set(sys.modules)
-from headrace import Headrace
-names = [name for name in sys.modules if name not in before]
-foreign = [name for name in names if name.partition(".")[0] not in {"headrace", *sys.stdlib_module_names}]
-print(" ".join(foreign))
-"""
-_IMPORTED = """
-import importlib, resource, sys, time
-for name in sys.argv[1:]:
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        pass  # a name that a library has put in by itself
-print(time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-"""
-
-
-def _python(program: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
+_WEIGHT = "{}\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
 
 
 @contextmanager
-def imported(lab: Lab, *, what: str, figure: int) -> Iterator[Work]:
-    """CPU seconds (figure 0) or bytes (1) of a fresh process that imports: nothing, our dependencies, or headrace.
+def imported(lab: Lab, *, what: str, is_weighed: bool = False) -> Iterator[Work]:
+    """CPU seconds, or resident bytes, of an import in a fresh process: of nothing, our dependencies, or ours.
 
-    The dependencies are the modules of others that `import headrace` imports.
+    The dependencies are the modules of others that the import of ASGIMiddleware leads to.
     """
-    names = {
-        "nothing": list[str](),
-        "headrace": [
-            "headrace.app"
-        ],  # as the name headrace.Headrace does, which is imported on its first use
-        "dependencies": _python(_DEPENDENCIES).split() if what == "dependencies" else [],
-    }[what]
-    _python(_IMPORTED, *names)  # the first one writes the byte code
-    yield Gauge(lambda: float(_python(_IMPORTED, *names).split()[figure]))
+    import imports
+
+    folder, statement = str(lab.folder), imports.WANTED["ASGIMiddleware"]
+    if what == "dependencies":
+        statement = imports.write_others(imports.modules_of(statement, folder), "others", folder)
+    elif what == "nothing":
+        statement = "pass"
+    code = (_WEIGHT if is_weighed else imports.TIMED).format(statement)
+    imports.run(code, folder)  # writes the bytecode
+    yield Gauge(lambda: float(imports.run(code, folder)))
 
 
 # --- scale and memory -------------------------------------------------------------------------------------
@@ -250,8 +228,8 @@ def reading_among(lab: Lab, *, upstreams: int, what: str) -> Iterator[Work]:
 @contextmanager
 def bytes_of(lab: Lab, *, library: str) -> Iterator[Work]:
     """Resident bytes per idle upstream, of 1,000 in a fresh process: a governed one, or one that a peer can call."""
-    argument = f"{lab.http} {lab.folder}"
-    yield Gauge(lambda: float(_python(_WEIGHED, str(Path(__file__).parent), library, *argument.split())))
+    command = [sys.executable, "-c", _WEIGHED, str(Path(__file__).parent), library, lab.http, str(lab.folder)]
+    yield Gauge(lambda: float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
 
 
 _WEIGHED = """
