@@ -18,6 +18,30 @@ from support.authorities import secure as secure
 
 _DESCRIPTORS = Path("/proc/self/fd")
 
+PARSERS = ("auto", "stdlib")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--parser stdlib` runs all tests on stock's wire path; without it, those marked `both_parsers` run on both."""
+    parser.addoption("--parser", choices=PARSERS, help="who reads answers off the wire, in every test")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What speaks of the wire is asked of both paths."""
+    if metafunc.config.getoption("--parser") is None and any(
+        metafunc.definition.iter_markers("both_parsers")
+    ):
+        metafunc.parametrize("parser", PARSERS, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who reads answers off the wire in this process. A file's `pool.parser: stdlib` does the same for its upstream."""
+    chosen: str = getattr(request, "param", None) or request.config.getoption("--parser") or "auto"
+    if chosen == "stdlib":
+        monkeypatch.setattr("headrace.transport.stock.pool.may_speak", lambda *_: False)
+    return chosen
+
 
 @pytest.fixture(scope="session")
 def require_program() -> Callable[[str], str]:

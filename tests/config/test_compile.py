@@ -70,6 +70,7 @@ def test_file_with_only_a_base_url_gets_the_defaults_of_the_design_and_no_findin
             max_requests_per_connection=None,
             max_response_body_bytes=None,
             leak_detection_threshold_s=None,
+            parser="auto",
             tcp_keepalive=None,
             heartbeat=None,
         ),

@@ -103,8 +103,11 @@ class ScriptedSurface:
         self.did.append("rewind")
         return True
 
-    def head(self, answer: Answer) -> tuple[int, Mapping[str, str]]:
-        return answer.status, answer.headers
+    def status(self, answer: Answer) -> int:
+        return answer.status
+
+    def headers(self, answer: Answer) -> Mapping[str, str]:
+        return answer.headers
 
     def streamed(self, answer: Answer) -> Streamed | None:
         return None

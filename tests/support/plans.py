@@ -52,6 +52,7 @@ POOL = PoolPlan(
     max_requests_per_connection=None,
     max_response_body_bytes=None,
     leak_detection_threshold_s=None,
+    parser="auto",
     tcp_keepalive=None,
     heartbeat=None,
 )

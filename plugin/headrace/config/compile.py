@@ -193,6 +193,7 @@ def _pool(pool: given.Pool) -> PoolPlan:
         max_requests_per_connection=pool.max_requests_per_connection,
         max_response_body_bytes=None if pool.max_response_body is None else int(pool.max_response_body),
         leak_detection_threshold_s=_seconds(pool.leak_detection_threshold),
+        parser=pool.parser,
         tcp_keepalive=None
         if keepalive is None
         else KeepalivePlan(

@@ -314,6 +314,11 @@ class Pool(Section):
         examples=["30s"],
     )
 
+    parser: Literal["auto", "stdlib"] = Field(
+        "auto",
+        description="Who reads answers off the wire: headrace where it can, or http.client always.",
+    )
+
     adaptive: Adaptive | None = Field(
         None,
         description="Size that follows the load, up to max_connections; null: always max_connections.",

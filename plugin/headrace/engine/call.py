@@ -305,7 +305,7 @@ class Call(Generic[T]):
         if attempt.ends_at < deadlines.wake_at:
             deadlines.rouse(attempt.ends_at)
         answer = surface.send(attempt)
-        status, _ = surface.head(answer)
+        status = surface.status(answer)
         if not attempt.streamed:
             # An answer that is not retried is bounded by silence and by the deadline (failures.md 89). An attempt
             # that was cut off already stays so.
@@ -340,7 +340,7 @@ class Call(Generic[T]):
             outcome.condemned = is_condemned(self._upstream, answer, status)
             self._surface.hand_out(answer)
         if status >= RETRY_AFTER_FROM:
-            _, headers = self._surface.head(answer)
+            headers = self._surface.headers(answer)
             outcome.retry_after_s = retry_after_s(
                 headers, plan.retry.retry_after.headers, wall_clock=time.time
             )

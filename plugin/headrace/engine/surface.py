@@ -84,8 +84,11 @@ class Surface(Protocol[T]):
     def rewind(self) -> bool:
         """Put the body back to where it began; False if that is impossible."""
 
-    def head(self, answer: T) -> tuple[int, Mapping[str, str]]:
-        """Status and headers of *answer*."""
+    def status(self, answer: T) -> int:
+        """Status of *answer*; asked of each."""
+
+    def headers(self, answer: T) -> Mapping[str, str]:
+        """Headers of *answer*; asked only where they may say something, for they may be made by that."""
 
     def streamed(self, answer: T) -> Streamed | None:
         """The body of *answer* as it comes over the wire; None where it does not (a mock's answer, or a kept one)."""

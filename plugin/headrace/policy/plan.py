@@ -16,6 +16,7 @@ from headrace.policy.outcome import Condition
 Mode = Literal["enforce", "observe", "off"]
 CallerTimeouts = Literal["honour", "ignore"]
 WhenFull = Literal["wait", "new", "reject"]
+Parser = Literal["auto", "stdlib"]
 CircuitMode = Literal["enforce", "observe", "forced_open", "disabled"]
 ErrorResponses = Literal["propagate", "map"]
 TracingMode = Literal["annotate", "spans", "off"]
@@ -147,6 +148,7 @@ class PoolPlan:
         max_response_body_bytes: Largest body, decoded; None: no limit.
         leak_detection_threshold_s: A lease that is held for this long is reported, and it is noted where each lease
             was taken; None: neither.
+        parser: Who reads answers off the wire: "auto" our codec where it can, "stdlib" http.client always.
         tcp_keepalive: None: the system's default, which is none.
         adaptive: None: always max_connections.
     """
@@ -162,6 +164,7 @@ class PoolPlan:
     max_requests_per_connection: int | None
     max_response_body_bytes: int | None
     leak_detection_threshold_s: float | None
+    parser: Parser
     tcp_keepalive: KeepalivePlan | None
     heartbeat: HeartbeatPlan | None
     adaptive: AdaptivePlan | None = None

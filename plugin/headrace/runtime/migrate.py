@@ -120,6 +120,7 @@ ROWS: Final[Mapping[str, Row]] = MappingProxyType(
         "pool.max_requests_per_connection": _LIVE,
         "pool.max_response_body": _LIVE,
         "pool.leak_detection_threshold": _LIVE,
+        "pool.parser": _LIVE,
         # Set on a socket before it connects.
         "pool.tcp_keepalive": _BY_KEEPALIVE,
         "pool.tcp_keepalive.idle": _BY_KEEPALIVE,

@@ -16,6 +16,7 @@ from headrace.transport.attempt import Attempt
 from headrace.transport.stock.body import BodyTooLarge, body_of, is_read_whole, joined, piece_bytes
 from headrace.transport.stock.faults import callers_own
 from headrace.transport.stock.garbage import told_as_broken
+from headrace.transport.wire.response import WireResponse
 
 _TOLERATED_IN_REDIRECTS = (ChunkedEncodingError, ContentDecodingError, RuntimeError)
 """The errors after which `Session.resolve_redirects` goes on, when it cannot read the body of a redirect."""
@@ -38,6 +39,11 @@ def read_body(response: Response, attempt: Attempt, *, is_seen: bool, is_judged:
     wire = response.raw
     kept = None
     try:
+        if type(wire) is WireResponse and not is_seen and response._content is False:
+            whole = wire.take(attempt.max_body_bytes)
+            if whole is not None:
+                response._content, response._content_consumed = whole, True
+                return
         if is_seen and isinstance(wire, HTTPResponse):
             response.raw = kept = _buffered_response(response, wire, attempt)
         if not isinstance(wire, HTTPResponse) or is_read_whole(wire, attempt):

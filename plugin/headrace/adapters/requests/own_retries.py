@@ -38,7 +38,6 @@ from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.stock.pool import GovernedHTTPPool
 from headrace.transport.stock.response import StreamedResponse
-from headrace.transport.stock.timeout import AttemptTimeout
 
 
 def send_in_tries(
@@ -221,7 +220,7 @@ class _Surface:
             retries=NO_RETRY,
             redirect=False,
             assert_same_host=False,  # the target is a path
-            timeout=AttemptTimeout(attempt),
+            timeout=attempt,
             chunked=self._chunked,
             preload_content=False,
             decode_content=False,
@@ -242,8 +241,11 @@ class _Surface:
     def rewind(self) -> bool:
         return rewind(self._request.body, self._body_at)
 
-    def head(self, answer: Response) -> tuple[int, Mapping[str, str]]:
-        return answer.status_code, answer.headers
+    def status(self, answer: Response) -> int:
+        return answer.status_code
+
+    def headers(self, answer: Response) -> Mapping[str, str]:
+        return answer.headers
 
     def streamed(self, answer: Response) -> Streamed | None:
         return answer.raw if isinstance(answer.raw, StreamedResponse) else None

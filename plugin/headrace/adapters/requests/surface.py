@@ -48,6 +48,8 @@ from headrace.transport.stock.timeout import AttemptTimeout
 Send = Callable[..., Response]
 """`HTTPAdapter.send`, unbound."""
 
+_status: Callable[[Response], int] = operator.attrgetter("status_code")
+
 
 def send(
     original: Send,
@@ -214,6 +216,7 @@ class Surface:
 
     twins = REQUESTS
     owns_all = False
+    status = staticmethod(_status)
 
     def __init__(
         self,
@@ -253,8 +256,8 @@ class Surface:
     def rewind(self) -> bool:
         return rewind(self._request.body, self._body_at)
 
-    def head(self, answer: Response) -> tuple[int, Mapping[str, str]]:
-        return answer.status_code, answer.headers
+    def headers(self, answer: Response) -> Mapping[str, str]:
+        return answer.headers
 
     def streamed(self, answer: Response) -> Streamed | None:
         return answer.raw if isinstance(answer.raw, StreamedResponse) else None
@@ -339,9 +342,6 @@ def _answer_as_to(asked: PreparedRequest, response: Response) -> None:
     headers = getattr(getattr(response.raw, "_original_response", None), "msg", None)
     if headers is not None:  # requests looks for cookies there
         del headers["Set-Cookie"]
-
-
-_status: Callable[[Response], int] = operator.attrgetter("status_code")
 
 
 def _method(request: PreparedRequest) -> str:

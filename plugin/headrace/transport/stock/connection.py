@@ -41,6 +41,7 @@ from headrace.transport.stock.response import GovernedResponse, LimitedResponse,
 
 if TYPE_CHECKING:
     from headrace.transport.lease.pool import CloseReason, Lease, LeasePool
+    from headrace.transport.wire.h1 import AnswerReader
 
 
 _SAYS_CLOSE = b"\r\nconnection: close"
@@ -62,6 +63,7 @@ class GovernedHTTPConnection(HTTPConnection):
         answering: The socket of the last answer. http.client takes it off the connection
             before the body has been read, if the connection ends with that answer.
         last_answer: The answer that reads from it in that case; http.client does not close it with the connection.
+        reader: The codec, once it has read an answer of this connection.
     """
 
     response_class = FramedAnswer
@@ -74,6 +76,7 @@ class GovernedHTTPConnection(HTTPConnection):
     most_at_once = sys.maxsize
     answering: socket.socket | None = None
     last_answer: http.client.HTTPResponse | None = None
+    reader: AnswerReader | None = None
     _reading_head = False
     _says_close = False  # the request did
     _head_is_next = True  # the next thing sent is the head of a request

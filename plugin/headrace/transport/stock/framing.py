@@ -115,6 +115,8 @@ def _line_of(reader: Any, what: str) -> bytes:
 def has_more(reader: Any) -> bool:
     """Whether *reader*, which will not be used again, has unread bytes. Does not block. Takes 0.5 µs."""
     raw: Any = getattr(reader, "raw", None)
+    if hasattr(raw, "has_more"):  # the wire path's
+        return bool(raw.has_more(reader))
     sock = getattr(raw, "_sock", None)
     if sock is None:
         return False  # a test double's reader

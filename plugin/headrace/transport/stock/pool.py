@@ -38,6 +38,9 @@ from headrace.transport.stock.connection import (
     socket_options,
 )
 from headrace.transport.stock.library_headers import is_librarys
+from headrace.transport.stock.timeout import AttemptTimeout
+from headrace.transport.wire.exchange import exchange, may_speak
+from headrace.transport.wire.request import host_line
 
 BLOCKSIZE = 16 * 1024
 """Bytes of a file that are read at a time: urllib3's own default."""
@@ -67,6 +70,7 @@ class InForce:
 
     Attributes:
         dns_name: What DNS is asked for: the host, with its final dot where the file writes one.
+        speaks: Requests are written, and answers read, by `transport.wire` wherever that can be.
     """
 
     dns_name: str
@@ -74,6 +78,7 @@ class InForce:
     connect_s: float
     resolve_s: float
     handshake_s: float
+    speaks: bool
 
 
 class GovernedHTTPPool(HTTPConnectionPool):
@@ -82,6 +87,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
     Attributes:
         leases: Which call holds which connection; the truth about inuse, idle and waiting.
         in_force: Mutated by each `follow`.
+        host_line: The Host header of its requests.
         own_classes: By the pool of a caller with a connection class of its own, what its calls go by (`own_class`).
     """
 
@@ -91,6 +97,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
     own_classes: WeakKeyDictionary[HTTPConnectionPool, Any]
     in_force: InForce
     origin: Origin
+    host_line: str
 
     def _new_conn(self) -> GovernedHTTPConnection:
         # Stock's method gives the pool's own TLS fields to the connection, and requests' cert_verify writes to
@@ -185,6 +192,22 @@ class GovernedHTTPPool(HTTPConnectionPool):
         attempt = current_attempt.get()
         if attempt is not None and attempt.headers:
             headers = with_defaults(self.headers if headers is None else headers, attempt.headers)
+        if attempt is not None and not args and may_speak(attempt, self, body, kw):
+            answer = exchange(
+                self,
+                attempt,
+                method,
+                url,
+                body,
+                self.headers if headers is None else headers,
+                retries=kw["retries"],
+                decode_content=kw.get("decode_content", True),
+                enforce_content_length=kw.get("enforce_content_length", True),
+            )
+            if answer is not None:
+                return answer
+        if kw.get("timeout") is attempt is not None:
+            kw["timeout"] = AttemptTimeout(attempt)
         if attempt is not None and body is not None and type(body) is not bytes:
             body = noting(body, attempt, blocksize=self.conn_kw.get("blocksize", BLOCKSIZE))
         if args:  # stock's loop, calling itself
@@ -254,6 +277,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
         now.connect_s = limits.connect_s
         now.resolve_s = limits.resolve_s
         now.handshake_s = limits.tls_handshake_s
+        now.speaks = plan.pool.parser == "auto"
         self.leases.follow(plan.pool)
 
     def close(self) -> None:
@@ -346,7 +370,8 @@ def build_pool(plan: UpstreamPlan, origin: Origin, counters: UpstreamCounters) -
         )
     pool.origin = origin
     pool.leases = leases
-    pool.in_force = InForce("", 0.0, 0.0, 0.0, 0.0)
+    pool.in_force = InForce("", 0.0, 0.0, 0.0, 0.0, speaks=False)
+    pool.host_line = host_line(origin)
     pool.own_classes = WeakKeyDictionary()
     pool.follow(plan)
     return pool
