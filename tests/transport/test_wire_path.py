@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import http.client
 import io
 import re
 import socket
@@ -13,30 +12,25 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 import urllib3
-from urllib3.util.retry import Retry
 
-import headrace
-from headrace.transport.wire.response import KNOWN, WireResponse, WireStreamed
+from headrace.transport.wire.response import KNOWN
 from headrace.transport.wire.untouched import is_untouched
-from support.faultserver import Answer, FaultServer
 from support.governed import rules, running
 
 TEXT = b"".join(b"line %d\n" % number for number in range(40))
 
 
 class Canned:
-    """A server that answers each request with the same bytes, cut as it is told; it keeps what was asked."""
+    """A server that answers a path with bytes, cut as it is told, and ends; it keeps what was asked."""
 
-    def __init__(self, pieces: list[bytes], *, ends: bool = True) -> None:
-        self.pieces, self.ends = pieces, ends
+    def __init__(self, by_path: dict[str, list[bytes]]) -> None:
+        self.by_path = by_path
         self.asked: list[bytes] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("0.0.0.0", 0))
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._threads = [threading.Thread(target=self._serve, daemon=True)]
@@ -52,21 +46,31 @@ class Canned:
     def _answer(self, conn: socket.socket) -> None:
         with conn, contextlib.suppress(OSError):
             conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.asked.append(self._read(conn))
-            for piece in self.pieces:
+            asked = self._read(conn)
+            if not asked:
+                return
+            self.asked.append(asked)
+            pieces = self.by_path.get(asked.split()[1].decode(), [b"HTTP/1.1 204 Fine\r\n\r\n"])
+            for piece in pieces:
                 conn.sendall(piece)
-                if len(self.pieces) > 1:
+                if len(pieces) > 1:
                     time.sleep(0.001)
-            if self.ends:
-                conn.shutdown(socket.SHUT_WR)
+            conn.shutdown(socket.SHUT_WR)
             while conn.recv(65536):  # until the client closes
                 pass
 
     def _read(self, conn: socket.socket) -> bytes:
-        head = b""
-        while b"\r\n\r\n" not in head and (piece := conn.recv(65536)):
-            head += piece
-        return head
+        asked = b""
+        while b"\r\n\r\n" not in asked and (piece := conn.recv(65536)):
+            asked += piece
+        if b"\r\ncontent-length: 0" in asked.lower() or not re.search(rb"(?i)length: |chunked", asked):
+            return asked
+        conn.settimeout(0.1)  # what comes of the body
+        with contextlib.suppress(TimeoutError):
+            while piece := conn.recv(65536):
+                asked += piece
+        conn.settimeout(None)
+        return asked
 
     def __enter__(self) -> Canned:
         return self
@@ -259,7 +263,7 @@ def seen(ask: Callable[[], Any], way: Callable[[Any], list[Any]], is_buffered: b
         found.append(way(response))
     except Exception as error:
         found.append(told(error))
-    if way is not as_text:
+    if way not in (as_text, drained):  # how much is drained depends on what has come
         found.append(
             (response.tell(), response.length_remaining, response.isclosed(), response.connection is None)
         )
@@ -269,17 +273,38 @@ def seen(ask: Callable[[], Any], way: Callable[[Any], list[Any]], is_buffered: b
     return found
 
 
-@contextlib.contextmanager
-def asking(
-    tmp_path: Path, url: str, method: str, *, is_buffered: bool
-) -> Iterator[tuple[Callable[[], Any], ...]]:
-    """Asks by each path."""
+def cut(data: bytes, how: str) -> list[bytes]:
+    if how == "head apart":
+        end = data.find(b"\r\n\r\n") + 4
+        return [data[:end], data[end:]]
+    size = max(len(data) // 5, 7) if how == "small pieces" else len(data) or 1
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+CUTS = ("whole", "head apart", "small pieces")
+PATHS = {
+    f"/{number}/{at}": cut(data, how)
+    for number, data in enumerate(ANSWERS.values())
+    for at, how in enumerate(CUTS)
+}
+
+Ask = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def canned() -> Iterator[Canned]:
+    with Canned(PATHS) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def by_path(tmp_path_factory: pytest.TempPathFactory, canned: Canned) -> Iterator[tuple[Ask, Ask]]:
+    """Asks the server by each path: ours, and stock's."""
     body = "    circuit_breaker: {mode: disabled}\n    retry: {max_attempts: 1}\n    pool: {max_idle: 0, parser: "
-    text = rules(url, body + "auto}\n")
-    other = url.replace("127.0.0.1", "localhost")
-    text += f"  stock:\n    base_url: {other}\n{body}stdlib}}\n"
-    with running(tmp_path, text) as hr:
-        yield tuple(partial(hr.upstream(name).urlopen, method, "/a?b=c") for name in ("stock", "billing"))
+    other = canned.url.replace("127.0.0.1", "127.0.0.2")
+    text = rules(canned.url, body + "auto}\n") + f"  stock:\n    base_url: {other}\n{body}stdlib}}\n"
+    with running(tmp_path_factory.mktemp("wire"), text) as hr:
+        yield hr.upstream("billing").urlopen, hr.upstream("stock").urlopen
 
 
 def test_the_table_of_stock_s_fields_is_complete() -> None:
@@ -287,22 +312,80 @@ def test_the_table_of_stock_s_fields_is_complete() -> None:
     assert is_untouched()
 
 
-@pytest.mark.parametrize("cut", ["whole", "head apart", "small pieces"])
+@pytest.mark.parametrize("how", CUTS)
 @pytest.mark.parametrize("name", ANSWERS)
-def test_an_answer_is_what_stock_makes_of_it(tmp_path: Path, name: str, cut: str) -> None:
-    data = ANSWERS[name]
-    pieces, ways = [data], WAYS
-    if cut != "whole":
-        end = data.find(b"\r\n\r\n") + 4
-        pieces, ways = (
-            [data[:end], data[end:]],
-            [(way, kind) for way, kind in WAYS if way in (whole, streamed)],
-        )
-    if cut == "small pieces":
-        size = max(len(data) // 12, 7)
-        pieces = [data[at : at + size] for at in range(0, len(data), size)]
-    with Canned(pieces) as server, asking(tmp_path, server.url) as (by_stock, by_us):
-        for way, is_buffered in ways:
-            found = seen(partial(by_us, preload_content=is_buffered), way, is_buffered)
-            wanted = seen(partial(by_stock, preload_content=is_buffered), way, is_buffered)
+def test_an_answer_is_what_stock_makes_of_it(by_path: tuple[Ask, Ask], name: str, how: str) -> None:
+    """However it is read; of an answer that comes in pieces, two ways are looked at."""
+    ours, stocks = by_path
+    target = f"/{list(ANSWERS).index(name)}/{CUTS.index(how)}"
+    for way, is_buffered in WAYS:
+        if how == "whole" or way in (whole, streamed):
+            found = seen(partial(ours, "GET", target, preload_content=is_buffered), way, is_buffered)
+            wanted = seen(partial(stocks, "GET", target, preload_content=is_buffered), way, is_buffered)
             assert found == wanted, (way.__name__, is_buffered)
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "keywords"),
+    [
+        pytest.param("GET", "/a?b=c", {}, id="nothing of its own"),
+        pytest.param("GET", "/a%2fb?c=%41&d=[1]#e", {}, id="a target that is encoded"),
+        pytest.param("get", "/a", {}, id="lower case"),
+        pytest.param("DELETE", "/a", {}, id="DELETE"),
+        pytest.param("HEAD", "/a", {}, id="HEAD"),
+        pytest.param("POST", "/a", {}, id="POST without a body"),
+        pytest.param("POST", "/a", {"body": b"\x00\xff"}, id="bytes"),
+        pytest.param("PUT", "/a", {"body": "é"}, id="text"),
+        pytest.param("PATCH", "/a", {"body": b""}, id="an empty body"),
+        pytest.param("GET", "/a", {"body": b"x"}, id="GET with a body"),
+        pytest.param("PROPFIND", "/a", {}, id="a method of its own"),
+        pytest.param("POST", "/a", {"body": [b"a", b"b"]}, id="an iterable"),
+        pytest.param("POST", "/a", {"body": io.BytesIO(b"file")}, id="a file"),
+        pytest.param("POST", "/a", {"body": bytearray(b"ab")}, id="a buffer"),
+        pytest.param("POST", "/a", {"body": b"ab", "chunked": True}, id="chunks"),
+        pytest.param(
+            "POST",
+            "/a",
+            {"body": b"ab", "headers": {"content-length": "2", "HOST": "x.test", "Accept-Encoding": "br"}},
+            id="headers in place of stock's",
+        ),
+        pytest.param("GET", "/a", {"headers": {"User-Agent": "mine/1", "X-Latin": "caf\xe9"}}, id="latin-1"),
+        pytest.param(
+            "GET",
+            "/a",
+            {"headers": urllib3.HTTPHeaderDict([("X-Twice", "1"), ("X-Twice", "2"), ("Cookie", "a=b")])},
+            id="a header twice",
+        ),
+        pytest.param("GET", "/a", {"headers": {"X-Bytes": b"a"}}, id="bytes as a value"),
+        pytest.param("GET", "/a", {"headers": {"X-Folded": "a\r\n b"}}, id="a folded value"),
+        pytest.param(
+            "GET", "/a", {"headers": {"User-Agent": urllib3.util.SKIP_HEADER}}, id="a header left out"
+        ),
+        pytest.param("GET", "/a", {"headers": {"X-Number": 7}}, id="a number"),
+        pytest.param("GET", "/a", {"headers": {"X Y": "a"}}, id="a name that is none"),
+        pytest.param(
+            "GET", "/a", {"headers": {"X-Split": "a\r\nX-Other: b"}}, id="a second header in a value"
+        ),
+        pytest.param("GET", "/a", {"headers": {"X-Greek": "λ"}}, id="beyond latin-1"),
+        pytest.param("GE T", "/a", {}, id="a method that is none"),
+    ],
+)
+def test_a_request_is_what_stock_makes_of_it(
+    by_path: tuple[Ask, Ask], canned: Canned, method: str, target: str, keywords: dict[str, Any]
+) -> None:
+    """Byte for byte, but for the request's id and the name of the host."""
+    asked = []
+    for ask in by_path:
+        canned.asked.clear()
+        body = keywords.get("body")
+        if isinstance(body, io.BytesIO):
+            body.seek(0)
+        try:
+            ask(method, target, **keywords)
+        except Exception as error:
+            asked.append(told(error))
+        else:
+            (one,) = canned.asked
+            one = re.sub(rb"X-Request-ID: [0-9a-f]+", b"X-Request-ID: 1", one)
+            asked.append(one.replace(b"Host: 127.0.0.2:", b"Host: 127.0.0.1:"))
+    assert asked[0] == asked[1]
