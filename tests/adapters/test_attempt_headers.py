@@ -27,6 +27,8 @@ from support.surfaces import (
 )
 from support.waiting import wait_until
 
+pytestmark = pytest.mark.both_parsers
+
 FAST = "    retry: {backoff: {base: 1ms, throttled: 1ms}%s}\n"
 KEYED = FAST % ", idempotency_key: {}"
 

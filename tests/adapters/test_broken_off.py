@@ -15,6 +15,8 @@ from support.faultserver import Answer, FaultServer, Silence
 from support.governed import rules, running
 from support.surfaces import INSTALL, MANAGER, REQUESTS, URLOPEN, Surface, read, retrying_adapter
 
+pytestmark = pytest.mark.both_parsers
+
 RULES = """\
     timeouts: {deadline: 60s, attempt: 60s, read: 60s}
     retry: {max_attempts: 1}

@@ -19,6 +19,8 @@ from support.faultserver import Answer, Break, FaultServer, Raw, Silence, server
 from support.governed import rules, running
 from support.surfaces import INSTALL
 
+pytestmark = pytest.mark.both_parsers
+
 ONCE = "    retry: {max_attempts: 1}\n    circuit_breaker: {mode: disabled}\n"
 
 

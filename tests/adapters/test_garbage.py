@@ -16,6 +16,8 @@ from support.faultserver import Answer, FaultServer, Raw
 from support.governed import rules, running
 from support.surfaces import HANDLE, INSTALL, URLOPEN, Surface, across, body_of, read
 
+pytestmark = pytest.mark.both_parsers
+
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 RULES = "    timeouts: {attempt: 10s, deadline: 40s, read: 2s}\n    retry: {max_attempts: 2, backoff: {base: 1ms}}\n"
 

@@ -21,6 +21,8 @@ from support.faultserver import Answer, Endless, FaultServer, Raw, Reply
 from support.governed import reason_of, rules, running
 from support.surfaces import INSTALL, SURFACES, Surface, body_of, retrying_adapter
 
+pytestmark = pytest.mark.both_parsers
+
 GIGABYTE = gzip.compress(bytes(10_000_000)) * 100
 """1 MB over the wire. A gzip body may have many members, and this many are quickly made."""
 

@@ -12,6 +12,8 @@ import requests
 from support.faultserver import Answer, Break, FaultServer, on_reuse
 from support.governed import rules, running
 
+pytestmark = pytest.mark.both_parsers
+
 FAST = "    retry: {backoff: {base: 1ms, throttled: 1ms}}\n"
 DIES_ON_REUSE = on_reuse(Break("request", "fin"))
 

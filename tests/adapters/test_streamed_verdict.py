@@ -15,6 +15,8 @@ from support.faultserver import Answer, Break, FaultServer
 from support.governed import rules, running
 from support.surfaces import INSTALL, Surface, read
 
+pytestmark = pytest.mark.both_parsers
+
 RULES = "    retry: {max_attempts: 1}\n    circuit_breaker: {consecutive_failures: 2}\n"
 BROKEN = (requests.exceptions.ChunkedEncodingError, requests.ConnectionError, urllib3.exceptions.HTTPError)
 

@@ -19,6 +19,8 @@ from support.surfaces import HANDLE, INSTALL, SESSION, SURFACES, Surface, body_o
 from support.talker import Asked, Line, Talker
 from support.unasked import storm
 
+pytestmark = pytest.mark.both_parsers
+
 FORGED = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nX-For: nobody\r\n\r\nFORGED"
 
 

@@ -26,6 +26,8 @@ from support.governed import rules, running
 from support.surfaces import SURFACES, body_of, retrying_adapter, retrying_call
 from support.waiting import ends_within, wait_until
 
+pytestmark = pytest.mark.both_parsers
+
 Get = Callable[..., Any]
 
 STEADY_S = 1.5

@@ -26,6 +26,8 @@ from support.governed import rules, running
 from support.plans import upstream_plan
 from support.waiting import wait_until
 
+pytestmark = pytest.mark.both_parsers
+
 
 def leases_of(hr: Any) -> LeasePool[Any]:
     return hr.snapshot.upstream("billing").endpoint.pool.leases  # type: ignore[no-any-return]
@@ -198,7 +200,8 @@ def test_whatever_a_reload_changes_in_a_pool_changes_in_the_face_of_a_callers_ow
     before = asdict(base.in_force)
 
     limits = replace(plan.timeouts, acquire_s=9, connect_s=9, resolve_s=9, tls_handshake_s=9)
-    base.follow(replace(plan, timeouts=limits, rooted=frozenset({plan.base.origin})))
+    pool = replace(plan.pool, parser="stdlib")
+    base.follow(replace(plan, timeouts=limits, pool=pool, rooted=frozenset({plan.base.origin})))
 
     assert [name for name, value in asdict(base.in_force).items() if value == before[name]] == []
     own = {"base", "theirs", "ConnectionCls"}

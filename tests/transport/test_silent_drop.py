@@ -17,6 +17,8 @@ from support.governed import running
 from support.silentproxy import SilentProxy
 from support.waiting import wait_until
 
+pytestmark = pytest.mark.both_parsers
+
 NAMES = ("billing", "orders", "stock", "users")
 PATIENT = "retry: {max_attempts: 9, budget: {min_per_second: 1000}}"  # for a machine that is slow by itself
 EACH = 25  # 100 drops over all: more at once would be a storm, which the retry budget is there to end

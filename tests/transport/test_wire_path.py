@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import http.client
 import io
+import pickle
 import re
 import socket
 import threading
@@ -12,13 +14,20 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import urllib3
+from urllib3.connection import HTTPConnection
+from urllib3.connectionpool import HTTPConnectionPool
+from urllib3.response import HTTPResponse
 
-from headrace.transport.wire.response import KNOWN
+from headrace.transport.stock.response import GovernedResponse
+from headrace.transport.wire.response import KNOWN, WireResponse, WireStreamed
 from headrace.transport.wire.untouched import is_untouched
+from support.faultserver import FaultServer
 from support.governed import rules, running
 
 TEXT = b"".join(b"line %d\n" % number for number in range(40))
@@ -281,6 +290,7 @@ def cut(data: bytes, how: str) -> list[bytes]:
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
+MOST_BYTES_IN_PIECES = 10_000
 CUTS = ("whole", "head apart", "small pieces")
 PATHS = {
     f"/{number}/{at}": cut(data, how)
@@ -319,6 +329,8 @@ def test_an_answer_is_what_stock_makes_of_it(by_path: tuple[Ask, Ask], name: str
     ours, stocks = by_path
     target = f"/{list(ANSWERS).index(name)}/{CUTS.index(how)}"
     for way, is_buffered in WAYS:
+        if len(ANSWERS[name]) > MOST_BYTES_IN_PIECES and way in (in_pieces, into, one_look, by_line):
+            continue
         if how == "whole" or way in (whole, streamed):
             found = seen(partial(ours, "GET", target, preload_content=is_buffered), way, is_buffered)
             wanted = seen(partial(stocks, "GET", target, preload_content=is_buffered), way, is_buffered)
@@ -389,3 +401,100 @@ def test_a_request_is_what_stock_makes_of_it(
             one = re.sub(rb"X-Request-ID: [0-9a-f]+", b"X-Request-ID: 1", one)
             asked.append(one.replace(b"Host: 127.0.0.2:", b"Host: 127.0.0.1:"))
     assert asked[0] == asked[1]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (HTTPConnectionPool, "urlopen"),
+        (HTTPConnectionPool, "_make_request"),
+        (HTTPConnection, "request"),
+        (HTTPConnection, "putrequest"),
+        (HTTPConnection, "getresponse"),
+        (http.client.HTTPConnection, "putrequest"),
+        (http.client.HTTPConnection, "putheader"),
+        (http.client.HTTPConnection, "endheaders"),
+        (http.client.HTTPConnection, "getresponse"),
+        (http.client.HTTPResponse, "begin"),
+        (HTTPResponse, "__init__"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else one.__module__,
+)
+def test_what_has_replaced_a_part_of_stock_sees_each_attempt(
+    by_path: tuple[Ask, Ask], monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    """Sentry and Datadog wrap http.client, OpenTelemetry urllib3's `urlopen`."""
+    ours, _ = by_path
+    assert type(ours("GET", "/0/0")) is WireResponse
+    original, calls = getattr(owner, name), []
+
+    def wrapper(*args: Any, **kw: Any) -> Any:
+        calls.append(name)
+        return original(*args, **kw)
+
+    monkeypatch.setattr(owner, name, wrapper)
+    assert ours("GET", "/0/0").data == TEXT
+    assert calls
+    monkeypatch.undo()
+    assert type(ours("GET", "/0/0", preload_content=False)) is WireStreamed
+
+
+def test_a_wrapper_that_equals_what_it_wraps_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """wrapt's proxies do."""
+
+    class Proxy:
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = None  # type: ignore[assignment]
+
+    monkeypatch.setattr(http.client.HTTPConnection, "endheaders", Proxy())
+    assert not is_untouched()
+
+
+def test_debug_output_of_http_client_is_still_there(
+    by_path: tuple[Ask, Ask], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, _ = by_path
+    monkeypatch.setattr(http.client.HTTPConnection, "debuglevel", 1)
+    assert ours("GET", "/0/0").data == TEXT
+    assert "send: b'GET /0/0 HTTP/1.1" in capsys.readouterr().out
+
+
+def test_an_edit_of_the_parser_holds_from_the_next_attempt_on(tmp_path: Path) -> None:
+    with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
+        ask = hr.upstream("billing").urlopen
+        before = ask("GET", "/")
+        (tmp_path / "upstreams.yaml").write_text(rules(server.url, "    pool: {parser: stdlib}\n"))
+        hr.reload()
+        after = ask("GET", "/")
+
+        assert (type(before), type(after)) == (WireResponse, GovernedResponse)
+        assert [one.connection for one in server.requests] == [1, 1]
+
+
+def test_requests_gets_its_cookies_and_a_response_that_can_be_pickled(
+    by_path: tuple[Ask, Ask], canned: Canned
+) -> None:
+    with requests.Session() as session:
+        found = session.get(f"{canned.url}/0/0")
+        copy = pickle.loads(pickle.dumps(found))
+
+        assert type(found.raw) is WireResponse
+        assert dict(session.cookies) == dict(found.cookies) == {"a": "1", "b": "2"}
+        assert (copy.content, copy.status_code, copy.headers) == (TEXT, 200, found.headers)
+        assert [*found.iter_content(7)] == [TEXT[at : at + 7] for at in range(0, len(TEXT), 7)]
+
+
+@pytest.mark.parametrize("name", ["plain", "chunked", "until close"])
+def test_a_streamed_answer_that_is_dropped_unread_is_a_leak(
+    tmp_path: Path, canned: Canned, name: str
+) -> None:
+    target = f"/{list(ANSWERS).index(name)}/0"
+    with running(tmp_path, rules(canned.url)) as hr:
+        answer = hr.upstream("billing").urlopen("GET", target, preload_content=False)
+        pool = hr.status()["upstreams"]["billing"]["pool"]
+        assert (type(answer), pool["inuse"]) == (WireStreamed, 1)
+        del answer
+        pool = hr.status()["upstreams"]["billing"]["pool"]
+        assert (pool["inuse"], pool["idle"], pool["closed"]) == (0, 0, {"leaked": 1})
