@@ -487,11 +487,9 @@ def test_requests_gets_its_cookies_and_a_response_that_can_be_pickled(
 
 
 @pytest.mark.parametrize("name", ["plain", "chunked", "until close"])
-def test_a_streamed_answer_that_is_dropped_unread_is_a_leak(
-    tmp_path: Path, canned: Canned, name: str
-) -> None:
+def test_a_streamed_answer_that_is_dropped_unread_is_a_leak(tmp_path: Path, name: str) -> None:
     target = f"/{list(ANSWERS).index(name)}/0"
-    with running(tmp_path, rules(canned.url)) as hr:
+    with Canned(PATHS) as server, running(tmp_path, rules(server.url)) as hr:
         answer = hr.upstream("billing").urlopen("GET", target, preload_content=False)
         pool = hr.status()["upstreams"]["billing"]["pool"]
         assert (type(answer), pool["inuse"]) == (WireStreamed, 1)
