@@ -421,22 +421,23 @@ def test_a_request_is_what_stock_makes_of_it(
     ids=lambda one: one if isinstance(one, str) else one.__module__,
 )
 def test_what_has_replaced_a_part_of_stock_sees_each_attempt(
-    by_path: tuple[Ask, Ask], monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
 ) -> None:
     """Sentry and Datadog wrap http.client, OpenTelemetry urllib3's `urlopen`."""
-    ours, _ = by_path
-    assert type(ours("GET", "/0/0")) is WireResponse
-    original, calls = getattr(owner, name), []
+    with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
+        ask = hr.upstream("billing").urlopen
+        assert type(ask("GET", "/")) is WireResponse
+        original, calls = getattr(owner, name), []
 
-    def wrapper(*args: Any, **kw: Any) -> Any:
-        calls.append(name)
-        return original(*args, **kw)
+        def wrapper(*args: Any, **kw: Any) -> Any:
+            calls.append(name)
+            return original(*args, **kw)
 
-    monkeypatch.setattr(owner, name, wrapper)
-    assert ours("GET", "/0/0").data == TEXT
-    assert calls
-    monkeypatch.undo()
-    assert type(ours("GET", "/0/0", preload_content=False)) is WireStreamed
+        with monkeypatch.context() as replaced:
+            replaced.setattr(owner, name, wrapper)
+            assert ask("GET", "/").data == b"ok"
+        assert calls
+        assert type(ask("GET", "/")) is WireResponse
 
 
 def test_a_wrapper_that_equals_what_it_wraps_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,12 +454,12 @@ def test_a_wrapper_that_equals_what_it_wraps_is_seen(monkeypatch: pytest.MonkeyP
 
 
 def test_debug_output_of_http_client_is_still_there(
-    by_path: tuple[Ask, Ask], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ours, _ = by_path
-    monkeypatch.setattr(http.client.HTTPConnection, "debuglevel", 1)
-    assert ours("GET", "/0/0").data == TEXT
-    assert "send: b'GET /0/0 HTTP/1.1" in capsys.readouterr().out
+    with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
+        monkeypatch.setattr(http.client.HTTPConnection, "debuglevel", 1)
+        assert hr.upstream("billing").urlopen("GET", "/a").data == b"ok"
+        assert "send: b'GET /a HTTP/1.1" in capsys.readouterr().out
 
 
 def test_an_edit_of_the_parser_holds_from_the_next_attempt_on(tmp_path: Path) -> None:

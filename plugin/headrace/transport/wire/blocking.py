@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from headrace.transport.dial.sending import LOOKS, send_rest
 from headrace.transport.foreign import is_foreign
+from headrace.transport.wire.h1 import Malformed, Truncated
 
 if TYPE_CHECKING:
     from headrace.transport.wire.h1 import AnswerReader
@@ -95,3 +96,17 @@ def receive_length(sock: socket.socket, reader: AnswerReader, pieces: list[bytes
         left -= len(data)
     reader.passed(rest)
     return b"".join(parts)
+
+
+def receive_rest(
+    sock: socket.socket, reader: AnswerReader, pieces: list[bytes]
+) -> bytes | OSError | Malformed | Truncated | None:
+    """The body of an answer whose head is there, or what has come in the way; None: it is large. Blocks. Mutates."""
+    # The error is an answer here, and not raised: its frames must not refer to what will keep it.
+    try:
+        body = receive_length(sock, reader, pieces)
+        if body is None and receive(sock, reader, pieces, whole=True):
+            body = reader.take()
+        return body
+    except (OSError, Malformed, Truncated) as error:
+        return error

@@ -137,7 +137,9 @@ def exchange(
         conn.lease = lease
         if conn.sock is None:
             _connect(pool, attempt, conn, target)
-            if conn.debuglevel or not _is_plain(type(conn.sock)):  # somebody's own socket: nothing was sent yet
+            if conn.debuglevel or not _is_plain(
+                type(conn.sock)
+            ):  # somebody's own socket: nothing was sent yet
                 attempt.lease = lease
                 return None
         return _speak(
@@ -255,9 +257,12 @@ def _speak(
         attempt.answered = reader.started
     response: HTTPResponse
     if is_odd or reader.status < 200 or _is_framed_oddly(reader):
-        response = _as_stock_reads(
-            pool, conn, method, target, pieces, end, limit_s, decode_content, enforce_content_length
-        )
+        try:
+            response = _as_stock_reads(
+                pool, conn, method, target, pieces, end, limit_s, decode_content, enforce_content_length
+            )
+        finally:
+            end = None  # it may be what is raised, and refers to this frame
         if is_odd and (last := conn._HTTPConnection__response) is not None:  # type: ignore[attr-defined]
             last.is_last = True
         response.retries, response._connection, response._pool = retries, conn, pool
@@ -363,7 +368,7 @@ def _as_stock_reads(
         pool._raise_timeout(error, target, limit_s)
         raise
     finally:
-        del conn.response_class
+        del conn.response_class, end, over
 
 
 def _is_plain(kind: type) -> bool:

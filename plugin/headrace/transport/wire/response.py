@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable
 from functools import cached_property
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from urllib3._collections import HTTPHeaderDict
 from urllib3.response import BytesQueueBuffer, HTTPResponse
@@ -22,13 +22,16 @@ from urllib3.response import BytesQueueBuffer, HTTPResponse
 from headrace.transport.stock.body import BodyTooLarge
 from headrace.transport.stock.framing import FramedAnswer
 from headrace.transport.stock.response import GovernedResponse, LimitedResponse, StreamedResponse
-from headrace.transport.wire.blocking import MOST_BYTES, receive, receive_length
-from headrace.transport.wire.h1 import Malformed, Truncated
+from headrace.transport.wire.blocking import MOST_BYTES, receive_rest
+from headrace.transport.wire.h1 import Malformed
 from headrace.transport.wire.head import PREFIX_BYTES
 
 if TYPE_CHECKING:
     from headrace.transport.stock.connection import GovernedHTTPConnection
     from headrace.transport.wire.h1 import AnswerReader
+
+
+_OVER: Final = OSError("cannot read from timed out object")  # http.client's words for a second read
 
 
 class Received(io.RawIOBase):
@@ -65,7 +68,11 @@ class Received(io.RawIOBase):
         if self._is_silent:
             return 0
         if self._error is not None:
-            raise self._error
+            error, self._error = self._error, _OVER
+            try:
+                raise error
+            finally:
+                del error  # a frame that it refers to must not refer to it
         if self._wire is None:
             return 0
         # From now on without a call of ours: one for each look at the socket is what a large body costs.
@@ -170,7 +177,9 @@ class WireAnswer(FramedAnswer):
     @cached_property
     def fields(self) -> list[tuple[str, str]]:
         """Names and values, in order."""
-        lines = self.head.decode("latin-1").split("\n")[1:-2]  # the codec has passed it: a colon is in each of them
+        lines = self.head.decode("latin-1").split("\n")[
+            1:-2
+        ]  # the codec has passed it: a colon is in each of them
         return [(one[0], one[2].strip(" \t\r")) for one in [line.partition(":") for line in lines]]
 
     @cached_property
@@ -342,19 +351,12 @@ class WireResponse(_Filled):
             return
         if answer.length is not None and answer.length > MOST_BYTES:
             return  # one buffer, filled by a reader in C
-        try:
-            body = receive_length(sock, reader, answer.pieces)
-            if body is None:
-                if not receive(sock, reader, answer.pieces, whole=True):
-                    return
-                body = reader.take()
-        except Malformed:
+        body = receive_rest(sock, reader, answer.pieces)
+        if isinstance(body, Malformed):
             answer.is_last = True
-            return
-        except Truncated:
-            return
-        except OSError as error:
-            answer.error = error
+        elif isinstance(body, OSError):
+            answer.error = body
+        if not isinstance(body, bytes):
             return
         answer.body, answer.sock = body, None
         answer.is_last = answer.is_last or not reader.reusable
