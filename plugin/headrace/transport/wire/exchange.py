@@ -368,7 +368,8 @@ def _as_stock_reads(
         pool._raise_timeout(error, target, limit_s)
         raise
     finally:
-        del conn.response_class, end, over
+        del conn.response_class
+        end = None  # it may be what is raised, and refers to this frame
 
 
 def _is_plain(kind: type) -> bool:
