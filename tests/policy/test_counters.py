@@ -93,3 +93,14 @@ def test_a_copy_of_the_counters_is_apart_from_them() -> None:
 
     assert (copy.requests, copy.resent, totals_of(copy.protected)) == ({"2xx": 2}, 1, {"success": 1})
     assert (sum(copy.wait.counts), copy.wait.bounds) == (1, counters.wait.bounds)
+
+
+def test_calls_that_were_answered_at_once_are_added_up_for_the_reader() -> None:
+    counters = UpstreamCounters()
+    add(counters.at_once, "2xx", 3)
+    add(counters.requests, "2xx")
+
+    for _ in range(2):  # once, however often they are read
+        copy = counters.copy()
+        assert (copy.requests, copy.attempts, copy.at_once) == ({"2xx": 4}, {"2xx": 3}, {})
+        assert (copy.attempts_per_call.counts[0], copy.attempts_per_call.sum) == (3, 3)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TypeGuard
 
 import pytest
 from hypothesis import event, given, settings
@@ -12,10 +13,10 @@ from hypothesis import strategies as st
 
 from headrace.policy.breaker.circuit import Circuit, CircuitState
 from headrace.policy.breaker.permit import Permit, Refused, Verdict
-from headrace.policy.counters import UpstreamCounters, copied
+from headrace.policy.counters import UpstreamCounters
 from headrace.policy.decision import Decision, Divert, EndReason, Finish, Refuse, Resend, Send, Sleep
 from headrace.policy.exchange import Exchange
-from headrace.policy.gate import deadline_of, next_send
+from headrace.policy.gate import deadline_of, next_send, settle
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import (
     BackoffPlan,
@@ -132,6 +133,9 @@ class World:
             )
             step = next(steps)
             outcome = self.attempt(first, step) if isinstance(first, Send) else None
+            if isinstance(first, Send) and not asked.breaks_body and is_good(outcome):
+                self.settle(first, outcome, deadline_of(self.plan.timeouts, began, served), asked)
+                return
             exchange = made()
             decision = exchange.decide(self.now, first=first)
         else:
@@ -166,6 +170,41 @@ class World:
         if asked.breaks_body and exchange.reason is EndReason.SUCCESS:
             exchange.body_broke(Outcome(fault=Fault.RESET, sent=True, duration_s=1.0), self.now)
 
+    def settle(self, first: Send, outcome: Outcome, deadline_at: float | None, asked: Asked) -> None:
+        """End a call that had its answer at once. There is no exchange, and nobody can tell."""
+        assert first.permit is not None
+        self.told += [shown(first), (self.now, Finish(EndReason.SUCCESS))]
+        left_s = None if deadline_at is None else deadline_at - outcome.started_s - outcome.wait_s
+        settle(
+            self.circuit,
+            first.permit,
+            self.counters,
+            outcome.label,
+            self.now,
+            duration_s=outcome.duration_s,
+            took_s=1.0,
+            left_s=left_s,
+        )
+        event("settled")
+        own_s, began = self.plan.timeouts.deadline_s, outcome.started_s
+        is_own = deadline_at is None or (own_s is not None and deadline_at == began + own_s)
+        self.tell(
+            SimpleNamespace(
+                reason=EndReason.SUCCESS,
+                retry_after_s=None,
+                outcomes=[outcome],
+                verdicts=[Verdict.SUCCESS],
+                denied=None,
+                refused=None,
+                kept=outcome,
+                sent=int(outcome.sent),
+                deadline_at=deadline_at,
+                deadline_s=own_s if is_own or deadline_at is None else deadline_at - began,
+            ),
+            asked,
+            is_counted=True,
+        )
+
     def attempt(self, send: Send | Resend, step: Step) -> Outcome | None:
         began = self.now
         for verdict in step.others:
@@ -178,12 +217,14 @@ class World:
             return None
         return replace(step.outcome, started_s=began, duration_s=self.now - began)
 
-    def tell(self, exchange: Exchange, asked: Asked) -> None:
+    def tell(self, exchange: Any, asked: Asked, *, is_counted: bool = False) -> None:
         """Write down all that can be seen of the call, and of what was learned from it."""
         assert exchange.reason is not None
         event(exchange.reason)
         end = exchange.reason if not exchange.outcomes else None
-        tally(self.counters, exchange, label=end, duration_s=1.0)
+        if not is_counted:
+            tally(self.counters, exchange, label=end, duration_s=1.0)
+        counters = self.counters.copy()
         record = Record(
             "billing",
             asked.method,
@@ -207,11 +248,18 @@ class World:
                 self.circuit.history,
                 self.budget.balance(self.now),
                 len(self.allowance),
-                {name: copied(getattr(self.counters, name)) for name in ("requests", "attempts", "retries")},
-                (self.counters.retries_denied, self.counters.refused, self.counters.resent),
-                (self.counters.attempts_per_call.counts, list(self.counters.deadline_left.counts)),
+                (counters.requests, counters.attempts, counters.retries),
+                (counters.retries_denied, counters.refused, counters.resent),
+                (counters.attempts_per_call.counts, counters.attempts_per_call.sum),
+                (counters.deadline_left.counts, counters.deadline_left.sum),
+                (counters.duration.counts, counters.duration.sum),
             )
         )
+
+
+def is_good(outcome: Outcome | None) -> TypeGuard[Outcome]:
+    """Whether *outcome* is an answer that no rule says anything about."""
+    return outcome is not None and outcome.status == 200 and not outcome.condemned and outcome.retry_after_s is None
 
 
 def shown(decision: Decision) -> object:

@@ -16,9 +16,15 @@ _KEYS: Mapping[str, tuple[str, ...]] = {"transitions": ("closed", "open")}
 """Keys of totals that have several labels; those of the others are one word."""
 
 
+TAKEN_IN: Mapping[str, str] = {
+    "at_once": "its calls are in `requests`, `attempts` and `attempts_per_call` of every copy, and readers have copies",
+}
+"""What is kept for a while and is no total by itself, with the reason."""
+
+
 def totals_in(kind: type[Any]) -> list[str]:
     """Names of the totals that *kind* keeps."""
-    return [name for name in kind.__slots__ if not name.startswith("_") and name != "lock"]
+    return [name for name in kind.__slots__ if not name.startswith("_") and name not in ("lock", *TAKEN_IN)]
 
 
 TOTALS = [(keeper, name) for keeper, kind in KEEPERS.items() for name in totals_in(kind)]

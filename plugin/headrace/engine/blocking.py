@@ -15,6 +15,7 @@ def run(
     *,
     clock: Callable[[], float],
     sleep: Callable[[float], object],
+    first: Send | None = None,
 ) -> End:
     """Drive *exchange* to its end. Blocks; exceptions of *performer*, *clock* and *sleep* pass through.
 
@@ -23,10 +24,12 @@ def run(
     Args:
         clock: Monotonic seconds.
         sleep: Waits the given seconds.
+        first: The first attempt, where it was decided without *exchange*; None: the exchange decides it.
     """
     try:
         while True:
-            decision = exchange.decide(clock())
+            decision = exchange.decide(clock(), first=first)
+            first = None
             match decision:
                 case Send():
                     outcome = performer.perform(decision)

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from headrace.clock import monotonic
+from headrace.engine.begun import Begun
 from headrace.engine.blocking import run
 from headrace.engine.endings import final_error, pool_error, too_large
 from headrace.engine.notices import report_event_loop, report_withheld
@@ -62,9 +63,11 @@ class Call(Generic[T]):
         request: What is sent. The call takes it over.
         tries: What this call shares with the other tries of a caller that retries by itself; None: it is the only one.
         deadline_at: When the work that this call is part of must be over, monotonic seconds.
+        begun: The first attempt, where it was begun without this call; None: it was not.
     """
 
     __slots__ = (
+        "_begun",
         "_cancellation",
         "_exchange",
         "_last_attempt",
@@ -87,9 +90,14 @@ class Call(Generic[T]):
         *,
         tries: Tries | None = None,
         deadline_at: float | None = None,
+        begun: Begun | None = None,
     ) -> None:
         plan, endpoint, learned = upstream.plan, upstream.endpoint, upstream.learned
-        circuit, budget = learned.circuit, learned.budget  # here alone: the call keeps what it began with
+        # Here alone: the call keeps what it began with.
+        circuit, budget = (
+            (learned.circuit, learned.budget) if begun is None else (begun.circuit, begun.budget)
+        )
+        self._begun = begun
         self._upstream = upstream
         self._surface = surface
         self._request = request
@@ -98,7 +106,8 @@ class Call(Generic[T]):
         self.answer: T | None = None
         self.error: Exception | None = None
         if tries is None:
-            self.outbound = outbound = Outbound(upstream, request.method, request.headers)
+            request_id = None if begun is None else begun.request_id
+            self.outbound = outbound = Outbound(upstream, request.method, request.headers, request_id)
         else:
             self.outbound = outbound = tries.begin(upstream, request.method, request.headers)
         request.keyed = outbound.keyed
@@ -129,12 +138,17 @@ class Call(Generic[T]):
                 None if serving is None else serving.allowance,
                 self._cancellation,
             )
+        began = monotonic()
+        if tries is not None:
+            began = tries.began
+        elif begun is not None:
+            began = begun.began
         self._exchange = Exchange(
             plan,
             circuit,
             budget,
             request,
-            now=monotonic() if tries is None else tries.began,
+            now=began,
             rng=random.random,
             # On the thread of a running event loop any wait stalls the loop. The holder of the connection that
             # we wait for may need that loop to give it back.
@@ -151,7 +165,8 @@ class Call(Generic[T]):
             UpstreamError: Refused by the circuit, the pool or the deadline (the surface's twin).
             Exception: What the library raised in the last attempt, with the record and notes on it.
         """
-        began = monotonic()
+        begun = self._begun
+        began = monotonic() if begun is None else begun.began
         end: End | None = None
         performer: Performer = self
         if self._trace is not None:
@@ -159,7 +174,8 @@ class Call(Generic[T]):
             performer = self._trace
         try:
             sleep = time.sleep if self._cancellation is None else self._cancellation.sleep
-            end = run(self._exchange, performer, clock=monotonic, sleep=sleep)
+            first = None if begun is None else begun.first
+            end = run(self._exchange, performer, clock=monotonic, sleep=sleep, first=first)
         except Exception as raised:  # a signal handler's, raised in a wait or a pause; or a bug of ours
             carry(self._record(EndReason.CANCELLED), on=raised)
             raise
@@ -191,6 +207,8 @@ class Call(Generic[T]):
 
     def perform(self, send: Send) -> Outcome:
         """Make one attempt: lease, send, read. Blocks."""
+        if self._begun is not None:
+            return self._go_on(self._begun, send.timeout_s)
         leases = self._upstream.endpoint.pool.leases
         cancellation = self._cancellation
         started = monotonic()
@@ -219,14 +237,30 @@ class Call(Generic[T]):
             return None  # another call took the slot: a retry can wait for one, a resend cannot
         return self._attempt(lease, resend.timeout_s, started)
 
-    def _attempt(self, lease: Lease[Any], limit_s: float, started: float) -> Outcome:
+    def _go_on(self, begun: Begun, limit_s: float) -> Outcome:
+        """Make the rest of the attempt that was begun. Blocks."""
+        self._begun = None
+        if begun.lease is not None:
+            return self._attempt(begun.lease, limit_s, begun.began, begun)
+        if isinstance(begun.error, LeaseError):
+            return self._no_lease(begun.error, begun.began)
+        assert begun.error is not None, "it has no lease, and nothing has kept it from one"
+        raise begun.error
+
+    def _attempt(
+        self, lease: Lease[Any], limit_s: float, started: float, begun: Begun | None = None
+    ) -> Outcome:
         leases, cancellation, token = self._upstream.endpoint.pool.leases, self._cancellation, lease.token
         outer = current_attempt.get()
         try:
-            attempt = self._begin(lease, limit_s)
+            attempt = (
+                self._begin(lease, limit_s) if begun is None else self._begun_attempt(begun, lease, limit_s)
+            )
             outcome = Outcome(None, None, False, False, started, attempt.began - started)
             try:
                 current_attempt.set(attempt)
+                if begun is not None and begun.error is not None:
+                    raise begun.error
                 self.answer = answer = self._send(attempt, lease, outcome)
             except Exception as error:
                 # The surface may have failed over an answer that had come (an adapter's own `build_response` raised).
@@ -295,15 +329,23 @@ class Call(Generic[T]):
         attempt.owner = self._surface.owner
         return attempt
 
+    def _begun_attempt(self, begun: Begun, lease: Lease[Any], limit_s: float) -> Attempt:
+        """The attempt that was begun over *lease*; a new one where nothing was sent yet."""
+        if begun.attempt is None:
+            return self._begin(lease, limit_s)
+        self._last_attempt = begun.attempt
+        return begun.attempt
+
     def _send(self, attempt: Attempt, lease: Lease[Any], outcome: Outcome) -> T:
         """The answer: its head, and its body unless the caller reads that itself. Blocks; mutates *outcome*.
 
         Raises what the library raises, also where the answer came too late or we broke it off.
         """
         surface = self._surface
-        in_flight[attempt] = attempt.ends_at
-        if attempt.ends_at < deadlines.wake_at:
-            deadlines.rouse(attempt.ends_at)
+        if attempt.pieces is None:  # else it was written in before it was sent, and may have been cut since
+            in_flight[attempt] = attempt.ends_at
+            if attempt.ends_at < deadlines.wake_at:
+                deadlines.rouse(attempt.ends_at)
         answer = surface.send(attempt)
         status = surface.status(answer)
         if not attempt.streamed:

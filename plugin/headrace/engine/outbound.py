@@ -22,6 +22,7 @@ class Outbound:
     Args:
         method: Upper case.
         own: Headers that the call itself has set.
+        request_id: The id that was sent already; None: it is decided here.
 
     Attributes:
         inbound: The inbound request that the call is part of, or None.
@@ -32,6 +33,8 @@ class Outbound:
         deadline_header: Header in which the rest of the deadline is sent, or None.
     """
 
+    request_id: str | None
+
     __slots__ = (
         "_tells_sequence",
         "deadline_header",
@@ -41,11 +44,15 @@ class Outbound:
         "request_id",
     )
 
-    def __init__(self, upstream: Upstream, method: str, own: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self, upstream: Upstream, method: str, own: Mapping[str, Any] | None, request_id: str | None = None
+    ) -> None:
         plan = upstream.plan
         self.inbound: Inbound | None = inbound_var.get()
         inbound = self.inbound
-        self.request_id: str | None = None if inbound is None else inbound.request_id
+        self.request_id = request_id
+        if request_id is None and inbound is not None:
+            self.request_id = inbound.request_id
         self.headers = plan.headers
         self.keyed = False
         propagate = plan.propagate

@@ -132,12 +132,15 @@ class UpstreamCounters:
         attempts_per_call: Of calls that made at least one; count.
         deadline_left: What the call had left of its deadline each time an attempt got its connection; seconds.
         observed: Under `mode: observe` (the upstream's or its breaker's): what would have been done, by action.
+        at_once: Calls that had their answer at the first attempt, by outcome label, which `requests`, `attempts` and
+            `attempts_per_call` do not have yet: `copy` moves them there.
         acquires: Connection checkouts by result (hit, miss, timeout, rejected, deadline, cancelled).
         closed: Connections closed by reason (idle, lifetime, dead, surplus, retired, error, leaked, abandoned).
     """
 
     __slots__ = (
         "acquires",
+        "at_once",
         "attempts",
         "attempts_per_call",
         "broken_bodies",
@@ -164,6 +167,7 @@ class UpstreamCounters:
         self.lock: AbstractContextManager[Any] = lock if lock is not None else nullcontext()
         self.requests: dict[str, int] = {}
         self.attempts: dict[str, int] = {}
+        self.at_once: dict[str, int] = {}
         self.retries: dict[str, int] = {}
         self.retries_denied: dict[str, int] = {}
         self.retries_delegated = 0
@@ -184,11 +188,22 @@ class UpstreamCounters:
         self.deadline_left = Histogram()
 
     def copy(self) -> UpstreamCounters:
-        """The totals of one moment, in an object of their own. Takes the lock, only to copy."""
+        """The totals of one moment, in an object of their own. Takes the lock, only to add up and to copy."""
         twin = UpstreamCounters()
         with self.lock:
+            self._take_in()
             copy_totals(self, twin, self.__slots__)
         return twin
+
+
+    def _take_in(self) -> None:
+        per_call = self.attempts_per_call
+        for label, number in self.at_once.items():
+            add(self.requests, label, number)
+            add(self.attempts, label, number)
+            per_call.counts[0] += number  # the first bound is one attempt
+            per_call.sum += number
+        self.at_once.clear()
 
 
 def copy_totals(source: object, twin: object, slots: Iterable[str]) -> None:

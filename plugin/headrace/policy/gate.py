@@ -4,17 +4,21 @@ An `Exchange` asks `next_send` before each of its attempts. Code that would rath
 succeeds at once asks it before the first. If the attempt then ends in trouble, an exchange takes the answer over
 (`Exchange.decide` with `first`), is told the outcome, and goes on as if it had asked by itself.
 
+`settle` ends a call that had its answer at once, where there is no exchange either.
+
 The permit travels in the `Send`. Who is given one owes the circuit a verdict; an exchange that takes it over, owes it
 in their place.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from headrace.policy.breaker.circuit import Circuit
 from headrace.policy.breaker.permit import Permit, Refused, Verdict
+from headrace.policy.counters import UpstreamCounters
 from headrace.policy.decision import EndReason, Send
 from headrace.policy.plan import TimeoutPlan
 from headrace.policy.served import Cancellable, Served
@@ -25,6 +29,7 @@ Answer: TypeAlias = Send | Refused | EndReason
 _CANCELLED: Final = EndReason.CANCELLED
 _DEADLINE: Final = EndReason.DEADLINE
 _IGNORED: Final = Verdict.IGNORED
+_SUCCESS: Final = Verdict.SUCCESS
 
 
 def deadline_of(timeouts: TimeoutPlan, began: float, served: Served | None = None) -> float | None:
@@ -83,3 +88,40 @@ def next_send(
         if renew is None:
             circuit.record(permit, _IGNORED, now)
         raise
+
+
+def settle(
+    circuit: Circuit,
+    permit: Permit,
+    counters: UpstreamCounters,
+    label: str,
+    now: float,
+    *,
+    duration_s: float,
+    took_s: float,
+    left_s: float | None,
+) -> int | None:
+    """Tell the circuit and the counters of a call that had a good answer at its first attempt. Mutates.
+
+    That is all that an exchange and `record.tally` would have told them.
+
+    Args:
+        label: Outcome label of the answer (`2xx`).
+        duration_s: Of the attempt; the circuit decides whether that is slow.
+        took_s: The whole call.
+        left_s: What the call had left of its deadline when it got its connection; None: it has no deadline.
+
+    Returns:
+        Where the circuit counts the call, as `Circuit.record` answers it.
+    """
+    # Flat, as `tally` is: every call comes through here.
+    place = circuit.record(permit, _SUCCESS, now, duration_s)
+    at_once, took, left = counters.at_once, counters.duration, counters.deadline_left
+    with counters.lock:
+        at_once[label] = at_once.get(label, 0) + 1
+        took.counts[bisect_left(took.bounds, took_s)] += 1
+        took.sum += took_s
+        if left_s is not None:
+            left.counts[bisect_left(left.bounds, left_s)] += 1
+            left.sum += left_s if left_s > 0.0 else 0.0
+    return place
