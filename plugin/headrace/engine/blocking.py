@@ -7,6 +7,7 @@ from typing import assert_never
 
 from headrace.policy.decision import Divert, End, Finish, Performer, Refuse, Resend, Send, Sleep
 from headrace.policy.exchange import Exchange
+from headrace.policy.gate import Answer
 
 
 def run(
@@ -15,7 +16,7 @@ def run(
     *,
     clock: Callable[[], float],
     sleep: Callable[[float], object],
-    first: Send | None = None,
+    first: Answer | None = None,
 ) -> End:
     """Drive *exchange* to its end. Blocks; exceptions of *performer*, *clock* and *sleep* pass through.
 
@@ -24,7 +25,7 @@ def run(
     Args:
         clock: Monotonic seconds.
         sleep: Waits the given seconds.
-        first: The first attempt, where it was decided without *exchange*; None: the exchange decides it.
+        first: What the gate has said of the first attempt, where it was asked without *exchange*; None: it was not.
     """
     try:
         while True:

@@ -131,7 +131,9 @@ def _find_fallback(name: str, upstreams: dict[str, Upstream]) -> Upstream:
     found = upstreams[name]
     fallback = found.plan.fallback
     if fallback is not None and fallback.upstream is not None and found.fallback is None:
-        found = upstreams[name] = replace(found, fallback=_find_fallback(fallback.upstream, upstreams))
+        found = upstreams[name] = replace(
+            found, fallback=_find_fallback(fallback.upstream, upstreams), compiled={}
+        )
     return found
 
 

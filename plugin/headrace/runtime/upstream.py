@@ -7,8 +7,8 @@ in force yet. `Upstream.take_force` then makes that state go by the plan; the re
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from headrace.observe.events import CircuitChanged, UpstreamReset
 from headrace.observe.isolation import each
@@ -37,6 +37,7 @@ class Upstream:
         service: Counters of the instance that it belongs to.
         fallback: The upstream that is called where the circuit refuses; None: none is, whatever else the plan says.
         tracing: Tells OpenTelemetry of its calls; None: nothing is told.
+        compiled: What was made of it for quick calls, by maker. An entry is made by one store, and may be made twice.
     """
 
     plan: UpstreamPlan
@@ -50,11 +51,12 @@ class Upstream:
     service: ServiceCounters
     fallback: Upstream | None = None
     tracing: Tracing | None = None
+    compiled: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def everywhere(self) -> tuple[Upstream, ...]:
         """This upstream, as calls to each of its origins see it."""
         return tuple(
-            self if endpoint is self.endpoint else replace(self, endpoint=endpoint)
+            self if endpoint is self.endpoint else replace(self, endpoint=endpoint, compiled={})
             for endpoint in self.endpoints
         )
 

@@ -48,6 +48,9 @@ class Attempt:
         was_played: Answers whether its answer came from a cassette; None: nothing records.
         excused: It was cut after a grace: this process had stood still, so it is not known what was at fault.
         opening: The connection that is being opened for it, or None.
+        pieces: What was received already, by the short way of a call, after the request was sent; None: nothing was
+            sent that way.
+        broke: What that has ended with, or None.
     """
 
     pool: Any
@@ -72,6 +75,8 @@ class Attempt:
     was_in_time: bool | None = None
     was_played: Callable[[], bool] | None = None
     opening: Opening | None = None
+    pieces: list[bytes] | None = None
+    broke: Exception | None = None
 
 
 current_attempt: ContextVar[Attempt | None] = ContextVar("headrace_attempt", default=None)

@@ -737,10 +737,11 @@ class LeasePool(Generic[C]):
         """Whether connections are closed when they come back."""
         return self._retired
 
-    @property
-    def stopped(self) -> bool:
+    if TYPE_CHECKING:
+        stopped: bool
         """Whether leases are refused."""
-        return self._stopped
+    else:
+        stopped = property(attrgetter("_stopped"))  # asked in C: each call of a handle looks at it
 
     @property
     def is_at_rest(self) -> bool:
