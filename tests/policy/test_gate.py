@@ -259,7 +259,12 @@ class World:
 
 def is_good(outcome: Outcome | None) -> TypeGuard[Outcome]:
     """Whether *outcome* is an answer that no rule says anything about."""
-    return outcome is not None and outcome.status == 200 and not outcome.condemned and outcome.retry_after_s is None
+    return (
+        outcome is not None
+        and outcome.status == 200
+        and not outcome.condemned
+        and outcome.retry_after_s is None
+    )
 
 
 def shown(decision: Decision) -> object:

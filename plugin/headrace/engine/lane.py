@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from asyncio import _get_running_loop
 from os import urandom
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 from headrace.clock import monotonic
 from headrace.engine.begun import Begun
@@ -38,41 +38,37 @@ from headrace.transport.wire.exchange import is_ready
 in_flight = deadlines.table
 
 _NEVER: Final = float("inf")
+_new_attempt: Final[Any] = Attempt.__new__
+_GOOD: Final = STATUS_CLASS[2]
 _SHORTEST_S: Final = 0.001  # a socket limit of 0 would mean non-blocking
 _IN_ONE_GO: Final = 16 * 1024  # as much as one TLS record: a socket between two answers takes it at once
 
 
-class Told(NamedTuple):
-    """What is known of a call that went the short way. A record is made of it when somebody asks."""
+Told: TypeAlias = tuple[Upstream, str, str, str | None, int, float, float, float]
+"""What is known of a call that went the short way: upstream, method, target, request id, status; when it asked for its
+connection, how long it waited for it, how long the attempt took. `record_of_told` makes a record of it."""
 
-    upstream: Upstream
-    method: str
-    request_id: str | None
-    outcome: tuple[int, float, float, float]
-    """Status; when it asked for its connection; how long it waited for it; how long the attempt took."""
 
-    def record(self) -> Record:
-        """The record of the call, a new one each time."""
-        status, started_s, wait_s, duration_s = self.outcome
-        outcome = Outcome(
-            status=status, sent=True, started_s=started_s, wait_s=wait_s, duration_s=duration_s
-        )
-        return Record(
-            self.upstream.plan.name,
-            self.method,
-            self.request_id,
-            EndReason.SUCCESS,
-            None,
-            self.upstream.digest,
-            [outcome],
-            [Verdict.SUCCESS],
-        )
+def record_of_told(told: Told) -> Record:
+    """The record of a call, a new one each time."""
+    upstream, method, _, request_id, status, started_s, wait_s, duration_s = told
+    outcome = Outcome(status=status, sent=True, started_s=started_s, wait_s=wait_s, duration_s=duration_s)
+    return Record(
+        upstream.plan.name,
+        method,
+        request_id,
+        EndReason.SUCCESS,
+        None,
+        upstream.digest,
+        [outcome],
+        [Verdict.SUCCESS],
+    )
 
 
 class View(Protocol):
     """Makes the answer that the caller gets."""
 
-    def __call__(self, status: int, head: bytes, body: bytes, chunked: bool, told: Told, /) -> Any:
+    def __call__(self, status: int, head: bytes, body: bytes, told: Told, /) -> Any:
         """The answer, which has come as a whole; None where something is odd about it.
 
         Args:
@@ -116,30 +112,128 @@ def lane_of(upstream: Upstream) -> Lane | None:
 
 
 def first_try(
-    upstream: Upstream, lane: Lane, method: str, front: bytes, body: bytes | None, view: View
+    upstream: Upstream, lane: Lane, method: str, target: str, front: bytes, body: bytes | None, view: View
 ) -> Any:
-    """The answer as *view* makes it; `Begun`: a `Call` must go on; None: nothing was done. Blocks.
+    """The answer as *view* makes it; or `Begun`: a `Call` must go on; or None: nothing was done. Blocks.
 
     Args:
-        method: Upper case; with no idempotency key.
-        front: The head of the request, each line with its end, but for what names this very call.
+        method: Upper case.
+        front: The head of the request, without what names this very call, and without the empty line.
     """
-    tracing = upstream.tracing
+    tracing, inbound, id_line = upstream.tracing, inbound_var.get(), lane.id_line
     if (tracing is not None and tracing.is_wanted()) or _get_running_loop() is not None:
         return None
-    inbound, deadline_at = inbound_var.get(), None
-    began = monotonic()
     timeouts = upstream.plan.timeouts
+    began, deadline_at = monotonic(), None
     if timeouts.deadline_s is not None:
         deadline_at = began + timeouts.deadline_s
-    id_line = lane.id_line
     if inbound is None:
         request_id = None if id_line is None else urandom(16).hex()
-    elif inbound.cancellation is not None or (inbound.trace and lane.passes_trace):
-        return None
     else:
         request_id = inbound.request_id
-        at = inbound.deadline_at
+        if (
+            inbound.cancellation is not None
+            or (inbound.trace and lane.passes_trace)
+            or not (request_id.isascii() and request_id.isprintable())
+        ):
+            return None
+        at = inbound.deadline_at  # as `gate.deadline_of` has it
         if at is not None and not inbound.is_over and (deadline_at is None or at < deadline_at):
             deadline_at = at
-    data = front if id_line is None else b"%b%b%b\r\n\r\n" % (front, id_line, request_id.encode())
+    learned, endpoint = upstream.learned, upstream.endpoint
+    circuit, budget, pool = learned.circuit, learned.budget, endpoint.pool
+    leases = pool.leases
+    send = next_send(timeouts, circuit, began, deadline_at=deadline_at, pay=budget.deposit)
+    lease, conn, attempt, error = None, None, None, None
+    try:
+        if type(send) is Send:
+            lease = leases.acquire(send.patience_s, by_deadline=send.by_deadline)
+            conn = lease.conn
+        if conn is not None and is_ready(pool, conn):
+            sock, reader, sent_at = conn.sock, conn.reader, monotonic()
+            limit_s, left_s = send.timeout_s, None
+            if deadline_at is not None and (left_s := deadline_at - sent_at) < limit_s:
+                limit_s = left_s if left_s > _SHORTEST_S else _SHORTEST_S
+            ends_at = sent_at + limit_s
+            attempt = _new_attempt(Attempt)  # not through __init__, which sets thrice as much
+            attempt.pool, attempt.token, attempt.timeouts = pool, lease.token, timeouts
+            attempt.message, attempt.lease, attempt.headers, attempt.streamed = None, None, (), False
+            attempt.began, attempt.limit_s, attempt.ends_at, attempt.phase = sent_at, limit_s, ends_at, "sent"
+            attempt.pieces = pieces = []
+            attempt.is_unsent = is_head = True
+            n_bytes = 0
+            in_flight[attempt] = ends_at
+            if ends_at < deadlines.wake_at:
+                deadlines.rouse(ends_at)
+            if id_line is None or request_id is None:
+                data = front + b"\r\n"
+            else:
+                data = b"%b%b%b\r\n\r\n" % (front, id_line, request_id.encode())
+            if body:
+                data += body
+            try:
+                reader.begin(method)
+                # One limit for sending and for the head: a socket between two answers takes this much at once.
+                sock.settimeout(limit_s if limit_s < timeouts.read_s else timeouts.read_s)
+                sys.audit("http.client.send", conn, data)
+                sent = sock.send(data)
+                if sent != len(data):
+                    sock.settimeout(timeouts.write_s / LOOKS)
+                    send_rest(sock, memoryview(data)[sent:], most=conn.most_at_once)
+                    sock.settimeout(limit_s if limit_s < timeouts.read_s else timeouts.read_s)
+                attempt.is_unsent = False
+                while piece := sock.recv(PIECE_BYTES):
+                    pieces.append(piece)
+                    if reader.feed(piece):
+                        break
+                    if reader.head_done:
+                        if is_head:
+                            is_head = False
+                            if not 200 <= reader.status < RETRY_AFTER_FROM or reader.status in lane.trouble:
+                                break
+                            # As in `engine.call`: a good answer is bounded by silence and by the deadline. The attempt
+                            # is taken out first, for one that was cut stays so.
+                            if in_flight.pop(attempt, None) is None:
+                                break
+                            in_flight[attempt] = attempt.ends_at = (
+                                _NEVER if deadline_at is None else deadline_at
+                            )
+                            if attempt.ends_at < deadlines.wake_at:
+                                deadlines.rouse(attempt.ends_at)
+                            sock.settimeout(timeouts.read_s)
+                        n_bytes += len(piece)
+                        if n_bytes > MOST_BYTES:
+                            break
+            except Exception as raised:
+                attempt.broke = raised
+            status = reader.status
+            if (
+                reader.done
+                and reader.reusable
+                and reader.version == 11
+                and 200 <= status < RETRY_AFTER_FROM
+                and status not in lane.trouble
+                and lease.aborted is None
+            ):
+                now = monotonic()
+                duration_s = now - sent_at
+                told = upstream, method, target, request_id, status, began, sent_at - began, duration_s
+                answer = view(status, reader.head, reader.take(), told)
+                if answer is not None and in_flight.pop(attempt, None) is not None:
+                    if endpoint.misses:
+                        endpoint.forget_misses()
+                    settle(
+                        circuit,
+                        send.permit,
+                        learned.counters,
+                        _GOOD,
+                        now,
+                        duration_s=duration_s,
+                        took_s=now - began,
+                        left_s=left_s,
+                    )
+                    leases.give_back(lease, reusable=True)
+                    return answer
+    except BaseException as raised:
+        error = raised
+    return Begun(send, circuit, budget, request_id, began, lease, attempt, error)

@@ -195,7 +195,6 @@ class UpstreamCounters:
             copy_totals(self, twin, self.__slots__)
         return twin
 
-
     def _take_in(self) -> None:
         per_call = self.attempts_per_call
         for label, number in self.at_once.items():

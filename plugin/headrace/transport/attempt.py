@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from headrace.transport.lease.pool import Lease
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Attempt:
     """Limits and facts of one attempt. Per call, owned by one thread at a time; not thread-safe.
+
+    It has no slots: so what has a default need not be set by who makes one at each call (`engine.lane`).
 
     The deadline thread may set `cut` and `excused`, and reads `pool` and `token`.
 
@@ -51,6 +53,7 @@ class Attempt:
         pieces: What was received already, by the short way of a call, after the request was sent; None: nothing was
             sent that way.
         broke: What that has ended with, or None.
+        is_unsent: It has ended while the request was sent.
     """
 
     pool: Any
@@ -77,6 +80,7 @@ class Attempt:
     opening: Opening | None = None
     pieces: list[bytes] | None = None
     broke: Exception | None = None
+    is_unsent: bool = False
 
 
 current_attempt: ContextVar[Attempt | None] = ContextVar("headrace_attempt", default=None)

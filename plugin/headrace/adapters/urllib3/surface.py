@@ -9,7 +9,6 @@ from typing import Any
 import urllib3
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 from urllib3.response import BaseHTTPResponse
-from urllib3.util.retry import Retry
 
 from headrace.adapters.body import position_of, rewind
 from headrace.adapters.failures import as_it_is, broken_off, facts_of, failure_of
@@ -19,6 +18,8 @@ from headrace.adapters.owner import CallByName
 from headrace.adapters.timeouts import NOT_GIVEN, timeouts_of_call
 from headrace.adapters.twins import URLLIB3
 from headrace.adapters.urllib3.buffered import BufferedResponse
+from headrace.adapters.urllib3.quick import NO_RETRY, quickly
+from headrace.engine.begun import Begun
 from headrace.engine.call import Call
 from headrace.engine.outbound import Outbound
 from headrace.engine.shadow import observed
@@ -38,7 +39,6 @@ from headrace.transport.stock.response import StreamedResponse
 from headrace.transport.wire.response import WireResponse
 
 status_of: Callable[[BaseHTTPResponse], int] = operator.attrgetter("status")
-NO_RETRY = Retry(False, redirect=False)  # urllib3 treats it as immutable, and a new one costs 20 calls
 
 
 def urlopen(
@@ -67,6 +67,18 @@ def urlopen(
         urllib3.exceptions.HTTPError: What the last attempt raised (never MaxRetryError).
     """
     method = method.upper()
+    begun = None
+    if (
+        timeout is NOT_GIVEN
+        and preload_content is decode_content is True
+        and not response_kw
+        and (body is None or type(body) is bytes)
+    ):
+        quick = quickly(upstream, method, target, body, headers)
+        if type(quick) is Begun:
+            begun = quick
+        elif quick is not None:
+            return quick  # type: ignore[no-any-return]
     if body is None or isinstance(body, (bytes, str)):
         replayable, body_at = True, None
     else:
@@ -99,7 +111,7 @@ def urlopen(
     if timeout is not NOT_GIVEN:
         timeouts = timeouts_of_call(timeouts, timeout)
     request = Request(surface, method, headers, timeouts, not preload_content, replayable)
-    return Call(upstream, surface, request).run()
+    return Call(upstream, surface, request, begun=begun).run()
 
 
 def _unenforced(

@@ -192,7 +192,11 @@ class GovernedHTTPPool(HTTPConnectionPool):
         attempt = current_attempt.get()
         if attempt is not None and attempt.headers:
             headers = with_defaults(self.headers if headers is None else headers, attempt.headers)
-        if attempt is not None and not args and may_speak(attempt, self, body, kw):
+        if (
+            attempt is not None
+            and not args
+            and (attempt.pieces is not None or may_speak(attempt, self, body, kw))
+        ):
             answer = exchange(
                 self,
                 attempt,

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from http.client import _CS_REQ_SENT, HTTPException, RemoteDisconnected  # type: ignore[attr-defined]
 from operator import is_
 from ssl import SSLError as BaseSSLError
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from urllib3.connection import _ResponseOptions
 from urllib3.connectionpool import log
@@ -48,6 +48,7 @@ from headrace.transport.wire.untouched import IS_OWN, OWN, as_found
 if TYPE_CHECKING:
     from urllib3.response import HTTPResponse
 
+    from headrace.policy.plan import TimeoutPlan
     from headrace.transport.stock.pool import GovernedHTTPPool
 
 _SAYS_CLOSE: Final = b"\r\nconnection: close"
@@ -113,6 +114,8 @@ def exchange(
 
     Raises what stock's `urlopen` raises.
     """
+    if attempt.pieces is not None:
+        return _go_on(pool, attempt, method, target, retries, decode_content, enforce_content_length)
     if is_plain_target(target) is None:
         return None
     payload: bytes | None = body.encode("utf-8") if type(body) is str else body  # type: ignore[assignment]
@@ -154,17 +157,8 @@ def exchange(
             decode_content,
             enforce_content_length,
         )
-    except (Urllib3TimeoutError, HTTPException, OSError, ProtocolError, SSLError, CertificateError) as error:
-        conn = lease.conn
-        if conn is not None:
-            conn.close()
-        told: Exception = error
-        if isinstance(error, (BaseSSLError, CertificateError)):
-            told = SSLError(error)
-        elif isinstance(error, (OSError, HTTPException)):
-            told = ProtocolError("Connection aborted.", error)
-        retries.increment(method, target, error=told, _pool=pool, _stacktrace=sys.exc_info()[2])
-        raise told from error  # not reached: these retries allow none
+    except _TOLD as error:
+        _tell(error, pool, lease.conn, method, target, retries)
     except BaseException:
         conn = lease.conn
         if conn is not None:
@@ -174,6 +168,97 @@ def exchange(
         head = body = payload = (
             None  # they hold the call's credentials, and crash reporters ship the locals of a frame
         )
+
+
+_TOLD: Final = (Urllib3TimeoutError, HTTPException, OSError, ProtocolError, SSLError, CertificateError)
+"""What stock's `urlopen` has words for."""
+
+
+def _tell(
+    error: Exception,
+    pool: GovernedHTTPPool,
+    conn: GovernedHTTPConnection | None,
+    method: str,
+    target: str,
+    retries: Retry,
+) -> NoReturn:
+    """Raise what stock's `urlopen` makes of *error*, with which an attempt has ended."""
+    if conn is not None:
+        conn.close()
+    told: Exception = error
+    if isinstance(error, (BaseSSLError, CertificateError)):
+        told = SSLError(error)
+    elif isinstance(error, (OSError, HTTPException)):
+        told = ProtocolError("Connection aborted.", error)
+    retries.increment(method, target, error=told, _pool=pool, _stacktrace=sys.exc_info()[2])
+    raise told from error  # not reached: these retries allow none
+
+
+def is_ready(pool: GovernedHTTPPool, conn: GovernedHTTPConnection) -> bool:
+    """Whether a request may go out over *conn*, which was used before, past all that others might have replaced."""
+    reader = conn.reader
+    return (
+        reader is not None
+        and reader.reusable
+        and _is_plain_socket.get(type(conn.sock)) is True
+        and type(conn) in _CONNECTIONS
+        and not conn.debuglevel
+        and pool.ConnectionCls in _CONNECTIONS
+        and KNOWN
+        and IS_OWN
+        and all(map(is_, as_found(), OWN))
+    )
+
+
+def _go_on(
+    pool: GovernedHTTPPool,
+    attempt: Attempt,
+    method: str,
+    target: str,
+    retries: Retry,
+    decode_content: bool,
+    enforce_content_length: bool,
+) -> HTTPResponse:
+    """The answer to a request that has gone the short way, of which a part may have been received. Blocks.
+
+    Raises what stock's `urlopen` raises.
+    """
+    lease = None if attempt.token is None else attempt.token()
+    conn = None if lease is None else lease.conn
+    pieces, attempt.pieces = attempt.pieces or [], []
+    try:
+        if conn is None or conn.sock is None:
+            raise ConnectionAbortedError("the connection was closed")
+        conn.lease = lease
+        conn.answering = conn.sock
+        conn._says_close = False
+        pool.num_requests += 1
+        conn.reader = reader = AnswerReader()  # anew: what the other has read of it may have been taken
+        reader.begin(method)
+        if attempt.is_unsent and attempt.broke is not None:
+            error, attempt.broke = attempt.broke, None
+            if not isinstance(error, OSError) or not _may_be_answered(
+                error, pool, conn.sock, attempt.timeouts
+            ):
+                raise error
+        return _listen(
+            pool,
+            attempt,
+            conn,
+            method,
+            target,
+            retries,
+            decode_content,
+            enforce_content_length,
+            says_close=False,
+            pieces=pieces,
+        )
+    except _TOLD as error:
+        _tell(error, pool, conn, method, target, retries)
+    except BaseException:
+        if conn is not None:
+            conn.close()
+        raise
 
 
 def _connect(pool: GovernedHTTPPool, attempt: Attempt, conn: GovernedHTTPConnection, target: str) -> None:
@@ -220,28 +305,80 @@ def _speak(
         if body:
             sys.audit("http.client.send", conn, body)
             send(sock, body, write_s=timeouts.write_s, most=conn.most_at_once)
-    except TimeoutError as error:
-        if is_foreign(error):
-            raise
-        text = f"Write timed out. (write timeout={timeouts.write_s:g})"
-        raise ReadTimeoutError(pool, "", text) from error  # urllib3 has no error for writing
     except OSError as error:
-        alert = None if is_foreign(error) else alert_behind(sock)
-        if alert is not None:
-            raise alert from None  # the failed write only follows from it
-        if error.errno not in _GOES_ON:
+        if not _may_be_answered(error, pool, sock, timeouts):
             raise
     finally:
         head = lowered = b""
         body = None
+    return _listen(
+        pool,
+        attempt,
+        conn,
+        method,
+        target,
+        retries,
+        decode_content,
+        enforce_content_length,
+        says_close=says_close,
+        pieces=[],
+    )
+
+
+def _may_be_answered(
+    error: OSError, pool: GovernedHTTPPool, sock: socket.socket, timeouts: TimeoutPlan
+) -> bool:
+    """Whether an answer may be there all the same, although sending has ended with *error*.
+
+    Raises what stock makes of *error*, where that is something else.
+    """
+    if is_foreign(error):
+        return False
+    if isinstance(error, TimeoutError):
+        text = f"Write timed out. (write timeout={timeouts.write_s:g})"
+        raise ReadTimeoutError(pool, "", text) from error  # urllib3 has no error for writing
+    alert = alert_behind(sock)
+    if alert is not None:
+        raise alert from None  # the failed write only follows from it
+    return error.errno in _GOES_ON
+
+
+def _listen(
+    pool: GovernedHTTPPool,
+    attempt: Attempt,
+    conn: GovernedHTTPConnection,
+    method: str,
+    target: str,
+    retries: Retry,
+    decode_content: bool,
+    enforce_content_length: bool,
+    *,
+    says_close: bool,
+    pieces: list[bytes],
+) -> HTTPResponse:
+    """The answer that comes over *conn*, to which the request has gone; its head at least. Blocks.
+
+    Args:
+        says_close: The request said that it is the last one.
+        pieces: What has been received already.
+    """
+    sock, timeouts, reader = conn.sock, attempt.timeouts, conn.reader
+    assert sock is not None and reader is not None, "the request has gone over it"
     left_s = attempt.ends_at - monotonic()
     # Where no time is left, this process has stood still, and an answer may have arrived (failures.md 67).
-    conn.timeout = limit_s = min(timeouts.read_s, left_s if left_s > 0.0 else GRACE_S)
+    limit_s = min(timeouts.read_s, left_s if left_s > 0.0 else GRACE_S)
+    if attempt.broke is not None:
+        limit_s = min(timeouts.read_s, attempt.limit_s)  # this is what it has waited
+    conn.timeout = limit_s
     sock.settimeout(limit_s)
-    pieces: list[bytes] = []
-    is_odd, end = False, None
+    is_odd, is_whole, end = False, False, None
     try:
-        is_whole = receive(sock, reader, pieces, whole=False)
+        for piece in pieces:
+            is_whole = reader.feed(piece)
+        if not is_whole:
+            if isinstance(attempt.broke, OSError):
+                raise attempt.broke
+            is_whole = receive(sock, reader, pieces, whole=False)
     except Malformed:
         is_odd = True
     except Truncated:

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable
 from functools import cached_property
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from urllib3._collections import HTTPHeaderDict
 from urllib3.response import BytesQueueBuffer, HTTPResponse
@@ -366,6 +366,101 @@ class WireResponse(_Filled):
         """The body, as in urllib3."""
         body: bytes | None = self._body
         return super().data if body is None else body
+
+
+class _Facts(NamedTuple):
+    """What a `WireAnswer` asks a reader for."""
+
+    status: int
+    reason: str
+    version: int
+    head: bytes
+    chunked: bool
+    length: int | None
+
+
+class WholeResponse(WireResponse):
+    """The response of a call that went the short way (`engine.lane`): its whole body has come, and was decoded.
+
+    Only what nearly everybody asks for is set when it is made. What else urllib3's response has is made on touch.
+
+    Attributes:
+        head: As it came.
+        told: What becomes the call's record when somebody asks for it.
+        n_sent: Bytes of the body as it was sent.
+    """
+
+    version = 11
+    decode_content = True
+    enforce_content_length = True
+    closed = True  # as stock's, once its body was read. Asked by the finalizer, too, which makes nothing then
+    _connection = None
+    _sock_shutdown = None
+    _uncached_read_occurred = True
+
+    head: bytes
+    told: Any
+    n_sent: int
+    record_of: Callable[[Any], Any]
+
+    def __init__(self) -> None:
+        """Its maker sets what it has."""
+
+    def set_whole(self, body: bytes) -> bool:
+        """Take *body*, as sent, for the body; False where it cannot be decoded. Mutates."""
+        self.n_sent = len(body)
+        self._body = body
+        if b"\ncontent-encoding:" in self.head.lower():
+            try:
+                self._init_decoder()
+                self._body = self._decode(body, True, True) or b""
+            except Exception:
+                return False
+        return True
+
+    @cached_property
+    def reason(self) -> str:  # type: ignore[override]
+        """The reason phrase."""
+        return self.head[13 : self.head.find(b"\r")].strip().decode("latin-1")
+
+    @cached_property
+    def chunked(self) -> bool:  # type: ignore[override]
+        """Whether it came in chunks."""
+        return b"\ntransfer-encoding:" in self.head.lower()
+
+    @cached_property
+    def length_remaining(self) -> int | None:  # type: ignore[override]
+        """Bytes of the body that are still to be read; None: it came in chunks."""
+        return None if self.chunked else 0
+
+    @cached_property
+    def _fp_bytes_read(self) -> int:  # type: ignore[override]
+        return self.n_sent
+
+    @cached_property
+    def _original_response(self) -> WireAnswer:  # type: ignore[override]
+        length = None if self.chunked else self.n_sent
+        facts: Any = _Facts(self.status, self.reason, 11, self.head, self.chunked, length)
+        answer = WireAnswer(facts, [], self.told[1], None, b"")
+        answer.is_taken()
+        return answer
+
+    @cached_property
+    def _fp(self) -> WireAnswer:  # type: ignore[override]
+        return self._original_response
+
+    @cached_property
+    def _request_url(self) -> str:  # type: ignore[override]
+        return self.told[2]  # type: ignore[no-any-return]
+
+    @cached_property
+    def _pool(self) -> Any:  # type: ignore[override]
+        return self.told[0].endpoint.pool
+
+    @cached_property
+    def headrace(self) -> Any:
+        """What became of the call."""
+        return self.record_of(self.told)
 
 
 class WireStreamed(_Filled, StreamedResponse):

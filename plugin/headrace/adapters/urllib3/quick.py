@@ -1,0 +1,122 @@
+"""Calls by name through urllib3, the short way (`engine.lane`): the head of the request, and the answer's view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from urllib3.util.retry import Retry
+
+from headrace.engine.lane import Told, first_try, lane_of, record_of_told
+from headrace.runtime.upstream import Upstream
+from headrace.transport.stock.pool import with_defaults
+from headrace.transport.wire.request import head_of, is_plain_target
+from headrace.transport.wire.response import WholeResponse
+
+_MAKER: Final = "urllib3"
+_LONG: Final = frozenset(
+    {
+        "authorization",
+        "proxy-authorization",
+        "connection",
+        "transfer-encoding",
+        "expect",
+        "traceparent",
+        "host",
+    }
+)
+"""Headers of a call, in lower case, that say more than what is sent: whose the connection is, how it ends."""
+
+NO_RETRY: Final = Retry(False, redirect=False)  # urllib3 treats it as immutable, and a new one costs 20 calls
+_LENGTH: Final = b"Content-Length: 0\r\n"
+
+
+class _Heads:
+    """Heads of requests to one upstream, rendered once.
+
+    Attributes:
+        lane: None: the short way is closed.
+        long_methods: Methods that need the long way: a key is made for them.
+        long_names: Headers that need it, in lower case.
+        bare: By method, what comes behind the first line where there is no body.
+        around: By method, what comes before the length of a body, and behind it.
+    """
+
+    __slots__ = ("around", "bare", "lane", "long_methods", "long_names")
+
+    def __init__(self, upstream: Upstream) -> None:
+        plan = upstream.plan
+        self.lane = lane_of(upstream)
+        key = plan.retry.idempotency_key
+        self.long_methods = (
+            frozenset() if key is None else frozenset(key.methods) - frozenset(plan.retry.methods)
+        )
+        self.long_names = _LONG | {upstream.request_id_header.lower()}
+        self.bare: dict[str, bytes] = {}
+        self.around: dict[str, tuple[bytes, bytes]] = {}
+        if any(name.lower() in self.long_names - {"authorization", "host"} for name, _ in plan.headers):
+            self.lane = None
+
+    def render(self, upstream: Upstream, method: str) -> bool:
+        """Render the heads of *method*; False: stock writes them. Mutates."""
+        host, headers = upstream.endpoint.pool.host_line, dict(upstream.plan.headers)
+        bare, sized = head_of(method, "/", host, headers, None), head_of(method, "/", host, headers, b"")
+        if bare is None or sized is None or sized.count(_LENGTH) != 1:
+            self.lane = None
+            return False
+        first = len(f"{method} / HTTP/1.1\r\n")
+        before, _, behind = sized[first:-2].partition(_LENGTH)
+        self.around[method] = before, behind
+        self.bare[method] = bare[first:-2]
+        return True
+
+
+def quickly(
+    upstream: Upstream, method: str, target: str, body: bytes | None, headers: Mapping[str, str] | None
+) -> Any:
+    """The answer to a buffered call, or `Begun`, or None, as `first_try` gives them. Blocks."""
+    heads = upstream.compiled.get(_MAKER)
+    if heads is None:
+        heads = upstream.compiled[_MAKER] = _Heads(upstream)
+    lane = heads.lane
+    if lane is None or method in heads.long_methods or is_plain_target(target) is None:
+        return None
+    if headers:
+        if type(headers) is not dict or not heads.long_names.isdisjoint([name.lower() for name in headers]):
+            return None
+        own = with_defaults(headers, upstream.plan.headers)
+        whole = head_of(method, target, upstream.endpoint.pool.host_line, own, body)
+        if whole is None:
+            return None
+        front = whole[:-2]
+    elif method not in heads.bare and not heads.render(upstream, method):
+        return None
+    elif body is None:
+        front = b"%b%b" % (f"{method} {target} HTTP/1.1\r\n".encode(), heads.bare[method])
+    else:
+        before, behind = heads.around[method]
+        line = f"{method} {target} HTTP/1.1\r\n".encode()
+        front = b"%b%bContent-Length: %d\r\n%b" % (line, before, len(body), behind)
+    return first_try(upstream, lane, method, target, front, body, _view)
+
+
+class QuickResponse(WholeResponse):
+    """What a call by name gets that went the short way."""
+
+    record_of = staticmethod(record_of_told)
+    _retries = NO_RETRY
+
+
+_new: Final[Any] = QuickResponse.__new__
+
+
+def _view(status: int, head: bytes, body: bytes, told: Told) -> QuickResponse | None:
+    answer = _new(QuickResponse)
+    answer.status = status
+    answer.head = head
+    answer.told = told
+    if b"oding:" in head.lower():
+        return answer if answer.set_whole(body) else None
+    answer._body = body
+    answer.n_sent = len(body)
+    return answer

@@ -1,0 +1,202 @@
+"""A call that goes the short way, or begins on it, ends as one that goes the long way from its start."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+
+import headrace
+from headrace.clock import monotonic
+from headrace.policy.breaker.circuit import CircuitView
+from headrace.adapters.urllib3 import surface
+from headrace.transport.wire.response import WholeResponse
+from support.faultserver import Answer, Behaviour, Break, Endless, FaultServer, Raw, Silence, on_reuse
+from support.governed import rules, running
+
+LIMITS = """    timeouts: {attempt: 300ms, read: 300ms, deadline: 2s}
+    retry: {backoff: {base: 1ms, max: 1ms}}
+"""
+GZIPPED = (("Content-Encoding", "gzip"),)
+JSON = (("Content-Type", "application/json"), ("X-Twice", "a"), ("X-Twice", "b"), ("Set-Cookie", "c=1"))
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer() as server:
+        yield server
+
+
+def seen(answer: Any) -> dict[str, Any]:
+    """All that a caller can see of a urllib3 response that was read."""
+    first = answer._original_response
+    return {
+        "status": answer.status,
+        "reason": answer.reason,
+        "version": (answer.version, answer.version_string),
+        "headers": list(answer.headers.iteritems()),
+        "data": answer.data,
+        "read": (answer.read(), answer.read(10), answer.tell(), list(answer.stream(10))),
+        "lengths": (answer.length_remaining, answer.chunked),
+        "ends": (
+            answer.closed,
+            answer.isclosed(),
+            answer.connection,
+            bool(answer._fp and not answer._fp.isclosed()),
+        ),
+        "url": (answer.geturl(), answer.url, answer.retries),
+        "decoding": (answer.decode_content, answer.enforce_content_length),
+        "original": (first.status, first.reason, first.version, first.isclosed(), list(first.msg.items())),
+        "record": told(answer.headrace),
+    }
+
+
+def shown(circuit: CircuitView) -> tuple[Any, ...]:
+    return circuit.state, circuit.calls, circuit.failures, circuit.consecutive_failures
+
+
+def told(record: headrace.Record) -> tuple[Any, ...]:
+    """*record* without instants and ids."""
+    attempts = [
+        (one.outcome, one.status, one.verdict, one.sent, one.retry_seq, one.resent, one.connect_s is None)
+        for one in record.attempts
+    ]
+    return record.upstream, record.method, record.reason, record.retry_after_s, attempts, record.config_digest
+
+
+def result(call: Any) -> dict[str, Any]:
+    try:
+        return seen(call())
+    except urllib3.exceptions.HTTPError as error:
+        text = re.sub(r"timeout=0\.\d+", "timeout=…", str(error).partition("0x")[0])
+        return {"error": type(error), "text": text, "record": told(error.headrace)}  # type: ignore[attr-defined]
+
+
+def learned(hr: headrace.Headrace) -> dict[str, Any]:
+    """What the calls have left behind."""
+    status = hr.status()["upstreams"]["billing"]
+    upstream = hr.snapshot.upstream("billing")
+    counters = upstream.learned.counters.copy()
+    return {
+        "calls": (status["requests"], status["attempts"], counters.retries),
+        "acquires": counters.acquires,
+        "closed": counters.closed,
+        "resent": counters.resent,
+        "per_call": counters.attempts_per_call.counts,
+        "durations": sum(counters.duration.counts),
+        "left": sum(counters.deadline_left.counts),
+        "budget": upstream.learned.budget.balance(1e6),
+        "circuit": shown(upstream.learned.circuit.view(monotonic())),
+        "inuse": (upstream.endpoint.pool.leases.view().inuse, upstream.endpoint.pool.leases.view().idle),
+    }
+
+
+BEHAVIOURS: dict[str, Behaviour] = {
+    "small": Answer(body=b"x" * 1024, headers=JSON),
+    "empty": Answer(body=b""),
+    "created": Answer(201, body=b"made"),
+    "no content": Answer(204, body=b"", headers=()),
+    "100 KiB": Answer(body=b"y" * 102_400),
+    "1 MiB": Answer(body=b"z" * 1_048_576),
+    "chunked": Answer(body=b"chunks" * 100, chunked=True),
+    "gzip": Answer(body=gzip.compress(b"packed" * 500), headers=GZIPPED),
+    "gzip in chunks": Answer(body=gzip.compress(b"packed" * 500), headers=GZIPPED, chunked=True),
+    "no gzip": Answer(body=b"this is no gzip", headers=GZIPPED),
+    "in two pieces": Answer(body=b"late", drip_body_s=0.002),
+    "head in pieces": Answer(body=b"late", drip_head_s=0.0005),
+    "closes": Answer(close=True),
+    "until close": Answer(framed=False, close=True),
+    "redirect": Answer(302, headers=(("Location", "/elsewhere"),)),
+    "not modified": Answer(304, body=b""),
+    "not found": Answer(404),
+    "unavailable": Answer(503, headers=(("Retry-After", "0"),)),
+    "no answer": Break("request", "fin"),
+    "reset": Break("request", "rst"),
+    "half a head": Break("head", "fin"),
+    "half a head, reset": Break("head", "rst"),
+    "half a body": Break("body", "fin"),
+    "half a body, reset": Break("body", "rst"),
+    "silence": Silence(),
+    "late": Answer(delay_s=0.02),
+    "not HTTP": Raw(),
+    "HTTP/1.0": Raw(b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\nok", then="keep"),
+    "early hints": Raw(
+        b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", "keep"
+    ),
+    "continue": Raw(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", "keep"),
+    "endless continues": Endless(),
+    "bytes behind": Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200", "keep"),
+    "two lengths": Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", "fin"),
+    "length and chunks": Raw(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        "keep",
+    ),
+    "bad chunk": Raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxx\r\nok\r\n", "fin"),
+}
+
+
+def journey(
+    folder: Path, server: FaultServer, behaviour: Behaviour, method: str, kw: dict[str, Any]
+) -> list[Any]:
+    """Everything that three calls leave to be seen: one that warms the connection, two over it."""
+    server.always(Answer())
+    folder.mkdir()
+    with running(folder, rules(server.url, LIMITS)) as hr:
+        handle, at = hr.upstream("billing"), len(server.requests)
+        handle.urlopen("GET", "/warm")
+        server.always(on_reuse(behaviour, first=Answer(body=b"fresh")))
+        story: list[Any] = [result(lambda: handle.urlopen(method, "/it?a=1", **kw)) for _ in range(2)]
+        sent = [
+            (one.method, one.target, one.body, [pair for pair in one.headers if pair[0] != "X-Request-ID"])
+            for one in server.requests[at:]
+        ]
+        server.wait_for(lambda: True)
+        return [*story, sent, learned(hr)]
+
+
+@pytest.mark.parametrize("name", BEHAVIOURS)
+@pytest.mark.parametrize(
+    ("method", "kw"),
+    [
+        pytest.param("GET", {}, id="GET"),
+        pytest.param(
+            "POST", {"body": b"told", "headers": {"Accept": "*/*", "content-type": "text/plain"}}, id="POST"
+        ),
+    ],
+)
+def test_the_two_ways_cannot_be_told_apart(
+    tmp_path: Path,
+    server: FaultServer,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    method: str,
+    kw: dict[str, Any],
+) -> None:
+    short = journey(tmp_path / "short", server, BEHAVIOURS[name], method, kw)
+
+    monkeypatch.setattr(surface, "quickly", lambda *_: None)
+    long = journey(tmp_path / "long", server, BEHAVIOURS[name], method, kw)
+
+    for one, other in zip(short, long, strict=True):
+        for part in one if isinstance(one, dict) else ():
+            if part == "record":
+                one[part], other[part] = one[part][:-1], other[part][:-1]  # the digests of two files
+        assert one == other
+
+
+def test_a_good_answer_over_a_warm_connection_goes_the_short_way(tmp_path: Path, server: FaultServer) -> None:
+    with running(tmp_path, rules(server.url)) as hr:
+        handle = hr.upstream("billing")
+        kinds = [type(handle.urlopen("GET", "/")) for _ in range(3)]
+        answer = handle.urlopen("POST", "/", body=b"x")
+
+        assert kinds[1:] == [type(answer)] * 2
+        assert isinstance(answer, WholeResponse)
+        assert isinstance(answer, urllib3.HTTPResponse)
+        assert pickle.loads(pickle.dumps(answer.headrace)) == answer.headrace
