@@ -19,10 +19,10 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from headrace.clock import monotonic
 from headrace.engine.begun import Begun
+from headrace.policy.breaker.permit import Verdict
 from headrace.policy.decision import EndReason, Send
 from headrace.policy.gate import next_send, settle
 from headrace.policy.outcome import STATUS_CLASS, Outcome
-from headrace.policy.breaker.permit import Verdict
 from headrace.policy.record import Record
 from headrace.policy.retry import RETRY_AFTER_FROM
 from headrace.runtime.deadlines import deadlines
@@ -31,7 +31,7 @@ from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt
 from headrace.transport.connection_auth import is_of_connection
 from headrace.transport.dial.sending import LOOKS, send_rest
-from headrace.transport.lease.pool import LeaseError
+from headrace.transport.lease.pool import Lease
 from headrace.transport.wire.blocking import MOST_BYTES, PIECE_BYTES
 from headrace.transport.wire.exchange import is_ready
 
@@ -93,7 +93,9 @@ class Lane:
         self.trouble = frozenset(status for status in rules if status < RETRY_AFTER_FROM)
         propagate = plan.propagate
         self.id_line = f"{upstream.request_id_header}: ".encode() if propagate.request_id else None
-        self.passes_trace = propagate.traceparent
+        self.passes_trace = propagate.traceparent and "traceparent" not in {
+            name.lower() for name, _ in plan.headers
+        }
 
 
 def lane_of(upstream: Upstream) -> Lane | None:
@@ -127,16 +129,18 @@ def first_try(
     began, deadline_at = monotonic(), None
     if timeouts.deadline_s is not None:
         deadline_at = began + timeouts.deadline_s
+    tail = "\r\n"
     if inbound is None:
         request_id = None if id_line is None else urandom(16).hex()
     else:
         request_id = inbound.request_id
-        if (
-            inbound.cancellation is not None
-            or (inbound.trace and lane.passes_trace)
-            or not (request_id.isascii() and request_id.isprintable())
-        ):
+        if inbound.cancellation is not None or not (request_id.isascii() and request_id.isprintable()):
             return None
+        if inbound.trace and lane.passes_trace:
+            for name, value in inbound.trace:
+                if not (value.isascii() and value.isprintable()):
+                    return None
+                tail += f"{name}: {value}\r\n"
         at = inbound.deadline_at  # as `gate.deadline_of` has it
         if at is not None and not inbound.is_over and (deadline_at is None or at < deadline_at):
             deadline_at = at
@@ -144,16 +148,23 @@ def first_try(
     circuit, budget, pool = learned.circuit, learned.budget, endpoint.pool
     leases = pool.leases
     send = next_send(timeouts, circuit, began, deadline_at=deadline_at, pay=budget.deposit)
-    lease, conn, attempt, error = None, None, None, None
+    if not isinstance(send, Send):
+        return Begun(send, circuit, budget, request_id, began, None, None, None)
+    lease: Lease[Any] | None = None
+    attempt: Attempt | None = None
+    error: BaseException | None = None
     try:
-        if type(send) is Send:
-            lease = leases.acquire(send.patience_s, by_deadline=send.by_deadline)
-            conn = lease.conn
+        lease = leases.acquire(send.patience_s, by_deadline=send.by_deadline)
+        conn = lease.conn
         if conn is not None and is_ready(pool, conn):
-            sock, reader, sent_at = conn.sock, conn.reader, monotonic()
+            reader: Any = conn.reader
+            permit: Any = send.permit
+            sock, sent_at = conn.sock, monotonic()
             limit_s, left_s = send.timeout_s, None
-            if deadline_at is not None and (left_s := deadline_at - sent_at) < limit_s:
-                limit_s = left_s if left_s > _SHORTEST_S else _SHORTEST_S
+            if deadline_at is not None:
+                left_s = deadline_at - sent_at
+                if left_s < limit_s:
+                    limit_s = left_s if left_s > _SHORTEST_S else _SHORTEST_S
             ends_at = sent_at + limit_s
             attempt = _new_attempt(Attempt)  # not through __init__, which sets thrice as much
             attempt.pool, attempt.token, attempt.timeouts = pool, lease.token, timeouts
@@ -166,9 +177,9 @@ def first_try(
             if ends_at < deadlines.wake_at:
                 deadlines.rouse(ends_at)
             if id_line is None or request_id is None:
-                data = front + b"\r\n"
+                data = front + tail[2:].encode() + b"\r\n"
             else:
-                data = b"%b%b%b\r\n\r\n" % (front, id_line, request_id.encode())
+                data = b"%b%b%b\r\n" % (front, id_line, (request_id + tail).encode())
             if body:
                 data += body
             try:
@@ -224,7 +235,7 @@ def first_try(
                         endpoint.forget_misses()
                     settle(
                         circuit,
-                        send.permit,
+                        permit,
                         learned.counters,
                         _GOOD,
                         now,

@@ -25,7 +25,8 @@ from headrace.adapters.twins import REQUESTS
 from headrace.adapters.urllib3.buffered import BufferedResponse
 from headrace.adapters.urllib3.hop import Hop, RefusalInFlight, is_callers_own
 from headrace.adapters.urllib3.own_retries import count_delegated, unsent_only
-from headrace.adapters.urllib3.surface import NO_RETRY, url_through
+from headrace.adapters.urllib3.quick import NO_RETRY
+from headrace.adapters.urllib3.surface import url_through
 from headrace.engine.call import Call
 from headrace.engine.surface import Failure, Streamed, Substitute
 from headrace.engine.tries import Tries

@@ -41,8 +41,10 @@ from headrace.adapters.urllib3.own_retries import (
     retries_itself,
     unsent_only,
 )
+from headrace.adapters.urllib3.quick import QuickResponse, quickly, view_of
 from headrace.adapters.urllib3.surface import UrlopenSurface, status_of
 from headrace.adapters.urllib3.trust import brings_own_tls
+from headrace.engine.begun import Begun
 from headrace.engine.call import Call
 from headrace.engine.notices import count_ungoverned, passing
 from headrace.engine.shadow import observed
@@ -59,6 +61,18 @@ _MADE_WITH = "_headrace_made"
 # `urllib3.request()` always passes a timeout. Its default is no caller's wish, and would undo the limits of the rule.
 _TIMEOUT_OF_REQUEST = inspect.signature(urllib3.request).parameters["timeout"].default
 _DEFAULT_MANAGER: object = getattr(urllib3, "_DEFAULT_POOL", None)
+
+
+_DEFAULT_RETRY: Final = Retry.DEFAULT
+
+
+class _ManagersResponse(QuickResponse):
+    """What a call through a manager gets that went the short way; the manager counts redirects by its `retries`."""
+
+    _retries = redirects_only(Retry.from_int(None, redirect=False))
+
+
+_VIEW: Final = view_of(_ManagersResponse)
 
 
 class RoutedHTTPPool(HTTPConnectionPool):
@@ -157,6 +171,26 @@ class RoutedHTTPPool(HTTPConnectionPool):
         """
         stock = self.stock
         upstream = self._upstream_of(url, headers)
+        begun = None
+        if (
+            upstream is not None
+            and upstream.mode == "enforce"
+            and retries is None
+            and not redirect
+            and preload_content is decode_content is True
+            and timeout is NOT_GIVEN
+            and (body is None or type(body) is bytes)
+            and pool_timeout is release_conn is body_pos is None
+            and not chunked
+            and not response_kw
+            and self._is_plain()
+        ):
+            # As PoolManager calls where its caller has said nothing of its own.
+            quick = quickly(upstream, method, url, body, stock.headers if headers is None else headers, _VIEW)
+            if type(quick) is Begun:
+                begun = quick
+            elif quick is not None:
+                return quick  # type: ignore[no-any-return]
         # requests calls like this, and makes such a timeout where nobody has said anything.
         is_of_requests = not (redirect or assert_same_host or preload_content or decode_content)
         limit = NOT_GIVEN if is_of_requests and _is_none_thrice(timeout) else timeout
@@ -204,7 +238,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
             tries = Tries(upstream)
             retries = retries if position_of(body)[0] else unsent_only(retries)
         hop = _ManagerHop(stock, upstream, self._timeouts(upstream.plan.timeouts, limit, pool_timeout), tries)
-        hop.front, hop.release_conn, hop.own = self, release_conn, own
+        hop.front, hop.release_conn, hop.own, hop.begun = self, release_conn, own, begun
         try:
             return HTTPConnectionPool.urlopen(hop, method, url, body, retries=retries, **asked)
         except RefusalInFlight:
@@ -216,6 +250,17 @@ class RoutedHTTPPool(HTTPConnectionPool):
             if tries is not None:
                 tries.settle()
         raise hop.take_refusal()
+
+    def _is_plain(self) -> bool:
+        """Whether calls through this pool have stock's defaults: its classes, its retries, no limits of its own."""
+        stock, timeout = self.stock, self.stock.timeout
+        return (
+            type(stock) in FRONTS
+            and stock.retries is Retry.DEFAULT is _DEFAULT_RETRY
+            and timeout.total is None
+            and timeout._connect is timeout._read is NOT_GIVEN
+            and stock.ConnectionCls.__module__ == STOCK
+        )
 
     def _upstream_of(self, url: str, headers: Mapping[str, str] | None) -> Upstream | None:
         """The upstream that governs a call to *url* through this pool, or None: the call goes to stock."""
@@ -352,9 +397,12 @@ class _ManagerHop(Hop):
         front: That pool.
         release_conn: As the call has it.
         own: What its attempts go by where that pool's connections are of another class than stock's.
+        begun: Its first attempt, where that was begun already; None: it was not.
     """
 
-    __slots__ = ("front", "own", "release_conn")
+    __slots__ = ("begun", "front", "own", "release_conn")
+
+    begun: Begun | None
 
     front: RoutedHTTPPool
     own: OwnClassPool | None
@@ -404,7 +452,8 @@ class _ManagerHop(Hop):
         )
         streamed = not response_kw["preload_content"]
         request = Request(surface, method, headers, self.timeouts, streamed, replayable)
-        return Call(self.upstream, surface, request, tries=self.tries).run()
+        begun, self.begun = self.begun, None
+        return Call(self.upstream, surface, request, tries=self.tries, begun=begun).run()
 
     def _get_conn(self, timeout: float | None = None) -> Any:
         if self.pool is None:

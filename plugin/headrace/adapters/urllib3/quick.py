@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from urllib3.util.retry import Retry
 
-from headrace.engine.lane import Told, first_try, lane_of, record_of_told
+from headrace.engine.lane import Told, View, first_try, lane_of, record_of_told
 from headrace.runtime.upstream import Upstream
 from headrace.transport.stock.pool import with_defaults
 from headrace.transport.wire.request import head_of, is_plain_target
@@ -72,7 +72,12 @@ class _Heads:
 
 
 def quickly(
-    upstream: Upstream, method: str, target: str, body: bytes | None, headers: Mapping[str, str] | None
+    upstream: Upstream,
+    method: str,
+    target: str,
+    body: bytes | None,
+    headers: Mapping[str, str] | None,
+    view: View,
 ) -> Any:
     """The answer to a buffered call, or `Begun`, or None, as `first_try` gives them. Blocks."""
     heads = upstream.compiled.get(_MAKER)
@@ -97,7 +102,7 @@ def quickly(
         before, behind = heads.around[method]
         line = f"{method} {target} HTTP/1.1\r\n".encode()
         front = b"%b%bContent-Length: %d\r\n%b" % (line, before, len(body), behind)
-    return first_try(upstream, lane, method, target, front, body, _view)
+    return first_try(upstream, lane, method, target, front, body, view)
 
 
 class QuickResponse(WholeResponse):
@@ -107,16 +112,22 @@ class QuickResponse(WholeResponse):
     _retries = NO_RETRY
 
 
-_new: Final[Any] = QuickResponse.__new__
+def view_of(kind: type[QuickResponse]) -> View:
+    """What makes responses of *kind*."""
+    new: Any = kind.__new__
+
+    def view(status: int, head: bytes, body: bytes, told: Told) -> QuickResponse | None:
+        answer: QuickResponse = new(kind)
+        answer.status = status
+        answer.head = head
+        answer.told = told
+        if b"oding:" in head.lower():  # of the content, or of the transfer
+            return answer if answer.set_whole(body) else None
+        answer._body = body
+        answer.n_sent = len(body)
+        return answer
+
+    return view
 
 
-def _view(status: int, head: bytes, body: bytes, told: Told) -> QuickResponse | None:
-    answer = _new(QuickResponse)
-    answer.status = status
-    answer.head = head
-    answer.told = told
-    if b"oding:" in head.lower():
-        return answer if answer.set_whole(body) else None
-    answer._body = body
-    answer.n_sent = len(body)
-    return answer
+VIEW: Final = view_of(QuickResponse)

@@ -18,7 +18,7 @@ from headrace.adapters.owner import CallByName
 from headrace.adapters.timeouts import NOT_GIVEN, timeouts_of_call
 from headrace.adapters.twins import URLLIB3
 from headrace.adapters.urllib3.buffered import BufferedResponse
-from headrace.adapters.urllib3.quick import NO_RETRY, quickly
+from headrace.adapters.urllib3.quick import NO_RETRY, VIEW, quickly
 from headrace.engine.begun import Begun
 from headrace.engine.call import Call
 from headrace.engine.outbound import Outbound
@@ -74,7 +74,7 @@ def urlopen(
         and not response_kw
         and (body is None or type(body) is bytes)
     ):
-        quick = quickly(upstream, method, target, body, headers)
+        quick = quickly(upstream, method, target, body, headers, VIEW)
         if type(quick) is Begun:
             begun = quick
         elif quick is not None:

@@ -363,7 +363,8 @@ def _listen(
         pieces: What has been received already.
     """
     sock, timeouts, reader = conn.sock, attempt.timeouts, conn.reader
-    assert sock is not None and reader is not None, "the request has gone over it"
+    assert sock is not None, "the request has gone over it"
+    assert reader is not None, "likewise"
     left_s = attempt.ends_at - monotonic()
     # Where no time is left, this process has stood still, and an answer may have arrived (failures.md 67).
     limit_s = min(timeouts.read_s, left_s if left_s > 0.0 else GRACE_S)
