@@ -22,7 +22,7 @@ from headrace.transport.wire.response import WholeResponse
 from support.faultserver import Answer, Behaviour, Break, Endless, FaultServer, Raw, Silence, on_reuse
 from support.governed import rules, running
 
-LIMITS = """    timeouts: {attempt: 300ms, read: 300ms, deadline: 2s}
+LIMITS = """    timeouts: {attempt: 300ms, read: 300ms, deadline: 1s}
     retry: {backoff: {base: 1ms, max: 1ms}}
 """
 GZIPPED = (("Content-Encoding", "gzip"),)
@@ -112,6 +112,8 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "no gzip": Answer(body=b"this is no gzip", headers=GZIPPED),
     "in two pieces": Answer(body=b"late", drip_body_s=0.002),
     "head in pieces": Answer(body=b"late", drip_head_s=0.0005),
+    "dripping head": Answer(drip_head_s=0.05),
+    "dripping body": Answer(body=b"d" * 60, drip_body_s=0.05),
     "closes": Answer(close=True),
     "until close": Answer(framed=False, close=True),
     "redirect": Answer(302, headers=(("Location", "/elsewhere"),)),
@@ -266,6 +268,22 @@ def test_the_two_ways_pass_on_the_same_of_an_inbound_request(
     short = told(tmp_path / "short")
     monkeypatch.setattr(surface, "quickly", lambda *_: None)
     assert short == told(tmp_path / "long")
+
+
+def test_urllib3s_own_log_tells_of_each_request(
+    tmp_path: Path, server: FaultServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(tmp_path, rules(server.url)) as hr:
+        handle = hr.upstream("billing")
+        for _ in range(2):
+            handle.urlopen("GET", "/")
+        with caplog.at_level("DEBUG", "urllib3.connectionpool"):
+            handle.urlopen("GET", "/told")
+        handle.urlopen("GET", "/untold")
+
+    assert [line for line in caplog.messages if "HTTP/1.1" in line] == [
+        f'{server.url} "GET /told HTTP/1.1" 200 2'
+    ]
 
 
 def test_a_good_answer_over_a_warm_connection_goes_the_short_way(tmp_path: Path, server: FaultServer) -> None:

@@ -12,8 +12,10 @@ time. What happens between taking the lease and giving it back has the order tha
 
 from __future__ import annotations
 
+import logging
 import sys
 from asyncio import _get_running_loop
+from logging import DEBUG
 from os import urandom
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -36,6 +38,9 @@ from headrace.transport.wire.blocking import MOST_BYTES, PIECE_BYTES
 from headrace.transport.wire.exchange import is_ready
 
 in_flight = deadlines.table
+
+_log: Final = logging.getLogger("urllib3.connectionpool")
+_levels: Final[dict[int, bool]] = getattr(_log, "_cache", {})  # what it is enabled for, as far as it was asked
 
 _NEVER: Final = float("inf")
 _new_attempt: Final[Any] = Attempt.__new__
@@ -123,7 +128,11 @@ def first_try(
         front: The head of the request, without what names this very call, and without the empty line.
     """
     tracing, inbound, id_line = upstream.tracing, inbound_var.get(), lane.id_line
-    if (tracing is not None and tracing.is_wanted()) or _get_running_loop() is not None:
+    if (
+        (tracing is not None and tracing.is_wanted())
+        or _get_running_loop() is not None
+        or (_levels.get(DEBUG) is not False and _log.isEnabledFor(DEBUG))  # it tells of each request
+    ):
         return None
     timeouts = upstream.plan.timeouts
     began, deadline_at = monotonic(), None
@@ -243,6 +252,7 @@ def first_try(
                         took_s=now - began,
                         left_s=left_s,
                     )
+                    pool.num_requests += 1
                     leases.give_back(lease, reusable=True)
                     return answer
     except BaseException as raised:
