@@ -63,6 +63,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from itertools import chain
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 from weakref import ref
 
@@ -737,11 +738,8 @@ class LeasePool(Generic[C]):
         """Whether connections are closed when they come back."""
         return self._retired
 
-    if TYPE_CHECKING:
-        stopped: bool
-        """Whether leases are refused."""
-    else:
-        stopped = property(attrgetter("_stopped"))  # asked in C: each call of a handle looks at it
+    stopped = property(attrgetter("_stopped"), doc="Whether leases are refused.")
+    """Asked in C: each call of a handle looks at it."""
 
     @property
     def is_at_rest(self) -> bool:
