@@ -40,7 +40,9 @@ from headrace.transport.wire.exchange import is_ready
 in_flight = deadlines.table
 
 _log: Final = logging.getLogger("urllib3.connectionpool")
-_levels: Final[dict[int, bool]] = getattr(_log, "_cache", {})  # what it is enabled for, as far as it was asked
+_levels: Final[dict[int, bool]] = getattr(
+    _log, "_cache", {}
+)  # what it is enabled for, as far as it was asked
 
 _NEVER: Final = float("inf")
 _new_attempt: Final[Any] = Attempt.__new__
@@ -119,12 +121,20 @@ def lane_of(upstream: Upstream) -> Lane | None:
 
 
 def first_try(
-    upstream: Upstream, lane: Lane, method: str, target: str, front: bytes, body: bytes | None, view: View
+    upstream: Upstream,
+    lane: Lane,
+    method: str,
+    target: str,
+    front: bytes,
+    body: bytes | None,
+    view: View,
+    owner: object | None,
 ) -> Any:
     """The answer as *view* makes it; or `Begun`: a `Call` must go on; or None: nothing was done. Blocks.
 
     Args:
         method: Upper case.
+        owner: The owner of connections that may be used, too, as in `LeasePool.acquire`; None: the call has none.
         front: The head of the request, without what names this very call, and without the empty line.
     """
     tracing, inbound, id_line = upstream.tracing, inbound_var.get(), lane.id_line
@@ -163,7 +173,7 @@ def first_try(
     attempt: Attempt | None = None
     error: BaseException | None = None
     try:
-        lease = leases.acquire(send.patience_s, by_deadline=send.by_deadline)
+        lease = leases.acquire(send.patience_s, by_deadline=send.by_deadline, owner=owner)
         conn = lease.conn
         if conn is not None and is_ready(pool, conn):
             reader: Any = conn.reader

@@ -186,7 +186,9 @@ class RoutedHTTPPool(HTTPConnectionPool):
             and self._is_plain()
         ):
             # As PoolManager calls where its caller has said nothing of its own.
-            quick = quickly(upstream, method, url, body, stock.headers if headers is None else headers, _VIEW)
+            quick = quickly(
+                upstream, method, url, body, stock.headers if headers is None else headers, _VIEW, stock
+            )
             if type(quick) is Begun:
                 begun = quick
             elif quick is not None:

@@ -78,6 +78,7 @@ def quickly(
     body: bytes | None,
     headers: Mapping[str, str] | None,
     view: View,
+    owner: object | None = None,
 ) -> Any:
     """The answer to a buffered call, or `Begun`, or None, as `first_try` gives them. Blocks."""
     heads = upstream.compiled.get(_MAKER)
@@ -102,7 +103,7 @@ def quickly(
         before, behind = heads.around[method]
         line = f"{method} {target} HTTP/1.1\r\n".encode()
         front = b"%b%bContent-Length: %d\r\n%b" % (line, before, len(body), behind)
-    return first_try(upstream, lane, method, target, front, body, view)
+    return first_try(upstream, lane, method, target, front, body, view, owner)
 
 
 class QuickResponse(WholeResponse):
