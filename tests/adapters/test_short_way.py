@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import pickle
 import re
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -268,6 +270,29 @@ def test_the_two_ways_pass_on_the_same_of_an_inbound_request(
     short = told(tmp_path / "short")
     monkeypatch.setattr(surface, "quickly", lambda *_: None)
     assert short == told(tmp_path / "long")
+
+
+@pytest.mark.parametrize(
+    "name", ["silence", "half a body", "no gzip"]
+)  # the others are in one with stock, too
+def test_the_error_of_a_call_that_began_on_it_is_in_no_cycle(
+    tmp_path: Path, server: FaultServer, name: str
+) -> None:
+    text = rules(server.url, "    timeouts: {attempt: 300ms, read: 300ms}\n    retry: {max_attempts: 1}\n")
+    with running(tmp_path, text) as hr:
+        handle = hr.upstream("billing")
+        handle.urlopen("POST", "/warm")
+        server.always(on_reuse(BEHAVIOURS[name]))
+        gc.collect()
+        gc.disable()
+        try:
+            with pytest.raises(urllib3.exceptions.HTTPError) as caught:
+                handle.urlopen("POST", "/it", body=b"x")
+            error = weakref.ref(caught.value)
+            del caught
+            assert error() is None
+        finally:
+            gc.enable()
 
 
 def test_urllib3s_own_log_tells_of_each_request(

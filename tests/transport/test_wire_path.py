@@ -426,7 +426,7 @@ def test_what_has_replaced_a_part_of_stock_sees_each_attempt(
     """Sentry and Datadog wrap http.client, OpenTelemetry urllib3's `urlopen`."""
     with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
         ask = hr.upstream("billing").urlopen
-        assert type(ask("GET", "/")) is WireResponse
+        assert isinstance(ask("GET", "/"), WireResponse)
         original, calls = getattr(owner, name), []
 
         def wrapper(*args: Any, **kw: Any) -> Any:
@@ -437,7 +437,7 @@ def test_what_has_replaced_a_part_of_stock_sees_each_attempt(
             replaced.setattr(owner, name, wrapper)
             assert ask("GET", "/").data == b"ok"
         assert calls
-        assert type(ask("GET", "/")) is WireResponse
+        assert isinstance(ask("GET", "/"), WireResponse)
 
 
 def test_a_wrapper_that_equals_what_it_wraps_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,7 +481,7 @@ def test_requests_gets_its_cookies_and_a_response_that_can_be_pickled(
         found = session.get(f"{canned.url}/0/0")
         copy = pickle.loads(pickle.dumps(found))
 
-        assert type(found.raw) is WireResponse
+        assert isinstance(found.raw, WireResponse)
         assert dict(session.cookies) == dict(found.cookies) == {"a": "1", "b": "2"}
         assert (copy.content, copy.status_code, copy.headers) == (TEXT, 200, found.headers)
         assert [*found.iter_content(7)] == [TEXT[at : at + 7] for at in range(0, len(TEXT), 7)]

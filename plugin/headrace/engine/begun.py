@@ -34,3 +34,12 @@ class Begun:
     lease: Lease[Any] | None
     attempt: Attempt | None
     error: BaseException | None
+
+    def raise_error(self) -> None:
+        """Raise the error, if there is one, and forget it: what is raised refers to frames that refer to this."""
+        error, self.error = self.error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error

@@ -244,8 +244,8 @@ class Call(Generic[T]):
             return self._attempt(begun.lease, limit_s, begun.began, begun)
         if isinstance(begun.error, LeaseError):
             return self._no_lease(begun.error, begun.began)
-        assert begun.error is not None, "it has no lease, and nothing has kept it from one"
-        raise begun.error
+        begun.raise_error()
+        raise AssertionError("it has no lease, and nothing has kept it from one")
 
     def _attempt(
         self, lease: Lease[Any], limit_s: float, started: float, begun: Begun | None = None
@@ -259,8 +259,8 @@ class Call(Generic[T]):
             outcome = Outcome(None, None, False, False, started, attempt.began - started)
             try:
                 current_attempt.set(attempt)
-                if begun is not None and begun.error is not None:
-                    raise begun.error
+                if begun is not None:
+                    begun.raise_error()
                 self.answer = answer = self._send(attempt, lease, outcome)
             except Exception as error:
                 # The surface may have failed over an answer that had come (an adapter's own `build_response` raised).

@@ -267,4 +267,8 @@ def first_try(
                     return answer
     except BaseException as raised:
         error = raised
-    return Begun(send, circuit, budget, request_id, began, lease, attempt, error)
+    try:
+        return Begun(send, circuit, budget, request_id, began, lease, attempt, error)
+    finally:
+        # An exception that refers to its own frame is a cycle, which lives until the next collection.
+        error = attempt = lease = None

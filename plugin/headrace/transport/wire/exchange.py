@@ -190,8 +190,11 @@ def _tell(
         told = SSLError(error)
     elif isinstance(error, (OSError, HTTPException)):
         told = ProtocolError("Connection aborted.", error)
-    retries.increment(method, target, error=told, _pool=pool, _stacktrace=sys.exc_info()[2])
-    raise told from error  # not reached: these retries allow none
+    try:
+        retries.increment(method, target, error=told, _pool=pool, _stacktrace=sys.exc_info()[2])
+        raise told from error  # not reached: these retries allow none
+    finally:
+        del error, told  # what is raised refers to this frame
 
 
 def is_ready(pool: GovernedHTTPPool, conn: GovernedHTTPConnection) -> bool:
@@ -236,11 +239,14 @@ def _go_on(
         conn.reader = reader = AnswerReader()  # anew: what the other has read of it may have been taken
         reader.begin(method)
         if attempt.is_unsent and attempt.broke is not None:
-            error, attempt.broke = attempt.broke, None
-            if not isinstance(error, OSError) or not _may_be_answered(
-                error, pool, conn.sock, attempt.timeouts
-            ):
-                raise error
+            broke, attempt.broke = attempt.broke, None
+            try:
+                if not isinstance(broke, OSError) or not _may_be_answered(
+                    broke, pool, conn.sock, attempt.timeouts
+                ):
+                    raise broke
+            finally:
+                del broke  # it may be what is raised, and refers to this frame
         return _listen(
             pool,
             attempt,
@@ -368,7 +374,8 @@ def _listen(
     left_s = attempt.ends_at - monotonic()
     # Where no time is left, this process has stood still, and an answer may have arrived (failures.md 67).
     limit_s = min(timeouts.read_s, left_s if left_s > 0.0 else GRACE_S)
-    if attempt.broke is not None:
+    broke, attempt.broke = attempt.broke, None
+    if broke is not None:
         limit_s = min(timeouts.read_s, attempt.limit_s)  # this is what it has waited
     conn.timeout = limit_s
     sock.settimeout(limit_s)
@@ -377,8 +384,8 @@ def _listen(
         for piece in pieces:
             is_whole = reader.feed(piece)
         if not is_whole:
-            if isinstance(attempt.broke, OSError):
-                raise attempt.broke
+            if isinstance(broke, OSError):
+                raise broke
             is_whole = receive(sock, reader, pieces, whole=False)
     except Malformed:
         is_odd = True
@@ -393,6 +400,7 @@ def _listen(
         is_odd, end = True, error
     finally:
         attempt.answered = reader.started
+        broke = None  # it may be what is raised, and refers to this frame
     response: HTTPResponse
     if is_odd or reader.status < 200 or _is_framed_oddly(reader):
         try:
