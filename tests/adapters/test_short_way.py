@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import urllib3
 
 import headrace
+from headrace.adapters.requests import direct
 from headrace.adapters.urllib3 import pools, surface
 from headrace.clock import monotonic
 from headrace.policy.breaker.circuit import CircuitView
@@ -221,6 +223,82 @@ def test_nor_can_they_through_a_pool_manager(
     long = journey(tmp_path / "long", server, BEHAVIOURS[name], "GET", kw, by_manager)
 
     assert short == long
+
+
+def seen_by_requests(answer: requests.Response) -> dict[str, Any]:
+    """All that a caller can see of a response of requests."""
+    raw = answer.raw
+    return {
+        "status": (answer.status_code, answer.reason, answer.ok, answer.url, answer.is_redirect),
+        "headers": list(answer.headers.items()),
+        "content": (answer.content, answer.encoding, answer.text, list(answer.iter_content(3))[:9]),
+        "cookies": answer.cookies.get_dict(),
+        "history": (answer.history, answer._next, type(answer.elapsed)),
+        "request": (
+            answer.request.method,
+            answer.request.url,
+            dict(answer.request.headers),
+            answer.request.body,
+        ),
+        "raw": (
+            raw.status,
+            raw.version,
+            raw.read(),
+            raw.closed,
+            raw.decode_content,
+            list(raw.headers.iteritems()),
+        ),
+        "pickled": pickle.loads(pickle.dumps(answer)).content,
+        "record": told(answer.headrace),  # type: ignore[attr-defined]
+    }
+
+
+def result_of_get(call: Callable[[], requests.Response]) -> dict[str, Any]:
+    try:
+        return seen_by_requests(call())
+    except requests.RequestException as error:
+        record = headrace.record_of(error)  # none where requests itself gives up on redirects
+        text = re.sub(r"\d\.\d+|0x\w+", "…", str(error))
+        return {"error": type(error), "text": text, "record": record and told(record)}
+
+
+@pytest.mark.parametrize("name", BEHAVIOURS)
+@pytest.mark.parametrize("by_session", [False, True])
+def test_nor_can_they_through_requests(
+    tmp_path: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch, name: str, by_session: bool
+) -> None:
+    def journey_of_get(folder: Path) -> list[Any]:
+        server.always(Answer())
+        folder.mkdir()
+        with running(folder, rules(server.url, LIMITS)) as hr:
+            at, session = len(server.requests), hr.session()
+
+            def ask(path: str, **kw: Any) -> requests.Response:
+                if by_session:
+                    return session.post(server.url + path, **kw) if kw else session.get(server.url + path)
+                return hr.upstream("billing").request("POST" if kw else "GET", path, **kw)
+
+            ask("/warm")
+            server.always(on_reuse(BEHAVIOURS[name], first=Answer(body=b"fresh")))
+            story: list[Any] = [
+                result_of_get(lambda: ask("/it")),
+                result_of_get(lambda: ask("/it", json={"a": 1})),
+                session.cookies.get_dict(),
+            ]
+            sent = [
+                (
+                    one.method,
+                    one.target,
+                    one.body,
+                    [pair for pair in one.headers if pair[0] != "X-Request-ID"],
+                )
+                for one in server.requests[at:]
+            ]
+            return [*story, sent, learned(hr)]
+
+    short = journey_of_get(tmp_path / "short")
+    monkeypatch.setattr(direct, "quickly", lambda *_: None)
+    assert short == journey_of_get(tmp_path / "long")
 
 
 @pytest.mark.parametrize("name", ["small", "unavailable", "no answer", "silence"])

@@ -87,4 +87,7 @@ _MAKES: dict[str, Callable[[Response], Any]] = {
     "request": lambda response: response._asked.prepared(),
     "cookies": _cookies,
     "elapsed": lambda response: timedelta(0),
+    "headrace": lambda response: (
+        response._wire.headrace
+    ),  # of a call that went the short way; else it is there
 }

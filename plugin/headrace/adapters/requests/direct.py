@@ -7,8 +7,10 @@ errors are requests' own (requests is asked for them), and redirects are followe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import requests
@@ -29,7 +31,10 @@ from headrace.adapters.requests.surface import Surface as LongSurface
 from headrace.adapters.requests.surface import stock_send
 from headrace.adapters.timeouts import timeouts_of_call
 from headrace.adapters.twins import REQUESTS
+from headrace.adapters.urllib3.quick import VIEW, quickly
+from headrace.engine.begun import Begun
 from headrace.engine.call import Call
+from headrace.engine.lane import Told
 from headrace.engine.surface import Failure, Streamed, Substitute
 from headrace.policy.plan import FallbackPlan
 from headrace.policy.request import Request
@@ -37,7 +42,7 @@ from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt
 from headrace.transport.stock.pool import GovernedHTTPPool
 from headrace.transport.stock.response import StreamedResponse
-from headrace.transport.stock.timeout import AttemptTimeout
+from headrace.transport.wire.response import WireResponse
 
 _REDIRECTS = frozenset(REDIRECT_STATI)
 
@@ -63,18 +68,47 @@ def send_direct(
         requests.RequestException: What the last attempt raised.
     """
     plan = upstream.plan
+    clock = requests.sessions.preferred_clock
+    began, begun = clock(), None
+    if timeout is None and not stream and type(asked.headers) is dict:
+        quick = quickly(
+            upstream,
+            asked.method,
+            asked.target,
+            asked.body,
+            asked.headers,
+            partial(_view, asked, adapter),
+            owner,
+        )
+        if type(quick) is Begun:
+            begun = quick
+        elif quick is not None:
+            quick.elapsed = timedelta(0, clock() - began)
+            return quick  # type: ignore[no-any-return]
     timeouts = plan.timeouts if timeout is None else timeouts_of_call(plan.timeouts, timeout)
     replayable, body_at = (True, None) if type(asked.body) in _AT_HAND else position_of(asked.body)
     is_judged = plan.circuit_breaker.failure_if is not None
     surface = DirectSurface(upstream.endpoint.pool, adapter, asked, owner, body_at, is_judged, stream)
     request = Request(surface, asked.method, asked.headers, timeouts, stream, replayable)
-    clock = requests.sessions.preferred_clock
-    began = clock()
-    answer = Call(upstream, surface, request).run()
+    answer = Call(upstream, surface, request, begun=begun).run()
     answer.elapsed = timedelta(0, clock() - began)
     return answer
 
 
+def _view(
+    asked: Plain, adapter: HTTPAdapter, status: int, head: bytes, body: bytes, told: Told
+) -> DirectResponse | None:
+    """The answer to *asked* that went the short way; None where its body cannot be decoded."""
+    raw = VIEW(status, head, body, told)
+    if raw is None:
+        return None
+    answer = DirectResponse(raw, asked, adapter)
+    answer._content, answer._content_consumed = raw._body, True
+    raw._body, raw._retries, raw.decode_content = b"", adapter.max_retries, False
+    return answer
+
+
+_status: Callable[[Response], int] = operator.attrgetter("status_code")
 _AT_HAND = frozenset({type(None), bytes})
 
 
@@ -130,6 +164,7 @@ class DirectSurface:
 
     twins = REQUESTS
     owns_all = False
+    status = staticmethod(_status)
 
     def __init__(
         self,
@@ -162,7 +197,7 @@ class DirectSurface:
                 retries=self._adapter.max_retries,
                 redirect=False,
                 assert_same_host=False,
-                timeout=AttemptTimeout(attempt),
+                timeout=attempt,
                 chunked=asked.chunked,
                 preload_content=False,
                 decode_content=False,
@@ -178,6 +213,11 @@ class DirectSurface:
 
     def read(self, answer: Response, attempt: Attempt) -> None:
         wire = answer.raw
+        if type(wire) is WireResponse and attempt.max_body_bytes is None and answer._content is False:
+            whole = wire.take(None)
+            if whole is not None:
+                answer._content, answer._content_consumed = whole, True
+                return
         if (
             not isinstance(answer, DirectResponse)
             or attempt.max_body_bytes is not None
@@ -197,9 +237,9 @@ class DirectSurface:
             raise told  # noqa: B904 - likewise
         answer._content_consumed = True
 
-    def head(self, answer: Response) -> tuple[int, Mapping[str, str]]:
-        found = answer.raw if isinstance(answer, DirectResponse) else answer
-        return answer.status_code, found.headers
+    def headers(self, answer: Response) -> Mapping[str, str]:
+        found: Any = answer.raw if isinstance(answer, DirectResponse) else answer
+        return found.headers  # type: ignore[no-any-return]
 
     def hand_out(self, answer: Response) -> None:
         hand_out(answer)

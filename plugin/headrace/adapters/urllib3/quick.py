@@ -9,6 +9,7 @@ from urllib3.util.retry import Retry
 
 from headrace.engine.lane import Told, View, first_try, lane_of, record_of_told
 from headrace.runtime.upstream import Upstream
+from headrace.transport.connection_auth import is_of_connection
 from headrace.transport.stock.pool import with_defaults
 from headrace.transport.wire.request import head_of, is_plain_target
 from headrace.transport.wire.response import WholeResponse
@@ -16,9 +17,7 @@ from headrace.transport.wire.response import WholeResponse
 _MAKER: Final = "urllib3"
 _LONG: Final = frozenset(
     {
-        "authorization",
         "proxy-authorization",
-        "connection",
         "transfer-encoding",
         "expect",
         "traceparent",
@@ -54,7 +53,8 @@ class _Heads:
         self.long_names = _LONG | {upstream.request_id_header.lower()}
         self.bare: dict[str, bytes] = {}
         self.around: dict[str, tuple[bytes, bytes]] = {}
-        if any(name.lower() in self.long_names - {"authorization", "host"} for name, _ in plan.headers):
+        own = {name.lower() for name, _ in plan.headers}
+        if own & (self.long_names - {"host"}) or "connection" in own:
             self.lane = None
 
     def render(self, upstream: Upstream, method: str) -> bool:
@@ -87,8 +87,17 @@ def quickly(
     lane = heads.lane
     if lane is None or method in heads.long_methods or is_plain_target(target) is None:
         return None
+    if body is not None and type(body) is not bytes:
+        return None
     if headers:
-        if type(headers) is not dict or not heads.long_names.isdisjoint([name.lower() for name in headers]):
+        if type(headers) is not dict:
+            return None
+        names = [name.lower() for name in headers]
+        if (
+            not heads.long_names.isdisjoint(names)
+            or ("connection" in names and headers.get("Connection") != "keep-alive")
+            or ("authorization" in names and is_of_connection(headers))
+        ):
             return None
         own = with_defaults(headers, upstream.plan.headers)
         whole = head_of(method, target, upstream.endpoint.pool.host_line, own, body)
