@@ -77,7 +77,7 @@ def may_speak(attempt: Attempt, pool: GovernedHTTPPool, body: Any, kw: Mapping[s
     retries = kw.get("retries")
     return (
         type(retries) is Retry
-        and not retries.total
+        and retries.total == 0  # or False; None is no limit
         and not retries.status_forcelist
         and kw.get("redirect") is False
         and kw.get("preload_content") is False
