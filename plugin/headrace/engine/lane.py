@@ -48,7 +48,8 @@ _NEVER: Final = float("inf")
 _new_attempt: Final[Any] = Attempt.__new__
 _GOOD: Final = STATUS_CLASS[2]
 _SHORTEST_S: Final = 0.001  # a socket limit of 0 would mean non-blocking
-_IN_ONE_GO: Final = 16 * 1024  # as much as one TLS record: a socket between two answers takes it at once
+IN_ONE_GO: Final = 12 * 1024
+"""Longest body of a request: with its head it is one TLS record, and a socket between two answers takes it at once."""
 
 
 Told: TypeAlias = tuple[Upstream, str, str, str | None, int, float, float, float]

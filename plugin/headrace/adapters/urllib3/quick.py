@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from urllib3.util.retry import Retry
 
-from headrace.engine.lane import Told, View, first_try, lane_of, record_of_told
+from headrace.engine.lane import IN_ONE_GO, Told, View, first_try, lane_of, record_of_told
 from headrace.runtime.upstream import Upstream
 from headrace.transport.connection_auth import is_of_connection
 from headrace.transport.stock.pool import with_defaults
@@ -87,7 +87,7 @@ def quickly(
     lane = heads.lane
     if lane is None or method in heads.long_methods or is_plain_target(target) is None:
         return None
-    if body is not None and type(body) is not bytes:
+    if body is not None and (type(body) is not bytes or len(body) > IN_ONE_GO):
         return None
     if headers:
         if type(headers) is not dict:
