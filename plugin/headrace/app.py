@@ -188,7 +188,7 @@ class Headrace:
             *pools,
             # Again: a reload that was under way may have published in between.
             functools.partial(install.withdraw, self),
-            self._stock.clear,
+            self._close_plain,
             self._metrics.uninstall,
             _end_deadlines,
         )
@@ -375,6 +375,11 @@ class Headrace:
             lambda handle: handle.forget_inherited(self._stock),
             doing="renew a handle in a forked child",
         )
+
+    def _close_plain(self) -> None:
+        """Close the idle connections that no rule governs: of `observe` and `off`, and of redirects that led away."""
+        self._stock.clear()
+        each(list(self._handles.values()), Handle.close_plain, doing="close the plain connections of a handle")
 
     def _signs_of_life(self) -> dict[str, Mapping[str, Any]]:
         """The signs of life of every thread that may serve this instance, by name."""

@@ -107,6 +107,15 @@ def test_a_redirect_that_leaves_the_upstream_is_not_governed_by_its_rules(tmp_pa
         assert other.requests[0].header("X-Secret") is None
 
 
+def test_a_close_ends_the_connections_that_a_redirect_has_led_to(tmp_path: Path) -> None:
+    with FaultServer() as server, FaultServer() as other:
+        with running(tmp_path, rules(server.url)) as hr:
+            server.next(Answer(302, headers=(("Location", other.url),)))
+            hr.upstream("billing").get("/")
+            assert other.open_connections == 1
+        other.wait_for(lambda: not other.open_connections)
+
+
 def test_a_redirect_to_another_upstream_of_the_file_is_governed_by_that_ones_rules(tmp_path: Path) -> None:
     with FaultServer() as server, FaultServer() as other:
         text = (

@@ -313,6 +313,10 @@ class Handle:
         """
         self._reset(self.name)
 
+    def close_plain(self) -> None:
+        """Close its idle connections that no rule governs. The next call makes others."""
+        self._session.close()
+
     def forget_inherited(self, stock: urllib3.PoolManager) -> None:
         """In a forked child: plain connections of its own as well, for the modes `observe` and `off`."""
         self._stock = stock
