@@ -379,7 +379,9 @@ class Headrace:
     def _close_plain(self) -> None:
         """Close the idle connections that no rule governs: of `observe` and `off`, and of redirects that led away."""
         self._stock.clear()
-        each(list(self._handles.values()), Handle.close_plain, doing="close the plain connections of a handle")
+        each(
+            list(self._handles.values()), Handle.close_plain, doing="close the plain connections of a handle"
+        )
 
     def _signs_of_life(self) -> dict[str, Mapping[str, Any]]:
         """The signs of life of every thread that may serve this instance, by name."""

@@ -16,6 +16,7 @@ from urllib3.response import BaseHTTPResponse
 
 from headrace.adapters.own_connections import PlainPoolManager, settled_by_adapter
 from headrace.adapters.owner import CallByName, call_by_name
+from headrace.adapters.requests.by_name import HandleAdapter
 from headrace.adapters.requests.direct import follow, is_redirect, send_direct
 from headrace.adapters.requests.plain import Head, Plain, head_of, is_plain_path, plain_request
 from headrace.adapters.requests.session import GovernedSession
@@ -23,15 +24,11 @@ from headrace.adapters.requests.stock import is_stock
 from headrace.adapters.requests.surface import GovernedAdapter
 from headrace.adapters.timeouts import NOT_GIVEN
 from headrace.adapters.urllib3.surface import urlopen
-from headrace.engine.outbound import Outbound
 from headrace.engine.protect import Errors, protected
 from headrace.policy.paths import may_leave
 from headrace.policy.plan import TlsPlan, UrlPrefix
 from headrace.policy.routes import target_of, url_of
 from headrace.runtime.upstream import Upstream
-from headrace.transport.attempt import current_attempt
-from headrace.transport.connection_auth import is_of_connection
-from headrace.transport.stock.pool import with_defaults
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -85,7 +82,7 @@ class Handle:
         self._find_by_url = find_by_url
         self._stock = stock
         self._reset = reset
-        self._adapter = _HandleAdapter(self._find, self._trusts, name)
+        self._adapter = HandleAdapter(self._find, self._trusts, name)
         self._session = _session_over(self._adapter)
         self._session.trust_env = False
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
@@ -368,61 +365,6 @@ def governed_session(
     It can be copied, and pickled if *find* and *trusts* can.
     """
     return _session_over(GovernedAdapter(find, trusts))
-
-
-class _HandleAdapter(GovernedAdapter):
-    """Adds the headers of the rule, hop by hop, also where the rule is not enforced.
-
-    An ungoverned call is not limited, retried or refused, but its address and headers are still the
-    file's. The headers go to the upstream only. On the request of the caller, requests would take them
-    along wherever a redirect leads (it strips Authorization and nothing else).
-    """
-
-    def __init__(
-        self,
-        find: Callable[[PreparedRequest], Upstream | None],
-        trusts: Callable[[PreparedRequest], TlsPlan | None],
-        name: str,
-    ) -> None:
-        super().__init__(find, trusts)
-        self._name = name
-
-    def get_connection_with_tls_context(
-        self, request: PreparedRequest, verify: Any, proxies: Any = None, cert: Any = None
-    ) -> Any:
-        """The upstream's pool while an attempt of ours runs, else stock's. An authenticating call has its own."""
-        attempt, call = current_attempt.get(), call_by_name.get()
-        if call is not None and (attempt is None or attempt.message is not request):
-            if call.adapter is None and is_of_connection(request.headers):
-                call.adapter = GovernedAdapter(self._find, self._trusts)
-            if call.adapter is not None:
-                return call.adapter.get_connection_with_tls_context(request, verify, proxies, cert)
-        return super().get_connection_with_tls_context(request, verify, proxies, cert)
-
-    @property
-    def headrace_owner(self) -> object | None:
-        """What `owner_behind` asks for: the call, since all callers of the handle share this adapter."""
-        return call_by_name.get()
-
-    def send(self, request: PreparedRequest, *args: Any, **kw: Any) -> requests.Response:
-        """As `HTTPAdapter.send`. Blocks."""
-        upstream = self._find(request)
-        if upstream is not None and upstream.mode != "enforce" and upstream.plan.name == self._name:
-            hop: Any = request.copy()
-            hop.headers = with_defaults(hop.headers, Outbound(upstream, "", hop.headers).headers)
-            hop.url = _as_dns_is_asked(hop.url, upstream)
-            request = hop
-        return super().send(request, *args, **kw)
-
-
-def _as_dns_is_asked(url: str, upstream: Upstream) -> str:
-    """*url*, which is *upstream*'s, with the final dot that the file writes. Stock gives that to DNS alone."""
-    origin = upstream.plan.base.origin
-    name, written = upstream.plan.dns_name(origin), f"{origin.scheme}://{origin.host}"
-    rest = url.removeprefix(written)
-    if name == origin.host or rest == url or rest[:1] not in ("", ":", "/", "?", "#"):
-        return url
-    return f"{origin.scheme}://{name}{rest}"
 
 
 def _session_over(adapter: GovernedAdapter) -> requests.Session:
