@@ -35,6 +35,7 @@ from support.governed import running
 QUIET = "    retry: {max_attempts: 1}\n    circuit_breaker: {mode: disabled}\n    propagate: {request_id: false}\n"
 GZIPPED = gzip.compress(b'{"a": "\xc3\xa9"}' * 40)
 
+REDIRECT = Answer(302, headers=(("Location", "/v2/next?a=1"), ("Set-Cookie", "hop=1")))
 ANSWERS = [
     Answer(body=b'{"a": 1}', headers=(("Content-Type", "application/json"),)),
     Answer(body="é".encode("latin-1"), headers=(("Content-Type", "text/plain; charset=latin-1"),)),
@@ -47,7 +48,7 @@ ANSWERS = [
     Answer(204, body=b""),
     Answer(404, body=b"gone"),
     Answer(503, body=b"later", headers=(("Retry-After", "1"),)),
-    Answer(302, headers=(("Location", "/v2/next?a=1"), ("Set-Cookie", "hop=1"))),
+    REDIRECT,
     Answer(307, headers=(("Location", "next"),)),
     Answer(301, headers=(("Location", "http://[broken"),)),
     Answer(304, body=b""),
@@ -256,6 +257,8 @@ FRAMING = st.dictionaries(
 @given(
     method=methods, path=paths, params=fields, data=fields, json=documents, headers=st.one_of(heads, FRAMING)
 )
+@example(method="GET", path="/a%2Db", params=None, data=None, json=None, headers=None)
+@example(method="POST", path="/a", params=None, data=None, json=None, headers={"Content-Length": "3"})
 def test_a_plain_request_is_what_requests_prepares(
     method: str, path: str, params: Any, data: Any, json: Any, headers: Any
 ) -> None:
@@ -328,6 +331,9 @@ def the_long_way() -> Iterator[None]:
 @example(method="POST", path="/a", kw={"data": {"a": None}}, answer=ANSWERS[0])
 @example(method="GET", path="/a", kw={"headers": {"X-A": "a\r\nX-Injected: 1"}}, answer=ANSWERS[0])
 @example(method="GET", path="/a", kw={"stream": True}, answer=Break("body", "fin"))
+@example(method="GET", path="/a", kw={}, answer=Break("body", "fin"))
+@example(method="GET", path="/a", kw={"allow_redirects": False}, answer=REDIRECT)
+@example(method="POST", path="/a", kw={"json": 1}, answer=REDIRECT)
 def test_a_call_by_name_is_what_a_session_makes_of_it(
     hr: headrace.Headrace, server: FaultServer, method: str, path: str, kw: dict[str, Any], answer: Any
 ) -> None:
@@ -417,6 +423,9 @@ def in_turn(session: requests.Session, server: FaultServer, made: Any) -> list[A
 
 @settings(max_examples=200, deadline=None)
 @given(made=calls, told_session=st.lists(st.sampled_from(sorted(SETTINGS)), max_size=2, unique=True))
+@example(made=[("GET", "/a", {}, REDIRECT, True)], told_session=[])
+@example(made=[("GET", "/a", {}, REDIRECT, True)], told_session=["a signer"])
+@example(made=[("GET", "/a", {}, ANSWERS[3], True), ("GET", "/a", {}, ANSWERS[0], True)], told_session=[])
 def test_a_session_of_ours_is_what_a_session_is(
     hr: headrace.Headrace, server: FaultServer, made: Any, told_session: list[str]
 ) -> None:
@@ -541,8 +550,10 @@ def test_a_subclass_and_an_object_with_methods_of_its_own_go_through_requests(
         assert not hasattr(session.get(url), "headrace")
 
     kind: Any = type(hr.session())
-    with type("Own", (kind,), {"prepare_request": is_seen})() as own, pytest.raises(Seen):
-        own.get(url)
+    with type("Own", (kind,), {"prepare_request": is_seen})() as own:
+        own.mount("http://", hr.session().get_adapter(url))
+        with pytest.raises(Seen):
+            own.get(url)
 
 
 def test_the_answer_is_a_response_to_all_who_take_it_apart(
