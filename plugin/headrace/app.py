@@ -21,7 +21,7 @@ from typing import Any, Self
 from weakref import WeakSet
 
 from headrace.adapters import install
-from headrace.adapters.handles import Handle, Session, governed_session, stock_pools
+from headrace.adapters.handles import Handle, Session, close_plain, governed_session, stock_pools
 from headrace.config import Sections, default_files, load, mode_override
 from headrace.errors import ConfigError, HeadraceError
 from headrace.observe.events import HeadraceStarted, HeadraceStopped, ModeOverridden
@@ -379,9 +379,7 @@ class Headrace:
     def _close_plain(self) -> None:
         """Close the idle connections that no rule governs: of `observe` and `off`, and of redirects that led away."""
         self._stock.clear()
-        each(
-            list(self._handles.values()), Handle.close_plain, doing="close the plain connections of a handle"
-        )
+        each(list(self._handles.values()), close_plain, doing="close the plain connections of a handle")
 
     def _signs_of_life(self) -> dict[str, Mapping[str, Any]]:
         """The signs of life of every thread that may serve this instance, by name."""

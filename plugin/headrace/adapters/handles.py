@@ -310,10 +310,6 @@ class Handle:
         """
         self._reset(self.name)
 
-    def close_plain(self) -> None:
-        """Close its idle connections that no rule governs. The next call makes others."""
-        self._session.close()
-
     def forget_inherited(self, stock: urllib3.PoolManager) -> None:
         """In a forked child: plain connections of its own as well, for the modes `observe` and `off`."""
         self._stock = stock
@@ -372,6 +368,11 @@ def _session_over(adapter: GovernedAdapter) -> requests.Session:
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     return session
+
+
+def close_plain(handle: Handle) -> None:
+    """Close the idle connections of *handle* that no rule governs. Its next call makes others."""
+    handle._session.close()
 
 
 def stock_pools() -> urllib3.PoolManager:
