@@ -200,6 +200,11 @@ EQUAL: Mapping[str, str] = MappingProxyType(
         "policy.exchange Exchange._renew_permit: if permit is not None and is_good and ci"
         "rcuit.still_holds(permit):: permit is not None and is_good and circuit.still_hol"
         "ds(permit) -> (is_good and circuit.still_holds(permit))": _FOR_THE_TYPES,
+        "transport.lease.pool LeasePool.share: if token is not None and token in self._in"
+        "use:: token is not None and token in self._inuse -> (token in self._inuse)": _FOR_THE_TYPES,
+        "transport.lease.pool LeasePool._end_returned: if token is not None and self._has"
+        "_place(lease):: token is not None and self._has_place(lease) -> (self._has_place"
+        "(lease))": _FOR_THE_TYPES,
         "transport.lease.pool LeasePool.abort: if lease is not None and found:: lease is "
         "not None and found -> (found)": _FOR_THE_TYPES,
         "transport.lease.pool LeasePool.end: if lease is not None and found:: lease is no"

@@ -271,6 +271,7 @@ class LockOfTheLastMoment:
         pytest.param(lambda pool, other: pool.tend(), id="tend"),
         pytest.param(lambda pool, other: pool.want_idle(), id="want_idle"),
         pytest.param(lambda pool, other: pool.offer(Conn()), id="offer"),
+        pytest.param(lambda pool, other: pool.share(other, 2), id="share"),
         pytest.param(lambda pool, other: pool.lend_idle(pool._clock(), idle_s=0.0, most=1), id="lend_idle"),
         pytest.param(lambda pool, other: pool.return_unused(other), id="return_unused"),
         pytest.param(lambda pool, other: pool.close_idle("idle"), id="close_idle"),

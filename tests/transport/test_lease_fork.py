@@ -130,6 +130,7 @@ def test_threads_of_a_child_that_come_at_the_same_time_reset_the_pool_once() -> 
         pytest.param(lambda pool, held: pool.tend(), id="tend"),
         pytest.param(lambda pool, held: pool.want_idle(), id="want_idle"),
         pytest.param(lambda pool, held: pool.offer(Conn()), id="offer"),
+        pytest.param(lambda pool, held: pool.share(held, 2), id="share"),
         pytest.param(lambda pool, held: pool.lend_idle(2000.0, idle_s=0.0, most=1), id="lend_idle"),
         pytest.param(lambda pool, held: pool.close_idle("idle"), id="close_idle"),
         pytest.param(lambda pool, held: pool.follow(pool.plan), id="follow"),
