@@ -119,7 +119,6 @@ _ENDED = "a token that is not in use ends nothing, and the connection is closed"
 _HOLDS_NOTHING = "a lease that is on it holds neither a slot nor a place"
 _MADE_EMPTY = "a list is made empty by `__new__`"
 _LOOKS_SOONER = "what is kept is put away sooner than need be"
-_SAVES_A_CALL = "it saves a call that answers the same"
 _NO_INSTANT = "no instant lies below the zero of the clock"
 
 EQUAL: Mapping[str, str] = MappingProxyType(
@@ -220,9 +219,6 @@ EQUAL: Mapping[str, str] = MappingProxyType(
         "transport.lease.pool LeasePool.retire: self._process_returns(): pass": _SETTLED_SOON,
         "transport.lease.pool LeasePool._settle: or (self._kept and (self._waiters or sel"
         "f._screens)): self._kept and (self._waiters or self._screens) -> (self._kept)": _LOOKS_SOONER,
-        "policy.gate next_send: permit = renew(now) if renew is not None else circuit.sha"
-        "red_permit or circuit.acquire(now): circuit.shared_permit or circuit.acquire(now"
-        ") -> (circuit.acquire(now))": _SAVES_A_CALL,
         "transport.lease.pool LeasePool._end_returned: lease.token = None: pass (2)": _ENDED,
         "transport.lease.pool _no_connection: none.is_shared = False: False -> True": _HOLDS_NOTHING,
         "policy.retry RehearsedAllowance.__init__: super().__init__(): pass": _MADE_EMPTY,
