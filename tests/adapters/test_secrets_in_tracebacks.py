@@ -27,6 +27,7 @@ from headrace.engine.surface import Substitute
 from headrace.policy.secret import Secret
 from headrace.transport.attempt import current_attempt
 from headrace.transport.stock.pool import with_defaults
+from headrace.transport.wire.response import WholeResponse
 from support.faultserver import Answer, Break, FaultServer, Request, Silence, server_context
 from support.governed import running
 
@@ -226,6 +227,33 @@ def test_no_secret_is_among_the_locals_of_a_failed_call(
             assert_nothing_leaks(caught)
         else:
             assert mode == "observe" or failure in ("bad status", "too many redirects")
+
+
+def by_handle_with_a_dict(hr: headrace.Headrace, url: str, **kw: Any) -> object:
+    return hr.upstream("billing").urlopen("POST", "/a", headers=own_headers(), body=b"x", **kw)
+
+
+@pytest.mark.parametrize("way", [by_handle, by_handle_with_a_dict, by_urllib3])
+@pytest.mark.parametrize("failure", ["reset", "broken body", "timeout", "deadline", "bad status"])
+def test_nor_of_one_that_began_over_a_warm_connection(tmp_path: Path, failure: str, way: By) -> None:
+    """failures.md 65."""
+    behave, body = FAILURES[failure]
+    body += "    retry: {max_attempts: 1}\n" if "retry" not in body else ""
+    with FaultServer() as server, running(tmp_path, configuration(server.url, body, "enforce")) as hr:
+        way(hr, server.url)
+        assert isinstance(hr.upstream("billing").urlopen("GET", "/"), WholeResponse)
+        behave(server)
+        caught = None
+        try:
+            way(hr, server.url).raise_for_status()  # type: ignore[attr-defined]
+        except AttributeError:
+            pass
+        except Exception as error:
+            caught = error
+        if caught is not None:
+            assert_nothing_leaks(caught)
+        else:
+            assert failure == "bad status"
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -359,9 +359,7 @@ def test_the_two_ways_pass_on_the_same_of_an_inbound_request(
     assert short == told(tmp_path / "long")
 
 
-@pytest.mark.parametrize(
-    "name", ["silence", "half a body", "no gzip"]
-)  # the others are in one with stock, too
+@pytest.mark.parametrize("name", ["half a body", "no gzip"])  # the others are in one with stock, too
 def test_the_error_of_a_call_that_began_on_it_is_in_no_cycle(
     tmp_path: Path, server: FaultServer, name: str
 ) -> None:

@@ -170,6 +170,7 @@ def first_try(
     send = next_send(timeouts, circuit, began, deadline_at=deadline_at, pay=budget.deposit)
     if not isinstance(send, Send):
         return Begun(send, circuit, budget, request_id, began, None, None, None)
+    data = b""
     lease: Lease[Any] | None = None
     attempt: Attempt | None = None
     error: BaseException | None = None
@@ -271,5 +272,7 @@ def first_try(
     try:
         return Begun(send, circuit, budget, request_id, began, lease, attempt, error)
     finally:
-        # An exception that refers to its own frame is a cycle, which lives until the next collection.
-        error = attempt = lease = None
+        # What has broken refers to this frame. An exception that its own frame refers to is a cycle, which lives until
+        # the next collection; and crash reporters ship the locals of a frame.
+        error = attempt = lease = body = None
+        data = front = b""

@@ -27,6 +27,7 @@ _LONG: Final = frozenset(
 """Headers of a call, in lower case, that say more than what is sent: whose the connection is, how it ends."""
 
 NO_RETRY: Final = Retry(False, redirect=False)  # urllib3 treats it as immutable, and a new one costs 20 calls
+_MOST_METHODS: Final = 64  # a caller may make them up
 _LENGTH: Final = b"Content-Length: 0\r\n"
 
 
@@ -35,7 +36,7 @@ class _Heads:
 
     Attributes:
         lane: None: the short way is closed.
-        long_methods: Methods that need the long way: a key is made for them.
+        long_methods: Methods that need the long way: a key is made for them, or stock writes their heads.
         long_names: Headers that need it, in lower case.
         bare: By method, what comes behind the first line where there is no body.
         around: By method, what comes before the length of a body, and behind it.
@@ -47,9 +48,9 @@ class _Heads:
         plan = upstream.plan
         self.lane = lane_of(upstream)
         key = plan.retry.idempotency_key
-        self.long_methods = (
-            frozenset() if key is None else frozenset(key.methods) - frozenset(plan.retry.methods)
-        )
+        self.long_methods = frozenset({"HEAD"})  # its answer has the framing of a body, and none
+        if key is not None:
+            self.long_methods |= frozenset(key.methods) - frozenset(plan.retry.methods)
         self.long_names = _LONG | {upstream.request_id_header.lower()}
         self.bare: dict[str, bytes] = {}
         self.around: dict[str, tuple[bytes, bytes]] = {}
@@ -62,7 +63,8 @@ class _Heads:
         host, headers = upstream.endpoint.pool.host_line, dict(upstream.plan.headers)
         bare, sized = head_of(method, "/", host, headers, None), head_of(method, "/", host, headers, b"")
         if bare is None or sized is None or sized.count(_LENGTH) != 1:
-            self.lane = None
+            if len(self.long_methods) < _MOST_METHODS:
+                self.long_methods |= {method}
             return False
         first = len(f"{method} / HTTP/1.1\r\n")
         before, _, behind = sized[first:-2].partition(_LENGTH)

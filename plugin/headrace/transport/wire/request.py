@@ -10,6 +10,7 @@ from urllib3.connection import _get_default_user_agent
 from urllib3.util.request import SKIP_HEADER
 
 from headrace.policy.plan import Origin
+from headrace.policy.secret import Secret
 
 _is_token: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 is_plain_target: Final = re.compile(
@@ -20,6 +21,7 @@ is_plain_target: Final = re.compile(
 _NEEDS_NO_LENGTH: Final = frozenset({"GET", "HEAD", "DELETE", "TRACE", "OPTIONS"})
 _METHODS: Final = _NEEDS_NO_LENGTH | {"POST", "PUT", "PATCH"}
 _MOST_NAMES: Final = 1024
+_TEXTS: Final = frozenset({str, Secret})
 
 _lower_of: dict[str, str] = {}
 """Names of headers that were looked at, in lower case. Bounded: a caller may make names up."""
@@ -50,7 +52,7 @@ def head_of(
     lines, present = [""], set()
     for name, value in headers.items():
         lower = _lower_of.get(name) or _noted(name)
-        if lower is None or type(value) is not str or value == SKIP_HEADER:
+        if lower is None or type(value) not in _TEXTS or value == SKIP_HEADER:
             return None
         present.add(lower)
         lines.append(f"{name}: {value}\r\n")

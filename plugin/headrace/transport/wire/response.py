@@ -426,7 +426,7 @@ class WholeResponse(WireResponse):
     @cached_property
     def chunked(self) -> bool:  # type: ignore[override]
         """Whether it came in chunks."""
-        return b"\ntransfer-encoding:" in self.head.lower()
+        return self.status != 204 and b"\ntransfer-encoding:" in self.head.lower()
 
     @cached_property
     def length_remaining(self) -> int | None:  # type: ignore[override]
