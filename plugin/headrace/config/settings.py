@@ -634,7 +634,7 @@ class Upstream(Rules):
     )
 
 
-_reading: ContextVar[Reading | None] = ContextVar("headrace_sections", default=None)
+reading_var: ContextVar[Reading | None] = ContextVar("headrace_sections", default=None)
 
 
 class Settings(BaseSettings):
@@ -662,13 +662,13 @@ class Settings(BaseSettings):
         Args:
             reading: Knows the models of sections that say the same as before; None: all are validated.
         """
-        token = _reading.set(
+        token = reading_var.set(
             reading
         )  # pydantic gives its validators no other context where a constructor is called
         try:
             super().__init__(sources=sources)
         finally:
-            _reading.reset(token)
+            reading_var.reset(token)
 
     @classmethod
     def settings_customise_sources(
@@ -690,7 +690,7 @@ class Settings(BaseSettings):
     def _without_marks(cls, merged: dict[str, Node]) -> dict[str, Any]:
         """The values of the nodes that pydantic-settings has merged; models in place of sections that are known."""
         values: dict[str, Any] = {name: plain(node) for name, node in merged.items()}
-        reading, upstreams = _reading.get(), values.get("upstreams")
+        reading, upstreams = reading_var.get(), values.get("upstreams")
         if reading is not None and isinstance(upstreams, dict):
             values["upstreams"] = {
                 name: reading.model_or(name, section) for name, section in upstreams.items()

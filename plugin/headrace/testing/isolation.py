@@ -11,6 +11,7 @@ from headrace import app
 from headrace.adapters import install
 from headrace.adapters.owner import call_by_name
 from headrace.adapters.urllib3.patch import settled
+from headrace.config.settings import reading_var
 from headrace.engine.notices import passing
 from headrace.observe.isolation import each
 from headrace.runtime.inbound import inbound_var
@@ -22,6 +23,7 @@ _VARIABLES: tuple[tuple[ContextVar[Any], Any], ...] = (
     (settled, False),
     (passing, None),
     (call_by_name, None),
+    (reading_var, None),
 )
 """Each context variable of ours, with its value outside of any request or call."""
 
