@@ -26,9 +26,19 @@ from headrace.transport.wire.response import WholeResponse
 from support.faultserver import Answer, Behaviour, Break, Endless, FaultServer, Raw, Silence, on_reuse
 from support.governed import rules, running
 
-LIMITS = """    timeouts: {attempt: 300ms, read: 300ms, deadline: 1s}
-    retry: {backoff: {base: 1ms, max: 1ms}}
-"""
+RETRIES = "    retry: {backoff: {base: 1ms, max: 1ms}}\n"
+SHORT = "    timeouts: {attempt: 300ms, read: 300ms, deadline: 1s}\n"
+PATIENT = "    timeouts: {attempt: 10s, read: 10s, deadline: 30s}\n"
+"""So long that a machine which stands still for a moment makes no attempt more."""
+
+TAKE_LONG = frozenset({"silence", "dripping head", "dripping body"})
+"""Behaviours that only a limit ends."""
+
+
+def limits(name: str) -> str:
+    return (SHORT if name in TAKE_LONG else PATIENT) + RETRIES
+
+
 GZIPPED = (("Content-Encoding", "gzip"),)
 JSON = (("Content-Type", "application/json"), ("X-Twice", "a"), ("X-Twice", "b"), ("Set-Cookie", "c=1"))
 
@@ -174,7 +184,7 @@ def by_manager(hr: headrace.Headrace, server: FaultServer) -> Ask:
 def journey(
     folder: Path,
     server: FaultServer,
-    behaviour: Behaviour,
+    name: str,
     method: str,
     kw: dict[str, Any],
     ask_by: Any = by_name,
@@ -182,10 +192,10 @@ def journey(
     """Everything that three calls leave to be seen: one that warms the connection, two over it."""
     server.always(Answer())
     folder.mkdir()
-    with running(folder, rules(server.url, LIMITS, more="install: {urllib3: true}\n")) as hr:
+    with running(folder, rules(server.url, limits(name), more="install: {urllib3: true}\n")) as hr:
         ask, at = ask_by(hr, server), len(server.requests)
         ask("GET", "/warm")
-        server.always(on_reuse(behaviour, first=Answer(body=b"fresh")))
+        server.always(on_reuse(BEHAVIOURS[name], first=Answer(body=b"fresh")))
         story: list[Any] = [result(lambda: ask(method, "/it?a=1", **kw)) for _ in range(2)]
         sent = [
             (one.method, one.target, one.body, [pair for pair in one.headers if pair[0] != "X-Request-ID"])
@@ -213,10 +223,10 @@ def test_the_two_ways_cannot_be_told_apart(
     method: str,
     kw: dict[str, Any],
 ) -> None:
-    short = journey(tmp_path / "short", server, BEHAVIOURS[name], method, kw)
+    short = journey(tmp_path / "short", server, name, method, kw)
 
     monkeypatch.setattr(surface, "quickly", lambda *_: None)
-    long = journey(tmp_path / "long", server, BEHAVIOURS[name], method, kw)
+    long = journey(tmp_path / "long", server, name, method, kw)
 
     assert short == long
 
@@ -226,10 +236,10 @@ def test_nor_can_they_through_a_pool_manager(
     tmp_path: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     kw = {"headers": {"Accept": "*/*"}, "redirect": False}
-    short = journey(tmp_path / "short", server, BEHAVIOURS[name], "GET", kw, by_manager)
+    short = journey(tmp_path / "short", server, name, "GET", kw, by_manager)
 
     monkeypatch.setattr(pools, "quickly", lambda *_: None)
-    long = journey(tmp_path / "long", server, BEHAVIOURS[name], "GET", kw, by_manager)
+    long = journey(tmp_path / "long", server, name, "GET", kw, by_manager)
 
     assert short == long
 
@@ -279,7 +289,7 @@ def test_nor_can_they_through_requests(
     def journey_of_get(folder: Path) -> list[Any]:
         server.always(Answer())
         folder.mkdir()
-        with running(folder, rules(server.url, LIMITS)) as hr:
+        with running(folder, rules(server.url, limits(name))) as hr:
             at, session = len(server.requests), hr.session()
 
             def ask(path: str, **kw: Any) -> requests.Response:
@@ -333,7 +343,7 @@ def test_the_two_ways_pass_on_the_same_of_an_inbound_request(
     def told(folder: Path) -> tuple[list[Any], list[Any], int]:
         folder.mkdir()
         server.always(Answer())
-        with running(folder, rules(server.url, LIMITS + rule)) as hr:
+        with running(folder, rules(server.url, limits(name) + rule)) as hr:
             handle, at, allowance = hr.upstream("billing"), len(server.requests), RetryAllowance([None] * 2)
             handle.urlopen("GET", "/warm")
             server.always(on_reuse(BEHAVIOURS[name], first=Answer(body=b"fresh")))

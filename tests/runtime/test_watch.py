@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import logging
 import os
 import shutil
 import subprocess
@@ -537,3 +538,17 @@ def test_a_forked_child_watches_anew_and_leaves_the_parent_watching(file: Path) 
         check=False,
     )
     assert done.stdout == "both saw it\n", done.stderr
+
+
+def test_what_watchdog_logs_of_its_own_stop_is_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its thread may look once more after it was stopped; the application's log would show an error at a shutdown."""
+    events = ObserverEvents(lambda directory, name: None)
+    events.close()
+    theirs = logging.getLogger("watchdog.observers.inotify")
+
+    theirs.error("InotifyEmitter.queue_events() called when the thread is inactive")
+    theirs.error("something else")
+
+    assert caplog.messages == ["something else"]

@@ -94,6 +94,11 @@ _OBSERVER_THREADS = 3
 """Threads of watchdog's observer of one directory on Linux, the platform that has the most."""
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for what watchdog's inotify thread logs as an error when it sees too late that it was stopped."""
+    return "called when the thread is inactive" not in str(record.msg)
+
+
 class EventSource(Protocol):
     """Tells of events in directories by `on_event(directory, name)`; name None: the directory itself has gone."""
 
@@ -122,6 +127,8 @@ class ObserverEvents:
         if Observer is None:
             raise OSError("watchdog has no observer for this system")
         _try_threads(_OBSERVER_THREADS)
+        # Each stop may log it, in the application's log, and there is nothing wrong. The same filter is added once.
+        logging.getLogger("watchdog.observers.inotify").addFilter(_is_news)
         self._on_event = on_event
         self._observer = _observer()
         try:
