@@ -16,7 +16,9 @@ import requests
 import urllib3
 
 import headrace
+from headrace.adapters.requests import answer as answers
 from headrace.adapters.requests import direct
+from headrace.adapters.requests.plain import Plain
 from headrace.adapters.urllib3 import pools, surface
 from headrace.clock import monotonic
 from headrace.policy.breaker.circuit import CircuitView
@@ -417,3 +419,12 @@ def test_a_good_answer_over_a_warm_connection_goes_the_short_way(tmp_path: Path,
         assert isinstance(urllib3.PoolManager().request("GET", server.url), WholeResponse)
         assert isinstance(answer, urllib3.HTTPResponse)
         assert pickle.loads(pickle.dumps(answer.headrace)) == answer.headrace
+
+
+def test_an_answer_can_be_looked_at_before_it_has_a_record() -> None:
+    """`failure_if` gets it, and may ask for `vars`."""
+    prepared = requests.Request("GET", "http://host/").prepare()
+    answer = answers.Response(urllib3.HTTPResponse(b"", status=200), Plain.of(prepared), None)
+
+    assert vars(answer)["headrace"] is None
+    assert "headers" in dir(answer)
