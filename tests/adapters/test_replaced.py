@@ -35,7 +35,7 @@ with headrace.Headrace(file, registry=CollectorRegistry()) as hr:
         assert answer.headrace.upstream == "billing", answer
     answer = urllib3.request("GET", url)
     assert answer.headrace.upstream == "billing", answer
-    context = hr.snapshot.upstreams["billing"].endpoint.pool.conn_kw["ssl_context"]
+    context = hr.snapshot.upstreams["billing"].endpoint.tls._now.context
     print("truststore" if truststore.SSLContext in type(context).__mro__ else "stock", context.minimum_version.name)
 """
 

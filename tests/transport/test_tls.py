@@ -7,7 +7,8 @@ import os
 import socket
 import ssl
 import struct
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ import pytest
 import requests
 import trustme
 import urllib3
+from prometheus_client import CollectorRegistry
 
+from headrace import Headrace
 from headrace.policy.plan import TlsPlan
+from headrace.transport.dial.client import SealedContextError, TlsClient
 from headrace.transport.dial.liveness import is_alive
-from headrace.transport.dial.tls import SealedContextError, TlsError, context_for
+from headrace.transport.dial.tls import TlsError, context_for
 from support.faultserver import FaultServer, server_context
 from support.leases import End
 from support.waiting import wait_until
@@ -51,7 +55,7 @@ def server(ca: trustme.CA) -> Iterator[FaultServer]:
         yield server
 
 
-def get(server: FaultServer, context: ssl.SSLContext, **kw: Any) -> int:
+def get(server: FaultServer, context: Any, **kw: Any) -> int:
     with urllib3.HTTPSConnectionPool(
         server.host, server.port, ssl_context=context, retries=False, **kw
     ) as pool:
@@ -61,32 +65,40 @@ def get(server: FaultServer, context: ssl.SSLContext, **kw: Any) -> int:
 def test_equal_plans_share_the_very_same_context_and_unequal_ones_do_not(plan: TlsPlan) -> None:
     context = context_for(plan)
     assert context_for(replace(plan)) is context
+    assert (
+        context_for(replace(plan, server_name="billing.internal")) is context
+    )  # it is said for each handshake
     assert context_for(replace(plan, fingerprint="rotated")) is not context
+    assert context_for(replace(plan, min_version="1.3")) is not context
+    assert context_for(replace(plan, verify=False)) is not context
 
 
 def test_a_context_that_nobody_holds_is_forgotten(plan: TlsPlan) -> None:
-    first = id(context_for(plan)), context_for(plan)
-    del first
-    gc.collect()
     from headrace.transport.dial import tls
 
-    assert plan not in tls._contexts
+    gc.collect()
+    before = len(tls._contexts)
+    first = TlsClient(plan)
+    assert len(tls._contexts) == before + 1
+    del first
+    gc.collect()
+    assert len(tls._contexts) == before
 
 
 def test_a_server_of_the_private_ca_is_trusted_and_one_of_another_is_not(
     plan: TlsPlan, server: FaultServer, stranger: trustme.CA
 ) -> None:
-    assert get(server, context_for(plan)) == 200
+    assert get(server, TlsClient(plan)) == 200
     with FaultServer(tls=server_context(stranger)) as impostor:
         with pytest.raises(urllib3.exceptions.SSLError, match="CERTIFICATE_VERIFY_FAILED"):
-            get(impostor, context_for(plan))
+            get(impostor, TlsClient(plan))
 
 
 def test_a_certificate_for_another_name_is_refused(plan: TlsPlan, ca: trustme.CA) -> None:
     with FaultServer(tls=server_context(ca, "elsewhere.example")) as server:
         with pytest.raises(urllib3.exceptions.SSLError, match="IP address mismatch"):
-            get(server, context_for(plan))
-        assert get(server, context_for(plan), server_hostname="elsewhere.example") == 200
+            get(server, TlsClient(plan))
+        assert get(server, TlsClient(plan), server_hostname="elsewhere.example") == 200
 
 
 def test_a_directory_of_hashed_names_is_trusted(ca: trustme.CA, server: FaultServer, tmp_path: Path) -> None:
@@ -94,7 +106,7 @@ def test_a_directory_of_hashed_names_is_trusted(ca: trustme.CA, server: FaultSer
     directory.mkdir()
     digest = _subject_hash(ca, tmp_path)
     ca.cert_pem.write_to_path(directory / f"{digest}.0")
-    assert get(server, context_for(replace(PLAN, ca=str(directory), fingerprint="dir"))) == 200
+    assert get(server, TlsClient(replace(PLAN, ca=str(directory), fingerprint="dir"))) == 200
 
 
 def _subject_hash(ca: trustme.CA, tmp_path: Path) -> str:
@@ -115,7 +127,7 @@ def _subject_hash(ca: trustme.CA, tmp_path: Path) -> str:
 
 def test_requests_cannot_widen_a_private_ca_by_the_public_ones(plan: TlsPlan) -> None:
     """failures.md 31."""
-    context = context_for(plan)
+    context = TlsClient(plan)
     before = context.cert_store_stats()
     context.load_verify_locations(requests.certs.where())
     assert context.cert_store_stats() == before
@@ -124,7 +136,7 @@ def test_requests_cannot_widen_a_private_ca_by_the_public_ones(plan: TlsPlan) ->
 def test_a_call_that_asks_for_no_verification_is_verified_all_the_same(
     plan: TlsPlan, stranger: trustme.CA
 ) -> None:
-    context = context_for(plan)
+    context = TlsClient(plan)
     with FaultServer(tls=server_context(stranger)) as impostor:
         with pytest.raises(urllib3.exceptions.SSLError, match="CERTIFICATE_VERIFY_FAILED"):
             get(impostor, context, cert_reqs="CERT_NONE", assert_hostname=False)
@@ -139,8 +151,12 @@ def test_a_call_that_asks_for_no_verification_is_verified_all_the_same(
         pytest.param(lambda c: setattr(c, "minimum_version", ssl.TLSVersion.TLSv1), id="minimum_version"),
         pytest.param(lambda c: setattr(c, "hostname_checks_common_name", True), id="common name"),
         pytest.param(lambda c: setattr(c, "keylog_filename", "keys"), id="keylog"),
-        pytest.param(lambda c: setattr(c, "_sealed", False), id="the seal itself"),
-        pytest.param(lambda c: delattr(c, "_sealed"), id="the seal itself, deleted"),
+        pytest.param(lambda c: setattr(c, "_now", None), id="what it holds"),
+        pytest.param(lambda c: delattr(c, "_now"), id="what it holds, deleted"),
+        pytest.param(lambda c: delattr(c, "verify_mode"), id="verify_mode, deleted"),
+        pytest.param(lambda c: c.set_ecdh_curve("prime256v1"), id="curve"),
+        pytest.param(lambda c: c.load_dh_params("dh.pem"), id="dh"),
+        pytest.param(lambda c: setattr(c, "sslsocket_class", ssl.SSLSocket), id="class of its sockets"),
         pytest.param(lambda c: c.load_default_certs(), id="default certs"),
         pytest.param(lambda c: c.set_default_verify_paths(), id="default paths"),
         pytest.param(lambda c: c.load_cert_chain("cert.pem"), id="client certificate"),
@@ -150,11 +166,81 @@ def test_a_call_that_asks_for_no_verification_is_verified_all_the_same(
 def test_a_sealed_context_refuses_to_be_changed(plan: TlsPlan, loosen: Any) -> None:
     """failures.md 33 and failures.md 31."""
     with pytest.raises(SealedContextError, match="shared by all calls"):
-        loosen(context_for(plan))
+        loosen(TlsClient(plan))
+
+
+def test_what_a_context_has_can_be_read(plan: TlsPlan) -> None:
+    client, context = TlsClient(plan), context_for(plan)
+    for name in ("verify_mode", "check_hostname", "minimum_version", "options", "verify_flags", "protocol"):
+        assert getattr(client, name) == getattr(context, name)
+    assert client.get_ca_certs() == context.get_ca_certs()
+    assert client.get_ciphers() == context.get_ciphers()
+    assert not hasattr(client, "nothing_of_the_kind")
+
+
+def test_a_client_goes_by_another_plan_from_the_next_handshake_on(
+    plan: TlsPlan, server: FaultServer, stranger: trustme.CA, tmp_path: Path
+) -> None:
+    client = TlsClient(plan)
+    stranger.cert_pem.write_to_path(tmp_path / "other.pem")
+    other = replace(plan, ca=str(tmp_path / "other.pem"), fingerprint="other")
+    with FaultServer(tls=server_context(stranger)) as theirs:
+        assert get(server, client) == 200
+        client.follow(other)
+        assert get(theirs, client) == 200
+        with pytest.raises(urllib3.exceptions.SSLError, match="CERTIFICATE_VERIFY_FAILED"):
+            get(server, client)
+        with pytest.raises(TlsError):
+            client.follow(replace(plan, ca=str(tmp_path / "missing.pem")))
+        assert client.plan == other
+        assert get(theirs, client) == 200
+
+
+def loads(do: Callable[[], object]) -> int:
+    """How often certificates of CAs are loaded into a context while *do* runs in this thread."""
+    seen = []
+
+    def profile(frame: object, event: str, function: Any) -> None:
+        if event == "c_call" and function.__name__ in ("load_verify_locations", "set_default_verify_paths"):
+            seen.append(function)
+
+    sys.setprofile(profile)
+    try:
+        do()
+    finally:
+        sys.setprofile(None)
+    return len(seen)
+
+
+def test_a_thousand_upstreams_of_one_policy_load_the_bundle_once(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes(Path(requests.certs.where()).read_bytes())
+    file = tmp_path / "upstreams.yaml"
+
+    def write(attempts: int) -> None:
+        named = "".join(f"  u{n}: {{base_url: 'https://u{n}.internal'}}\n" for n in range(1000))
+        file.write_text(
+            f"version: 1\ndefaults: {{tls: {{ca: '{bundle}'}}, retry: {{max_attempts: {attempts}}}}}\n"
+            f"upstreams:\n{named}"
+        )
+
+    write(2)
+    instance: list[Headrace] = []
+    assert loads(lambda: instance.append(Headrace(file, registry=CollectorRegistry()))) == 1
+    (hr,) = instance
+    before = {name: one.endpoint.tls for name, one in hr.snapshot.upstreams.items()}
+    assert len({id(client) for client in before.values()}) == 1000
+    write(3)
+    assert loads(hr.reload) == 0
+    with bundle.open("a") as text:
+        text.write("\n")  # other bytes: another generation
+    assert loads(hr.reload) == 1
+    assert hr.snapshot.upstreams["u7"].endpoint.tls is not before["u7"]
+    hr.close()
 
 
 def test_verify_false_trusts_any_server(server: FaultServer) -> None:
-    context = context_for(replace(PLAN, verify=False))
+    context = TlsClient(replace(PLAN, verify=False))
     assert context.verify_mode is ssl.CERT_NONE
     with socket.create_connection((server.host, server.port)) as plain, context.wrap_socket(plain) as sock:
         assert sock.getpeercert() == {}
@@ -164,9 +250,9 @@ def test_the_minimum_version_is_kept(plan: TlsPlan, ca: trustme.CA) -> None:
     old = server_context(ca)
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     with FaultServer(tls=old) as server:
-        assert get(server, context_for(plan)) == 200
+        assert get(server, TlsClient(plan)) == 200
         with pytest.raises(urllib3.exceptions.SSLError):
-            get(server, context_for(replace(plan, min_version="1.3")))
+            get(server, TlsClient(replace(plan, min_version="1.3")))
 
 
 @pytest.mark.parametrize("one_file", [pytest.param(False, id="two files"), pytest.param(True, id="one file")])
@@ -182,7 +268,7 @@ def test_the_client_certificate_is_presented(
         me.private_key_pem.write_to_path(key)
     mutual = replace(plan, cert=str(cert), key=None if one_file else str(key))
     with FaultServer(tls=server_context(ca, client_ca=ca)) as server:
-        assert get(server, context_for(mutual)) == 200
+        assert get(server, TlsClient(mutual)) == 200
         (request,) = server.requests
         assert request.client_cert is not None
         assert ("email", "client@example.org") in request.client_cert["subjectAltName"]
@@ -244,7 +330,7 @@ def test_files_that_cannot_be_taken_into_force_are_named_and_nothing_falls_back(
     """failures.md 35."""
     files = _files(ca, tmp_path)
     with pytest.raises(TlsError, match=words) as caught:
-        context_for(replace(PLAN, **{key: files[name] for key, name in changes.items()}))
+        TlsClient(replace(PLAN, **{key: files[name] for key, name in changes.items()}))
     assert str(caught.value).startswith(files[at_fault] + ": ")
 
 
@@ -257,7 +343,7 @@ def test_a_session_ticket_does_not_make_an_idle_connection_look_dead(
     tls.minimum_version = tls.maximum_version = version
     with FaultServer(tls=tls) as server:
         plain = socket.create_connection((server.host, server.port))
-        with context_for(plan).wrap_socket(plain, server_hostname="127.0.0.1") as sock:
+        with TlsClient(plan).wrap_socket(plain, server_hostname="127.0.0.1") as sock:
             server.wait_for(lambda: server.open_connections == 1)
             for _ in range(3):
                 assert is_alive(End(sock))  # TLS 1.3: two tickets are readable
@@ -308,7 +394,7 @@ def test_a_peer_that_is_gone_before_the_handshake_leaves_no_descriptor(plan: Tls
         wait_until(lambda: is_gone(ours))
         descriptor = ours.fileno()
         with pytest.raises(OSError) as caught:
-            context_for(plan).wrap_socket(ours, server_hostname="127.0.0.1")
+            TlsClient(plan).wrap_socket(ours, server_hostname="127.0.0.1")
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(descriptor)  # while the error, which holds its frames, still lives
         del caught

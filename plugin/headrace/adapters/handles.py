@@ -26,9 +26,10 @@ from headrace.adapters.timeouts import NOT_GIVEN
 from headrace.adapters.urllib3.surface import urlopen
 from headrace.engine.protect import Errors, protected
 from headrace.policy.paths import may_leave
-from headrace.policy.plan import TlsPlan, UrlPrefix
+from headrace.policy.plan import UrlPrefix
 from headrace.policy.routes import target_of, url_of
 from headrace.runtime.upstream import Upstream
+from headrace.transport.dial.client import TlsClient
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -326,10 +327,10 @@ class Handle:
             return upstream
         return self._find_by_url(request)
 
-    def _trusts(self, request: PreparedRequest) -> TlsPlan | None:
+    def _trusts(self, request: PreparedRequest) -> TlsClient | None:
         """The file's TLS, also where it is not enforced: without it a private CA could not be reached by name."""
         upstream = self._find(request)
-        return None if upstream is None or upstream.plan.name != self.name else upstream.plan.tls
+        return None if upstream is None or upstream.plan.name != self.name else upstream.endpoint.tls
 
     def __repr__(self) -> str:
         try:
@@ -347,14 +348,14 @@ def _spelled(base: UrlPrefix) -> tuple[UrlPrefix, str, str | None]:
     return base, url, prepared.path_url.removesuffix("/a") if is_left else None
 
 
-def _no_trust(request: PreparedRequest) -> TlsPlan | None:
+def _no_trust(request: PreparedRequest) -> TlsClient | None:
     """Of its own: stock's holds."""
     return None
 
 
 def governed_session(
     find: Callable[[PreparedRequest], Upstream | None],
-    trusts: Callable[[PreparedRequest], TlsPlan | None] = _no_trust,
+    trusts: Callable[[PreparedRequest], TlsClient | None] = _no_trust,
 ) -> requests.Session:
     """A `requests.Session`. Its calls are governed where *find* names an upstream; *trusts* as in `GovernedAdapter`.
 

@@ -22,6 +22,7 @@ from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import Mode, Origin, UpstreamPlan
 from headrace.policy.retry import RetryBudget
 from headrace.runtime.reports import CircuitReporter, report_resize
+from headrace.transport.dial.client import TlsClient
 from headrace.transport.lease.sizer import PoolSizer
 from headrace.transport.stock.pool import GovernedHTTPPool, build_pool
 
@@ -66,6 +67,7 @@ class Endpoint:
     Attributes:
         origin: One of the plan's `base_url` and `match`.
         pool: Its connections.
+        tls: What they go by, and those of the upstream's other origins; None: they are plain.
         sizer: Adapts the size of the pool; None: the size is fixed.
         in_flight: One object of each call under way in `mode: observe`. The references are weak: an interrupt may end
             a call before it takes itself out, and then its object goes with its frame.
@@ -73,12 +75,19 @@ class Endpoint:
         suspect: As many as `heartbeat.failures` were missed. Any answer makes it False, also one to a call.
     """
 
-    __slots__ = ("in_flight", "misses", "origin", "pool", "sizer", "suspect")
+    __slots__ = ("in_flight", "misses", "origin", "pool", "sizer", "suspect", "tls")
 
-    def __init__(self, origin: Origin, pool: GovernedHTTPPool, sizer: PoolSizer | None = None) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        pool: GovernedHTTPPool,
+        sizer: PoolSizer | None = None,
+        tls: TlsClient | None = None,
+    ) -> None:
         self.origin = origin
         self.pool = pool
         self.sizer = sizer
+        self.tls = tls
         self.in_flight: WeakSet[object] = WeakSet()
         self.misses = 0
         self.suspect = False
@@ -106,13 +115,15 @@ def learned_nothing(plan: UpstreamPlan, counters: UpstreamCounters, *, mode: Mod
     )
 
 
-def build_endpoint(origin: Origin, plan: UpstreamPlan, counters: UpstreamCounters) -> Endpoint:
+def build_endpoint(
+    origin: Origin, plan: UpstreamPlan, counters: UpstreamCounters, *, tls: TlsClient | None
+) -> Endpoint:
     """The endpoint at *origin*, one of those that *plan* claims. Opens no socket.
 
-    Raises:
-        TlsError: The plan's TLS files cannot be loaded.
+    Args:
+        tls: What its connections go by; None: they are plain.
     """
-    pool = build_pool(plan, origin, counters)
+    pool = build_pool(plan, origin, counters, tls=tls)
     sizer = None
     if plan.pool.adaptive is not None:
         sizer = PoolSizer(
@@ -122,7 +133,7 @@ def build_endpoint(origin: Origin, plan: UpstreamPlan, counters: UpstreamCounter
             clock=monotonic,
             on_resize=functools.partial(report_resize, plan.name),
         )
-    return Endpoint(origin, pool, sizer)
+    return Endpoint(origin, pool, sizer, tls)
 
 
 def _circuit(plan: UpstreamPlan, reporter: CircuitReporter) -> Circuit:

@@ -17,6 +17,7 @@ from headrace.policy.plan import Mode, UpstreamPlan
 from headrace.runtime.migrate import ends_rehearsal, keeps_connections, keeps_learned
 from headrace.runtime.service import ServiceCounters
 from headrace.runtime.state import Endpoint, Learned, build_endpoint, learned_nothing
+from headrace.transport.dial.client import TlsClient
 
 if TYPE_CHECKING:
     from headrace.observe.tracing.otel import Tracing
@@ -68,7 +69,9 @@ class Upstream:
         Returns:
             The transitions that followed, counted and to be logged.
         """
-        plan = self.plan
+        plan, tls = self.plan, self.endpoint.tls
+        if tls is not None and plan.tls is not None:
+            tls.follow(plan.tls)
         each(
             self.endpoints,
             lambda one: one.pool.follow(plan),
@@ -135,14 +138,17 @@ def build_state(
     Raises:
         TlsError: The plan's TLS files cannot be loaded.
     """
-    learned, kept = None, {}
+    learned, kept, tls = None, {}, None
     if before is not None:
         if keeps_learned(before.plan, plan) and not ends_rehearsal(before.mode, mode):
             learned = before.learned
         if not is_stopped and keeps_connections(before.plan, plan):
             kept = {endpoint.origin: endpoint for endpoint in before.endpoints}
+            tls = before.endpoint.tls
+    if tls is None and plan.tls is not None:
+        tls = TlsClient(plan.tls)
     origins = dict.fromkeys((plan.base.origin, *(prefix.origin for prefix in plan.match)))
     return (
         learned_nothing(plan, counters, mode=mode) if learned is None else learned,
-        tuple(kept.get(origin) or build_endpoint(origin, plan, counters) for origin in origins),
+        tuple(kept.get(origin) or build_endpoint(origin, plan, counters, tls=tls) for origin in origins),
     )

@@ -11,10 +11,10 @@ from requests.models import PreparedRequest
 from headrace.adapters.owner import call_by_name
 from headrace.adapters.requests.surface import GovernedAdapter
 from headrace.engine.outbound import Outbound
-from headrace.policy.plan import TlsPlan
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import current_attempt
 from headrace.transport.connection_auth import is_of_connection
+from headrace.transport.dial.client import TlsClient
 from headrace.transport.stock.pool import with_defaults
 
 
@@ -29,7 +29,7 @@ class HandleAdapter(GovernedAdapter):
     def __init__(
         self,
         find: Callable[[PreparedRequest], Upstream | None],
-        trusts: Callable[[PreparedRequest], TlsPlan | None],
+        trusts: Callable[[PreparedRequest], TlsClient | None],
         name: str,
     ) -> None:
         super().__init__(find, trusts)

@@ -36,11 +36,11 @@ from headrace.engine.notices import count_ungoverned, let_through
 from headrace.engine.shadow import observed
 from headrace.engine.surface import Failure, Streamed, Substitute
 from headrace.engine.tries import Tries
-from headrace.policy.plan import FallbackPlan, TlsPlan, UpstreamPlan
+from headrace.policy.plan import FallbackPlan, UpstreamPlan
 from headrace.policy.request import Request
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt, current_attempt
-from headrace.transport.dial.tls import trust_of
+from headrace.transport.dial.client import TlsClient, trust_of
 from headrace.transport.stock.draining import drained
 from headrace.transport.stock.response import StreamedResponse
 from headrace.transport.stock.timeout import AttemptTimeout
@@ -155,7 +155,7 @@ class GovernedAdapter(HTTPAdapter):
     def __init__(
         self,
         find: Callable[[PreparedRequest], Upstream | None],
-        trusts: Callable[[PreparedRequest], TlsPlan | None],
+        trusts: Callable[[PreparedRequest], TlsClient | None],
     ) -> None:
         super().__init__()
         self._find = find

@@ -30,7 +30,7 @@ from headrace.policy.routes import url_of
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt
 from headrace.transport.connection_auth import is_of_connection
-from headrace.transport.dial.tls import trust_of
+from headrace.transport.dial.client import trust_of
 from headrace.transport.stock.body import body_of
 from headrace.transport.stock.draining import drained
 from headrace.transport.stock.own_class import OwnClassPool
@@ -131,7 +131,8 @@ def _unenforced(
     origin = upstream.plan.base.origin
     if headers and is_of_connection(headers):
         stock = PlainPoolManager()  # for this call alone: all callers of a handle share the other one
-    trust = {} if upstream.plan.tls is None else trust_of(upstream.plan.tls)
+    tls = upstream.endpoint.tls
+    trust = {} if tls is None else trust_of(tls)
     pool = stock.connection_from_host(
         upstream.plan.dns_name(origin), origin.port, origin.scheme, pool_kwargs=trust
     )

@@ -1,12 +1,11 @@
-"""One sealed TLS context per distinct TLS policy.
+"""One TLS context per distinct TLS policy: all upstreams with that policy share it.
 
-urllib3 and requests write to the context that they are given. urllib3 sets
-`verify_mode` and ALPN on it for every new connection. requests makes it load
-its own CA bundle, which would add all public CAs to a private one
-(failures.md 31). What one call passes must not change a shared context.
+What they hold is a `TlsClient`, which lets nobody change it. A context with a bundle of CAs takes 16 to 40 ms and
+0.6 MB.
 
 `ssl.SSLContext` is looked up when a context is made: truststore and others put their own class there, to trust the
-store of the operating system. Where the file names a CA, that alone is trusted, as written.
+store of the operating system. Where the file names a CA, that alone is trusted, as written. So Python's own class is
+taken: truststore's would trust the system's store as well, and load it anew for each handshake (23 ms, on Linux).
 """
 
 from __future__ import annotations
@@ -18,9 +17,8 @@ import ssl
 import sys
 import threading
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
 
 from headrace.policy.plan import TlsPlan
@@ -29,115 +27,18 @@ from headrace.transport.standstill import patient_over
 _MINIMUM = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _HASHED_NAME = re.compile(r"[0-9a-f]{8}\.\d+")  # what OpenSSL looks for in a CA directory
 
-# What stock urllib3 and requests set on every connection; after sealing it has no effect.
-_IGNORED = frozenset({"verify_mode", "check_hostname"})
-
 
 class TlsError(ValueError):
     """TLS files that cannot be used; the text names the file, what is wrong and how to fix it."""
 
 
-class SealedContextError(ssl.SSLError):
-    """Something tried to change the shared context of an upstream."""
-
-
-if TYPE_CHECKING:
-    _Base = ssl.SSLContext
-else:
-    _Base = object
-
-
-class SealedContext(_Base):
-    """A client context that nothing changes once it is sealed. `sealed_over` puts it on top of a context class.
-
-    Ignored, because stock libraries do it as a matter of course: setting
-    `verify_mode` and `check_hostname`, `load_verify_locations`,
-    `set_alpn_protocols`. Any other change raises SealedContextError, which is an
-    `ssl.SSLError` and so stays in the family of errors that callers expect.
-    """
-
-    _is_own: bool
-
-    def __new__(cls) -> Self:
-        """An open context with Python's defaults for clients."""
-        return super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
-
-    def __init__(self) -> None:
-        self._sealed = False
-        if not self._is_own:
-            super().__init__(ssl.PROTOCOL_TLS_CLIENT)  # type: ignore[call-arg]
-
-    def seal(self) -> None:
-        """Refuse changes from now on."""
-        self._sealed = True
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not getattr(self, "_sealed", False):
-            super().__setattr__(name, value)
-        elif name not in _IGNORED:
-            raise _refusal(name)
-
-    def __delattr__(self, name: str) -> None:
-        if self._sealed:
-            raise _refusal(name)
-        super().__delattr__(name)
-
-    def load_verify_locations(self, *args: Any, **kw: Any) -> None:
-        """Trust more CAs; ignored once sealed."""
-        if not self._sealed:
-            super().load_verify_locations(*args, **kw)
-
-    def set_alpn_protocols(self, alpn_protocols: Any) -> None:
-        """Offer protocols; ignored once sealed."""
-        if not self._sealed:
-            super().set_alpn_protocols(alpn_protocols)
-
-    def load_cert_chain(self, *args: Any, **kw: Any) -> None:
-        """Present a client certificate; refused once sealed (a call with its own `cert=` is not governed)."""
-        self._require_open("load_cert_chain")
-        super().load_cert_chain(*args, **kw)
-
-    def load_default_certs(self, *args: Any, **kw: Any) -> None:
-        """Trust the system store; refused once sealed."""
-        self._require_open("load_default_certs")
-        super().load_default_certs(*args, **kw)
-
-    def set_default_verify_paths(self) -> None:
-        """Trust OpenSSL's own paths; refused once sealed."""
-        self._require_open("set_default_verify_paths")
-        super().set_default_verify_paths()
-
-    def set_ciphers(self, *args: Any) -> None:
-        """Choose ciphers; refused once sealed."""
-        self._require_open("set_ciphers")
-        super().set_ciphers(*args)
-
-    def _require_open(self, what: str) -> None:
-        if self._sealed:
-            raise _refusal(what)
-
-
-def _refusal(what: str) -> SealedContextError:
-    return SealedContextError(
-        f"{what}: this TLS context is shared by all calls to an upstream and cannot be changed; "
-        "change `tls:` of the upstream instead"
-    )
-
-
-@lru_cache(maxsize=8)
-def sealed_over(base: Any) -> type[SealedContext]:
-    """The class whose contexts are those of *base*, sealed."""
-    return cast(
-        "type[SealedContext]", type("SealedContext", (SealedContext, base), {"_is_own": _is_own(base)})
-    )
-
-
-def _base_of(plan: TlsPlan) -> Any:
-    """The class that a context for *plan* is made over: that of `ssl`, unless it would add to what *plan* trusts."""
+def _class_for(plan: TlsPlan) -> Any:
+    """The class of a context for *plan*: that of `ssl`, unless it would add to what *plan* trusts."""
     found = ssl.SSLContext
     if plan.verify and plan.ca is None:
         return found
-    return next((kind for kind in found.__mro__ if _is_own(kind)), found)
+    kinds = (*found.__mro__, *_ssl._SSLContext.__subclasses__())  # one put there may be no subclass of it
+    return next((kind for kind in kinds if _is_own(kind)), found)
 
 
 def _is_own(kind: type) -> bool:
@@ -145,7 +46,7 @@ def _is_own(kind: type) -> bool:
     return kind.__module__.partition(".")[0] in ("ssl", "gevent")
 
 
-def _put(context: SealedContext, name: str, value: Any) -> None:
+def _put(context: ssl.SSLContext, name: str, value: Any) -> None:
     """Set *name* of *context*.
 
     The setters of Python's class end in those of whatever `ssl.SSLContext` is now. A class put there calls them again.
@@ -157,7 +58,9 @@ def _put(context: SealedContext, name: str, value: Any) -> None:
         setattr(context, name, value)
 
 
-_contexts: WeakValueDictionary[tuple[TlsPlan, type], SealedContext] = WeakValueDictionary()
+_Key: TypeAlias = tuple[type, bool, str | None, str | None, str | None, str, str]
+
+_contexts: WeakValueDictionary[_Key, ssl.SSLContext] = WeakValueDictionary()
 _contexts_lock = threading.Lock()  # held while building, so that equal plans never make two contexts
 
 
@@ -171,35 +74,34 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_inherited)
 
 
-def context_for(plan: TlsPlan) -> SealedContext:
-    """The context of *plan*: the same object for equal plans, as long as it is referred to.
+def context_for(plan: TlsPlan) -> ssl.SSLContext:
+    """The context of *plan*: one object for all plans that trust and present the same, while anybody refers to it.
 
     Blocks (reads files, 40 ms). A rotated file makes an unequal plan (its
     fingerprint differs) and so a new context. The old one is never reloaded in
-    place (failures.md 33).
+    place (failures.md 33). Don't change it: others have it, too.
 
     Raises:
         TlsError: A file is missing or unreadable, does not parse, or the pair
             does not match. There is no fall-back to default TLS (failures.md 35).
     """
     with _contexts_lock:
-        base = _base_of(plan)
-        context = _contexts.get((plan, base))
+        kind = _class_for(plan)
+        key = kind, plan.verify, plan.ca, plan.cert, plan.key, plan.min_version, plan.fingerprint
+        context = _contexts.get(key)
         if context is None:
-            context = _contexts[plan, base] = _build(plan, base)
+            context = _contexts[key] = _build(plan, kind)
         return context
 
 
-def stock_context() -> SealedContext:
+def stock_context() -> ssl.SSLContext:
     """A context that trusts whatever requests or urllib3 trust by themselves: certifi, the system store, the bundles.
 
-    Blocks (reads files, 40 ms).
+    Blocks (reads files, 40 ms). It is the caller's alone.
     """
     import certifi  # requests needs it, so it is there; rarely needed here
 
-    base: Any = ssl.SSLContext  # truststore's, where that was put there: then stock goes by it
-    context = sealed_over(base)()
-    context.sslsocket_class = patient_over(base.sslsocket_class)
+    context = _open_context(ssl.SSLContext)  # truststore's, where that was put there: then stock goes by it
     context.load_default_certs()  # SSL_CERT_FILE, too
     bundles = (os.environ.get("REQUESTS_CA_BUNDLE"), os.environ.get("CURL_CA_BUNDLE"))
     for bundle in (certifi.where(), *filter(None, bundles)):
@@ -207,7 +109,6 @@ def stock_context() -> SealedContext:
             context.load_verify_locations(**{"capath" if os.path.isdir(bundle) else "cafile": bundle})
         except OSError:
             pass  # requests would refuse to go by it, and that is no matter of ours
-    context.seal()
     return context
 
 
@@ -218,18 +119,14 @@ def issuer_of(certificate: Mapping[str, Any]) -> str:
     return ", ".join(f"{short[name]}={value}" for name, value in reversed(named) if name in short)[:200]
 
 
-def trust_of(plan: TlsPlan) -> dict[str, Any]:
-    """*plan* as the keyword arguments that urllib3's pools take.
-
-    Raises:
-        TlsError: As `context_for`.
-    """
-    return {"ssl_context": context_for(plan), "server_hostname": plan.server_name}
+def _open_context(kind: Any) -> ssl.SSLContext:
+    context: ssl.SSLContext = kind(ssl.PROTOCOL_TLS_CLIENT)
+    context.sslsocket_class = patient_over(kind.sslsocket_class)
+    return context
 
 
-def _build(plan: TlsPlan, base: Any) -> SealedContext:
-    context = sealed_over(base)()
-    context.sslsocket_class = patient_over(base.sslsocket_class)
+def _build(plan: TlsPlan, kind: Any) -> ssl.SSLContext:
+    context = _open_context(kind)
     _put(context, "minimum_version", _MINIMUM[plan.min_version])
     _put(context, "options", context.options | ssl.OP_NO_COMPRESSION)  # CRIME
     context.hostname_checks_common_name = False
@@ -252,11 +149,10 @@ def _build(plan: TlsPlan, base: Any) -> SealedContext:
         _present(context, plan.cert, plan.key)
     elif plan.key is not None:
         raise TlsError(f"{plan.key}: a key without a certificate\n    write: cert: beside key:")
-    context.seal()
     return context
 
 
-def _trust(context: SealedContext, ca: str | None) -> None:
+def _trust(context: ssl.SSLContext, ca: str | None) -> None:
     if ca is None:
         _trust_system_store(context)
     elif os.path.isdir(ca):
@@ -264,12 +160,12 @@ def _trust(context: SealedContext, ca: str | None) -> None:
     else:
         _read(ca, "the CA file")
         try:
-            context.load_verify_locations(cafile=ca)
+            context.load_verify_locations(cafile=ca)  # `cadata` would hold the GIL all the while
         except (ssl.SSLError, OSError) as error:
             raise TlsError(f"{ca}: holds no CA certificate in PEM form ({_reason(error)})") from error
 
 
-def _trust_directory(context: SealedContext, ca: str) -> None:
+def _trust_directory(context: ssl.SSLContext, ca: str) -> None:
     try:
         names = os.listdir(ca)
     except OSError as error:
@@ -282,7 +178,7 @@ def _trust_directory(context: SealedContext, ca: str) -> None:
     context.load_verify_locations(capath=ca)
 
 
-def _trust_system_store(context: SealedContext) -> None:
+def _trust_system_store(context: ssl.SSLContext) -> None:
     """The system store, or certifi's where there is none (slim containers, python.org's macOS builds)."""
     context.load_default_certs()
     try:
@@ -298,7 +194,7 @@ def _trust_system_store(context: SealedContext) -> None:
     context.load_verify_locations(cafile=certifi.where())
 
 
-def _present(context: SealedContext, cert: str, key: str | None) -> None:
+def _present(context: ssl.SSLContext, cert: str, key: str | None) -> None:
     """Load the client certificate; the error says which of the two files is at fault."""
     _read(cert, "the client certificate")
     if key is not None:

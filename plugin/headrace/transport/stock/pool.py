@@ -24,9 +24,9 @@ from headrace.clock import monotonic
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import Origin, UpstreamPlan
 from headrace.transport.attempt import Attempt, current_attempt
+from headrace.transport.dial.client import TlsClient, trust_of
 from headrace.transport.dial.liveness import is_alive
 from headrace.transport.dial.opening import shut
-from headrace.transport.dial.tls import context_for
 from headrace.transport.foreign import noting
 from headrace.transport.lease.collector import collector
 from headrace.transport.lease.pool import LeaseClosed, LeasePool, LeaseRejected, LeaseTimeout
@@ -344,11 +344,13 @@ class _Headers(HTTPHeaderDict):
         return f"HTTPHeaderDict({list(self)})"
 
 
-def build_pool(plan: UpstreamPlan, origin: Origin, counters: UpstreamCounters) -> GovernedHTTPPool:
+def build_pool(
+    plan: UpstreamPlan, origin: Origin, counters: UpstreamCounters, *, tls: TlsClient | None = None
+) -> GovernedHTTPPool:
     """A pool for *origin*, one of those that *plan* claims; opens no socket.
 
-    Raises:
-        TlsError: The TLS files of the plan cannot be loaded.
+    Args:
+        tls: What its connections go by; None: they are plain.
     """
     leases: LeasePool[GovernedHTTPConnection] = LeasePool(
         plan.pool,
@@ -362,16 +364,10 @@ def build_pool(plan: UpstreamPlan, origin: Origin, counters: UpstreamCounters) -
     )
     options = socket_options(plan.pool.tcp_keepalive)
     pool: GovernedHTTPPool
-    if plan.tls is None:
+    if tls is None:
         pool = GovernedHTTPPool(origin.host, origin.port, socket_options=options)
     else:
-        pool = GovernedHTTPSPool(
-            origin.host,
-            origin.port,
-            ssl_context=context_for(plan.tls),
-            server_hostname=plan.tls.server_name,
-            socket_options=options,
-        )
+        pool = GovernedHTTPSPool(origin.host, origin.port, socket_options=options, **trust_of(tls))
     pool.origin = origin
     pool.leases = leases
     pool.in_force = InForce("", 0.0, 0.0, 0.0, 0.0, speaks=False)
