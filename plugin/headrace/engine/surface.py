@@ -14,6 +14,7 @@ from headrace.errors import (
     PoolTimeout,
     ResponseTooLarge,
 )
+from headrace.policy.frozen import frozen
 from headrace.policy.outcome import Fault
 from headrace.policy.plan import FallbackPlan
 from headrace.runtime.upstream import Upstream
@@ -23,7 +24,7 @@ from headrace.transport.lease.pool import CloseReason, Lease
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Twins:
     """The classes that one surface raises. Each is one of ours and also one that callers of the library catch."""
 

@@ -8,9 +8,9 @@ it is one list: the table of events in logs.md.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
+from headrace.policy.frozen import frozen
 from headrace.policy.plan import Mode
 
 
@@ -30,7 +30,7 @@ class Event(Protocol):
         """The fact as one line of text."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HeadraceStarted:
     """The first use in this process: rules in force, threads running.
 
@@ -56,7 +56,7 @@ class HeadraceStarted:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HeadraceStopped:
     """Closed: nothing is governed any more, threads and connections are gone."""
 
@@ -69,7 +69,7 @@ class HeadraceStopped:
         return f"stopped; {_files(self.files)} no longer governs this process"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModeOverridden:
     """`HEADRACE_MODE` overrides every `mode` of the file: the kill switch. Loud: it is easily forgotten."""
 
@@ -87,7 +87,7 @@ class ModeOverridden:
         return f"HEADRACE_MODE={self.mode} overrides every mode of the file: {effect}; unset it to end that"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ConfigApplied:
     """An edited configuration is in force.
 
@@ -119,7 +119,7 @@ class ConfigApplied:
         return f"{_files(self.files)} in force: {', '.join(parts)} ({took})"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ConfigRejected:
     """An edit that cannot be taken into force; the last good configuration stays.
 
@@ -147,7 +147,7 @@ class ConfigRejected:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ConfigHeld:
     """A file that drops more than half of four or more upstreams: applied once it has stood for a while.
 
@@ -172,7 +172,7 @@ class ConfigHeld:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CircuitChanged:
     """A circuit changed its state, with the numbers that caused it.
 
@@ -236,7 +236,7 @@ class CircuitChanged:
         return f"{succeeded}{slow}{threshold}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UpstreamReset:
     """The application forgot what it had learned of an upstream: circuit and budget begin anew.
 
@@ -259,7 +259,7 @@ class UpstreamReset:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PoolResized:
     """An adaptive pool has got another size, with the numbers that led to it.
 
@@ -303,7 +303,7 @@ _UNGOVERNED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CallUngoverned:
     """A call that a rule names by URL but that passes through untouched; once per call site.
 
@@ -326,7 +326,7 @@ class CallUngoverned:
         return f'upstream "{self.upstream}": {where}'
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RetriesDelegated:
     """A caller that brings retries of its own: headrace makes one attempt per try; once per call site.
 
@@ -347,7 +347,7 @@ class RetriesDelegated:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RetriesWithheld:
     """A failed call was not retried because of its method or its body; once per call site.
 
@@ -373,7 +373,7 @@ class RetriesWithheld:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PredicateFailed:
     """`failure_if` raised instead of answering, so the response counts by its status alone; once per kind of error.
 
@@ -396,7 +396,7 @@ class PredicateFailed:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CallOnEventLoop:
     """A blocking call on the thread of a running event loop had to wait, and did not; once per call site.
 
@@ -420,7 +420,7 @@ class CallOnEventLoop:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PatchedLate:
     """gevent has patched the process after headrace had made its threads and TLS contexts; said once."""
 
@@ -436,7 +436,7 @@ class PatchedLate:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LeaseLeaked:
     """A response or lease was dropped without being read or closed; its connection is gone, its slot free again.
 
@@ -457,7 +457,7 @@ class LeaseLeaked:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LeaseHeld:
     """A connection is held for longer than `pool.leak_detection_threshold`; once per lease.
 
@@ -480,7 +480,7 @@ class LeaseHeld:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PoolFault:
     """The bookkeeping failed for one lease, waiter or connection, which was given up; the others went on.
 
@@ -503,7 +503,7 @@ class PoolFault:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PoolSuspect:
     """Heartbeats were missed in a row: the idle connections were closed.
 
@@ -526,7 +526,7 @@ class PoolSuspect:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WatchDegraded:
     """Edits are found by polling because the system's notifications are not to be had."""
 
@@ -539,7 +539,7 @@ class WatchDegraded:
         return f"watching by polling: {_flat(self.reason)}; edits are found within reload.poll"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeadlineRefused:
     """A request came with a deadline already past and was answered with 504; said once.
 
@@ -559,7 +559,7 @@ class DeadlineRefused:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeadlinesDistrusted:
     """Too many requests come with a deadline already past: they are served as if without it; said once.
 
@@ -579,7 +579,7 @@ class DeadlinesDistrusted:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ErrorMapped:
     """`error_responses: map` answered for an application that let an upstream's error through."""
 
@@ -598,7 +598,7 @@ class ErrorMapped:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TlsVerificationDisabled:
     """An upstream whose peer is not verified."""
 
@@ -611,7 +611,7 @@ class TlsVerificationDisabled:
         return f'upstream "{self.upstream}": tls.verify is false, anybody on the way can read its traffic'
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ThreadLingers:
     """A thread of headrace that was told to end, and has not: what it waits for takes longer. It ends with that.
 
@@ -633,7 +633,7 @@ class ThreadLingers:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TlsWouldRefuse:
     """An observed upstream whose certificate `enforce` would refuse, while the stock library accepts it.
 
@@ -659,7 +659,7 @@ class TlsWouldRefuse:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ConfigWarning:
     """A finding that does not stop the load."""
 

@@ -14,19 +14,19 @@ processes, `gone` for an upstream that has left while its series stays in a file
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from headrace.observe.readings import ServiceReading, UpstreamReading
 from headrace.policy.breaker.circuit import CircuitState, CircuitView
 from headrace.policy.counters import Histogram, totals_of
+from headrace.policy.frozen import frozen
 
 Labels = tuple[str, ...]
 Value = float | Histogram
 Source = TypeVar("Source", UpstreamReading, ServiceReading)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Family(Generic[Source]):
     """One metric family: its outside and how it is read.
 

@@ -13,13 +13,14 @@ them, and lets go. Every consumer copies first and computes after it, so no call
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 
 from headrace.policy.breaker.circuit import CircuitView
 from headrace.policy.counters import Histogram, UpstreamCounters, copied
+from headrace.policy.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UpstreamReading:
     """One upstream at this moment.
 
@@ -50,7 +51,7 @@ class UpstreamReading:
         return replace(self, counters=self.counters.copy())
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServiceReading:
     """The instance itself at this moment.
 
@@ -77,7 +78,7 @@ class ServiceReading:
         return ServiceReading(**{one.name: copied(getattr(self, one.name)) for one in fields(self)})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reading:
     """Everything that can be read of one instance."""
 

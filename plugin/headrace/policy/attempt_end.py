@@ -7,11 +7,11 @@ then looks like a reset. One function decides which of them counts, so that ever
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 from typing import Final, Literal
 
+from headrace.policy.frozen import frozen
 from headrace.policy.outcome import Fault
 
 Phase = Literal["lease", "dns", "tcp", "tls", "sent"]
@@ -39,7 +39,7 @@ class EndedBy(Enum):
     PEER = "peer"  # or a limit of the socket: the library's error says which
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AttemptEnd:
     """How an attempt without an answer ended.
 

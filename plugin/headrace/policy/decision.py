@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Protocol, TypeAlias
 
 from headrace.policy.breaker.permit import Permit
+from headrace.policy.frozen import frozen
 from headrace.policy.outcome import Outcome
 
 
@@ -81,7 +82,7 @@ class Sleep:
     delay_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finish:
     """The call is over with the last outcome: the answer that was kept, or the error."""
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
+from headrace.policy.frozen import frozen
+
 
 class Fault(StrEnum):
     """Why an attempt has no answer."""
@@ -123,7 +125,7 @@ STATUS_WORDS: Mapping[str, frozenset[int]] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Condition:
     """A set of outcomes, as `retry_on` and `failure_on` name it."""
 

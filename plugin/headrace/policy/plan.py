@@ -8,9 +8,10 @@ that of the keys.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, TypeAlias
 
+from headrace.policy.frozen import frozen
 from headrace.policy.outcome import Condition
 
 Mode = Literal["enforce", "observe", "off"]
@@ -24,7 +25,7 @@ Jitter = Literal["full", "equal", "additive", "decorrelated", "none"]
 RetryAfterFormat = Literal["auto", "unix_timestamp"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Origin:
     """Scheme, host and port of a URL, normalised so that equal origins are equal values.
 
@@ -38,7 +39,7 @@ class Origin:
     port: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UrlPrefix:
     """An origin and leading path segments; `https://a/v2/` is (`a`, ("v2",)).
 
@@ -51,7 +52,7 @@ class UrlPrefix:
     is_rooted: bool = field(default=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AskedTimeout:
     """What a call's own `timeout=` says, seconds. None: it says nothing; `NO_LIMIT_S`: it says that there is no limit.
 
@@ -68,7 +69,7 @@ NO_LIMIT_S = 24 * 3600.0
 """Stands for no limit: the longest time that the file can say. (A socket's own limit is a C int of milliseconds.)"""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TimeoutPlan:
     """Limits of one call, seconds. `deadline_s` is None when the call as a whole is not bounded.
 
@@ -93,7 +94,7 @@ class TimeoutPlan:
     asked: AskedTimeout | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AdaptivePlan:
     """When a pool's size follows its load: between `min` and `max_connections`.
 
@@ -113,7 +114,7 @@ class AdaptivePlan:
     connections_per_rps: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class KeepalivePlan:
     """The kernel's probes on a silent connection: after `idle_s`, every `interval_s`, `count` of them."""
 
@@ -122,7 +123,7 @@ class KeepalivePlan:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HeartbeatPlan:
     """A look at idle connections.
 
@@ -137,7 +138,7 @@ class HeartbeatPlan:
     failures: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PoolPlan:
     """Size and lifecycle of one upstream's connections.
 
@@ -170,7 +171,7 @@ class PoolPlan:
     adaptive: AdaptivePlan | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TlsPlan:
     """What one upstream's TLS connections trust and present.
 
@@ -191,7 +192,7 @@ class TlsPlan:
     ca_digest: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BackoffPlan:
     """Exponential back-off.
 
@@ -208,7 +209,7 @@ class BackoffPlan:
     throttled_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RetryAfterHeader:
     """A response header that says when to come back, and how it says it."""
 
@@ -216,7 +217,7 @@ class RetryAfterHeader:
     format: RetryAfterFormat
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RetryAfterPlan:
     """The upstream's own word on when to come back.
 
@@ -229,7 +230,7 @@ class RetryAfterPlan:
     max_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BudgetPlan:
     """Retries allowed in proportion to first attempts."""
 
@@ -238,7 +239,7 @@ class BudgetPlan:
     ttl_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class IdempotencyKeyPlan:
     """A key made once per call and sent with each of its attempts, for *methods* (upper case)."""
 
@@ -246,7 +247,7 @@ class IdempotencyKeyPlan:
     methods: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RetryPlan:
     """When a failed attempt is followed by another.
 
@@ -266,7 +267,7 @@ class RetryPlan:
     idempotency_key: IdempotencyKeyPlan | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OpenForPlan:
     """How long a circuit stays open: base_s · multiplier^(consecutive openings - 1), at most max_s, ± jitter."""
 
@@ -276,7 +277,7 @@ class OpenForPlan:
     jitter: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HalfOpenPlan:
     """How recovery is verified.
 
@@ -293,14 +294,14 @@ class HalfOpenPlan:
     ramp_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TimeWindowPlan:
     """The calls of the last `size_s` seconds, in 10 buckets."""
 
     size_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CountWindowPlan:
     """The last `size` calls; with `max_age_s`, only those of them in the last `max_age_s` seconds."""
 
@@ -311,7 +312,7 @@ class CountWindowPlan:
 WindowPlan: TypeAlias = TimeWindowPlan | CountWindowPlan
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SlowCallPlan:
     """What an attempt that takes long says about the upstream.
 
@@ -324,7 +325,7 @@ class SlowCallPlan:
     rate_threshold: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CircuitPlan:
     """When the circuit of one upstream trips, and how it recovers. It counts calls, however many attempts each made.
 
@@ -346,7 +347,7 @@ class CircuitPlan:
     failure_if: Callable[[Any], bool] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FallbackPlan:
     """What a call gets when the circuit refuses it.
 
@@ -360,7 +361,7 @@ class FallbackPlan:
     upstream: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PropagatePlan:
     """Which parts of a call's context are sent on to this upstream.
 
@@ -376,7 +377,7 @@ class PropagatePlan:
     traceparent: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UpstreamPlan:
     """Everything the file says about one upstream.
 
@@ -414,7 +415,7 @@ class UpstreamPlan:
         return host + "." if origin in self.rooted else host
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RequestIdPlan:
     """Inbound request id: which header, and whether a sane one is taken as it is.
 
@@ -427,7 +428,7 @@ class RequestIdPlan:
     is_trace_id: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class InboundDeadlinePlan:
     """How long the caller of the application waits.
 
@@ -442,7 +443,7 @@ class InboundDeadlinePlan:
     max_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServicePlan:
     """The inbound side.
 
@@ -459,7 +460,7 @@ class ServicePlan:
     cancel_on_disconnect: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class InstallPlan:
     """Which libraries are governed without a change at the call sites."""
 
@@ -467,7 +468,7 @@ class InstallPlan:
     urllib3: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReloadPlan:
     """How edits come into force, seconds."""
 
@@ -477,7 +478,7 @@ class ReloadPlan:
     drain_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TelemetryPlan:
     """What is measured beyond the upstreams themselves."""
 
@@ -485,7 +486,7 @@ class TelemetryPlan:
     tracing: TracingMode = "annotate"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Configuration:
     """One whole file in compiled form.
 

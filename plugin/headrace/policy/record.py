@@ -11,10 +11,11 @@ from typing import Protocol
 from headrace.policy.breaker.circuit import Refused, Verdict
 from headrace.policy.counters import Exemplar, UpstreamCounters, add
 from headrace.policy.decision import EndReason
+from headrace.policy.frozen import frozen
 from headrace.policy.outcome import Fault, Outcome
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AttemptRecord:
     """One attempt.
 

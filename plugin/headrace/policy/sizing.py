@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from headrace.policy.breaker.window import LATEST_S
+from headrace.policy.frozen import frozen
 from headrace.policy.plan import AdaptivePlan
 
 EVALUATE_EVERY_S = 0.1
@@ -56,7 +57,7 @@ class PoolLoad:
     arrivals: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Resize:
     """A new size, with the numbers that led to it.
 

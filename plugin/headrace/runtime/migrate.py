@@ -9,11 +9,11 @@ A list is one key, and so is a map of free names. A section that may be null has
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
+from headrace.policy.frozen import frozen
 from headrace.policy.plan import Mode, UpstreamPlan
 
 
@@ -36,7 +36,7 @@ MEANING: Final[Mapping[Change, str]] = MappingProxyType(
 """Each of them in words, for who asks what an edit does."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Row:
     """What a new value of one key needs.
 

@@ -34,6 +34,7 @@ from headrace.observe.isolation import carry_out, each
 from headrace.observe.logs import emit
 from headrace.policy.breaker.window import LATEST_S
 from headrace.policy.counters import UpstreamCounters
+from headrace.policy.frozen import frozen
 from headrace.policy.plan import Configuration
 from headrace.runtime.foretelling import Foreteller
 from headrace.runtime.heartbeat import Heartbeats
@@ -68,7 +69,7 @@ class _Rejection:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Draining:
     """An endpoint of upstream *name* that was in force. It serves the calls under way until *stop_at*."""
 
@@ -77,7 +78,7 @@ class _Draining:
     stop_at: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Chores:
     """Which upstreams of *snapshot* housekeeping has to ask what, so that it does not ask all of them at every tick.
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from headrace.errors import UnknownUpstream
 from headrace.observe.tracing.gate import tracing_of
 from headrace.policy.counters import UpstreamCounters
+from headrace.policy.frozen import frozen
 from headrace.policy.plan import Configuration, UrlPrefix
 from headrace.policy.printable import printable
 from headrace.policy.routes import RouteTable
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from headrace.observe.tracing.otel import Tracing
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Snapshot:
     """Immutable. Read once per call, bound per inbound request.
 

@@ -7,12 +7,13 @@ in force yet. `Upstream.take_force` then makes that state go by the plan; the re
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 
 from headrace.observe.events import CircuitChanged, UpstreamReset
 from headrace.observe.isolation import each
 from headrace.policy.counters import UpstreamCounters, add
+from headrace.policy.frozen import frozen
 from headrace.policy.plan import Mode, UpstreamPlan
 from headrace.runtime.migrate import ends_rehearsal, keeps_connections, keeps_learned
 from headrace.runtime.service import ServiceCounters
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from headrace.observe.tracing.otel import Tracing
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Upstream:
     """One name of one snapshot, as a call to one of its origins sees it. A call keeps the one that it began with.
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import inf
 from typing import TypeAlias
 
 from headrace.config.check.problems import did_you_mean
 from headrace.config.source.units import nearest_duration, parse_duration
 from headrace.errors import HeadraceError
+from headrace.policy.frozen import frozen
 from headrace.policy.outcome import Fault
 
 What: TypeAlias = int | str
@@ -26,7 +26,7 @@ class ScriptExhausted(HeadraceError, LookupError):
     """An attempt was made for which the script has no answer."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reply:
     """What one attempt meets.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 
 from headrace.config import load
@@ -24,6 +24,7 @@ from headrace.policy.breaker.circuit import Circuit, CircuitState, CircuitView, 
 from headrace.policy.deadline_header import allowed_s
 from headrace.policy.decision import Divert, End, EndReason
 from headrace.policy.exchange import Exchange
+from headrace.policy.frozen import frozen
 from headrace.policy.plan import UpstreamPlan
 from headrace.policy.record import Record
 from headrace.policy.request import Request
@@ -124,7 +125,7 @@ class Simulation:
         return f"<Simulation at {self._clock.now:g} s, {', '.join(self._upstreams)}>"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Inbound:
     allowance: RetryAllowance
     deadline_at: float | None
@@ -396,7 +397,7 @@ class SimulatedUpstream:
         self.transitions.note(transition.at_s, to.value)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CallResult:
     """What became of a call. A refused call is a result here, too; nothing is raised.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Protocol, TypeAlias, assert_never
 
 from headrace.policy.breaker.permit import Verdict
 from headrace.policy.decision import Divert, Finish, Refuse, Resend, Send, Sleep
 from headrace.policy.exchange import Exchange
+from headrace.policy.frozen import frozen
 from headrace.policy.outcome import Outcome
 from headrace.testing.clock import VirtualClock
 
@@ -17,7 +17,7 @@ Steps: TypeAlias = Generator[float, None, Finish | Refuse]
 """A call under way: yields how long it has nothing to do, seconds; returns how it ended."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Traffic:
     """What has become of many calls.
 

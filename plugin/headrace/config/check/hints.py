@@ -7,14 +7,14 @@ all.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from headrace.config.check.problems import Path, Problem
 from headrace.config.settings import Settings, Upstream
 from headrace.config.source.written import Written
+from headrace.policy.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sdk:
     """A library for one provider that makes further attempts of its own.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 from headrace.config.source.written import Written
+from headrace.policy.frozen import frozen
 from headrace.policy.plan import Configuration, UrlPrefix
 from headrace.policy.routes import DEFAULT_PORT, target_of, url_of
 
@@ -15,7 +15,7 @@ _NEAR_HOST = 0.75
 """Two names that are more alike than that may be one with a slip of the keyboard."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Nearest:
     """The prefix of an upstream that nearly claims a URL.
 

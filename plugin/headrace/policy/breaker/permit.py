@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from headrace.policy.breaker.transition import CircuitState, Transition
+from headrace.policy.frozen import frozen
 from headrace.policy.plan import CircuitMode
 
 
@@ -97,7 +98,7 @@ class Refused:
                 return "circuit forced open by the configuration (circuit_breaker.mode: forced_open)"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CircuitView:
     """A circuit at one instant, for status and metrics.
 

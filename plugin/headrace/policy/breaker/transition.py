@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import assert_never
 
 from headrace.policy.breaker.trip import TRIP_RULES, Tally, Trigger
+from headrace.policy.frozen import frozen
 
 
 class CircuitState(StrEnum):
@@ -38,7 +38,7 @@ TRANSITIONS: Mapping[tuple[CircuitState, Trigger], CircuitState] = MappingProxyT
 that with `mode: disabled`, which makes both steps at once."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Transition:
     """One change of state, with the numbers that caused it.
 

@@ -14,6 +14,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import assert_never
 
+from headrace.policy.frozen import frozen
 from headrace.policy.plan import CircuitPlan, CountWindowPlan, TimeWindowPlan, WindowPlan
 
 
@@ -75,7 +76,7 @@ Format = Callable[[float], str]
 """Seconds as they are written in the file."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TripRule:
     """One reason for a closed circuit to open: its measure reaches its threshold.
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
+from headrace.policy.frozen import frozen
 from headrace.transport.standstill import GRACE_S
 
 _REJECTED = "the server refuses the client certificate ({}): renew what tls.cert and tls.key name"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Refusal:
     """What one of OpenSSL's reasons stands for.
 

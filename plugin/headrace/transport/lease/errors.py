@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from headrace.policy.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PoolView:
     """The pool at one instant; `inuse` and `idle` count connections, without the one-off ones."""
 
@@ -18,7 +18,7 @@ class PoolView:
     stopped: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LeaseReport:
     """A lease that needs attention.
 
@@ -31,7 +31,7 @@ class LeaseReport:
     held_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LeaseFault:
     """A step of the bookkeeping failed for one lease, waiter or connection, which was then given up.
 

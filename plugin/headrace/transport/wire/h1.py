@@ -18,6 +18,7 @@ from typing import Final, NoReturn
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
+from headrace.policy.frozen import frozen
 from headrace.transport.wire.errors import Malformed, TooLarge, Truncated
 from headrace.transport.wire.head import (
     BEGINNING,
@@ -47,7 +48,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limits:
     """What an answer may have at most.
 
