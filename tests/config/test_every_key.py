@@ -29,7 +29,6 @@ SAYS_NOTHING: Mapping[str, str] = {
 NOT_READ: Mapping[str, str] = {
     "KeepalivePlan.idle_s": "read by getattr, from a table of socket options",
     "UrlPrefix.is_rooted": "config.compile makes UpstreamPlan.rooted of it",
-    "TlsPlan.fingerprint": "it makes plans unequal: reload compares them whole",
 }
 """Parts of a plan that no attribute access outside of `config` reads, with the reason."""
 
