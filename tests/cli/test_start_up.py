@@ -46,7 +46,7 @@ def loaded_by(*arguments: str) -> tuple[str, set[str]]:
         (["--version"], set()),
         (["check", "--help"], set()),
         (["schema", "--help"], set()),
-        (["explain", "--help"], {"headrace.policy.outcome"}),
+        (["explain", "--help"], {"headrace.policy.frozen", "headrace.policy.outcome"}),
         (["help", "--help"], set()),
     ],
     ids=" ".join,

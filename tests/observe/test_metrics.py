@@ -13,7 +13,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as text_string_to_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from headrace.observe.families import FAMILIES
+from headrace.observe.families import FAMILIES, UPSTREAM_FAMILIES
 from headrace.observe.metrics import Metrics
 from headrace.observe.readings import Reading, ServiceReading, UpstreamReading
 from headrace.policy.breaker.circuit import CircuitState, CircuitView
@@ -120,6 +120,28 @@ def show(registry: CollectorRegistry) -> Iterator[Callable[[Reading], Metrics]]:
 
 
 Show = Callable[[Reading], Metrics]
+
+
+UPSTREAM_HISTOGRAMS = {family.name for family in UPSTREAM_FAMILIES if family.kind == "histogram"}
+
+
+def test_the_histograms_of_an_upstream_come_with_its_first_call(
+    show: Show, registry: CollectorRegistry
+) -> None:
+    waited, refused = UpstreamCounters(), UpstreamCounters()
+    waited.wait.observe(0.02)
+    add(refused.requests, "circuit_open")
+    show(reading(upstream("new"), upstream("waited", counters=waited), upstream("refused", counters=refused)))
+
+    shown = {
+        (sample.labels["upstream"], family.name)
+        for family in registry.collect()
+        for sample in family.samples
+        if family.name in UPSTREAM_HISTOGRAMS
+    }
+    assert shown == {("waited", "headrace_pool_wait_seconds")} | {
+        ("refused", name) for name in UPSTREAM_HISTOGRAMS
+    }
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,11 @@ def _if_known(value: float | None) -> Iterable[tuple[Labels, Value]]:
     return () if value is None else (((), value),)
 
 
+def _once_called(up: UpstreamReading, histogram: Histogram) -> Iterable[tuple[Labels, Value]]:
+    """*histogram*, unless *up* was never called: the four of an upstream are 57 of its 75 lines at a scrape."""
+    return (((), histogram),) if up.counters.requests or any(histogram.counts) else ()
+
+
 _STATE_LABELS = (*(state.value for state in CircuitState), "forced_open")
 
 
@@ -142,7 +147,7 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         "histogram",
         "Time from asking for a connection to having one, or giving up.",
         (),
-        lambda up: (((), up.counters.wait),),
+        lambda up: _once_called(up, up.counters.wait),
     ),
     Family(
         "headrace_requests_total",
@@ -156,21 +161,21 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         "histogram",
         "Duration of governed calls: waiting, attempts and back-offs together.",
         (),
-        lambda up: (((), up.counters.duration),),
+        lambda up: _once_called(up, up.counters.duration),
     ),
     Family(
         "headrace_request_attempts",
         "histogram",
         "Attempts per governed call, of calls that made at least one.",
         (),
-        lambda up: (((), up.counters.attempts_per_call),),
+        lambda up: _once_called(up, up.counters.attempts_per_call),
     ),
     Family(
         "headrace_deadline_left_seconds",
         "histogram",
         "What was left of the deadline when an attempt had its connection; nothing without a deadline.",
         (),
-        lambda up: (((), up.counters.deadline_left),),
+        lambda up: _once_called(up, up.counters.deadline_left),
     ),
     Family(
         "headrace_attempts_total",

@@ -8,6 +8,7 @@ parts.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 from prometheus_client.utils import floatToGoString
@@ -73,6 +74,11 @@ def merged(instances: Sequence[Samples]) -> Samples:
     return merged
 
 
-def le_labels(histogram: Histogram) -> list[str]:
+def le_labels(histogram: Histogram) -> Sequence[str]:
     """The `le` label of each bucket, in prometheus_client's spelling."""
-    return [*map(floatToGoString, histogram.bounds), "+Inf"]
+    return _le_labels_of(histogram.bounds)
+
+
+@functools.cache  # there are no more bounds than kinds of histograms
+def _le_labels_of(bounds: tuple[float, ...]) -> Sequence[str]:
+    return (*map(floatToGoString, bounds), "+Inf")
