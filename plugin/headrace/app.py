@@ -204,9 +204,14 @@ class Headrace:
         atexit.register(self.close)
         # The watcher comes last. It looks at once, and a reload publishes only where this start has published.
         configuration = self.snapshot.configuration
-        self._watcher = Watcher(
-            self._watched(), self._files_changed, configuration.reload, known=configuration.prints
-        )
+        if (
+            self._watcher is not None and self._watcher.is_alive
+        ):  # it outlives a close: no second one beside it
+            self._watcher.set_files(self._watched(), known=configuration.prints, plan=configuration.reload)
+        else:
+            self._watcher = Watcher(
+                self._watched(), self._files_changed, configuration.reload, known=configuration.prints
+            )
         self._watcher.start()
         self._closed = self._is_suspended = False
         self._running_in = self.started_in = os.getpid()

@@ -13,8 +13,8 @@ application names.
     wait -> arm -> read -> judge -> changed()   event -> poke()
 
 `Watcher` owns the watching thread. `Watcher._lock` guards what both threads touch: `_settling`, `_files`, `_lost` and
-the name sets of `_armed`. Nothing that blocks, and no call into watchdog, happens under it. `_armed` and `_events`
-belong to the watching thread.
+the name sets of `_armed`; and whether the watching thread ends or goes on, which it and a start have to agree on.
+Nothing that blocks, and no call into watchdog, happens under it. `_armed` and `_events` belong to the watching thread.
 
 Of watchdog only what it documents is used: its `Observer`, whatever that is on this system. It does not tell that a
 watched directory was itself renamed, nor that the kernel dropped events. Both cost at most `poll`.
@@ -56,7 +56,7 @@ except Exception:
     Observer = None  # type: ignore[assignment]  # then only the poll is left
 
 from headrace.clock import monotonic
-from headrace.observe.events import WatchDegraded
+from headrace.observe.events import ThreadLingers, WatchDegraded
 from headrace.observe.isolation import each, stumbled, undisturbed
 from headrace.observe.logs import emit
 from headrace.runtime.threads import AutoResetEvent, Life, life
@@ -70,6 +70,8 @@ logger = logging.getLogger("headrace")
 
 ARM_ROUNDS = 5
 """How often look-ups that change while they are armed are walked again."""
+STOP_PATIENCE_S = 5.0
+"""Seconds that a stop waits for a `changed()` that is running."""
 STUMBLE_PAUSE_S = 1.0
 """Seconds from a look that raised to the next: half of `reload.poll`. Every look may raise."""
 
@@ -255,7 +257,9 @@ class Watcher:
         self._lock = threading.Lock()
         self._wake = AutoResetEvent()
         self._stopping = False
+        self._is_over = False  # the thread has seen that it is to end: no start can make it go on any more
         self._thread: threading.Thread | None = None
+        self._told_of: threading.Thread | None = None
         self._pid = 0
         self._events: EventSource | None = None
         self._is_polling = False
@@ -272,38 +276,46 @@ class Watcher:
         """Whether there are no events and only the poll is left."""
         return self._is_polling
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs, also one that outlives the patience of `stop`."""
+        thread = self._thread
+        return thread is not None and self._pid == os.getpid() and thread.is_alive()
+
     def life(self) -> Life:
         """The sign of life of the thread, and whether it is `polling` because there are no events."""
-        thread = self._thread
-        is_alive = thread is not None and self._pid == os.getpid() and thread.is_alive()
-        found = life(is_alive=is_alive, looked_at=self._looked_at, now=self._clock())
+        found = life(is_alive=self.is_alive, looked_at=self._looked_at, now=self._clock())
         return {**found, "polling": self._is_polling}
 
     def start(self) -> None:
         """Start the thread, which does the arming. Returns at once. Idempotent while the thread runs.
 
+        A thread that was stopped inside `changed()`, and is still there, goes on: no second one comes beside it.
+
         In a forked child it starts anew and leaves the parent's descriptors alone: to remove an inherited inotify
         watch would remove the parent's.
         """
         thread = self._thread
-        if thread is not None and self._pid == os.getpid() and thread.is_alive():
-            if not self._stopping:
-                return
-            if thread is threading.current_thread():  # stopped and started inside changed(): it goes on
-                self._stopping = False
-                return
-            thread.join()
+        if thread is not None and self.is_alive:
+            with self._lock:
+                if not self._is_over:
+                    if self._stopping:
+                        self._stopping = self._is_polling = False
+                        self._settling.look_at(self._clock())
+                        self._wake.set()
+                    return
+            thread.join()  # it closes the events, and calls nobody any more
         self._forget_thread()
         self._settling.look_at(self._clock())
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="headrace-watch", daemon=True)
         undisturbed(self._thread.start)
 
-    def stop(self, *, timeout_s: float | None = 5.0) -> None:
+    def stop(self) -> None:
         """Stop and join, watchdog's threads too. Idempotent.
 
-        Inside `changed()` it cannot join its own thread, which ends when `changed()` returns. *timeout_s* bounds the
-        wait for a `changed()` that is running.
+        Inside `changed()` it cannot join its own thread, which ends when `changed()` returns. For a `changed()` that
+        is running it waits STOP_PATIENCE_S, and then says once that the thread lingers.
         """
         thread = self._thread
         if thread is None or self._pid != os.getpid():
@@ -312,11 +324,14 @@ class Watcher:
         self._wake.set()
         if thread is not threading.current_thread():
             try:
-                thread.join(timeout_s)
+                thread.join(STOP_PATIENCE_S)
             except RuntimeError:
                 pass  # it was never started, or that was interrupted: it ends by itself
             if not thread.is_alive():
                 self._thread = None
+            elif thread is not self._told_of:
+                self._told_of = thread
+                emit(ThreadLingers(thread_name=thread.name, waited_s=STOP_PATIENCE_S))
 
     def set_files(
         self, files: Iterable[str], *, known: Prints | None = None, plan: ReloadPlan | None = None
@@ -362,7 +377,7 @@ class Watcher:
     def _run(self) -> None:
         # One guard around all of it. A thread that ended by itself would leave edits unheard, without a log line.
         try:
-            while not self._stopping:
+            while not self._ends():
                 try:
                     self._wait_and_look()
                 except Exception as error:
@@ -370,7 +385,14 @@ class Watcher:
                     self._fall_back(error)
                     self._wake.wait(STUMBLE_PAUSE_S)
         finally:
+            with self._lock:
+                self._is_over = True
             self._close_events()
+
+    def _ends(self) -> bool:
+        with self._lock:
+            self._is_over = self._stopping
+        return self._is_over
 
     def _wait_and_look(self) -> None:
         with self._lock:
@@ -393,11 +415,13 @@ class Watcher:
             if self._stopping:
                 return
         with self._lock:
-            if files is not self._files:
-                self._settling.look_at(self._clock())
+            if files is not self._files or self._stopping:
+                self._settling.look_at(
+                    self._clock()
+                )  # what has been read is not judged, so that the next look tells
                 return
             is_change = self._settling.judge(self._clock(), prints, first_poke_at=first_poke_at)
-        if not is_change or self._stopping:
+        if not is_change:
             return
         try:
             self._changed()
