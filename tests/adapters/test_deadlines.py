@@ -322,7 +322,8 @@ def test_waiting_for_a_connection_counts_for_the_deadline(tmp_path: Path, get: C
             get(hr)()
         holder.join()
         (attempt,) = caught.value.attempts
-        (limit_s,) = re.findall(r"attempt=([0-9.]+)", str(caught.value.__cause__))
+        # Where next to nothing was left for it, the peer's pause between two chunks is longer than that.
+        (limit_s,) = re.findall(r"(?:attempt|read timeout)=([0-9.]+)", str(caught.value.__cause__))
         assert attempt.wait_s > 0.1
         assert 0.0 < float(limit_s) <= 3.0 - attempt.wait_s + 0.01
 

@@ -29,7 +29,9 @@ from support.faultserver import Answer, Behaviour, Break, Endless, FaultServer, 
 from support.governed import rules, running
 
 RETRIES = "    retry: {backoff: {base: 1ms, max: 1ms}}\n"
-SHORT = "    timeouts: {attempt: 300ms, read: 300ms, deadline: 1s}\n"
+SHORT = "    timeouts: {attempt: 300ms, read: 300ms, deadline: 10s}\n"
+SILENT = "    timeouts: {attempt: 10s, read: 300ms, deadline: 30s}\n"
+"""Only one limit ends it: of two at the same instant, either may come first, and each has words of its own."""
 PATIENT = "    timeouts: {attempt: 10s, read: 10s, deadline: 30s}\n"
 """So long that a machine which stands still for a moment makes no attempt more."""
 
@@ -38,7 +40,8 @@ TAKE_LONG = frozenset({"silence", "dripping head", "dripping body"})
 
 
 def limits(name: str) -> str:
-    return (SHORT if name in TAKE_LONG else PATIENT) + RETRIES
+    ends = SILENT if name == "silence" else SHORT if name in TAKE_LONG else PATIENT
+    return ends + RETRIES
 
 
 GZIPPED = (("Content-Encoding", "gzip"),)

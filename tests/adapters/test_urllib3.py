@@ -336,7 +336,8 @@ def test_the_deadline_ends_the_call_raw(tmp_path: Path, server: FaultServer, man
 
 
 def test_a_refusal_leaves_no_cycle_behind(tmp_path: Path, server: FaultServer, manager: PoolManager) -> None:
-    with running(tmp_path, governed(server.url, FAST)):
+    stays_open = "    circuit_breaker: {open_for: {base: 60s}}\n"
+    with running(tmp_path, governed(server.url, FAST + stays_open)):
         server.always(Answer(503))
         for _ in range(5):
             manager.request("GET", server.url)
