@@ -17,7 +17,7 @@ from headrace.transport.stock.connection import GovernedHTTPConnection
 from headrace.transport.stock.probe import Beat, beat
 from support.faultserver import Answer, FaultServer, Silence, server_context
 from support.governed import rules
-from support.standing import Standing, Surface
+from support.standing import Nursery, Standing, Surface
 
 THREADS = 6
 STOOD_STILL_S = 1.8
@@ -34,6 +34,12 @@ class SlowToShakeHands:
     def wrap_socket(self, *args: Any, **kw: Any) -> ssl.SSLSocket:
         time.sleep(0.4)
         return self.context.wrap_socket(*args, **kw)
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as nursery:
+        yield nursery
 
 
 @pytest.fixture(params=["plain", "tls"])
@@ -53,12 +59,12 @@ def served(
 @pytest.mark.parametrize("length", [pytest.param(2, id="small"), pytest.param(LARGE, id="large")])
 @pytest.mark.parametrize("surface", ["requests", "requests-stream", "urlopen", "urlopen-stream"])
 def test_what_has_arrived_while_the_process_was_stopped_is_an_answer(
-    tmp_path: Path, served: tuple[FaultServer, str], surface: Surface, length: int
+    nursery: Nursery, tmp_path: Path, served: tuple[FaultServer, str], surface: Surface, length: int
 ) -> None:
     """failures.md 67."""
     server, text = served
     server.always(Answer(body=b"x" * length, delay_s=0.4))
-    with Standing(tmp_path, text, surface=surface, threads=THREADS) as child:
+    with Standing(nursery, tmp_path, text, surface=surface, threads=THREADS) as child:
         server.wait_for(lambda: len(server.requests) == THREADS, timeout_s=30.0)  # bodies too
         child.stop(STOOD_STILL_S)
         report = child.report()
@@ -68,12 +74,12 @@ def test_what_has_arrived_while_the_process_was_stopped_is_an_answer(
 
 @pytest.mark.parametrize("length", [pytest.param(2, id="small"), pytest.param(LARGE, id="large")])
 def test_what_has_arrived_while_a_c_call_held_the_gil_is_an_answer(
-    tmp_path: Path, served: tuple[FaultServer, str], length: int
+    nursery: Nursery, tmp_path: Path, served: tuple[FaultServer, str], length: int
 ) -> None:
     """failures.md 67. Over TLS CPython itself says TimeoutError then."""
     server, text = served
     server.always(Answer(body=b"x" * length, delay_s=0.4))
-    with Standing(tmp_path, text, threads=THREADS) as child:
+    with Standing(nursery, tmp_path, text, threads=THREADS) as child:
         server.wait_for(lambda: len(server.requests) == THREADS, timeout_s=30.0)  # bodies too
         child.hold_gil(STOOD_STILL_S)
         report = child.report()
@@ -81,11 +87,13 @@ def test_what_has_arrived_while_a_c_call_held_the_gil_is_an_answer(
     assert (report["state"], report["failures"]) == ("closed", 0)
 
 
-def test_a_peer_that_drips_and_is_cut_after_a_standstill_is_not_blamed(tmp_path: Path) -> None:
+def test_a_peer_that_drips_and_is_cut_after_a_standstill_is_not_blamed(
+    nursery: Nursery, tmp_path: Path
+) -> None:
     """failures.md 67."""
     with FaultServer() as server:
         server.always(Answer(drip_head_s=0.05, headers=(("X-Long", "x" * 2000),)))
-        with Standing(tmp_path, rules(server.url, LIMIT), threads=2) as child:
+        with Standing(nursery, tmp_path, rules(server.url, LIMIT), threads=2) as child:
             server.wait_for(lambda: len(server.requests) == 2, timeout_s=30.0)
             child.stop(STOOD_STILL_S)
             report = child.report()
@@ -93,24 +101,26 @@ def test_a_peer_that_drips_and_is_cut_after_a_standstill_is_not_blamed(tmp_path:
     assert report["calls"] == 0
 
 
-def test_a_real_hang_is_cut_at_its_limit_and_blamed(tmp_path: Path, served: tuple[FaultServer, str]) -> None:
+def test_a_real_hang_is_cut_at_its_limit_and_blamed(
+    nursery: Nursery, tmp_path: Path, served: tuple[FaultServer, str]
+) -> None:
     """failures.md 67. The other side of it."""
     server, text = served
     server.always(Silence())
-    with Standing(tmp_path, text, threads=2) as child:
+    with Standing(nursery, tmp_path, text, threads=2) as child:
         report = child.report()
     assert report["ended"] == ["ReadTimeout failure"] * 2
     assert report["failures"] == 2
 
 
 def test_who_waits_for_a_connection_still_gets_the_one_that_comes_free(
-    tmp_path: Path, served: tuple[FaultServer, str]
+    nursery: Nursery, tmp_path: Path, served: tuple[FaultServer, str]
 ) -> None:
     """failures.md 67. The thread that was to give it back has stood still, too."""
     server, text = served
     text = text.replace("attempt: 1s", "attempt: 1s, acquire: 1s") + "    pool: {max_connections: 1}\n"
     server.next(Answer(delay_s=0.4))
-    with Standing(tmp_path, text, threads=2) as child:
+    with Standing(nursery, tmp_path, text, threads=2) as child:
         server.wait_for(lambda: len(server.requests) == 1, timeout_s=30.0)
         child.stop(STOOD_STILL_S)
         report = child.report()
@@ -118,14 +128,14 @@ def test_who_waits_for_a_connection_still_gets_the_one_that_comes_free(
 
 
 def test_a_handshake_goes_on_after_the_process_was_stopped_during_it(
-    tmp_path: Path, authority: trustme.CA
+    nursery: Nursery, tmp_path: Path, authority: trustme.CA
 ) -> None:
     """failures.md 67."""
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     trust = f"    tls: {{ca: '{tmp_path / 'ca.pem'}'}}\n"
     context: Any = SlowToShakeHands(server_context(authority))
     with FaultServer(tls=context) as server:
-        with Standing(tmp_path, rules(server.url, LIMIT + trust), threads=THREADS) as child:
+        with Standing(nursery, tmp_path, rules(server.url, LIMIT + trust), threads=THREADS) as child:
             server.wait_for(lambda: server.connections == THREADS, timeout_s=30.0)
             child.stop(STOOD_STILL_S)
             report = child.report()

@@ -1,6 +1,6 @@
 """A process of its own that makes calls while it is made to stand still.
 
-with Standing(tmp_path, rules(...), path="/", threads=6) as child:
+with Nursery() as nursery, Standing(nursery, tmp_path, rules(...), threads=6) as child:
     server.wait_for(lambda: len(server.requests) == 6)
     child.stop(1.8)                  # or child.hold_gil(1.8)
     report = child.report()          # {"ended": [...], "state": "closed", "calls": 6}
@@ -8,10 +8,12 @@ with Standing(tmp_path, rules(...), path="/", threads=6) as child:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,44 +26,82 @@ from typing import Any, Literal, Self
 Surface = Literal["requests", "requests-stream", "urlopen", "urlopen-stream"]
 
 
-class Standing:
-    """The child, started. Its calls begin when it is made; use `with`."""
+class Nursery:
+    """A process that has imported what the children need, and forks them: the imports take longer than most tests.
 
-    def __init__(self, folder: Path, text: str, *, surface: Surface = "requests", threads: int = 6) -> None:
-        file = folder / "upstreams.yaml"
-        file.write_text(text)
+    It has no thread and no headrace of its own, so that a child is what a process of its own would be. Use `with`.
+    """
+
+    def __init__(self) -> None:
         paths = [str(Path(__file__).parents[1]), *sys.path]
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "support.standing", str(file), surface, str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        )
+        self._door, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "support.standing", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            )
 
-    def stop(self, seconds: float) -> None:
-        """SIGSTOP, and SIGCONT after *seconds*. Blocks."""
-        os.kill(self._child.pid, signal.SIGSTOP)
-        time.sleep(seconds)
-        os.kill(self._child.pid, signal.SIGCONT)
-
-    def hold_gil(self, seconds: float) -> None:
-        """Have a C call of the child hold the GIL for *seconds*."""
-        assert self._child.stdin is not None
-        self._child.stdin.write(f"{seconds}\n")
-        self._child.stdin.flush()
-
-    def report(self) -> dict[str, Any]:
-        """What became of its calls. Blocks until all have ended."""
-        out, _ = self._child.communicate(timeout=60)
-        return json.loads(out)  # type: ignore[no-any-return]
+    def fork(self, arguments: list[Any], *, reads: int, writes: int) -> int:
+        """The pid of a child that makes calls by *arguments*, with these as its stdin and stdout. Blocks."""
+        socket.send_fds(self._door, [json.dumps(arguments).encode()], [reads, writes])
+        return int(self._door.recv(100))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._child.kill()
-        self._child.communicate()
+        self._door.close()  # it reads that, and ends
+        self._process.wait(60)
+
+
+class Standing:
+    """The child, started. Its calls begin when it is made; use `with`."""
+
+    def __init__(
+        self, nursery: Nursery, folder: Path, text: str, *, surface: Surface = "requests", threads: int = 6
+    ) -> None:
+        file = folder / "upstreams.yaml"
+        file.write_text(text)
+        reads, told = os.pipe()
+        said, writes = os.pipe()
+        self._told, self._said = os.fdopen(told, "w"), os.fdopen(said)
+        self._pid = nursery.fork([str(file), surface, threads], reads=reads, writes=writes)
+        os.close(reads)
+        os.close(writes)
+
+    def stop(self, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT after *seconds*. Blocks."""
+        os.kill(self._pid, signal.SIGSTOP)
+        time.sleep(seconds)
+        os.kill(self._pid, signal.SIGCONT)
+
+    def hold_gil(self, seconds: float) -> None:
+        """Have a C call of the child hold the GIL for *seconds*."""
+        self._told.write(f"{seconds}\n")
+        self._told.flush()
+
+    def report(self) -> dict[str, Any]:
+        """What became of its calls. Blocks until all have ended."""
+        killer = threading.Timer(60, self._kill)
+        killer.start()
+        try:
+            return json.loads(self._said.read())  # type: ignore[no-any-return]
+        finally:
+            killer.cancel()
+            killer.join()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._kill()
+        self._told.close()
+        self._said.close()
 
 
 def _hold_gil_when_told() -> None:
@@ -116,5 +156,39 @@ def _main(file: str, surface: str, threads: int) -> None:
         )
 
 
+def _serve(door: socket.socket) -> None:
+    """In the nursery: forks whom it is asked for, until nobody is there to ask."""
+    import requests  # noqa: F401
+
+    from headrace import install  # noqa: F401 - a bare `import headrace` imports nearly nothing
+
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(door, 4096, 2)
+        if not message:
+            return
+        with contextlib.suppress(
+            ChildProcessError
+        ):  # only now: until then nobody else gets the number of one
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        pid = os.fork()
+        if pid == 0:
+            door.close()
+            for standard, descriptor in enumerate(descriptors):
+                os.dup2(descriptor, standard)
+                os.close(descriptor)
+            try:
+                _main(*json.loads(message))
+                sys.stdout.flush()
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(0)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        door.send(str(pid).encode())
+
+
 if __name__ == "__main__":
-    _main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    with socket.socket(fileno=int(sys.argv[1])) as _door:
+        _serve(_door)
