@@ -1,6 +1,9 @@
 # Sourced by tests/run, sample_app/run, .ci/run and .ci/renew-constraints: finding interpreters and making virtual environments.
 # bash 4 or newer; nothing else than a Python >= 3.11 is taken for granted.
 
+# Compiled once, and not in each of a thousand processes: some machines have Python keep no bytecode.
+unset PYTHONDONTWRITEBYTECODE
+
 say() { printf '%s\n' "$*" >&2; }
 die() { say "$@"; exit 1; }
 
