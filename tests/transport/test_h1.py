@@ -797,6 +797,14 @@ def test_an_answer_that_has_come_whole_has_the_same_limits(data: bytes) -> None:
     assert read([data]).done
 
 
+def test_what_is_behind_a_limit_is_not_looked_at_however_it_came() -> None:
+    """A finding of tests/bench/fuzz_h1.py: in one piece it was malformed, byte by byte too large."""
+    data = head(CHUNKED) + b"3" + b"0" * 24 + b"\r0\n"
+
+    assert read([data], limits=SMALL) == read(singly(data), limits=SMALL)
+    assert read([data], limits=SMALL).error is TooLarge
+
+
 def test_a_body_until_the_end_has_a_limit_too() -> None:
     assert read([head(), b"0123456789"], ends=True, limits=SMALL).done
     assert read([head(), b"0123456789", b"x"], limits=SMALL) == replace(

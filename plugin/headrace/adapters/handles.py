@@ -234,7 +234,7 @@ class Handle:
             upstream,
             self._stock,
             method,
-            prefix + (target if _is_safe(target) else checked_path(base, target)) or "/",
+            prefix + (target if _is_safe(target) else _below(prefix, checked_path(base, target))) or "/",
             body=body,
             headers=headers,
             timeout=timeout,
@@ -379,6 +379,11 @@ def close_plain(handle: Handle) -> None:
 def stock_pools() -> urllib3.PoolManager:
     """Plain urllib3, for handles of upstreams that are only observed, or off."""
     return PlainPoolManager(maxsize=10)
+
+
+def _below(prefix: str, path: str) -> str:
+    """*path*, with a slash in front where it has only a query and there is no *prefix* (RFC 9112 §3.2.1)."""
+    return f"/{path}" if path.startswith("?") and not prefix else path
 
 
 def checked_path(base: UrlPrefix, path: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import http.client
+import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from headrace.transport.dial.sending import LOOKS, send_rest
 from headrace.transport.dial.sockets import Address, first_to_answer
 from headrace.transport.foreign import is_foreign
 from headrace.transport.standstill import GRACE_S
-from headrace.transport.stock.framing import FramedAnswer, is_framed_twice
+from headrace.transport.stock.framing import FramedAnswer, declared_bytes, is_framed_twice
 from headrace.transport.stock.garbage import (
     LONGEST_BYTES,
     refuse_unreadable_length,
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 
 _SAYS_CLOSE = b"\r\nconnection: close"
+_IN_A_NAME = re.compile(r"[\0- \x7f]").search
+_IN_A_VALUE = re.compile(r"[\0\r\n]").search
 _CONNECTION_PY = urllib3.util.connection.is_connection_dropped.__code__.co_filename
 
 
@@ -80,6 +83,8 @@ class GovernedHTTPConnection(HTTPConnection):
     _reading_head = False
     _says_close = False  # the request did
     _head_is_next = True  # the next thing sent is the head of a request
+    _declared: int | None = None  # what it says of its body, as `declared_bytes` has it
+    _body_bytes = 0  # what has been sent of it
 
     def __str__(self) -> str:
         return f"HTTPConnection(host={self.host!r}, port={self.port!r})"  # as urllib3's errors name it
@@ -118,6 +123,19 @@ class GovernedHTTPConnection(HTTPConnection):
             attempt.phase = "tcp"
         return _open_socket(self, self.timeout, attempt)
 
+    def putheader(self, header: str | bytes, *values: Any) -> None:
+        """As in stock, which lets folded values, NUL and names that end in a blank through (failures.md 92).
+
+        Raises:
+            ValueError: Some server could read another header, or a header more. The text does not show the value.
+        """
+        if _IN_A_NAME(_text_of(header)):
+            raise ValueError(f"Invalid header name {header!r:.64}: it has a blank or a control character")
+        for value in values:
+            if isinstance(value, (str, bytes)) and _IN_A_VALUE(_text_of(value)):
+                raise ValueError(f"Invalid value of header {header!r:.64}: it has CR, LF or NUL")
+        super().putheader(header, *values)  # type: ignore[arg-type]  # urllib3 says less than it takes
+
     def send(self, data: Any) -> None:
         """Send *data*; no stall may be longer than `timeouts.write`. Blocks.
 
@@ -129,8 +147,11 @@ class GovernedHTTPConnection(HTTPConnection):
             self._head_is_next = False
             head = data.lower()
             self._says_close = _SAYS_CLOSE in head
+            self._declared, self._body_bytes = declared_bytes(head), 0
             if AUTHORIZATION in head and authenticates_connection(head):
                 self._claim_for(None if attempt is None else attempt.owner)
+        elif isinstance(data, (bytes, bytearray, memoryview)):
+            self._body_bytes += memoryview(data).nbytes
         if attempt is None or self.debuglevel or not isinstance(data, (bytes, bytearray, memoryview)):
             super().send(data)  # a file or an iterable comes back here in pieces
             return
@@ -187,6 +208,10 @@ class GovernedHTTPConnection(HTTPConnection):
             answer.is_last = True
         if self._says_close and answer is not None:
             answer.is_last = True  # RFC 9112 §9.6: no further request, whatever the peer says
+        if answer is not None and self._declared is not None and self._declared != self._body_bytes:
+            # The peer has seen another end of the request: it reads a second one, or the next one as a body. The
+            # answer to that would be the next caller's (failures.md 91).
+            answer.is_last = True
         if attempt is not None:
             if (length := response.length_remaining) is None or length > LONGEST_BYTES:
                 refuse_unreadable_length(response)
@@ -252,6 +277,10 @@ class GovernedHTTPSConnection(GovernedHTTPConnection, HTTPSConnection):
             # If this process has stood still, no time is left, and the deadline thread gives a grace.
             sock.settimeout(min(attempt.timeouts.tls_handshake_s, max(left_s, GRACE_S)))
         return sock
+
+
+def _text_of(one: str | bytes) -> str:
+    return one.decode("latin-1") if isinstance(one, bytes) else one
 
 
 _KEEPALIVE = (  # the option is named differently on macOS; a system without one keeps its default

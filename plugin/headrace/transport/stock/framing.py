@@ -9,6 +9,7 @@ import http
 import http.client
 import io
 import operator
+import re
 import socket
 import sys
 from collections.abc import Mapping
@@ -26,6 +27,11 @@ MAX_LINE_BYTES: Final = 64 * 1024
 
 MAX_TRAILERS: Final = 100
 """http.client's limit for headers."""
+
+_is_size = re.compile(rb"[0-9A-Fa-f]+[ \t\r\n]*").fullmatch
+"""RFC 9112 §7.1, and blanks behind it. Python's own numbers may have a sign, a prefix and underscores, too."""
+
+_SAYS: Final = re.compile(rb"\r\n(content-length|transfer-encoding):[ \t]*([^\r]*)")
 
 _READS_FROM: Final = "_sock" in socket.SocketIO.readinto.__code__.co_names
 """Whether the standard library's raw reader still has its socket where it has been since 3.2."""
@@ -72,8 +78,9 @@ class FramedAnswer(http.client.HTTPResponse):
         """Read the head. Blocks.
 
         Raises:
-            RemoteDisconnected: The stream has ended amid it. http.client takes what has come for the whole head. As a
-                body without a length ends with its connection, that would be a success (failures.md 90).
+            RemoteDisconnected: The stream has ended amid it, and no body is missing yet. http.client takes what has
+                come for the whole head. As a body without a length ends with its connection, that would be a success
+                (failures.md 90). Where a length or chunks are announced, their reader finds that they are missing.
         """
         reader: Any = self.fp
         if self.headers is not None or not hasattr(reader, "readline"):  # it was read, or a test double's
@@ -85,7 +92,7 @@ class FramedAnswer(http.client.HTTPResponse):
         finally:
             if self.fp is lines:
                 self.fp = reader
-        if not lines.last:
+        if not lines.last and not self.chunked and not self.length:
             raise http.client.RemoteDisconnected("Remote end closed connection amid the head of its answer")
 
     def _read_status(self) -> tuple[str, int, str]:  # http.client asks for the status line, again after a 100
@@ -100,6 +107,16 @@ class FramedAnswer(http.client.HTTPResponse):
         self.fp = None  # type: ignore[assignment]  # as http.client does
         self.is_last = self.is_last or self.will_close or has_more(reader)
         reader.close()
+
+    def _read_next_chunk_size(self) -> int:  # http.client calls this; the errors are its own
+        size, _, _ = _line_of(self.fp, "chunk size").partition(b";")
+        try:
+            n_bytes = int(size, 16)
+        except ValueError:
+            self._close_conn()
+            raise
+        self.is_last = self.is_last or _is_size(size) is None
+        return n_bytes
 
     def _read_and_discard_trailer(self) -> None:  # http.client calls this after the last chunk
         discard_trailers(self.fp)
@@ -135,6 +152,8 @@ def next_chunk_bytes(response: HTTPResponse) -> int:
         if size:
             raise InvalidChunkLength(response, size) from None
         raise ProtocolError("Response ended prematurely") from None
+    if _is_size(size) is None:
+        answer.is_last = True  # others read it otherwise
     if n_bytes == 0:
         discard_trailers(answer.fp)
         answer._close_conn()
@@ -171,6 +190,22 @@ def has_more(reader: Any) -> bool:
             raw._sock = sock
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def declared_bytes(head: bytes) -> int | None:
+    """Bytes of the body that a request with *head*, in lower case, says it has; None: it says them chunk by chunk.
+
+    -1: It says that in more than one way, or in none that can be read.
+    """
+    said = _SAYS.findall(head)
+    lengths = {value.strip() for name, value in said if name == b"content-length"}
+    codings = [value.strip() for name, value in said if name == b"transfer-encoding"]
+    if codings:
+        return None if codings == [b"chunked"] and not lengths else -1
+    if not lengths:
+        return 0
+    (length,) = lengths if len(lengths) == 1 else (b"",)
+    return int(length) if length.isdigit() and len(length) < 20 else -1
 
 
 def is_framed_twice(answer: http.client.HTTPResponse, headers: Mapping[str, str]) -> bool:

@@ -61,15 +61,17 @@ def receive(sock: socket.socket, reader: AnswerReader, pieces: list[bytes], *, w
         OSError: The connection broke, or nothing came within the limit.
     """
     recv, feed = sock.recv, reader.feed
+    left = MOST_BYTES - sum(map(len, pieces))
     while True:
         data = recv(PIECE_BYTES)
         if not data:
             reader.end()  # raises, unless this body ends with its connection
             return True
         pieces.append(data)
+        left -= len(data)
         if feed(data):
             return True
-        if reader.head_done and (not whole or sum(map(len, pieces)) > MOST_BYTES):
+        if reader.head_done and (not whole or left < 0):
             return False
 
 

@@ -534,7 +534,11 @@ class AnswerReader:
         if at >= 0 and not is_too_long:
             self._held = bytearray()
             return bytes(line)
-        if beginning is not None and beginning.fullmatch(line, 0, _BEGINNING_BYTES) is None:
+        # As if it had come byte by byte, no more is looked at than what passes the limit.
+        if (
+            beginning is not None
+            and beginning.fullmatch(line, 0, min(_BEGINNING_BYTES, most - had + 1)) is None
+        ):
             raise Malformed("the size of a chunk is none")
         if is_too_long:
             raise TooLarge(f"there are more than {most} bytes of {what}")
