@@ -532,6 +532,55 @@ def test_what_others_have_replaced_sees_the_call(
     assert type(call()) is DirectResponse
 
 
+@pytest.mark.parametrize("way", ["handle", "session"])
+@pytest.mark.parametrize("by", ["functools", "wrapt"])
+@pytest.mark.parametrize(
+    "name",
+    ["Session.send", "HTTPAdapter.send", "HTTPAdapter.build_response", "Response.content"],
+)
+def test_so_does_a_wrapper_that_passes_for_what_it_wraps(
+    hr: headrace.Headrace, server: FaultServer, monkeypatch: pytest.MonkeyPatch, way: str, by: str, name: str
+) -> None:
+    """`functools.wraps` copies our mark, too; wrapt's proxies have the class, the globals and the equality."""
+    kind_name, _, method = name.partition(".")
+    kind: Any = {"Session": requests.Session, "HTTPAdapter": HTTPAdapter, "Response": requests.Response}[
+        kind_name
+    ]
+    wrapped = vars(kind)[method]
+    seen: list[str] = []
+
+    def note(original: Any, instance: Any, args: Any, kw: Any) -> Any:
+        seen.append(method)
+        return original(*args, **kw)
+
+    def call() -> None:
+        seen.clear()
+        if way == "handle":
+            hr.upstream("billing").get("/a").content  # noqa: B018
+        else:
+            with hr.session() as session:
+                session.get(f"{server.url}/v2/a").content  # noqa: B018
+
+    call()
+    assert not seen
+    inner = wrapped.fget if isinstance(wrapped, property) else wrapped
+
+    @functools.wraps(inner)
+    def wrapper(self: Any, *args: Any, **kw: Any) -> Any:
+        seen.append(method)
+        return inner(self, *args, **kw)
+
+    outer: Any = wrapper
+    if by == "wrapt":
+        outer = pytest.importorskip("wrapt").FunctionWrapper(inner, note)
+    monkeypatch.setattr(kind, method, property(outer) if isinstance(wrapped, property) else outer)
+    call()
+    assert seen
+    monkeypatch.setattr(kind, method, wrapped)
+    call()
+    assert not seen
+
+
 def test_a_subclass_and_an_object_with_methods_of_its_own_go_through_requests(
     hr: headrace.Headrace, server: FaultServer
 ) -> None:

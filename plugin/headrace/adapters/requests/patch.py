@@ -16,9 +16,10 @@ import requests
 from requests.adapters import HTTPAdapter
 from requests.models import PreparedRequest, Response
 
+from headrace.adapters.layers import is_ours, without_ours
 from headrace.adapters.requests import surface as governed
 from headrace.adapters.routing import Routing, count_unknown
-from headrace.adapters.urllib3.patch import settled, without_ours
+from headrace.adapters.urllib3.patch import settled
 from headrace.transport.attempt import current_attempt
 
 
@@ -84,7 +85,7 @@ class RequestsPatch:
     @staticmethod
     def is_on_top() -> bool:
         """Whether a layer of ours is the first that a call meets."""
-        return hasattr(HTTPAdapter.send, "headrace_original")
+        return is_ours(HTTPAdapter.send)
 
     @staticmethod
     def undo() -> None:

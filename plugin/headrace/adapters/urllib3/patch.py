@@ -10,18 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import urllib3
 from urllib3 import PoolManager
 from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.poolmanager import PoolKey
 
+from headrace.adapters.layers import is_ours, without_ours
 from headrace.adapters.routing import Routing, count_unknown
 from headrace.adapters.urllib3.pools import front_of, routed
 from headrace.engine.notices import count_ungoverned, passing
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 settled: ContextVar[bool] = ContextVar("headrace_settled", default=False)
 """Set while requests chooses the pool of a call that the requests surface has decided about already."""
@@ -64,18 +63,12 @@ class Urllib3Patch:
     @staticmethod
     def is_on_top() -> bool:
         """Whether a layer of ours is the first that a call meets."""
-        return hasattr(PoolManager.connection_from_pool_key, "headrace_original")
+        return is_ours(PoolManager.connection_from_pool_key)
 
     @staticmethod
     def undo() -> None:
         """Put back what a layer of ours on top has found. A covered layer stays: it is still called."""
         _replace(without_ours(PoolManager.connection_from_pool_key))
-
-
-def without_ours(function: F) -> F:
-    """*function* without a layer of ours on it: what that layer has found."""
-    found: F = getattr(function, "headrace_original", function)
-    return found
 
 
 def _replace(function: Callable[..., Any]) -> None:
