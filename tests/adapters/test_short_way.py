@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import gzip
 import pickle
@@ -14,10 +15,14 @@ from typing import Any
 import pytest
 import requests
 import urllib3
+from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
+from requests.utils import default_user_agent
 
 import headrace
 from headrace.adapters.requests import answer as answers
 from headrace.adapters.requests import direct
+from headrace.adapters.requests import surface as of_requests
 from headrace.adapters.requests.plain import Plain
 from headrace.adapters.urllib3 import pools, surface
 from headrace.clock import monotonic
@@ -29,7 +34,7 @@ from support.faultserver import Answer, Behaviour, Break, Endless, FaultServer, 
 from support.governed import rules, running
 
 RETRIES = "    retry: {backoff: {base: 1ms, max: 1ms}}\n"
-SHORT = "    timeouts: {attempt: 300ms, read: 300ms, deadline: 10s}\n"
+BRIEF = "    timeouts: {attempt: 300ms, read: 300ms, deadline: 10s}\n"
 SILENT = "    timeouts: {attempt: 10s, read: 300ms, deadline: 30s}\n"
 """Only one limit ends it: of two at the same instant, either may come first, and each has words of its own."""
 PATIENT = "    timeouts: {attempt: 10s, read: 10s, deadline: 30s}\n"
@@ -40,7 +45,7 @@ TAKE_LONG = frozenset({"silence", "dripping head", "dripping body"})
 
 
 def limits(name: str) -> str:
-    ends = SILENT if name == "silence" else SHORT if name in TAKE_LONG else PATIENT
+    ends = SILENT if name == "silence" else BRIEF if name in TAKE_LONG else PATIENT
     return ends + RETRIES
 
 
@@ -131,6 +136,13 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "small": Answer(body=b"x" * 1024, headers=JSON),
     "empty": Answer(body=b""),
     "created": Answer(201, body=b"made"),
+    "cookies": Answer(
+        headers=(
+            ("set-cookie", "a=1; Path=/"),
+            ("Set-Cookie", "b=2; HttpOnly"),
+            ("Set-Cookie", "c=3; Path=/x"),
+        )
+    ),
     "no content": Answer(204, body=b"", headers=()),
     "100 KiB": Answer(body=b"y" * 102_400),
     "1 MiB": Answer(body=b"z" * 1_048_576),
@@ -271,6 +283,16 @@ def seen_by_requests(answer: requests.Response) -> dict[str, Any]:
             raw.closed,
             raw.decode_content,
             list(raw.headers.iteritems()),
+            list(raw.stream(10)),
+            (
+                raw.data,
+                raw.chunked or raw.tell(),
+                raw.chunked,
+                raw.length_remaining,
+                raw.isclosed(),
+                raw.connection,
+            ),
+            list(raw._original_response.msg.items()),
         ),
         "pickled": pickle.loads(pickle.dumps(answer)).content,
         "record": told(answer.headrace),  # type: ignore[attr-defined]
@@ -287,18 +309,18 @@ def result_of_get(call: Callable[[], requests.Response]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", BEHAVIOURS)
-@pytest.mark.parametrize("by_session", [False, True])
+@pytest.mark.parametrize("way", ["by name", "session", "installed"])
 def test_nor_can_they_through_requests(
-    tmp_path: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch, name: str, by_session: bool
+    tmp_path: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch, name: str, way: str
 ) -> None:
     def journey_of_get(folder: Path) -> list[Any]:
         server.always(Answer())
         folder.mkdir()
         with running(folder, rules(server.url, limits(name))) as hr:
-            at, session = len(server.requests), hr.session()
+            at, session = len(server.requests), requests.Session() if way == "installed" else hr.session()
 
             def ask(path: str, **kw: Any) -> requests.Response:
-                if by_session:
+                if way != "by name":
                     return session.post(server.url + path, **kw) if kw else session.get(server.url + path)
                 return hr.upstream("billing").request("POST" if kw else "GET", path, **kw)
 
@@ -321,8 +343,188 @@ def test_nor_can_they_through_requests(
             return [*story, sent, learned(hr)]
 
     short = journey_of_get(tmp_path / "short")
-    monkeypatch.setattr(direct, "quickly", lambda *_: None)
+    for one in (direct, of_requests):
+        monkeypatch.setattr(one, "quickly", lambda *_: None)
     assert short == journey_of_get(tmp_path / "long")
+
+
+def with_(request: requests.PreparedRequest, **changed: Any) -> requests.PreparedRequest:
+    for name, value in changed.items():
+        setattr(request, name, value)
+    return request
+
+
+class Own(requests.PreparedRequest):
+    path_url = "/another"
+
+
+def own(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return with_(Own(), **vars(request))
+
+
+ODD: dict[str, Callable[[requests.PreparedRequest], requests.PreparedRequest]] = {
+    "as it is": lambda request: request,
+    "text": lambda request: with_(request, body="é", method="POST"),
+    "text of a length": lambda request: request.prepare_body("a=é", None) or request,
+    "a form": lambda request: request.prepare_body({"a": "é"}, None) or request,
+    "JSON": lambda request: request.prepare_body(None, None, {"a": 1}) or request,
+    "a file": lambda request: request.prepare_body({"a": "1"}, {"f": b"data"}) or request,
+    "chunks": lambda request: with_(request, body=b"no length", method="POST"),
+    "a generator": lambda request: with_(request, body=iter([b"a", b"b"]), method="POST"),
+    "another length": lambda request: with_(
+        request, body=b"ab", headers=CaseInsensitiveDict({"Content-Length": "1"}), method="PUT"
+    ),
+    "small letters": lambda request: with_(request, method="post"),
+    "HEAD": lambda request: with_(request, method="HEAD"),
+    "a method of its own": lambda request: with_(request, method="PURGE"),
+    "a bare question mark": lambda request: with_(request, url=f"{request.url}?"),
+    "no path": lambda request: with_(request, url=str(request.url).removesuffix("/it")),
+    "no path, but a query": lambda request: with_(request, url=str(request.url).replace("/it", "?a=/b")),
+    "two slashes": lambda request: with_(request, url=str(request.url).replace("/it", "//it")),
+    "a fragment": lambda request: with_(request, url=f"{request.url}#a"),
+    "dots": lambda request: with_(request, url=f"{request.url}/../a"),
+    "letters": lambda request: with_(request, url=f"{request.url}/é?a=é"),
+    "escapes": lambda request: with_(request, url=f"{request.url}%2f?a=%41"),
+    "a line end in the path": lambda request: with_(request, url=f"{request.url}/a\n/b"),
+    "capitals": lambda request: with_(request, url=str(request.url).replace("http://", "HTTP://")),
+    "a name before the host": lambda request: with_(request, url=str(request.url).replace("//", "//a:b@")),
+    "a dict": lambda request: with_(request, headers={"X-A": "1"}),
+    "no headers": lambda request: with_(request, headers=CaseInsensitiveDict()),
+    "bytes": lambda request: with_(request, headers=CaseInsensitiveDict({"X-A": b"1"})),
+    "bytes in a name": lambda request: with_(request, headers=CaseInsensitiveDict({b"X-A": "1"})),
+    "a number": lambda request: with_(request, headers=CaseInsensitiveDict({"X-A": 1})),
+    "a line end": lambda request: with_(request, headers=CaseInsensitiveDict({"X-A": "1\r\nX-B: 2"})),
+    "a trace": lambda request: with_(request, headers=CaseInsensitiveDict({"Traceparent": "00-1-2-01"})),
+    "an id": lambda request: with_(request, headers=CaseInsensitiveDict({"x-request-id": "mine"})),
+    "a host": lambda request: with_(request, headers=CaseInsensitiveDict({"Host": "other"})),
+    "a secret": lambda request: with_(request, headers=CaseInsensitiveDict({"authorization": "Bearer x"})),
+    "NTLM": lambda request: with_(request, headers=CaseInsensitiveDict({"authorization": "NTLM x"})),
+    "close": lambda request: with_(request, headers=CaseInsensitiveDict({"connection": "close"})),
+    "the file's in small letters": lambda request: with_(
+        request, headers=CaseInsensitiveDict({"x-of-file": "mine", "user-agent": default_user_agent()})
+    ),
+    "a class of its own": own,
+    "cookies": lambda request: request.prepare_cookies({"a": "1", "b": "2"}) or request,
+    "a password": lambda request: request.prepare_auth(("a", "b")) or request,
+    "a hook": lambda request: request.prepare_hooks({"response": [lambda r, **_: reads(r)]}) or request,
+}
+
+
+SHORT = {"as it is", "text of a length", "a form", "JSON", "a file", "dots", "another length", "cookies"} | {
+    "a password",
+    "no headers",
+    "a secret",
+    "the file's in small letters",
+}
+"""Those of them that go the short way."""
+
+
+def reads(answer: requests.Response) -> None:
+    answer.first = answer.raw.read(2)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_nor_can_they_where_a_request_of_requests_is_odd(
+    tmp_path: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("urllib3.filepost.choose_boundary", lambda: "a-boundary")  # else it is random
+    headers = "    headers: {X-Of-File: its, USER-agent: file/1}\n    propagate: {request_id: false}\n"
+
+    def told(folder: Path) -> list[Any]:
+        folder.mkdir()
+        server.always(Answer(body=b"answer"))
+        text = rules(server.url, PATIENT + RETRIES + headers)
+        with running(folder, text), requests.Session() as session:
+            session.get(f"{server.url}/warm")
+            at = len(server.requests)
+            asked = session.prepare_request(requests.Request("GET", f"{server.url}/it", headers={"X-A": "a"}))
+            answer = None
+            try:
+                answer = session.send(ODD[name](asked))
+                found: Any = answer.content, answer.request.url, getattr(answer, "first", None)
+            except Exception as error:
+                found = type(error)
+            if folder.name == "short":
+                assert isinstance(answer and answer.raw, WholeResponse) == (name in SHORT)
+            return [
+                found,
+                [(one.method, one.target, one.body, one.headers) for one in server.requests[at:]],
+            ]
+
+    short = told(tmp_path / "short")
+    monkeypatch.setattr(of_requests, "quickly", lambda *_: None)
+    assert short == told(tmp_path / "long")
+
+
+def breaks(*args: Any) -> Any:
+    raise KeyError("in the making of the answer")
+
+
+@pytest.mark.parametrize("replaced", ["get_encoding_from_headers", "Response"])
+def test_nor_can_they_where_the_answer_cannot_be_made(
+    tmp_path: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch, replaced: str
+) -> None:
+    def told(folder: Path) -> list[Any]:
+        folder.mkdir()
+        with running(folder, rules(server.url, RETRIES)) as hr, requests.Session() as session:
+            session.get(server.url)
+            with monkeypatch.context() as patch:
+                patch.setattr(f"requests.adapters.{replaced}", breaks)
+                with pytest.raises(KeyError) as caught:
+                    session.get(server.url)
+            session.get(server.url)
+            return [caught.value.args, len(server.requests), learned(hr)]
+
+    short = told(tmp_path / "short")
+    monkeypatch.setattr(of_requests, "quickly", lambda *_: None)
+    long = told(tmp_path / "long")
+    long[1] -= short[1]
+    assert short == long
+
+
+@pytest.mark.parametrize("by", ["a class", "an object", "a patch", "a patch below ours", "a mount"])
+def test_what_others_do_to_an_adapter_sees_the_call(
+    tmp_path: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """It is asked of `raw`, which is unread when a response is built."""
+    seen: list[bytes] = []
+
+    def build(self: HTTPAdapter, request: requests.PreparedRequest, wire: Any) -> requests.Response:
+        seen.append(wire.read())
+        return original(self, request, wire)
+
+    def adds(*_: Any, **kw: Any) -> None:
+        seen.append(b"ok")
+
+    original = HTTPAdapter.build_response
+    send = HTTPAdapter.send
+    session = requests.Session()
+    if by == "a patch below ours":
+
+        @functools.wraps(send)
+        def below(self: HTTPAdapter, *args: Any, **kw: Any) -> requests.Response:
+            seen.append(b"ok")
+            return send(self, *args, **kw)
+
+        monkeypatch.setattr(HTTPAdapter, "send", below)
+    with running(tmp_path, rules(server.url)), session:
+        adapter: Any = session.get_adapter(server.url)
+        requests.get(server.url)
+        if by == "a class":
+            session.mount("http://", type("Own", (HTTPAdapter,), {"build_response": build})())
+        elif by == "an object":
+            adapter.build_response = functools.partial(build, adapter)
+        elif by == "a patch":
+            monkeypatch.setattr(HTTPAdapter, "build_response", build)
+        elif by == "a mount":
+            session.mount(
+                server.url,
+                type("Own", (HTTPAdapter,), {"add_headers": adds})(),
+            )
+        seen.clear()
+        session.get(server.url)
+
+    assert seen == [b"ok"]
 
 
 @pytest.mark.parametrize("name", ["small", "unavailable", "no answer", "silence"])
@@ -421,6 +623,9 @@ def test_a_good_answer_over_a_warm_connection_goes_the_short_way(tmp_path: Path,
         assert isinstance(answer, WholeResponse)
         assert isinstance(urllib3.PoolManager().request("GET", server.url), WholeResponse)
         assert isinstance(answer, urllib3.HTTPResponse)
+        assert isinstance(requests.get(server.url).raw, WholeResponse)
+        with hr.session() as session:
+            assert isinstance(session.get(server.url, headers={"X": "1"}).raw, WholeResponse)
         assert pickle.loads(pickle.dumps(answer.headrace)) == answer.headrace
 
 

@@ -333,8 +333,12 @@ class Call(Generic[T]):
         """The attempt that was begun over *lease*; a new one where nothing was sent yet."""
         if begun.attempt is None:
             return self._begin(lease, limit_s)
-        self._last_attempt = begun.attempt
-        return begun.attempt
+        self._last_attempt = attempt = begun.attempt
+        attempt.message, attempt.owner = (
+            self._request.message,
+            self._surface.owner,
+        )  # nobody had it to ask for
+        return attempt
 
     def _send(self, attempt: Attempt, lease: Lease[Any], outcome: Outcome) -> T:
         """The answer: its head, and its body unless the caller reads that itself. Blocks; mutates *outcome*.

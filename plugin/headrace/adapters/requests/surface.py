@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import operator
 import os
+import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from requests.adapters import HTTPAdapter
 from requests.exceptions import ConnectionError as RequestsConnectionError
@@ -23,21 +25,27 @@ from headrace.adapters.body import position_of, rewind
 from headrace.adapters.bundles import is_bundle_of, is_bundle_of_environment
 from headrace.adapters.failures import broken_off, facts_of, failure_of
 from headrace.adapters.fallback import canned, headers_for, url_at
+from headrace.adapters.layers import without_ours
 from headrace.adapters.own_connections import PlainPoolManager, settled_by_adapter
 from headrace.adapters.owner import owner_behind
 from headrace.adapters.requests.body import hand_out, read_body
 from headrace.adapters.requests.own_retries import send_in_tries
+from headrace.adapters.requests.stock import is_stock_below
 from headrace.adapters.timeouts import timeouts_of_call
 from headrace.adapters.twins import REQUESTS
 from headrace.adapters.urllib3.buffered import BufferedResponse
 from headrace.adapters.urllib3.own_retries import count_delegated, retries_itself
+from headrace.adapters.urllib3.quick import VIEW, quickly
+from headrace.engine.begun import Begun
 from headrace.engine.call import Call
+from headrace.engine.lane import Told, record_of_told
 from headrace.engine.notices import count_ungoverned, let_through
 from headrace.engine.shadow import observed
 from headrace.engine.surface import Failure, Streamed, Substitute
 from headrace.engine.tries import Tries
 from headrace.policy.plan import FallbackPlan, UpstreamPlan
 from headrace.policy.request import Request
+from headrace.runtime.carrying import carry
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.dial.client import TlsClient, trust_of
@@ -107,6 +115,13 @@ def send(
             nth_try=int(is_delegated),
             read=None if asked.streamed else _read,
         )
+    begun = None
+    if not (stream or is_seen or is_delegated or cert) and timeout is None:
+        quick = _quickly(original, upstream, adapter, request)
+        if type(quick) is Begun:
+            begun = quick
+        elif quick is not None:
+            return quick  # type: ignore[no-any-return]
     tries = None
     if is_delegated:
         if _asks_for_a_pool(original):
@@ -126,10 +141,49 @@ def send(
         proxies=proxies,
     )
     try:
-        return Call(upstream, surface, asked, tries=tries).run()
+        return Call(upstream, surface, asked, tries=tries, begun=begun).run()
     finally:
         if tries is not None:
             tries.settle()
+
+
+# A path that requests hands on as it stands. It leaves a bare question mark out, and some versions a second slash.
+_target_of: Callable[[str], re.Match[str] | None] = re.compile(
+    r"https?://[A-Za-z0-9.:\[\]-]+(/(?!/)[^?#]*(?:\?[^#]+)?)"
+).fullmatch
+
+
+def _quickly(original: Send, upstream: Upstream, adapter: HTTPAdapter, request: PreparedRequest) -> Any:
+    """What `quickly` answers to *request*; None, too, where *original* may do something of its own. Blocks."""
+    body, headers = request.body, request.headers
+    if (
+        type(request) is not PreparedRequest
+        or type(adapter) not in _PLAIN_ADAPTERS
+        or type(headers) is not CaseInsensitiveDict
+        or not _OF_ADAPTER.isdisjoint(adapter.__dict__)
+        or not is_stock_below(original)
+    ):
+        return None
+    target = _target_of(request.url or "")
+    if target is None or (body is not None and "content-length" not in headers._store):  # it goes in chunks
+        return None
+    view = partial(_view, adapter, request)
+    return quickly(upstream, request.method or "", target[1], body, headers, view, owner_behind(adapter))
+
+
+def _view(
+    adapter: HTTPAdapter, request: PreparedRequest, status: int, head: bytes, body: bytes, told: Told
+) -> Response | None:
+    """What the adapter makes of an answer that went the short way; None where its body cannot be decoded."""
+    raw = VIEW(status, head, body, told)
+    if raw is None:
+        return None
+    content: Any = raw._body
+    raw._body, raw._retries, raw.decode_content = b"", adapter.max_retries, False
+    answer = adapter.build_response(request, raw)
+    answer._content, answer._content_consumed = content, True
+    carry(record_of_told(told), on=answer)
+    return answer
 
 
 def _read(response: Response) -> None:
@@ -197,6 +251,11 @@ class GovernedAdapter(HTTPAdapter):
             host, _ = self.build_connection_pool_key_attributes(request, verify, cert)
             return self.poolmanager.connection_from_host(**host, pool_kwargs=trust_of(tls))
         return super().get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
+
+
+_PLAIN_ADAPTERS: Final = frozenset({HTTPAdapter, GovernedAdapter})
+_OF_ADAPTER: Final = frozenset({"send", "build_response", "add_headers", "request_url"})
+"""What `settled_by_adapter` does not look at."""
 
 
 class Surface:
@@ -377,4 +436,4 @@ def reason_to_pass(
 def stock_send() -> Send:
     """`HTTPAdapter.send` as it is now, without our own patch: mocks and instrumentation of it see the call."""
     send: Send = HTTPAdapter.send
-    return getattr(send, "headrace_original", send)
+    return without_ours(send)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from requests.structures import CaseInsensitiveDict
+from urllib3._collections import HTTPHeaderDict
 from urllib3.util.retry import Retry
 
 from headrace.engine.lane import IN_ONE_GO, Told, View, first_try, lane_of, record_of_told
 from headrace.runtime.upstream import Upstream
 from headrace.transport.connection_auth import is_of_connection
+from headrace.transport.stock.library_headers import is_librarys
 from headrace.transport.stock.pool import with_defaults
 from headrace.transport.wire.request import head_of, is_plain_target
 from headrace.transport.wire.response import WholeResponse
@@ -40,9 +43,10 @@ class _Heads:
         long_names: Headers that need it, in lower case.
         bare: By method, what comes behind the first line where there is no body.
         around: By method, what comes before the length of a body, and behind it.
+        of_file: The headers of the file: the name in lower case, and name and value.
     """
 
-    __slots__ = ("around", "bare", "lane", "long_methods", "long_names")
+    __slots__ = ("around", "bare", "lane", "long_methods", "long_names", "of_file")
 
     def __init__(self, upstream: Upstream) -> None:
         plan = upstream.plan
@@ -54,7 +58,8 @@ class _Heads:
         self.long_names = _LONG | {upstream.request_id_header.lower()}
         self.bare: dict[str, bytes] = {}
         self.around: dict[str, tuple[bytes, bytes]] = {}
-        own = {name.lower() for name, _ in plan.headers}
+        self.of_file = [(pair[0].lower(), pair) for pair in plan.headers]
+        own = {name for name, _ in self.of_file}
         if own & (self.long_names - {"host"}) or "connection" in own:
             self.lane = None
 
@@ -77,8 +82,8 @@ def quickly(
     upstream: Upstream,
     method: str,
     target: str,
-    body: bytes | None,
-    headers: Mapping[str, str] | None,
+    body: object,
+    headers: Mapping[str, Any] | None,
     view: View,
     owner: object | None = None,
 ) -> Any:
@@ -89,19 +94,29 @@ def quickly(
     lane = heads.lane
     if lane is None or method in heads.long_methods or is_plain_target(target) is None:
         return None
-    if body is not None and (type(body) is not bytes or len(body) > IN_ONE_GO):
-        return None
+    if body is not None:
+        if type(body) is str:
+            try:
+                body = body.encode()  # as urllib3 sends it
+            except UnicodeEncodeError:
+                return None
+        if type(body) is not bytes or len(body) > IN_ONE_GO:
+            return None
     if headers:
-        if type(headers) is not dict:
-            return None
-        names = [name.lower() for name in headers]
-        if (
-            not heads.long_names.isdisjoint(names)
-            or ("connection" in names and headers.get("Connection") != "keep-alive")
-            or ("authorization" in names and is_of_connection(headers))
-        ):
-            return None
-        own = with_defaults(headers, upstream.plan.headers)
+        own: Any
+        if type(headers) is dict:
+            names = [name.lower() for name in headers]
+            if (
+                not heads.long_names.isdisjoint(names)
+                or ("connection" in names and headers.get("Connection") != "keep-alive")
+                or ("authorization" in names and is_of_connection(headers))
+            ):
+                return None
+            own = with_defaults(headers, upstream.plan.headers)
+        else:
+            own = _merged(heads, headers)
+            if own is None:
+                return None
         whole = head_of(method, target, upstream.endpoint.pool.host_line, own, body)
         if whole is None:
             return None
@@ -115,6 +130,36 @@ def quickly(
         line = f"{method} {target} HTTP/1.1\r\n".encode()
         front = b"%b%bContent-Length: %d\r\n%b" % (line, before, len(body), behind)
     return first_try(upstream, lane, method, target, front, body, view, owner)
+
+
+def _merged(heads: _Heads, headers: Any) -> dict[str, str] | None:
+    """*headers*, no dict, with those of the file, as `with_defaults` makes them; None: they need the long way."""
+    kind = type(headers)
+    # The insides of these two: by the name in lower case, the name as it is sent, and its values. Asking the mappings
+    # takes two calls for each.
+    store: dict[str, Any]
+    if kind is CaseInsensitiveDict:
+        store = headers._store.copy()
+    elif kind is HTTPHeaderDict:
+        store = headers._container.copy()
+        for found in store.values():
+            if len(found) != 2:  # the name comes with two values
+                return None
+    else:
+        return None
+    if not heads.long_names.isdisjoint(store):
+        return None
+    if "connection" in store and store["connection"][1] != "keep-alive":
+        return None
+    if "authorization" in store:
+        value = store["authorization"][1]
+        if type(value) is not str or is_of_connection({"authorization": value}):
+            return None
+    for lower, pair in heads.of_file:
+        found = store.get(lower)
+        if found is None or is_librarys(lower, found[1]):
+            store[lower] = pair
+    return dict(store.values())
 
 
 class QuickResponse(WholeResponse):

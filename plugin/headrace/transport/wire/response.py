@@ -379,6 +379,14 @@ class _Facts(NamedTuple):
     length: int | None
 
 
+class _TakenAnswer(WireAnswer):
+    """http.client's answer, of which nothing is left to be read."""
+
+    def __bool__(self) -> bool:
+        """Whether there are cookies in it: requests asks before it looks for them, which takes 90 calls."""
+        return b"\nset-cookie" in self.head.lower()
+
+
 class WholeResponse(WireResponse):
     """The response of a call that went the short way (`engine.lane`): its whole body has come, and was decoded.
 
@@ -441,7 +449,7 @@ class WholeResponse(WireResponse):
     def _original_response(self) -> WireAnswer:  # type: ignore[override]
         length = None if self.chunked else self.n_sent
         facts: Any = _Facts(self.status, self.reason, 11, self.head, self.chunked, length)
-        answer = WireAnswer(facts, [], self.told[1], None, b"")
+        answer = _TakenAnswer(facts, [], self.told[1], None, b"")
         answer.is_taken()
         return answer
 
