@@ -26,7 +26,8 @@
 
 Every stage adds to the same lists, and one `Reader` reads each file once: the content that was checked is the content
 that the digest is of. No lock is needed. Each load has a reader and a tree of its own. A section that says the same as
-at the load before is neither validated nor compiled again (`config.reuse`); everything else is done every time.
+at the load before is neither validated nor compiled again (`config.reuse`), and in a long file its text is not parsed
+again (`config.source.blocks`); everything else is done every time.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def inspect(
         problems.append(
             problem_at(Mark("headrace"), "", "no file was named", "name one, or leave it to headrace which")
         )
-    documents = Documents(names, env, reader)
+    documents = Documents(names, env, reader, None if sections is None else sections.blocks)
     problems += documents.problems
     if not documents.was_read:
         return _refused(problems, misspelt, reader)

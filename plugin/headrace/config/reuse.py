@@ -17,6 +17,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
+from headrace.config.source.blocks import Blocks
 from headrace.config.source.tree import Plain
 
 if TYPE_CHECKING:
@@ -38,9 +39,10 @@ class Sections:
     comes to the same.
     """
 
-    __slots__ = ("kept",)
+    __slots__ = ("blocks", "kept")
 
     def __init__(self) -> None:
+        self.blocks: dict[str, Blocks] = {}  # by file, as it was read last, whatever has become of that load
         self.kept: tuple[Models, Plans] = ({}, {})
 
 

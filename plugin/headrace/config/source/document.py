@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from headrace.config.check.problems import MAX_PROBLEMS, Path, Problem
+from headrace.config.source.blocks import Blocks, kept_of, read_with
 from headrace.config.source.files import text_of
 from headrace.config.source.tree import Listing, Mark, Node, Scalar, ScalarValue, Table, found, problem_at
 
@@ -67,12 +68,13 @@ class DocumentError(Exception):
         self.tree = tree
 
 
-def read_document(content: bytes, file: str) -> Table:
+def read_document(content: bytes, file: str, kept: dict[str, Blocks] | None = None) -> Table:
     """The marked tree of one YAML file.
 
     Args:
         content: The bytes of the file.
         file: Its name in every mark.
+        kept: What files have said before, by name: what says the same is not parsed anew. Mutates.
 
     Raises:
         DocumentError: Too long, not UTF-8, not YAML, empty, several documents,
@@ -85,11 +87,34 @@ def read_document(content: bytes, file: str) -> Table:
             "check that this is the file you mean, or split it",
         )
     text = _decode(content, file)
-    root = _Builder(file, text).build()
+    if kept is not None and (known := _read_with(kept, file, text)) is not None:
+        return known
+    builder = _Builder(file, text)
+    root = builder.build()
     if root is None:
         raise _refused(Mark(file, 1, 1), "is empty; a configuration names at least one upstream", MINIMAL)
     if not isinstance(root, Table):
         raise _refused(root.mark, f"must be a map of keys; found {found(root)}", MINIMAL)
+    if kept is not None:
+        kept[file] = {} if builder.anchors else kept_of(text, root)
+    return root
+
+
+def _read_with(kept: dict[str, Blocks], file: str, text: str) -> Table | None:
+    """The tree of *text* by means of what *file* said before; None: it has to be parsed. Mutates *kept*."""
+
+    def parse(part: str, first_line: int, depth: int) -> tuple[Table, int] | None:
+        builder = _Builder(file, part, first_line=first_line, depth=depth)
+        try:
+            root = builder.build()
+        except DocumentError:
+            return None
+        return (root, builder.node_count) if isinstance(root, Table) and not builder.anchors else None
+
+    known = read_with(kept.get(file, {}), text, parse=parse, most_nodes=MAX_NODES)
+    if known is None:
+        return None
+    root, kept[file] = known
     return root
 
 
@@ -180,9 +205,11 @@ def _decode(content: bytes, file: str) -> str:
 class _Builder:
     """Builds the tree of one text from parser events. Goes on after a problem wherever it can."""
 
-    def __init__(self, file: str, text: str) -> None:
+    def __init__(self, file: str, text: str, *, first_line: int = 1, depth: int = 0) -> None:
         self.file = file
         self.text = text
+        self.first_line = first_line
+        self.depth = depth
         self.problems: list[Problem] = []
         self.anchors: dict[str, tuple[Node, int]] = {}
         self.open_anchors: set[str] = set()
@@ -225,7 +252,7 @@ class _Builder:
                         )
                         break
                 elif kind not in (yaml.StreamStartEvent, yaml.DocumentEndEvent):
-                    root = self._node(event, next_event, (), 0)
+                    root = self._node(event, next_event, (), self.depth)
         finally:
             loader.dispose()
         return root
@@ -343,7 +370,7 @@ class _Builder:
 
     def _mark(self, event: Any) -> Mark:
         start = event.start_mark
-        return Mark(self.file, start.line + 1, start.column + 1)
+        return Mark(self.file, start.line + self.first_line, start.column + 1)
 
     def _add(self, event: Any, path: Path, message: str, fix: str = "") -> None:
         self._say(self._mark(event), path, message, fix)

@@ -25,6 +25,7 @@ from pydantic_settings import EnvSettingsSource, InitSettingsSource
 from headrace.config.check.problems import Problem, did_you_mean, refusal
 from headrace.config.explain.keys import GONE, Key, key_at, root_key
 from headrace.config.settings import Settings
+from headrace.config.source.blocks import Blocks
 from headrace.config.source.document import MAX_DOCUMENT_BYTES, DocumentError, read_document, read_flow
 from headrace.config.source.files import Reader, ReadingError, text_of
 from headrace.config.source.interpolate import MAX_SECRET_BYTES, Interpolation
@@ -110,6 +111,9 @@ class Documents(InitSettingsSource):
     `YamlConfigSettingsSource` passes over a missing file, reads YAML 1.1 without a limit, and knows no positions.
     What could be read of a file with problems is in: the rest of it is checked in the same run.
 
+    Args:
+        kept: What the files have said before (`blocks`); None: nothing is kept.
+
     Attributes:
         tree: What they say.
         was_read: Whether at least one could be read.
@@ -117,7 +121,13 @@ class Documents(InitSettingsSource):
         unresolved: References that lead nowhere; null stands in the tree for them.
     """
 
-    def __init__(self, names: Sequence[str], env: Mapping[str, str], reader: Reader) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        env: Mapping[str, str],
+        reader: Reader,
+        kept: dict[str, Blocks] | None = None,
+    ) -> None:
         super().__init__(Settings, {})
         self.tree = Table({}, {}, Mark("headrace"))
         self.was_read = False
@@ -125,7 +135,7 @@ class Documents(InitSettingsSource):
         for name in names:
             tree: Table | None = None
             try:
-                tree = read_document(reader.read(name, limit_bytes=MAX_DOCUMENT_BYTES), name)
+                tree = read_document(reader.read(name, limit_bytes=MAX_DOCUMENT_BYTES), name, kept)
             except ReadingError as error:
                 fix = "check the path, and who may read the file"
                 if name == DEFAULT_FILE:
