@@ -18,7 +18,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 import headrace
 from headrace.observe.families import FAMILIES
-from headrace.observe.readings import Reading, ServiceReading, UpstreamReading
+from headrace.observe.readings import Reading, ServiceReading, TlsReading, UpstreamReading
 from headrace.observe.samples import samples_of
 from headrace.policy.breaker.circuit import CircuitState, CircuitView
 from headrace.policy.counters import Histogram, UpstreamCounters
@@ -33,6 +33,7 @@ NOT_IN_STATUS: Mapping[str, str] = {
 """Totals that `status()` leaves to the metrics, with the reason. So it does with every distribution."""
 
 NOT_IN_METRICS: Mapping[str, str] = {
+    "UpstreamReading.tls": "which files are in force is a text; headrace_tls_rotations_total counts their changes",
     "UpstreamReading.max_connections": "of it and adaptive, headrace_pool_target_size is what counts",
 }
 """Parts of a reading that no family is made of, with the reason."""
@@ -206,6 +207,14 @@ UPSTREAM = UpstreamReading(
         slow_calls=0,
     ),
     budget_tokens=30.0,
+    tls=TlsReading(
+        certificate="0123456789abcdef",
+        not_before_s=1_700_000_000,
+        not_after_s=1_800_000_000,
+        since_s=1_750_000_000.0,
+        refused=None,
+        refused_since_s=None,
+    ),
 )
 SERVICE = ServiceReading(
     reloads={},
@@ -234,6 +243,8 @@ def _moved(value: Any) -> Any:
             return other
         case CircuitView():
             return replace(value, state=CircuitState.OPEN)
+        case TlsReading():
+            return replace(value, refused="the key is of another pair")
         case _:
             raise TypeError(f"say here what else a {type(value).__name__} may be")
 

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -307,7 +308,7 @@ def test_counters_of_a_changed_upstream_go_on(tmp_path: Path) -> None:
         assert hr.status()["upstreams"]["billing"]["requests"] == {"2xx": 2}
 
 
-def test_a_rotated_certificate_file_makes_a_new_pool(tmp_path: Path) -> None:
+def test_a_rotated_certificate_file_is_followed_and_a_broken_one_is_told(tmp_path: Path) -> None:
     import trustme
 
     ca = tmp_path / "ca.pem"
@@ -318,11 +319,16 @@ def test_a_rotated_certificate_file_makes_a_new_pool(tmp_path: Path) -> None:
         trustme.CA().cert_pem.write_to_path(str(tmp_path / "new.pem"))
         os.replace(tmp_path / "new.pem", ca)
 
-        wait_until(lambda: hr.snapshot.upstream("billing").endpoint is not before)
+        def told() -> dict[str, Any]:
+            return hr.status()["upstreams"]["billing"]["tls"]  # type: ignore[no-any-return]
+
+        wait_until(lambda: hr.status()["upstreams"]["billing"]["rotations"] == {"taken": 1})
+        assert hr.snapshot.upstream("billing").endpoint is before
 
         ca.write_text("not a certificate")
-        wait_until(lambda: hr.status()["rejected"] is not None)
-        assert "ca.pem" in hr.status()["rejected"]["problems"]
+        wait_until(lambda: told()["refused"] is not None)
+        assert "ca.pem" in told()["refused"]["reason"]
+        assert hr.status()["rejected"] is None
 
 
 def test_what_is_wrong_with_a_certificate_is_a_problem_as_any_other(tmp_path: Path) -> None:

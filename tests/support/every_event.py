@@ -18,6 +18,23 @@ OPENED = events.CircuitChanged(
 )
 
 EVERY_EVENT: list[events.Event] = [
+    events.TlsRotated(
+        upstream="billing",
+        certificate="0123456789abcdef",
+        not_after_s=1_800_000_000,
+        was="fedcba9876543210",
+        closed=3,
+        draining=1,
+        drain_s=30.0,
+        chain=1,
+        was_chain=2,
+    ),
+    events.TlsRotationRefused(
+        upstream="billing",
+        reason="/etc/tls/key.pem: this key does not belong to the certificate /etc/tls/cert.pem\n    renew both",
+        in_force="0123456789abcdef",
+        not_after_s=None,
+    ),
     events.LeaseLeaked(upstream="billing", call_site="app.py:7"),
     events.LeaseHeld(upstream="billing", call_site="app.py:7", held_s=31.04),
     events.HeadraceStarted(files=("/etc/u.yaml",), digest="abc123", upstreams=1, mode_override="observe"),

@@ -35,6 +35,7 @@ BESIDE: Mapping[str, Mapping[str, str]] = {
     "defaults.propagate.deadline": {"service.deadline.header": "X-Left"},
     "defaults.tls.verify: false": {"defaults.tls.insecure_skip_verify": "true"},
     "defaults.tls.key": {"defaults.tls.cert": "one.pem"},
+    "defaults.tls.key_passphrase": {"defaults.tls.cert": "one.pem"},
     "defaults.circuit_breaker.window.size: 50": {"defaults.circuit_breaker.window.type": "count"},
     "defaults.circuit_breaker.window.size: 60": {"defaults.circuit_breaker.window.type": "count"},
     "defaults.circuit_breaker.window.type: count": {"defaults.circuit_breaker.window.size": "100"},

@@ -129,6 +129,7 @@ class LeaseMachine(RuleBasedStateMachine):
         self.capacity: dict[Conn, int] = {}
         self.busy: list[Conn] = []
         self.ending: set[Conn] = set()
+        self.gone_by: dict[Conn, float] = {}
         self.to_share: list[Lease[Conn]] = []
         pool = self.rig.pool
         slot_or_gate = pool._slot_or_gate
@@ -557,13 +558,60 @@ class LeaseMachine(RuleBasedStateMachine):
     def peer_hangs_up(self, pick: int) -> None:
         self.idle[pick % len(self.idle)][0].alive = False
 
+    @rule(drain_s=st.sampled_from([0.0, 15.0, 30.0]))
+    def rotate(self, drain_s: float) -> None:
+        """New connections are made with other material. The old ones go, in use or not; nobody is broken off yet."""
+        held = {lease.conn for lease in (*self.held, *self.one_off) if lease.conn is not None}
+        aborted = [*self.rig.aborted]
+        assert self.rig.pool.rotate(drain_s) == (len(self.idle), len(held))
+        self.idle_is_closed()
+        for conn in held:
+            self.gone_by[conn] = min(self.gone_by.get(conn, self.rig.now + drain_s), self.rig.now + drain_s)
+            self.expires_at[conn] = self.rig.now
+        self.ending.update(self.busy)
+        self.what_has_drained_is_broken_off(aborted)
+        self.serve()
+
+    def what_has_drained_is_broken_off(self, aborted: list[Conn]) -> None:
+        """Of those in use, these alone; *aborted* are those that were before."""
+        over = {
+            lease.conn
+            for lease in (*self.held, *self.one_off)
+            if lease.conn is not None and self.gone_by.get(lease.conn, self.rig.now + 1) <= self.rig.now
+        }
+        assert over <= set(self.rig.aborted)
+        assert set(self.rig.aborted[len(aborted) :]) <= over
+
+    @rule(pick=picks, in_order=st.booleans())
+    @precondition(lambda self: any(lease.conn not in self.capacity for lease in self.held))
+    def rotate_while_one_is_on_its_way_back(self, pick: int, in_order: bool) -> None:
+        """Its holder has seen that it is young, and has not appended it yet. It is never lent again."""
+        alone = [lease for lease in self.held if lease.conn not in self.capacity]
+        lease = alone[pick % len(alone)]
+        assert lease.conn is not None
+        self.rotate(30.0)
+        if lease not in self.held:  # the rotation has served a waiter, which was given nothing of it
+            return
+        self.held.remove(lease)
+        lease.connection.idle_since = self.rig.now
+        self.rig.pool._kept.append(lease)
+        if not in_order and not self.waiting and not self.stopped and self.used() < self.size:
+            self.rig.pool.give_back(fresh := self.rig.pool.acquire(1.0), reusable=False)
+            assert fresh.conn is not lease.conn
+        self.rig.pool.view()
+        assert lease.conn in self.rig.closed
+        self.ended.append(lease)
+        self.serve()
+
     @rule(seconds=st.sampled_from([1.0, 20.0, 59.0]))
     def time_passes(self, seconds: float) -> None:
         self.rig.now += seconds
 
     @rule()
     def housekeeping(self) -> None:
+        aborted = [*self.rig.aborted]
         self.rig.pool.tend(self.rig.now)
+        self.what_has_drained_is_broken_off(aborted)
         for conn, since in self.idle[:]:
             if self.rig.now - since >= IDLE_TIMEOUT_S or self.rig.now >= self.expires_at[conn]:
                 self.idle.remove((conn, since))
@@ -599,7 +647,7 @@ class LeaseMachine(RuleBasedStateMachine):
             self.retired = self.stopped = True
             self.idle_is_closed()
             assert all(lease.conn in self.rig.aborted for lease in self.held)
-            assert all(self.rig.aborted.count(conn) == 1 for conn in self.busy)
+            assert all(self.rig.aborted.count(conn) == 1 for conn in self.busy if conn not in self.gone_by)
             while self.waiting:
                 assert isinstance(self.waiting.pop().outcome(), LeaseClosed)
 

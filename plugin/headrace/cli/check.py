@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from headrace.cli.printing import GOOD, PROBLEMS, print_json, print_problem, print_problems, print_safely
@@ -15,19 +15,48 @@ from headrace.config import Inspection, Problem, inspect
 from headrace.config.check.hints import hints
 from headrace.config.explain.summary import shown_base_url, summary
 from headrace.config.source.sources import mode_override, override_note
+from headrace.config.source.tree import MASK
 from headrace.policy.plan import UpstreamPlan
+from headrace.transport.dial.tls import TlsError, context_for
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the problems of the files, or a line for each upstream."""
     files, given = read_streams(options.files)
-    inspection = inspect(files or None, given=given)
+    inspection = _with_tls_loaded(inspect(files or None, given=given))
     is_good = not inspection.problems and not inspection.misspelt
     if options.format == "json":
         print_json(_check_object(inspection, options.workers))
     else:
         _print_check(inspection, options.workers)
     return GOOD if is_good else PROBLEMS
+
+
+def _with_tls_loaded(inspection: Inspection) -> Inspection:
+    """*inspection*, with what the start would say when it loads the files of `tls`. Blocks: reads them."""
+    configuration, written = inspection.configuration, inspection.written
+    if configuration is None or written is None:
+        return inspection
+    problems, contexts = [], []
+    for name, plan in configuration.upstreams.items():
+        if plan.tls is None:
+            continue
+        try:
+            contexts.append(context_for(plan.tls))  # kept: upstreams with one policy share it
+        except TlsError as error:
+            text = str(error)
+            named = (("key", plan.tls.key), ("cert", plan.tls.cert), ("ca", plan.tls.ca))
+            key = next((key for key, path in named if path and text.startswith(f"{path}: ")), "ca")
+            path = ("upstreams", name, "tls", key)
+            message, _, fix = text.partition("\n")
+            if written.is_secret(path):
+                message, fix = f"names the file {MASK}, which cannot be used", ""
+            problems.append(written.problem(path, message, fix.strip()))
+    if not problems:
+        return inspection
+    return replace(
+        inspection, configuration=None, settings=None, problems=tuple(sorted(set(problems))), findings=()
+    )
 
 
 def _print_check(inspection: Inspection, workers: int | None) -> None:

@@ -64,6 +64,7 @@ def compile_settings(
     watched: tuple[str, ...],
     warnings: tuple[str, ...],
     prints: Mapping[str, bytes],
+    tls_refused: Mapping[str, str],
 ) -> Configuration:
     """The plans of *settings*, which have passed every check.
 
@@ -75,6 +76,7 @@ def compile_settings(
         watched: Absolute paths of everything read.
         warnings: Rendered findings.
         prints: SHA-256 of what was read, by path.
+        tls_refused: By upstream, why *tls* has the plan of the load before.
     """
     service, reload = settings.service, settings.reload
     upstreams = {
@@ -108,6 +110,7 @@ def compile_settings(
         watched=watched,
         warnings=warnings,
         prints=prints,
+        tls_refused=tls_refused,
     )
 
 

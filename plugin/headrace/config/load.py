@@ -105,7 +105,9 @@ def load(
         env: Environment to read; None: the process's.
         cwd: What relative paths are relative to; None: the working directory.
         secrets_dir: Secrets directory; None: HEADRACE_SECRETS_DIR, if set.
-        sections: What the load before has made, for those that say the same; it will have what this one makes.
+        sections: What the load before has made, for those that say the same; it will have what this one makes. TLS
+            files that cannot be read are then no problem where that load has read the same ones
+            (`Configuration.tls_refused`).
 
     Raises:
         ConfigError: With every problem found, sorted by file and line.
@@ -179,7 +181,9 @@ def inspect(
     if settings is None:
         return _refused(problems, misspelt, reader, written)
     problems += cross_check(settings, written)
-    trust = Trust(env, reader, written)
+    trust = Trust(
+        env, reader, written, before={name: one[1] for name, one in plans.items() if one[1] is not None}
+    )
     tls: dict[str, TlsPlan | None] = {name: trust.plan(name, one) for name, one in settings.upstreams.items()}
     problems += trust.problems
     problems += check_fallbacks(settings, written)
@@ -187,7 +191,7 @@ def inspect(
     problems += found
     if problems:
         return _refused(problems, misspelt, reader, written)
-    findings = sorted({*deprecated, *lint(settings, written)})
+    findings = sorted({*deprecated, *lint(settings, written), *trust.findings})
     misspelt = sorted(set(misspelt))
     watched = tuple(reader.watched)
     configuration = compile_settings(
@@ -199,6 +203,7 @@ def inspect(
         watched=watched,
         warnings=tuple(map(str, sorted([*misspelt, *findings]))),
         prints=reader.prints(),
+        tls_refused=trust.refused,
     )
     sections.kept = (
         reading.models(settings.upstreams),

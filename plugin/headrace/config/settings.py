@@ -8,7 +8,7 @@ of that key's documentation. Long, for it is one list: splitting it would hide t
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -345,6 +345,10 @@ class Pool(Section):
         return self
 
 
+SECRET_KEY: Final = ("key_passphrase",)
+"""The last part of the paths of keys whose value is never shown, wherever it was written."""
+
+
 class Tls(Section):
     """What TLS connections trust and present; for https upstreams only."""
 
@@ -364,6 +368,16 @@ class Tls(Section):
         None,
         description="Key of the client certificate, PEM; null: it is in cert.",
         examples=["/etc/tls/client.key"],
+    )
+    key_passphrase: Text | None = Field(
+        None,
+        repr=False,
+        description="What the key is encrypted with, usually ${file:…}; null: it is not encrypted.",
+        examples=["${file:/run/secrets/key-pass}"],
+    )
+    rotation_drain: DurationOrZero = Field(
+        duration("30s"),
+        description="When certificate, key or CA has changed: how long connections in use may go on under the old one.",
     )
     server_name: Text | None = Field(
         None, description="Name to ask for and to verify; null: the host.", examples=["billing.internal"]

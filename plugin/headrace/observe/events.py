@@ -8,6 +8,7 @@ it is one list: the table of events in logs.md.
 from __future__ import annotations
 
 import logging
+import time
 from typing import ClassVar, Literal, Protocol
 
 from headrace.policy.frozen import frozen
@@ -634,6 +635,77 @@ class ThreadLingers:
 
 
 @frozen
+class TlsRotated:
+    """The TLS files of an upstream have other contents, and new connections are made with these.
+
+    Attributes:
+        certificate, was: First 16 hex digits of the SHA-256 of the client certificate; None: there is none.
+        not_after_s: Until when *certificate* holds, epoch seconds.
+        closed: Idle connections closed because of it; count.
+        draining: Connections in use, which are closed when they come back; count.
+        drain_s: Seconds after which those that are still in use are broken off.
+        chain, was_chain: Certificates in the file of the client certificate; 0: there is none.
+    """
+
+    name: ClassVar[str] = "tls.rotated"
+    level: ClassVar[int] = logging.INFO
+    upstream: str
+    certificate: str | None
+    not_after_s: int | None
+    was: str | None
+    closed: int
+    draining: int
+    drain_s: float
+    chain: int
+    was_chain: int
+
+    @property
+    def line(self) -> str:
+        what = "what its TLS files trust has changed"
+        if self.certificate is not None:
+            what = (
+                f"certificate {self.certificate}{_until(self.not_after_s)} has taken the place of {self.was}"
+            )
+        if self.certificate is not None and self.certificate == self.was:
+            what = f"its TLS files have changed, the certificate is {self.certificate} as before"
+        cut = ""
+        if self.chain < self.was_chain:
+            cut = (
+                f"; its file has {_count(self.chain, 'certificate')}, and had {self.was_chain}: "
+                "is the chain behind the first one missing?"
+            )
+        return (
+            f'upstream "{self.upstream}": {what}; closed {_count(self.closed, "idle connection")}, '
+            f"{self.draining} in use may go on for {self.drain_s:g} s{cut}"
+        )
+
+
+@frozen
+class TlsRotationRefused:
+    """What the TLS files of an upstream hold was refused for 2 s by now; the last good material stays in force.
+
+    Attributes:
+        reason: Which file, what is wrong, and the fix.
+        in_force: First 16 hex digits of the SHA-256 of the client certificate in force; None: there is none.
+        not_after_s: Until when that holds, epoch seconds.
+    """
+
+    name: ClassVar[str] = "tls.rotation_refused"
+    level: ClassVar[int] = logging.ERROR
+    upstream: str
+    reason: str
+    in_force: str | None
+    not_after_s: int | None
+
+    @property
+    def line(self) -> str:
+        stays = "the last good files stay in force"
+        if self.in_force is not None:
+            stays = f"certificate {self.in_force}{_until(self.not_after_s)} stays in force"
+        return f'upstream "{self.upstream}": {_flat(self.reason)}; {stays}'
+
+
+@frozen
 class TlsWouldRefuse:
     """An observed upstream whose certificate `enforce` would refuse, while the stock library accepts it.
 
@@ -674,6 +746,15 @@ class ConfigWarning:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _until(not_after_s: int | None) -> str:
+    if not_after_s is None:
+        return ""
+    try:
+        return time.strftime(" (until %Y-%m-%d %H:%M UTC)", time.gmtime(not_after_s))
+    except (OverflowError, ValueError, OSError):  # a C library without such years
+        return ""
 
 
 def _files(files: tuple[str, ...]) -> str:

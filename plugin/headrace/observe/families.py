@@ -131,9 +131,16 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
     Family(
         "headrace_pool_connections_closed_total",
         "counter",
-        "Connections closed, by reason: idle, lifetime, dead, surplus, retired, error, leaked, abandoned.",
+        "Connections closed, by reason: idle, lifetime, dead, surplus, retired, rotated, error, leaked, abandoned.",
         ("reason",),
         lambda up: _by_single_label(up.counters.closed),
+    ),
+    Family(
+        "headrace_tls_rotations_total",
+        "counter",
+        "Changes of what a certificate, key or CA file holds, by result: taken, refused (the last good one stays).",
+        ("result",),
+        lambda up: _by_single_label(up.counters.rotations),
     ),
     Family(
         "headrace_pool_collections_total",

@@ -21,6 +21,26 @@ from headrace.policy.frozen import frozen
 
 
 @frozen
+class TlsReading:
+    """What one upstream's TLS goes by.
+
+    Attributes:
+        certificate: First 16 hex digits of the SHA-256 of the client certificate in force; None: there is none.
+        not_before_s, not_after_s: From when and until when that holds; epoch seconds.
+        since_s: When what the files hold has taken force here; epoch seconds.
+        refused: Why what they hold now was not taken; None: it was.
+        refused_since_s: Since when that is so; epoch seconds.
+    """
+
+    certificate: str | None
+    not_before_s: int | None
+    not_after_s: int | None
+    since_s: float
+    refused: str | None
+    refused_since_s: float | None
+
+
+@frozen
 class UpstreamReading:
     """One upstream at this moment.
 
@@ -32,6 +52,7 @@ class UpstreamReading:
         circuit: None when the upstream has no circuit.
         budget_tokens: Retries that could be paid for now, or None without a budget.
         suspect: Heartbeats were missed.
+        tls: None without TLS.
     """
 
     name: str
@@ -45,6 +66,7 @@ class UpstreamReading:
     circuit: CircuitView | None
     budget_tokens: float | None
     suspect: bool = False
+    tls: TlsReading | None = None
 
     def copy(self) -> UpstreamReading:
         """The same, with the totals as they stand together now: the caller's own. Takes their lock, only to copy."""

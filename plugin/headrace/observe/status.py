@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from headrace.observe.readings import UpstreamReading
+from headrace.observe.readings import TlsReading, UpstreamReading
 from headrace.policy.counters import totals_of
 from headrace.policy.plan import Mode
 
@@ -53,10 +53,23 @@ def upstream_status(reading: UpstreamReading, *, mode: Mode) -> dict[str, Any]:
             "delegated": counters.retries_delegated,
             "resent": counters.resent,
         },
+        "tls": None if reading.tls is None else _tls_status(reading.tls),
+        "rotations": counters.rotations,
         "requests": counters.requests,
         "attempts": counters.attempts,
         "own_timeouts": counters.own_timeouts,
         "protected": totals_of(counters.protected),
         "broken_bodies": counters.broken_bodies,
         "observed": counters.observed,
+    }
+
+
+def _tls_status(tls: TlsReading) -> dict[str, Any]:
+    """Which generation is in force, and what was refused in its place. No path of a file that is in force."""
+    return {
+        "certificate": tls.certificate,
+        "not_before": tls.not_before_s,
+        "not_after": tls.not_after_s,
+        "since": tls.since_s,
+        "refused": None if tls.refused is None else {"at": tls.refused_since_s, "reason": tls.refused},
     }

@@ -134,8 +134,10 @@ class UpstreamCounters:
         observed: Under `mode: observe` (the upstream's or its breaker's): what would have been done, by action.
         at_once: Calls that had their answer at the first attempt, by outcome label, which `requests`, `attempts` and
             `attempts_per_call` do not have yet: `copy` moves them there.
+        rotations: Changes of what TLS files hold, by what became of them (taken, refused).
         acquires: Connection checkouts by result (hit, miss, timeout, rejected, deadline, cancelled).
-        closed: Connections closed by reason (idle, lifetime, dead, surplus, retired, error, leaked, abandoned).
+        closed: Connections closed by reason (idle, lifetime, dead, surplus, retired, rotated, error, leaked,
+            abandoned).
     """
 
     __slots__ = (
@@ -159,6 +161,7 @@ class UpstreamCounters:
         "retries",
         "retries_delegated",
         "retries_denied",
+        "rotations",
         "transitions",
         "wait",
     )
@@ -179,6 +182,7 @@ class UpstreamCounters:
         self.transitions: dict[tuple[str, str], int] = {}
         self.refused = 0
         self.observed: dict[str, int] = {}
+        self.rotations: dict[str, int] = {}
         self.protected = {outcome: Ticker() for outcome in PROTECTED_OUTCOMES}
         self.acquires: dict[str, int] = {}
         self.closed: dict[str, int] = {}

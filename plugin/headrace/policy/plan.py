@@ -8,11 +8,12 @@ that of the keys.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Any, Literal, TypeAlias
 
 from headrace.policy.frozen import frozen
 from headrace.policy.outcome import Condition
+from headrace.policy.secret import Secret
 
 Mode = Literal["enforce", "observe", "off"]
 CallerTimeouts = Literal["honour", "ignore"]
@@ -172,14 +173,37 @@ class PoolPlan:
 
 
 @frozen
+class CertificatePlan:
+    """What a client certificate says of itself.
+
+    Attributes:
+        print: First 16 hex digits of its SHA-256: what `openssl x509 -fingerprint -sha256` begins with.
+        not_before, not_after: Epoch seconds.
+        chain: Certificates in its file, itself included; count, >= 1.
+    """
+
+    print: str
+    not_before: int
+    not_after: int
+    chain: int
+
+
+@frozen
 class TlsPlan:
     """What one upstream's TLS connections trust and present.
 
+    What the files hold is no part of the `policy`: it may change while everything that follows from the file stays.
+
     Attributes:
         ca: Path of the CA file or directory in force, or None for the system store.
+        key: None: it is in the file of the certificate.
         fingerprint: Hash over the bytes of the files named here, so that a
-            rotated certificate makes an unequal plan.
+            rotated certificate makes an unequal plan. Not to be shown: the passphrase is in it, too.
         ca_digest: Hex SHA-256 of the bytes of the CA file; None: there is no file, or it is a directory.
+        cert_digest, key_digest: The same of the certificate and of the key; None: there is no such file.
+        key_passphrase: What the key is encrypted with; None: it is not.
+        rotation_drain_s: How long a connection in use may go on under material that was replaced.
+        certificate: What the client certificate says of itself; None: there is none, or it cannot be read.
     """
 
     verify: bool
@@ -190,6 +214,25 @@ class TlsPlan:
     min_version: Literal["1.2", "1.3"]
     fingerprint: str
     ca_digest: str | None = None
+    cert_digest: str | None = None
+    key_digest: str | None = None
+    key_passphrase: Secret | None = field(default=None, repr=False)
+    rotation_drain_s: float = 30.0
+    certificate: CertificatePlan | None = None
+
+    @property
+    def policy(self) -> TlsPlan:
+        """This plan without what the files hold, and what holds for connections that there are already."""
+        return replace(
+            self,
+            fingerprint="",
+            ca_digest=None,
+            cert_digest=None,
+            key_digest=None,
+            key_passphrase=None,
+            rotation_drain_s=0.0,
+            certificate=None,
+        )
 
 
 @frozen
@@ -497,6 +540,7 @@ class Configuration:
         watched: Absolute paths of every file that, changed, means a reload: the
             YAML, `${file:}` targets, secrets directory entries, certificates.
         warnings: Rendered findings that do not stop the load, sorted by line.
+        tls_refused: By upstream, why the TLS files that it names were not taken: its plan has those of the load before.
         prints: SHA-256 of what the load has read, of those of *watched* that it has read.
     """
 
@@ -508,4 +552,5 @@ class Configuration:
     digest: str
     watched: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    tls_refused: Mapping[str, str] = field(default_factory=dict)
     prints: Mapping[str, bytes] = field(default_factory=dict, repr=False)

@@ -57,7 +57,8 @@ def _origin(plan: UpstreamPlan) -> object:
 
 
 def _tls(plan: UpstreamPlan) -> object:
-    return plan.tls  # a rotated file makes another one: the fingerprints of the files are part of it
+    # Not what the files hold: the connections follow that (`runtime.rotation`).
+    return None if plan.tls is None else plan.tls.policy
 
 
 def _tcp_keepalive(plan: UpstreamPlan) -> object:
@@ -145,6 +146,9 @@ ROWS: Final[Mapping[str, Row]] = MappingProxyType(
         "tls.ca": _BY_TLS,
         "tls.cert": _BY_TLS,
         "tls.key": _BY_TLS,
+        # Once it opens another key: as where the key's file has other contents.
+        "tls.key_passphrase": _LIVE,
+        "tls.rotation_drain": _LIVE,
         "tls.server_name": _BY_TLS,
         "tls.min_version": _BY_TLS,
         "retry.max_attempts": _LIVE,
@@ -203,6 +207,11 @@ _LEARNED: Final = tuple(dict.fromkeys(row.learned for row in ROWS.values() if ro
 def keeps_connections(before: UpstreamPlan, after: UpstreamPlan) -> bool:
     """Whether the connections made by *before* can go by *after*."""
     return all(built(before) == built(after) for built in _BUILT)
+
+
+def keeps_tls(before: UpstreamPlan, after: UpstreamPlan) -> bool:
+    """Whether what *before* goes by in TLS can follow *after*: the rules are the same, whatever the files hold."""
+    return before.tls is not None and _tls(before) == _tls(after)
 
 
 def keeps_learned(before: UpstreamPlan, after: UpstreamPlan) -> bool:

@@ -84,4 +84,5 @@ class Readings:
             circuit=None if upstream is None else upstream.learned.circuit.view(now),
             suspect=any(endpoint.suspect for endpoint in endpoints),
             budget_tokens=None if upstream is None else upstream.learned.budget.balance(now),
+            tls=None if upstream is None else self._reloader.rotations.of(name),
         )

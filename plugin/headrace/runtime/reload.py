@@ -39,16 +39,20 @@ from headrace.policy.plan import Configuration
 from headrace.runtime.foretelling import Foreteller
 from headrace.runtime.heartbeat import Heartbeats
 from headrace.runtime.reports import report_leases
+from headrace.runtime.rotation import Rotations
 from headrace.runtime.service import ServiceCounters
 from headrace.runtime.snapshot import Snapshot, build_snapshot, changed_upstreams, retired_endpoints
 from headrace.runtime.state import Endpoint
 from headrace.runtime.threads import Life
 from headrace.runtime.upstream import Upstream, name_of
 from headrace.runtime.warmup import Warmer
-from headrace.transport.dial.tls import TlsError
+from headrace.transport.dial.tls import TlsChanged, TlsError
 
 HOLD_S = 5.0
 """Seconds that a file which drops most upstreams must stand. A file that is half written looks the same."""
+
+MOST_READINGS = 5
+"""How often the files are read anew because TLS files were written while they were read."""
 
 ReloadResult = Literal["applied", "unchanged", "held"]
 
@@ -144,7 +148,9 @@ class Reloader:
         self.service = ServiceCounters()
         self.counters: dict[str, UpstreamCounters] = {}
         self.refused: _Rejection | None = None
-        self.snapshot = self._build(load(), None)
+        self.rotations = Rotations()
+        self.snapshot = self._read(None)[1]
+        self.rotations.follow(self.snapshot.upstreams, now=clock(), now_s=self.snapshot.loaded_at)
 
     def announcements(self) -> list[Event]:
         """Events for what deserves a second look in the configuration in force."""
@@ -205,7 +211,7 @@ class Reloader:
         """
         events: list[Event] = []
         with self._lock:
-            after = self._build(self._load(), self.snapshot)
+            after = self._read(self.snapshot, anew=True)[1]
             carry_out(
                 self._steps_to(after, events, drain_at=self._clock()),
                 doing="put a configuration in force again",
@@ -242,6 +248,10 @@ class Reloader:
             self._move_back(step_s)
         self._ticked_at = now
         self._look_after_draining(now)
+        if self.rotations.is_pending:
+            with self._lock:
+                refused = self.rotations.due(now, self.snapshot.upstreams.values())
+            each(refused, emit, doing="tell that TLS files were refused")
         held = self._held
         if held is not None and now - held.since >= HOLD_S:
             try:
@@ -255,6 +265,7 @@ class Reloader:
             self._draining = [replace(one, stop_at=one.stop_at + step_s) for one in self._draining]
             if self._held is not None:
                 self._held = _Held(self._held.digest, self._held.since + step_s)
+            self.rotations.move(step_s)
 
     def _look_after_draining(self, now: float) -> None:
         each(
@@ -341,14 +352,14 @@ class Reloader:
         began = self._clock()
         before = self.snapshot
         try:
-            configuration = self._load()
-            if configuration.digest == before.digest:
+            configuration, after = self._read(before)
+            if after is before:
                 self._held = self.refused = None
                 self.service.reloaded("unchanged")
                 return "unchanged"
             if patient and self._is_held(configuration, before, began, events):
                 return "held"
-            self._put_in_force(self._build(configuration, before), began, events)
+            self._put_in_force(after, began, events)
         except ConfigError as error:
             self._held = None
             self._reject(error, events)
@@ -398,7 +409,46 @@ class Reloader:
             swap,
             *(functools.partial(take_force, upstream) for upstream in changed_upstreams(before, after)),
             lambda: self._drain(retired_endpoints(before, after), drain_at),
+            self._rotate_draining,
+            lambda: self.rotations.follow(after.upstreams, now=self._clock(), now_s=after.loaded_at),
         )
+
+    def _rotate_draining(self) -> None:
+        """Have the pools that drain let go of what was made with other TLS files than new connections are."""
+
+        def rotate(one: _Draining) -> None:
+            if one.endpoint.tls is not None:
+                one.endpoint.pool.rotate(one.endpoint.tls.plan)
+
+        each(self._draining, rotate, doing="have a pool that drains go by new TLS files")
+
+    def _read(self, previous: Snapshot | None, *, anew: bool = False) -> tuple[Configuration, Snapshot]:
+        """What the files say, and the snapshot of it: *previous* where they say what is in force, unless *anew*.
+
+        They are read again if one with a certificate, key or CA was written meanwhile: what is built must be what was
+        read. Whoever goes on writing, has the last good material kept at last.
+
+        Raises:
+            ConfigError: The files have problems.
+        """
+        for left in reversed(range(MOST_READINGS)):
+            configuration = self._load()
+            is_known = previous is not None and configuration.digest == previous.digest
+            if previous is not None and is_known and not (anew or self._may_pass(previous)):
+                return configuration, previous
+            try:
+                after = self._build(configuration, previous)
+            except ConfigError as error:
+                if left and isinstance(error.__cause__, TlsChanged):
+                    continue
+                raise
+            if not (left and self._may_pass(after)):
+                break
+        return configuration, after
+
+    @staticmethod
+    def _may_pass(snapshot: Snapshot) -> bool:
+        return any(one.material is not None and one.material.may_pass for one in snapshot.upstreams.values())
 
     def _build(self, configuration: Configuration, previous: Snapshot | None) -> Snapshot:
         try:

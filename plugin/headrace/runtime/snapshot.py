@@ -19,6 +19,7 @@ from headrace.policy.frozen import frozen
 from headrace.policy.plan import Configuration, UrlPrefix
 from headrace.policy.printable import printable
 from headrace.policy.routes import RouteTable
+from headrace.runtime.rotation import material_for
 from headrace.runtime.service import ServiceCounters
 from headrace.runtime.state import Endpoint
 from headrace.runtime.upstream import Upstream, build_state
@@ -84,13 +85,19 @@ def build_snapshot(
         is_stopped: The pools of *previous* were closed for good: only what its upstreams have learned is kept.
 
     Raises:
-        TlsError: TLS files cannot be loaded.
+        TlsError: TLS files cannot be loaded, and the upstream has no earlier contents of the same ones.
     """
     upstreams: dict[str, Upstream] = {}
     deadline = configuration.service.deadline
     tracing = tracing_of(configuration.telemetry.tracing)
     for name, plan in configuration.upstreams.items():
         before = previous.upstreams.get(name) if previous is not None else None
+        plan, material = material_for(
+            plan,
+            in_force=None if before is None else before.plan,
+            refused=configuration.tls_refused.get(name),
+            now_s=loaded_at,
+        )
         if before is not None and before.plan == plan and not is_stopped:
             plan, learned, endpoints = before.plan, before.learned, before.endpoints
         else:
@@ -112,6 +119,7 @@ def build_snapshot(
             deadline_header=None if deadline is None else deadline.header,
             service=service,
             tracing=tracing,
+            material=material,
         )
     for name in upstreams:
         _find_fallback(name, upstreams)

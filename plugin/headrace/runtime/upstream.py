@@ -7,15 +7,17 @@ in force yet. `Upstream.take_force` then makes that state go by the plan; the re
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 
-from headrace.observe.events import CircuitChanged, UpstreamReset
+from headrace.observe.events import CircuitChanged, TlsRotated, UpstreamReset
 from headrace.observe.isolation import each
 from headrace.policy.counters import UpstreamCounters, add
 from headrace.policy.frozen import frozen
-from headrace.policy.plan import Mode, UpstreamPlan
-from headrace.runtime.migrate import ends_rehearsal, keeps_connections, keeps_learned
+from headrace.policy.plan import Mode, TlsPlan, UpstreamPlan
+from headrace.runtime.migrate import ends_rehearsal, keeps_connections, keeps_learned, keeps_tls
+from headrace.runtime.rotation import Material
 from headrace.runtime.service import ServiceCounters
 from headrace.runtime.state import Endpoint, Learned, build_endpoint, learned_nothing
 from headrace.transport.dial.client import TlsClient
@@ -39,6 +41,7 @@ class Upstream:
         service: Counters of the instance that it belongs to.
         fallback: The upstream that is called where the circuit refuses; None: none is, whatever else the plan says.
         tracing: Tells OpenTelemetry of its calls; None: nothing is told.
+        material: What its TLS goes by; None: it has none.
         compiled: What was made of it for quick calls, by maker. An entry is made by one store, and may be made twice.
     """
 
@@ -53,6 +56,7 @@ class Upstream:
     service: ServiceCounters
     fallback: Upstream | None = None
     tracing: Tracing | None = None
+    material: Material | None = field(default=None, repr=False)
     compiled: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def everywhere(self) -> tuple[Upstream, ...]:
@@ -62,23 +66,31 @@ class Upstream:
             for endpoint in self.endpoints
         )
 
-    def take_force(self, now: float) -> list[CircuitChanged]:
+    def take_force(self, now: float) -> list[CircuitChanged | TlsRotated]:
         """Make the state go by this plan. Mutates the state; idempotent.
 
         An error in one pool does not keep the others from it.
 
         Returns:
-            The transitions that followed, counted and to be logged.
+            What followed, counted and to be logged: transitions, and a rotation.
         """
         plan, tls = self.plan, self.endpoint.tls
+        old = None if tls is None else tls.plan
+        let_go: list[tuple[int, int]] = []
+
+        def follow(endpoint: Endpoint) -> None:
+            let_go.extend(filter(None, (endpoint.pool.follow(plan),)))
+
+        # New handshakes first: what a pool then lets go of is all that was made with the old material.
         if tls is not None and plan.tls is not None:
             tls.follow(plan.tls)
-        each(
-            self.endpoints,
-            lambda one: one.pool.follow(plan),
-            doing=f"have the pool of {plan.name} go by new rules",
-        )
-        return self.learned.follow(plan, self.mode, now)
+        each(self.endpoints, follow, doing=f"have the pool of {plan.name} go by new rules")
+        events: list[CircuitChanged | TlsRotated] = [*self.learned.follow(plan, self.mode, now)]
+        if old is not None and plan.tls is not None and old.fingerprint != plan.tls.fingerprint:
+            with self.learned.counters.lock:
+                add(self.learned.counters.rotations, "taken")
+            events.append(_rotated(plan.name, old, plan.tls, let_go))
+        return events
 
     def forget_inherited(self) -> None:
         """In a forked child: let go of the parent's connections, and make a circuit and a budget that know nothing.
@@ -118,6 +130,21 @@ class Upstream:
         return f"<Upstream {self.plan.name} {self.mode} circuit={circuit} {self.endpoint.pool!r}>"
 
 
+def _rotated(name: str, old: TlsPlan, new: TlsPlan, let_go: Sequence[tuple[int, int]]) -> TlsRotated:
+    was, now = old.certificate, new.certificate
+    return TlsRotated(
+        upstream=name,
+        certificate=None if now is None else now.print,
+        not_after_s=None if now is None else now.not_after,
+        was=None if was is None else was.print,
+        closed=sum(closed for closed, _ in let_go),
+        draining=sum(busy for _, busy in let_go),
+        drain_s=new.rotation_drain_s,
+        chain=0 if now is None else now.chain,
+        was_chain=0 if was is None else was.chain,
+    )
+
+
 def name_of(upstream: Upstream) -> str:
     """The name of *upstream* in the file."""
     return upstream.plan.name
@@ -136,6 +163,9 @@ def build_state(
         before: The upstream that has the name so far; None: the name is new.
         is_stopped: The pools of *before* were closed for good.
 
+    The client of its TLS goes on wherever the rules of TLS are the same, also where pools are new. So those that
+    drain follow it, too: no call under an old snapshot makes a connection with a certificate that was replaced.
+
     Raises:
         TlsError: The plan's TLS files cannot be loaded.
     """
@@ -145,6 +175,7 @@ def build_state(
             learned = before.learned
         if not is_stopped and keeps_connections(before.plan, plan):
             kept = {endpoint.origin: endpoint for endpoint in before.endpoints}
+        if keeps_tls(before.plan, plan):
             tls = before.endpoint.tls
     if tls is None and plan.tls is not None:
         tls = TlsClient(plan.tls)

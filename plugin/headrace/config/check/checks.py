@@ -318,6 +318,13 @@ def _tls(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
         yield written.problem(
             key, "is a key without a certificate", "write beside it: cert: with the certificate's file"
         )
+    passphrase = (*table, "key_passphrase")
+    if tls.key_passphrase is not None and tls.cert is None and written.is_usable(cert, passphrase):
+        yield written.problem(
+            passphrase,
+            "is a passphrase without a key",
+            "write beside it: cert: and key: with the files of certificate and key",
+        )
     own = node_at(written.original, table)
     if written.is_usable((*base, "base_url"), table) and isinstance(own, Table) and own:
         prefixes = [upstream.base_url, *(upstream.match if written.is_usable((*base, "match")) else [])]

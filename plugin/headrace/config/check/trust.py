@@ -5,28 +5,54 @@ from __future__ import annotations
 import hashlib
 import os
 import ssl
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from headrace.config.check.problems import Path, Problem
 from headrace.config.settings import Tls, Upstream
 from headrace.config.source.files import Reader, ReadingError
 from headrace.config.source.tree import MASK, Mark, problem_at
 from headrace.config.source.written import Written
-from headrace.policy.plan import TlsPlan
+from headrace.policy.certificate import certificates_in, dates_of, short_print_of
+from headrace.policy.plan import CertificatePlan, TlsPlan
+from headrace.policy.secret import Secret
 
 BUNDLE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 """In the order of requests, which knows the first two. OpenSSL knows the third."""
 MAX_TRUST_FILE_BYTES = 8 << 20
 MAX_DIRECTORY_FILES = 2000
+MAX_PASSPHRASE_BYTES = 1024
+"""Python's ssl takes no longer one (PEM_BUFSIZE of OpenSSL)."""
 
 
 class Trust:
-    """Makes the TLS plan of each upstream. Reads each file once, through *reader*."""
+    """Makes the TLS plan of each upstream. Reads each file once, through *reader*.
 
-    def __init__(self, env: Mapping[str, str], reader: Reader, written: Written) -> None:
+    Args:
+        before: The TLS plans of the load before, by upstream.
+
+    Attributes:
+        problems: What keeps the configuration from being taken into force.
+        refused: By upstream: what would be a problem, had the load before not read the very same files. That upstream
+            keeps what they held then, and the rest of the configuration can take force.
+        findings: What deserves a second look.
+    """
+
+    def __init__(
+        self,
+        env: Mapping[str, str],
+        reader: Reader,
+        written: Written,
+        *,
+        before: Mapping[str, TlsPlan],
+    ) -> None:
         self.reader = reader
         self.written = written
         self.problems: list[Problem] = []
+        self.refused: dict[str, str] = {}
+        self.findings: list[Problem] = []
+        self._before = before
         self._plans: dict[Tls, TlsPlan] = {}
         self._bundle = next(((name, env[name]) for name in BUNDLE_VARIABLES if env.get(name)), None)
 
@@ -41,12 +67,42 @@ class Trust:
             # A plan with a problem is built again for the next upstream: each place is reported.
             if len(self.problems) == before:
                 self._plans[upstream.tls] = known
+            else:
+                known = self._last_good(name, known, self.problems[before:])
+        self._look_at_dates(name, known)
         return known
+
+    def _last_good(self, name: str, found: TlsPlan, problems: list[Problem]) -> TlsPlan:
+        """The plan of the load before, if it goes by the same files as *found*, which has *problems*; else *found*."""
+        last = self._before.get(name)
+        if last is None or last.policy != found.policy:
+            return found
+        del self.problems[-len(problems) :]
+        self.refused[name] = "; ".join(one.message for one in problems)
+        return replace(last, rotation_drain_s=found.rotation_drain_s)
+
+    def _look_at_dates(self, name: str, plan: TlsPlan) -> None:
+        certificate, now = plan.certificate, time.time()
+        path: Path = ("upstreams", name, "tls", "cert")
+        if certificate is None or not self.written.is_usable(path):
+            return
+        if now >= certificate.not_after:
+            told = f"has expired on {_day(certificate.not_after)}"
+        elif now < certificate.not_before:
+            told = f"does not hold before {_day(certificate.not_before)}"
+        else:
+            return
+        self.findings.append(
+            self.written.problem(
+                path, f"is a client certificate that {told}", "renew it; a change of the file is noticed"
+            )
+        )
 
     def _build(self, path: Path, tls: Tls) -> TlsPlan:
         total = hashlib.sha256()
         files: dict[str, str | None] = {}
-        ca_digest = None
+        digests: dict[str, str | None] = {}
+        certificate = None
         for role, file in (("ca", tls.ca), ("cert", tls.cert), ("key", tls.key)):
             if file is None:
                 files[role] = None
@@ -55,15 +111,21 @@ class Trust:
             try:
                 content = self._content(file, may_be_directory=role == "ca")
                 _hash_part(total, role, content)
-                if role == "ca":
-                    ca_digest = self._digest(file, content)
+                digests[role] = self._digest(file, content)
+                if role == "cert":
+                    certificate = _certificate(content)
             except ReadingError as error:
                 self._report((*path, role), file, error)
         if files["ca"] is None and tls.verify and self._bundle is not None:
-            files["ca"], ca_digest = self._bundled(total)
+            files["ca"], digests["ca"] = self._bundled(total)
         if files["ca"] is None and tls.verify:
             # Who has put another class there, as truststore does, decides what is trusted: another plan.
             _hash_part(total, "store", ssl.SSLContext.__module__.encode())
+        passphrase = None
+        if tls.key_passphrase is not None:
+            passphrase = Secret(_without_newline(tls.key_passphrase))
+            _hash_part(total, "passphrase", passphrase.encode(errors="surrogateescape"))
+            self._measure((*path, "key_passphrase"), passphrase)
         return TlsPlan(
             verify=tls.verify,
             ca=files["ca"],
@@ -72,8 +134,24 @@ class Trust:
             server_name=tls.server_name,
             min_version=tls.min_version,
             fingerprint=total.hexdigest(),
-            ca_digest=ca_digest,
+            ca_digest=digests.get("ca"),
+            cert_digest=digests.get("cert"),
+            key_digest=digests.get("key"),
+            key_passphrase=passphrase,
+            rotation_drain_s=float(tls.rotation_drain),
+            certificate=certificate,
         )
+
+    def _measure(self, path: Path, passphrase: str) -> None:
+        length = len(passphrase.encode(errors="surrogateescape"))
+        if length > MAX_PASSPHRASE_BYTES and self.written.is_usable(path):
+            self.problems.append(
+                self.written.problem(
+                    path,
+                    f"has {length} bytes, and OpenSSL takes no passphrase of more than {MAX_PASSPHRASE_BYTES}",
+                    "encrypt the key with a shorter one; is it perhaps the key itself?",
+                )
+            )
 
     def _bundled(self, total: hashlib._Hash) -> tuple[str, str | None]:
         assert self._bundle is not None
@@ -124,6 +202,32 @@ class Trust:
         hidden = self.written.is_secret(path)
         text = f"the file {MASK} cannot be used" if hidden else f"the file {file} {error}"
         self.problems.append(self.written.problem(path, text, "check the path, and who may read the file"))
+
+
+def _without_newline(text: str) -> str:
+    """As `${file:…}` is read; a block of YAML has one at its end, too."""
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+
+
+def _certificate(pem: bytes) -> CertificatePlan | None:
+    try:
+        not_before, not_after = dates_of(pem)
+    except ValueError:
+        return None  # what is wrong with it, comes to light when it is loaded
+    return CertificatePlan(
+        print=short_print_of(pem) or "",
+        not_before=not_before,
+        not_after=not_after,
+        chain=len(certificates_in(pem)),
+    )
+
+
+def _day(epoch_s: int) -> str:
+    """*epoch_s* as a date and a time of UTC."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(epoch_s))
+    except (OverflowError, ValueError, OSError):
+        return f"{epoch_s} s after 1970"
 
 
 def _hash_part(total: hashlib._Hash, role: str, content: bytes) -> None:

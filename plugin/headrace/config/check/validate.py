@@ -20,7 +20,7 @@ from headrace.config.check.problems import MAX_PROBLEMS, Path, Problem, did_you_
 from headrace.config.check.proposals import misspelt, proposals
 from headrace.config.explain.keys import GONE, Key, key_at
 from headrace.config.reuse import Reading
-from headrace.config.settings import Settings
+from headrace.config.settings import SECRET_KEY, Settings
 from headrace.config.source.inherit import Inheritance
 from headrace.config.source.tree import (
     Mark,
@@ -144,7 +144,7 @@ def _problem(written: Written, kind: str, path: Path, context: dict[str, Any]) -
     node = node_at(tree, path)
     key = key_at(path)
     mark = node.mark if node is not None else mark_of(tree, path)
-    hide = path[2:3] == ("headers",) or path[:2] == ("defaults", "headers")
+    hide = path[2:3] == ("headers",) or path[:2] == ("defaults", "headers") or path[-1:] == SECRET_KEY
     path = written.origin(path)
     if key is None:
         return problem_at(mark, path, f"cannot be used; found {found(node, hide=hide)}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from headrace.config.check.problems import Path, dotted
 from headrace.config.explain.keys import Key, key_at, yaml_text
-from headrace.config.settings import Backoff, Pool, Settings, Timeouts
+from headrace.config.settings import SECRET_KEY, Backoff, Pool, Settings, Timeouts
 from headrace.config.source.tree import MASK, leaves, node_at
 from headrace.config.source.written import Rank, Written
 from headrace.policy.plan import UrlPrefix
@@ -36,7 +36,8 @@ class EffectiveValues:
     def text(self, *path: str) -> str:
         """The value at *path* below the upstream, or the mask."""
         around = _CUTTING_LIMITS[path[:-1]] if self._is_cut(path) else ()
-        if any(self._is_hidden((*self.base, *limit)) for limit in (path, *around)):
+        is_secret = path[-1:] == SECRET_KEY and self._value(path) is not None
+        if is_secret or any(self._is_hidden((*self.base, *limit)) for limit in (path, *around)):
             return MASK
         return _value_text(self._value(path))
 

@@ -11,25 +11,27 @@ taken: truststore's would trust the system's store as well, and load it anew for
 from __future__ import annotations
 
 import _ssl
+import hashlib
 import os
 import re
 import ssl
 import sys
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
 
 from headrace.policy.plan import TlsPlan
+from headrace.transport.dial.pair import TlsError as TlsError
+from headrace.transport.dial.pair import present, read, reason_of
 from headrace.transport.standstill import patient_over
 
 _MINIMUM = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _HASHED_NAME = re.compile(r"[0-9a-f]{8}\.\d+")  # what OpenSSL looks for in a CA directory
 
 
-class TlsError(ValueError):
-    """TLS files that cannot be used; the text names the file, what is wrong and how to fix it."""
+class TlsChanged(TlsError):
+    """A file has other contents than the plan was made of: it was written in between. Reading it all again helps."""
 
 
 def _class_for(plan: TlsPlan) -> Any:
@@ -84,6 +86,7 @@ def context_for(plan: TlsPlan) -> ssl.SSLContext:
     Raises:
         TlsError: A file is missing or unreadable, does not parse, or the pair
             does not match. There is no fall-back to default TLS (failures.md 35).
+        TlsChanged: A file was written since *plan* was made.
     """
     with _contexts_lock:
         kind = _class_for(plan)
@@ -146,10 +149,21 @@ def _build(plan: TlsPlan, kind: Any) -> ssl.SSLContext:
         context.check_hostname = False
         _put(context, "verify_mode", ssl.CERT_NONE)
     if plan.cert is not None:
-        _present(context, plan.cert, plan.key)
+        present(context, plan)
     elif plan.key is not None:
         raise TlsError(f"{plan.key}: a key without a certificate\n    write: cert: beside key:")
+    _compare(plan)
     return context
+
+
+def _compare(plan: TlsPlan) -> None:
+    """Raise unless the files still hold what *plan* was made of: OpenSSL has read them by itself, after that."""
+    named = ((plan.ca, plan.ca_digest), (plan.cert, plan.cert_digest), (plan.key, plan.key_digest))
+    for path, digest in named:
+        if path is None or digest is None:
+            continue
+        if hashlib.sha256(read(path, "it again")).hexdigest() != digest:
+            raise TlsChanged(f"{path}: was written while it was being loaded\n    load it again")
 
 
 def _trust(context: ssl.SSLContext, ca: str | None) -> None:
@@ -158,18 +172,18 @@ def _trust(context: ssl.SSLContext, ca: str | None) -> None:
     elif os.path.isdir(ca):
         _trust_directory(context, ca)
     else:
-        _read(ca, "the CA file")
+        read(ca, "the CA file")
         try:
             context.load_verify_locations(cafile=ca)  # `cadata` would hold the GIL all the while
         except (ssl.SSLError, OSError) as error:
-            raise TlsError(f"{ca}: holds no CA certificate in PEM form ({_reason(error)})") from error
+            raise TlsError(f"{ca}: holds no CA certificate in PEM form ({reason_of(error)})") from error
 
 
 def _trust_directory(context: ssl.SSLContext, ca: str) -> None:
     try:
         names = os.listdir(ca)
     except OSError as error:
-        raise TlsError(f"{ca}: cannot read the CA directory ({_reason(error)})") from error
+        raise TlsError(f"{ca}: cannot read the CA directory ({reason_of(error)})") from error
     if not any(map(_HASHED_NAME.fullmatch, names)):
         # OpenSSL would accept the directory silently, and then no handshake could succeed.
         raise TlsError(
@@ -192,53 +206,3 @@ def _trust_system_store(context: ssl.SSLContext) -> None:
     import certifi  # requests needs it, so it is there; rarely needed here
 
     context.load_verify_locations(cafile=certifi.where())
-
-
-def _present(context: ssl.SSLContext, cert: str, key: str | None) -> None:
-    """Load the client certificate; the error says which of the two files is at fault."""
-    _read(cert, "the client certificate")
-    if key is not None:
-        _read(key, "the client key")
-    key_file = cert if key is None else key
-
-    def no_passphrase() -> str:
-        raise TlsError(
-            f"{key_file}: the client key is encrypted, and there is nobody to ask for its passphrase\n"
-            f"    write it unencrypted, readable by the service only: openssl pkey -in {key_file} -out …"
-        )
-
-    try:
-        # Without the callback OpenSSL would ask at the terminal.
-        context.load_cert_chain(cert, key, no_passphrase)
-    except TlsError:
-        raise
-    except (ssl.SSLError, OSError) as error:
-        if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
-            raise TlsError(f"{key_file}: this key does not belong to the certificate {cert}") from error
-        if not _holds_certificate(cert):
-            raise TlsError(f"{cert}: holds no client certificate in PEM form ({_reason(error)})") from error
-        if key is None:
-            raise TlsError(f"{cert}: holds no private key in PEM form, and `key` is not given") from error
-        raise TlsError(f"{key}: holds no private key in PEM form ({_reason(error)})") from error
-
-
-def _holds_certificate(path: str) -> bool:
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
-    except (ssl.SSLError, OSError):
-        return False
-    return True
-
-
-def _read(path: str, what: str) -> None:
-    """Raise an error that names the file: OpenSSL's would only hint at it."""
-    try:
-        Path(path).read_bytes()
-    except OSError as error:
-        raise TlsError(f"{path}: cannot read {what} ({_reason(error)})") from error
-
-
-def _reason(error: OSError) -> str:
-    return (
-        (getattr(error, "reason", None) or error.strerror or type(error).__name__).replace("_", " ").lower()
-    )

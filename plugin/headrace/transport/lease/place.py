@@ -11,7 +11,9 @@ from weakref import ref
 
 C = TypeVar("C")
 
-CloseReason = Literal["idle", "lifetime", "dead", "surplus", "retired", "error", "leaked", "abandoned"]
+CloseReason = Literal[
+    "idle", "lifetime", "dead", "surplus", "retired", "rotated", "error", "leaked", "abandoned"
+]
 """Why a connection was closed.
 
 - idle: unused for `idle_timeout`.
@@ -20,6 +22,7 @@ CloseReason = Literal["idle", "lifetime", "dead", "surplus", "retired", "error",
   something unasked, or an answer with an end that can be read in two ways.
 - surplus: one-off, above `max_idle`, beyond a lowered size, its owner has gone, or it made room for a fresh one.
 - retired: it belonged to a pool that a reload has replaced.
+- rotated: it was made with a certificate, key or CA whose file has other contents now.
 - error: broken off, or closed before the end of an answer.
 - leaked: dropped by its holder without being given back.
 - abandoned: the inbound request that its answer was opened in ended before the answer's body did.
@@ -40,7 +43,8 @@ class Connection(Generic[C]):
         capacity: Leases that it may have at once; count, >= 0. 1 unless `LeasePool.share` or `offer` said otherwise.
         is_shared: `share` or `offer` has said so, and it is counted as a connection with several places.
         is_apart: It has an owner or several places: idle, it is kept apart from those that any caller may hold alone.
-        ends_as: Of several places: why no place on it is lent any more, and it is closed with its last lease.
+        ends_as: Why it is lent no more, and is closed with its last lease; None: it may be.
+        gone_by: When its holder is broken off, if it still has one; inf: never.
     """
 
     # No __init__: see `Lease`. Identity is equality.
@@ -49,6 +53,7 @@ class Connection(Generic[C]):
         "conn",
         "ends_as",
         "expires_at",
+        "gone_by",
         "idle_since",
         "is_apart",
         "is_shared",
@@ -62,6 +67,7 @@ class Connection(Generic[C]):
     idle_since: float
     looked_at: float
     expires_at: float
+    gone_by: float
     uses: int
     capacity: int
     is_shared: bool
@@ -71,7 +77,7 @@ class Connection(Generic[C]):
     def over(self, now: float, idle_timeout_s: float) -> CloseReason | None:
         """Why it is not used again although its peer may still be there; None: it may be."""
         if now >= self.expires_at:
-            return "lifetime"
+            return self.ends_as or "lifetime"
         return "idle" if now - self.idle_since >= idle_timeout_s else None
 
     def __repr__(self) -> str:

@@ -38,6 +38,13 @@ further place: it is closed with its last lease. So it is when one of its leases
 (A retired pool lends places on, to calls of the old snapshot: they would wait for each other otherwise.)
 Nothing of this is asked on the way of a lease that has its connection for itself.
 
+**Generations.** What connections are made with (certificate, key, CA) may have other contents one day: `rotate`. What
+the pool knows then is of the old generation. A connection that is being made belongs to the generation in which its
+slot was lent, which is before its handshake began, whatever the handshake then took. (Its owner first makes new
+handshakes take the new material, and rotates then. So the doubtful ones are closed without need; none is kept.)
+An old one has no life left (`expires_at`), which every call and return asks anyway. It may be on its way back,
+unseen: then its next holder closes it, or housekeeping.
+
 **Interrupts.** KeyboardInterrupt, or Celery's soft time limit, may be raised between
 any two bytecodes where CPython polls for signals: after a call, not after a
 plain store. One store writes a lease down as in use, and one store writes it down as another
@@ -129,6 +136,7 @@ class LeasePool(Generic[C]):
 
     Attributes:
         on_enqueue: Called without the lock when a call has entered the queue; it may `resize`.
+        generation: How often `rotate` was called; count. Written under the lock.
     """
 
     def __init__(
@@ -180,6 +188,9 @@ class LeasePool(Generic[C]):
         self._faulty_sites: set[str] = set()
         self._retired = False
         self._stopped = False
+        self.generation = 0
+        self._drain_s = 0.0
+        self._drains = False  # a connection in use may have a `gone_by`
         # Whether a connection that comes back is screened and not simply kept: the pool is retired, or was shrunk
         # below what is in use.
         self._screens = False
@@ -345,7 +356,7 @@ class LeasePool(Generic[C]):
             if self._waiters or self._screens:
                 self._settle()
         else:
-            over: CloseReason = "surplus" if lease.one_off else "lifetime"
+            over: CloseReason = "surplus" if lease.one_off else connection.ends_as or "lifetime"
             self._returns.append((lease, over if reusable else reason))
             self._settle()
 
@@ -511,10 +522,11 @@ class LeasePool(Generic[C]):
         self._settle()
         return max(want, 0)
 
-    def offer(self, conn: C, *, capacity: int | None = None) -> bool:
+    def offer(self, conn: C, *, capacity: int | None = None, generation: int | None = None) -> bool:
         """Take *conn*, made ahead of need, as an idle connection; without a use for it, close it and answer False.
 
         Args:
+            generation: The pool's before *conn* was begun: if that is over, there is no use for it. None: it has none.
             capacity: Leases that may use it at once, as in `share`; None: one, which has it for itself.
 
         Raises:
@@ -533,12 +545,13 @@ class LeasePool(Generic[C]):
             connection.is_shared = connection.is_apart = True
         with self._lock:
             self._process_returns()
-            welcome = not self._retired and self._connections() < self._size
+            is_old = generation is not None and generation != self.generation
+            welcome = not (self._retired or is_old) and self._connections() < self._size
             if welcome:
                 (self._apart if connection.is_apart else self._idle).append(connection)
                 self._serve()
             else:
-                self._schedule_close(conn, "retired" if self._retired else "surplus")
+                self._schedule_close(conn, "retired" if self._retired else "rotated" if is_old else "surplus")
         self._settle()
         return welcome
 
@@ -573,13 +586,14 @@ class LeasePool(Generic[C]):
     def return_unused(self, lease: Lease[C]) -> None:
         """End a lease of `lend_idle` as if it had not been made: its connection keeps the start of its idle time."""
         with self._lock:
-            if lease.token in self._inuse and not self._retired:
+            ends_as = "retired" if self._retired else lease.connection.ends_as
+            if lease.token in self._inuse and ends_as is None:
                 del self._inuse[lease.token]
                 lease.token = None
                 self._idle.appendleft(lease.connection)
                 self._serve()
             else:
-                self._returns.append((lease, "retired"))
+                self._returns.append((lease, ends_as or "retired"))
         self._settle()
 
     def close_idle(self, reason: CloseReason) -> int:
@@ -590,6 +604,35 @@ class LeasePool(Generic[C]):
             closed = self._schedule_idle_closes(reason)
         self._settle()
         return closed
+
+    def rotate(self, drain_s: float) -> tuple[int, int]:
+        """Let go of every connection there is, because new ones are made with other material from now on.
+
+        Idle ones are closed now. Those in use are lent no more and are closed when they come back; what is still in use
+        after *drain_s* is broken off, by housekeeping. Their slots count as before, so waiters wait for them, and sizes
+        and counts stay. Call it once new handshakes use the new material. Blocks for the lock only.
+
+        Returns:
+            How many were closed now, and how many are in use.
+        """
+        self._reset_if_forked()
+        with self._lock:
+            self._process_returns()
+            self.generation += 1
+            closed, now = self._schedule_idle_closes("rotated"), self._clock()
+            held = (token() for token in (*self._inuse, *self._one_off))
+            busy = {lease.connection for lease in held if lease is not None}.union(self._shared)
+            busy.discard(_NO_CONNECTION)
+            for connection in busy:
+                # This order: what has no life left has its reason.
+                connection.ends_as = connection.ends_as or "rotated"
+                connection.gone_by = min(connection.gone_by, now + drain_s)
+                connection.expires_at = -_NEVER
+            self._drain_s, self._drains = drain_s, True
+            self._check_held(now)
+            self._serve()
+        self._settle()
+        return closed, len(busy)
 
     def follow(self, plan: PoolPlan) -> None:
         """Go by *plan* from now on. A connection keeps the lifetime that it was made with."""
@@ -1002,8 +1045,8 @@ class LeasePool(Generic[C]):
             lease.token = None
             if self._reported:
                 self._reported.discard(token)
-            if lease.aborted or self._retired:
-                self._schedule_close(lease.conn, lease.aborted or "retired")
+            if lease.aborted or self._retired or lease.connection.ends_as:
+                self._schedule_close(lease.conn, lease.aborted or lease.connection.ends_as or "retired")
             elif self._connections() >= self._size:
                 self._schedule_close(lease.conn, "surplus")
                 self._update_screening()
@@ -1155,6 +1198,7 @@ class LeasePool(Generic[C]):
         connection.uses = connection.capacity = 1
         connection.is_shared = connection.is_apart = False
         connection.ends_as = None
+        connection.gone_by = _NEVER
         connection.expires_at = (
             _NEVER
             if lifetime_s is None
@@ -1188,18 +1232,29 @@ class LeasePool(Generic[C]):
             connection.expires_at = min(connection.expires_at, now + self.plan.max_lifetime_s)
 
     def _check_held(self, now: float) -> None:
-        """Abort leases in use beyond their lifetime and grace; note those held for too long."""
+        """Abort leases in use beyond their lifetime and grace, or their drain; note those held for too long."""
         grace_s, threshold_s = self.plan.max_lifetime_grace_s, self.plan.leak_detection_threshold_s
-        if grace_s is None and threshold_s is None:
+        if grace_s is None and threshold_s is None and not self._drains:
             return
+        self._drains = False
 
         def look(held: tuple[ref[Lease[C]], str | None]) -> None:
             token, site = held
             lease = token()
             if lease is None:
                 return
-            if grace_s is not None and now >= lease.connection.expires_at + grace_s and lease.aborted is None:
-                self._break_off(self._shared.get(lease.connection, (token,)), "lifetime")
+            connection = lease.connection
+            if connection.gone_by < _NEVER:
+                # The clock may have been stepped back (failures.md 69).
+                connection.gone_by = min(connection.gone_by, now + self._drain_s)
+                # Of several places: one that was broken off for itself leaves the connection as it was.
+                if now < connection.gone_by:
+                    self._drains = True
+                elif lease.aborted is None or connection.is_shared:
+                    self._break_off(self._shared.get(connection, (token,)), "rotated")
+                    connection.gone_by = _NEVER
+            elif grace_s is not None and now >= connection.expires_at + grace_s and lease.aborted is None:
+                self._break_off(self._shared.get(connection, (token,)), "lifetime")
             held_s = now - lease.taken_at
             if threshold_s is not None and held_s >= threshold_s and token not in self._reported:
                 self._reported.add(token)
@@ -1488,7 +1543,8 @@ def _gone_callback(pool: ref[LeasePool[Any]], gone: deque[ref[Any]]) -> Callable
 def _no_connection() -> Connection[Any]:
     none: Connection[Any] = Connection()
     none.conn = None
-    none.expires_at = _NEVER
+    none.expires_at = none.gone_by = _NEVER
+    none.ends_as = None
     none.uses = 0
     none.is_shared = False  # the rest, nobody asks of it
     return none

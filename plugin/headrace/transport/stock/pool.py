@@ -22,7 +22,7 @@ from urllib3.response import BaseHTTPResponse
 
 from headrace.clock import monotonic
 from headrace.policy.counters import UpstreamCounters
-from headrace.policy.plan import Origin, UpstreamPlan
+from headrace.policy.plan import Origin, TlsPlan, UpstreamPlan
 from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.dial.client import TlsClient, trust_of
 from headrace.transport.dial.liveness import is_alive
@@ -70,6 +70,7 @@ class InForce:
 
     Attributes:
         dns_name: What DNS is asked for: the host, with its final dot where the file writes one.
+        fingerprint: Of the TLS files that its connections are made with; "" without TLS.
         speaks: Requests are written, and answers read, by `transport.wire` wherever that can be.
     """
 
@@ -79,6 +80,7 @@ class InForce:
     resolve_s: float
     handshake_s: float
     speaks: bool
+    fingerprint: str = ""
 
 
 class GovernedHTTPPool(HTTPConnectionPool):
@@ -243,6 +245,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
         Raises:
             HTTPError, OSError: The connection could not be made.
         """
+        generation = self.leases.generation  # before the handshake begins
         conn = self._new_conn()
         conn.timeout = self.in_force.connect_s
         try:
@@ -250,7 +253,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
         except BaseException:
             conn.close()
             raise
-        self.leases.offer(conn)
+        self.leases.offer(conn, generation=generation)
 
     def try_connection(self, trust: SSLContext | None = None) -> dict[str, Any]:
         """The peer's certificate, as `getpeercert()` has it, by one connection that is closed again.
@@ -273,8 +276,17 @@ class GovernedHTTPPool(HTTPConnectionPool):
         finally:
             conn.close()
 
-    def follow(self, plan: UpstreamPlan) -> None:
-        """Go by *plan*, which has the TLS rules and the `tcp_keepalive` that this pool was built with."""
+    def follow(self, plan: UpstreamPlan) -> tuple[int, int] | None:
+        """Go by *plan*, which has the TLS rules and the `tcp_keepalive` that this pool was built with.
+
+        Returns:
+            As `rotate`.
+        """
+        self.limit(plan)
+        return None if plan.tls is None else self.rotate(plan.tls)
+
+    def limit(self, plan: UpstreamPlan) -> None:
+        """Go by the limits of *plan*; connections stay what they are made with."""
         now, limits = self.in_force, plan.timeouts
         now.dns_name = plan.dns_name(self.origin)
         now.acquire_s = limits.acquire_s
@@ -283,6 +295,17 @@ class GovernedHTTPPool(HTTPConnectionPool):
         now.handshake_s = limits.tls_handshake_s
         now.speaks = plan.pool.parser == "auto"
         self.leases.follow(plan.pool)
+
+    def rotate(self, plan: TlsPlan) -> tuple[int, int] | None:
+        """Let go of the connections, unless they were made with what *plan* has. New ones are made with that already.
+
+        Returns:
+            How many were closed, and how many are in use; None: there was nothing to do.
+        """
+        if self.in_force.fingerprint == plan.fingerprint:
+            return None
+        self.in_force.fingerprint = plan.fingerprint
+        return self.leases.rotate(plan.rotation_drain_s)
 
     def close(self) -> None:
         """Refuse new leases and close idle connections; connections in use are closed when they come back."""
@@ -373,7 +396,9 @@ def build_pool(
     pool.in_force = InForce("", 0.0, 0.0, 0.0, 0.0, speaks=False)
     pool.host_line = host_line(origin)
     pool.own_classes = WeakKeyDictionary()
-    pool.follow(plan)
+    pool.limit(plan)
+    if tls is not None:  # which follows the plan when that takes force, and then the pool does
+        pool.in_force.fingerprint = tls.plan.fingerprint
     return pool
 
 
