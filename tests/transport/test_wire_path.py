@@ -403,6 +403,7 @@ def test_a_request_is_what_stock_makes_of_it(
     assert asked[0] == asked[1]
 
 
+@pytest.mark.wire_path
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
@@ -462,6 +463,7 @@ def test_debug_output_of_http_client_is_still_there(
         assert "send: b'GET /a HTTP/1.1" in capsys.readouterr().out
 
 
+@pytest.mark.wire_path
 def test_an_edit_of_the_parser_holds_from_the_next_attempt_on(tmp_path: Path) -> None:
     with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
         ask = hr.upstream("billing").urlopen
@@ -474,6 +476,7 @@ def test_an_edit_of_the_parser_holds_from_the_next_attempt_on(tmp_path: Path) ->
         assert [one.connection for one in server.requests] == [1, 1]
 
 
+@pytest.mark.wire_path
 def test_requests_gets_its_cookies_and_a_response_that_can_be_pickled(
     by_path: tuple[Ask, Ask], canned: Canned
 ) -> None:
@@ -487,6 +490,7 @@ def test_requests_gets_its_cookies_and_a_response_that_can_be_pickled(
         assert [*found.iter_content(7)] == [TEXT[at : at + 7] for at in range(0, len(TEXT), 7)]
 
 
+@pytest.mark.wire_path
 @pytest.mark.parametrize("name", ["plain", "chunked", "until close"])
 def test_a_streamed_answer_that_is_dropped_unread_is_a_leak(tmp_path: Path, name: str) -> None:
     target = f"/{list(ANSWERS).index(name)}/0"
