@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 import pytest
 
-from support.nginx import Nginx
+from support.nginx import TLS, Nginx
 
 
 class MakeNginx(Protocol):
-    def __call__(self, server: str, *, http: str = "", ca: Any = None) -> Nginx: ...
+    def __call__(self, server: str, *, http: str = "", ca: Any = None, tls: str = TLS) -> Nginx: ...
 
 
 @pytest.fixture
@@ -23,9 +23,10 @@ def nginx(tmp_path: Path, require_program: Callable[[str], str]) -> Iterator[Mak
     with ExitStack() as running:
         made = 0
 
-        def make(server: str, *, http: str = "", ca: Any = None) -> Nginx:
+        def make(server: str, *, http: str = "", ca: Any = None, tls: str = TLS) -> Nginx:
             nonlocal made
             made += 1
-            return running.enter_context(Nginx(tmp_path / f"nginx{made}", program, server, http=http, ca=ca))
+            folder = tmp_path / f"nginx{made}"
+            return running.enter_context(Nginx(folder, program, server, http=http, ca=ca, tls=tls))
 
         yield make

@@ -109,6 +109,7 @@ class Request:
         nth: Number of the request on its connection, from 1.
         connection: Number of the connection, from 1.
         client_cert: What `SSLSocket.getpeercert()` says, or None.
+        resumed: Whether its TLS went on with a session of before, as the server sees it; None: there is no TLS.
     """
 
     method: str
@@ -118,6 +119,7 @@ class Request:
     nth: int
     connection: int
     client_cert: dict[str, Any] | None = None
+    resumed: bool | None = None
 
     def header(self, name: str) -> str | None:
         """The first value of *name*, whatever its case; None when absent."""
@@ -455,6 +457,7 @@ class _Connection:
         self.number = number
         self.buffer = b""
         self.client_cert = sock.getpeercert() if isinstance(sock, ssl.SSLSocket) else None
+        self.resumed = sock.session_reused if isinstance(sock, ssl.SSLSocket) else None
 
     def fill(self, most: int = 65536) -> bool:
         data = self.sock.recv(most)
@@ -480,7 +483,7 @@ class _Connection:
         framing = {name.lower(): value for name, value in headers}
         is_expecting = framing.get("expect", "").lower() == "100-continue"
         if is_expecting and on_expect == "answer":
-            return Request(method, target, headers, b"", nth, self.number, self.client_cert)
+            return Request(method, target, headers, b"", nth, self.number, self.client_cert, self.resumed)
         if is_expecting:
             self.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         if framing.get("transfer-encoding", "").lower() == "chunked":
@@ -489,7 +492,7 @@ class _Connection:
             body = self.read_exactly(int(framing.get("content-length", "0")))
         if body is None:
             return None
-        return Request(method, target, headers, body, nth, self.number, self.client_cert)
+        return Request(method, target, headers, body, nth, self.number, self.client_cert, self.resumed)
 
     def read_exactly(self, size: int) -> bytes | None:
         while len(self.buffer) < size:

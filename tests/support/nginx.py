@@ -56,9 +56,10 @@ http {{
 _TLS = """\
 ssl_certificate {folder}/chain.pem;
 ssl_certificate_key {folder}/key.pem;
-ssl_protocols TLSv1.3;
-ssl_session_tickets on;
 """
+
+TLS = "ssl_protocols TLSv1.3;\nssl_session_tickets on;\n"
+"""Directives about TLS, where a test gives no others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,8 @@ class Nginx:
         program: Path of the program.
         server: Directives of the one `server` block.
         http: Directives beside it (`limit_conn_zone …`).
-        ca: trustme.CA: TLS 1.3 only, with a certificate of it for 127.0.0.1 and localhost.
+        ca: trustme.CA: TLS, with a certificate of it for 127.0.0.1 and localhost.
+        tls: Which TLS; `{folder}` is that of the server.
         connections: How many it holds; beyond that it closes idle ones.
     """
 
@@ -99,6 +101,7 @@ class Nginx:
         *,
         http: str = "",
         ca: Any = None,
+        tls: str = TLS,
         connections: int = 512,
     ) -> None:
         folder.mkdir(exist_ok=True)
@@ -108,6 +111,7 @@ class Nginx:
         self._program = program
         self._process: subprocess.Popen[bytes] | None = None
         self._server, self._http, self._connections = server, http, connections
+        self._tls = _TLS + tls
         if ca is not None:
             issued = ca.issue_cert("127.0.0.1", "localhost")
             issued.private_key_pem.write_to_path(str(folder / "key.pem"))
@@ -209,7 +213,7 @@ class Nginx:
             http=textwrap.indent(self._http, " " * 4),
             port=self.port,
             ssl=" ssl" if self.tls else "",
-            tls=textwrap.indent(_TLS.format(folder=self.folder) if self.tls else "", " " * 8),
+            tls=textwrap.indent(self._tls.format(folder=self.folder) if self.tls else "", " " * 8),
             server=textwrap.indent(self._server, " " * 8),
         )
         (self.folder / "nginx.conf").write_text(text)

@@ -37,6 +37,8 @@ from headrace.config.source.values import (
     PerSecond,
     Rate,
     SentHeaderName,
+    SessionCount,
+    SessionTtl,
     Size,
     StatusCode,
     Text,
@@ -349,6 +351,18 @@ SECRET_KEY: Final = ("key_passphrase",)
 """The last part of the paths of keys whose value is never shown, wherever it was written."""
 
 
+class SessionCache(Section):
+    """Which TLS sessions are kept, to shorten later handshakes."""
+
+    size: Annotated[SessionCount, Note("one for each server name and port")] = Field(
+        64, description="Most sessions kept for one upstream."
+    )
+    ttl: SessionTtl = Field(
+        duration("4h"),
+        description="Longest life of a session; the server, and the end of its certificate, may shorten it.",
+    )
+
+
 class Tls(Section):
     """What TLS connections trust and present; for https upstreams only."""
 
@@ -383,6 +397,11 @@ class Tls(Section):
         None, description="Name to ask for and to verify; null: the host.", examples=["billing.internal"]
     )
     min_version: Literal["1.2", "1.3"] = Field("1.2", description="Lowest TLS version.")
+    session_resumption: bool = Field(
+        True,
+        description="A new connection goes on with a TLS session of one before, where the server lets it.",
+    )
+    session_cache: SessionCache = Field(SessionCache(), description="Which TLS sessions are kept for that.")
 
 
 class Backoff(Section):

@@ -143,6 +143,13 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
         lambda up: _by_single_label(up.counters.rotations),
     ),
     Family(
+        "headrace_tls_handshakes_total",
+        "counter",
+        "TLS handshakes that succeeded, by whether they went on with a session of one before: yes or no.",
+        ("resumed",),
+        lambda up: _by_single_label(up.counters.tls_handshakes),
+    ),
+    Family(
         "headrace_pool_collections_total",
         "counter",
         "Collections of garbage that were asked for because the pool was full and somebody waited.",

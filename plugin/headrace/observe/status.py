@@ -30,6 +30,7 @@ def upstream_status(reading: UpstreamReading, *, mode: Mode) -> dict[str, Any]:
             "suspect": reading.suspect,
             "acquires": counters.acquires,
             "closed": counters.closed,
+            "tls_handshakes": counters.tls_handshakes,
             "collections": counters.collections,
         },
         "circuit_breaker": {

@@ -136,6 +136,7 @@ class UpstreamCounters:
             `attempts_per_call` do not have yet: `copy` moves them there.
         rotations: Changes of what TLS files hold, by what became of them (taken, refused).
         acquires: Connection checkouts by result (hit, miss, timeout, rejected, deadline, cancelled).
+        tls_handshakes: That succeeded, by whether they went on with a session of one before (yes, no).
         closed: Connections closed by reason (idle, lifetime, dead, surplus, retired, rotated, error, leaked,
             abandoned).
     """
@@ -162,6 +163,7 @@ class UpstreamCounters:
         "retries_delegated",
         "retries_denied",
         "rotations",
+        "tls_handshakes",
         "transitions",
         "wait",
     )
@@ -186,6 +188,7 @@ class UpstreamCounters:
         self.protected = {outcome: Ticker() for outcome in PROTECTED_OUTCOMES}
         self.acquires: dict[str, int] = {}
         self.closed: dict[str, int] = {}
+        self.tls_handshakes: dict[str, int] = {}
         self.duration = Histogram()
         self.wait = Histogram()
         self.attempts_per_call = Histogram(ATTEMPT_BUCKETS)

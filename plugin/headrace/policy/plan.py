@@ -189,6 +189,19 @@ class CertificatePlan:
 
 
 @frozen
+class SessionPlan:
+    """Which TLS sessions are kept.
+
+    Attributes:
+        size: Most servers of which something is kept.
+        ttl_s: Longest life, whatever the server says.
+    """
+
+    size: int
+    ttl_s: float
+
+
+@frozen
 class TlsPlan:
     """What one upstream's TLS connections trust and present.
 
@@ -204,6 +217,7 @@ class TlsPlan:
         key_passphrase: What the key is encrypted with; None: it is not.
         rotation_drain_s: How long a connection in use may go on under material that was replaced.
         certificate: What the client certificate says of itself; None: there is none, or it cannot be read.
+        sessions: None: each handshake is a full one.
     """
 
     verify: bool
@@ -219,6 +233,7 @@ class TlsPlan:
     key_passphrase: Secret | None = field(default=None, repr=False)
     rotation_drain_s: float = 30.0
     certificate: CertificatePlan | None = None
+    sessions: SessionPlan | None = None
 
     @property
     def policy(self) -> TlsPlan:
@@ -232,6 +247,7 @@ class TlsPlan:
             key_passphrase=None,
             rotation_drain_s=0.0,
             certificate=None,
+            sessions=None,
         )
 
 

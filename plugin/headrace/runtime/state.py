@@ -101,6 +101,8 @@ class Endpoint:
         """In a forked child: give up the connections and the calls under way, which are the parent's."""
         self.in_flight = WeakSet()
         self.pool.forget_inherited()
+        if self.tls is not None:
+            self.tls.forget_inherited()
 
 
 def learned_nothing(plan: UpstreamPlan, counters: UpstreamCounters, *, mode: Mode) -> Learned:

@@ -178,7 +178,7 @@ def build_state(
         if keeps_tls(before.plan, plan):
             tls = before.endpoint.tls
     if tls is None and plan.tls is not None:
-        tls = TlsClient(plan.tls)
+        tls = TlsClient(plan.tls, counters)
     origins = dict.fromkeys((plan.base.origin, *(prefix.origin for prefix in plan.match)))
     return (
         learned_nothing(plan, counters, mode=mode) if learned is None else learned,

@@ -65,6 +65,8 @@ def opened_in_time(gate: threading.Lock, limit_s: float) -> bool:
 
 
 if TYPE_CHECKING:
+    from headrace.transport.dial.client import Unread
+
     _Base = ssl.SSLSocket
 else:
     _Base = object
@@ -81,7 +83,12 @@ class PatientSSLSocket(_Base):
 
     CPython looks at the clock before it looks at the socket. When getting the GIL back has taken longer than the
     limit, it raises TimeoutError although the answer is there (`_ssl.c`, PySSL_select). Plain sockets poll first.
+
+    Attributes:
+        unread: Keeps its session, once the first answer has begun; None: that is not wanted.
     """
+
+    unread: Unread | None = None
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
         """Up to *len* bytes, or into *buffer*. Blocks."""

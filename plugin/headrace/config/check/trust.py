@@ -15,7 +15,7 @@ from headrace.config.source.files import Reader, ReadingError
 from headrace.config.source.tree import MASK, Mark, problem_at
 from headrace.config.source.written import Written
 from headrace.policy.certificate import certificates_in, dates_of, short_print_of
-from headrace.policy.plan import CertificatePlan, TlsPlan
+from headrace.policy.plan import CertificatePlan, SessionPlan, TlsPlan
 from headrace.policy.secret import Secret
 
 BUNDLE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
@@ -140,6 +140,9 @@ class Trust:
             key_passphrase=passphrase,
             rotation_drain_s=float(tls.rotation_drain),
             certificate=certificate,
+            sessions=SessionPlan(size=tls.session_cache.size, ttl_s=float(tls.session_cache.ttl))
+            if tls.session_resumption
+            else None,
         )
 
     def _measure(self, path: Path, passphrase: str) -> None:

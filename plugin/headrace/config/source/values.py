@@ -119,6 +119,13 @@ class KeepaliveTime(Duration):
     maximum_s = 9 * 3600.0
 
 
+class SessionTtl(Duration):
+    """TLS allows no ticket more than seven days (RFC 8446, section 4.6.1)."""
+
+    minimum_s = 1.0
+    maximum_s = 7 * 24 * 3600.0
+
+
 class WindowSize(Duration):
     """Long enough for ten buckets to mean something."""
 
@@ -329,6 +336,7 @@ Count = Annotated[int, Ge(1), Le(_MOST_CALLS)]
 CountOrZero = Annotated[int, Ge(0), Le(1_000_000)]
 IdleCount = Annotated[int, Ge(0), Le(100_000)]
 KeepaliveCount = Annotated[int, Ge(1), Le(127)]  # Linux: MAX_TCP_KEEPCNT
+SessionCount = Annotated[int, Ge(1), Le(10_000)]
 Attempts = Annotated[int, Ge(1), Le(100)]
 Rate = Annotated[float, Ge(0), Le(1)]
 Threshold = Annotated[float, Gt(0), Le(1)]

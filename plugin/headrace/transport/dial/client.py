@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import socket
 import ssl
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, Final, NoReturn
 
+from headrace.clock import monotonic
+from headrace.policy.counters import UpstreamCounters, add
 from headrace.policy.plan import TlsPlan
-from headrace.transport.dial.tls import context_for
+from headrace.transport.dial.sessions import Kept, Key, Sessions
+from headrace.transport.dial.tls import context_for, is_own
 
 # What stock urllib3 and requests set on every connection. Here it has no effect.
 _IGNORED: Final = frozenset({"verify_mode", "check_hostname"})
@@ -22,10 +27,15 @@ class SealedContextError(ssl.SSLError):
 
 @dataclass(frozen=True, slots=True)
 class _InForce:
-    """What the next handshake goes by."""
+    """What the next handshake goes by.
+
+    Attributes:
+        sessions: Those made with this context; None: every handshake is a full one.
+    """
 
     plan: TlsPlan
     context: ssl.SSLContext
+    sessions: Sessions | None
 
 
 class TlsClient:
@@ -40,27 +50,51 @@ class TlsClient:
 
     Blocks when it is made (`context_for`).
 
+    Args:
+        counters: Where its handshakes are counted; None: they are not.
+
     Raises:
         TlsError: As `context_for`.
     """
 
-    __slots__ = ("__weakref__", "_now")
+    __slots__ = ("__weakref__", "_counters", "_now")
 
+    _counters: UpstreamCounters | None
     _now: _InForce
 
-    def __init__(self, plan: TlsPlan) -> None:
-        object.__setattr__(self, "_now", _InForce(plan, context_for(plan)))
+    def __init__(self, plan: TlsPlan, counters: UpstreamCounters | None = None) -> None:
+        object.__setattr__(self, "_counters", counters)
+        object.__setattr__(self, "_now", _in_force(plan))
 
     def follow(self, plan: TlsPlan) -> None:
         """Go by *plan* from the next handshake on. Mutates, by one store; idempotent.
 
-        Blocks if no context for *plan* is in use yet (`context_for`).
+        Sessions go with the context that they were made with. Blocks if no context for *plan* is in use yet
+        (`context_for`).
 
         Raises:
             TlsError: As `context_for`. Then what was in force stays in force.
         """
-        if plan != self._now.plan:
-            object.__setattr__(self, "_now", _InForce(plan, context_for(plan)))
+        before = self._now
+        if plan == before.plan:
+            return
+        after = _in_force(plan)
+        if after.context is before.context and plan.sessions == before.plan.sessions:
+            after = replace(after, sessions=before.sessions)
+        object.__setattr__(self, "_now", after)
+
+    def without_sessions(self) -> TlsClient:
+        """One that goes by the same, whose handshakes are full and are not counted.
+
+        Raises:
+            TlsError: As `context_for`.
+        """
+        return TlsClient(replace(self._now.plan, sessions=None))
+
+    def forget_inherited(self) -> None:
+        """In a forked child: keep sessions of its own. A thread that is not here may have held the parent's lock."""
+        now = self._now
+        object.__setattr__(self, "_now", replace(now, sessions=_sessions_of(now.plan, now.context)))
 
     @property
     def plan(self) -> TlsPlan:
@@ -76,14 +110,49 @@ class TlsClient:
         server_hostname: str | None = None,
         session: ssl.SSLSession | None = None,
     ) -> ssl.SSLSocket:
-        """A TLS socket over *sock*, as `ssl.SSLContext.wrap_socket`. Blocks for the handshake."""
-        return self._now.context.wrap_socket(
-            sock,
-            server_side=server_side,
-            do_handshake_on_connect=do_handshake_on_connect,
-            suppress_ragged_eofs=suppress_ragged_eofs,
-            server_hostname=server_hostname,
-        )
+        """A TLS socket over *sock*, as `ssl.SSLContext.wrap_socket`. Blocks for the handshake.
+
+        Which session is offered is not the caller's to say. Whoever gets the first answer over it asks
+        `PatientSSLSocket.unread`.
+        """
+        now = self._now
+        sessions, key = now.sessions, None
+        offered: Kept | None = None
+        if sessions is not None and server_hostname and do_handshake_on_connect and not server_side:
+            key = _key_of(sock, server_hostname)
+            if key is not None:
+                offered = sessions.offer(key, now=monotonic(), wall=time.time())
+        try:
+            secured: Any = now.context.wrap_socket(
+                sock,
+                server_side=server_side,
+                do_handshake_on_connect=do_handshake_on_connect,
+                suppress_ragged_eofs=suppress_ragged_eofs,
+                server_hostname=server_hostname,
+                session=None if offered is None else offered.session,
+            )
+        except BaseException as error:
+            if sessions is not None and key is not None and offered is not None:
+                sessions.drop(key, offered)
+                if type(error) is ValueError:  # "Session refers to a different SSLContext." (failures.md 34)
+                    raise ssl.SSLError(str(error)) from error
+            raise
+        resumed = secured.session_reused
+        if resumed is not None:  # None: there is no connection yet, so there was no handshake
+            self._count(resumed=resumed)
+            if (
+                sessions is not None
+                and key is not None
+                and sessions.settle(key, offered, resumed=resumed, now=monotonic())
+            ):
+                secured.unread = Unread(sessions, key, offered)
+        return secured  # type: ignore[no-any-return]
+
+    def _count(self, *, resumed: bool) -> None:
+        counters = self._counters
+        if counters is not None:
+            with counters.lock:
+                add(counters.tls_handshakes, "yes" if resumed else "no")
 
     def wrap_bio(self, *args: Any, **kw: Any) -> ssl.SSLObject:
         """As `ssl.SSLContext.wrap_bio`: TLS within the TLS of a proxy needs it."""
@@ -113,6 +182,67 @@ class TlsClient:
 
     def __repr__(self) -> str:
         return f"<TlsClient {self._now.context!r}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A session that is to be kept once the first answer has begun. Only then is it there, under TLS 1.3."""
+
+    sessions: Sessions
+    key: Key
+    offered: Kept | None
+
+    def read(self, sock: Any) -> None:
+        """Keep the session of *sock*. Takes 120 to 250 µs. Never raises."""
+        sessions, key, offered = self.sessions, self.key, self.offered
+        if not sessions.is_wanted(key, offered):
+            return
+        try:
+            session = sock.session
+            if session is None:  # it is closed
+                return
+            # `session is not None` says nothing: under TLS 1.3 there is an object before there is a ticket.
+            works = session.has_ticket or (bool(session.id) and sock.version() != "TLSv1.3")
+            hint_s, expires_at = session.ticket_lifetime_hint, _expires_at(sock)
+        except (OSError, ValueError):
+            return
+        sessions.keep(
+            key,
+            session,
+            offered,
+            works=works,
+            hint_s=hint_s,
+            expires_at=expires_at,
+            now=monotonic(),
+            wall=time.time(),
+        )
+
+
+def _expires_at(sock: Any) -> float:
+    """When the certificate of the peer of *sock* is over, Unix time; never, where it was not verified."""
+    certificate = sock.getpeercert()
+    return ssl.cert_time_to_seconds(certificate["notAfter"]) if certificate else inf
+
+
+def _in_force(plan: TlsPlan) -> _InForce:
+    context = context_for(plan)
+    return _InForce(plan, context, _sessions_of(plan, context))
+
+
+def _sessions_of(plan: TlsPlan, context: ssl.SSLContext) -> Sessions | None:
+    # A class that somebody put into `ssl` verifies by itself, after the handshake. A resumed one does not bring all
+    # that it may look at: there is no chain in a session, only the certificate of the peer.
+    if plan.sessions is None or not is_own(type(context)):
+        return None
+    return Sessions(size=plan.sessions.size, ttl_s=plan.sessions.ttl_s)
+
+
+def _key_of(sock: socket.socket, server_hostname: str) -> Key | None:
+    try:
+        peer = sock.getpeername()
+    except OSError:
+        return None  # it is not connected, or not any more: the handshake will tell
+    return (server_hostname, peer[1]) if isinstance(peer, tuple) else None
 
 
 def trust_of(client: TlsClient) -> dict[str, Any]:

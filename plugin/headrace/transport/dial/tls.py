@@ -40,10 +40,10 @@ def _class_for(plan: TlsPlan) -> Any:
     if plan.verify and plan.ca is None:
         return found
     kinds = (*found.__mro__, *_ssl._SSLContext.__subclasses__())  # one put there may be no subclass of it
-    return next((kind for kind in kinds if _is_own(kind)), found)
+    return next((kind for kind in kinds if is_own(kind)), found)
 
 
-def _is_own(kind: type) -> bool:
+def is_own(kind: type) -> bool:
     """Whether *kind* verifies as OpenSSL does: Python's own, or gevent's, which differs in how it waits."""
     return kind.__module__.partition(".")[0] in ("ssl", "gevent")
 

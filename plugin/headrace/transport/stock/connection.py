@@ -41,6 +41,7 @@ from headrace.transport.stock.garbage import (
 from headrace.transport.stock.response import GovernedResponse, LimitedResponse, StreamedResponse
 
 if TYPE_CHECKING:
+    from headrace.transport.dial.client import Unread
     from headrace.transport.lease.pool import CloseReason, Lease, LeasePool
     from headrace.transport.wire.h1 import AnswerReader
 
@@ -67,6 +68,7 @@ class GovernedHTTPConnection(HTTPConnection):
             before the body has been read, if the connection ends with that answer.
         last_answer: The answer that reads from it in that case; http.client does not close it with the connection.
         reader: The codec, once it has read an answer of this connection.
+        unread: Keeps the TLS session, once the first answer has begun; None: that is not wanted, or was done.
     """
 
     response_class = FramedAnswer
@@ -80,6 +82,7 @@ class GovernedHTTPConnection(HTTPConnection):
     answering: socket.socket | None = None
     last_answer: http.client.HTTPResponse | None = None
     reader: AnswerReader | None = None
+    unread: Unread | None = None
     _reading_head = False
     _says_close = False  # the request did
     _head_is_next = True  # the next thing sent is the head of a request
@@ -212,6 +215,8 @@ class GovernedHTTPConnection(HTTPConnection):
             # The peer has seen another end of the request: it reads a second one, or the next one as a body. The
             # answer to that would be the next caller's (failures.md 91).
             answer.is_last = True
+        if self.unread is not None:
+            self.keep_session(sock)
         if attempt is not None:
             if (length := response.length_remaining) is None or length > LONGEST_BYTES:
                 refuse_unreadable_length(response)
@@ -231,6 +236,12 @@ class GovernedHTTPConnection(HTTPConnection):
         else:
             response.__class__ = GovernedResponse
         return response
+
+    def keep_session(self, sock: socket.socket | None) -> None:
+        """Keep the TLS session of *sock*, for connections to come. Once: the next answers find nothing to keep."""
+        unread, self.unread = self.unread, None
+        if unread is not None and sock is not None:
+            unread.read(sock)
 
     def _claim_for(self, owner: object | None) -> None:
         if self.lease is not None and self.leases is not None:
@@ -261,6 +272,12 @@ class GovernedHTTPSConnection(GovernedHTTPConnection, HTTPSConnection):
     """The same over TLS, with the shared context of the TLS policy."""
 
     most_at_once = 16 * 1024  # one TLS record: send() takes all that it is given, or stalls
+
+    def connect(self) -> None:
+        """Connect, and shake hands. Blocks; another thread may break it off."""
+        self.unread = None
+        super().connect()
+        self.unread = getattr(self.sock, "unread", None)
 
     def __str__(self) -> str:
         return f"HTTPSConnection(host={self.host!r}, port={self.port!r})"

@@ -258,7 +258,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
     def try_connection(self, trust: SSLContext | None = None) -> dict[str, Any]:
         """The peer's certificate, as `getpeercert()` has it, by one connection that is closed again.
 
-        Blocks for `connect_s` and `handshake_s`, as `open_idle` does.
+        The handshake is a full one. Blocks for `connect_s` and `handshake_s`, as `open_idle` does.
 
         Args:
             trust: A context to connect with, under the name of the host; None: as the rules have it.
@@ -270,6 +270,8 @@ class GovernedHTTPPool(HTTPConnectionPool):
         conn.timeout = self.in_force.connect_s
         if trust is not None:
             conn.ssl_context, conn.server_hostname = trust, None
+        elif isinstance(conn.ssl_context, TlsClient):
+            conn.ssl_context = conn.ssl_context.without_sessions()
         try:
             conn.connect()
             return conn.sock.getpeercert() or {}

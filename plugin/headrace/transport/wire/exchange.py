@@ -440,6 +440,8 @@ def _listen(
             response.lease = conn.lease  # type: ignore[attr-defined]
             if attempt.max_body_bytes is not None:
                 response.max_bytes = attempt.max_body_bytes  # type: ignore[attr-defined]
+    if conn.unread is not None:
+        conn.keep_session(sock)
     if log.isEnabledFor(logging.DEBUG):  # urllib3's logger, and its words
         log.debug(
             '%s://%s:%s "%s %s %s" %s %s',
