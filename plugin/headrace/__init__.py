@@ -20,6 +20,7 @@ if (
         ConfigError,
         DeadlineExceeded,
         HeadraceError,
+        IdentityMismatch,
         PoolRejected,
         PoolTimeout,
         ResponseTooLarge,
@@ -41,8 +42,8 @@ else:
         "headrace.adapters.handles": "Handle",
         "headrace.adapters.streamed": "detach",
         "headrace.app": "Headrace current install=start_from",
-        "headrace.errors": "CallCancelled CircuitOpenError ConfigError DeadlineExceeded HeadraceError PoolRejected"
-        " PoolTimeout ResponseTooLarge UnknownUpstream UpstreamError",
+        "headrace.errors": "CallCancelled CircuitOpenError ConfigError DeadlineExceeded HeadraceError"
+        " IdentityMismatch PoolRejected PoolTimeout ResponseTooLarge UnknownUpstream UpstreamError",
         "headrace.middleware.asgi": "ASGIMiddleware",
         "headrace.middleware.mapping": "asgi_problem map_errors",
         "headrace.middleware.problems": "problem",
@@ -83,6 +84,7 @@ __all__ = [
     "Handle",
     "Headrace",
     "HeadraceError",
+    "IdentityMismatch",
     "PoolRejected",
     "PoolTimeout",
     "PropagatingExecutor",

@@ -143,6 +143,22 @@ class ResponseTooLarge(UpstreamError):
         self.max_bytes: int = max_bytes
 
 
+class IdentityMismatch(UpstreamError):
+    """The certificate of the server is sound, and names none of `tls.identities`. Nothing was sent.
+
+    Attributes:
+        offered: The URIs and DNS names of the certificate, fit to be printed; the first few.
+        wanted: Those that are accepted.
+    """
+
+    def __init__(
+        self, message: str, *, offered: Sequence[str] = (), wanted: Sequence[str] = (), **rest: Any
+    ) -> None:
+        super().__init__(message, **rest)
+        self.offered: tuple[str, ...] = tuple(offered)
+        self.wanted: tuple[str, ...] = tuple(wanted)
+
+
 class PoolTimeout(UpstreamError):
     """No connection came free within `timeouts.acquire`."""
 

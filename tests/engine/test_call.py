@@ -23,6 +23,7 @@ from headrace.errors import (
     CallCancelled,
     CircuitOpenError,
     DeadlineExceeded,
+    IdentityMismatch,
     PoolRejected,
     PoolTimeout,
     ResponseTooLarge,
@@ -72,7 +73,13 @@ class ScriptedSurface:
     """A library that answers by a script: a status, or an exception to be raised. It holds its lease while it sends."""
 
     twins = Twins(
-        CircuitOpenError, DeadlineExceeded, PoolTimeout, PoolRejected, CallCancelled, ResponseTooLarge
+        CircuitOpenError,
+        DeadlineExceeded,
+        PoolTimeout,
+        PoolRejected,
+        CallCancelled,
+        ResponseTooLarge,
+        IdentityMismatch,
     )
     owner = None
     owns_all = False

@@ -23,6 +23,7 @@ VALUES: Mapping[str, tuple[str, ...]] = {
     "text": ("one", "two"),
     "header name": ("X-One", "X-Two"),
     "path": ("one.pem", "two.pem"),
+    "list of SPIFFE id or DNS name": ("[billing.internal]", "[spiffe://prod/a, spiffe://prod/b]"),
     "URL": ("https://one.example", "https://two.example"),
     "name of an upstream": ("one", "two"),
     "package.module:function": ("json:loads", "json:dumps"),

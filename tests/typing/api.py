@@ -198,6 +198,9 @@ def errors(call: Callable[[], requests.Response]) -> float:
         assert_type(error.deadline_s, float)
     except headrace.ResponseTooLarge as error:
         assert_type(error.max_bytes, int)
+    except headrace.IdentityMismatch as error:
+        assert_type(error.offered, tuple[str, ...])
+        assert_type(error.wanted, tuple[str, ...])
     except (headrace.PoolTimeout, headrace.PoolRejected, headrace.CallCancelled) as error:
         assert_type(error.upstream, str)
     except headrace.UpstreamError as error:

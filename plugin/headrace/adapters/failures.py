@@ -10,7 +10,7 @@ from headrace.engine.surface import Failure
 from headrace.policy.attempt_end import Phase
 from headrace.policy.outcome import Fault
 from headrace.transport.attempt import Attempt
-from headrace.transport.stock.faults import advice_on, callers_own, fault_of, phase_of
+from headrace.transport.stock.faults import advice_on, callers_own, fault_of, mismatch_in, phase_of
 from headrace.transport.stock.garbage import told_as_broken
 
 
@@ -34,6 +34,7 @@ def failure_of(
         as_broken(broken) if isinstance(broken, ProtocolError) and broken is not error else error,
         own,
         advice_on(error, attempt.phase, presents=presents) if fault is Fault.CERTIFICATE else None,
+        mismatch_in(error) if fault is Fault.CERTIFICATE else None,
     )
 
 

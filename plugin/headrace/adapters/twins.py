@@ -14,6 +14,7 @@ from headrace.errors import (
     CallCancelled,
     CircuitOpenError,
     DeadlineExceeded,
+    IdentityMismatch,
     PoolRejected,
     PoolTimeout,
     ResponseTooLarge,
@@ -47,6 +48,10 @@ class RequestsResponseTooLarge(ResponseTooLarge, requests.RequestException):
     """ResponseTooLarge for callers of requests."""
 
 
+class RequestsIdentityMismatch(IdentityMismatch, requests.exceptions.SSLError):
+    """IdentityMismatch for callers of requests."""
+
+
 class Urllib3CircuitOpenError(CircuitOpenError, urllib3.exceptions.HTTPError):
     """CircuitOpenError for callers of urllib3."""
 
@@ -71,6 +76,10 @@ class Urllib3ResponseTooLarge(ResponseTooLarge, urllib3.exceptions.HTTPError):
     """ResponseTooLarge for callers of urllib3."""
 
 
+class Urllib3IdentityMismatch(IdentityMismatch, urllib3.exceptions.SSLError):
+    """IdentityMismatch for callers of urllib3."""
+
+
 REQUESTS = Twins(
     circuit_open=RequestsCircuitOpenError,
     deadline=RequestsDeadlineExceeded,
@@ -78,6 +87,7 @@ REQUESTS = Twins(
     pool_rejected=RequestsPoolRejected,
     cancelled=RequestsCallCancelled,
     too_large=RequestsResponseTooLarge,
+    identity=RequestsIdentityMismatch,
 )
 URLLIB3 = Twins(
     circuit_open=Urllib3CircuitOpenError,
@@ -86,4 +96,5 @@ URLLIB3 = Twins(
     pool_rejected=Urllib3PoolRejected,
     cancelled=Urllib3CallCancelled,
     too_large=Urllib3ResponseTooLarge,
+    identity=Urllib3IdentityMismatch,
 )

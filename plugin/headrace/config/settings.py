@@ -26,6 +26,7 @@ from headrace.config.source.values import (
     FunctionPath,
     HeaderName,
     HeaderValue,
+    Identity,
     IdleCount,
     Jitter,
     KeepaliveCount,
@@ -397,6 +398,12 @@ class Tls(Section):
         None, description="Name to ask for and to verify; null: the host.", examples=["billing.internal"]
     )
     min_version: Literal["1.2", "1.3"] = Field("1.2", description="Lowest TLS version.")
+    identities: list[Identity] = Field(
+        [],
+        description="Whom the server may be: SPIFFE ids and DNS names, of which its certificate must have one; "
+        "empty: the host.",
+        examples=[["spiffe://prod/billing"]],
+    )
     session_resumption: bool = Field(
         True,
         description="A new connection goes on with a TLS session of one before, where the server lets it.",

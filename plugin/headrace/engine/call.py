@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from headrace.clock import monotonic
 from headrace.engine.begun import Begun
 from headrace.engine.blocking import run
-from headrace.engine.endings import final_error, pool_error, too_large
+from headrace.engine.endings import final_error, pool_error, too_large, wrong_identity
 from headrace.engine.notices import report_event_loop, report_withheld
 from headrace.engine.outbound import Outbound
 from headrace.engine.predicate import is_condemned
@@ -417,6 +417,11 @@ class Call(Generic[T]):
             self.error = too_large(
                 self._upstream, self._surface, attempt.max_body_bytes, request_id=self.outbound.request_id
             )
+        elif failure.mismatch is not None:
+            self.error = wrong_identity(
+                self._upstream, self._surface, failure.mismatch, request_id=self.outbound.request_id
+            )
+            self.error.__cause__ = failure.error
         outcome.fault, outcome.cut = end.fault, end.cut
         outcome.broken_off = end.by is EndedBy.OURSELVES
         outcome.excused, outcome.advice = attempt.excused, failure.advice

@@ -6,10 +6,11 @@ from typing import Any
 
 from headrace.clock import monotonic
 from headrace.engine.surface import Surface
-from headrace.errors import ResponseTooLarge
+from headrace.errors import IdentityMismatch, ResponseTooLarge
 from headrace.policy.decision import EndReason, Finish, Refuse
 from headrace.policy.exchange import Exchange
 from headrace.runtime.upstream import Upstream
+from headrace.transport.dial.identity import IdentityError, in_words
 from headrace.transport.lease.pool import LeaseError
 
 
@@ -81,6 +82,21 @@ def too_large(
     return surface.twins.too_large(
         f'upstream "{name}": the body of the answer is larger than pool.max_response_body, {max_bytes} bytes',
         max_bytes=max_bytes,
+        upstream=name,
+        request_id=request_id,
+        **surface.family(),
+    )
+
+
+def wrong_identity(
+    upstream: Upstream, surface: Surface[Any], found: IdentityError, *, request_id: str | None
+) -> IdentityMismatch:
+    """The exception that the certificate of somebody else ends in."""
+    name = upstream.plan.name
+    return surface.twins.identity(
+        f'upstream "{name}": {in_words(found.offered, found.wanted)}',
+        offered=found.offered,
+        wanted=found.wanted,
         upstream=name,
         request_id=request_id,
         **surface.family(),

@@ -10,6 +10,7 @@ from headrace.errors import (
     CallCancelled,
     CircuitOpenError,
     DeadlineExceeded,
+    IdentityMismatch,
     PoolRejected,
     PoolTimeout,
     ResponseTooLarge,
@@ -19,6 +20,7 @@ from headrace.policy.outcome import Fault
 from headrace.policy.plan import FallbackPlan
 from headrace.runtime.upstream import Upstream
 from headrace.transport.attempt import Attempt
+from headrace.transport.dial.identity import IdentityError
 from headrace.transport.lease.pool import CloseReason, Lease
 
 T = TypeVar("T")
@@ -34,6 +36,7 @@ class Twins:
     pool_rejected: type[PoolRejected]
     cancelled: type[CallCancelled]
     too_large: type[ResponseTooLarge]
+    identity: type[IdentityMismatch]
 
 
 @dataclass(slots=True)
@@ -46,6 +49,7 @@ class Failure:
         error: The exception as the caller is to get it.
         own: The error of the caller's own code (a signal handler's, a body's) that the exception is or wraps, or None.
         advice: What is wrong and what to do, where that is known.
+        mismatch: The certificate was of somebody else than the rules accept; None: that is not it.
     """
 
     fault: Fault
@@ -53,6 +57,7 @@ class Failure:
     error: Exception
     own: Exception | None
     advice: str | None
+    mismatch: IdentityError | None = None
 
 
 class Surface(Protocol[T]):

@@ -218,6 +218,7 @@ class TlsPlan:
         rotation_drain_s: How long a connection in use may go on under material that was replaced.
         certificate: What the client certificate says of itself; None: there is none, or it cannot be read.
         sessions: None: each handshake is a full one.
+        identities: URIs and DNS names of which the peer's certificate must have one; empty: that of the host.
     """
 
     verify: bool
@@ -234,6 +235,7 @@ class TlsPlan:
     rotation_drain_s: float = 30.0
     certificate: CertificatePlan | None = None
     sessions: SessionPlan | None = None
+    identities: tuple[str, ...] = ()
 
     @property
     def policy(self) -> TlsPlan:

@@ -151,6 +151,8 @@ ROWS: Final[Mapping[str, Row]] = MappingProxyType(
         "tls.rotation_drain": _LIVE,
         "tls.server_name": _BY_TLS,
         "tls.min_version": _BY_TLS,
+        # Connections that were made before have been compared with the list of before.
+        "tls.identities": _BY_TLS,
         "tls.session_resumption": _LIVE,
         "tls.session_cache.size": _LIVE,
         "tls.session_cache.ttl": _LIVE,

@@ -60,8 +60,8 @@ def brings_own_tls(key: PoolKey, tls: TlsPlan, pool: Any, *, named: frozenset[st
             continue
         if not is_bundle_of(tls, ca):
             return True
-    if key.key_assert_hostname is not None and not tls.verify:
-        return True
+    if key.key_assert_hostname is not None and (not tls.verify or tls.identities):
+        return True  # likewise: identities take the place of the host's name
     name = tls.server_name or pool.host
     if key.key_assert_hostname not in (None, name) or key.key_server_hostname not in (None, name):
         return True

@@ -314,6 +314,15 @@ def _tls(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
                 f"true contradicts verify: true ({written.where(verify, beside=written.mark(skip))})",
                 "remove it, or write beside it: verify: false",
             )
+    identities = (*table, "identities")
+    if tls.identities and not tls.verify and written.is_usable(identities, verify):
+        yield written.problem_between(
+            identities,
+            verify,
+            f"cannot hold: with verify: false ({written.where(verify, beside=written.mark(identities))}) nobody has "
+            "vouched for the certificate that they are compared with",
+            "write: verify: true, and ca: with the file of the authority; or remove identities",
+        )
     if tls.key is not None and tls.cert is None and written.is_usable(cert, key):
         yield written.problem(
             key, "is a key without a certificate", "write beside it: cert: with the certificate's file"

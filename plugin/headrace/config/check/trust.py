@@ -53,20 +53,22 @@ class Trust:
         self.refused: dict[str, str] = {}
         self.findings: list[Problem] = []
         self._before = before
-        self._plans: dict[Tls, TlsPlan] = {}
+        self._plans: dict[tuple[object, ...], TlsPlan] = {}
         self._bundle = next(((name, env[name]) for name in BUNDLE_VARIABLES if env.get(name)), None)
 
     def plan(self, name: str, upstream: Upstream) -> TlsPlan | None:
         """The TLS plan of upstream *name*; None when all its URLs are http."""
         if all(prefix.origin.scheme == "http" for prefix in (upstream.base_url, *upstream.match)):
             return None
-        known = self._plans.get(upstream.tls)
+        # A list cannot be looked up by.
+        key = tuple(tuple(one) if isinstance(one, list) else one for one in vars(upstream.tls).values())
+        known = self._plans.get(key)
         if known is None:
             before = len(self.problems)
             known = self._build(("upstreams", name, "tls"), upstream.tls)
             # A plan with a problem is built again for the next upstream: each place is reported.
             if len(self.problems) == before:
-                self._plans[upstream.tls] = known
+                self._plans[key] = known
             else:
                 known = self._last_good(name, known, self.problems[before:])
         self._look_at_dates(name, known)
@@ -79,7 +81,7 @@ class Trust:
             return found
         del self.problems[-len(problems) :]
         self.refused[name] = "; ".join(one.message for one in problems)
-        return replace(last, rotation_drain_s=found.rotation_drain_s)
+        return replace(last, rotation_drain_s=found.rotation_drain_s, sessions=found.sessions)
 
     def _look_at_dates(self, name: str, plan: TlsPlan) -> None:
         certificate, now = plan.certificate, time.time()
@@ -143,6 +145,7 @@ class Trust:
             sessions=SessionPlan(size=tls.session_cache.size, ttl_s=float(tls.session_cache.ttl))
             if tls.session_resumption
             else None,
+            identities=tuple(tls.identities),
         )
 
     def _measure(self, path: Path, passphrase: str) -> None:

@@ -154,6 +154,8 @@ def _problem(written: Written, kind: str, path: Path, context: dict[str, Any]) -
         return problem_at(
             mark, path, f"{context['reason']}; found {without_user(found(node))}", _example(path, key)
         )
+    if kind == "identity":
+        return problem_at(mark, path, f"{context['reason']}; found {found(node)}", _example(path, key))
     or_null = ", or null" if key.is_nullable else ""
     note = f" ({key.note})" if key.note else ""
     at_most = f" and at most {key.at_most}" if key.at_most and kind.startswith("less_than") else ""

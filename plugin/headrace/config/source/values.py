@@ -29,6 +29,7 @@ from headrace.config.source.units import (
     parse_duration,
     parse_size,
 )
+from headrace.policy.identities import fault_in
 from headrace.policy.outcome import FAULT_WORDS, STATUS_WORDS
 from headrace.policy.plan import UrlPrefix
 from headrace.policy.routes import UrlError, parse_prefix
@@ -246,6 +247,13 @@ def _read_method(value: object) -> str:
     return value
 
 
+def _read_identity(value: object) -> str:
+    fault = fault_in(value) if isinstance(value, str) else "be a SPIFFE id or a DNS name"
+    if fault is not None:
+        raise PydanticCustomError("identity", "{reason}", {"reason": f"must {fault}"})
+    return str(value)
+
+
 def _read_name(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(NAME_PATTERN, value) or value.endswith("\n"):
         raise PydanticCustomError("name", "not a name")
@@ -318,6 +326,14 @@ UpstreamName = Annotated[
     PlainValidator(_read_name),
     WithJsonSchema({"type": "string", "pattern": NAME_PATTERN}),
     Expects("a name: small letters, digits and single _ between them", "name of an upstream"),
+]
+Identity = Annotated[
+    str,
+    PlainValidator(_read_identity),
+    WithJsonSchema(
+        {"type": "string", "pattern": r"^(spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+|[^:/\s]+|.*\$\{.*)$"}
+    ),
+    Expects("a SPIFFE id such as spiffe://prod/billing, or a DNS name", "SPIFFE id or DNS name"),
 ]
 Text = Annotated[str, Field(min_length=1), Expects("text that is not empty", "text")]
 PathOnly = Annotated[

@@ -11,7 +11,9 @@ from typing import Any, Final, NoReturn
 
 from headrace.clock import monotonic
 from headrace.policy.counters import UpstreamCounters, add
+from headrace.policy.identities import Name, names_of
 from headrace.policy.plan import TlsPlan
+from headrace.transport.dial.identity import require_identity
 from headrace.transport.dial.sessions import Kept, Key, Sessions
 from headrace.transport.dial.tls import context_for, is_own
 
@@ -31,11 +33,13 @@ class _InForce:
 
     Attributes:
         sessions: Those made with this context; None: every handshake is a full one.
+        accepted: Names of which the certificate of the peer must have one; empty: OpenSSL compares that of the host.
     """
 
     plan: TlsPlan
     context: ssl.SSLContext
     sessions: Sessions | None
+    accepted: frozenset[Name]
 
 
 class TlsClient:
@@ -114,6 +118,9 @@ class TlsClient:
 
         Which session is offered is not the caller's to say. Whoever gets the first answer over it asks
         `PatientSSLSocket.unread`.
+
+        Raises:
+            IdentityError: The peer is none of those that are accepted. The connection is closed.
         """
         now = self._now
         sessions, key = now.sessions, None
@@ -138,7 +145,16 @@ class TlsClient:
                     raise ssl.SSLError(str(error)) from error
             raise
         resumed = secured.session_reused
-        if resumed is not None:  # None: there is no connection yet, so there was no handshake
+        if now.accepted:
+            try:
+                _require_handshake(resumed)
+                require_identity(secured.getpeercert(), now.accepted)
+            except BaseException:
+                secured.close()
+                if sessions is not None and key is not None and offered is not None:
+                    sessions.drop(key, offered)
+                raise
+        if resumed is not None and do_handshake_on_connect:  # None: there is no connection yet
             self._count(resumed=resumed)
             if (
                 sessions is not None
@@ -155,8 +171,11 @@ class TlsClient:
                 add(counters.tls_handshakes, "yes" if resumed else "no")
 
     def wrap_bio(self, *args: Any, **kw: Any) -> ssl.SSLObject:
-        """As `ssl.SSLContext.wrap_bio`: TLS within the TLS of a proxy needs it."""
-        return self._now.context.wrap_bio(*args, **kw)
+        """As `ssl.SSLContext.wrap_bio`: TLS within the TLS of a proxy needs it. Refused where identities are wanted."""
+        now = self._now
+        if now.accepted:
+            _require_handshake(None)
+        return now.context.wrap_bio(*args, **kw)
 
     def load_verify_locations(self, *args: Any, **kw: Any) -> None:
         """Does nothing."""
@@ -226,7 +245,7 @@ def _expires_at(sock: Any) -> float:
 
 def _in_force(plan: TlsPlan) -> _InForce:
     context = context_for(plan)
-    return _InForce(plan, context, _sessions_of(plan, context))
+    return _InForce(plan, context, _sessions_of(plan, context), names_of(plan.identities))
 
 
 def _sessions_of(plan: TlsPlan, context: ssl.SSLContext) -> Sessions | None:
@@ -235,6 +254,12 @@ def _sessions_of(plan: TlsPlan, context: ssl.SSLContext) -> Sessions | None:
     if plan.sessions is None or not is_own(type(context)):
         return None
     return Sessions(size=plan.sessions.size, ttl_s=plan.sessions.ttl_s)
+
+
+def _require_handshake(resumed: bool | None) -> None:
+    """Raise where there was no handshake yet: nobody would compare the identity of the peer after it."""
+    if resumed is None:
+        raise SealedContextError("tls.identities can only be compared once a handshake was made")
 
 
 def _key_of(sock: socket.socket, server_hostname: str) -> Key | None:
@@ -247,7 +272,10 @@ def _key_of(sock: socket.socket, server_hostname: str) -> Key | None:
 
 def trust_of(client: TlsClient) -> dict[str, Any]:
     """What urllib3's pools take as keyword arguments, to trust and present what *client* does."""
-    return {"ssl_context": client, "server_hostname": client.plan.server_name}
+    trust: dict[str, Any] = {"ssl_context": client, "server_hostname": client.plan.server_name}
+    if client.plan.identities:
+        trust["assert_hostname"] = False  # urllib3 would compare the name of the host by itself
+    return trust
 
 
 def _refuse(what: str) -> NoReturn:

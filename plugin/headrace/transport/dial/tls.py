@@ -60,7 +60,7 @@ def _put(context: ssl.SSLContext, name: str, value: Any) -> None:
         setattr(context, name, value)
 
 
-_Key: TypeAlias = tuple[type, bool, str | None, str | None, str | None, str, str]
+_Key: TypeAlias = tuple[type, bool, bool, str | None, str | None, str | None, str, str]
 
 _contexts: WeakValueDictionary[_Key, ssl.SSLContext] = WeakValueDictionary()
 _contexts_lock = threading.Lock()  # held while building, so that equal plans never make two contexts
@@ -90,7 +90,8 @@ def context_for(plan: TlsPlan) -> ssl.SSLContext:
     """
     with _contexts_lock:
         kind = _class_for(plan)
-        key = kind, plan.verify, plan.ca, plan.cert, plan.key, plan.min_version, plan.fingerprint
+        names_host = not plan.identities
+        key = kind, plan.verify, names_host, plan.ca, plan.cert, plan.key, plan.min_version, plan.fingerprint
         context = _contexts.get(key)
         if context is None:
             context = _contexts[key] = _build(plan, kind)
@@ -144,6 +145,8 @@ def _build(plan: TlsPlan, kind: Any) -> ssl.SSLContext:
     if key_log:
         context.keylog_filename = key_log
     if plan.verify:
+        if plan.identities:  # they take the place of the host's name
+            context.check_hostname = False
         _trust(context, plan.ca)
     else:
         context.check_hostname = False

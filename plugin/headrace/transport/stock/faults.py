@@ -29,6 +29,7 @@ from urllib3.util.ssl_match_hostname import CertificateError
 
 from headrace.policy.attempt_end import Phase
 from headrace.policy.outcome import Fault
+from headrace.transport.dial.identity import IdentityError
 from headrace.transport.dial.refusals import refusal_in
 from headrace.transport.foreign import is_foreign
 from headrace.transport.stock.body import BodyTooLarge
@@ -96,6 +97,11 @@ def advice_on(error: BaseException, phase: Phase, *, presents: bool) -> str | No
         if refusal is not None:
             return refusal.presenting if presents and refusal.presenting is not None else refusal.advice
     return None
+
+
+def mismatch_in(error: BaseException) -> IdentityError | None:
+    """The certificate of somebody else than the rules accept, where *error* is or wraps that; else None."""
+    return next((one for one in _innermost_first(error) if isinstance(one, IdentityError)), None)
 
 
 def _known(cause: BaseException, phase: Phase) -> tuple[Fault, bool] | None:

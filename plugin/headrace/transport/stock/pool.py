@@ -269,7 +269,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
         conn: Any = self._new_conn()
         conn.timeout = self.in_force.connect_s
         if trust is not None:
-            conn.ssl_context, conn.server_hostname = trust, None
+            conn.ssl_context, conn.server_hostname, conn.assert_hostname = trust, None, None
         elif isinstance(conn.ssl_context, TlsClient):
             conn.ssl_context = conn.ssl_context.without_sessions()
         try:
@@ -392,7 +392,9 @@ def build_pool(
     if tls is None:
         pool = GovernedHTTPPool(origin.host, origin.port, socket_options=options)
     else:
-        pool = GovernedHTTPSPool(origin.host, origin.port, socket_options=options, **trust_of(tls))
+        trust = trust_of(tls)
+        pool = GovernedHTTPSPool(origin.host, origin.port, socket_options=options, **trust)
+        pool.conn_kw.update(trust)  # stock's `__init__` keeps some of it elsewhere, where calls can write
     pool.origin = origin
     pool.leases = leases
     pool.in_force = InForce("", 0.0, 0.0, 0.0, 0.0, speaks=False)
