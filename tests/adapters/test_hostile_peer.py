@@ -14,7 +14,7 @@ import requests
 import trustme
 
 import headrace
-from headrace.transport.stock.framing import declared_bytes
+from headrace.transport.stock.framing import AT_ONCE_BYTES, declared_bytes
 from support.faultserver import Answer, Break, FaultServer, Raw, server_context
 from support.governed import rules, running
 from support.surfaces import (
@@ -235,3 +235,35 @@ def test_a_chunk_size_that_others_read_otherwise_ends_its_connection(
 )
 def test_what_a_request_says_of_its_body(lines: bytes, declared: int | None) -> None:
     assert declared_bytes(b"post / http/1.1\r\n%bhost: a\r\n\r\n" % lines) == declared
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["buffered", "streamed"])
+@pytest.mark.parametrize("announced", [b"Content-Length: 1%b" % (b"0" * 15), b"Transfer-Encoding: chunked"])
+@everywhere
+def test_no_memory_is_taken_for_what_is_only_announced(
+    tmp_path: Path, call: Surface, announced: bytes, stream: bool
+) -> None:
+    """failures.md 64. http.client asks for all of it at once: a MemoryError, which nobody catches or retries."""
+    body = b"hello" if b"Length" in announced else b"38d7ea4c68000\r\nhello"
+    with FaultServer() as server, running(tmp_path, rules(server.url, RULES, more=INSTALL)) as hr:
+        call(hr, server.url)
+        server.always(Raw(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n%b" % (announced, body), "fin"))
+        with pytest.raises(call.error) as caught:
+            read(call(hr, server.url, stream=stream))
+        if not stream:
+            record = headrace.record_of(caught.value)
+            assert record is not None
+            assert [(one.outcome, one.verdict) for one in record.attempts] == [("reset", "failure")]
+        assert hr.status()["upstreams"]["billing"]["pool"]["inuse"] == 0
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["buffered", "streamed"])
+@everywhere
+def test_a_body_that_is_long_indeed_comes_whole(tmp_path: Path, call: Surface, stream: bool) -> None:
+    """The other side of it."""
+    body = bytes(range(256)) * (AT_ONCE_BYTES // 256 + 1)
+    with FaultServer() as server, running(tmp_path, rules(server.url, RULES, more=INSTALL)) as hr:
+        server.always(Answer(body=body))
+        for _ in range(2):
+            assert read(call(hr, server.url, stream=stream)) in (body, b"")  # b"": it was read already
+        assert {one.connection for one in server.requests} == {1}

@@ -134,6 +134,7 @@ FAULTS: dict[str, tuple[int, Fault]] = {
     "204 with a body": (20, _raw(lambda token, body: _whole(token, body, status="204 No Content"))),
     "304 with a body": (10, _raw(lambda token, body: _whole(token, body, status="304 Not Modified"))),
     "another protocol": (5, _raw(lambda token, body: _head("Upgrade: x", status="101 Switching") + body)),
+    "absurd length": (10, _raw(lambda token, body: _whole(token, body, off_by=10**15), "fin")),
     "503": (20, _answer(status=503)),
 }
 """By name: how often it is asked for, and what it is. HEAD gets the body of each that has one, too."""

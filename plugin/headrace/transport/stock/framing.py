@@ -28,6 +28,9 @@ MAX_LINE_BYTES: Final = 64 * 1024
 MAX_TRAILERS: Final = 100
 """http.client's limit for headers."""
 
+AT_ONCE_BYTES: Final = 16 * 1024 * 1024
+"""Memory that is asked for at once. A peer may announce any length, and send nothing of it. A longer body is copied."""
+
 _is_size = re.compile(rb"[0-9A-Fa-f]+[ \t\r\n]*").fullmatch
 """RFC 9112 §7.1, and blanks behind it. Python's own numbers may have a sign, a prefix and underscores, too."""
 
@@ -117,6 +120,18 @@ class FramedAnswer(http.client.HTTPResponse):
             raise
         self.is_last = self.is_last or _is_size(size) is None
         return n_bytes
+
+    def _safe_read(self, amt: int) -> bytes:  # http.client and urllib3 call this for what must come whole
+        if amt <= AT_ONCE_BYTES or amt > sys.maxsize:  # stock's reader refuses what is no length at all
+            return super()._safe_read(amt)  # type: ignore[misc,no-any-return]
+        parts, left = [], amt
+        while left:
+            most = min(left, AT_ONCE_BYTES)
+            parts.append(self.fp.read(most))
+            left -= len(parts[-1])
+            if len(parts[-1]) < most:
+                raise http.client.IncompleteRead(b"".join(parts), left)
+        return b"".join(parts)
 
     def _read_and_discard_trailer(self) -> None:  # http.client calls this after the last chunk
         discard_trailers(self.fp)
