@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.calls import happy_calls
+from bench.calls import happy_calls, happy_calls_as_written
 from support.faultserver import FaultServer
 from support.governed import rules, running
 
@@ -29,3 +29,20 @@ def test_a_happy_call_enters_no_more_of_ours_on_its_way_to_the_socket(tmp_path: 
     assert len(by_session.ours) <= 45, by_session.ours
     assert by_get.all <= 31  # it was 757 where requests carried the arguments on
     assert by_session.all <= 65
+
+
+def test_nor_does_one_with_a_limit_of_its_own(tmp_path: Path) -> None:
+    """What the libraries themselves enter is counted, too: for those calls the long way is 150 more."""
+    text = "install: {urllib3: true}\n"
+    with FaultServer() as server, running(tmp_path, rules(server.url, more=text)):
+        found = happy_calls_as_written(server.url)
+
+    by_session = found["Session.get(timeout=…)"]
+    assert by_session.to_socket <= 24, by_session.ours
+    assert len(by_session.ours) <= 43, by_session.ours
+    by_manager = found["PoolManager(timeout=…).request"]
+    assert by_manager.to_socket <= 27, by_manager.ours
+    assert len(by_manager.ours) <= 34, by_manager.ours
+    assert by_manager.all <= 56, by_manager.ours  # stock's own are 239
+    assert found["PoolManager.request(json=…)"].all <= 76
+    assert found["urllib3.request"].all <= 55

@@ -9,7 +9,9 @@ import pickle
 import re
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -17,7 +19,8 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
-from requests.utils import default_user_agent
+from requests.utils import default_headers, default_user_agent
+from urllib3.util.request import SKIP_HEADER
 
 import headrace
 from headrace.adapters.requests import answer as answers
@@ -119,7 +122,7 @@ def learned(hr: headrace.Headrace) -> dict[str, Any]:
     upstream = hr.snapshot.upstream("billing")
     counters = upstream.learned.counters.copy()
     return {
-        "calls": (status["requests"], status["attempts"], counters.retries),
+        "calls": (status["requests"], status["attempts"], counters.retries, counters.own_timeouts),
         "acquires": counters.acquires,
         "closed": counters.closed,
         "resent": counters.resent,
@@ -456,6 +459,109 @@ def test_nor_can_they_where_a_request_of_requests_is_odd(
     assert short == told(tmp_path / "long")
 
 
+class OwnHeaders(urllib3.HTTPHeaderDict):
+    def items(self) -> Any:
+        return [("X-Own", "1")]
+
+
+SENT: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "JSON": {"json": {"a": "é"}},
+    "JSON and headers": {"json": [1], "headers": {"X-A": "1", "content-type": "text/x"}},
+    "fields": {"fields": {"a": "1", "b": "é"}},
+    "fields, not in parts": {"fields": {"a": "1", "b": "é"}, "encode_multipart": False},
+    "text": {"body": "é", "headers": {"X-A": "1"}},
+    "text that cannot be sent": {"body": "\ud800"},
+    "bytes": {"body": b"1", "headers": urllib3.HTTPHeaderDict({"X-A": "1", "x-of-file": "mine"})},
+    "no bytes": {"body": bytearray(b"1")},
+    "a header twice": {"headers": urllib3.HTTPHeaderDict([("X-A", "1"), ("B", "1"), ("x-a", "2")])},
+    "headers of requests": {"headers": CaseInsensitiveDict({"X-A": "1", "x-of-file": "mine"})},
+    "the library's": {
+        "headers": CaseInsensitiveDict(default_headers()),
+    },
+    "the library's in urllib3's": {"headers": urllib3.HTTPHeaderDict(dict(default_headers()))},
+    "headers of a class of its own": {"headers": OwnHeaders({"X-A": "1"})},
+    "a mapping": {"headers": MappingProxyType({"X-A": "1"})},
+    "a password": {"headers": urllib3.make_headers(basic_auth="a:b")},
+    "a password in urllib3's": {"headers": urllib3.HTTPHeaderDict(authorization="Basic a")},
+    "NTLM": {"headers": urllib3.HTTPHeaderDict(authorization="NTLM a")},
+    "a number": {"headers": {"Authorization": 5}},
+    "a number in urllib3's": {"headers": urllib3.HTTPHeaderDict({"Authorization": 5})},  # type: ignore[dict-item]
+    "close": {"headers": urllib3.HTTPHeaderDict(Connection="close")},
+    "a host": {"headers": urllib3.HTTPHeaderDict(Host="other")},
+    "a trace": {"headers": urllib3.HTTPHeaderDict(traceparent="00-1-2-01")},
+    "bytes in a header": {"headers": urllib3.HTTPHeaderDict({"X-A": b"1"})},  # type: ignore[dict-item]
+    "what is to be left out": {"headers": urllib3.HTTPHeaderDict({"User-Agent": SKIP_HEADER})},
+    "a line end": {"headers": urllib3.HTTPHeaderDict({"X-A": "1\r\nX-B: 2"})},
+}
+
+
+@pytest.mark.parametrize(
+    ("by", "what"),
+    [
+        (by, what)
+        for by in ("name", "manager", "pool")
+        for what, kw in SENT.items()
+        if by != "name" or {"headers", "body"}.issuperset(kw)  # urlopen encodes nothing
+    ],
+)
+def test_the_two_ways_send_the_same_of_what_urllib3_takes(
+    tmp_path: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch, by: str, what: str
+) -> None:
+    monkeypatch.setattr("urllib3.filepost.choose_boundary", lambda: "a-boundary")  # else it is random
+    rule = "    headers: {X-Of-File: its, USER-agent: file/1}\n    propagate: {request_id: false}\n"
+
+    def told(folder: Path) -> list[Any]:
+        folder.mkdir()
+        with running(folder, rules(server.url, PATIENT + rule, more="install: {urllib3: true}\n")) as hr:
+            manager = urllib3.PoolManager()
+            ask: Ask = hr.upstream("billing").urlopen
+            url, at = "/it", len(server.requests)
+            if by == "manager":
+                ask, url = manager.request, f"{server.url}/it"
+            elif by == "pool":
+                ask = manager.connection_from_url(server.url).request
+            found = []
+            for method in ("GET", "GET", "POST"):
+                try:
+                    found.append(ask(method, url, **SENT[what]).data)
+                except Exception as error:
+                    found.append((type(error), re.sub(r"0x\w+|:\d+", "…", str(error))))
+            return [found, [(one.method, one.target, one.body, one.headers) for one in server.requests[at:]]]
+
+    short = told(tmp_path / "short")
+    for one in (surface, pools):
+        monkeypatch.setattr(one, "quickly", lambda *_: None)
+    assert short == told(tmp_path / "long")
+
+
+def test_what_the_libraries_make_of_json_and_fields_goes_the_short_way(
+    tmp_path: Path, server: FaultServer
+) -> None:
+    with (
+        running(tmp_path, rules(server.url, more="install: {urllib3: true}\n")),
+        requests.Session() as session,
+    ):
+        manager = urllib3.PoolManager(timeout=9)
+        ask, url = manager.request, server.url
+        ask("GET", url)
+        asked: list[Any] = [
+            ask("POST", url, json={}),
+            ask("POST", url, fields={"a": "1"}),
+            ask("POST", url, body="text", timeout=9),
+            ask("POST", url, body=b"bytes", headers=urllib3.HTTPHeaderDict(a="1")),
+            ask("GET", url, fields={"a": "1"}, headers=CaseInsensitiveDict(a="1")),
+            manager.connection_from_url(url).request("GET", "/"),
+            urllib3.request("PUT", url, json=[]),
+            session.post(url, json={}).raw,
+            session.post(url, data={"a": "1"}).raw,
+            session.post(url, data="text", timeout=9).raw,
+            session.put(url, files={"a": b"1"}, auth=("a", "b")).raw,
+        ]
+
+    assert [isinstance(one, WholeResponse) for one in asked] == [True] * len(asked)
+
+
 def breaks(*args: Any) -> Any:
     raise KeyError("in the making of the answer")
 
@@ -525,6 +631,94 @@ def test_what_others_do_to_an_adapter_sees_the_call(
         session.get(server.url)
 
     assert seen == [b"ok"]
+
+
+WAYS: dict[str, Callable[[headrace.Headrace, str, Any], Callable[[], Any]]] = {
+    "Handle.urlopen": lambda hr, url, limit: (
+        lambda: hr.upstream("billing").urlopen("GET", "/", timeout=limit)
+    ),
+    "Handle.get": lambda hr, url, limit: lambda: hr.upstream("billing").get("/", timeout=limit),
+    "hr.session()": lambda hr, url, limit: partial(hr.session().get, url, timeout=limit),
+    "Session.get": lambda hr, url, limit: partial(requests.Session().get, url, timeout=limit),
+    "requests.get": lambda hr, url, limit: partial(requests.get, url, timeout=limit),
+    "PoolManager": lambda hr, url, limit: partial(urllib3.PoolManager(timeout=limit).request, "GET", url),
+    "PoolManager.request": lambda hr, url, limit: partial(
+        urllib3.PoolManager(timeout=99).request, "GET", url, timeout=limit
+    ),
+    "a pool": lambda hr, url, limit: partial(
+        urllib3.PoolManager().connection_from_url(url).request, "GET", "/", timeout=limit
+    ),
+    "urllib3.request": lambda hr, url, limit: partial(urllib3.request, "GET", url, timeout=limit),
+}
+"""Calls with a limit of their own."""
+
+ASKED: dict[str, Any] = {
+    "seconds": 7.5,
+    "of urllib3.request": 3,
+    "none": None,
+    "not given": urllib3.Timeout.DEFAULT_TIMEOUT,
+    "a total": urllib3.Timeout(total=9),
+    "two": urllib3.Timeout(connect=4, read=8),
+    "two of requests": (4, 8.0),
+    "one of requests": (None, 8.0),
+    "one": urllib3.Timeout(read=8),
+    "nothing": urllib3.Timeout(),
+    "too many": (1, 2, 3),
+    "no number": "soon",
+    "a word": True,
+    "not more than nothing": 0,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("caller", ["honour", "ignore"])
+def test_the_two_ways_take_the_same_timeouts(
+    tmp_path: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch, way: str, caller: str
+) -> None:
+    silence = "4s" if caller == "honour" else "200ms"
+    limit_s = 0.2 if caller == "honour" else 20  # it is the shorter of the two that holds
+    rule = (
+        f"    timeouts: {{caller: {caller}, read: {silence}, attempt: 5s}}\n    retry: {{max_attempts: 1}}\n"
+    )
+
+    def told(folder: Path) -> list[Any]:
+        folder.mkdir()
+        server.always(Answer())
+        story: list[Any] = []
+        with running(folder, rules(server.url, rule, more="install: {urllib3: true}\n")) as hr:
+            hr.upstream("billing").urlopen("GET", "/warm")
+            for asked in ASKED.values():
+                try:
+                    answer = WAYS[way](hr, server.url + "/", asked)()
+                except Exception as error:
+                    story.append((type(error), str(error)))
+                    continue
+                raw = getattr(answer, "raw", answer)
+                assert isinstance(raw, WholeResponse) == (folder.name == "short"), asked
+                story.append(told_of_limits(answer.headrace))
+            story.append(learned(hr))
+            server.always(Silence())
+            began = monotonic()
+            for asked in (limit_s, urllib3.Timeout(connect=5, read=limit_s), urllib3.Timeout(total=limit_s)):
+                with pytest.raises((urllib3.exceptions.HTTPError, requests.RequestException)) as caught:
+                    WAYS[way](hr, server.url + "/", asked)()
+                text = re.sub(
+                    r"0x\w+|(?<=timed out. )\(.*?\)", "…", str(caught.value)
+                )  # of two limits one is first
+                story.append((type(caught.value), text, told_of_limits(headrace.record_of(caught.value))))
+            assert monotonic() - began < 4
+            story.append(learned(hr))
+        return story
+
+    short = told(tmp_path / "short")
+    for one in (direct, of_requests, surface, pools):
+        monkeypatch.setattr(one, "quickly", lambda *_: None)
+    assert short == told(tmp_path / "long")
+
+
+def told_of_limits(record: headrace.Record | None) -> tuple[Any, ...]:
+    assert record is not None
+    return told(record)
 
 
 @pytest.mark.parametrize("name", ["small", "unavailable", "no answer", "silence"])

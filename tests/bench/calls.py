@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 import requests
+import urllib3
 from prometheus_client import CollectorRegistry
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -103,6 +104,27 @@ def happy_calls(url: str, hr: headrace.Headrace, name: str) -> dict[str, Counted
         }
 
 
+def happy_calls_as_written(url: str) -> dict[str, Counted]:
+    """The same of calls as most code has them, with a limit of their own, from their first line on.
+
+    Both libraries must be governed.
+    """
+    with requests.Session() as session, urllib3.PoolManager(timeout=10) as manager:
+        session.trust_env = False  # as above
+        return {
+            "Session.get(timeout=…)": least(
+                lambda: session.get(f"{url}/a", timeout=(2, 10)), begins="Session.get"
+            ),
+            "PoolManager(timeout=…).request": least(
+                lambda: manager.request("GET", f"{url}/a"), begins="RequestMethods.request"
+            ),
+            "PoolManager.request(json=…)": least(
+                lambda: manager.request("POST", f"{url}/a", json={}), begins="RequestMethods.request"
+            ),
+            "urllib3.request": least(lambda: urllib3.request("GET", f"{url}/a"), begins="request"),
+        }
+
+
 def main() -> int:
     """Count and print."""
     parser = argparse.ArgumentParser()
@@ -110,9 +132,12 @@ def main() -> int:
     options = parser.parse_args()
     with FaultServer() as server, tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "upstreams.yaml")
-        file.write_text(f"version: 1\nupstreams: {{billing: {{base_url: '{server.url}'}}}}\n")
+        text = (
+            f"version: 1\ninstall: {{urllib3: true}}\nupstreams: {{billing: {{base_url: '{server.url}'}}}}\n"
+        )
+        file.write_text(text)
         with headrace.Headrace(file, registry=CollectorRegistry()) as hr:
-            found = happy_calls(server.url, hr, "billing")
+            found = happy_calls(server.url, hr, "billing") | happy_calls_as_written(server.url)
     print(f"{'':36}{'ours to the socket':>20}{'all':>6}{'ours, whole':>14}{'all':>6}")
     for surface, one in found.items():
         print(f"{surface:36}{one.to_socket:20}{one.all_to_socket:6}{len(one.ours):14}{one.all:6}")

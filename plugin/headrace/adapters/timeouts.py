@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from urllib3.util.timeout import _DEFAULT_TIMEOUT, Timeout
 
 from headrace.engine.timeouts import with_asked
 from headrace.policy.plan import NO_LIMIT_S, AskedTimeout, TimeoutPlan
+from headrace.runtime.upstream import Upstream
 
 NOT_GIVEN: Any = _DEFAULT_TIMEOUT
 """urllib3's word for a timeout that nobody has given: with urllib3, None is one."""
@@ -52,6 +53,36 @@ def timeouts_of_call(plan: TimeoutPlan, timeout: Any) -> TimeoutPlan:
     if asked.connect_s is asked.read_s is asked.total_s is None:
         return plan
     return with_asked(plan, asked)
+
+
+_PLAIN: Final = frozenset({float, int, type(None), type(NOT_GIVEN)})  # no bool: it equals a number
+_MAKER: Final = "timeouts"
+_MOST: Final = 64  # callers who work out what is left of their time never ask for the same twice
+
+
+def limits_of(upstream: Upstream, timeout: Any) -> TimeoutPlan:
+    """`timeouts_of_call` for the plan of *upstream*, whose answers are kept: one that is new takes 30 calls."""
+    kind: Any = type(timeout)
+    asked: tuple[Any, ...]
+    if kind is Timeout:
+        asked = kind, timeout._connect, timeout._read, timeout.total
+        if asked[1] is asked[2] is NOT_GIVEN and asked[3] is None:
+            return upstream.plan.timeouts
+    elif kind is tuple and len(timeout) == 2:
+        asked = kind, timeout[0], timeout[1], None
+    else:
+        asked = kind, timeout, None, None
+    if not (type(asked[1]) in _PLAIN and type(asked[2]) in _PLAIN and type(asked[3]) in _PLAIN):
+        return timeouts_of_call(upstream.plan.timeouts, timeout)
+    known = upstream.compiled.get(_MAKER)
+    if known is None:
+        known = upstream.compiled[_MAKER] = {}
+    limits: TimeoutPlan | None = known.get(asked)
+    if limits is None:
+        limits = timeouts_of_call(upstream.plan.timeouts, timeout)
+        if len(known) < _MOST:
+            known[asked] = limits
+    return limits
 
 
 def _seconds(value: Any) -> float | None:

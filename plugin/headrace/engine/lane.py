@@ -25,6 +25,7 @@ from headrace.policy.breaker.permit import Verdict
 from headrace.policy.decision import EndReason, Send
 from headrace.policy.gate import next_send, settle
 from headrace.policy.outcome import STATUS_CLASS, Outcome
+from headrace.policy.plan import TimeoutPlan
 from headrace.policy.record import Record
 from headrace.policy.retry import RETRY_AFTER_FROM
 from headrace.runtime.deadlines import deadlines
@@ -124,6 +125,7 @@ def lane_of(upstream: Upstream) -> Lane | None:
 def first_try(
     upstream: Upstream,
     lane: Lane,
+    timeouts: TimeoutPlan,
     method: str,
     target: str,
     front: bytes,
@@ -134,6 +136,7 @@ def first_try(
     """The answer as *view* makes it; or `Begun`: a `Call` must go on; or None: nothing was done. Blocks.
 
     Args:
+        timeouts: Those that hold for this call.
         method: Upper case.
         owner: The owner of connections that may be used, too, as in `LeasePool.acquire`; None: the call has none.
         front: The head of the request, without what names this very call, and without the empty line.
@@ -145,7 +148,6 @@ def first_try(
         or (_levels.get(DEBUG) is not False and _log.isEnabledFor(DEBUG))  # it tells of each request
     ):
         return None
-    timeouts = upstream.plan.timeouts
     began, deadline_at = monotonic(), None
     if timeouts.deadline_s is not None:
         deadline_at = began + timeouts.deadline_s
@@ -263,6 +265,7 @@ def first_try(
                         duration_s=duration_s,
                         took_s=now - began,
                         left_s=left_s,
+                        own_timeout=timeouts.asked is not None,
                     )
                     pool.num_requests += 1
                     leases.give_back(lease, reusable=True)

@@ -100,6 +100,7 @@ def settle(
     duration_s: float,
     took_s: float,
     left_s: float | None,
+    own_timeout: bool = False,
 ) -> int | None:
     """Tell the circuit and the counters of a call that had a good answer at its first attempt. Mutates.
 
@@ -110,6 +111,7 @@ def settle(
         duration_s: Of the attempt; the circuit decides whether that is slow.
         took_s: The whole call.
         left_s: What the call had left of its deadline when it got its connection; None: it has no deadline.
+        own_timeout: As in `record.tally`.
 
     Returns:
         Where the circuit counts the call, as `Circuit.record` answers it.
@@ -124,4 +126,6 @@ def settle(
         if left_s is not None:
             left.counts[bisect_left(left.bounds, left_s)] += 1
             left.sum += left_s if left_s > 0.0 else 0.0
+        if own_timeout:
+            counters.own_timeouts += 1
     return place

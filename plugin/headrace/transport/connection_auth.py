@@ -14,10 +14,10 @@ _SCHEMES: Final = re.compile(
 )
 
 
-def is_of_connection(headers: Mapping[str, str | bytes]) -> bool:
+def is_of_connection(headers: Mapping[str, object]) -> bool:
     """The same question about the *headers*, in any case, of a request that is not on the wire yet."""
     lines = (
-        name.encode() + b":" + (value if isinstance(value, bytes) else value.encode("utf-8", "replace"))
+        name.encode() + b":" + (value if isinstance(value, bytes) else str(value).encode("utf-8", "replace"))
         for name, value in headers.items()
         if name.lower() in ("authorization", "proxy-authorization")
     )

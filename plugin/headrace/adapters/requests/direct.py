@@ -20,6 +20,7 @@ from requests.cookies import extract_cookies_to_jar
 from requests.exceptions import ConnectionError as RequestsConnectionError
 from requests.exceptions import ReadTimeout
 from requests.models import REDIRECT_STATI, PreparedRequest, Response
+from requests.structures import CaseInsensitiveDict
 from urllib3.response import HTTPResponse
 
 from headrace.adapters.body import position_of, rewind
@@ -29,7 +30,7 @@ from headrace.adapters.requests.body import hand_out, read_body
 from headrace.adapters.requests.plain import Plain
 from headrace.adapters.requests.surface import Surface as LongSurface
 from headrace.adapters.requests.surface import stock_send
-from headrace.adapters.timeouts import timeouts_of_call
+from headrace.adapters.timeouts import limits_of
 from headrace.adapters.twins import REQUESTS
 from headrace.adapters.urllib3.quick import VIEW, quickly
 from headrace.engine.begun import Begun
@@ -70,13 +71,18 @@ def send_direct(
     plan = upstream.plan
     clock = requests.sessions.preferred_clock
     began, begun = clock(), None
-    if timeout is None and not stream and type(asked.headers) is dict:
+    timeouts = plan.timeouts if timeout is None else limits_of(upstream, timeout)
+    if not (stream or asked.chunked):
+        headers = asked.headers
+        if type(headers) is CaseInsensitiveDict:
+            headers = dict(headers._store.values())
         quick = quickly(
             upstream,
+            timeouts,
             asked.method,
             asked.target,
             asked.body,
-            asked.headers,
+            headers,
             partial(_view, asked, adapter),
             owner,
         )
@@ -85,7 +91,6 @@ def send_direct(
         elif quick is not None:
             quick.elapsed = timedelta(0, clock() - began)
             return quick  # type: ignore[no-any-return]
-    timeouts = plan.timeouts if timeout is None else timeouts_of_call(plan.timeouts, timeout)
     replayable, body_at = (True, None) if type(asked.body) in _AT_HAND else position_of(asked.body)
     is_judged = plan.circuit_breaker.failure_if is not None
     surface = DirectSurface(upstream.endpoint.pool, adapter, asked, owner, body_at, is_judged, stream)

@@ -31,7 +31,7 @@ from headrace.adapters.owner import owner_behind
 from headrace.adapters.requests.body import hand_out, read_body
 from headrace.adapters.requests.own_retries import send_in_tries
 from headrace.adapters.requests.stock import is_stock_below
-from headrace.adapters.timeouts import timeouts_of_call
+from headrace.adapters.timeouts import limits_of
 from headrace.adapters.twins import REQUESTS
 from headrace.adapters.urllib3.buffered import BufferedResponse
 from headrace.adapters.urllib3.own_retries import count_delegated, retries_itself
@@ -43,7 +43,7 @@ from headrace.engine.notices import count_ungoverned, let_through
 from headrace.engine.shadow import observed
 from headrace.engine.surface import Failure, Streamed, Substitute
 from headrace.engine.tries import Tries
-from headrace.policy.plan import FallbackPlan, UpstreamPlan
+from headrace.policy.plan import FallbackPlan, TimeoutPlan, UpstreamPlan
 from headrace.policy.request import Request
 from headrace.runtime.carrying import carry
 from headrace.runtime.upstream import Upstream
@@ -91,9 +91,7 @@ def send(
         count_ungoverned(upstream, reason)
         return let_through(request, go)
     is_delegated = retries_itself(adapter.max_retries)
-    timeouts = upstream.plan.timeouts
-    if timeout is not None:
-        timeouts = timeouts_of_call(timeouts, timeout)
+    timeouts = upstream.plan.timeouts if timeout is None else limits_of(upstream, timeout)
     method = (request.method or "GET").upper()
     body = request.body
     # Not requests' own `_body_position`: a request that is prepared once and sent twice begins elsewhere then.
@@ -116,8 +114,8 @@ def send(
             read=None if asked.streamed else _read,
         )
     begun = None
-    if not (stream or is_seen or is_delegated or cert) and timeout is None:
-        quick = _quickly(original, upstream, adapter, request)
+    if not (stream or is_seen or is_delegated or cert):
+        quick = _quickly(original, upstream, timeouts, adapter, request)
         if type(quick) is Begun:
             begun = quick
         elif quick is not None:
@@ -153,7 +151,9 @@ _target_of: Callable[[str], re.Match[str] | None] = re.compile(
 ).fullmatch
 
 
-def _quickly(original: Send, upstream: Upstream, adapter: HTTPAdapter, request: PreparedRequest) -> Any:
+def _quickly(
+    original: Send, upstream: Upstream, timeouts: TimeoutPlan, adapter: HTTPAdapter, request: PreparedRequest
+) -> Any:
     """What `quickly` answers to *request*; None, too, where *original* may do something of its own. Blocks."""
     body, headers = request.body, request.headers
     if (
@@ -168,7 +168,9 @@ def _quickly(original: Send, upstream: Upstream, adapter: HTTPAdapter, request: 
     if target is None or (body is not None and "content-length" not in headers._store):  # it goes in chunks
         return None
     view = partial(_view, adapter, request)
-    return quickly(upstream, request.method or "", target[1], body, headers, view, owner_behind(adapter))
+    return quickly(
+        upstream, timeouts, request.method or "", target[1], body, headers, view, owner_behind(adapter)
+    )
 
 
 def _view(

@@ -31,7 +31,7 @@ from headrace.adapters.own_connections import (
     is_stocks_pool,
 )
 from headrace.adapters.routing import Routing, count_unknown
-from headrace.adapters.timeouts import NOT_GIVEN, timeouts_of_call
+from headrace.adapters.timeouts import NOT_GIVEN, limits_of
 from headrace.adapters.urllib3.hop import Hop, RefusalInFlight
 from headrace.adapters.urllib3.own_retries import (
     RedirectsOnly,
@@ -176,10 +176,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
             upstream is not None
             and upstream.mode == "enforce"
             and retries is None
-            and not redirect
             and preload_content is decode_content is True
-            and timeout is NOT_GIVEN
-            and (body is None or type(body) is bytes)
             and pool_timeout is release_conn is body_pos is None
             and not chunked
             and not response_kw
@@ -187,7 +184,14 @@ class RoutedHTTPPool(HTTPConnectionPool):
         ):
             # As PoolManager calls where its caller has said nothing of its own.
             quick = quickly(
-                upstream, method, url, body, stock.headers if headers is None else headers, _VIEW, stock
+                upstream,
+                self._timeouts(upstream, timeout, None),
+                method,
+                url,
+                body,
+                stock.headers if headers is None else headers,
+                _VIEW,
+                stock,
             )
             if type(quick) is Begun:
                 begun = quick
@@ -223,7 +227,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
                 None,
                 method.upper(),
                 stock.headers if headers is None else headers,
-                self._timeouts(upstream.plan.timeouts, limit, pool_timeout),
+                self._timeouts(upstream, limit, pool_timeout),
                 not preload_content,
                 position_of(body)[0],
             )
@@ -239,7 +243,7 @@ class RoutedHTTPPool(HTTPConnectionPool):
         if self._decides(retries):
             tries = Tries(upstream)
             retries = retries if position_of(body)[0] else unsent_only(retries)
-        hop = _ManagerHop(stock, upstream, self._timeouts(upstream.plan.timeouts, limit, pool_timeout), tries)
+        hop = _ManagerHop(stock, upstream, self._timeouts(upstream, limit, pool_timeout), tries)
         hop.front, hop.release_conn, hop.own, hop.begun = self, release_conn, own, begun
         try:
             return HTTPConnectionPool.urlopen(hop, method, url, body, retries=retries, **asked)
@@ -254,13 +258,11 @@ class RoutedHTTPPool(HTTPConnectionPool):
         raise hop.take_refusal()
 
     def _is_plain(self) -> bool:
-        """Whether calls through this pool have stock's defaults: its classes, its retries, no limits of its own."""
-        stock, timeout = self.stock, self.stock.timeout
+        """Whether calls through this pool have stock's defaults: its classes, its retries."""
+        stock = self.stock
         return (
             type(stock) in FRONTS
             and stock.retries is Retry.DEFAULT is _DEFAULT_RETRY
-            and timeout.total is None
-            and timeout._connect is timeout._read is NOT_GIVEN
             and stock.ConnectionCls.__module__ == STOCK
         )
 
@@ -317,13 +319,13 @@ class RoutedHTTPPool(HTTPConnectionPool):
             return False
         return type(self.stock) not in FRONTS or retries_itself(retries)
 
-    def _timeouts(self, plan: TimeoutPlan, timeout: Any, pool_timeout: float | None) -> TimeoutPlan:
+    def _timeouts(self, upstream: Upstream, timeout: Any, pool_timeout: float | None) -> TimeoutPlan:
         """The limits of one call: the rule's, or what the call, or else its manager, asks for."""
         if self._of_default_manager and timeout == _TIMEOUT_OF_REQUEST:
             timeout = NOT_GIVEN
         elif timeout is NOT_GIVEN:
             timeout = self.stock.timeout
-        limits = timeouts_of_call(plan, timeout)
+        limits = upstream.plan.timeouts if timeout is NOT_GIVEN else limits_of(upstream, timeout)
         return limits if pool_timeout is None else replace(limits, acquire_s=float(pool_timeout))
 
     def __str__(self) -> str:

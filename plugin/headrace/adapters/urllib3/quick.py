@@ -10,6 +10,7 @@ from urllib3._collections import HTTPHeaderDict
 from urllib3.util.retry import Retry
 
 from headrace.engine.lane import IN_ONE_GO, Told, View, first_try, lane_of, record_of_told
+from headrace.policy.plan import TimeoutPlan
 from headrace.runtime.upstream import Upstream
 from headrace.transport.connection_auth import is_of_connection
 from headrace.transport.stock.library_headers import is_librarys
@@ -80,6 +81,7 @@ class _Heads:
 
 def quickly(
     upstream: Upstream,
+    timeouts: TimeoutPlan,
     method: str,
     target: str,
     body: object,
@@ -129,7 +131,7 @@ def quickly(
         before, behind = heads.around[method]
         line = f"{method} {target} HTTP/1.1\r\n".encode()
         front = b"%b%bContent-Length: %d\r\n%b" % (line, before, len(body), behind)
-    return first_try(upstream, lane, method, target, front, body, view, owner)
+    return first_try(upstream, lane, timeouts, method, target, front, body, view, owner)
 
 
 def _merged(heads: _Heads, headers: Any) -> dict[str, str] | None:

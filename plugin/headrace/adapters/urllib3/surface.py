@@ -15,7 +15,7 @@ from headrace.adapters.failures import as_it_is, broken_off, facts_of, failure_o
 from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.own_connections import PlainPoolManager
 from headrace.adapters.owner import CallByName
-from headrace.adapters.timeouts import NOT_GIVEN, timeouts_of_call
+from headrace.adapters.timeouts import NOT_GIVEN, limits_of, timeouts_of_call
 from headrace.adapters.twins import URLLIB3
 from headrace.adapters.urllib3.buffered import BufferedResponse
 from headrace.adapters.urllib3.quick import NO_RETRY, VIEW, quickly
@@ -67,14 +67,11 @@ def urlopen(
         urllib3.exceptions.HTTPError: What the last attempt raised (never MaxRetryError).
     """
     method = method.upper()
-    begun = None
-    if (
-        timeout is NOT_GIVEN
-        and preload_content is decode_content is True
-        and not response_kw
-        and (body is None or type(body) is bytes)
-    ):
-        quick = quickly(upstream, method, target, body, headers, VIEW)
+    begun, timeouts = None, upstream.plan.timeouts
+    if timeout is not NOT_GIVEN and upstream.mode == "enforce":
+        timeouts = limits_of(upstream, timeout)
+    if preload_content is decode_content is True and not response_kw:
+        quick = quickly(upstream, timeouts, method, target, body, headers, VIEW)
         if type(quick) is Begun:
             begun = quick
         elif quick is not None:
@@ -97,7 +94,6 @@ def urlopen(
             replayable,
             response_kw,
         )
-    timeouts = upstream.plan.timeouts
     surface = UrlopenSurface(
         upstream.endpoint.pool,
         method,
@@ -108,8 +104,6 @@ def urlopen(
         {"preload_content": preload_content, "decode_content": decode_content, **response_kw},
         CallByName(),
     )
-    if timeout is not NOT_GIVEN:
-        timeouts = timeouts_of_call(timeouts, timeout)
     request = Request(surface, method, headers, timeouts, not preload_content, replayable)
     return Call(upstream, surface, request, begun=begun).run()
 
