@@ -374,8 +374,8 @@ ODD: dict[str, Callable[[requests.PreparedRequest], requests.PreparedRequest]] =
     "a file": lambda request: request.prepare_body({"a": "1"}, {"f": b"data"}) or request,
     "chunks": lambda request: with_(request, body=b"no length", method="POST"),
     "a generator": lambda request: with_(request, body=iter([b"a", b"b"]), method="POST"),
-    "another length": lambda request: with_(
-        request, body=b"ab", headers=CaseInsensitiveDict({"Content-Length": "1"}), method="PUT"
+    "a length in small letters": lambda request: with_(
+        request, body=b"ab", headers=CaseInsensitiveDict({"content-length": "2"}), method="PUT"
     ),
     "small letters": lambda request: with_(request, method="post"),
     "HEAD": lambda request: with_(request, method="HEAD"),
@@ -413,7 +413,16 @@ ODD: dict[str, Callable[[requests.PreparedRequest], requests.PreparedRequest]] =
 }
 
 
-SHORT = {"as it is", "text of a length", "a form", "JSON", "a file", "dots", "another length", "cookies"} | {
+SHORT = {
+    "as it is",
+    "text of a length",
+    "a form",
+    "JSON",
+    "a file",
+    "dots",
+    "a length in small letters",
+    "cookies",
+} | {
     "a password",
     "no headers",
     "a secret",
