@@ -258,10 +258,11 @@ class RoutedHTTPPool(HTTPConnectionPool):
         raise hop.take_refusal()
 
     def _is_plain(self) -> bool:
-        """Whether calls through this pool have stock's defaults: its classes, its retries."""
+        """Whether calls through this pool have stock's defaults, its classes and its retries, and it is open."""
         stock = self.stock
         return (
             type(stock) in FRONTS
+            and stock.pool is not None  # it was closed
             and stock.retries is Retry.DEFAULT is _DEFAULT_RETRY
             and stock.ConnectionCls.__module__ == STOCK
         )
