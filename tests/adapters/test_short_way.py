@@ -597,6 +597,29 @@ def test_nor_can_they_where_the_answer_cannot_be_made(
     assert short == long
 
 
+@pytest.mark.parametrize(
+    "kw", [{}, {"verify": False}, {"cert": "no such file"}, {"proxies": {"https": "http://x"}}]
+)
+def test_nor_can_they_where_a_call_says_more_than_it_needs(
+    tmp_path: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch, kw: dict[str, Any]
+) -> None:
+    """Without TLS these say nothing, but for a certificate that requests looks for all the same."""
+
+    def told(folder: Path) -> Any:
+        folder.mkdir()
+        with running(folder, rules(server.url)) as hr, requests.Session() as session:
+            session.get(server.url)
+            try:
+                found: Any = session.get(server.url, **kw).content
+            except OSError as error:
+                found = type(error), str(error)
+            return found, hr.status()["upstreams"]["billing"]["requests"]
+
+    short = told(tmp_path / "short")
+    monkeypatch.setattr(of_requests, "quickly", lambda *_: None)
+    assert short == told(tmp_path / "long")
+
+
 @pytest.mark.parametrize("by", ["a class", "an object", "a patch", "a patch below ours", "a mount"])
 def test_what_others_do_to_an_adapter_sees_the_call(
     tmp_path: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch, by: str

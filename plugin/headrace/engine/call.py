@@ -334,10 +334,8 @@ class Call(Generic[T]):
         if begun.attempt is None:
             return self._begin(lease, limit_s)
         self._last_attempt = attempt = begun.attempt
-        attempt.message, attempt.owner = (
-            self._request.message,
-            self._surface.owner,
-        )  # nobody had it to ask for
+        # What sends it asks for these two; where it was begun, nobody had them.
+        attempt.message, attempt.owner = self._request.message, self._surface.owner
         return attempt
 
     def _send(self, attempt: Attempt, lease: Lease[Any], outcome: Outcome) -> T:
