@@ -1,4 +1,4 @@
-"""How many small mistakes in the pure core and in the lease the tests of their own room would notice.
+"""How many small mistakes in the pure core, the lease and the codec the tests of their own room would notice.
 
 Run: python tests/bench/mutants.py [--only MODULE[:LINE] …] [--sample N] [--seed S] [--jobs J]
 
@@ -65,6 +65,11 @@ LEASE: Final = (
     "tests/transport/test_lease_shared.py",
     "tests/transport/test_lease_machine.py",
 )
+CODEC: Final = (
+    "tests/transport/test_h1.py",
+    "tests/transport/test_h1_compared.py",
+    "tests/transport/test_wire_path.py",
+)
 
 ROOMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -95,6 +100,8 @@ ROOMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "transport.lease.shared": ("tests/transport/test_lease_shared.py", *LEASE),
         "transport.lease.sizer": ("tests/transport/test_pool_sizer.py", *LEASE),
         "transport.lease.tally": LEASE,
+        "transport.wire.h1": CODEC,
+        "transport.wire.head": CODEC,
     }
 )
 """Which tests are asked about which module, those that know it best first."""

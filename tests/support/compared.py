@@ -94,7 +94,7 @@ MANY: Final = b"X: x\r\n" * 99
 NO_HEADER: Final = "of the head is no header"
 NO_STATUS_LINE: Final = "is no status line|does not begin like"
 MIXED_ENDS: Final = "some lines of the head end"
-CUT_HEAD: Final = "amid the head|before the first byte"
+CUT_HEAD: Final = "within the head|before the first byte"
 NO_SIZE: Final = "size of a chunk is none"
 
 DIFFERENCES: Final = (

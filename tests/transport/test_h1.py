@@ -524,9 +524,9 @@ def test_what_is_no_answer_is_refused_in_any_pieces(case: Case, data: st.DataObj
 
 CUT_SHORT: dict[str, tuple[bytes, str, int | None, int | None]] = {
     "before the first byte": (b"", "before the first byte", None, None),
-    "in the status line": (b"HTTP/1.1 2", "amid the head", None, None),
-    "before the empty line": (b"HTTP/1.1 200 OK\r\n" + FOUR + b"\r\n", "amid the head", None, None),
-    "behind a 1xx": (head(status=b"HTTP/1.1 100 Continue"), "amid the head", None, None),
+    "in the status line": (b"HTTP/1.1 2", "within the head", None, None),
+    "before the empty line": (b"HTTP/1.1 200 OK\r\n" + FOUR + b"\r\n", "within the head", None, None),
+    "behind a 1xx": (head(status=b"HTTP/1.1 100 Continue"), "within the head", None, None),
     "before the body": (head(FOUR), "after 0 of 4 bytes", 4, 0),
     "in the body": (head(FOUR) + b"min", "after 3 of 4 bytes", 4, 3),
     "before the chunks": (head(CHUNKED), "after 0 bytes", None, 0),

@@ -25,6 +25,7 @@ from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.response import HTTPResponse
 
 from headrace.transport.stock.response import GovernedResponse
+from headrace.transport.wire import untouched
 from headrace.transport.wire.response import KNOWN, WireResponse, WireStreamed
 from headrace.transport.wire.untouched import is_untouched
 from support.faultserver import FaultServer
@@ -441,6 +442,15 @@ def test_what_has_replaced_a_part_of_stock_sees_each_attempt(
         assert isinstance(ask("GET", "/"), WireResponse)
 
 
+@pytest.mark.parametrize("name", untouched.NAMES)
+def test_it_is_seen_whatever_part_of_stock_is_replaced(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    with monkeypatch.context() as replaced:
+        where, _, part = name.partition(".")
+        replaced.setattr(getattr(untouched.WHERE, where), part, lambda: None)
+        assert not is_untouched()
+    assert is_untouched()
+
+
 def test_a_wrapper_that_equals_what_it_wraps_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """wrapt's proxies do."""
 
@@ -461,6 +471,43 @@ def test_debug_output_of_http_client_is_still_there(
         monkeypatch.setattr(http.client.HTTPConnection, "debuglevel", 1)
         assert hr.upstream("billing").urlopen("GET", "/a").data == b"ok"
         assert "send: b'GET /a HTTP/1.1" in capsys.readouterr().out
+
+
+class Kept(Canned):
+    """The same, and it answers on as long as the client asks; `dialled` says by which connection it was asked."""
+
+    def __init__(self, by_path: dict[str, list[bytes]]) -> None:
+        self.dialled: list[int] = []
+        super().__init__(by_path)
+
+    def _answer(self, conn: socket.socket) -> None:
+        with conn, contextlib.suppress(OSError):
+            while asked := self._read(conn):
+                self.dialled.append(conn.fileno())
+                conn.sendall(self.by_path[asked.split()[1].decode()][0])
+
+
+@pytest.mark.wire_path
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("_MAXHEADERS", framed(b"ok", *(b"X-%d: 1" % number for number in range(150)))),
+        ("_MAXLINE", framed(b"ok", b"X-Long: " + 70_000 * b"x")),
+    ],
+)
+def test_a_limit_of_http_client_s_that_was_raised_holds_for_the_codec_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, answer: bytes
+) -> None:
+    """Else stock reads such an answer, and its connection is used once."""
+    monkeypatch.setattr(http.client, name, 100_000)
+    with Kept({"/": [answer]}) as server, running(tmp_path, rules(server.url)) as hr:
+        ask = hr.upstream("billing").urlopen
+        answers = [ask("GET", "/") for _ in range(3)]
+
+    assert [one.data for one in answers] == [b"ok"] * 3
+    assert all(isinstance(one, WireResponse) for one in answers)
+    assert len(server.dialled) == 3
+    assert len(set(server.dialled)) == 1
 
 
 @pytest.mark.wire_path

@@ -57,7 +57,7 @@ def receive(sock: socket.socket, reader: AnswerReader, pieces: list[bytes], *, w
 
     Raises:
         Malformed: It is no HTTP, or not in the codec's opinion.
-        Truncated: The stream has ended amid it, or before it.
+        Truncated: The stream has ended within it, or before it.
         OSError: The connection broke, or nothing came within the limit.
     """
     recv, feed = sock.recv, reader.feed

@@ -12,7 +12,7 @@ class TooLarge(Malformed):
 
 
 class Truncated(Exception):
-    """The stream has ended amid an answer, or before one.
+    """The stream has ended within an answer, or before one.
 
     Attributes:
         expected: Bytes of the whole body where they are known; None: the head did not come, or it gave no length.

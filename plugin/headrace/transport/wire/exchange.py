@@ -7,12 +7,12 @@ before a byte has left by making the whole attempt, after that by reading the an
 from __future__ import annotations
 
 import errno
+import http.client
 import logging
 import socket
 import sys
 from collections.abc import Mapping
 from http.client import _CS_REQ_SENT, HTTPException, RemoteDisconnected  # type: ignore[attr-defined]
-from operator import is_
 from ssl import SSLError as BaseSSLError
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -33,7 +33,7 @@ from headrace.transport.stock.connection import GovernedHTTPConnection, Governed
 from headrace.transport.stock.framing import FramedAnswer
 from headrace.transport.stock.garbage import LONGEST_BYTES
 from headrace.transport.wire.blocking import receive, send
-from headrace.transport.wire.h1 import AnswerReader, Malformed, Truncated
+from headrace.transport.wire.h1 import USUAL, AnswerReader, Limits, Malformed, Truncated
 from headrace.transport.wire.request import head_of, is_plain_target
 from headrace.transport.wire.response import (
     KNOWN,
@@ -43,7 +43,7 @@ from headrace.transport.wire.response import (
     WireStreamed,
     received_again,
 )
-from headrace.transport.wire.untouched import IS_OWN, OWN, as_found
+from headrace.transport.wire.untouched import is_untouched
 
 if TYPE_CHECKING:
     from urllib3.response import HTTPResponse
@@ -85,8 +85,7 @@ def may_speak(attempt: Attempt, pool: GovernedHTTPPool, body: Any, kw: Mapping[s
         and not kw.get("release_conn")
         and _TAKEN.issuperset(kw)
         and KNOWN
-        and IS_OWN
-        and all(map(is_, as_found(), OWN))
+        and is_untouched()
     )
 
 
@@ -208,8 +207,7 @@ def is_ready(pool: GovernedHTTPPool, conn: GovernedHTTPConnection) -> bool:
         and not conn.debuglevel
         and pool.ConnectionCls in _CONNECTIONS
         and KNOWN
-        and IS_OWN
-        and all(map(is_, as_found(), OWN))
+        and is_untouched()
     )
 
 
@@ -236,7 +234,9 @@ def _go_on(
         conn.answering = conn.sock
         conn._says_close = False
         pool.num_requests += 1
-        conn.reader = reader = AnswerReader()  # anew: what the other has read of it may have been taken
+        conn.reader = reader = AnswerReader(
+            _limits()
+        )  # anew: what the other has read of it may have been taken
         reader.begin(method)
         if attempt.is_unsent and attempt.broke is not None:
             broke, attempt.broke = attempt.broke, None
@@ -294,7 +294,7 @@ def _speak(
     sock, timeouts = conn.sock, attempt.timeouts
     reader = conn.reader
     if reader is None or not reader.reusable:  # the body of the last answer was read without it
-        reader = conn.reader = AnswerReader()
+        reader = conn.reader = AnswerReader(_limits())
     reader.begin(method)
     conn.answering = sock
     pool.num_requests += 1
@@ -329,6 +329,15 @@ def _speak(
         says_close=says_close,
         pieces=[],
     )
+
+
+def _limits() -> Limits:
+    """Those of http.client, which some raise. What is too large for the codec is read by stock, and not kept alive."""
+    client: Any = http.client
+    headers, line_bytes = client._MAXHEADERS, client._MAXLINE
+    if headers == USUAL.headers and line_bytes == USUAL.line_bytes:
+        return USUAL
+    return Limits(head_bytes=line_bytes, headers=headers, line_bytes=line_bytes)
 
 
 def _may_be_answered(
@@ -459,9 +468,9 @@ def _listen(
 
 def _is_framed_oddly(reader: AnswerReader) -> bool:
     """Whether the framing of this answer can be read in more than one way, or stock refuses it."""
+    head = reader.lowered
     if reader.length is not None:
-        return reader.length > LONGEST_BYTES or b"\ntransfer-encoding:" in reader.head.lower()
-    head = reader.head.lower()
+        return reader.length > LONGEST_BYTES or b"\ntransfer-encoding:" in head
     return b"\ntransfer-encoding:" in head and not (
         reader.chunked
         and head.count(b"\ntransfer-encoding:") == 1

@@ -38,6 +38,7 @@ from headrace.transport.wire.head import (
 )
 
 __all__ = [
+    "USUAL",
     "AnswerReader",
     "Limits",
     "Malformed",
@@ -67,8 +68,8 @@ class Limits:
     body_bytes: int | None = None
 
 
-_USUAL: Final = Limits()
-
+USUAL: Final = Limits()
+"""Those of http.client, as it is published."""
 
 _AT_ONCE_BYTES: Final = 32_768
 """A longer piece is seldom a whole answer, and llhttp would copy it in vain."""
@@ -121,6 +122,7 @@ class AnswerReader:
         status: Its status; 0 before its head is complete.
         version: 10 or 11.
         head: Its head as sent, with the empty line.
+        lowered: The same in lower case, to look for headers in.
         chunked: Its body is framed by chunks.
         length: Bytes of its body; None: the head does not tell.
         trailers: Names and values that came behind a chunked body.
@@ -157,6 +159,7 @@ class AnswerReader:
         "head_done",
         "informational",
         "length",
+        "lowered",
         "reusable",
         "started",
         "status",
@@ -164,7 +167,7 @@ class AnswerReader:
         "version",
     )
 
-    def __init__(self, limits: Limits = _USUAL) -> None:
+    def __init__(self, limits: Limits = USUAL) -> None:
         self._limits = limits
         # What is no longer than this passes no limit but that of headers.
         self._at_once_bytes = min(_AT_ONCE_BYTES, limits.head_bytes, limits.line_bytes)
@@ -189,7 +192,7 @@ class AnswerReader:
         self.started = self.head_done = self.done = self.reusable = self.chunked = False
         self.status = 0
         self.version = 11
-        self.head = self.behind = b""
+        self.head = self.lowered = self.behind = b""
         self.length: int | None = None
         self.informational: list[int] = []
         self.trailers: list[tuple[bytes, bytes]] = []
@@ -235,7 +238,7 @@ class AnswerReader:
         edges.clear()
         n_bytes, end = len(data), data.find(b"\r\n\r\n") + 4
         head = data[:end]
-        said = head.lower()
+        self.lowered = said = head.lower()
         status = parser.get_status_code()
         # llhttp passes over line ends between two answers. They are behind this one, too: so its end is computed.
         if len(parts) == 1 and end + len(parts[0]) == n_bytes:
@@ -264,7 +267,7 @@ class AnswerReader:
         ):
             self.reusable = True
         else:  # should_keep_alive() has forgotten it by now
-            self.reusable = not said_of(head, method=method).closes
+            self.reusable = not said_of(said, method=method).closes
         self.head, self.status = head, status
         self._stage = _BEHIND
         self.head_done = self.done = True
@@ -335,7 +338,7 @@ class AnswerReader:
         return self._read_first(data)
 
     def _read_first(self, data: bytes) -> bool:
-        self._held = bytearray()  # of a line, or of the head: the piece before has ended amid it
+        self._held = bytearray()  # of a line, or of the head: the piece before has ended within it
         self._looked = 0  # as much of it has no line end of another kind
         self._eol = b""  # not known yet
         self._received = 0
@@ -408,7 +411,8 @@ class AnswerReader:
         self._eol = b""
 
     def _see_head(self, head: bytes) -> None:
-        said = said_of(head, method=self._method)
+        self.lowered = lowered = head.lower()
+        said = said_of(lowered, method=self._method)
         framing = framing_of(said)
         self.head, self.status, self.version = head, said.status, said.version
         self.chunked, self.length = framing.body is Body.CHUNKED, framing.length
@@ -577,7 +581,7 @@ class AnswerReader:
         self.done = True
 
     def _end_of_head(self) -> NoReturn:
-        where = "amid the head" if self.started else "before the first byte"
+        where = "within the head" if self.started else "before the first byte"
         raise Truncated(f"the stream has ended {where} of an answer")
 
     def _end_of_body(self) -> NoReturn:

@@ -234,10 +234,10 @@ def check_head(head: bytes, eol: bytes) -> None:
     raise AssertionError("lines that are all valid are a valid head")
 
 
-def said_of(head: bytes, *, method: str) -> Said:
-    """What *head*, which is valid, says about its body and the connection."""
-    said = Said(method, int(head[9:12]), 11 if head[7] == 0x31 else 10, [], [], [])
-    for name, value in _SAYS.findall(head.lower()):
+def said_of(lowered: bytes, *, method: str) -> Said:
+    """What a head that is valid, and *lowered* in lower case, says about its body and the connection."""
+    said = Said(method, int(lowered[9:12]), 11 if lowered[7] == 0x31 else 10, [], [], [])
+    for name, value in _SAYS.findall(lowered):
         found = getattr(said, _LISTS[name])
         if b"," in value:
             found += [one.strip(b" \t") for one in value.split(b",")]

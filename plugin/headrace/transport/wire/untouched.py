@@ -9,8 +9,7 @@ from __future__ import annotations
 import http.client
 import sys
 from collections.abc import Callable
-from functools import partial
-from operator import attrgetter, is_
+from operator import attrgetter
 from pathlib import Path
 from types import FunctionType, SimpleNamespace
 from typing import Any, Final
@@ -19,7 +18,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.response import HTTPResponse
 
-_WHERE: Final = SimpleNamespace(
+WHERE: Final = SimpleNamespace(
     pool=HTTPConnectionPool,
     conn=HTTPConnection,
     tls=HTTPSConnection,
@@ -27,7 +26,7 @@ _WHERE: Final = SimpleNamespace(
     client=http.client.HTTPConnection,
     parser=http.client.HTTPResponse,
 )
-_NAMES: Final = (
+NAMES: Final = (
     *("pool.urlopen", "pool._make_request", "pool._get_timeout", "pool.ConnectionCls"),
     *("conn.request", "conn.getresponse", "conn.putrequest", "conn.putheader", "conn.connect"),
     *("tls.request", "tls.getresponse", "tls.connect"),
@@ -36,26 +35,35 @@ _NAMES: Final = (
     *("client.send", "client.getresponse", "client.connect"),
     *("parser.begin", "parser.read"),
 )
-as_found: Final[Callable[[], tuple[Any, ...]]] = partial(attrgetter(*_NAMES), _WHERE)
-"""What stock makes a request with, as it is now. Takes 0.6 µs, and no Python call."""
-
-OWN: Final = as_found()
-"""The same when this was imported. Compare by `is`: a wrapper may say that it equals what it wraps (wrapt's does)."""
+OWN: Final[tuple[Any, ...]] = attrgetter(*NAMES)(WHERE)
+"""What stock makes a request with, as it was when this was imported."""
 
 
 def _is_librarys(name: str, function: Any) -> bool:
     """Whether *function* is the library's, and not that of somebody who came before us: its code is from elsewhere."""
-    kind = getattr(_WHERE, name.partition(".")[0])
+    kind = getattr(WHERE, name.partition(".")[0])
     if function is HTTPConnection:
         return True
     file = Path(sys.modules[kind.__module__].__file__ or "")
     return type(function) is FunctionType and Path(function.__code__.co_filename).name == file.name
 
 
-IS_OWN: Final = all(_is_librarys(name, function) for name, function in zip(_NAMES, OWN, strict=True))
+IS_OWN: Final = all(_is_librarys(name, function) for name, function in zip(NAMES, OWN, strict=True))
 """Whether all of it was the libraries' own by then."""
 
 
-def is_untouched() -> bool:
-    """Whether nobody has replaced what stock makes a request with."""
-    return IS_OWN and all(map(is_, as_found(), OWN))
+def _compared() -> Callable[[], bool]:
+    """A function that compares each of NAMES with what was found there, as one expression: 0.4 µs for all of it.
+
+    CPython remembers where each of them is as long as nobody has changed the class. An attrgetter and `map` take 1.9.
+    """
+    # By `is`: a wrapper may say that it equals what it wraps (wrapt's does).
+    text = " and ".join(f"{name} is own_{at}" for at, name in enumerate(NAMES))
+    compared: Callable[[], bool] = eval(
+        f"lambda: {text}", vars(WHERE) | {f"own_{at}": function for at, function in enumerate(OWN)}
+    )
+    return compared
+
+
+is_untouched: Final[Callable[[], bool]] = _compared() if IS_OWN else lambda: False
+"""Whether nobody has replaced what stock makes a request with."""
