@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import gzip
 import pickle
 import re
+import socket
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -152,6 +155,14 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "chunked": Answer(body=b"chunks" * 100, chunked=True),
     "gzip": Answer(body=gzip.compress(b"packed" * 500), headers=GZIPPED),
     "gzip in chunks": Answer(body=gzip.compress(b"packed" * 500), headers=GZIPPED, chunked=True),
+    "gzip of two members": Answer(body=gzip.compress(b"packed") + gzip.compress(b"twice"), headers=GZIPPED),
+    "gzip and more behind it": Answer(body=gzip.compress(b"packed") + b"more", headers=GZIPPED),
+    "gzip, cut": Answer(body=gzip.compress(b"packed" * 500)[:-9], headers=GZIPPED),
+    "gzip within gzip": Answer(
+        body=gzip.compress(gzip.compress(b"packed" * 500)), headers=(("Content-Encoding", "gzip, gzip"),)
+    ),
+    "gzip said twice": Answer(body=gzip.compress(gzip.compress(b"packed" * 500)), headers=GZIPPED * 2),
+    "x-gzip": Answer(body=gzip.compress(b"packed" * 500), headers=(("Content-Encoding", "x-gzip"),)),
     "no gzip": Answer(body=b"this is no gzip", headers=GZIPPED),
     "in two pieces": Answer(body=b"late", drip_body_s=0.002),
     "head in pieces": Answer(body=b"late", drip_head_s=0.0005),
@@ -853,6 +864,55 @@ def test_a_good_answer_over_a_warm_connection_goes_the_short_way(tmp_path: Path,
         with hr.session() as session:
             assert isinstance(session.get(server.url, headers={"X": "1"}).raw, WholeResponse)
         assert pickle.loads(pickle.dumps(answer.headrace)) == answer.headrace
+
+
+def test_a_body_may_be_silent_for_longer_than_the_attempt_may_take(
+    tmp_path: Path, server: FaultServer
+) -> None:
+    limits = "    timeouts: {attempt: 200ms, read: 10s, deadline: 30s}\n    retry: {max_attempts: 1}\n"
+    with running(tmp_path, rules(server.url, limits)) as hr:
+        handle = hr.upstream("billing")
+        handle.urlopen("GET", "/warm")
+        server.always(Answer(body=b"ab", drip_body_s=0.4))
+        answer = handle.urlopen("GET", "/it")
+
+    assert isinstance(answer, WholeResponse)
+    assert answer.data == b"ab"
+
+
+def test_a_peer_that_takes_nothing_ends_the_write(tmp_path: Path) -> None:
+    limits = "    timeouts: {write: 200ms, attempt: 10s, read: 10s, deadline: 30s}\n"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        peers: list[socket.socket] = []
+
+        def answer_once() -> None:
+            peer, _ = listener.accept()
+            peers.append(peer)
+            peer.recv(65536)
+            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+        thread = threading.Thread(target=answer_once)
+        thread.start()
+        with running(tmp_path, rules(url, limits)) as hr:
+            handle = hr.upstream("billing")
+            assert handle.urlopen("GET", "/warm").data == b"ok"
+            sock = warm_socket(hr)
+            sock.settimeout(0.0)
+            with contextlib.suppress(BlockingIOError):
+                while sock.send(bytes(65536)):
+                    pass
+            with pytest.raises(urllib3.exceptions.ReadTimeoutError, match=r"Write timed out.*=0.2"):
+                handle.urlopen("POST", "/it", body=b"x")
+        thread.join()
+        peers[0].close()
+
+
+def warm_socket(hr: headrace.Headrace) -> Any:
+    leases = hr.snapshot.upstream("billing").endpoint.pool.leases
+    leases.view()
+    (connection,) = leases._idle
+    return connection.conn.sock
 
 
 def test_an_answer_can_be_looked_at_before_it_has_a_record() -> None:

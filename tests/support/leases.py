@@ -11,6 +11,7 @@ from typing import Any
 
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.plan import PoolPlan
+from headrace.transport.dial.liveness import Watched
 from headrace.transport.lease.pool import Lease, LeasePool
 from support.plans import pool_plan
 from support.waiting import wait_until
@@ -25,8 +26,8 @@ class Conn:
     probes: int = 0
 
 
-@dataclass(eq=False, slots=True)
-class End:
+@dataclass(eq=False)
+class End(Watched):
     """A connection that is nothing but its socket."""
 
     sock: socket.socket | None

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from headrace.policy.counters import UpstreamCounters
-from headrace.transport.dial.liveness import is_alive
+from headrace.transport.dial.liveness import Watched, is_alive
 from headrace.transport.lease.pool import Lease, LeasePool
 from support.forks import bare_fork, in_child, ordinary_fork
 from support.leases import Conn, rig
@@ -20,7 +20,7 @@ from support.plans import pool_plan
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 
-class Wire:
+class Wire(Watched):
     """A connection over a socket pair; `peer` is what the server would see."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from support.faultserver import server_context
 from support.leases import End
 
 
-class Pair:
+class Pair(liveness.Watched):
     """Two ends of a connection; the peer's over TLS is driven by hand, so that it can send half a record."""
 
     def __init__(self, version: str | None, ca: trustme.CA) -> None:
@@ -31,7 +31,7 @@ class Pair:
         listener.close()
         self.peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.tls: ssl.SSLObject | None = None
-        self.sock: socket.socket | None = plain
+        self.sock = plain
         if version is not None:
             self._handshake(plain, version, ca)
         self.sock.settimeout(5.0)
@@ -171,6 +171,19 @@ def test_a_descriptor_above_1023_is_looked_at_like_any_other(pair: Pair) -> None
         for sock in spare:
             sock.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_connection_that_has_another_socket_by_now_is_looked_at_anew() -> None:
+    first, its_peer = socket.socketpair()
+    second, others_peer = socket.socketpair()
+    with first, its_peer, second, others_peer:
+        conn = End(first)
+        assert is_alive(conn)
+        conn.sock = second
+        its_peer.send(b"x")
+        assert is_alive(conn)
+        others_peer.send(b"x")
+        assert not is_alive(conn)
 
 
 def test_under_gevent_the_systems_own_poll_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

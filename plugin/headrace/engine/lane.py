@@ -208,15 +208,31 @@ def first_try(
             try:
                 reader.begin(method)
                 # One limit for sending and for the head: a socket between two answers takes this much at once.
-                sock.settimeout(limit_s if limit_s < timeouts.read_s else timeouts.read_s)
+                silence_s = limit_s if limit_s < timeouts.read_s else timeouts.read_s
+                # Where it can be waited for by itself, the socket has no limit to be set, and does not look whether it
+                # may send: two system calls less.
+                wait = conn.wait
+                if wait is None:
+                    sock.settimeout(silence_s)
+                elif sock.gettimeout() != 0.0:
+                    sock.settimeout(0.0)
                 sys.audit("http.client.send", conn, data)
-                sent = sock.send(data)
+                try:
+                    sent = sock.send(data)
+                except BlockingIOError:
+                    sent = 0
                 if sent != len(data):
                     sock.settimeout(timeouts.write_s / LOOKS)
                     send_rest(sock, memoryview(data)[sent:], most=conn.most_at_once)
-                    sock.settimeout(limit_s if limit_s < timeouts.read_s else timeouts.read_s)
+                    sock.settimeout(silence_s)
+                    wait = None
                 attempt.is_unsent = False
-                while piece := sock.recv(PIECE_BYTES):
+                while True:
+                    if wait is not None and not wait(silence_s * 1000.0):
+                        raise TimeoutError("timed out")  # as a socket has it
+                    piece = sock.recv(PIECE_BYTES)
+                    if not piece:
+                        break
                     pieces.append(piece)
                     if reader.feed(piece):
                         break
@@ -234,7 +250,9 @@ def first_try(
                             )
                             if attempt.ends_at < deadlines.wake_at:
                                 deadlines.rouse(attempt.ends_at)
-                            sock.settimeout(timeouts.read_s)
+                            silence_s = timeouts.read_s
+                            if wait is None:
+                                sock.settimeout(silence_s)
                         n_bytes += len(piece)
                         if n_bytes > MOST_BYTES:
                             break

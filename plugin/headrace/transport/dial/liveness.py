@@ -6,7 +6,8 @@ import select
 import socket
 import ssl
 import sys
-from typing import Any, Final, Protocol
+from collections.abc import Callable
+from typing import Any, Final
 
 _MOST_AT_A_LOOK: Final = 16 * 1024
 """Bytes looked at in front of a TLS connection. The two tickets that OpenSSL sends are 574 bytes. With a client's chain
@@ -15,17 +16,27 @@ of certificates in them they are a few thousand. If more than this is waiting, i
 _HEADER: Final = 5  # bytes of a TLS record's header: type, two of version, two of length (RFC 8446 §5.1)
 _APPLICATION_DATA: Final = 23  # the type under which tickets are sent, too
 
+_PLAIN: Final = socket.socket if socket.socket.__module__ == "socket" else None
+"""The class of sockets that no other library has a hand in."""
+
 _poll: Any = None  # the system's own
 _select_poll: Any = object()  # what `select.poll` was when `_poll` was looked up
 
 
-class HasSocket(Protocol):
-    """A connection, as far as it is looked at."""
+class Watched:
+    """A connection, as far as it is looked at.
 
-    sock: socket.socket | None
+    Attributes:
+        wait: The poll() of its socket, milliseconds, where that is a plain one: a list that is empty where nothing has
+            come. Its holder's. Good after a look, until the socket is another one; None: the socket waits by itself.
+    """
+
+    sock: Any
+    wait: Callable[[float], list[Any]] | None = None
+    _waits_for = -1  # its descriptor
 
 
-def is_alive(conn: HasSocket) -> bool:
+def is_alive(conn: Watched) -> bool:
     """Whether the peer of the idle *conn* has neither closed it nor sent anything.
 
     Nothing may be readable between two answers. End of file means that the peer has
@@ -44,6 +55,13 @@ def is_alive(conn: HasSocket) -> bool:
     if sock is None:
         return False
     try:
+        if type(sock) is _PLAIN:
+            # What waits is kept: to make it takes longer than to ask it.
+            wait = conn.wait
+            if wait is None or sock.fileno() != conn._waits_for:
+                wait = _watch(conn, sock)
+            if wait is not None:
+                return not wait(0)
         tls = isinstance(sock, ssl.SSLSocket)
         if tls and sock.pending():
             return False
@@ -58,6 +76,18 @@ def is_alive(conn: HasSocket) -> bool:
         return not readable or (tls and _has_only_tickets(sock))
     except (OSError, ValueError):
         return False
+
+
+def _watch(conn: Watched, sock: socket.socket) -> Callable[[float], list[Any]] | None:
+    conn.wait = None
+    if getattr(select, "poll", None) is not _select_poll:
+        _find_poll()
+    if _poll is not None:
+        poller = _poll()
+        conn._waits_for = sock.fileno()
+        poller.register(conn._waits_for, select.POLLIN)
+        conn.wait = poller.poll
+    return conn.wait
 
 
 def _find_poll() -> None:

@@ -26,6 +26,7 @@ from headrace.clock import monotonic
 from headrace.policy.plan import NO_LIMIT_S, KeepalivePlan
 from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.connection_auth import AUTHORIZATION, authenticates_connection
+from headrace.transport.dial.liveness import Watched
 from headrace.transport.dial.opening import Opening
 from headrace.transport.dial.refusals import alert_behind
 from headrace.transport.dial.resolve import is_own, resolver
@@ -52,7 +53,7 @@ _IN_A_VALUE = re.compile(r"[\0\r\n]").search
 _CONNECTION_PY = urllib3.util.connection.is_connection_dropped.__code__.co_filename
 
 
-class GovernedHTTPConnection(HTTPConnection):
+class GovernedHTTPConnection(HTTPConnection, Watched):
     """A connection that belongs to a lease while it is in use.
 
     Owned by the thread that holds the lease; `close()` may also come from a
