@@ -489,6 +489,112 @@ def test_the_environment_holds_for_a_session_of_ours(
         assert differences(*without_texts(one, other)) == []
 
 
+ELSEWHERE = {"ftp": "http://127.0.0.1:1"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "keywords"),
+    [
+        pytest.param({}, {"proxies": ELSEWHERE}, id="proxies of the call"),
+        pytest.param({}, {"hooks": {"response": note_it}}, id="hooks of the call"),
+        pytest.param({}, {"cert": __file__}, id="a certificate of the call"),
+        pytest.param({}, {"verify": False}, id="no trust of the call"),
+        pytest.param({}, {"verify": "/nowhere.pem"}, id="a bundle of the call"),
+        pytest.param({"proxies": ELSEWHERE}, {}, id="proxies"),
+        pytest.param({"cert": __file__}, {}, id="a certificate"),
+        pytest.param({"verify": False}, {}, id="no trust"),
+        pytest.param({"verify": "/nowhere.pem"}, {}, id="a bundle"),
+        pytest.param({"hooks": {"response": [note_it]}}, {}, id="hooks"),
+    ],
+)
+def test_what_only_requests_knows_to_do_goes_through_requests(
+    hr: headrace.Headrace, server: FaultServer, setting: dict[str, Any], keywords: dict[str, Any]
+) -> None:
+    url = f"{server.url}/v2/a"
+    with hr.session() as session:
+        assert type(session.get(url)) is DirectResponse
+        for name, value in setting.items():
+            setattr(session, name, value)
+        answer = session.get(url, **keywords)
+
+    assert type(answer) is not DirectResponse
+    has_hooks = "hooks" in {**setting, **keywords}
+    assert ("X-Hooked" in answer.headers) is has_hooks
+
+
+def test_a_url_that_is_no_text_goes_through_requests(hr: headrace.Headrace, server: FaultServer) -> None:
+    """Of libraries for URLs, as requests takes it."""
+
+    class Url:
+        def __str__(self) -> str:
+            return f"{server.url}/v2/a"
+
+    with hr.session() as session:
+        assert session.get(Url()).url == f"{server.url}/v2/a"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("setting", "keywords", "sent"),
+    [
+        pytest.param({}, {"cookies": {"a": "1"}}, ("Cookie", "a=1"), id="cookies of the call"),
+        pytest.param({}, {"auth": ("a", "b")}, ("Authorization", "Basic YTpi"), id="credentials of the call"),
+        pytest.param({"auth": ("a", "b")}, {}, ("Authorization", "Basic YTpi"), id="credentials"),
+        pytest.param({}, {"auth": sign}, ("X-Signed", "yes"), id="a signer"),
+        pytest.param({"headers": {"X-Only": "1"}}, {}, ("X-Only", "1"), id="headers that are a dict"),
+    ],
+)
+def test_what_requests_adds_to_a_request_is_sent(
+    hr: headrace.Headrace,
+    server: FaultServer,
+    setting: dict[str, Any],
+    keywords: dict[str, Any],
+    sent: tuple[str, str],
+) -> None:
+    with hr.session() as session:
+        for name, value in setting.items():
+            setattr(session, name, value)
+        answer = session.get(f"{server.url}/v2/a", **keywords)
+
+    assert server.requests[-1].header(sent[0]) == sent[1]
+    assert ("X-Hooked" in answer.headers) is (keywords.get("auth") is sign)
+
+
+def test_cookies_are_kept_from_call_to_call(hr: headrace.Headrace, server: FaultServer) -> None:
+    with hr.session() as session:
+        server.next(Answer(headers=(("set-COOKIE", "a=1"),)))
+        session.get(f"{server.url}/v2/a")
+        session.get(f"{server.url}/v2/a")
+        assert server.requests[-1].header("Cookie") == "a=1"
+        session.cookies.clear()
+        session.get(f"{server.url}/v2/a")
+        assert server.requests[-1].header("Cookie") is None
+
+
+def test_files_and_params_of_a_session_are_sent(hr: headrace.Headrace, server: FaultServer) -> None:
+    with hr.session() as session:
+        session.params = {"of": "session"}
+        session.post(f"{server.url}/v2/a", files={"f": b"content"})
+    assert server.requests[-1].target == "/v2/a?of=session"
+    assert b"content" in server.requests[-1].body
+
+
+def test_headers_that_a_session_changes_hold_from_the_next_call_on(
+    hr: headrace.Headrace, server: FaultServer
+) -> None:
+    """What was made of them is kept from call to call."""
+    url, found = f"{server.url}/v2/a", []
+    with hr.session() as session, hr.session() as other:
+        for value in ("1", "2", None):
+            if value is not None:
+                session.headers["X-It"] = value
+            else:
+                del session.headers["X-It"]
+            for one in (session, session, other):
+                one.get(url)
+                found.append(server.requests[-1].header("X-It"))
+    assert found == ["1", "1", None, "2", "2", None, None, None, None]
+
+
 class Seen(Exception):
     """What was put in place of a function of requests was entered."""
 

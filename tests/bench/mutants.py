@@ -126,6 +126,8 @@ _ENDED = "a token that is not in use ends nothing, and the connection is closed"
 _HOLDS_NOTHING = "a lease that is on it holds neither a slot nor a place"
 _MADE_EMPTY = "a list is made empty by `__new__`"
 _LOOKS_SOONER = "what is kept is put away sooner than need be"
+_COUNTS_SOONER = "headers are counted where they need not be"
+_AS_FALSE = "the loop asks whether it is true"
 _NO_INSTANT = "no instant lies below the zero of the clock"
 
 EQUAL: Mapping[str, str] = MappingProxyType(
@@ -230,6 +232,15 @@ EQUAL: Mapping[str, str] = MappingProxyType(
         "transport.lease.pool _no_connection: none.is_shared = False: False -> True": _HOLDS_NOTHING,
         "policy.retry RehearsedAllowance.__init__: super().__init__(): pass": _MADE_EMPTY,
         "transport.lease.tally LeaseTally.__init__: self.turn_at = 0.0: 0.0 -> -1.0": _NO_INSTANT,
+        "transport.wire.h1 : _SHORTEST_LINE_BYTES: Final = 4: 4 -> 0": _COUNTS_SOONER,
+        "transport.wire.h1 : _BEGINNING_BYTES: Final = 32: 32 -> 31": "how much of a size is looked at early",
+        "transport.wire.h1 AnswerReader.take: if len(parts) == 1:: 1 -> None": "one part joined is that part",
+        "transport.wire.h1 AnswerReader._read_head: self._skip(int(head[9:12])): 12 -> 13": "int() takes a blank, too",
+        "transport.wire.h1 AnswerReader._read_chunk_size: return False: return None": _AS_FALSE,
+        "transport.wire.h1 AnswerReader._read_chunk_data: return False: return None": _AS_FALSE,
+        "transport.wire.h1 AnswerReader._read_chunk_end: return False: return None": _AS_FALSE,
+        "transport.wire.h1 AnswerReader._read_whole_chunks: if not size or start - at > most or data[end : end + len"
+        "(eol)] != eol:: start - at -> (start + at)": "what is not read there, the table reads",
     }
 )
 """Mutants that no test can tell from the code, as they are printed, and why."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import http.client
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.transport.wire.h1 import (
+    USUAL,
     AnswerReader,
     Limits,
     Malformed,
@@ -690,6 +693,7 @@ def test_the_rest_of_a_body_may_be_read_past_the_reader() -> None:
         for n in (3, -1):
             with pytest.raises(ValueError, match="2 are to come"):
                 reader.passed(n)
+        reader.passed(0)
         reader.passed(2)
         assert (reader.rest(), reader.done, reader.reusable, reader.take()) == (0, True, True, b"")
         with pytest.raises(ValueError, match="0 are to come"):
@@ -810,10 +814,26 @@ def test_a_body_until_the_end_has_a_limit_too() -> None:
     assert read([head(), b"0123456789", b"x"], limits=SMALL) == replace(
         read([head(), b"0123456789"], limits=SMALL), error=TooLarge
     )
+    beyond = read([head(), b"01234567", b"89x"], limits=SMALL)
+    assert (beyond.body, beyond.error) == (b"0123456789", TooLarge)
+
+
+def test_a_body_of_nothing_passes_a_limit_of_nothing() -> None:
+    nothing = Limits(body_bytes=0)
+    for how in (lambda data: [data], singly):
+        assert read(how(head(CHUNKED) + b"0\r\n\r\n"), limits=nothing).done
+        assert read(how(head(b"Content-Length: 0")), limits=nothing).done
+        assert read(how(head(CHUNKED) + b"1\r\nx\r\n0\r\n\r\n"), limits=nothing).error is TooLarge
 
 
 def test_the_usual_limits_are_those_of_http_client() -> None:
     """As in adapters/test_garbage.py."""
+    client: Any = http.client
+    assert (USUAL.head_bytes, USUAL.line_bytes, USUAL.headers) == (
+        client._MAXLINE,
+        client._MAXLINE,
+        client._MAXHEADERS,
+    )
     for data in (
         head(status=b"HTTP/1.1 200 " + b"O" * 100_000),
         head(b"X: " + b"x" * 100_000),

@@ -36,7 +36,9 @@ from headrace.transport.connection_auth import is_of_connection
 from headrace.transport.dial.sending import LOOKS, send_rest
 from headrace.transport.lease.pool import Lease
 from headrace.transport.wire.blocking import MOST_BYTES, PIECE_BYTES
-from headrace.transport.wire.exchange import is_ready
+from headrace.transport.wire.exchange import CONNECTIONS, is_plain_socket
+from headrace.transport.wire.response import KNOWN
+from headrace.transport.wire.untouched import is_untouched
 
 in_flight = deadlines.table
 
@@ -179,8 +181,18 @@ def first_try(
     try:
         lease = leases.acquire(send.patience_s, by_deadline=send.by_deadline, owner=owner)
         conn = lease.conn
-        if conn is not None and is_ready(pool, conn):
-            reader: Any = conn.reader
+        reader: Any = None if conn is None else conn.reader
+        if (
+            conn is not None
+            and reader is not None
+            and reader.reusable
+            and is_plain_socket.get(type(conn.sock)) is True
+            and type(conn) in CONNECTIONS
+            and not conn.debuglevel
+            and pool.ConnectionCls in CONNECTIONS
+            and KNOWN
+            and is_untouched()
+        ):
             permit: Any = send.permit
             sock, sent_at = conn.sock, monotonic()
             limit_s, left_s = send.timeout_s, None

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import requests.models
@@ -16,8 +18,22 @@ from requests.cookies import RequestsCookieJar
 from requests.models import PreparedRequest
 from requests.structures import CaseInsensitiveDict
 
-Head = dict[str, tuple[str, str]]
-"""Headers by their name in lower case: the name as it is sent, and the value. The insides of a CaseInsensitiveDict."""
+from headrace.transport.wire.request import SharedHeaders
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Head:
+    """Headers that calls begin with: those of the library, or of a session.
+
+    Attributes:
+        fields: By their name in lower case: the name as it is sent, and the value. The insides of a
+            CaseInsensitiveDict.
+        sent: The same by the names that are sent.
+    """
+
+    fields: dict[str, tuple[str, str]]
+    sent: SharedHeaders
+
 
 # An escape of what is not "unreserved" (RFC 3986 §2.3): requests decodes the others.
 _ESCAPE = r"%(?:2[0-9A-CF]|3[A-F]|40|5[B-E]|60|7[B-DF]|[89A-F][0-9A-F])"
@@ -100,13 +116,22 @@ class Plain:
         return f"<Plain {self.method}>"  # no more: a URL and headers may hold credentials
 
 
+_last: Head = Head({}, SharedHeaders())
+"""The last one made: few sessions change theirs."""
+
+
 def head_of(headers: CaseInsensitiveDict[Any]) -> Head | None:
     """*headers*, those of a session, as a head; None where one of them is not plain."""
-    store: Head = dict(headers._store)
+    global _last
+    store, last = headers._store, _last
+    # By `is`: whose object a value is, says whether the caller means it (`library_headers`).
+    if len(store) == len(last.fields) and all(map(is_, store.values(), last.fields.values())):
+        return last
     for name, value in store.values():
         if type(name) is not str or type(value) is not str or not _is_name(name) or not _is_value(value):
             return None
-    return store
+    _last = made = Head(dict(store), SharedHeaders(store.values()))
+    return made
 
 
 def plain_request(
@@ -143,8 +168,9 @@ def plain_request(
             path = f"{path}&{query}" if "?" in path else f"{path}?{query}"
     body: bytes | None = None
     text: str | None = None
+    sent: dict[str, str] = head.sent
     if own or data or json is not None or method not in _BODILESS:
-        head = head.copy()
+        fields = head.fields.copy()
         if own:
             if type(own) is not dict:
                 return None
@@ -156,7 +182,7 @@ def plain_request(
                     or not _is_value(value)
                 ):
                     return None
-                head[name.lower()] = name, value
+                fields[name.lower()] = name, value
         kind = None
         if data:
             if type(data) is bytes:
@@ -178,12 +204,13 @@ def plain_request(
                 return None  # requests says what is wrong with it
             kind = "application/json"
         if body is not None:
-            head["content-length"] = "Content-Length", str(len(body))
-        elif method not in _BODILESS and "content-length" not in head:
-            head["content-length"] = "Content-Length", "0"
-        if kind is not None and "content-type" not in head:
-            head["content-type"] = "Content-Type", kind
-    return Plain(method, base + path, prefix + path, dict(head.values()), body, text)
+            fields["content-length"] = "Content-Length", str(len(body))
+        elif method not in _BODILESS and "content-length" not in fields:
+            fields["content-length"] = "Content-Length", "0"
+        if kind is not None and "content-type" not in fields:
+            fields["content-type"] = "Content-Type", kind
+        sent = dict(fields.values())
+    return Plain(method, base + path, prefix + path, sent, body, text)
 
 
 def _encoded(fields: dict[Any, Any]) -> Any:

@@ -15,7 +15,7 @@ from headrace.runtime.upstream import Upstream
 from headrace.transport.connection_auth import is_of_connection
 from headrace.transport.stock.library_headers import is_librarys
 from headrace.transport.stock.pool import with_defaults
-from headrace.transport.wire.request import head_of, is_plain_target
+from headrace.transport.wire.request import SharedHeaders, head_of, is_plain_target
 from headrace.transport.wire.response import WholeResponse
 
 _MAKER: Final = "urllib3"
@@ -43,11 +43,12 @@ class _Heads:
         long_methods: Methods that need the long way: a key is made for them, or stock writes their heads.
         long_names: Headers that need it, in lower case.
         bare: By method, what comes behind the first line where there is no body.
+        shared: By method, the headers that calls shared of late, and what comes behind the first line with them.
         around: By method, what comes before the length of a body, and behind it.
         of_file: The headers of the file: the name in lower case, and name and value.
     """
 
-    __slots__ = ("around", "bare", "lane", "long_methods", "long_names", "of_file")
+    __slots__ = ("around", "bare", "lane", "long_methods", "long_names", "of_file", "shared")
 
     def __init__(self, upstream: Upstream) -> None:
         plan = upstream.plan
@@ -59,6 +60,7 @@ class _Heads:
         self.long_names = _LONG | {upstream.request_id_header.lower()}
         self.bare: dict[str, bytes] = {}
         self.around: dict[str, tuple[bytes, bytes]] = {}
+        self.shared: dict[str, tuple[object, bytes]] = {}
         self.of_file = [(pair[0].lower(), pair) for pair in plan.headers]
         own = {name for name, _ in self.of_file}
         if own & (self.long_names - {"host"}) or "connection" in own:
@@ -104,9 +106,13 @@ def quickly(
                 return None
         if type(body) is not bytes or len(body) > IN_ONE_GO:
             return None
-    if headers:
+    is_shared = type(headers) is SharedHeaders and body is None
+    known = heads.shared.get(method) if is_shared else None
+    if known is not None and known[0] is headers:
+        front = b"%b%b" % (f"{method} {target} HTTP/1.1\r\n".encode(), known[1])
+    elif headers:
         own: Any
-        if type(headers) is dict:
+        if is_shared or type(headers) is dict:
             names = [name.lower() for name in headers]
             if (
                 not heads.long_names.isdisjoint(names)
@@ -114,7 +120,7 @@ def quickly(
                 or ("authorization" in names and is_of_connection(headers))
             ):
                 return None
-            own = with_defaults(headers, upstream.plan.headers)
+            own = with_defaults(dict(headers) if is_shared else headers, upstream.plan.headers)
         else:
             own = _merged(heads, headers)
             if own is None:
@@ -123,6 +129,8 @@ def quickly(
         if whole is None:
             return None
         front = whole[:-2]
+        if is_shared:
+            heads.shared[method] = headers, front[front.index(b"\n") + 1 :]
     elif method not in heads.bare and not heads.render(upstream, method):
         return None
     elif body is None:

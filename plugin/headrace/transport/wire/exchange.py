@@ -56,9 +56,10 @@ _IN_ONE_GO: Final = 64 * 1024  # a head and a body of this size leave with one s
 _GOES_ON: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.EPROTOTYPE})
 """Sending ends with these when the peer has answered early and left. Its answer may be there; stock reads it, too."""
 
-_CONNECTIONS: Final = frozenset({GovernedHTTPConnection, GovernedHTTPSConnection})
+CONNECTIONS: Final = frozenset({GovernedHTTPConnection, GovernedHTTPSConnection})
+"""The classes whose connections may be spoken over here: others may do anything of their own."""
 _SOCKETS: Final = frozenset({"socket", "ssl", "gevent", "headrace"})
-_is_plain_socket: dict[type, bool] = {type(None): True}
+is_plain_socket: dict[type, bool] = {type(None): True}
 """By the class of a socket, as found when it was made. None: it is to be made."""
 
 
@@ -68,7 +69,7 @@ def may_speak(attempt: Attempt, pool: GovernedHTTPPool, body: Any, kw: Mapping[s
         not pool.in_force.speaks
         or attempt.pool is not pool
         or attempt.lease is None
-        or pool.ConnectionCls not in _CONNECTIONS
+        or pool.ConnectionCls not in CONNECTIONS
         or not (body is None or type(body) is bytes or type(body) is str)
         or pool.proxy is not None
         or pool.proxy_headers
@@ -124,10 +125,10 @@ def exchange(
         return None
     conn = lease.conn
     if conn is not None:
-        is_plain = _is_plain_socket.get(kind := type(conn.sock))
+        is_plain = is_plain_socket.get(kind := type(conn.sock))
         if is_plain is None:
             is_plain = _is_plain(kind)
-        if not is_plain or conn.debuglevel or type(conn) not in _CONNECTIONS:
+        if not is_plain or conn.debuglevel or type(conn) not in CONNECTIONS:
             return None
     attempt.lease = None
     try:
@@ -194,21 +195,6 @@ def _tell(
         raise told from error  # not reached: these retries allow none
     finally:
         del error, told  # what is raised refers to this frame
-
-
-def is_ready(pool: GovernedHTTPPool, conn: GovernedHTTPConnection) -> bool:
-    """Whether a request may go out over *conn*, which was used before, past all that others might have replaced."""
-    reader = conn.reader
-    return (
-        reader is not None
-        and reader.reusable
-        and _is_plain_socket.get(type(conn.sock)) is True
-        and type(conn) in _CONNECTIONS
-        and not conn.debuglevel
-        and pool.ConnectionCls in _CONNECTIONS
-        and KNOWN
-        and is_untouched()
-    )
 
 
 def _go_on(
@@ -531,7 +517,7 @@ def _as_stock_reads(
 
 def _is_plain(kind: type) -> bool:
     """Whether sockets of *kind* do what sockets do: the standard library's, gevent's or ours."""
-    _is_plain_socket[kind] = found = (
+    is_plain_socket[kind] = found = (
         issubclass(kind, socket.socket) and kind.__module__.partition(".")[0] in _SOCKETS
     )
     return found

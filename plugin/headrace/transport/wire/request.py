@@ -27,6 +27,12 @@ _lower_of: dict[str, str] = {}
 """Names of headers that were looked at, in lower case. Bounded: a caller may make names up."""
 
 
+class SharedHeaders(dict[str, str]):
+    """Headers of many calls, plain ones, which nobody changes: what is made of them is good for all of these calls."""
+
+    __slots__ = ()
+
+
 def host_line(origin: Origin) -> str:
     """The Host header of requests to *origin*, with its line end."""
     host = origin.host.rstrip(".")

@@ -109,6 +109,12 @@ def received_again(sock: socket.socket, data: bytes, error: Exception | None = N
     return io.BufferedReader(Received(data, sock.makefile("rb", buffering=0), error))
 
 
+def _fields_in(answer: Any) -> list[tuple[str, str]]:
+    """Names and values in the head of *answer*, in order."""
+    lines = answer.head.decode("latin-1").split("\n")[1:-2]  # the codec has passed it: each has a colon
+    return [(one[0], one[2].strip(" \t\r")) for one in [line.partition(":") for line in lines]]
+
+
 class WireAnswer(FramedAnswer):
     """http.client's answer. Its head was read by the codec, and `begin` is not called.
 
@@ -176,10 +182,7 @@ class WireAnswer(FramedAnswer):
         message._payload = ""  # type: ignore[attr-defined]
         return message
 
-    @cached_property
-    def fields(self) -> list[tuple[str, str]]:
-        """Names and values, in order."""
-        return _fields_in(self.head)
+    fields = cached_property(_fields_in)
 
     @cached_property
     def headers(self) -> http.client.HTTPMessage:  # type: ignore[override]
@@ -223,11 +226,6 @@ class WireAnswer(FramedAnswer):
         super()._close_conn()
 
 
-def _fields_in(head: bytes) -> list[tuple[str, str]]:
-    lines = head.decode("latin-1").split("\n")[1:-2]  # the codec has passed it: a colon is in each of them
-    return [(one[0], one[2].strip(" \t\r")) for one in [line.partition(":") for line in lines]]
-
-
 def behind(head: bytes, pieces: list[bytes]) -> bytes:
     """What of *pieces*, an answer as it was received, comes behind its *head*."""
     data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -255,6 +253,7 @@ class _Filled(GovernedResponse):
     _uncached_read_occurred = False
     _fp: Any
     _original_response: Any
+    _fields: Any = property(attrgetter("_original_response.fields"))
 
     def __init__(
         self,
@@ -289,17 +288,13 @@ class _Filled(GovernedResponse):
         if found is None:
             self._headers = found = HTTPHeaderDict()
             add = found.add  # given all at once, it looks at length of what kind they are
-            for name, value in self._fields():
+            for name, value in self._fields:
                 add(name, value)
         return found
 
     @headers.setter
     def headers(self, headers: HTTPHeaderDict) -> None:
         self._headers = headers
-
-    def _fields(self) -> list[tuple[str, str]]:
-        found: list[tuple[str, str]] = self._original_response.fields
-        return found
 
     @cached_property
     def _decoded_buffer(self) -> BytesQueueBuffer:  # type: ignore[override]
@@ -416,6 +411,7 @@ class WholeResponse(WireResponse):
     _connection = None
     _sock_shutdown = None
     _uncached_read_occurred = True
+    _fields = property(_fields_in)  # of the head itself: `_original_response` is not made for it
 
     head: bytes
     told: Any
@@ -445,9 +441,6 @@ class WholeResponse(WireResponse):
         except Exception:
             return False
         return True
-
-    def _fields(self) -> list[tuple[str, str]]:
-        return _fields_in(self.head)
 
     @cached_property
     def reason(self) -> str:  # type: ignore[override]
