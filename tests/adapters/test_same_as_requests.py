@@ -24,11 +24,13 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from requests.adapters import HTTPAdapter
 from requests.auth import HTTPBasicAuth
+from urllib3.util.retry import Retry
 
 import headrace
 from headrace.adapters.handles import checked_path
 from headrace.adapters.requests.answer import Response as DirectResponse
 from headrace.adapters.requests.plain import head_of, plain_request
+from headrace.adapters.requests.session import verify_of_environment
 from support.faultserver import Answer, Break, FaultServer, Raw
 from support.governed import running
 
@@ -570,12 +572,28 @@ def test_cookies_are_kept_from_call_to_call(hr: headrace.Headrace, server: Fault
         assert server.requests[-1].header("Cookie") is None
 
 
-def test_files_and_params_of_a_session_are_sent(hr: headrace.Headrace, server: FaultServer) -> None:
+def test_files_and_the_params_of_a_session_are_sent(hr: headrace.Headrace, server: FaultServer) -> None:
     with hr.session() as session:
-        session.params = {"of": "session"}
         session.post(f"{server.url}/v2/a", files={"f": b"content"})
-    assert server.requests[-1].target == "/v2/a?of=session"
-    assert b"content" in server.requests[-1].body
+        assert b"content" in server.requests[-1].body
+        session.params = {"of": "session"}
+        session.get(f"{server.url}/v2/a")
+        assert server.requests[-1].target == "/v2/a?of=session"
+
+
+def test_a_session_that_streams_leaves_the_body_to_its_reader(
+    hr: headrace.Headrace, server: FaultServer
+) -> None:
+    with hr.session() as session:
+        session.stream = True
+        answer = session.get(f"{server.url}/v2/a")
+        assert answer._content_consumed is False
+        assert answer.content == b"ok"
+
+
+def test_a_host_that_requests_refuses_is_refused(hr: headrace.Headrace) -> None:
+    with hr.session() as session, pytest.raises(requests.exceptions.InvalidURL):
+        session.get("http://.host/a")
 
 
 def test_headers_that_a_session_changes_hold_from_the_next_call_on(
@@ -593,6 +611,68 @@ def test_headers_that_a_session_changes_hold_from_the_next_call_on(
                 one.get(url)
                 found.append(server.requests[-1].header("X-It"))
     assert found == ["1", "1", None, "2", "2", None, None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        pytest.param({}, True, id="nothing"),
+        pytest.param(
+            {"REQUESTS_CA_BUNDLE": "/a.pem", "CURL_CA_BUNDLE": "/b.pem"}, "/a.pem", id="two bundles"
+        ),
+        pytest.param({"CURL_CA_BUNDLE": "/b.pem"}, "/b.pem", id="curl's bundle"),
+        pytest.param({"REQUESTS_CA_BUNDLE": ""}, True, id="an empty bundle"),
+        pytest.param({"NETRC": ""}, None, id="a netrc, named"),
+        pytest.param({"Https_Proxy": ""}, None, id="a proxy, however it is written"),
+        pytest.param({"HOME": "{home}/.of"}, None, id="a .netrc"),
+        pytest.param({"HOME": "{home}/_of"}, None, id="a _netrc"),
+        pytest.param({"HOME": None}, None, id="no home"),
+    ],
+)
+def test_what_the_environment_says_is_read_as_requests_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str | None], said: object
+) -> None:
+    for first in "._":
+        (tmp_path / f"{first}of").mkdir()
+        (tmp_path / f"{first}of" / f"{first}netrc").touch()
+    for name, value in environment.items():
+        if value is None:
+            monkeypatch.delenv(name)
+        else:
+            monkeypatch.setenv(name, value.format(home=tmp_path))
+
+    assert verify_of_environment() == said
+
+
+def test_requests_own_ways_to_ask_the_environment_may_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as replaced:
+        replaced.setattr(requests.utils, "getproxies", dict)
+        assert verify_of_environment() is None
+    with monkeypatch.context() as replaced:
+        replaced.setattr(requests.utils, "NETRC_FILES", ("other",))
+        assert verify_of_environment() is None
+    assert verify_of_environment() is True
+
+
+def test_a_session_that_does_not_trust_the_environment_does_not_ask_it(
+    hr: headrace.Headrace, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    with hr.session() as session:
+        session.trust_env = False
+        assert type(session.get(f"{server.url}/v2/a")) is DirectResponse
+
+
+def test_retries_of_the_adapter_s_own_are_made(hr: headrace.Headrace, server: FaultServer) -> None:
+    url = f"{server.url}/v2/a"
+    with hr.session() as session:
+        adapter: Any = session.get_adapter(url)
+        adapter.max_retries = Retry(2, status_forcelist=[404], backoff_factor=0)
+        try:
+            server.next(Answer(404))
+            assert session.get(url).status_code == 200
+        finally:
+            adapter.max_retries = Retry(0, read=False)
 
 
 class Seen(Exception):

@@ -241,6 +241,9 @@ EQUAL: Mapping[str, str] = MappingProxyType(
         "transport.wire.h1 AnswerReader._read_chunk_end: return False: return None": _AS_FALSE,
         "transport.wire.h1 AnswerReader._read_whole_chunks: if not size or start - at > most or data[end : end + len"
         "(eol)] != eol:: start - at -> (start + at)": "what is not read there, the table reads",
+        'transport.wire.head _is_other_protocol: return said.status == 101 or (said.method == "CONNECT" and 200 <= sai'
+        "d.status <= 299): 200 -> 0": "what is below 200 was skipped",
+        'transport.wire.head refuse_other_eol: is_mixed = head.find(b"\\r", start, end) >= 0: 0 -> 1': "none begins so",
     }
 )
 """Mutants that no test can tell from the code, as they are printed, and why."""
