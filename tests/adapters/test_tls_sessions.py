@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import re
 import socket
 import ssl
@@ -357,6 +358,33 @@ def test_sessions_are_kept_where_others_replace_classes_of_ssl(
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "{'no': 1, 'yes': 3}"
     assert seen(secure) == [False, True, True, True]
+
+
+def test_a_class_that_verifies_by_itself_gets_whole_handshakes(
+    tmp_path: Path, secure: FaultServer, ca: Path, require_program: Callable[[str], str]
+) -> None:
+    """Without `ca` truststore's class holds. It looks at the chain, which a session does not have."""
+    secure.always(Answer(close=True))
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "ca.pem").write_bytes(ca.read_bytes())
+    subprocess.run([require_program("openssl"), "rehash", str(store)], check=True)
+    file = tmp_path / "upstreams.yaml"
+    file.write_text(rules(secure.url))
+    known = {
+        name: text for name, text in os.environ.items() if not name.endswith(("_CA_BUNDLE", "_CERT_FILE"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", REPLACED, "before", secure.url, str(file), "truststore"],
+        env={**known, "SSL_CERT_DIR": str(store)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "{'no': 4}"
+    assert seen(secure) == [False] * 4
 
 
 def test_a_forked_child_keeps_sessions_of_its_own(tmp_path: Path, secure: FaultServer, ca: Path) -> None:

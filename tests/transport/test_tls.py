@@ -70,6 +70,10 @@ def test_equal_plans_share_the_very_same_context_and_unequal_ones_do_not(plan: T
     )  # it is said for each handshake
     assert context_for(replace(plan, fingerprint="rotated")) is not context
     assert context_for(replace(plan, min_version="1.3")) is not context
+    by_identity = context_for(replace(plan, identities=("billing.internal",)))
+    assert by_identity is not context
+    assert (by_identity.check_hostname, context.check_hostname) == (False, True)
+    assert by_identity is context_for(replace(plan, identities=("another.internal",)))
     assert context_for(replace(plan, verify=False)) is not context
 
 
