@@ -406,7 +406,10 @@ class Headrace:
 
     def _files_changed(self) -> None:
         """The watcher found other contents."""
+        watcher = self._watcher
         wanted: Sequence[str] = ()
+        if watcher is not None and self._reloader.renew(watcher.news):
+            return
         try:
             self._reloader.reload(patient=True)
         except ConfigError as error:

@@ -22,6 +22,7 @@ from support.keys import BESIDE, LEAVES, beside, file_saying, known, values_to_t
 
 SAYS_NOTHING: Mapping[str, str] = {
     "version": "there is only one",
+    "defaults.tls.require_client_certificate": "it says what the file must have: cert",
     "defaults.tls.insecure_skip_verify": "it confirms verify: false, and is refused without that",
 }
 """Keys that make no difference to the plan, with the reason."""

@@ -109,7 +109,7 @@ def test_a_host_that_is_a_secret_is_not_given_away(
 def test_governing_urllib3_is_hinted_at_in_general_once(folder: Path, capsys: Captured) -> None:
     text = (
         "install: {urllib3: true}\n"
-        "upstreams: {a: {base_url: http://a}, b: {base_url: http://b, retry: {max_attempts: 5}}}\n"
+        "upstreams: {a: {base_url: https://a}, b: {base_url: https://b, retry: {max_attempts: 5}}}\n"
     )
     said = checked(folder, capsys, text)
 
@@ -117,7 +117,7 @@ def test_governing_urllib3_is_hinted_at_in_general_once(folder: Path, capsys: Ca
     assert "hint: u.yaml:1:20: install.urllib3\n" in said
     assert "multiply with max_attempts here (up to 5)" in said
     assert (
-        checked(folder, capsys, text.replace("5}", "1}").replace("http://a}", "http://a, mode: off}")) == ""
+        checked(folder, capsys, text.replace("5}", "1}").replace("https://a}", "https://a, mode: off}")) == ""
     )
 
 

@@ -139,12 +139,21 @@ def test_password_written_into_a_base_url_is_not_repeated(load_text: LoadText) -
     assert "w0rd" not in str(caught.value)
 
 
-def test_file_with_secrets_is_watched_and_part_of_the_digest(tmp_path: Path) -> None:
-    (tmp_path / "u.yaml").write_text("upstreams: {a: {base_url: http://a, headers: {X: '${file:secret}'}}}")
+@pytest.mark.parametrize(
+    ("key", "counts"),
+    [
+        pytest.param("fallback: {body: '${file:secret}'}", True, id="a load"),
+        pytest.param("headers: {X: '${file:secret}'}", False, id="headers follow it without one"),
+    ],
+)
+def test_file_with_secrets_is_watched_and_part_of_the_digest_where_its_change_is_a_load(
+    tmp_path: Path, key: str, counts: bool
+) -> None:
+    (tmp_path / "u.yaml").write_text(f"upstreams: {{a: {{base_url: http://a, {key}}}}}")
     digests = []
     for content in ("one", "two"):
         (tmp_path / "secret").write_text(content)
         configuration = load("u.yaml", env={}, cwd=tmp_path)
         digests.append(configuration.digest)
         assert configuration.watched == (str(tmp_path / "u.yaml"), str(tmp_path / "secret"))
-    assert digests[0] != digests[1]
+    assert (digests[0] != digests[1]) is counts

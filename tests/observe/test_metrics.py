@@ -257,6 +257,7 @@ def test_no_label_of_any_family_can_hold_a_url() -> None:
         "to_state",
         "status_class",
         "resumed",
+        "kind",
     }
 
 

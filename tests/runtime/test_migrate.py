@@ -34,11 +34,12 @@ FORGETTING: Mapping[str, frozenset[tuple[str, str]] | None] = {
 }
 """Keys that circuit and budget start over for: at which of their edits, or None: at each."""
 
-CONFIRMING = {"tls.insecure_skip_verify"}
+CONFIRMING = {"tls.insecure_skip_verify", "tls.require_client_certificate"}
 """Keys of which one value is refused, whatever stands beside them: they cannot be edited alone."""
 
 NOT_EDITED = {
     "UpstreamPlan.name": "no key, but a name",
+    "UpstreamPlan.file_headers": "which files a header follows: test_secrets edits that",
     "UpstreamPlan.rooted": "a final dot of base_url: test_dialling edits that",
     "UrlPrefix.is_rooted": "likewise",
     "TimeoutPlan.asked": "what a call asks for itself",

@@ -84,6 +84,14 @@ EVERY_EVENT: list[events.Event] = [
     ),
     events.CallOnEventLoop(upstream="billing", wanted="wait for a connection", call_site="app.py:12"),
     events.PatchedLate(),
+    events.CertificateExpires(
+        file="/etc/tls/client.pem", kind="client", upstreams=("billing",), left_s=86400.0
+    ),
+    events.CertificateExpires(file="/etc/tls/ca.pem", kind="ca", upstreams=("billing",), left_s=-7200.0),
+    events.SecretOld(
+        file="/run/secrets/token", kind="header", upstreams=("billing",), age_s=3e5, max_age_s=259200.0
+    ),
+    events.SecretRenewed(file="/run/secrets/token", upstream="billing"),
     events.PoolFault(upstream="billing", error="TypeError: no", raised_at="lease.py:1"),
     events.PoolSuspect(upstream="billing", misses=3, closed=2),
     events.WatchDegraded(reason="inotify: too many watches"),

@@ -186,6 +186,7 @@ def told(attempt: headrace.AttemptRecord) -> None:
     assert_type(attempt.retry_seq, int)
     assert_type(attempt.resent, bool)
     assert_type(attempt.played, bool)
+    assert_type(attempt.renewed, bool)
 
 
 def errors(call: Callable[[], requests.Response]) -> float:

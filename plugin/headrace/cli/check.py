@@ -12,6 +12,7 @@ from typing import Any
 from headrace.cli.printing import GOOD, PROBLEMS, print_json, print_problem, print_problems, print_safely
 from headrace.cli.streams import read_streams
 from headrace.config import Inspection, Problem, inspect
+from headrace.config.check.exposure import plain_hints
 from headrace.config.check.hints import hints
 from headrace.config.explain.summary import shown_base_url, summary
 from headrace.config.source.sources import mode_override, override_note
@@ -85,7 +86,8 @@ def _print_check(inspection: Inspection, workers: int | None) -> None:
 def _hints(inspection: Inspection) -> list[Problem]:
     if inspection.settings is None or inspection.written is None:
         return []
-    return sorted(set(hints(inspection.settings, inspection.written)))
+    settings, written = inspection.settings, inspection.written
+    return sorted({*hints(settings, written), *plain_hints(settings, written)})
 
 
 def _totals(plan: UpstreamPlan, workers: int) -> dict[str, float]:

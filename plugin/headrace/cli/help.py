@@ -26,6 +26,7 @@ PAGE_OF: Final[Mapping[str, str]] = MappingProxyType(
         "version": "file",
         "service": "inbound",
         "install": "urllib3",
+        "secrets": "file",
         "reload": "reload",
         "telemetry": "traces",
         "defaults": "file",

@@ -28,6 +28,7 @@ from headrace.policy.plan import (
     Configuration,
     CountWindowPlan,
     FallbackPlan,
+    FileHeader,
     HalfOpenPlan,
     HeartbeatPlan,
     IdempotencyKeyPlan,
@@ -42,6 +43,7 @@ from headrace.policy.plan import (
     RetryAfterHeader,
     RetryAfterPlan,
     RetryPlan,
+    SecretsPlan,
     ServicePlan,
     SlowCallPlan,
     TelemetryPlan,
@@ -59,28 +61,34 @@ def compile_settings(
     *,
     tls: Mapping[str, TlsPlan | None],
     predicates: Mapping[str, Predicate],
+    file_headers: Mapping[str, tuple[FileHeader, ...]],
     known: Plans,
     digest: str,
     watched: tuple[str, ...],
     warnings: tuple[str, ...],
     prints: Mapping[str, bytes],
     tls_refused: Mapping[str, str],
+    secret_texts: Mapping[str, str],
 ) -> Configuration:
     """The plans of *settings*, which have passed every check.
 
     Args:
         tls: TLS plan by upstream, None for http.
         predicates: What `failure_if` names, by upstream.
+        file_headers: The headers that follow files, of upstreams that have some.
         known: Plans of the load before, which stay where what they are compiled of has not changed.
         digest: Identity of everything read.
         watched: Absolute paths of everything read.
         warnings: Rendered findings.
         prints: SHA-256 of what was read, by path.
         tls_refused: By upstream, why *tls* has the plan of the load before.
+        secret_texts: What the files of *file_headers* held, by path.
     """
     service, reload = settings.service, settings.reload
     upstreams = {
-        name: _known_or_new(known.get(name), name, upstream, tls[name], predicates.get(name))
+        name: _known_or_new(
+            known.get(name), name, upstream, tls[name], predicates.get(name), file_headers.get(name, ())
+        )
         for name, upstream in settings.upstreams.items()
     }
     return Configuration(
@@ -111,6 +119,8 @@ def compile_settings(
         warnings=warnings,
         prints=prints,
         tls_refused=tls_refused,
+        secret_texts=secret_texts,
+        secrets=SecretsPlan(max_age_s=_seconds(settings.secrets.max_age)),
     )
 
 
@@ -120,10 +130,17 @@ def _known_or_new(
     upstream: given.Upstream,
     tls: TlsPlan | None,
     failure_if: Predicate | None,
+    file_headers: tuple[FileHeader, ...],
 ) -> UpstreamPlan:
-    if before is not None and before[0] is upstream and before[1] == tls and before[2] is failure_if:
+    if (
+        before is not None
+        and before[0] is upstream
+        and before[1] == tls
+        and before[2] is failure_if
+        and before[3].file_headers == file_headers
+    ):
         return before[3]
-    return _upstream(name, upstream, tls, failure_if)
+    return _upstream(name, upstream, tls, failure_if, file_headers)
 
 
 def _inbound_deadline(deadline: given.InboundDeadline) -> InboundDeadlinePlan | None:
@@ -135,7 +152,11 @@ def _inbound_deadline(deadline: given.InboundDeadline) -> InboundDeadlinePlan | 
 
 
 def _upstream(
-    name: str, upstream: given.Upstream, tls: TlsPlan | None, failure_if: Predicate | None
+    name: str,
+    upstream: given.Upstream,
+    tls: TlsPlan | None,
+    failure_if: Predicate | None,
+    file_headers: tuple[FileHeader, ...],
 ) -> UpstreamPlan:
     return UpstreamPlan(
         name=name,
@@ -161,6 +182,7 @@ def _upstream(
         ),
         fallback=_fallback(upstream.fallback),
         rooted=frozenset(one.origin for one in (upstream.base_url, *upstream.match) if one.is_rooted),
+        file_headers=file_headers,
     )
 
 

@@ -39,6 +39,7 @@ from pathlib import Path as FilePath
 from typing import TypeAlias
 
 from headrace.config.check.checks import cross_check
+from headrace.config.check.exposure import readable
 from headrace.config.check.fallbacks import check_fallbacks
 from headrace.config.check.lint import lint
 from headrace.config.check.predicates import find_predicates
@@ -59,9 +60,9 @@ from headrace.config.source.sources import (
     default_files,
     mode_problem,
 )
-from headrace.config.source.tree import Mark, problem_at
+from headrace.config.source.tree import Mark, node_at, problem_at
 from headrace.config.source.written import Written
-from headrace.policy.plan import Configuration, TlsPlan
+from headrace.policy.plan import Configuration, FileHeader, FilePart, TlsPlan
 
 Files: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
 
@@ -191,19 +192,30 @@ def inspect(
     problems += found
     if problems:
         return _refused(problems, misspelt, reader, written)
-    findings = sorted({*deprecated, *lint(settings, written), *trust.findings})
+    secrets = reader.in_headers_only()
+    file_headers = _file_headers(settings, written, documents.made_of_files, secrets)
+    absolute = {
+        name: reader.absolute(name)
+        for one in settings.upstreams.values()
+        for name in (one.tls.key, one.tls.cert)
+        if name is not None
+    }
+    exposed = readable(settings, written, absolute, documents.made_of_files)
+    findings = sorted({*deprecated, *lint(settings, written), *exposed, *trust.findings})
     misspelt = sorted(set(misspelt))
     watched = tuple(reader.watched)
     configuration = compile_settings(
         settings,
         tls=tls,
         predicates=predicates,
+        file_headers=file_headers,
         known=plans,
         digest=reader.digest(),
         watched=watched,
         warnings=tuple(map(str, sorted([*misspelt, *findings]))),
         prints=reader.prints(),
         tls_refused=trust.refused,
+        secret_texts=secrets,
     )
     sections.kept = (
         reading.models(settings.upstreams),
@@ -213,6 +225,28 @@ def inspect(
         },
     )
     return Inspection(configuration, settings, written, (), tuple(misspelt), tuple(findings), watched)
+
+
+def _file_headers(
+    settings: Settings,
+    written: Written,
+    made: Mapping[Mark, tuple[str | FilePart, ...]],
+    secrets: Mapping[str, str],
+) -> dict[str, tuple[FileHeader, ...]]:
+    """The headers of each upstream that follow files: all files in them hold nothing but headers. By name."""
+    if not made:
+        return {}
+    found = {}
+    for name, upstream in settings.upstreams.items():
+        headers = []
+        for header in upstream.headers:
+            node = node_at(written.tree, ("upstreams", name, "headers", header))
+            parts = () if node is None else made.get(node.mark, ())
+            if parts and all(part.path in secrets for part in parts if isinstance(part, FilePart)):
+                headers.append(FileHeader(header, parts))
+        if headers:
+            found[name] = tuple(headers)
+    return found
 
 
 def _refused(

@@ -126,6 +126,14 @@ class Install(Section):
     urllib3: bool = Field(False, description="Govern calls made with urllib3's PoolManager, by URL.")
 
 
+class Secrets(Section):
+    """What is expected of the files of secrets: those of headers, and keys."""
+
+    max_age: Duration | None = Field(
+        None, description="Age from which on a file is warned of; null: never.", examples=["72h"]
+    )
+
+
 class Reload(Section):
     """How an edited file is taken into force."""
 
@@ -393,6 +401,9 @@ class Tls(Section):
     rotation_drain: DurationOrZero = Field(
         duration("30s"),
         description="When certificate, key or CA has changed: how long connections in use may go on under the old one.",
+    )
+    require_client_certificate: bool = Field(
+        False, description="Refuse a file in which an https upstream under this has no cert."
     )
     server_name: Text | None = Field(
         None, description="Name to ask for and to verify; null: the host.", examples=["billing.internal"]
@@ -693,6 +704,7 @@ class Settings(BaseSettings):
         Install(), description="Govern calls made by code that knows nothing of headrace."
     )
     service: Service = Field(Service(), description="The application this file belongs to (inbound side).")
+    secrets: Secrets = Field(Secrets(), description="What is expected of the files of secrets.")
     reload: Reload = Field(Reload(), description="How an edited file is taken into force.")
     telemetry: Telemetry = Field(Telemetry(), description="What is measured beyond the upstreams themselves.")
 

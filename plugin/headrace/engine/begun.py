@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from headrace.policy.breaker.circuit import Circuit
@@ -23,6 +23,7 @@ class Begun:
         began: When the call began, and asked for its connection; monotonic seconds.
         lease: What it got; None: nothing, and *error* says why.
         attempt: The one that was made over the lease, with what was received; None: nothing was sent.
+        headers: Those of the rules that it was sent with.
         error: What has ended the wait for the lease, or has come from elsewhere (an interrupt), or None.
     """
 
@@ -34,6 +35,7 @@ class Begun:
     lease: Lease[Any] | None
     attempt: Attempt | None
     error: BaseException | None
+    headers: tuple[tuple[str, str], ...] | None = field(default=None, repr=False)
 
     def raise_error(self) -> None:
         """Raise the error, if there is one, and forget it: what is raised refers to frames that refer to this."""

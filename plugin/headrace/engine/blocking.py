@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import assert_never
 
-from headrace.policy.decision import Divert, End, Finish, Performer, Refuse, Resend, Send, Sleep
+from headrace.policy.decision import Divert, End, Finish, Performer, Refuse, Renew, Resend, Send, Sleep
 from headrace.policy.exchange import Exchange
 from headrace.policy.gate import Answer
 
@@ -37,6 +37,8 @@ def run(
                     exchange.record(outcome, clock())
                 case Resend():
                     exchange.record(performer.resend(decision), clock())
+                case Renew():
+                    exchange.renewed(performer.renew(decision), clock())
                 case Sleep():
                     performer.set_aside()
                     if decision.delay_s > 0.0:

@@ -29,8 +29,8 @@ from headrace.engine.timeouts import with_asked
 from headrace.engine.tries import Tries
 from headrace.errors import CircuitOpenError, UpstreamError
 from headrace.policy.attempt_end import EndedBy, end_of
-from headrace.policy.decision import Divert, End, EndReason, Finish, Performer, Refuse, Resend, Send
-from headrace.policy.exchange import KEEP_S, Exchange
+from headrace.policy.decision import Divert, End, EndReason, Finish, Performer, Refuse, Renew, Resend, Send
+from headrace.policy.exchange import KEEP_S, UNAUTHORISED, Exchange
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.record import Record, tally
 from headrace.policy.request import Request
@@ -106,8 +106,8 @@ class Call(Generic[T]):
         self.answer: T | None = None
         self.error: Exception | None = None
         if tries is None:
-            request_id = None if begun is None else begun.request_id
-            self.outbound = outbound = Outbound(upstream, request.method, request.headers, request_id)
+            request_id, ruled = (None, None) if begun is None else (begun.request_id, begun.headers)
+            self.outbound = outbound = Outbound(upstream, request.method, request.headers, request_id, ruled)
         else:
             self.outbound = outbound = tries.begin(upstream, request.method, request.headers)
         request.keyed = outbound.keyed
@@ -156,6 +156,7 @@ class Call(Generic[T]):
             served=served,
             nth_try=0 if tries is None else tries.made,
             after=None if tries is None else tries.last,
+            renews=upstream.live is not None,
         )
 
     def run(self) -> T:
@@ -282,7 +283,8 @@ class Call(Generic[T]):
                     leases.give_back(attempt.lease, reusable=True)
             # Rewound now, not when it is sent again: a file that cannot rewind must not cost the caller this answer.
             is_failed = outcome.fault is not None or outcome.status in self._exchange.retried
-            if is_failed and not self._surface.rewind():
+            may_renew = outcome.status == UNAUTHORISED and self._upstream.live is not None
+            if (is_failed or may_renew) and not self._surface.rewind():
                 self._exchange.body_is_spent()
             outcome.sent = attempt.phase == "sent"
             outcome.connect_s = attempt.connect_took_s
@@ -440,6 +442,24 @@ class Call(Generic[T]):
             started_s=started,
             wait_s=monotonic() - started,
         )
+
+    def renew(self, renew: Renew) -> bool:
+        """Whether headers of the rules that the call was sent with have other values by now; it takes them. Blocks."""
+        live, outbound, own = self._upstream.live, self.outbound, self._request.headers or {}
+        if live is None:
+            return False
+        left_s = None if renew.until is None else renew.until - monotonic()
+        ruled = live.renew(
+            outbound.ruled,
+            but={name.lower() for name in own},
+            patience_s=left_s if self._exchange.may_wait else 0.0,
+            upstream=self._upstream.plan.name,
+        )
+        if ruled is None:
+            return False
+        outbound.rule_anew(ruled)
+        self.set_aside()
+        return True
 
     def set_aside(self) -> None:
         """Free the slot of the failed answer before the pause; keep the answer if it can be kept. Blocks for KEEP_S."""

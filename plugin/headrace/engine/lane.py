@@ -94,14 +94,16 @@ class Lane:
         trouble: Statuses below 300 that a rule names. (From 300 on every answer goes the long way.)
         id_line: The beginning of the line with the request's id; None: the upstream is sent no id.
         passes_trace: The trace of the inbound request goes on to it.
+        headers: Those of the rules, as they are sent.
     """
 
-    __slots__ = ("id_line", "passes_trace", "trouble")
+    __slots__ = ("headers", "id_line", "passes_trace", "trouble")
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstream, headers: tuple[tuple[str, str], ...]) -> None:
         plan = upstream.plan
         rules = plan.retry.retry_on.statuses | plan.circuit_breaker.failure_on.statuses
         self.trouble = frozenset(status for status in rules if status < RETRY_AFTER_FROM)
+        self.headers = headers
         propagate = plan.propagate
         self.id_line = f"{upstream.request_id_header}: ".encode() if propagate.request_id else None
         self.passes_trace = propagate.traceparent and "traceparent" not in {
@@ -109,8 +111,8 @@ class Lane:
         }
 
 
-def lane_of(upstream: Upstream) -> Lane | None:
-    """The lane of *upstream*; None where each of its calls needs the long way."""
+def lane_of(upstream: Upstream, headers: tuple[tuple[str, str], ...]) -> Lane | None:
+    """The lane of *upstream* for calls with *headers* of its rules; None where each of them needs the long way."""
     plan = upstream.plan
     if (
         upstream.mode != "enforce"
@@ -118,10 +120,10 @@ def lane_of(upstream: Upstream) -> Lane | None:
         or plan.pool.max_response_body_bytes is not None
         or plan.pool.parser != "auto"
         or (plan.propagate.deadline and upstream.deadline_header is not None)
-        or is_of_connection(dict(plan.headers))
+        or is_of_connection(dict(headers))
     ):
         return None
-    return Lane(upstream)
+    return Lane(upstream, headers)
 
 
 def first_try(
@@ -173,8 +175,8 @@ def first_try(
     leases = pool.leases
     send = next_send(timeouts, circuit, began, deadline_at=deadline_at, pay=budget.deposit)
     if not isinstance(send, Send):
-        return Begun(send, circuit, budget, request_id, began, None, None, None)
-    data = b""
+        return Begun(send, circuit, budget, request_id, began, None, None, None, lane.headers)
+    data, headers = b"", lane.headers
     lease: Lease[Any] | None = None
     attempt: Attempt | None = None
     error: BaseException | None = None
@@ -303,7 +305,7 @@ def first_try(
     except BaseException as raised:
         error = raised
     try:
-        return Begun(send, circuit, budget, request_id, began, lease, attempt, error)
+        return Begun(send, circuit, budget, request_id, began, lease, attempt, error, headers)
     finally:
         # What has broken refers to this frame. An exception that its own frame refers to is a cycle, which lives until
         # the next collection; and crash reporters ship the locals of a frame.

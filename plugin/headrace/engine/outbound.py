@@ -23,8 +23,10 @@ class Outbound:
         method: Upper case.
         own: Headers that the call itself has set.
         request_id: The id that was sent already; None: it is decided here.
+        ruled: The headers of the rules that were sent already; None: those of now are taken.
 
     Attributes:
+        ruled: The headers of the rules, with which *headers* begins.
         inbound: The inbound request that the call is part of, or None.
         request_id: Sent with every attempt unless the plan keeps ids from this upstream. In that case it is still
             the inbound request's id, for records and errors, or None outside of one.
@@ -42,18 +44,26 @@ class Outbound:
         "inbound",
         "keyed",
         "request_id",
+        "ruled",
     )
 
     def __init__(
-        self, upstream: Upstream, method: str, own: Mapping[str, Any] | None, request_id: str | None = None
+        self,
+        upstream: Upstream,
+        method: str,
+        own: Mapping[str, Any] | None,
+        request_id: str | None = None,
+        ruled: tuple[tuple[str, str], ...] | None = None,
     ) -> None:
         plan = upstream.plan
+        if ruled is None:
+            ruled = plan.headers if upstream.live is None else upstream.live.now()
         self.inbound: Inbound | None = inbound_var.get()
         inbound = self.inbound
         self.request_id = request_id
         if request_id is None and inbound is not None:
             self.request_id = inbound.request_id
-        self.headers = plan.headers
+        self.headers = self.ruled = ruled
         self.keyed = False
         propagate = plan.propagate
         self._tells_sequence = propagate.retry_sequence
@@ -61,7 +71,7 @@ class Outbound:
         if propagate.request_id:
             if self.request_id is None:
                 self.request_id = new_request_id()
-            self.headers = (*plan.headers, (upstream.request_id_header, self.request_id))
+            self.headers = (*ruled, (upstream.request_id_header, self.request_id))
         if inbound is not None and inbound.trace and propagate.traceparent:
             self._pass_trace(inbound.trace, upstream, own)
         if method not in plan.retry.methods and is_keyed(plan, method, own or ()):
@@ -82,6 +92,11 @@ class Outbound:
         if name is not None and left_s is not None:
             headers = (*headers, (name, format_remaining(left_s, is_grpc=name.lower() == GRPC_HEADER)))
         return headers
+
+    def rule_anew(self, ruled: tuple[tuple[str, str], ...]) -> None:
+        """Send *ruled* in place of the headers of the rules: the same names with other values. Mutates."""
+        self.headers = (*ruled, *self.headers[len(self.ruled) :])
+        self.ruled = ruled
 
     def _pass_trace(
         self, trace: tuple[tuple[str, str], ...], upstream: Upstream, own: Mapping[str, Any] | None

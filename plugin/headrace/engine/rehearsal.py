@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from headrace.engine.blocking import run
-from headrace.policy.decision import Divert, EndReason, Refuse, Resend, Send
+from headrace.policy.decision import Divert, EndReason, Refuse, Renew, Resend, Send
 from headrace.policy.exchange import Exchange
 from headrace.policy.outcome import Fault, Outcome
 
@@ -104,6 +104,10 @@ class _Replay:
         return outcome
 
     resend = perform
+
+    def renew(self, renew: Renew) -> bool:
+        """False: nothing is sent again, and no file is read."""
+        return False
 
     def set_aside(self) -> None:
         """Nothing is held: there is no connection."""

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal, Protocol
 
 from headrace.policy.frozen import frozen
 from headrace.policy.plan import Mode
+from headrace.policy.printable import printable
 
 
 class Event(Protocol):
@@ -170,6 +171,72 @@ class ConfigHeld:
         return (
             f"{_files(self.files)} drops {len(self.removed)} of {self.upstreams} upstreams "
             f"({_some(self.removed)}); it is applied if it stays like this for {self.hold_s:g} s"
+        )
+
+
+@frozen
+class SecretRenewed:
+    """The file of a secret holds another one: headers that are made of it are sent with that from now on.
+
+    Attributes:
+        upstream: The upstream that did not take the old one (401); None: the file was watched.
+    """
+
+    name: ClassVar[str] = "secret.renewed"
+    level: ClassVar[int] = logging.INFO
+    file: str
+    upstream: str | None
+
+    @property
+    def line(self) -> str:
+        why = "" if self.upstream is None else f" (read because upstream {self.upstream} has answered 401)"
+        return f"{printable(self.file)} has changed: headers made of it are sent with what it holds now{why}"
+
+
+@frozen
+class CertificateExpires:
+    """A certificate ends within 7 days, within 1 day, or has ended; once each.
+
+    Attributes:
+        kind: `client`, or `ca`: the one in the file that ends first.
+        left_s: Seconds until it ends; negative: it has.
+    """
+
+    name: ClassVar[str] = "tls.expires"
+    level: ClassVar[int] = logging.WARNING
+    file: str
+    kind: str
+    upstreams: tuple[str, ...]
+    left_s: float
+
+    @property
+    def line(self) -> str:
+        what = "the client certificate" if self.kind == "client" else "a CA certificate"
+        when = f"ends in {_span(self.left_s)}" if self.left_s > 0 else f"has ended {_span(-self.left_s)} ago"
+        return f"{what} in {printable(self.file)} ({_some(self.upstreams)}) {when}"
+
+
+@frozen
+class SecretOld:
+    """The file of a secret is older than `secrets.max_age`; once for each that is written.
+
+    Attributes:
+        kind: `header` or `key`.
+    """
+
+    name: ClassVar[str] = "secret.old"
+    level: ClassVar[int] = logging.WARNING
+    file: str
+    kind: str
+    upstreams: tuple[str, ...]
+    age_s: float
+    max_age_s: float
+
+    @property
+    def line(self) -> str:
+        return (
+            f"the secret in {printable(self.file)} ({self.kind}; {_some(self.upstreams)}) was written "
+            f"{_span(self.age_s)} ago; secrets.max_age is {_span(self.max_age_s)}"
         )
 
 
@@ -755,6 +822,14 @@ def _until(not_after_s: int | None) -> str:
         return time.strftime(" (until %Y-%m-%d %H:%M UTC)", time.gmtime(not_after_s))
     except (OverflowError, ValueError, OSError):  # a C library without such years
         return ""
+
+
+def _span(seconds: float) -> str:
+    """*seconds* in the largest unit that leaves two or more of it."""
+    for unit, length_s in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length_s:
+            return f"{seconds / length_s:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _files(files: tuple[str, ...]) -> str:

@@ -53,6 +53,8 @@ class UpstreamReading:
         budget_tokens: Retries that could be paid for now, or None without a budget.
         suspect: Heartbeats were missed.
         tls: None without TLS.
+        certificates: By kind (`client`, `ca`), when the first certificate in its file ends; seconds since 1970.
+        secrets: By kind (`header`, `key`), how old the oldest file is; seconds.
     """
 
     name: str
@@ -67,6 +69,8 @@ class UpstreamReading:
     budget_tokens: float | None
     suspect: bool = False
     tls: TlsReading | None = None
+    certificates: Mapping[str, float] = field(default_factory=dict)
+    secrets: Mapping[str, float] = field(default_factory=dict)
 
     def copy(self) -> UpstreamReading:
         """The same, with the totals as they stand together now: the caller's own. Takes their lock, only to copy."""

@@ -124,6 +124,7 @@ class UpstreamCounters:
         broken_bodies: Streamed answers that broke off while they were read.
         collections: Garbage collections that a full pool asked for.
         resent: Requests sent once more because the pooled connection had died unnoticed.
+        renewed: Requests sent once more, with a newer secret, after a 401.
         transitions: Circuit transitions by (from_state, to_state).
         refused: Calls the open circuit refused.
         protected: Calls of protected functions by what the circuit was told (success, failure, ignored), or refused.
@@ -157,6 +158,7 @@ class UpstreamCounters:
         "own_timeouts",
         "protected",
         "refused",
+        "renewed",
         "requests",
         "resent",
         "retries",
@@ -181,6 +183,7 @@ class UpstreamCounters:
         self.fallbacks = 0
         self.collections = 0
         self.resent = 0
+        self.renewed = 0
         self.transitions: dict[tuple[str, str], int] = {}
         self.refused = 0
         self.observed: dict[str, int] = {}

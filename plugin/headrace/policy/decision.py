@@ -76,6 +76,17 @@ class Resend:
 
 
 @dataclass(slots=True)
+class Renew:
+    """The upstream does not take the secret that was sent: look whether its file holds another one by now.
+
+    Attributes:
+        until: When the time of the call is up, monotonic seconds; None: it has no deadline.
+    """
+
+    until: float | None
+
+
+@dataclass(slots=True)
 class Sleep:
     """Wait, then ask again. Before that, even for 0 s, the failed answer is set aside and its connection given back."""
 
@@ -122,7 +133,7 @@ class Divert:
 End: TypeAlias = Divert | Finish | Refuse
 """Nothing more is asked of this upstream."""
 
-Decision: TypeAlias = Send | Resend | Sleep | End
+Decision: TypeAlias = Send | Resend | Renew | Sleep | End
 
 
 class Performer(Protocol):
@@ -139,6 +150,9 @@ class Performer(Protocol):
 
         None: no connection was free at once, and the failed send stands.
         """
+
+    def renew(self, renew: Renew) -> bool:
+        """Whether the call has another secret now than it was sent with; then the 401 is set aside. Blocks."""
 
     def set_aside(self) -> None:
         """Give the slot back and keep or close the failed answer: another attempt may follow.

@@ -6,7 +6,8 @@ says, tells `record(outcome, now)` after each Send and Resend, and runs `abandon
 
 The order of a call is fixed:
 1. deadline, circuit;
-2. the attempt, once more over a fresh connection where the pooled one had died unnoticed;
+2. the attempt, once more over a fresh connection where the pooled one had died unnoticed, and once more after a 401
+   where the file of a secret holds another one by now;
 3. for another attempt: rules (`retry_on`, certificate, own refusals), method, replayable, cancelled, attempts,
    circuit opened, Retry-After, deadline, event loop, allowance of the inbound request, budget;
 4. the pause, then deadline and circuit again.
@@ -31,7 +32,18 @@ from typing import Final, assert_never
 from headrace.policy.backoff import backoff_s, is_throttled
 from headrace.policy.blame import blame
 from headrace.policy.breaker.circuit import Circuit, Permit, Refused, Verdict
-from headrace.policy.decision import Decision, Divert, End, EndReason, Finish, Refuse, Resend, Send, Sleep
+from headrace.policy.decision import (
+    Decision,
+    Divert,
+    End,
+    EndReason,
+    Finish,
+    Refuse,
+    Renew,
+    Resend,
+    Send,
+    Sleep,
+)
 from headrace.policy.fallback import stands_in
 from headrace.policy.gate import Answer, deadline_of, next_send
 from headrace.policy.outcome import Fault, Outcome
@@ -71,6 +83,9 @@ _LOCAL_REASONS: Mapping[Fault, EndReason] = MappingProxyType(
 )
 
 
+UNAUTHORISED: Final = 401
+"""The answer to a request whose credentials are missing or not taken (RFC 9110 §15.5.2)."""
+
 _NO_CONNECTION: Final = frozenset({Fault.POOL_TIMEOUT, Fault.POOL_REJECTED})
 
 
@@ -89,6 +104,10 @@ class Exchange:
             even if they have nothing: headrace cannot deny it, but denies its own retries in favour of it.
             0: headrace alone retries.
         after: The try before this one, or None. The circuit is told of all tries as of one call.
+        renews: Whoever drives it can read the files of secrets anew. Then a 401 is followed by `Renew`, once per call,
+            where the request can be sent again. The request that is sent with another secret is the same attempt: it
+            costs no budget, and the circuit hears of the second answer alone. But the first has reached the upstream,
+            so `sent` counts it.
 
     Attributes:
         outcomes: One per attempt made, oldest first.
@@ -121,9 +140,12 @@ class Exchange:
         "_permit",
         "_place",
         "_plan",
+        "_renews",
         "_request",
         "_rng",
+        "_spurned",
         "_told_verdict",
+        "_unauthorised",
         "_undecided",
         "_verdict",
         "deadline_at",
@@ -151,6 +173,7 @@ class Exchange:
         served: Served | None = None,
         nth_try: int = 0,
         after: Exchange | None = None,
+        renews: bool = False,
     ) -> None:
         self._plan = plan
         self._circuit = circuit
@@ -176,6 +199,13 @@ class Exchange:
         self._lost_answer_of = 0  # the attempt, from 1, whose answer was set aside and could not be kept
         # A failed send that is repeated, or is to be, as if it had not happened.
         self._failed_send: Outcome | None = None
+        self._renews = renews and bool(plan.file_headers)
+        self._unauthorised: Outcome | None = (
+            None  # a 401, and it is not known yet whether there is another secret
+        )
+        self._spurned: Outcome | None = (
+            None  # a 401, and there is: the request is to be sent again, or is out again
+        )
         self._limit_s = 0.0  # of the attempt last sent
         self._fresh = False
         self.sent = 0
@@ -247,6 +277,8 @@ class Exchange:
             return self._ended
         if self._awaits_outcome:
             raise RuntimeError("decide() while an attempt is out: record its outcome first")
+        if self._unauthorised is not None:
+            return Renew(self.deadline_at)
         if self._failed_send is not None:
             left_s = self._failed_send.started_s + self._failed_send.wait_s + self._limit_s - now
             self._awaits_outcome = True
@@ -273,7 +305,7 @@ class Exchange:
         answer, permit, n_made = first, self._permit, len(self.outcomes)
         if answer is None:
             pay = None
-            if n_made == 0:
+            if n_made == 0 and self._spurned is None:
                 pay = self._budget.deposit if self._nth_try <= 1 else self._charge_try
             answer = next_send(
                 self._request.timeouts,
@@ -289,6 +321,8 @@ class Exchange:
             )
         elif permit is not None:
             raise RuntimeError("decide() with a first attempt, and there was one before")
+        if self._spurned is not None and not isinstance(answer, Send):
+            return self._stand_by(self._spurned, answer, now)
         if isinstance(answer, Send):
             self._permit = answer.permit
             self._awaits_outcome = True
@@ -323,6 +357,11 @@ class Exchange:
             # them would cost the next attempt its whole timeout (failures.md 18).
             if outcome.fault not in _NO_CONNECTION:
                 self._fresh = outcome.reused and not outcome.answered
+        if self._spurned is not None:
+            outcome = self._answered_again(self._spurned, outcome)
+        elif self._renews and outcome.status == UNAUTHORISED and self._request.replayable:
+            self._unauthorised = outcome
+            return
         verdict = blame(outcome, self._plan.circuit_breaker)
         self._undecided = outcome
         self.outcomes.append(outcome)
@@ -336,6 +375,52 @@ class Exchange:
             if verdict is _SUCCESS and self._told_verdict is None and outcome.status not in self.retried:
                 self._told_verdict = verdict
                 self._place = self._circuit.record(permit, verdict, now, self._longest_s)
+
+    def renewed(self, is_newer: bool, now: float) -> None:
+        """Tell whether there is another secret than the one that was answered by a 401. Mutates; once after a `Renew`.
+
+        Raises:
+            RuntimeError: Nobody was asked.
+        """
+        outcome, self._unauthorised = self._unauthorised, None
+        if outcome is None:
+            raise RuntimeError("renewed() without a Renew")
+        self._renews = False
+        if is_newer:
+            self._spurned = outcome
+            self.sent += 1
+        else:
+            self._stand(outcome, now)
+
+    def _stand(self, outcome: Outcome, now: float) -> None:
+        """Take *outcome*, a 401, for what it is: the answer to the attempt. Mutates."""
+        self._awaits_outcome = True
+        self.record(outcome, now)
+
+    def _stand_by(self, spurned: Outcome, why: Refused | EndReason, now: float) -> Decision:
+        """What follows where the request may not be sent again after all: the 401 is the answer. Mutates."""
+        self._spurned = None
+        self.sent -= 1
+        self._stand(spurned, now)
+        if self._lost_answer_of != len(self.outcomes):
+            return self.decide(now)
+        if isinstance(why, Refused):
+            self.refused, self.retry_after_s, why = why, why.retry_after_s, EndReason.CIRCUIT_OPEN
+        self.settle(now)
+        return self._deny(why)
+
+    def _answered_again(self, spurned: Outcome, outcome: Outcome) -> Outcome:
+        """The outcome of the attempt whose first answer was *spurned*, and whose second is *outcome*. Mutates."""
+        self._spurned = None
+        is_lost = self._lost_answer_of > len(self.outcomes)
+        if outcome.fault in _NO_CONNECTION and not is_lost:
+            self.sent -= 1  # it was not sent again: the first answer stands
+            return spurned
+        self._lost_answer_of = 0
+        was_resent = outcome.resent or spurned.resent
+        outcome = _merged(spurned, outcome)
+        outcome.resent, outcome.renewed = was_resent, True
+        return outcome
 
     def settle(self, now: float) -> None:
         """Tell the circuit how the call ended, unless it has heard already. No attempt follows. Mutates; idempotent."""
@@ -374,7 +459,8 @@ class Exchange:
 
     def answer_is_lost(self) -> None:
         """Tell that the answer of the last attempt was set aside and could not be kept. Mutates."""
-        self._lost_answer_of = len(self.outcomes)
+        is_held = self._unauthorised is not None  # its attempt is not recorded yet
+        self._lost_answer_of = len(self.outcomes) + is_held
 
     def abandon(self, now: float) -> None:
         """Give back what is outstanding: the caller is gone, or the call is over. Mutates; idempotent."""
@@ -392,6 +478,7 @@ class Exchange:
         self._verdict, self._told_verdict = before._verdict, before._told_verdict
         self._longest_s, self._place = before._longest_s, before._place
         self.sent, self._fresh = before.sent, before._fresh
+        self._renews = self._renews and before._renews
 
     def _is_long(self, wait_s: float) -> bool:
         """Whether *wait_s* is too long to hold a failure back: the circuit should hear of it now."""

@@ -61,6 +61,8 @@ class Outcome:
         retry_after_s: The answer's `Retry-After` in seconds from now, or None.
         resent: The pooled connection had died unnoticed, and the request went out a second
             time over a fresh one.
+        renewed: The answer before this one was a 401. The request went out once more, with what the file of a secret
+            held by then.
         condemned: The answer is a failure by `failure_if`, whatever its status.
         advice: What is wrong and what to do, where that is known; None: the outcome's word says it all.
         excused: We cut it after this process had stood still: whether the peer was silent is not known.
@@ -80,6 +82,7 @@ class Outcome:
     duration_s: float = 0.0
     retry_after_s: float | None = None
     resent: bool = False
+    renewed: bool = False
     condemned: bool = False
     broken_off: bool = False
     excused: bool = False

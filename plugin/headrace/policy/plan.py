@@ -439,6 +439,29 @@ class PropagatePlan:
 
 
 @frozen
+class FilePart:
+    """A part of a value that is what a file holds, whenever it is asked.
+
+    Attributes:
+        path: Absolute.
+    """
+
+    path: str
+
+
+@frozen
+class FileHeader:
+    """A header whose value is read anew when a file changes, without anything else being loaded.
+
+    Attributes:
+        parts: The value from left to right: text as it is, and files. What text stands around them may be secret.
+    """
+
+    name: str
+    parts: tuple[str | FilePart, ...] = field(repr=False)
+
+
+@frozen
 class UpstreamPlan:
     """Everything the file says about one upstream.
 
@@ -446,7 +469,9 @@ class UpstreamPlan:
         base: Parsed `base_url`.
         match: Further prefixes under the same rules (without `base`).
         headers: Added to each attempt unless the call, or its session, set them; values may be
-            secrets, so they are not in the repr.
+            secrets, so they are not in the repr. Those of `file_headers` are as they were at the load;
+            what is sent, `runtime.upstream` has.
+        file_headers: Those of *headers* that are made of files, and follow them.
         tls: None for http.
         fallback: None: a refused call raises.
         rooted: Origins whose host the file writes with a final dot: DNS is asked for that name as it is, without its
@@ -466,6 +491,7 @@ class UpstreamPlan:
     circuit_breaker: CircuitPlan
     fallback: FallbackPlan | None = None
     rooted: frozenset[Origin] = frozenset()
+    file_headers: tuple[FileHeader, ...] = ()
 
     def dns_name(self, origin: Origin) -> str:
         """What the system is asked for, for *origin*: with its final dot, and a zone without the URL's encoding.
@@ -548,6 +574,17 @@ class TelemetryPlan:
 
 
 @frozen
+class SecretsPlan:
+    """What is expected of the files of secrets.
+
+    Attributes:
+        max_age_s: Older ones are warned of; None: none is.
+    """
+
+    max_age_s: float | None = None
+
+
+@frozen
 class Configuration:
     """One whole file in compiled form.
 
@@ -560,6 +597,8 @@ class Configuration:
         warnings: Rendered findings that do not stop the load, sorted by line.
         tls_refused: By upstream, why the TLS files that it names were not taken: its plan has those of the load before.
         prints: SHA-256 of what the load has read, of those of *watched* that it has read.
+        secret_texts: What the files of `file_headers` held at the load, by path. They hold nothing but headers, and are
+            not in the digest: who rotates a token has changed no configuration.
     """
 
     service: ServicePlan
@@ -572,3 +611,5 @@ class Configuration:
     warnings: tuple[str, ...] = ()
     tls_refused: Mapping[str, str] = field(default_factory=dict)
     prints: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    secret_texts: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secrets: SecretsPlan = SecretsPlan()

@@ -32,6 +32,8 @@ class AttemptRecord:
         sent: The request, or a part of it, may have reached the upstream.
         retry_seq: How many attempts before it may have reached the upstream: its `X-Retry-Seq`, absent at 0.
         resent: It was sent twice: the pooled connection had died unnoticed.
+        renewed: It was sent twice: the first answer was a 401, and the file of a secret had changed. *retry_seq*
+            counts the first sending, too.
         played: The answer came from a cassette (vcrpy), and nothing was sent.
     """
 
@@ -47,6 +49,7 @@ class AttemptRecord:
     retry_seq: int
     resent: bool
     played: bool = False
+    renewed: bool = False
 
 
 @dataclass(slots=True)
@@ -80,6 +83,7 @@ class Record:
         made: list[AttemptRecord] = []
         retry_seq, ended_s = 0, None
         for outcome, verdict in zip(self._outcomes, self._verdicts, strict=True):
+            retry_seq += outcome.renewed
             made.append(
                 AttemptRecord(
                     started_s=outcome.started_s,
@@ -94,6 +98,7 @@ class Record:
                     retry_seq=retry_seq,
                     resent=outcome.resent,
                     played=outcome.played,
+                    renewed=outcome.renewed,
                 )
             )
             retry_seq += outcome.sent
@@ -150,6 +155,8 @@ def _attempt_in_words(number: int, one: AttemptRecord) -> str:
         how.append(f"waited {one.wait_s:.3f} s for it")
     if one.resent:
         how.append("sent again at once: the pooled connection was dead")
+    if one.renewed:
+        how.append("sent again at once: after a 401, with a newer secret")
     pause = "" if number == 1 else f", {one.paused_s:.3f} s later"
     return f"attempt {number}{pause}: {what} after {one.duration_s:.3f} s ({', '.join(how)})"
 
@@ -235,6 +242,8 @@ def tally(
             outcome = outcomes[number]
             if outcome.resent:
                 counters.resent += 1
+            if outcome.renewed:
+                counters.renewed += 1
             if deadline_at is not None and outcome.fault not in _NO_CONNECTION:
                 left_s = deadline_at - outcome.started_s - outcome.wait_s
                 left.counts[bisect_left(left.bounds, left_s)] += 1

@@ -145,7 +145,7 @@ def _looked_at(due: Due, now: float) -> Asked | None:
     elif plan.path is None:
         leases.return_unused(lease)  # nothing more is known: it has been idle for as long as before
     else:
-        return upstream, plan, lease, Beat(conn, plan.path, upstream.plan.headers, now + plan.timeout_s)
+        return upstream, plan, lease, Beat(conn, plan.path, upstream.headers, now + plan.timeout_s)
     return None
 
 

@@ -9,6 +9,7 @@ A list is one key, and so is a map of free names. A section that may be null has
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
@@ -94,7 +95,7 @@ ROWS: Final[Mapping[str, Row]] = MappingProxyType(
         "extends": _LIVE,
         # See `ends_rehearsal`.
         "mode": Row(Change.LIVE, note="from observe to enforce, breaker and budget begin afresh"),
-        "headers": _LIVE,
+        "headers": Row(Change.LIVE, note="a value made of ${file:…} follows the file, without a reload"),
         "propagate.request_id": _LIVE,
         "propagate.retry_sequence": _LIVE,
         "propagate.deadline": _LIVE,
@@ -143,6 +144,8 @@ ROWS: Final[Mapping[str, Row]] = MappingProxyType(
         "tls.verify": _BY_TLS,
         # It confirms `verify: false`, which has its own row.
         "tls.insecure_skip_verify": _LIVE,
+        # It says what the file must have.
+        "tls.require_client_certificate": _LIVE,
         "tls.ca": _BY_TLS,
         "tls.cert": _BY_TLS,
         "tls.key": _BY_TLS,
@@ -207,6 +210,22 @@ ROWS: Final[Mapping[str, Row]] = MappingProxyType(
 
 _BUILT: Final = tuple(dict.fromkeys(row.built for row in ROWS.values() if row.built is not None))
 _LEARNED: Final = tuple(dict.fromkeys(row.learned for row in ROWS.values() if row.learned is not None))
+
+
+def is_unchanged(before: UpstreamPlan, after: UpstreamPlan) -> bool:
+    """Whether both are the same rules. What the files hold that headers follow is not one of them."""
+    if before == after:
+        return True
+    if not after.file_headers or before.file_headers != after.file_headers:
+        return False
+    return _without_secrets(before) == _without_secrets(after)
+
+
+def _without_secrets(plan: UpstreamPlan) -> UpstreamPlan:
+    of_files = {header.name for header in plan.file_headers}
+    return replace(
+        plan, headers=tuple((name, "" if name in of_files else value) for name, value in plan.headers)
+    )
 
 
 def keeps_connections(before: UpstreamPlan, after: UpstreamPlan) -> bool:

@@ -83,6 +83,8 @@ class Readings:
             target_size=0 if upstream is None else views[0].max_connections,
             circuit=None if upstream is None else upstream.learned.circuit.view(now),
             suspect=any(endpoint.suspect for endpoint in endpoints),
+            certificates={} if upstream is None else self._reloader.ages.certificates(upstream.plan),
+            secrets={} if upstream is None else self._reloader.ages.secrets(upstream.plan),
             budget_tokens=None if upstream is None else upstream.learned.budget.balance(now),
             tls=None if upstream is None else self._reloader.rotations.of(name),
         )

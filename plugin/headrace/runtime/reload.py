@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal
@@ -36,10 +36,12 @@ from headrace.policy.breaker.window import LATEST_S
 from headrace.policy.counters import UpstreamCounters
 from headrace.policy.frozen import frozen
 from headrace.policy.plan import Configuration
+from headrace.runtime.ages import WARN_EVERY_S, Ages
 from headrace.runtime.foretelling import Foreteller
 from headrace.runtime.heartbeat import Heartbeats
 from headrace.runtime.reports import report_leases
 from headrace.runtime.rotation import Rotations
+from headrace.runtime.secrets import Secrets
 from headrace.runtime.service import ServiceCounters
 from headrace.runtime.snapshot import Snapshot, build_snapshot, changed_upstreams, retired_endpoints
 from headrace.runtime.state import Endpoint
@@ -146,11 +148,15 @@ class Reloader:
         self._foreteller = Foreteller()
         self._is_stopped = False  # the pools of the snapshot were closed for good
         self.service = ServiceCounters()
+        self.secrets = Secrets()
+        self.ages = Ages()
+        self._warned_at = -inf
         self.counters: dict[str, UpstreamCounters] = {}
         self.refused: _Rejection | None = None
         self.rotations = Rotations()
         self.snapshot = self._read(None)[1]
         self.rotations.follow(self.snapshot.upstreams, now=clock(), now_s=self.snapshot.loaded_at)
+        self.secrets.adopt(self.snapshot.configuration.secret_texts, tell=lambda event: None)
 
     def announcements(self) -> list[Event]:
         """Events for what deserves a second look in the configuration in force."""
@@ -178,6 +184,16 @@ class Reloader:
         finally:
             for event in events:
                 emit(event)
+
+    def renew(self, changed: Collection[str]) -> bool:
+        """Whether *changed*, paths of watched files, are followed by nothing but headers, which go by them now.
+
+        Then there is nothing to load. Reads those files; thread-safe, and takes no lock that a reload holds.
+        """
+        secrets = self.snapshot.configuration.secret_texts
+        if not changed or self._held is not None or self.refused is not None:
+            return False  # the file that waits, or was refused, may be another one with the secret
+        return all(path in secrets for path in changed) and self.secrets.look(changed)
 
     def forget(self) -> None:
         """Forget what the upstreams have learned. Thread-safe."""
@@ -247,6 +263,9 @@ class Reloader:
         if (step_s := now - self._ticked_at) < -LATEST_S:
             self._move_back(step_s)
         self._ticked_at = now
+        if not 0.0 <= now - self._warned_at < WARN_EVERY_S:
+            self._warned_at = now
+            each((snapshot.configuration,), self.ages.warn, doing="look how old certificates and secrets are")
         self._look_after_draining(now)
         if self.rotations.is_pending:
             with self._lock:
@@ -332,6 +351,7 @@ class Reloader:
         """
         self._lock = threading.Lock()
         self.service.lock = threading.Lock()
+        self.secrets.forget_inherited()
         for counters in self.counters.values():
             counters.lock = threading.Lock()
         each(
@@ -355,6 +375,7 @@ class Reloader:
             configuration, after = self._read(before)
             if after is before:
                 self._held = self.refused = None
+                self.secrets.adopt(configuration.secret_texts, tell=events.append)
                 self.service.reloaded("unchanged")
                 return "unchanged"
             if patient and self._is_held(configuration, before, began, events):
@@ -405,8 +426,12 @@ class Reloader:
         def take_force(upstream: Upstream) -> None:
             events.extend(upstream.take_force(self._clock()))
 
+        def follow_secrets() -> None:
+            self.secrets.adopt(after.configuration.secret_texts, tell=events.append)
+
         return (
             swap,
+            follow_secrets,
             *(functools.partial(take_force, upstream) for upstream in changed_upstreams(before, after)),
             lambda: self._drain(retired_endpoints(before, after), drain_at),
             self._rotate_draining,
@@ -458,6 +483,7 @@ class Reloader:
                 override=self._override,
                 counters=self.counters,
                 service=self.service,
+                secrets=self.secrets,
                 loaded_at=time.time(),
                 is_stopped=self._is_stopped,
             )

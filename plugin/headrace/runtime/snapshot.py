@@ -19,7 +19,9 @@ from headrace.policy.frozen import frozen
 from headrace.policy.plan import Configuration, UrlPrefix
 from headrace.policy.printable import printable
 from headrace.policy.routes import RouteTable
+from headrace.runtime.migrate import is_unchanged
 from headrace.runtime.rotation import material_for
+from headrace.runtime.secrets import LiveHeaders, Secrets
 from headrace.runtime.service import ServiceCounters
 from headrace.runtime.state import Endpoint
 from headrace.runtime.upstream import Upstream, build_state
@@ -73,6 +75,7 @@ def build_snapshot(
     override: Literal["observe", "off"] | None,
     counters: dict[str, UpstreamCounters],
     service: ServiceCounters,
+    secrets: Secrets,
     loaded_at: float,
     is_stopped: bool = False,
 ) -> Snapshot:
@@ -98,8 +101,13 @@ def build_snapshot(
             refused=configuration.tls_refused.get(name),
             now_s=loaded_at,
         )
-        if before is not None and before.plan == plan and not is_stopped:
-            plan, learned, endpoints = before.plan, before.learned, before.endpoints
+        live = None
+        if before is not None and is_unchanged(before.plan, plan):
+            plan, live = before.plan, before.live
+        elif plan.file_headers:
+            live = LiveHeaders(plan, secrets)
+        if before is not None and before.plan is plan and not is_stopped:
+            learned, endpoints = before.learned, before.endpoints
         else:
             learned, endpoints = build_state(
                 plan,
@@ -120,6 +128,7 @@ def build_snapshot(
             service=service,
             tracing=tracing,
             material=material,
+            live=live,
         )
     for name in upstreams:
         _find_fallback(name, upstreams)

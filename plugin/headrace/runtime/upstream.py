@@ -18,6 +18,7 @@ from headrace.policy.frozen import frozen
 from headrace.policy.plan import Mode, TlsPlan, UpstreamPlan
 from headrace.runtime.migrate import ends_rehearsal, keeps_connections, keeps_learned, keeps_tls
 from headrace.runtime.rotation import Material
+from headrace.runtime.secrets import LiveHeaders
 from headrace.runtime.service import ServiceCounters
 from headrace.runtime.state import Endpoint, Learned, build_endpoint, learned_nothing
 from headrace.transport.dial.client import TlsClient
@@ -42,6 +43,7 @@ class Upstream:
         fallback: The upstream that is called where the circuit refuses; None: none is, whatever else the plan says.
         tracing: Tells OpenTelemetry of its calls; None: nothing is told.
         material: What its TLS goes by; None: it has none.
+        live: Its headers, where some of them follow files; None: they are those of the plan.
         compiled: What was made of it for quick calls, by maker. An entry is made by one store, and may be made twice.
     """
 
@@ -57,7 +59,13 @@ class Upstream:
     fallback: Upstream | None = None
     tracing: Tracing | None = None
     material: Material | None = field(default=None, repr=False)
+    live: LiveHeaders | None = None
     compiled: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """The headers of its rules, as they are sent now."""
+        return self.plan.headers if self.live is None else self.live.now()
 
     def everywhere(self) -> tuple[Upstream, ...]:
         """This upstream, as calls to each of its origins see it."""

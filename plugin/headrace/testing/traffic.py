@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 from typing import Protocol, TypeAlias, assert_never
 
 from headrace.policy.breaker.permit import Verdict
-from headrace.policy.decision import Divert, Finish, Refuse, Resend, Send, Sleep
+from headrace.policy.decision import Divert, Finish, Refuse, Renew, Resend, Send, Sleep
 from headrace.policy.exchange import Exchange
 from headrace.policy.frozen import frozen
 from headrace.policy.outcome import Outcome
@@ -56,6 +56,8 @@ def steps(exchange: Exchange, attempt: Meets, clock: Callable[[], float]) -> Ste
                     outcome = attempt.meet(decision)
                     yield outcome.wait_s + outcome.duration_s
                     exchange.record(outcome, clock())
+                case Renew():
+                    exchange.renewed(False, clock())  # no file is read
                 case Sleep():
                     yield decision.delay_s
                 case Divert():

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from requests import Response
 
-from headrace.policy.decision import Resend, Send
+from headrace.policy.decision import Renew, Resend, Send
 from headrace.policy.outcome import Fault, Outcome
 from headrace.policy.plan import UpstreamPlan
 from headrace.policy.retry import RETRY_AFTER_FROM
@@ -79,6 +79,10 @@ class ScriptedAttempt:
     def resend(self, resend: Resend) -> Outcome | None:
         """Nothing to do: no connection is reused."""
         return None
+
+    def renew(self, renew: Renew) -> bool:
+        """False: no file is read."""
+        return False
 
     def meet(self, send: Send | Resend) -> Outcome:
         """What becomes of the attempt, as it will be known after its time. The clock stands still, and nothing is told.

@@ -42,17 +42,19 @@ class _Heads:
         lane: None: the short way is closed.
         long_methods: Methods that need the long way: a key is made for them, or stock writes their heads.
         long_names: Headers that need it, in lower case.
+        headers: Those of the rules, as they stand in the heads.
         bare: By method, what comes behind the first line where there is no body.
         shared: By method, the headers that calls shared of late, and what comes behind the first line with them.
         around: By method, what comes before the length of a body, and behind it.
         of_file: The headers of the file: the name in lower case, and name and value.
     """
 
-    __slots__ = ("around", "bare", "lane", "long_methods", "long_names", "of_file", "shared")
+    __slots__ = ("around", "bare", "headers", "lane", "long_methods", "long_names", "of_file", "shared")
 
     def __init__(self, upstream: Upstream) -> None:
         plan = upstream.plan
-        self.lane = lane_of(upstream)
+        self.headers = plan.headers if upstream.live is None else upstream.live.now()
+        self.lane = lane_of(upstream, self.headers)
         key = plan.retry.idempotency_key
         self.long_methods = frozenset({"HEAD"})  # its answer has the framing of a body, and none
         if key is not None:
@@ -61,14 +63,14 @@ class _Heads:
         self.bare: dict[str, bytes] = {}
         self.around: dict[str, tuple[bytes, bytes]] = {}
         self.shared: dict[str, tuple[object, bytes]] = {}
-        self.of_file = [(pair[0].lower(), pair) for pair in plan.headers]
+        self.of_file = [(pair[0].lower(), pair) for pair in self.headers]
         own = {name for name, _ in self.of_file}
         if own & (self.long_names - {"host"}) or "connection" in own:
             self.lane = None
 
     def render(self, upstream: Upstream, method: str) -> bool:
         """Render the heads of *method*; False: stock writes them. Mutates."""
-        host, headers = upstream.endpoint.pool.host_line, dict(upstream.plan.headers)
+        host, headers = upstream.endpoint.pool.host_line, dict(self.headers)
         bare, sized = head_of(method, "/", host, headers, None), head_of(method, "/", host, headers, b"")
         if bare is None or sized is None or sized.count(_LENGTH) != 1:
             if len(self.long_methods) < _MOST_METHODS:
@@ -93,7 +95,7 @@ def quickly(
 ) -> Any:
     """The answer to a buffered call, or `Begun`, or None, as `first_try` gives them. Blocks."""
     heads = upstream.compiled.get(_MAKER)
-    if heads is None:
+    if heads is None or (upstream.live is not None and heads.headers is not upstream.live.now()):
         heads = upstream.compiled[_MAKER] = _Heads(upstream)
     lane = heads.lane
     if lane is None or method in heads.long_methods or is_plain_target(target) is None:
@@ -120,7 +122,7 @@ def quickly(
                 or ("authorization" in names and is_of_connection(headers))
             ):
                 return None
-            own = with_defaults(dict(headers) if is_shared else headers, upstream.plan.headers)
+            own = with_defaults(dict(headers) if is_shared else headers, heads.headers)
         else:
             own = _merged(heads, headers)
             if own is None:

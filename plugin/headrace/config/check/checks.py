@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from headrace.config.check.exposure import has_https
 from headrace.config.check.problems import Path, Problem, dotted
 from headrace.config.explain.keys import yaml_text
 from headrace.config.settings import CircuitBreaker, Pool, Service, Settings, Tls, Upstream
@@ -333,6 +334,16 @@ def _tls(upstream: Upstream, base: Path, written: Written) -> Iterator[Problem]:
             passphrase,
             "is a passphrase without a key",
             "write beside it: cert: and key: with the files of certificate and key",
+        )
+    required = (*table, "require_client_certificate")
+    is_missing = tls.require_client_certificate and tls.cert is None and has_https(upstream)
+    if is_missing and written.is_usable(required, cert):
+        yield written.problem_between(
+            cert,
+            required,
+            "is missing: require_client_certificate "
+            f"({written.where(required, beside=written.mark(cert))}) wants a client certificate",
+            "write: cert: with its file (and key: with the file of its key)",
         )
     own = node_at(written.original, table)
     if written.is_usable((*base, "base_url"), table) and isinstance(own, Table) and own:

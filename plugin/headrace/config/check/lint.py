@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+from headrace.config.check.exposure import in_the_clear, without_pair
 from headrace.config.check.problems import Path, Problem
 from headrace.config.settings import CircuitBreaker, Settings, Upstream
 from headrace.config.source.tree import MASK
@@ -27,6 +28,8 @@ def lint(settings: Settings, written: Written) -> Iterator[Problem]:
             "spans: nothing is traced without opentelemetry-api, which is not installed here",
             "install opentelemetry-api where the application runs",
         )
+    yield from in_the_clear(settings, written)
+    yield from without_pair(settings, written)
     for name, upstream in settings.upstreams.items():
         base: Path = ("upstreams", name)
         yield from _timeouts(upstream, base, written)

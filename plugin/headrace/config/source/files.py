@@ -10,9 +10,13 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 
+from headrace.policy.secret import is_header_value
+
 # O_NONBLOCK: without it, opening a FIFO that nobody writes to would hang the start. Windows has neither flag.
 _FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
+
+MAX_SECRET_BYTES = 64 << 10
 
 _MARKS = (  # UTF-32's first: that of its little-endian form begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -37,6 +41,36 @@ def text_of(content: bytes) -> str:
     )
 
 
+def text_of_secret(content: bytes) -> str:
+    """*content* of a file that holds one value, as text.
+
+    Editors and `echo` end it with one newline, which nobody means.
+
+    Raises:
+        UnicodeDecodeError: It is no text.
+    """
+    text = text_of(content)
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+
+
+def read_secret(path: str) -> str:
+    """What the file *path*, absolute, holds for a header's value, by the rules of a load. Blocks for a small file.
+
+    Raises:
+        ReadingError: It cannot be read, is empty, or holds what no header may. While a writer is at work it may be so.
+    """
+    content = _content(path, MAX_SECRET_BYTES)
+    if isinstance(content, ReadingError):
+        raise content
+    try:
+        text = text_of_secret(content)
+    except UnicodeDecodeError:
+        raise ReadingError("is not UTF-8 text") from None
+    if not text or not is_header_value(text):
+        raise ReadingError("is empty" if not text else "holds what no header may")
+    return text
+
+
 class ReadingError(Exception):
     """A file that cannot be used. The text goes on from "which …" and holds nothing of the file's content."""
 
@@ -59,6 +93,7 @@ class Reader:
         self._contents: dict[str, bytes | ReadingError] = {}
         self._known_by: dict[str, str] = {}
         self._noted: dict[str, bytes] = {}
+        self._is_in_headers_only: dict[str, bool] = {}
 
     def absolute(self, name: str) -> str:
         """*name* against the working directory, symlinks kept: a ConfigMap swaps them. Never raises."""
@@ -71,16 +106,18 @@ class Reader:
             path = FilePath(name)
         return os.path.normpath(self.cwd / path)
 
-    def read(self, name: str, *, limit_bytes: int, known_by: str = "") -> bytes:
+    def read(self, name: str, *, limit_bytes: int, known_by: str = "", is_in_header: bool = False) -> bytes:
         """The content of the regular file *name*, at most *limit_bytes*. No more than that is read.
 
         Args:
             known_by: What its name says beside its content, for the digest: which key a secret is for.
+            is_in_header: It is a part of a header's value.
 
         Raises:
             ReadingError: Missing, unreadable, not a regular file, or longer.
         """
         path = self.absolute(name)
+        self._is_in_headers_only[path] = is_in_header and self._is_in_headers_only.get(path, True)
         content = self._contents.get(path)
         if content is None:
             self._known_by[path] = known_by
@@ -101,6 +138,14 @@ class Reader:
             if isinstance(content := self._contents.get(path), bytes)
         }
 
+    def in_headers_only(self) -> dict[str, str]:
+        """What the files hold that are parts of headers' values and nothing else, by path."""
+        return {
+            path: text_of_secret(content)
+            for path, is_one in self._is_in_headers_only.items()
+            if is_one and isinstance(content := self._contents.get(path), bytes)
+        }
+
     def note(self, variable: str, value: str) -> str:
         """Remember for the digest that the configuration depends on *variable*. Answers its *value*."""
         self._noted[f"env:{variable}"] = value.encode(errors="surrogateescape")
@@ -111,16 +156,19 @@ class Reader:
 
         Workers and hosts are compared by it, and a release may lie in another folder on each. Where a file is, it
         therefore does not tell. What is read, and in which order, the contents of the first files say.
+        What only headers hold does not count: tokens that are rotated every five minutes would tell workers apart.
         """
         total = hashlib.sha256()
         parts = {
-            f"file:{position:06}:{self._known_by[path]}": content
+            f"file:{position:06}:{self._known_by[path]}": b""
+            if isinstance(content, ReadingError) or self._is_in_headers_only[path]
+            else content
             for position, (path, content) in enumerate(self._contents.items())
         } | self._noted
         for name, content in sorted(parts.items()):
             for part in (
                 name.encode(errors="surrogateescape"),
-                b"" if isinstance(content, ReadingError) else content,
+                content,
             ):
                 total.update(len(part).to_bytes(8, "big"))
                 total.update(part)

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from headrace.config.check.problems import Path, Problem
 from headrace.config.explain.keys import key_at
 from headrace.config.source.document import resolve
-from headrace.config.source.files import Reader, ReadingError, text_of
+from headrace.config.source.files import MAX_SECRET_BYTES, Reader, ReadingError, text_of_secret
 from headrace.config.source.renames import settled
-from headrace.config.source.tree import Listing, Node, Scalar, Table, problem_at
+from headrace.config.source.tree import Listing, Mark, Node, Scalar, Table, problem_at
+from headrace.policy.plan import FilePart
 
-MAX_SECRET_BYTES = 64 << 10
 REFERENCE_PATTERN = r"\$\{(env:[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?|file:[^}]+)\}"
 """One reference, for the JSON Schema."""
 
@@ -34,12 +34,17 @@ class _Unresolved(Exception):
 
 
 class Interpolation:
-    """Replaces references in one tree. Reads files through *reader*, which remembers them."""
+    """Replaces references in one tree. Reads files through *reader*, which remembers them.
+
+    Attributes:
+        made_of_files: The parts of each header's value that a file is a part of, by where it is written.
+    """
 
     def __init__(self, env: Mapping[str, str], reader: Reader) -> None:
         self.env = env
         self.reader = reader
         self.problems: list[Problem] = []
+        self.made_of_files: dict[Mark, tuple[str | FilePart, ...]] = {}
 
     def resolve_tree(self, node: Node, path: Path = ()) -> Node:
         """*node* with every reference replaced; subtrees without one are the same objects."""
@@ -62,15 +67,27 @@ class Interpolation:
         )
 
     def _scalar(self, node: Scalar, path: Path) -> Scalar:
-        secret = False
+        secret, parts, end = False, list[str | FilePart](), 0
+        is_header = path[:1] == ("upstreams",) and path[2:3] == ("headers",)
+        is_header = is_header or path[:2] == ("defaults", "headers")
 
         def replacement(token: re.Match[str]) -> str:
+            nonlocal end
+            text = looked_up(token)
+            is_file = token.group(1) is not None and token.group(1).startswith("file:")
+            name = token.group(1).removeprefix("file:") if is_file else ""
+            parts.append(node.text[end : token.start()])
+            parts.append(FilePart(self.reader.absolute(name)) if is_file else text)
+            end = token.end()
+            return text
+
+        def looked_up(token: re.Match[str]) -> str:
             nonlocal secret
             if token.group() == "$${":
                 return "${"
             if not token.group(2):
                 raise _Unresolved("has ${ without a closing }", "write $${ for the two characters themselves")
-            text, from_outside = self._look_up(token.group(1))
+            text, from_outside = self._look_up(token.group(1), is_header=is_header)
             secret = secret or from_outside
             return text
 
@@ -79,15 +96,17 @@ class Interpolation:
         except _Unresolved as unresolved:
             self.problems.append(problem_at(node.mark, path, unresolved.message, unresolved.fix))
             return Scalar(None, "", node.mark)
+        if is_header and any(isinstance(part, FilePart) for part in parts):
+            self.made_of_files[node.mark] = tuple(part for part in (*parts, node.text[end:]) if part)
         # An escape makes text, whatever it looks like. A reference that is the whole value is read again.
         whole = node.plain and _TOKEN.fullmatch(node.text) is not None and not node.text.startswith("$$")
         value = resolve(text) if whole else text
         as_text = whole and (key := key_at(settled(path))) is not None and key.takes_text(value)
         return Scalar(value, text, node.mark, node.plain, secret=secret, as_text=as_text)
 
-    def _look_up(self, reference: str) -> tuple[str, bool]:
+    def _look_up(self, reference: str, *, is_header: bool) -> tuple[str, bool]:
         if reference.startswith("file:"):
-            return self._file(reference.removeprefix("file:")), True
+            return self._file(reference.removeprefix("file:"), is_header=is_header), True
         if not reference.startswith("env:"):
             scheme = reference.partition(":")[0]
             raise _Unresolved(
@@ -110,16 +129,14 @@ class Interpolation:
             )
         return self.reader.note(name, value), True
 
-    def _file(self, name: str) -> str:
+    def _file(self, name: str, *, is_header: bool) -> str:
         try:
-            content = self.reader.read(name, limit_bytes=MAX_SECRET_BYTES)
+            content = self.reader.read(name, limit_bytes=MAX_SECRET_BYTES, is_in_header=is_header)
         except ReadingError as error:
             raise _Unresolved(
                 f"needs the file {name}, which {error}", "check the path and who may read it"
             ) from None
         try:
-            text = text_of(content)
+            return text_of_secret(content)
         except UnicodeDecodeError:
             raise _Unresolved(f"needs the file {name}, which is not UTF-8 text") from None
-        # Editors and `echo` end a file with one newline, which nobody means.
-        return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text

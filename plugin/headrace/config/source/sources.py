@@ -27,8 +27,8 @@ from headrace.config.explain.keys import GONE, Key, key_at, root_key
 from headrace.config.settings import Settings
 from headrace.config.source.blocks import Blocks
 from headrace.config.source.document import MAX_DOCUMENT_BYTES, DocumentError, read_document, read_flow
-from headrace.config.source.files import Reader, ReadingError, text_of
-from headrace.config.source.interpolate import MAX_SECRET_BYTES, Interpolation
+from headrace.config.source.files import MAX_SECRET_BYTES, Reader, ReadingError, text_of
+from headrace.config.source.interpolate import Interpolation
 from headrace.config.source.renames import new_name, settled
 from headrace.config.source.tree import Mark, Node, Table, merge, node_at, plain, problem_at
 from headrace.policy.printable import printable
@@ -119,6 +119,7 @@ class Documents(InitSettingsSource):
         was_read: Whether at least one could be read.
         problems: What could not be read.
         unresolved: References that lead nowhere; null stands in the tree for them.
+        made_of_files: As `Interpolation` has it.
     """
 
     def __init__(
@@ -150,6 +151,7 @@ class Documents(InitSettingsSource):
         interpolation = Interpolation(env, reader)
         self.tree = _table(interpolation.resolve_tree(self.tree))
         self.unresolved = interpolation.problems
+        self.made_of_files = interpolation.made_of_files
 
     def __call__(self) -> Table:
         """The tree. Its root goes on to be that of `current_state`."""

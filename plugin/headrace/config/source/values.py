@@ -33,6 +33,7 @@ from headrace.policy.identities import fault_in
 from headrace.policy.outcome import FAULT_WORDS, STATUS_WORDS
 from headrace.policy.plan import UrlPrefix
 from headrace.policy.routes import UrlError, parse_prefix
+from headrace.policy.secret import is_header_value
 
 N = TypeVar("N", int, float)
 
@@ -204,7 +205,6 @@ def _read_word(value: object) -> str | int:
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)  # RFC 9110 §5.6.2
 _METHOD = re.compile(r"[A-Z]+(?:[_-][A-Z]+)*", re.ASCII)
-_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _FRAMING = frozenset(
     {
         "connection",
@@ -235,8 +235,7 @@ def _read_sent_name(value: object) -> str:
 
 
 def _read_header_value(value: object) -> str:
-    # CR and LF would smuggle in another header. http.client encodes as Latin-1.
-    if not isinstance(value, str) or not _VALUE.fullmatch(value) or value != value.strip(" \t"):
+    if not isinstance(value, str) or not is_header_value(value):
         raise PydanticCustomError("header_value", "not a header value")
     return value
 

@@ -72,7 +72,7 @@ class AttemptSpans:
         self._address = address
         self._port = port
         # Sends beyond the retries of this call: over pooled connections that had died, and a caller's own tries.
-        self._resent = len(earlier) + sum([outcome.resent for outcome in earlier])
+        self._resent = len(earlier) + sum([outcome.resent + outcome.renewed for outcome in earlier])
         self._attempt = 0
         self.span: Span = trace.INVALID_SPAN
         self.last = trace.INVALID_SPAN_CONTEXT
@@ -106,6 +106,10 @@ class AttemptSpans:
         span.set_attributes(attributes)
         if "error.type" in attributes:
             span.set_status(Status(StatusCode.ERROR))
+
+    def sent_again(self) -> None:
+        """Count a send that is neither a retry nor over another connection."""
+        self._resent += 1
 
     def end(self) -> None:
         """End the open span."""

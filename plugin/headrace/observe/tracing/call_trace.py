@@ -17,7 +17,7 @@ from headrace.observe.tracing.attempt_spans import AttemptSpans
 from headrace.observe.tracing.request_trace import Request, told_of
 from headrace.policy.breaker.circuit import Circuit, Refused
 from headrace.policy.counters import Exemplar
-from headrace.policy.decision import Performer, Resend, Send
+from headrace.policy.decision import Performer, Renew, Resend, Send
 from headrace.policy.exchange import Exchange
 from headrace.policy.outcome import Outcome
 
@@ -139,6 +139,17 @@ class CallTrace:
             self._last = outcome
             self._to_judge = None if spans is None else outcome
         return outcome
+
+    def renew(self, renew: Renew) -> bool:
+        """As the performer's. What is sent again has a span of its own, and is no retry. Blocks."""
+        assert self.performer is not None
+        is_newer = self.performer.renew(renew)
+        if is_newer:
+            self._last = None
+            if self._spans is not None:
+                self._end_attempt(self._spans)
+                self._spans.sent_again()
+        return is_newer
 
     def _run_in_span(self, spans: AttemptSpans, context: Context, go: Callable[[], T]) -> T:
         token = contexts.attach(context)

@@ -121,7 +121,7 @@ def call_attributes(outcomes: Sequence[Outcome], label: str | None) -> Attribute
         label: Why it was refused or broken off, or None: its last attempt says it.
     """
     attributes: Attributes = {}
-    resent = len(outcomes) - 1 + sum([outcome.resent for outcome in outcomes])
+    resent = len(outcomes) - 1 + sum([outcome.resent + outcome.renewed for outcome in outcomes])
     if resent > 0:
         attributes[RESEND_COUNT] = resent
     if label is not None:

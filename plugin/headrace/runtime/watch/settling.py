@@ -18,13 +18,24 @@ class Settling:
 
     Attributes:
         known: The content last reported, or given as known. A file that is not in it counts as changed.
+        news: The files that have changed at the last report; none where it was reported whether they have or not.
     """
 
-    __slots__ = ("_again_at", "_first_poke_at", "_last_poke_at", "_plan", "_read_at", "_suspect", "known")
+    __slots__ = (
+        "_again_at",
+        "_first_poke_at",
+        "_last_poke_at",
+        "_plan",
+        "_read_at",
+        "_suspect",
+        "known",
+        "news",
+    )
 
     def __init__(self, plan: ReloadPlan, *, now: float, known: Prints | None = None) -> None:
         self._plan = plan
         self.known: dict[str, bytes] = dict(known or {})
+        self.news: frozenset[str] = frozenset()
         self._first_poke_at: float | None = None
         self._last_poke_at = now
         self._read_at = now  # of the next reading that no event asks for; the first is due at once
@@ -88,7 +99,8 @@ class Settling:
         Mutates: a reading that is reported is the known one from then on.
         """
         again = self._again_at is not None and now >= self._again_at
-        differs = any(self.known.get(file) != held for file, held in prints.items())
+        news = [file for file, held in prints.items() if self.known.get(file) != held]
+        differs = bool(news)
         suspect, self._suspect = self._suspect, None
         if differs and not again:
             if first_poke_at is None:
@@ -102,6 +114,7 @@ class Settling:
                 return False
         if again:
             self._again_at = None
+        self.news = frozenset(() if again else news)
         self.known = dict(prints)  # this also forgets files that are no longer watched
         return differs or again
 

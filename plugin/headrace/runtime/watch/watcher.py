@@ -226,7 +226,7 @@ class Watcher:
 
     Args:
         files: Absolute paths; they need not exist.
-        changed: What to call. It is not told what changed.
+        changed: What to call. What has changed, `news` says.
         known: What the files held when they were last loaded (`fingerprints` taken before the load). A file that is
             not in it is reported once after the start, since it may have changed in between; None: no file is in it.
         events: Opens the source of events.
@@ -281,6 +281,11 @@ class Watcher:
         """Whether the thread runs, also one that outlives the patience of `stop`."""
         thread = self._thread
         return thread is not None and self._pid == os.getpid() and thread.is_alive()
+
+    @property
+    def news(self) -> frozenset[str]:
+        """Inside `changed()`: the files that have changed; none where it is called whether they have or not."""
+        return self._settling.news
 
     def life(self) -> Life:
         """The sign of life of the thread, and whether it is `polling` because there are no events."""
