@@ -246,6 +246,8 @@ class Tasks:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
+        self._queue, self._unsent = folder, folder.with_name(f"{folder.name}-unsent")
+        self._unsent.mkdir()
         places = {
             "data_folder_in": str(folder),
             "data_folder_out": str(folder),
@@ -258,11 +260,14 @@ class Tasks:
         )
         self.env = {"CELERY_CONFIG_MODULE": "celeryconfig", "PYTHONPATH": str(folder)}
         self._app = Celery("tasks", broker="filesystem://localhost/")
-        self._app.conf.broker_transport_options = places
+        self._app.conf.broker_transport_options = places | {"data_folder_out": str(self._unsent)}
 
     def send(self, name: str, *args: object) -> None:
         """Put a call of the task *name* into the queue."""
         self._app.send_task(name, args, ignore_result=True)
+        for message in self._unsent.iterdir():
+            # All at once: kombu opens the file before it writes it, and a worker that comes in between loses the task.
+            message.rename(self._queue / message.name)
 
     def __enter__(self) -> Self:
         return self
