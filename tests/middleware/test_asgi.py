@@ -378,6 +378,23 @@ def test_of_an_application_that_knows_no_lifespan_the_server_sees_ours(app: Any)
     assert asyncio.run(call_asgi(middleware, asgi_scope())).status == 200
 
 
+def test_what_such_an_application_raises_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A middleware that cannot be built looks the same, and servers that see our lifespan say nothing of it."""
+
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise LookupError("no setting DATABASE")
+
+    with caplog.at_level("INFO", logger="headrace"):
+        assert types(asyncio.run(live(Owned(broken, FakeHeadrace())))) == [
+            "startup.complete",
+            "shutdown.complete",
+        ]
+    (line,) = [
+        one.getMessage() for one in caplog.records if getattr(one, "event", "") == "lifespan.unsupported"
+    ]
+    assert "LookupError: no setting DATABASE" in line
+
+
 def test_a_start_that_fails_stops_the_boot_and_the_application_never_runs() -> None:
     headrace = FakeHeadrace()
     headrace.start_error = RuntimeError("another instance claims https://billing.internal")

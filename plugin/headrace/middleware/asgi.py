@@ -28,6 +28,8 @@ from headrace.middleware.problems import (
     comes_of_a_cancelled_call,
     report_mapped,
 )
+from headrace.observe.events import LifespanUnsupported
+from headrace.observe.logs import emit
 from headrace.observe.metrics import Registry
 from headrace.runtime.cancellation import Cancellation
 from headrace.runtime.inbound import Inbound, bind, new_request_id, unbind
@@ -219,9 +221,10 @@ class ASGIMiddleware:
         try:
             try:
                 await self.app(scope, receive_first, send_and_close)
-            except Exception:
+            except Exception as error:
                 if has_asked or not is_startup:
                     raise
+                emit(LifespanUnsupported(error=f"{type(error).__name__}: {error}"))
             if is_startup and not has_asked:
                 await send({"type": "lifespan.startup.complete"})
                 await receive()

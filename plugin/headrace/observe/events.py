@@ -702,6 +702,23 @@ class ThreadLingers:
 
 
 @frozen
+class LifespanUnsupported:
+    """An application raised before it asked for a message of its lifespan; headrace's own goes on. Django does so.
+
+    Attributes:
+        error: Type and text of what was raised: a middleware that cannot be built looks the same.
+    """
+
+    name: ClassVar[str] = "lifespan.unsupported"
+    level: ClassVar[int] = logging.INFO
+    error: str
+
+    @property
+    def line(self) -> str:
+        return f"the application knows no lifespan, or failed before its start ({_flat(self.error)}); it is served as is"
+
+
+@frozen
 class TlsRotated:
     """The TLS files of an upstream have other contents, and new connections are made with these.
 
