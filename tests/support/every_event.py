@@ -99,6 +99,9 @@ EVERY_EVENT: list[events.Event] = [
     events.DeadlinesDistrusted(header="X-Request-Timeout"),
     events.ErrorMapped(upstream="billing", status=503, error="CircuitOpenError", request_id="r-1"),
     events.ThreadLingers(thread_name="headrace-warmup", waited_s=1.0),
+    events.LifespanUnsupported(
+        error="ValueError: Django can only handle ASGI/HTTP connections, not lifespan."
+    ),
     events.TlsVerificationDisabled(upstream="billing"),
     events.TlsWouldRefuse(
         upstream="billing",

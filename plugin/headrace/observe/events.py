@@ -715,7 +715,7 @@ class LifespanUnsupported:
 
     @property
     def line(self) -> str:
-        return f"the application knows no lifespan, or failed before its start ({_flat(self.error)}); it is served as is"
+        return f"the application knows no lifespan, or failed before it ({_flat(self.error)}); it is served as it is"
 
 
 @frozen
