@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trustme
 
 from headrace import cli
 from headrace.config import inspect as inspect_files
 from headrace.policy.plan import Configuration, CountWindowPlan
 from support.pages import BILLING, FILE, assert_same, blocks, rule_files, run_line, sessions, shows, tables
+from support.pairs import in_folder, put_files_of_the_pages
 
 REJECTED = "README: headrace/4"
 
@@ -40,10 +42,11 @@ FINDS: dict[str, Callable[[Configuration], bool]] = {
 
 
 @pytest.mark.parametrize("key", [key for key in rule_files() if key != REJECTED])
-def test_yaml_loads_without_a_finding(key: str, tmp_path: Path) -> None:
+def test_yaml_loads_without_a_finding(key: str, tmp_path: Path, authority: trustme.CA) -> None:
+    put_files_of_the_pages(tmp_path, authority)
     (tmp_path / "billing").write_text("Bearer x\n")
     (tmp_path / "billing").chmod(0o600)  # else everybody may read it, which is a finding
-    (tmp_path / "upstreams.yaml").write_text(blocks()[key].text.replace("/run/secrets", str(tmp_path)))
+    (tmp_path / "upstreams.yaml").write_text(in_folder(blocks()[key].text, tmp_path))
 
     found = inspect_files(tmp_path / "upstreams.yaml", env={})
 

@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from support.faultserver import FaultServer, server_context
 
@@ -33,3 +37,39 @@ def secure(authority: trustme.CA) -> Iterator[FaultServer]:
     """A server over TLS with a certificate of *authority*."""
     with FaultServer(tls=server_context(authority)) as server:
         yield server
+
+
+def server_of(authority: trustme.CA, *uris: str, dns: tuple[str, ...] = ()) -> ssl.SSLContext:
+    """A server whose certificate has these URIs and DNS names, and nothing about its address."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    issued = authority.issue_cert("template.test")
+    template = x509.load_pem_x509_certificate(issued.cert_chain_pems[0].bytes())
+    issuer_key = authority._private_key
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris]
+    names += [x509.DNSName(name) for name in dns]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(template.subject)
+        .issuer_name(template.issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(template.not_valid_before_utc)
+        .not_valid_after(template.not_valid_after_utc)
+        .add_extension(x509.SubjectAlternativeName(names), critical=True)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()),  # type: ignore[arg-type]
+            critical=False,
+        )
+        .add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]), critical=True)
+        .sign(issuer_key, hashes.SHA256())
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    pem = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    ) + certificate.public_bytes(serialization.Encoding.PEM)
+    with trustme.Blob(pem).tempfile() as file:
+        context.load_cert_chain(file)
+    return context

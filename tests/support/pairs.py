@@ -53,6 +53,27 @@ def issue(ca: trustme.CA, *, days: float = 365, key_type: trustme.KeyType = trus
     return Pair(made.cert_chain_pems[0].bytes(), made.private_key_pem.bytes())
 
 
+def put_files_of_the_pages(folder: Path, ca: trustme.CA) -> Pair:
+    """Write what the pages call `/etc/tls` and `/run/secrets` into *folder*, and answer the client's pair."""
+    pair = issue(ca)
+    files = {
+        "ca.pem": ca.cert_pem.bytes(),
+        "client.pem": pair.cert,
+        "client.key": pair.key_as(PrivateFormat.PKCS8, b"of the key"),
+        "key-pass": b"of the key\n",
+        "token": b"first\n",
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+        (folder / name).chmod(0o600)
+    return pair
+
+
+def in_folder(text: str, folder: Path) -> str:
+    """*text* of a page, its files looked for in *folder*."""
+    return text.replace("/run/secrets", str(folder)).replace("/etc/tls", str(folder))
+
+
 def seen_by(server: FaultServer) -> list[str]:
     """The serial of the client certificate of each request, as the server saw it."""
     return [str((request.client_cert or {}).get("serialNumber")) for request in server.requests]
