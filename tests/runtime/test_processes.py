@@ -18,7 +18,7 @@ from support.governed import rules
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 PRELUDE = """
-    import ctypes, multiprocessing, os, signal, sys
+    import ctypes, multiprocessing, os, pathlib, signal, sys, time
     import requests
     import headrace
 
@@ -115,7 +115,24 @@ def test_a_child_of_a_bare_fork_has_connections_of_its_own(tmp_path: Path, serve
         # not exist, and wait until it is taken (FORCE_SWITCHING in ceval_gil). A fork from C cannot clear that.
         sys.setswitchinterval(1000)
 
+        def switches():  # of every other thread; elsewhere than on Linux it is just the pause that helps
+            try:
+                return {
+                    task.name: (task / "status").read_text().partition("voluntary_ctxt_switches")[2]
+                    for task in pathlib.Path("/proc/self/task").glob("*")
+                    if task.name != str(os.getpid())
+                }
+            except OSError:
+                return object()  # one has ended meanwhile
+
         def in_child(act):
+            # Nor may one wait for the GIL, as threads that have just begun do: glibc's condition has a waiter then who
+            # does not exist in the child either, and its first signal waits for that one. So all others have to rest.
+            for _ in range(100):
+                before = switches()
+                time.sleep(0.1)
+                if switches() == before:
+                    break
             pid = fork()
             if pid == 0:
                 status = 1

@@ -232,14 +232,16 @@ def test_a_thousand_upstreams_of_one_policy_load_the_bundle_once(tmp_path: Path)
     instance: list[Headrace] = []
     assert loads(lambda: instance.append(Headrace(file, registry=CollectorRegistry()))) == 1
     (hr,) = instance
-    before = {name: one.endpoint.tls for name, one in hr.snapshot.upstreams.items()}
-    assert len({id(client) for client in before.values()}) == 1000
+    clients = {one.endpoint.tls for one in hr.snapshot.upstreams.values()}
+    assert len(clients) == 1000
+    before = hr.snapshot.upstreams["u7"].endpoint.tls.plan  # type: ignore[union-attr]
     write(3)
     assert loads(hr.reload) == 0
     with bundle.open("a") as text:
         text.write("\n")  # other bytes: another generation
     assert loads(hr.reload) == 1
-    assert hr.snapshot.upstreams["u7"].endpoint.tls is not before["u7"]
+    assert {one.endpoint.tls for one in hr.snapshot.upstreams.values()} == clients  # they follow
+    assert hr.snapshot.upstreams["u7"].endpoint.tls.plan.fingerprint != before.fingerprint  # type: ignore[union-attr]
     hr.close()
 
 
