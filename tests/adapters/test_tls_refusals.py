@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import ssl
 import threading
 import time
@@ -20,41 +19,11 @@ import urllib3
 import headrace
 from support.faultserver import FaultServer, server_context
 from support.governed import rules, running
+from support.untrusted import UNTRUSTED, PlainServer, trusting
 from support.waiting import wait_until
 
 SSL_ERRORS = (requests.exceptions.SSLError, urllib3.exceptions.SSLError)
 LARGE = b"x" * 3_000_000
-
-
-class PlainServer:
-    """Speaks HTTP where TLS is expected, as nginx does: 400, and hangs up."""
-
-    def __init__(self) -> None:
-        self.connections = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"https://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            with sock, contextlib.suppress(OSError):
-                sock.recv(65536)
-                sock.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
-
-    def __enter__(self) -> PlainServer:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(5.0)
 
 
 @dataclass(frozen=True)
@@ -189,3 +158,25 @@ def test_a_handshake_that_is_broken_off_is_still_the_networks(tmp_path: Path) ->
             record = headrace.record_of(caught.value)
             assert record is not None
             assert [one.outcome for one in record.attempts] == ["tls_failure"] * 3
+
+
+@pytest.mark.parametrize("name", UNTRUSTED)
+@pytest.mark.parametrize("surface", ["requests", "urlopen"])
+def test_a_certificate_that_is_not_accepted_says_what_to_do_and_is_neither_retried_nor_blamed(
+    tmp_path: Path, name: str, surface: str
+) -> None:
+    """failures.md 71. `headrace check --connect` says the same: `tests/cli/test_connect.py`."""
+    case = UNTRUSTED[name]
+    with FaultServer(tls=case.makes(tmp_path)) as server:
+        url = server.url.replace("127.0.0.1", "localhost")
+        with running(tmp_path, rules(url, f"    tls: {{{trusting(tmp_path)}}}\n")) as hr:
+            with pytest.raises(SSL_ERRORS) as caught:
+                SURFACES[surface](hr, url)
+            record = headrace.record_of(caught.value)
+            assert record is not None
+            assert [(one.outcome, one.verdict) for one in record.attempts] == [("certificate", "ignored")]
+            assert record.why.startswith("never retried: ")
+            assert case.advice in record.why
+            assert case.says in str(caught.value)
+            assert server.connections == 1
+            assert hr.snapshot.upstreams["billing"].learned.circuit.view(time.monotonic()).calls == 0

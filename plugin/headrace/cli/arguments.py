@@ -98,11 +98,17 @@ def _format(parser: argparse.ArgumentParser) -> None:
 def _check(parser: argparse.ArgumentParser) -> None:
     _files(parser)
     _format(parser)
-    parser.add_argument(
+    more = parser.add_mutually_exclusive_group()
+    more.add_argument(
         "--workers",
         type=_count,
         metavar="N",
         help="also print totals over N processes (limits are per process)",
+    )
+    more.add_argument(
+        "--connect",
+        metavar="NAME",
+        help="connect to this upstream, and say what comes of it: addresses, handshake, certificates; sends no request",
     )
 
 
@@ -148,7 +154,8 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "check": Command(
             "say everything that is wrong with a file, or what it amounts to",
             "Read, merge and validate FILE … as an application would: later files win, then the secrets directory "
-            "(HEADRACE_SECRETS_DIR), then HEADRACE_…__… variables. A misspelt HEADRACE_ variable is a problem.",
+            "(HEADRACE_SECRETS_DIR), then HEADRACE_…__… variables. A misspelt HEADRACE_ variable is a problem. "
+            "With --connect NAME an upstream that cannot be reached is one, too.",
             _check,
         ),
         "init": Command(

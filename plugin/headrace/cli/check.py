@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from headrace.cli.printing import GOOD, PROBLEMS, print_json, print_problem, print_problems, print_safely
+from headrace.cli.printing import (
+    GOOD,
+    INTERRUPTED,
+    PROBLEMS,
+    USAGE,
+    print_json,
+    print_problem,
+    print_problems,
+    print_safely,
+)
 from headrace.cli.streams import read_streams
 from headrace.config import Inspection, Problem, inspect
 from headrace.config.check.exposure import plain_hints
@@ -22,15 +31,42 @@ from headrace.transport.dial.tls import TlsError, context_for
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the problems of the files, or a line for each upstream."""
+    """Print the problems of the files, or a line for each upstream; or connect to one of them."""
     files, given = read_streams(options.files)
     inspection = _with_tls_loaded(inspect(files or None, given=given))
     is_good = not inspection.problems and not inspection.misspelt
+    if options.connect is not None and inspection.configuration is not None:
+        return _connect(inspection, options, is_good=is_good)
     if options.format == "json":
         print_json(_check_object(inspection, options.workers))
     else:
         _print_check(inspection, options.workers)
     return GOOD if is_good else PROBLEMS
+
+
+def _connect(inspection: Inspection, options: argparse.Namespace, *, is_good: bool) -> int:
+    """Say what comes of connecting to the upstream of that name, and of the rest of the file only what makes it bad."""
+    from headrace.cli.connect import connect, named  # these load the HTTP libraries
+
+    assert inspection.configuration is not None
+    is_json = options.format == "json"
+    plan = named(options.connect, inspection.configuration)
+    if plan is None:
+        return USAGE
+    if not is_json:
+        override = override_note(os.environ)
+        for note in filter(None, (override, *inspection.misspelt)):
+            print_problem(note, kind="warning", to=sys.stderr)
+        print_safely(summary(inspection, plan))
+    try:
+        found = connect(inspection, plan, tells=not is_json)
+    except KeyboardInterrupt as interrupt:
+        print_safely(f"headrace check: interrupted while {interrupt}", to=sys.stderr)
+        return INTERRUPTED
+    if is_json:
+        whole = _check_object(inspection, None)
+        print_json({**whole, "good": is_good and found["good"], "connect": found})
+    return GOOD if is_good and found["good"] else PROBLEMS
 
 
 def _with_tls_loaded(inspection: Inspection) -> Inspection:

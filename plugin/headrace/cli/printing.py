@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from headrace.config import Problem
 
 GOOD, PROBLEMS, USAGE = 0, 1, 2
+INTERRUPTED = 130
+"""As a shell has it for what Ctrl-C has ended: 128 and the number of the signal."""
+
 EXIT_CODES = "Exit codes: 0 good, 1 problems in the configuration, 2 wrong usage."
 
 _STYLES = {"head": "1", "count": "1", "warning": "1;33", "lint": "1;33", "hint": "1;36", "fix": "32"}

@@ -82,9 +82,40 @@ REFUSALS: Mapping[str, Refusal] = MappingProxyType(
 )
 """By OpenSSL's reason, as in `ssl.SSLError.reason`."""
 
+_CLOCK = "renew it there; or is the clock of this machine wrong?"
+_NOT_TRUSTED = (
+    "have it in what tls.ca names, or have the server present a certificate of a CA that is trusted"
+)
+_NO_ISSUER = Refusal(
+    "the issuer of the server's certificate is not known here: have the server send the certificates of its "
+    "intermediate CAs along, or put the CA into what tls.ca names"
+)
+_OTHER_NAME = Refusal(
+    "the server's certificate is for another name: correct base_url, or write the name that it has as tls.server_name"
+)
+
+UNVERIFIED: Mapping[int, Refusal] = MappingProxyType(
+    {
+        2: _NO_ISSUER,  # X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT
+        9: Refusal(f"a certificate of the server is not valid yet: {_CLOCK}"),  # …_CERT_NOT_YET_VALID
+        10: Refusal(f"a certificate of the server has expired: {_CLOCK}"),  # …_CERT_HAS_EXPIRED
+        18: Refusal(
+            f"the server's certificate is signed by itself: {_NOT_TRUSTED}"
+        ),  # …_DEPTH_ZERO_SELF_SIGNED_CERT
+        19: Refusal(f"the server's chain ends in a CA that is not trusted: {_NOT_TRUSTED}"),  # …_IN_CHAIN
+        20: _NO_ISSUER,  # …_UNABLE_TO_GET_ISSUER_CERT_LOCALLY
+        21: _NO_ISSUER,  # …_UNABLE_TO_VERIFY_LEAF_SIGNATURE
+        62: _OTHER_NAME,  # …_HOSTNAME_MISMATCH
+        64: _OTHER_NAME,  # …_IP_ADDRESS_MISMATCH
+    }
+)
+"""Certificates of servers that are not accepted, by OpenSSL's `X509_V_ERR_…`, as in `verify_code` of the error."""
+
 
 def refusal_in(error: BaseException, *, amid_handshake: bool) -> Refusal | None:
     """The refusal that *error* stands for, or None."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return UNVERIFIED.get(getattr(error, "verify_code", 0))
     # Only OpenSSL's own errors have a reason: truststore and others make some in Python.
     reason = getattr(error, "reason", None) if isinstance(error, ssl.SSLError) else None
     found = REFUSALS.get(reason) if reason else None

@@ -17,7 +17,7 @@ import re
 import ssl
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
 
@@ -118,7 +118,16 @@ def stock_context() -> ssl.SSLContext:
 
 def issuer_of(certificate: Mapping[str, Any]) -> str:
     """Who issued *certificate*, which is as `getpeercert()` has it: `CN=R11, O=Let's Encrypt`; "" where it says not."""
-    named = [(name, value) for part in certificate.get("issuer", ()) for name, value in part]
+    return _name_of(certificate.get("issuer", ()))
+
+
+def subject_of(certificate: Mapping[str, Any]) -> str:
+    """Whose *certificate* is, as `issuer_of` has it; "" where it says not, as many do that have other names."""
+    return _name_of(certificate.get("subject", ()))
+
+
+def _name_of(parts: Iterable[Iterable[tuple[str, str]]]) -> str:
+    named = [(name, value) for part in parts for name, value in part]
     short = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU"}
     return ", ".join(f"{short[name]}={value}" for name, value in reversed(named) if name in short)[:200]
 
