@@ -11,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -231,6 +232,25 @@ def test_an_issuer_that_is_missing_is_told_from_one_that_is_not_trusted(
     assert "the server sends 2 certificates, and the last is issued by OU=Testing CA" in said["unknown CA"]
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_another_host_is_told_with_the_names_that_the_certificate_has_but_not_of_a_secret_url(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, form: str
+) -> None:
+    with FaultServer(tls=UNTRUSTED["wrong host"].makes(folder)) as server:
+        write(folder, by_name(server), trusting(folder))
+        code, out, _ = checked(capsys, "--format", form)
+        assert (code, "is not valid for 'localhost'" in out, "; it names other.test" in out) == (
+            1,
+            True,
+            True,
+        )
+        monkeypatch.setenv("URL", by_name(server))
+        write(folder, "'${env:URL}'", trusting(folder))
+        code, out, _ = checked(capsys, "--format", form)
+        assert (code, "localhost" in out, "other.test" in out) == (1, False, False)
+        assert "FAILED" in out or "failure" in out
+
+
 def test_dates_that_do_not_hold_stand_in_the_chain(folder: Path, capsys: Captured) -> None:
     for name, word in (("expired", "EXPIRED 20"), ("not yet valid", "NOT VALID before 20")):
         with FaultServer(tls=UNTRUSTED[name].makes(folder)) as server:
@@ -316,6 +336,26 @@ def test_a_server_that_hangs_up_in_the_handshake_is_told(
         code, out, _ = checked(capsys)
     assert code == 1
     assert line(out, "FAILED").startswith("tls_failure: ")
+
+
+def test_a_server_that_hangs_up_right_after_the_handshake_is_told(
+    folder: Path, authority: trustme.CA, ca: Path, capsys: Captured
+) -> None:
+    context = server_context(authority)
+
+    def serve(listener: socket.socket) -> None:
+        with listener.accept()[0] as plain, contextlib.suppress(OSError):
+            context.wrap_socket(plain, server_side=True).close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        write(folder, f"https://127.0.0.1:{listener.getsockname()[1]}", f"ca: '{ca}'")
+        code, out, _ = checked(capsys)
+        thread.join(20.0)
+    assert code == 1
+    assert line(out, "handshake")
+    assert line(out, "FAILED").startswith("reset: ")
 
 
 def test_a_closed_port_is_told(folder: Path, capsys: Captured) -> None:

@@ -61,7 +61,7 @@ def _connect(inspection: Inspection, options: argparse.Namespace, *, is_good: bo
     try:
         found = connect(inspection, plan, tells=not is_json)
     except KeyboardInterrupt as interrupt:
-        print_safely(f"headrace check: interrupted while {interrupt}", to=sys.stderr)
+        print_safely(f"headrace check: interrupted while {str(interrupt) or 'getting ready'}", to=sys.stderr)
         return INTERRUPTED
     if is_json:
         whole = _check_object(inspection, None)

@@ -19,7 +19,8 @@ from headrace.config.source.tree import MASK
 from headrace.config.source.units import format_duration
 from headrace.policy.plan import Configuration, Origin, TlsPlan, UpstreamPlan
 from headrace.policy.routes import url_of
-from headrace.transport.trial import (
+from headrace.transport.trial import steps
+from headrace.transport.trial_steps import (
     Again,
     Certificate,
     Connected,
@@ -28,7 +29,6 @@ from headrace.transport.trial import (
     Secured,
     Step,
     Tried,
-    steps,
 )
 
 Line: TypeAlias = "tuple[str, str]"
@@ -298,7 +298,9 @@ class _Mask:
             rules = plan.tls
             for path, value in (
                 (("server_name",), rules.server_name),
+                (("ca",), rules.ca),
                 (("cert",), rules.cert),
+                (("key",), rules.key),
                 *((("identities", index), one) for index, one in enumerate(rules.identities)),
             ):
                 if value and written.is_secret(("upstreams", plan.name, "tls", *path)):
@@ -336,4 +338,6 @@ class _Mask:
             return facts
         if origin in self._hosts and key in ("address", "subject", "names", "server_name"):
             return MASK
+        if origin in self._hosts and key == "text":  # what comes behind names the certificate
+            facts = facts.partition(";")[0]
         return self.text(facts)

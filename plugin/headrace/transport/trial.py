@@ -17,12 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import inf
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from headrace.clock import monotonic
 from headrace.policy.attempt_end import Phase
 from headrace.policy.dialling import interleaved
-from headrace.policy.frozen import frozen
 from headrace.policy.identities import offered_by
 from headrace.policy.plan import Origin, TlsPlan, UpstreamPlan
 from headrace.transport.dial.client import TlsClient
@@ -31,6 +30,16 @@ from headrace.transport.dial.resolve import ResolveTimeout, resolver
 from headrace.transport.dial.sockets import Address
 from headrace.transport.dial.tls import TlsError, context_for, is_own, issuer_of, subject_of
 from headrace.transport.stock.faults import advice_on, fault_of
+from headrace.transport.trial_steps import (
+    Again,
+    Certificate,
+    Connected,
+    Failed,
+    LookedUp,
+    Secured,
+    Step,
+    Tried,
+)
 
 LISTENS_S: Final = 1.0
 """Longest wait after a TLS 1.3 handshake for a refusal. A ticket ends it: servers send those once they accept."""
@@ -38,104 +47,8 @@ LISTENS_S: Final = 1.0
 _LOOKS_S = 0.05
 _NO_ISSUER = frozenset({2, 20, 21})
 """OpenSSL's X509_V_ERR_… of an issuer that is not found: 2 and 20 of any certificate, 21 of the only one."""
-
-
-@frozen
-class LookedUp:
-    """The name has addresses."""
-
-    took_s: float
-    addresses: tuple[str, ...]
-
-
-@frozen
-class Tried:
-    """What came of one address.
-
-    Attributes:
-        problem: Why it is not connected; None: it is.
-    """
-
-    address: str
-    took_s: float
-    problem: str | None
-
-
-@frozen
-class Connected:
-    """All addresses were tried, in the order in which a call would; at least one has answered."""
-
-    tried: tuple[Tried, ...]
-
-
-@frozen
-class Certificate:
-    """One of a chain.
-
-    Attributes:
-        names: Its URIs and DNS names, the first few.
-        not_before, not_after: Epoch seconds.
-    """
-
-    subject: str
-    issuer: str
-    names: tuple[str, ...]
-    not_before: float
-    not_after: float
-
-
-@frozen
-class Secured:
-    """The handshake is over. Under TLS 1.3 the server may still refuse us.
-
-    Attributes:
-        address: The one that it was made with.
-        server_name: What the server was asked for.
-        chain: As presented, the server's own first; () where Python does not tell.
-        asked_for_certificate: The server wanted a client certificate; None: that cannot be told.
-    """
-
-    address: str
-    took_s: float
-    protocol: str
-    cipher: str
-    server_name: str
-    chain: tuple[Certificate, ...]
-    asked_for_certificate: bool | None
-
-
-@frozen
-class Again:
-    """A second handshake, on another connection.
-
-    Attributes:
-        resumed: Whether it went on with the session of the first; None: the rules want none.
-    """
-
-    resumed: bool | None
-    took_s: float
-
-
-@frozen
-class Failed:
-    """No connection that a call could use. The last step.
-
-    Attributes:
-        outcome: The word that a record has for it.
-        text: What has happened.
-        advice: What to do, in the words of calls; None: that depends.
-        tried: The addresses, where it was they that failed.
-        chain: The certificates of a server whose own was refused, as presented.
-    """
-
-    outcome: str
-    text: str
-    advice: str | None = None
-    tried: tuple[Tried, ...] = ()
-    chain: tuple[Certificate, ...] = ()
-
-
-Step: TypeAlias = LookedUp | Connected | Secured | Again | Failed
+_OTHER_NAME = frozenset({62, 64})
+"""The same of a certificate that is not the host's: by its name, by its address."""
 
 
 def steps(plan: UpstreamPlan, origin: Origin) -> Iterator[Step]:
@@ -391,7 +304,10 @@ def in_words(error: Exception) -> str:
 
 
 def _about(error: Exception, chain: tuple[Certificate, ...]) -> str:
-    if getattr(error, "verify_code", 0) not in _NO_ISSUER or not chain:
+    code = getattr(error, "verify_code", 0)
+    if chain and code in _OTHER_NAME:
+        return f"; it names {', '.join(chain[0].names) or 'nobody'}"
+    if not chain or code not in _NO_ISSUER:
         return ""
     issuer = chain[-1].issuer or "nobody"
     if len(chain) == 1:

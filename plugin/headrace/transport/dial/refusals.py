@@ -84,7 +84,7 @@ REFUSALS: Mapping[str, Refusal] = MappingProxyType(
 
 _CLOCK = "renew it there; or is the clock of this machine wrong?"
 _NOT_TRUSTED = (
-    "have it in what tls.ca names, or have the server present a certificate of a CA that is trusted"
+    "put it into what tls.ca names, or have the server present a certificate of a CA that is trusted"
 )
 _NO_ISSUER = Refusal(
     "the issuer of the server's certificate is not known here: have the server send the certificates of its "
