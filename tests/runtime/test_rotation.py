@@ -428,11 +428,12 @@ def test_a_pair_written_without_end_is_never_half_taken(
             looked_at = 0
             while looked_at < 20:
                 hr.reload()
-                plan = hr.snapshot.upstream("billing").plan
-                assert plan.tls is not None
+                client = hr.snapshot.upstream("billing").endpoint.tls
+                assert client is not None
+                plan = client.plan
                 assert requests.get(server.url, headers={"Connection": "close"}).status_code == 200
-                if hr.snapshot.upstream("billing").plan is plan:  # the watcher reloads, too
-                    serials = [one.serial for one in pairs if _digest(one.cert) == plan.tls.cert_digest]
+                if client.plan is plan:  # the watcher reloads, too, and the client is the first that follows
+                    serials = [one.serial for one in pairs if _digest(one.cert) == plan.cert_digest]
                     assert serials in (
                         [],
                         seen_by(server)[-1:],

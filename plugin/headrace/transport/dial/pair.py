@@ -6,8 +6,12 @@ wrong is found by looking into the files.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -26,17 +30,22 @@ class TlsError(ValueError):
     """TLS files that cannot be used; the text names the file, what is wrong and how to fix it."""
 
 
+class TlsChanged(TlsError):
+    """A file was written after its plan was made: to read it again may help."""
+
+
 def present(context: ssl.SSLContext, plan: TlsPlan) -> None:
     """Have *context* present the client certificate of *plan*, which has one. Blocks: reads the files.
 
     Raises:
         TlsError: That is not possible.
+        TlsChanged: A file was written since *plan* was made.
     """
     cert = plan.cert
     assert cert is not None
     key = plan.key or cert
-    certificate = read(cert, "the client certificate")
-    private = certificate if plan.key is None else read(key, "the client key")
+    certificate = read(cert, "the client certificate", plan.cert_digest)
+    private = certificate if plan.key is None else read(key, "the client key", plan.key_digest)
     was_asked = False
 
     def passphrase() -> str:
@@ -52,7 +61,8 @@ def present(context: ssl.SSLContext, plan: TlsPlan) -> None:
 
     try:
         # Without the callback OpenSSL would ask at the terminal.
-        context.load_cert_chain(cert, plan.key, passphrase)
+        with held(certificate, cert) as cert_file, held(private, key) as key_file:
+            context.load_cert_chain(cert_file, key_file, passphrase)
     except TlsError:
         raise
     except (ssl.SSLError, OSError, ValueError) as error:  # ValueError: a passphrase of more than 1024 bytes
@@ -118,16 +128,44 @@ def _ends_within_a_block(content: bytes, name: bytes) -> bool:
     return begin >= 0 and name in last and (end < begin or not content[end + 8 :].partition(b"-----")[1])
 
 
-def read(path: str, what: str) -> bytes:
+def read(path: str, what: str, digest: str | None = None) -> bytes:
     """The content of *path*. OpenSSL's error would only hint at the file.
+
+    Args:
+        digest: SHA-256 of what it must hold, in hex; None: anything.
 
     Raises:
         TlsError: It cannot be read.
+        TlsChanged: It holds something else.
     """
     try:
-        return Path(path).read_bytes()
+        content = Path(path).read_bytes()
     except OSError as error:
         raise TlsError(f"{path}: cannot read {what} ({reason_of(error)})") from error
+    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+        raise TlsChanged(f"{path}: was written while it was being loaded\n    load it again")
+    return content
+
+
+@contextmanager
+def held(content: bytes, path: str) -> Iterator[str]:
+    """A name under which OpenSSL finds *content*, whoever writes to *path* meanwhile.
+
+    OpenSSL opens files by itself. A file that is written twice in between may hold the same before and after, and
+    something else when OpenSSL reads it. Where the system has no files in memory, the name is *path*.
+    """
+    try:
+        descriptor = os.memfd_create("headrace-tls")
+    except (AttributeError, OSError):
+        yield path
+        return
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        name = f"/proc/self/fd/{descriptor}"
+        yield name if os.path.exists(name) else path
+    finally:
+        os.close(descriptor)
 
 
 def reason_of(error: Exception) -> str:

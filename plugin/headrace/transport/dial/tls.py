@@ -11,7 +11,6 @@ taken: truststore's would trust the system's store as well, and load it anew for
 from __future__ import annotations
 
 import _ssl
-import hashlib
 import os
 import re
 import ssl
@@ -22,16 +21,13 @@ from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
 
 from headrace.policy.plan import TlsPlan
+from headrace.transport.dial.pair import TlsChanged as TlsChanged
 from headrace.transport.dial.pair import TlsError as TlsError
-from headrace.transport.dial.pair import present, read, reason_of
+from headrace.transport.dial.pair import held, present, read, reason_of
 from headrace.transport.standstill import patient_over
 
 _MINIMUM = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _HASHED_NAME = re.compile(r"[0-9a-f]{8}\.\d+")  # what OpenSSL looks for in a CA directory
-
-
-class TlsChanged(TlsError):
-    """A file has other contents than the plan was made of: it was written in between. Reading it all again helps."""
 
 
 def _class_for(plan: TlsPlan) -> Any:
@@ -156,7 +152,7 @@ def _build(plan: TlsPlan, kind: Any) -> ssl.SSLContext:
     if plan.verify:
         if plan.identities:  # they take the place of the host's name
             context.check_hostname = False
-        _trust(context, plan.ca)
+        _trust(context, plan.ca, plan.ca_digest)
     else:
         context.check_hostname = False
         _put(context, "verify_mode", ssl.CERT_NONE)
@@ -172,21 +168,20 @@ def _compare(plan: TlsPlan) -> None:
     """Raise unless the files still hold what *plan* was made of: OpenSSL has read them by itself, after that."""
     named = ((plan.ca, plan.ca_digest), (plan.cert, plan.cert_digest), (plan.key, plan.key_digest))
     for path, digest in named:
-        if path is None or digest is None:
-            continue
-        if hashlib.sha256(read(path, "it again")).hexdigest() != digest:
-            raise TlsChanged(f"{path}: was written while it was being loaded\n    load it again")
+        if path is not None and digest is not None:
+            read(path, "it again", digest)
 
 
-def _trust(context: ssl.SSLContext, ca: str | None) -> None:
+def _trust(context: ssl.SSLContext, ca: str | None, digest: str | None) -> None:
     if ca is None:
         _trust_system_store(context)
     elif os.path.isdir(ca):
         _trust_directory(context, ca)
     else:
-        read(ca, "the CA file")
+        content = read(ca, "the CA file", digest)
         try:
-            context.load_verify_locations(cafile=ca)  # `cadata` would hold the GIL all the while
+            with held(content, ca) as file:
+                context.load_verify_locations(cafile=file)  # `cadata` would hold the GIL all the while
         except (ssl.SSLError, OSError) as error:
             raise TlsError(f"{ca}: holds no CA certificate in PEM form ({reason_of(error)})") from error
 
