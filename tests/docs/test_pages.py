@@ -32,7 +32,7 @@ NOT_RUN = {
 }
 """Blocks that cannot run, each with its reason."""
 
-LINES, LINES_OF_README = 200, 300
+LINES, LINES_OF_README = 200, 250
 LONGER = {
     "failures": "a ledger with an entry per failure and the tests that claim it, to be searched, not read",
     "speed": "tables that tests/bench/run writes, to look a row up in",

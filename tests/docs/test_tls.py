@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +56,17 @@ def test_a_client_certificate_that_is_written_anew_is_the_one_that_the_server_se
             (tmp_path / "client.pem").write_bytes(second.cert)
             (tmp_path / "client.key").write_bytes(second.key_as(PrivateFormat.PKCS8, b"of the key"))
             wait_until(lambda: serial() == second.serial)
+
+
+@shows("README: TLS/1")
+def test_both_ends_are_known_by_their_certificates(tmp_path: Path, authority: trustme.CA) -> None:
+    pair = put_files_of_the_pages(tmp_path, authority)
+    context = server_of(authority, "spiffe://prod/billing")
+    authority.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    with FaultServer(tls=context) as server, in_force("README: TLS/1", tmp_path, server.url):
+        assert requests.get(server.url).ok
+        assert seen_by(server) == [pair.serial]
 
 
 @shows("tls: From a private CA to SPIFFE/3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
 
 from headrace.policy.plan import TlsPlan
 from headrace.policy.secret import Secret
+from headrace.transport.dial.pair import held
 from headrace.transport.dial.tls import TlsChanged, TlsError, context_for
 from support.faultserver import FaultServer, server_context
 from support.pairs import Pair, issue, seen_by
@@ -152,3 +154,24 @@ def test_a_file_that_was_written_since_it_was_hashed_is_not_taken(
         context_for(made)
     plan(tmp_path, pair.cert, pair.key)
     context_for(made)
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no files in memory here")
+def test_openssl_finds_what_was_read_whoever_writes_meanwhile(tmp_path: Path) -> None:
+    file = tmp_path / "cert.pem"
+    file.write_bytes(b"read")
+    with held(b"read", str(file)) as name:
+        file.write_bytes(b"written")
+        assert Path(name).read_bytes() == b"read"
+
+
+def test_without_files_in_memory_a_file_that_is_written_meanwhile_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    file = tmp_path / "cert.pem"
+    file.write_bytes(b"read")
+    with held(b"read", str(file)) as name:
+        assert name == str(file)
+    with pytest.raises(TlsChanged, match="was written while"), held(b"read", str(file)):
+        file.write_bytes(b"written")

@@ -143,7 +143,7 @@ def read(path: str, what: str, digest: str | None = None) -> bytes:
     except OSError as error:
         raise TlsError(f"{path}: cannot read {what} ({reason_of(error)})") from error
     if digest is not None and hashlib.sha256(content).hexdigest() != digest:
-        raise TlsChanged(f"{path}: was written while it was being loaded\n    load it again")
+        raise _changed(path)
     return content
 
 
@@ -152,20 +152,40 @@ def held(content: bytes, path: str) -> Iterator[str]:
     """A name under which OpenSSL finds *content*, whoever writes to *path* meanwhile.
 
     OpenSSL opens files by itself. A file that is written twice in between may hold the same before and after, and
-    something else when OpenSSL reads it. Where the system has no files in memory, the name is *path*.
+    something else when OpenSSL reads it. Where the system has no files in memory, the name is *path*, and what it
+    holds is looked at again.
+
+    Raises:
+        TlsChanged: *path* has been written meanwhile, and that counts.
     """
+    descriptor = _file_in_memory(content)
+    if descriptor is None:
+        yield path
+        if read(path, "it again") != content:
+            raise _changed(path)
+        return
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+def _file_in_memory(content: bytes) -> int | None:
+    """The descriptor of a file that holds *content*; None: there are none, or they have no names."""
     try:
         descriptor = os.memfd_create("headrace-tls")
     except (AttributeError, OSError):
-        yield path
-        return
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(content)
-        name = f"/proc/self/fd/{descriptor}"
-        yield name if os.path.exists(name) else path
-    finally:
-        os.close(descriptor)
+        return None
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(content)
+    if os.path.exists(f"/proc/self/fd/{descriptor}"):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _changed(path: str) -> TlsChanged:
+    return TlsChanged(f"{path}: was written while it was being loaded\n    load it again")
 
 
 def reason_of(error: Exception) -> str:

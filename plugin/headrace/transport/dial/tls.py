@@ -160,16 +160,7 @@ def _build(plan: TlsPlan, kind: Any) -> ssl.SSLContext:
         present(context, plan)
     elif plan.key is not None:
         raise TlsError(f"{plan.key}: a key without a certificate\n    write: cert: beside key:")
-    _compare(plan)
     return context
-
-
-def _compare(plan: TlsPlan) -> None:
-    """Raise unless the files still hold what *plan* was made of: OpenSSL has read them by itself, after that."""
-    named = ((plan.ca, plan.ca_digest), (plan.cert, plan.cert_digest), (plan.key, plan.key_digest))
-    for path, digest in named:
-        if path is not None and digest is not None:
-            read(path, "it again", digest)
 
 
 def _trust(context: ssl.SSLContext, ca: str | None, digest: str | None) -> None:
