@@ -34,7 +34,8 @@ def lines() -> list[tuple[str, str]]:
     """Each line with its place."""
     found = []
     for file in files():
-        if "__pycache__" not in file.parts:
+        # The sample application has a virtual environment in its folder, once it was run.
+        if not any(part == "__pycache__" or part.startswith(".venv") for part in file.relative_to(ROOT).parts):
             try:
                 text = file.read_text("utf-8")
             except UnicodeDecodeError:
