@@ -35,7 +35,9 @@ def lines() -> list[tuple[str, str]]:
     found = []
     for file in files():
         # The sample application has a virtual environment in its folder, once it was run.
-        if not any(part == "__pycache__" or part.startswith(".venv") for part in file.relative_to(ROOT).parts):
+        if not any(
+            part == "__pycache__" or part.startswith(".venv") for part in file.relative_to(ROOT).parts
+        ):
             try:
                 text = file.read_text("utf-8")
             except UnicodeDecodeError:
