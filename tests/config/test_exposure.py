@@ -148,6 +148,17 @@ def test_a_secret_that_everybody_may_read_is_a_finding(tmp_path: Path, mode: int
 
 
 @pytest.mark.skipif(os.name == "nt", reason="what may be read is not in the mode there")
+def test_a_passphrase_that_everybody_may_read_is_a_finding(tmp_path: Path) -> None:
+    pems(tmp_path)
+    for name, mode in (("k.pem", 0o600), ("pass", 0o644)):
+        (tmp_path / name).touch()
+        os.chmod(tmp_path / name, mode)
+    tls = "tls: {cert: c.pem, key: k.pem, key_passphrase: 'x${file:pass}'}"
+    (one,) = said(tmp_path, f"upstreams: {{a: {{base_url: https://a.internal, {tls}}}}}")
+    assert one == f"upstreams.a.tls.key_passphrase: everybody on this machine may read {tmp_path / 'pass'}"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="what may be read is not in the mode there")
 def test_a_secret_that_the_kubelet_has_mounted_is_none(tmp_path: Path) -> None:
     """Its default mode is 0644, and who is in the container is who may read it."""
     (tmp_path / "..1").mkdir()

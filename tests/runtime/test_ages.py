@@ -16,6 +16,8 @@ import headrace
 from headrace.config import load
 from headrace.runtime.ages import DAY_S, LOOK_S, Ages
 from support.governed import rules
+from support.pairs import Files, Pair, issue
+from support.waiting import wait_until
 
 NOW = time.time()
 
@@ -47,17 +49,25 @@ class Clock:
 
 
 class Scene:
-    def __init__(self, folder: Path, text: str) -> None:
+    def __init__(self, folder: Path, text: str, **env: str) -> None:
         (folder / "upstreams.yaml").write_text(text)
-        self.configuration = load("upstreams.yaml", env={}, cwd=folder)
+        self.folder, self.env = folder, env
         self.clock = Clock()
         self.ages = Ages(self.clock)
+        self.reload()
+
+    def reload(self) -> None:
+        self.configuration = load("upstreams.yaml", env=self.env, cwd=self.folder)
         self.plan = next(iter(self.configuration.upstreams.values()))
 
     def warned(self, after_s: float = 0.0) -> list[Any]:
         self.clock.now += after_s
         told: list[Any] = []
-        self.ages.warn(self.configuration, tell=told.append)
+        self.ages.warn(
+            self.configuration.upstreams.values(),
+            max_age_s=self.configuration.secrets.max_age_s,
+            tell=told.append,
+        )
         return told
 
 
@@ -91,9 +101,11 @@ def test_a_rotated_certificate_is_another_one(tmp_path: Path) -> None:
     scene = mtls(tmp_path, ca, ends_in_s=3600)
     assert len(scene.warned()) == 1
     pair(tmp_path, ca, ends_in_s=40 * DAY_S)
+    scene.reload()
     assert scene.warned(60) == []
     assert scene.ages.certificates(scene.plan)["client"] == pytest.approx(NOW + 40 * DAY_S, abs=2)
     pair(tmp_path, ca, ends_in_s=7200)
+    scene.reload()
     assert len(scene.warned(60)) == 1
 
 
@@ -112,20 +124,21 @@ def test_of_a_ca_file_the_root_that_ends_first_counts_and_a_bundle_does_not(tmp_
 
     soon, _ = pair(tmp_path, ca, ends_in_s=DAY_S / 2)
     put(tmp_path / "ca.pem", ca.cert_pem.bytes() + soon.read_bytes())
-    scene.clock.now += LOOK_S + 1
+    scene.reload()
     assert scene.ages.certificates(scene.plan)["ca"] == pytest.approx(NOW + DAY_S / 2, abs=2)
 
+    put(tmp_path / "ca.pem", ca.cert_pem.bytes() * 16)
+    scene.reload()
+    assert scene.ages.certificates(scene.plan)["ca"] == far
     put(tmp_path / "ca.pem", ca.cert_pem.bytes() * 17)
-    scene.clock.now += LOOK_S + 1
+    scene.reload()
     assert "ca" not in scene.ages.certificates(scene.plan)
     for nothing in (b"", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"):
         put(tmp_path / "ca.pem", nothing)
-        scene.clock.now += LOOK_S + 1
+        scene.reload()
         assert "ca" not in scene.ages.certificates(scene.plan)
-    (tmp_path / "ca.pem").unlink()
     (tmp_path / "client.key").unlink()
     scene.clock.now += LOOK_S + 1
-    assert "ca" not in scene.ages.certificates(scene.plan)
     assert "key" not in scene.ages.secrets(scene.plan)
     scene.warned()
 
@@ -188,8 +201,6 @@ def test_gauges_and_status_tell_them_by_upstream_and_kind_and_name_no_path(tmp_p
 
 
 def test_a_running_instance_warns_in_its_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from support.waiting import wait_until
-
     cert, key = pair(tmp_path, trustme.CA(), ends_in_s=5 * DAY_S)
     (tmp_path / "upstreams.yaml").write_text(
         rules("https://billing.internal", f"    tls: {{cert: '{cert}', key: '{key}'}}\n")
@@ -197,6 +208,102 @@ def test_a_running_instance_warns_in_its_log(tmp_path: Path, caplog: pytest.LogC
     with headrace.Headrace(tmp_path / "upstreams.yaml", registry=CollectorRegistry()):
         wait_until(lambda: "tls.expires" in caplog.text)
     assert caplog.text.count("tls.expires") == 1
+
+
+def break_with_another_key(files: Files, newer: Pair, authority: trustme.CA) -> None:
+    files.rename(Pair(newer.cert, issue(authority).key))
+
+
+def break_by_expiry(files: Files, newer: Pair, authority: trustme.CA) -> None:
+    files.rename(issue(authority, days=-1))
+
+
+def break_by_removal(files: Files, newer: Pair, authority: trustme.CA) -> None:
+    files.rename(newer)
+    files.key.unlink()
+
+
+@pytest.mark.parametrize("breaks", [break_with_another_key, break_by_expiry, break_by_removal])
+def test_what_is_told_is_the_certificate_in_force_and_not_the_one_that_was_refused(
+    tmp_path: Path, breaks: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """failures.md 33: whoever watches the gauge would believe that the rotation had worked."""
+    authority, registry = trustme.CA(), CollectorRegistry()
+    (tmp_path / "pair").mkdir()
+    files = Files(tmp_path / "pair", issue(authority, days=5))
+    ca = ca_file(tmp_path, authority)
+    text = rules("https://billing.internal", f"    tls: {{ca: '{ca}', {files.yaml()}}}\n")
+
+    def told(kind: str) -> float | None:
+        return registry.get_sample_value(
+            "headrace_tls_certificate_expiry_timestamp_seconds", {"upstream": "billing", "kind": kind}
+        )
+
+    (tmp_path / "upstreams.yaml").write_text(text)
+    with headrace.Headrace(tmp_path / "upstreams.yaml", registry=registry) as hr:
+        wait_until(lambda: "tls.expires" in caplog.text)
+        before = {kind: told(kind) for kind in ("client", "ca")}
+        assert before["client"] == pytest.approx(time.time() + 5 * DAY_S, abs=60)
+        breaks(files, issue(authority, days=90), authority)
+        put(
+            ca, authority.cert_pem.bytes() + issue(authority, days=1).cert
+        )  # of one generation: not taken either
+        hr.reload()
+        assert hr.status()["upstreams"]["billing"]["tls"]["refused"] is not None
+        assert {kind: told(kind) for kind in ("client", "ca")} == before
+        assert hr.status()["upstreams"]["billing"]["certificates"] == before
+        ages, said = Ages(), list[Any]()
+        ages.warn([hr.snapshot.upstream("billing").plan], max_age_s=None, tell=said.append)
+        (one,) = said
+        assert "in force" in one.line
+        assert one.left_s == pytest.approx(5 * DAY_S, abs=120)
+
+        files.rename(issue(authority, days=90))
+        hr.reload()
+        assert told("client") == pytest.approx(time.time() + 90 * DAY_S, abs=60)
+        assert told("ca") == pytest.approx(time.time() + DAY_S, abs=60)
+
+
+def test_the_file_of_a_passphrase_has_an_age_and_so_has_what_the_secrets_directory_holds(
+    tmp_path: Path,
+) -> None:
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    passphrase = put(tmp_path / "pass", b"a word\n")
+    cert, key = pair(tmp_path, trustme.CA(), ends_in_s=90 * DAY_S)
+    ages = {
+        "upstreams__one__headers__Authorization": 5 * DAY_S,
+        "HEADRACE_UPSTREAMS__TWO__TLS__KEY_PASSPHRASE": 6 * DAY_S,
+        "defaults__headers__X-Key": 2 * DAY_S,
+        "upstreams__one__timeouts__attempt": 50 * DAY_S,  # no secret
+    }
+    contents = {"upstreams__one__timeouts__attempt": b"5s"}
+    for name, age_s in ages.items():
+        file = put(secrets / name, contents.get(name, b"a word\n"))
+        os.utime(file, (NOW - age_s, NOW - age_s))
+    os.utime(passphrase, (NOW - 4 * DAY_S, NOW - 4 * DAY_S))
+    text = (
+        "version: 1\nsecrets: {max_age: 72h}\nupstreams:\n"
+        f"  one: {{base_url: https://one, tls: {{cert: '{cert}', key: '{key}', "
+        f"key_passphrase: '${{file:{passphrase}}}'}}}}\n"
+        "  two: {base_url: https://two, extends: one}\n"
+        "  three: {base_url: http://three}\n"
+    )
+    scene = Scene(tmp_path, text, HEADRACE_SECRETS_DIR=str(secrets))
+    plans = scene.configuration.upstreams
+    found = {name: scene.ages.secrets(plan) for name, plan in plans.items()}
+
+    assert set(found["one"]) == {"header", "key", "key_passphrase"}
+    assert found["one"]["header"] == pytest.approx(5 * DAY_S)
+    assert found["one"]["key_passphrase"] == pytest.approx(4 * DAY_S)
+    assert found["two"]["key_passphrase"] == pytest.approx(6 * DAY_S)
+    assert found["three"] == {"header": pytest.approx(2 * DAY_S)}
+    said = {(Path(one.file).name, one.kind): one.upstreams for one in scene.warned()}
+    assert said == {
+        ("upstreams__one__headers__Authorization", "header"): ("one",),
+        ("HEADRACE_UPSTREAMS__TWO__TLS__KEY_PASSPHRASE", "key_passphrase"): ("two",),
+        ("pass", "key_passphrase"): ("one",),
+    }
 
 
 def test_a_thousand_upstreams_that_share_a_certificate_cost_one_look_at_it(

@@ -40,6 +40,7 @@ CONFIRMING = {"tls.insecure_skip_verify", "tls.require_client_certificate"}
 NOT_EDITED = {
     "UpstreamPlan.name": "no key, but a name",
     "UpstreamPlan.file_headers": "which files a header follows: test_secrets edits that",
+    "UpstreamPlan.secret_files": "which files its secrets come from: test_ages edits that",
     "UpstreamPlan.rooted": "a final dot of base_url: test_dialling edits that",
     "UrlPrefix.is_rooted": "likewise",
     "TimeoutPlan.asked": "what a call asks for itself",

@@ -18,6 +18,7 @@ from headrace.clock import monotonic
 from support.faultserver import Answer, FaultServer, server_context
 from support.governed import rules, running
 from support.pairs import WAYS, Files, Pair, Volume, issue, seen_by
+from support.powers import permissions_count
 from support.rotations import rotate_under_traffic
 from support.waiting import wait_until
 
@@ -210,6 +211,10 @@ def break_by_cutting(files: Files, authority: trustme.CA) -> None:
     files.key.write_bytes(files.key.read_bytes()[:60])
 
 
+def break_by_permission(files: Files, authority: trustme.CA) -> None:
+    files.key.chmod(0)
+
+
 @pytest.mark.parametrize(
     ("breaks", "words"),
     [
@@ -217,6 +222,7 @@ def break_by_cutting(files: Files, authority: trustme.CA) -> None:
         pytest.param(break_by_removal, "does not exist", id="gone"),
         pytest.param(break_by_expiry, "has expired", id="expired"),
         pytest.param(break_by_cutting, "ends within", id="cut off"),
+        pytest.param(break_by_permission, "may not be read by this user", id="not to be read any more"),
     ],
 )
 def test_what_cannot_be_taken_keeps_the_last_good_pair_while_the_rest_of_the_edit_takes_force(
@@ -232,7 +238,7 @@ def test_what_cannot_be_taken_keeps_the_last_good_pair_while_the_rest_of_the_edi
     """failures.md 33, 35."""
     assert callable(breaks)
     first = Pair(files.cert.read_bytes(), files.key.read_bytes())
-    with governed(tmp_path, server, tls(files, ca)) as hr:
+    with permissions_count(), governed(tmp_path, server, tls(files, ca)) as hr:
         requests.get(server.url)
         shown = state(hr)["certificate"]
         breaks(files, authority)

@@ -43,6 +43,7 @@ from headrace.policy.plan import (
     RetryAfterHeader,
     RetryAfterPlan,
     RetryPlan,
+    SecretFile,
     SecretsPlan,
     ServicePlan,
     SlowCallPlan,
@@ -62,6 +63,7 @@ def compile_settings(
     tls: Mapping[str, TlsPlan | None],
     predicates: Mapping[str, Predicate],
     file_headers: Mapping[str, tuple[FileHeader, ...]],
+    secret_files: Mapping[str, tuple[SecretFile, ...]],
     known: Plans,
     digest: str,
     watched: tuple[str, ...],
@@ -76,6 +78,7 @@ def compile_settings(
         tls: TLS plan by upstream, None for http.
         predicates: What `failure_if` names, by upstream.
         file_headers: The headers that follow files, of upstreams that have some.
+        secret_files: Where headers and passphrases come from, of upstreams that have such files.
         known: Plans of the load before, which stay where what they are compiled of has not changed.
         digest: Identity of everything read.
         watched: Absolute paths of everything read.
@@ -87,7 +90,13 @@ def compile_settings(
     service, reload = settings.service, settings.reload
     upstreams = {
         name: _known_or_new(
-            known.get(name), name, upstream, tls[name], predicates.get(name), file_headers.get(name, ())
+            known.get(name),
+            name,
+            upstream,
+            tls[name],
+            predicates.get(name),
+            file_headers.get(name, ()),
+            secret_files.get(name, ()),
         )
         for name, upstream in settings.upstreams.items()
     }
@@ -131,6 +140,7 @@ def _known_or_new(
     tls: TlsPlan | None,
     failure_if: Predicate | None,
     file_headers: tuple[FileHeader, ...],
+    secret_files: tuple[SecretFile, ...],
 ) -> UpstreamPlan:
     if (
         before is not None
@@ -138,9 +148,10 @@ def _known_or_new(
         and before[1] == tls
         and before[2] is failure_if
         and before[3].file_headers == file_headers
+        and before[3].secret_files == secret_files
     ):
         return before[3]
-    return _upstream(name, upstream, tls, failure_if, file_headers)
+    return _upstream(name, upstream, tls, failure_if, file_headers, secret_files)
 
 
 def _inbound_deadline(deadline: given.InboundDeadline) -> InboundDeadlinePlan | None:
@@ -157,6 +168,7 @@ def _upstream(
     tls: TlsPlan | None,
     failure_if: Predicate | None,
     file_headers: tuple[FileHeader, ...],
+    secret_files: tuple[SecretFile, ...],
 ) -> UpstreamPlan:
     return UpstreamPlan(
         name=name,
@@ -183,6 +195,7 @@ def _upstream(
         fallback=_fallback(upstream.fallback),
         rooted=frozenset(one.origin for one in (upstream.base_url, *upstream.match) if one.is_rooted),
         file_headers=file_headers,
+        secret_files=secret_files,
     )
 
 

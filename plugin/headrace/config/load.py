@@ -39,7 +39,7 @@ from pathlib import Path as FilePath
 from typing import TypeAlias
 
 from headrace.config.check.checks import cross_check
-from headrace.config.check.exposure import readable
+from headrace.config.check.exposure import readable, secrets_of
 from headrace.config.check.fallbacks import check_fallbacks
 from headrace.config.check.lint import lint
 from headrace.config.check.predicates import find_predicates
@@ -62,7 +62,7 @@ from headrace.config.source.sources import (
 )
 from headrace.config.source.tree import Mark, node_at, problem_at
 from headrace.config.source.written import Written
-from headrace.policy.plan import Configuration, FileHeader, FilePart, TlsPlan
+from headrace.policy.plan import Configuration, FileHeader, FilePart, SecretFile, TlsPlan
 
 Files: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
 
@@ -152,9 +152,12 @@ def inspect(
         return _refused(problems, misspelt, reader)
 
     named: list[Named] = []
+    paths: dict[str, str] = {}  # of the secrets directory
     folder = os.fspath(secrets_dir) if secrets_dir is not None else env.get(SECRETS_VARIABLE)
     if folder:
-        named.append(SecretsDirectory(folder, [documents.tree], reader))
+        directory = SecretsDirectory(folder, [documents.tree], reader)
+        named.append(directory)
+        paths = directory.paths
     named.append(Environment(env, [documents.tree, *(weaker.tree for weaker in named)], reader))
     for one in named:
         problems += one.problems
@@ -209,6 +212,7 @@ def inspect(
         tls=tls,
         predicates=predicates,
         file_headers=file_headers,
+        secret_files=_secret_files(settings, written, documents.made_of_files, paths),
         known=plans,
         digest=reader.digest(),
         watched=watched,
@@ -246,6 +250,37 @@ def _file_headers(
                 headers.append(FileHeader(header, parts))
         if headers:
             found[name] = tuple(headers)
+    return found
+
+
+def _secret_files(
+    settings: Settings,
+    written: Written,
+    made: Mapping[Mark, tuple[str | FilePart, ...]],
+    paths: Mapping[str, str],
+) -> dict[str, tuple[SecretFile, ...]]:
+    """Where the headers and the passphrase of each upstream come from, as far as they are in files. By name.
+
+    Args:
+        paths: Those of the secrets directory, by what marks call them.
+    """
+    if not made and not paths:
+        return {}
+    found = {}
+    for name, upstream in settings.upstreams.items():
+        files: dict[SecretFile, None] = {}
+        for kind, path in secrets_of(name, upstream):
+            node = node_at(written.tree, path)
+            if node is None:
+                continue
+            from_directory = paths.get(node.mark.file)
+            if from_directory is not None:
+                files[SecretFile(kind, from_directory)] = None
+            for part in made.get(node.mark, ()):
+                if isinstance(part, FilePart):
+                    files[SecretFile(kind, part.path)] = None
+        if files:
+            found[name] = tuple(files)
     return found
 
 

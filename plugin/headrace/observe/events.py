@@ -198,7 +198,7 @@ class CertificateExpires:
     """A certificate ends within 7 days, within 1 day, or has ended; once each.
 
     Attributes:
-        kind: `client`, or `ca`: the one in the file that ends first.
+        kind: `client`, or `ca`: the one that ends first of those that the file held when it was taken.
         left_s: Seconds until it ends; negative: it has.
     """
 
@@ -211,9 +211,9 @@ class CertificateExpires:
 
     @property
     def line(self) -> str:
-        what = "the client certificate" if self.kind == "client" else "a CA certificate"
+        what = "the client certificate in force" if self.kind == "client" else "a CA certificate in force"
         when = f"ends in {_span(self.left_s)}" if self.left_s > 0 else f"has ended {_span(-self.left_s)} ago"
-        return f"{what} in {printable(self.file)} ({_some(self.upstreams)}) {when}"
+        return f"{what}, of {printable(self.file)} ({_some(self.upstreams)}), {when}"
 
 
 @frozen
@@ -221,7 +221,7 @@ class SecretOld:
     """The file of a secret is older than `secrets.max_age`; once for each that is written.
 
     Attributes:
-        kind: `header` or `key`.
+        kind: `header`, `key` or `key_passphrase`.
     """
 
     name: ClassVar[str] = "secret.old"

@@ -309,7 +309,7 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
     Family(
         "headrace_tls_certificate_expiry_timestamp_seconds",
         "gauge",
-        "When the certificate ends, by kind: client, or ca (the first to end in a file of at most 16); Unix time.",
+        "When the certificate in force ends, by kind: client, or ca (the first to end, of at most 16); Unix time.",
         ("kind",),
         lambda up: (((kind,), at) for kind, at in up.certificates.items()),
         merge=min,
@@ -319,7 +319,7 @@ UPSTREAM_FAMILIES: tuple[Family[UpstreamReading], ...] = (
     Family(
         "headrace_secret_age_seconds",
         "gauge",
-        "Time since the file of a secret was written, by kind: header (the oldest of them), or key.",
+        "Time since the file of a secret was written, by kind: header (the oldest of them), key, key_passphrase.",
         ("kind",),
         lambda up: (((kind,), age_s) for kind, age_s in up.secrets.items()),
         merge=max,

@@ -53,8 +53,8 @@ class UpstreamReading:
         budget_tokens: Retries that could be paid for now, or None without a budget.
         suspect: Heartbeats were missed.
         tls: None without TLS.
-        certificates: By kind (`client`, `ca`), when the first certificate in its file ends; seconds since 1970.
-        secrets: By kind (`header`, `key`), how old the oldest file is; seconds.
+        certificates: By kind (`client`, `ca`), when the first of those in force ends; seconds since 1970.
+        secrets: By kind (`header`, `key`, `key_passphrase`), how old the oldest file is; seconds.
     """
 
     name: str

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import field, replace
 from typing import Any, Literal, TypeAlias
 
+from headrace.policy.certificate import Dates
 from headrace.policy.frozen import frozen
 from headrace.policy.outcome import Condition
 from headrace.policy.secret import Secret
@@ -217,6 +218,7 @@ class TlsPlan:
         key_passphrase: What the key is encrypted with; None: it is not.
         rotation_drain_s: How long a connection in use may go on under material that was replaced.
         certificate: What the client certificate says of itself; None: there is none, or it cannot be read.
+        cert_dates, ca_dates: When that certificate of the file holds which ends first; None: as `first_to_end` has it.
         sessions: None: each handshake is a full one.
         identities: URIs and DNS names of which the peer's certificate must have one; empty: that of the host.
     """
@@ -234,6 +236,8 @@ class TlsPlan:
     key_passphrase: Secret | None = field(default=None, repr=False)
     rotation_drain_s: float = 30.0
     certificate: CertificatePlan | None = None
+    cert_dates: Dates | None = None
+    ca_dates: Dates | None = None
     sessions: SessionPlan | None = None
     identities: tuple[str, ...] = ()
 
@@ -249,6 +253,8 @@ class TlsPlan:
             key_passphrase=None,
             rotation_drain_s=0.0,
             certificate=None,
+            cert_dates=None,
+            ca_dates=None,
             sessions=None,
         )
 
@@ -462,6 +468,18 @@ class FileHeader:
 
 
 @frozen
+class SecretFile:
+    """A file that a secret of an upstream was read from.
+
+    Attributes:
+        kind: What it is a part of: a header, or the passphrase of the client key.
+    """
+
+    kind: Literal["header", "key_passphrase"]
+    path: str
+
+
+@frozen
 class UpstreamPlan:
     """Everything the file says about one upstream.
 
@@ -472,6 +490,8 @@ class UpstreamPlan:
             secrets, so they are not in the repr. Those of `file_headers` are as they were at the load;
             what is sent, `runtime.upstream` has.
         file_headers: Those of *headers* that are made of files, and follow them.
+        secret_files: Where its headers and its passphrase come from, as far as they are in files; the secrets directory
+            is one source. The key of TLS is not among them.
         tls: None for http.
         fallback: None: a refused call raises.
         rooted: Origins whose host the file writes with a final dot: DNS is asked for that name as it is, without its
@@ -492,6 +512,7 @@ class UpstreamPlan:
     fallback: FallbackPlan | None = None
     rooted: frozenset[Origin] = frozenset()
     file_headers: tuple[FileHeader, ...] = ()
+    secret_files: tuple[SecretFile, ...] = ()
 
     def dns_name(self, origin: Origin) -> str:
         """What the system is asked for, for *origin*: with its final dot, and a zone without the URL's encoding.

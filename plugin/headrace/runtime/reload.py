@@ -265,7 +265,7 @@ class Reloader:
         self._ticked_at = now
         if not 0.0 <= now - self._warned_at < WARN_EVERY_S:
             self._warned_at = now
-            each((snapshot.configuration,), self.ages.warn, doing="look how old certificates and secrets are")
+            each((snapshot,), self._warn, doing="look how old certificates and secrets are")
         self._look_after_draining(now)
         if self.rotations.is_pending:
             with self._lock:
@@ -277,6 +277,10 @@ class Reloader:
                 self.reload(patient=True)
             except ConfigError:
                 pass  # reported by reload()
+
+    def _warn(self, snapshot: Snapshot) -> None:
+        plans = [upstream.plan for upstream in snapshot.upstreams.values()]
+        self.ages.warn(plans, max_age_s=snapshot.configuration.secrets.max_age_s)
 
     def _move_back(self, step_s: float) -> None:
         """Move the ends of what runs by *step_s*, which is negative: the clock was stepped back (failures.md 69)."""

@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
-from typing import Final
+from typing import Final, Literal
 
 from headrace.config.check.problems import Path, Problem
 from headrace.config.settings import Settings, Upstream
@@ -89,17 +89,28 @@ def has_https(upstream: Upstream) -> bool:
     return any(prefix.origin.scheme == "https" for prefix in (upstream.base_url, *upstream.match))
 
 
+def secrets_of(name: str, upstream: Upstream) -> Iterator[tuple[Literal["header", "key_passphrase"], Path]]:
+    """By kind, where the secrets of upstream *name* are written that may be made of files."""
+    base: Path = ("upstreams", name)
+    for header in upstream.headers:
+        yield "header", (*base, "headers", header)
+    if upstream.tls.key_passphrase is not None and has_https(upstream):
+        yield "key_passphrase", (*base, "tls", "key_passphrase")
+
+
 def readable(
     settings: Settings,
     written: Written,
     absolute: Mapping[str, str],
     made_of_files: Mapping[Mark, tuple[str | FilePart, ...]],
 ) -> Iterator[Problem]:
-    """Files of keys and of headers' secrets that others on this machine may read. Asks the file system.
+    """Files of keys, and of secrets in headers and passphrases, that others on this machine may read.
+
+    Asks the file system.
 
     Args:
         absolute: Of each file that `tls` names, its path.
-        made_of_files: The parts of headers' values, by where they are written.
+        made_of_files: The parts of headers' values and of passphrases, by where they are written.
     """
     if os.name == "nt":
         return  # what may be read is not in the mode there
@@ -119,8 +130,7 @@ def readable(
                 )
         if not made_of_files:
             continue
-        for header in upstream.headers:
-            path = (*base, "headers", header)
+        for _, path in secrets_of(name, upstream):
             mark = written.mark(path)
             for part in made_of_files.get(mark, ()):
                 # What all inherit is written in one place, and told once.

@@ -14,7 +14,7 @@ from headrace.config.settings import Tls, Upstream
 from headrace.config.source.files import Reader, ReadingError
 from headrace.config.source.tree import MASK, Mark, problem_at
 from headrace.config.source.written import Written
-from headrace.policy.certificate import certificates_in, dates_of, short_print_of
+from headrace.policy.certificate import Dates, certificates_in, dates_of, first_to_end, short_print_of
 from headrace.policy.plan import CertificatePlan, SessionPlan, TlsPlan
 from headrace.policy.secret import Secret
 
@@ -104,6 +104,7 @@ class Trust:
         total = hashlib.sha256()
         files: dict[str, str | None] = {}
         digests: dict[str, str | None] = {}
+        dates: dict[str, Dates | None] = {}
         certificate = None
         for role, file in (("ca", tls.ca), ("cert", tls.cert), ("key", tls.key)):
             if file is None:
@@ -114,12 +115,13 @@ class Trust:
                 content = self._content(file, may_be_directory=role == "ca")
                 _hash_part(total, role, content)
                 digests[role] = self._digest(file, content)
+                dates[role] = first_to_end(content)
                 if role == "cert":
                     certificate = _certificate(content)
             except ReadingError as error:
                 self._report((*path, role), file, error)
         if files["ca"] is None and tls.verify and self._bundle is not None:
-            files["ca"], digests["ca"] = self._bundled(total)
+            files["ca"], digests["ca"], dates["ca"] = self._bundled(total)
         if files["ca"] is None and tls.verify:
             # Who has put another class there, as truststore does, decides what is trusted: another plan.
             _hash_part(total, "store", ssl.SSLContext.__module__.encode())
@@ -142,6 +144,8 @@ class Trust:
             key_passphrase=passphrase,
             rotation_drain_s=float(tls.rotation_drain),
             certificate=certificate,
+            cert_dates=dates.get("cert"),
+            ca_dates=dates.get("ca"),
             sessions=SessionPlan(size=tls.session_cache.size, ttl_s=float(tls.session_cache.ttl))
             if tls.session_resumption
             else None,
@@ -159,15 +163,15 @@ class Trust:
                 )
             )
 
-    def _bundled(self, total: hashlib._Hash) -> tuple[str, str | None]:
+    def _bundled(self, total: hashlib._Hash) -> tuple[str, str | None, Dates | None]:
         assert self._bundle is not None
-        digest = None
+        digest = dates = None
         variable, file = self._bundle
         self.reader.note(variable, file)
         try:
             content = self._content(file, may_be_directory=True)
             _hash_part(total, "ca", content)
-            digest = self._digest(file, content)
+            digest, dates = self._digest(file, content), first_to_end(content)
         except ReadingError as error:
             self.problems.append(
                 problem_at(
@@ -177,7 +181,7 @@ class Trust:
                     "unset it, or give tls.ca in the file",
                 )
             )
-        return self.reader.absolute(file), digest
+        return self.reader.absolute(file), digest, dates
 
     def _digest(self, file: str, content: bytes) -> str | None:
         return None if os.path.isdir(self.reader.absolute(file)) else hashlib.sha256(content).hexdigest()

@@ -37,7 +37,8 @@ class Interpolation:
     """Replaces references in one tree. Reads files through *reader*, which remembers them.
 
     Attributes:
-        made_of_files: The parts of each header's value that a file is a part of, by where it is written.
+        made_of_files: The parts of each header's value and of each passphrase that a file is a part of, by where it is
+            written.
     """
 
     def __init__(self, env: Mapping[str, str], reader: Reader) -> None:
@@ -70,6 +71,7 @@ class Interpolation:
         secret, parts, end = False, list[str | FilePart](), 0
         is_header = path[:1] == ("upstreams",) and path[2:3] == ("headers",)
         is_header = is_header or path[:2] == ("defaults", "headers")
+        is_secret = is_header or path[-2:] == ("tls", "key_passphrase")
 
         def replacement(token: re.Match[str]) -> str:
             nonlocal end
@@ -96,7 +98,7 @@ class Interpolation:
         except _Unresolved as unresolved:
             self.problems.append(problem_at(node.mark, path, unresolved.message, unresolved.fix))
             return Scalar(None, "", node.mark)
-        if is_header and any(isinstance(part, FilePart) for part in parts):
+        if is_secret and any(isinstance(part, FilePart) for part in parts):
             self.made_of_files[node.mark] = tuple(part for part in (*parts, node.text[end:]) if part)
         # An escape makes text, whatever it looks like. A reference that is the whole value is read again.
         whole = node.plain and _TOKEN.fullmatch(node.text) is not None and not node.text.startswith("$$")

@@ -271,8 +271,12 @@ class SecretsDirectory(Named):
 
     advice = "rename it after a key, such as upstreams__billing__headers__Authorization"
 
+    paths: dict[str, str]
+    """Where each file that was taken is, by what the marks of its values call it."""
+
     def __init__(self, directory: str, below: Sequence[Table], reader: Reader) -> None:
         super().__init__(below)
+        self.paths = {}
         folder = reader.absolute(directory)
 
         def read(name: str) -> str:
@@ -292,7 +296,9 @@ class SecretsDirectory(Named):
             if name.startswith(".") or "__" not in bare:
                 continue
             if prefix or bare.partition("__")[0].lower() in root_key().children:
-                self._take(os.path.join(directory, name), bare, prefix, partial(read, name))
+                label = os.path.join(directory, name)
+                self.paths[label] = os.path.join(folder, name)
+                self._take(label, bare, prefix, partial(read, name))
         self._hand_over()
 
 
