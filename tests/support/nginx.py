@@ -35,7 +35,8 @@ pid {folder}/nginx.pid;
 error_log {folder}/error.log notice;
 events {{ worker_connections {connections}; }}
 http {{
-    log_format seen '$connection $connection_requests $request_method $request_uri $status';
+    log_format seen '$connection $connection_requests $request_method $request_uri $status '
+                    '$ssl_client_serial $ssl_session_reused';
     access_log {folder}/access.log seen;
     default_type text/plain;
     client_body_temp_path {folder}/body;
@@ -69,6 +70,8 @@ class Line:
     Attributes:
         connection: Serial number of the connection; unique for the life of the server.
         nth: Number of the request on its connection, from 1.
+        client: Serial of the client certificate, in hex; `-`: there was none.
+        resumed: The connection went on with a TLS session.
     """
 
     connection: int
@@ -76,6 +79,8 @@ class Line:
     method: str
     target: str
     status: int
+    client: str
+    resumed: bool
 
 
 class Nginx:
@@ -107,7 +112,7 @@ class Nginx:
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.tls = ca is not None
-        self.port = 0
+        self.port = self._marks = 0
         self._program = program
         self._process: subprocess.Popen[bytes] | None = None
         self._server, self._http, self._connections = server, http, connections
@@ -129,9 +134,31 @@ class Nginx:
         found = []
         for text in (self.folder / "access.log").read_text().splitlines(keepends=True):
             if text.endswith("\n"):
-                connection, nth, method, target, status = text.split()
-                found.append(Line(int(connection), int(nth), method, target, int(status)))
+                connection, nth, method, target, status, client, reused = text.split()
+                line = Line(int(connection), int(nth), method, target, int(status), client, reused == "r")
+                found.append(line)
         return found
+
+    def settled(self) -> list[Line]:
+        """The requests of which the answer has left by now, all logged. Blocks; with TLS only.
+
+        The one worker logs in the order in which it answers. So it is sent one that is no TLS, which it refuses: where
+        that is logged, all before it are.
+        """
+        self._marks += 1
+        target = f"/mark/{self._marks}"
+        with socket.create_connection((self.host, self.port), timeout=30) as sock:
+            sock.sendall(f"GET {target} HTTP/1.0\r\n\r\n".encode())
+            while sock.recv(4096):
+                pass
+        self.wait_for(lambda: any(line.target == target for line in reversed(self.lines)))
+        return [line for line in self.lines if not line.target.startswith("/mark/")]
+
+    @property
+    def open_connections(self) -> int:
+        """Connections that its side has not closed, by the system's own list (proc(5))."""
+        rows = [row.split()[1:4] for row in Path("/proc/net/tcp").read_text().splitlines()]
+        return sum(local.endswith(f":{self.port:04X}") and state == "01" for local, _, state in rows)
 
     @property
     def accepted(self) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -93,6 +95,10 @@ class Files:
         """The two, as keys of `tls`."""
         return ", ".join((f"cert: '{self.cert}'", f"key: '{self.key}'", *more))
 
+    def rotate(self, pair: Pair, dice: random.Random) -> None:
+        """Put *pair* in place, in one of *WAYS*."""
+        dice.choice([*WAYS.values()])(self, pair)
+
     def rename(self, pair: Pair) -> None:
         """Each under another name first, and then renamed: what Vault's agent and most others do."""
         for path, content in ((self.cert, pair.cert), (self.key, pair.key)):
@@ -129,6 +135,9 @@ class Volume(Files):
         for name in ("cert.pem", "key.pem"):
             (folder / name).symlink_to(Path("..data") / name)
 
+    def rotate(self, pair: Pair, dice: random.Random) -> None:
+        self.swap(pair)
+
     def swap(self, pair: Pair) -> None:
         self._nth += 1
         new = self.folder / f"..{self._nth}"
@@ -139,6 +148,22 @@ class Volume(Files):
         os.replace(self.folder / "..data_tmp", self.folder / "..data")
         if self._nth > 1:
             shutil.rmtree(self.folder / f"..{self._nth - 1}")
+
+
+class Rendered(Files):
+    """Certificate and key in one file, written as Vault's agent does: another process renders it, and renames it."""
+
+    def __init__(self, folder: Path, first: Pair) -> None:
+        self.folder, self.pause_s = folder, 0.0
+        self.cert = self.key = folder / "bundle.pem"
+        self.rotate(first, random.Random())
+
+    def yaml(self, *more: str) -> str:
+        return ", ".join((f"cert: '{self.cert}'", *more))
+
+    def rotate(self, pair: Pair, dice: random.Random) -> None:
+        script = 'umask 077 && cat >"$1.rendered" && mv "$1.rendered" "$1"'
+        subprocess.run(["sh", "-c", script, "sh", self.cert], input=pair.cert + pair.key, check=True)
 
 
 def _put(path: Path, content: bytes) -> None:

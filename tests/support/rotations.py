@@ -10,7 +10,8 @@ import itertools
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ import urllib3
 import headrace
 from support.faultserver import Answer, FaultServer, Request, server_context
 from support.governed import running
-from support.pairs import WAYS, Files, issue
+from support.nginx import Nginx
+from support.pairs import Files, Pair, issue
 from support.waiting import wait_until
 
 RULES = """version: 1
@@ -58,23 +60,73 @@ class Outcome:
     closed: dict[str, int] = field(default_factory=dict)
 
 
-def rotate_under_traffic(
-    folder: Path, *, rotations: int, threads: int, seed: int, say: Callable[[str], object] = len
-) -> Outcome:
-    """*rotations* of the client certificate, written in all *WAYS*, under the calls of *threads* threads. Blocks."""
-    dice, authority, out = random.Random(seed), trustme.CA(), Outcome()
-    ca = folder / "ca.pem"
-    authority.cert_pem.write_to_path(str(ca))
-    files = Files(folder, issue(authority))
+@dataclass(frozen=True)
+class Witness:
+    """A server that demands a client certificate, and what it can tell.
+
+    Attributes:
+        seen: The serial of the client certificate of each request that was answered by now, in their order.
+        open_connections: Those that it has not closed.
+    """
+
+    url: str
+    seen: Callable[[], list[str]]
+    open_connections: Callable[[], int]
+
+
+@contextmanager
+def fault_server(folder: Path, authority: trustme.CA) -> Iterator[Witness]:
+    """The tests' own, which asks Python."""
     seen: list[str] = []
 
     def answer(request: Request) -> Answer:
         seen.append(str((request.client_cert or {}).get("serialNumber")))
         return Answer(200, body=b"x" * 300)
 
-    before = threading.active_count(), len(os.listdir("/proc/self/fd"))
     with FaultServer(tls=server_context(authority, client_ca=authority)) as server:
         server.always(answer)
+        yield Witness(server.url, lambda: list(seen), lambda: server.open_connections)
+
+
+def nginx_of(program: str, version: str) -> Callable[[Path, trustme.CA], AbstractContextManager[Witness]]:
+    """nginx, with its own account of it: `$ssl_client_serial` in its log."""
+
+    @contextmanager
+    def start(folder: Path, authority: trustme.CA) -> Iterator[Witness]:
+        body = "x" * 300
+        location = f"keepalive_requests 100000;\nlocation / {{ return 200 {body}; }}\n"
+        tls = f"ssl_protocols TLSv{version};\n" + demanding(folder / "ca.pem")
+        with Nginx(folder / "nginx", program, location, ca=authority, tls=tls) as nginx:
+            yield Witness(
+                nginx.url, lambda: [line.client for line in nginx.settled()], lambda: nginx.open_connections
+            )
+
+    return start
+
+
+def demanding(ca: Path) -> str:
+    """The directives with which nginx demands a client certificate of *ca*."""
+    return f"ssl_client_certificate {ca};\nssl_verify_client on;\nssl_session_tickets on;\n"
+
+
+def rotate_under_traffic(
+    folder: Path,
+    *,
+    rotations: int,
+    threads: int,
+    seed: int,
+    server_of: Callable[[Path, trustme.CA], AbstractContextManager[Witness]] = fault_server,
+    store: Callable[[Path, Pair], Files] = Files,
+    say: Callable[[str], object] = len,
+) -> Outcome:
+    """*rotations* of the client certificate in *store* under the calls of *threads* threads. Blocks."""
+    dice, authority, out = random.Random(seed), trustme.CA(), Outcome()
+    ca = folder / "ca.pem"
+    authority.cert_pem.write_to_path(str(ca))
+    files = store(folder, issue(authority))
+
+    before = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    with server_of(folder, authority) as server:
         text = RULES.format(url=server.url, ca=ca, pair=files.yaml(), size=max(2, threads * 3 // 4))
         with running(folder, text) as hr:
             callers = [Caller(_maker(nth, server.url, hr), out.failed) for nth in range(threads)]
@@ -84,14 +136,15 @@ def rotate_under_traffic(
                 for nth in range(rotations):
                     files.pause_s = dice.choice((0.0, 0.0, 0.1, 0.3))
                     new = issue(authority)
-                    dice.choice([*WAYS.values()])(files, new)
+                    files.rotate(new, dice)
                     taken = nth + 1
                     wait_until(lambda taken=taken: _status(hr)["rotations"].get("taken", 0) >= taken  # type: ignore[misc]
                         and _status(hr)["tls"]["refused"] is None, timeout_s=120)  # fmt: skip
                     # Each call that was under way has ended then, and with it its connection.
                     _let_each_call(callers)
-                    mark = len(seen)
+                    mark = len(server.seen())
                     _let_each_call(callers)
+                    seen = server.seen()
                     out.late += [serial for serial in seen[mark:] if serial != new.serial]
                     out.rotations += 1
                     say(
@@ -108,9 +161,9 @@ def rotate_under_traffic(
             if status["pool"]["inuse"] or status["pool"]["waiting"]:
                 out.left.append(f"slots: {status['pool']}")
         try:
-            wait_until(lambda: server.open_connections == 0)
+            wait_until(lambda: server.open_connections() == 0)
         except AssertionError:
-            out.left.append(f"{server.open_connections} connections at the server")
+            out.left.append(f"{server.open_connections()} connections at the server")
     try:
         wait_until(lambda: (threading.active_count(), len(os.listdir("/proc/self/fd"))) <= before)
     except AssertionError:

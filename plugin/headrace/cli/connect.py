@@ -125,6 +125,11 @@ def _print(lines: Iterable[Line]) -> None:
 
 # --- Words ----------------------------------------------------------------------------------------------
 
+_WITHOUT: Final = (
+    "some servers take calls without one: those that do not may say so to a request only (nginx: 400); "
+    "then write tls.cert and tls.key"
+)
+
 
 def _lines(step: Step, plan: UpstreamPlan, origin: Origin) -> Iterator[Line]:
     match step:
@@ -140,6 +145,8 @@ def _lines(step: Step, plan: UpstreamPlan, origin: Origin) -> Iterator[Line]:
             if plan.tls is not None:
                 yield from _identity(step, plan.tls)
                 yield "client", _client(step, plan.tls)
+                if plan.tls.cert is None and step.asked_for_certificate:
+                    yield "", _WITHOUT
         case Again(resumed=resumed, took_s=took_s):
             said = "off: tls.session_resumption is false"
             if resumed is not None:
