@@ -14,9 +14,10 @@ import headrace
 from headrace.policy.plan import AdaptivePlan
 from support.faultserver import Answer, FaultServer
 from support.governed import rules, running
+from support.waiting import wait_until
 
 ADAPTIVE = (
-    "    pool: {max_connections: 6, adaptive: {min: 2, grow_when_waiting: 0}}\n    timeouts: {acquire: 5s}\n"
+    "    pool: {max_connections: 6, adaptive: {min: 2, grow_when_waiting: 0}}\n    timeouts: {acquire: 10s}\n"
 )
 
 
@@ -40,7 +41,16 @@ def test_the_pool_grows_with_its_callers_and_says_why(
     caplog.set_level(logging.INFO, logger="headrace")
     with FaultServer() as server, running(tmp_path, rules(server.url, ADAPTIVE)) as hr:
         assert hr.status()["upstreams"]["billing"]["pool"]["target_size"] == 2
-        server.always(Answer(delay_s=0.05))
+        leases, all_are_there = hr.snapshot.upstream("billing").endpoint.pool.leases, threading.Event()
+
+        def once_all_are_there(_: object) -> Answer:  # three are answered, and one waits
+            wait_until(
+                lambda: all_are_there.is_set() or (len(server.requests) == 3 and leases.view().waiting == 1)
+            )
+            all_are_there.set()
+            return Answer()
+
+        server.always(once_all_are_there)
 
         assert at_once(server.url, 4) == [200] * 4
 

@@ -95,16 +95,25 @@ def test_it_is_no_answer_and_is_not_held_against_the_upstream(
         billing = hr.snapshot.upstream("billing")
         server.always(reply)
 
+        is_stream = stream and not isinstance(reply, Silence)
+        has_answered = threading.Event()
+
+        def whole() -> Any:
+            answer = call(hr, server.url, stream=stream)
+            has_answered.set()
+            return read(answer)
+
         def meanwhile() -> None:
             server.wait_for(lambda: len(server.requests) == 1)
-            time.sleep(0.2)  # some of the body has come
+            if is_stream:
+                assert has_answered.wait(30.0)
+            time.sleep(0.2)  # so that some of the body has come, mostly
             break_off(billing.endpoint.pool.leases)
 
-        error = outcome_of(lambda: read(call(hr, server.url, stream=stream)), meanwhile)
+        error = outcome_of(whole, meanwhile)
 
         assert isinstance(error, call.error)
         told = error if hasattr(error, "headrace") else error.args[0]  # requests wraps an error of a stream
-        is_stream = stream and not isinstance(reply, Silence)
         assert [one.verdict for one in told.headrace.attempts] == ["success" if is_stream else "ignored"]
         assert billing.learned.circuit.state == "closed"
         assert hr.status()["upstreams"]["billing"]["broken_bodies"] == 0

@@ -122,8 +122,9 @@ def test_a_call_that_sleeps_before_its_next_attempt_wakes_and_makes_none(
         request = Request(hr)
         outbound = request.start(lambda: call(hr, server.url))
         server.wait_for(lambda: len(server.requests) == 1)
-        time.sleep(0.1)  # it sleeps by now, or is about to
-        request.cancellation.cancel()
+        leases = hr.snapshot.upstream("billing").endpoint.pool.leases
+        wait_until(lambda: leases.view().inuse == 0, what="the end of the attempt")
+        request.cancellation.cancel()  # it sleeps by now, or is about to
 
         error = outbound.outcome()
         assert_cancelled(error, call)

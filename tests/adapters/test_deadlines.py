@@ -32,7 +32,7 @@ from support.faultserver import (
 )
 from support.governed import rules, running
 from support.surfaces import HANDLE, URLOPEN, status_of
-from support.waiting import ends_within, wait_until
+from support.waiting import ends_within, in_each_pause, wait_until
 
 ATTEMPT_S = 0.3  # how punctual its end really is, is measured by tests/bench/deadlines.py
 ONE_ATTEMPT = (
@@ -240,16 +240,13 @@ def test_a_failed_answer_is_kept_only_if_all_of_it_came(
     with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         server.at("/drips", Answer(503) if is_whole else Endless(b"HTTP/1.1 503 No\r\n\r\n", b"x"))
         circuit = hr.snapshot.upstream("billing").learned.circuit
-        pauses: list[float] = []
 
-        def another_call_fails(delay_s: float) -> None:
-            """In the pause, which begins when the answer was set aside: it opens the circuit, no attempt follows."""
-            pauses.append(delay_s)
+        def another_call_fails() -> None:  # it opens the circuit, and no attempt follows
             another_call = circuit.acquire(time.monotonic())
             assert isinstance(another_call, Permit)
             circuit.record(another_call, Verdict.FAILURE, time.monotonic())
 
-        monkeypatch.setattr(time, "sleep", another_call_fails)
+        pauses = in_each_pause(monkeypatch, another_call_fails)  # the answer was set aside before
         if is_whole:
             with contextlib.closing(get(hr)(path="/drips", stream=True)) as answer:
                 assert status_of(answer) == 503

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from headrace.policy.breaker.circuit import Verdict
 from support.faultserver import Answer, Break, FaultServer
 from support.governed import reason_of, rules, running
 from support.surfaces import INSTALL, REQUESTS, Surface, body_of, status_of
+from support.waiting import in_each_pause
 
 QUICK = "    retry: {max_attempts: 1}\n    circuit_breaker: {consecutive_failures: 1}\n"
 CANNED = QUICK + '    fallback: {status: 203, headers: {X-From: file}, body: "[1, 2]"}\n'
@@ -177,13 +177,13 @@ def test_a_cookie_of_the_fallback_is_not_taken_for_one_of_the_refused_upstream(
 
 @pytest.mark.parametrize(("method", "falls_back"), [("POST", False), ("PUT", True)])
 def test_what_only_a_key_allowed_to_repeat_does_not_go_elsewhere_once_it_may_have_arrived(
-    tmp_path: Path, call: Surface, method: str, falls_back: bool
+    tmp_path: Path, call: Surface, monkeypatch: pytest.MonkeyPatch, method: str, falls_back: bool
 ) -> None:
     """The upstream that has got the key can tell a repetition; another one would do the work a second time."""
     with FaultServer() as server, FaultServer() as replica:
         body = (
             "    retry: {max_attempts: 2, methods: [GET, PUT], idempotency_key: {methods: [POST]}, "
-            "backoff: {base: 400ms, max: 400ms, jitter: none}}\n"
+            "backoff: {base: 1ms, max: 1ms}}\n"
             "    circuit_breaker: {consecutive_failures: 1}\n    fallback: {upstream: replica}\n"
             f"  replica:\n    base_url: {replica.url}\n"
         )
@@ -193,18 +193,15 @@ def test_what_only_a_key_allowed_to_repeat_does_not_go_elsewhere_once_it_may_hav
             def another_call_fails() -> None:
                 circuit.record(circuit.acquire(time.monotonic()), Verdict.FAILURE, time.monotonic())
 
-            def reset_and_opened_amid_the_pause(_: Any) -> Break:
-                threading.Timer(0.15, another_call_fails).start()
-                return Break(at="request")
-
-            server.always(reset_and_opened_amid_the_pause)
+            server.always(Break(at="request"))
+            pauses = in_each_pause(monkeypatch, another_call_fails)
             if falls_back:
                 assert status_of(call(hr, server.url, method=method, data=b"x")) == 200
             else:
                 with pytest.raises((requests.ConnectionError, urllib3.exceptions.HTTPError)) as caught:
                     call(hr, server.url, method=method, data=b"x")
                 assert reason_of(caught.value) == "circuit_open"
-            assert len(server.requests) == 1
+            assert len(pauses) == len(server.requests) == 1
             assert len(replica.requests) == int(falls_back)
 
 

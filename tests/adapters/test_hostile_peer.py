@@ -103,8 +103,9 @@ def test_a_body_that_is_another_request_too_answers_nobody(
         call(hr, server.url)
         call(hr, server.url, "POST", data=body, headers=headers)
         assert body_of(call(hr, server.url, path="/mine")) == b"mine"
-        last = server.requests[-1]
-        assert (last.target, last.connection) == ("/mine", 2)
+        # The server may read what was behind the body only now, on the connection that nobody reads any more.
+        (mine,) = [one for one in server.requests if one.target == "/mine"]
+        assert mine.connection == 2
 
 
 @everywhere

@@ -40,13 +40,14 @@ from support.faultserver import Answer, Behaviour, Break, Endless, FaultServer, 
 from support.governed import rules, running
 
 RETRIES = "    retry: {backoff: {base: 1ms, max: 1ms}}\n"
-BRIEF = "    timeouts: {attempt: 300ms, read: 300ms, deadline: 10s}\n"
-SILENT = "    timeouts: {attempt: 10s, read: 300ms, deadline: 30s}\n"
-"""Only one limit ends it: of two at the same instant, either may come first, and each has words of its own."""
+BRIEF = "    timeouts: {attempt: 1s, read: 10s, deadline: 30s}\n"
+SILENT = "    timeouts: {attempt: 10s, read: 1s, deadline: 30s}\n"
+"""Only one limit ends it: of two at the same instant, either may come first, and each has words of its own. A fresh
+connection has to be made and answered within it, on a busy machine too."""
 PATIENT = "    timeouts: {attempt: 10s, read: 10s, deadline: 30s}\n"
 """So long that a machine which stands still for a moment makes no attempt more."""
 
-TAKE_LONG = frozenset({"silence", "dripping head", "dripping body"})
+TAKE_LONG = frozenset({"silence", "dripping head", "dripping body", "endless continues"})
 """Behaviours that only a limit ends."""
 
 
@@ -115,7 +116,7 @@ def result(call: Any) -> dict[str, Any]:
     try:
         return seen(call())
     except urllib3.exceptions.HTTPError as error:
-        text = re.sub(r"timeout=0\.\d+", "timeout=…", str(error).partition("0x")[0])
+        text = re.sub(r"timeout=\d+(\.\d+)?", "timeout=…", str(error).partition("0x")[0])
         return {"error": type(error), "text": text, "record": told(error.headrace)}  # type: ignore[attr-defined]
 
 
@@ -167,7 +168,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "in two pieces": Answer(body=b"late", drip_body_s=0.002),
     "head in pieces": Answer(body=b"late", drip_head_s=0.0005),
     "dripping head": Answer(drip_head_s=0.05),
-    "dripping body": Answer(body=b"d" * 60, drip_body_s=0.05),
+    "dripping body": Answer(body=b"d" * 30, drip_body_s=0.05),
     "closes": Answer(close=True),
     "until close": Answer(framed=False, close=True),
     "redirect": Answer(302, headers=(("Location", "/elsewhere"),)),

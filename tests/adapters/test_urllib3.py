@@ -36,7 +36,7 @@ from urllib3.util.retry import Retry
 import headrace
 from support.faultserver import Answer, Break, FaultServer, Request, Silence
 from support.governed import reason_of, rules, running
-from support.waiting import ends_within, is_about
+from support.waiting import ends_within, is_about, wait_until
 
 ON = "install: {urllib3: true}\n"
 ONLY = "install: {requests: false, urllib3: true}\n"
@@ -1007,6 +1007,7 @@ def test_threads_of_one_manager_share_max_connections(
     tmp_path: Path, server: FaultServer, manager: PoolManager
 ) -> None:
     def slow(request: Request) -> Answer:
+        wait_until(lambda: server.connections == 2)
         return Answer(delay_s=0.02)
 
     body = "    pool: {max_connections: 2}\n    timeouts: {acquire: 20s, deadline: 40s}\n"

@@ -8,7 +8,6 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +23,7 @@ import headrace
 from support.faultserver import Answer, Break, FaultServer, Raw, Reply, server_context
 from support.governed import rules, running
 from support.surfaces import SURFACES, body_of, retrying_adapter, retrying_call
-from support.waiting import ends_within, wait_until
+from support.waiting import ends_within, in_each_pause
 
 pytestmark = pytest.mark.both_parsers
 
@@ -342,32 +341,27 @@ def test_hooks_that_authenticate_a_connection_find_its_socket(
 @pytest.mark.parametrize("encoded", [False, True], ids=["plain", "gzip"])
 @pytest.mark.parametrize("read", ["raw", "stream", "iter_content", "content"])
 def test_a_kept_answer_of_a_streamed_call_is_read_by_its_raw_too(
-    tmp_path: Path, read: str, encoded: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: str, encoded: bool
 ) -> None:
     """failures.md 73. It was set aside for a retry that is not made: meanwhile the circuit has opened."""
-    body = (
-        "    retry: {max_attempts: 2, backoff: {base: 500ms, max: 500ms, jitter: none}}\n"
-        "    circuit_breaker: {consecutive_failures: 1}\n"
-    )
+    body = "    retry: {max_attempts: 2}\n    circuit_breaker: {consecutive_failures: 1}\n"
     text = b"x" * 140
     wire = gzip.compress(text) if encoded else text
     headers = (("Content-Encoding", "gzip"),) if encoded else ()
-    with (
-        FaultServer() as server,
-        running(tmp_path, rules(server.url, body)) as hr,
-        ThreadPoolExecutor() as pool,
-    ):
+    with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
         server.at("/kept", Answer(503, body=wire, headers=headers))
         server.at("/fails", Break())
         handle = hr.upstream("billing")
-        kept = pool.submit(handle.get, "/kept", stream=True)
-        server.wait_for(lambda: server.first_lines == 1)
-        # It has failed, was set aside, and waits for its next attempt.
-        wait_until(lambda: hr.status()["upstreams"]["billing"]["pool"]["idle"] == 1)
-        while hr.status()["upstreams"]["billing"]["circuit_breaker"]["state"] != "open":
+
+        def another_call_fails() -> None:
+            assert hr.status()["upstreams"]["billing"]["pool"]["idle"] == 1
             with pytest.raises(requests.RequestException):
                 handle.post("/fails")
-        answer = kept.result()
+            assert hr.status()["upstreams"]["billing"]["circuit_breaker"]["state"] == "open"
+
+        pauses = in_each_pause(monkeypatch, another_call_fails)
+        answer = handle.get("/kept", stream=True)
+        assert len(pauses) == 1
         assert answer.status_code == 503
         assert [one.target for one in server.requests].count("/kept") == 1
         assert hr.status()["upstreams"]["billing"]["pool"]["inuse"] == 0

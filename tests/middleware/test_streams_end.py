@@ -611,7 +611,11 @@ def test_one_that_is_handed_on_outlives_the_client_of_its_request_too(
             one, other = [await asyncio.to_thread(requests.get, upstream.url, stream=True) for _ in range(2)]
             kept.extend([headrace.detach(one), other])
             gone.set()
-            await asyncio.sleep(0.05)
+            inbound = inbound_var.get()
+            assert inbound is not None
+            assert inbound.cancellation is not None
+            while not inbound.cancellation.is_cancelled:
+                await asyncio.sleep(0.001)
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body"})
 

@@ -232,7 +232,7 @@ def test_a_call_that_was_under_way_when_another_opened_the_circuit_met_that_tran
     server: FaultServer, spans: Spans, tmp_path: Path
 ) -> None:
     opened = threading.Event()
-    server.at("/slow", lambda request: Answer() if opened.wait(3) else Answer(500))
+    server.at("/slow", lambda request: Answer() if opened.wait(20) else Answer(500))
     server.at("/bad", Answer(500))
     body = TRIPS.replace("retry: {", "retry: {max_attempts: 1, ")
     with running(tmp_path, rules(server.url, body, more=tracing("annotate"))) as hr:

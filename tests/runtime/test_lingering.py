@@ -129,7 +129,7 @@ def test_a_watcher_that_is_started_while_its_callback_outlives_a_stop_goes_on_wi
     assert held == ["0", "1"]
     assert watching_threads() == [thread]
     watcher.stop()
-    assert watching_threads() == []
+    wait_until(lambda: not watching_threads())
 
 
 @pytest.mark.usefixtures("impatient")
@@ -153,7 +153,7 @@ def test_a_watcher_whose_callback_outlives_a_stop_ends_with_it(tmp_path: Path, g
     file.write_text("1")
     assert entered.acquire(timeout=30)
     watcher.stop()
-    assert watching_threads() == []
+    wait_until(lambda: not watching_threads())
 
 
 @pytest.mark.usefixtures("impatient")
@@ -193,4 +193,4 @@ def test_a_start_after_a_reload_that_outlives_the_close_brings_no_second_watchin
             assert watching_threads() == [thread]
     finally:
         log.removeFilter(hold_up)
-    assert watching_threads() == []
+    wait_until(lambda: not watching_threads())

@@ -95,8 +95,7 @@ def test_a_call_under_way_ends_with_the_circuit_that_it_began_with(
         server.next(Answer(503, delay_s=0.5))
         call = threading.Thread(target=requests.get, args=(f"{server.url}/slow",))
         call.start()
-        while not server.requests:
-            pass
+        server.wait_for(lambda: server.requests)
 
         hr.upstream("billing").reset()
         call.join(30)

@@ -292,8 +292,15 @@ def test_close_does_not_wait_for_the_hashing_of_many_large_files(
     watcher = Watcher([f"/tmp/{number}" for number in range(100)], lambda: None, POLLING)
     watcher.start()
     assert hashing.wait(10)
-    threading.Timer(0.05, go_on.set).start()
+
+    def goes_on_once_it_is_stopped() -> None:
+        wait_until(lambda: watcher._stopping)
+        go_on.set()
+
+    thread = threading.Thread(target=goes_on_once_it_is_stopped)
+    thread.start()
     watcher.stop()
+    thread.join()
     assert not watcher.life()["alive"]
     assert len(hashed) == 1
 

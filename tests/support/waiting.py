@@ -6,6 +6,10 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def wait_until(
@@ -22,6 +26,22 @@ def wait_until(
         if time.monotonic() >= ends_at:
             raise AssertionError(f"{what} did not hold within {timeout_s} s")
         pause.wait(0.001)
+
+
+def in_each_pause(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> list[float]:
+    """Have calls do *act* where they would sleep before a further attempt. Answers those pauses as they come, seconds.
+
+    So what others do in a pause is done in it, on the calling thread, however busy the machine is. A call whose client
+    may leave does not sleep in this way.
+    """
+    pauses: list[float] = []
+
+    def pause(delay_s: float) -> None:
+        pauses.append(delay_s)
+        act()
+
+    monkeypatch.setattr(time, "sleep", pause)
+    return pauses
 
 
 BUSY = 10

@@ -71,15 +71,8 @@ class Canned:
 
     def _read(self, conn: socket.socket) -> bytes:
         asked = b""
-        while b"\r\n\r\n" not in asked and (piece := conn.recv(65536)):
+        while not _is_whole(asked) and (piece := conn.recv(65536)):
             asked += piece
-        if b"\r\ncontent-length: 0" in asked.lower() or not re.search(rb"(?i)length: |chunked", asked):
-            return asked
-        conn.settimeout(0.1)  # what comes of the body
-        with contextlib.suppress(TimeoutError):
-            while piece := conn.recv(65536):
-                asked += piece
-        conn.settimeout(None)
         return asked
 
     def __enter__(self) -> Canned:
@@ -90,6 +83,17 @@ class Canned:
         self._listener.close()
         for thread in self._threads:
             thread.join()
+
+
+def _is_whole(asked: bytes) -> bool:
+    """Whether *asked* is a request to its end."""
+    head, end, body = asked.partition(b"\r\n\r\n")
+    if not end:
+        return False
+    if re.search(rb"(?im)^transfer-encoding: *chunked", head):
+        return body.endswith(b"0\r\n\r\n")
+    length = re.search(rb"(?im)^content-length: *(\d+)", head)
+    return length is None or len(body) >= int(length[1])
 
 
 def head(*lines: bytes, first: bytes = b"HTTP/1.1 200 OK") -> bytes:
