@@ -21,6 +21,8 @@ WORDS = {
     "InitSettingsSource": "pydantic-settings'",
     "current_state": "of a source of pydantic-settings",
     "extends": "a key",
+    "asyncio.Protocol": "asyncio's",
+    "call_soon_threadsafe": "of asyncio's loops",
 }
 """What is quoted on the page and is neither a path nor a name of the package, with what it is."""
 

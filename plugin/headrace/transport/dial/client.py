@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import ssl
 import time
@@ -235,6 +236,72 @@ class Unread:
             now=monotonic(),
             wall=time.time(),
         )
+
+
+class BioHandshake:
+    """One handshake of a `TlsClient` without a socket of its own, in the place of the context that a loop is given.
+
+    What `TlsClient.wrap_socket` does for a blocking one. Owned by the loop.
+
+    Args:
+        sock: The connected socket beneath: which server it is of.
+    """
+
+    def __init__(self, client: TlsClient, sock: socket.socket, server_hostname: str) -> None:
+        self._client = client
+        self._now = now = client._now
+        self._offered: Kept | None = None
+        self._key: Key | None = None
+        if now.sessions is not None and server_hostname:
+            self._key = _key_of(sock, server_hostname)
+            if self._key is not None:
+                self._offered = now.sessions.offer(self._key, now=monotonic(), wall=time.time())
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """As `ssl.SSLContext.wrap_bio`; which session is offered is not the caller's to say.
+
+        One of another context is not offered after all (failures.md 34): uvloop would leave the socket open.
+        """
+        wrap = functools.partial(
+            self._now.context.wrap_bio, incoming, outgoing, server_side, server_hostname=server_hostname
+        )
+        if self._offered is not None:
+            try:
+                return wrap(session=self._offered.session)
+            except ValueError:
+                self.failed()
+                self._offered = None
+        return wrap()
+
+    def accept(self, made: ssl.SSLObject) -> Unread | None:
+        """What keeps the session of *made*, whose handshake is done; None: that is not wanted. Before a byte is sent.
+
+        Raises:
+            IdentityError: The peer is none of those that are accepted.
+        """
+        now, sessions, key, offered = self._now, self._now.sessions, self._key, self._offered
+        resumed = bool(made.session_reused)
+        if now.accepted:
+            require_identity(made.getpeercert(), now.accepted)
+        self._client._count(resumed=resumed)
+        if sessions is None or key is None:
+            return None
+        if sessions.settle(key, offered, resumed=resumed, now=monotonic()):
+            return Unread(sessions, key, offered)
+        return None
+
+    def failed(self) -> None:
+        """There is no connection: what was offered is not offered again."""
+        sessions = self._now.sessions
+        if sessions is not None and self._key is not None and self._offered is not None:
+            sessions.drop(self._key, self._offered)
 
 
 def _expires_at(sock: Any) -> float:

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import socket
 import threading
+from typing import Protocol
+
+
+class Gate(Protocol):
+    """What somebody waits at until it is opened: a lock that is held, or what wakes a task of an event loop."""
+
+    def release(self) -> object:
+        """Open it. RuntimeError: it is open already, or nobody can wait at it any more."""
 
 
 class Opening:
@@ -53,7 +61,7 @@ def shut(sock: socket.socket) -> None:
         pass
 
 
-def open_gate(gate: threading.Lock) -> None:
+def open_gate(gate: Gate) -> None:
     """Let the one pass who waits at *gate*, or comes to it next."""
     try:
         gate.release()

@@ -13,6 +13,7 @@ context variable for a pin); and what no thread is to be had for, as when the in
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import sys
@@ -25,7 +26,7 @@ from typing import Any, TypeAlias
 
 from headrace.clock import monotonic
 from headrace.policy.dialling import may_begin_at
-from headrace.transport.dial.opening import Opening, open_gate
+from headrace.transport.dial.opening import Gate, Opening, open_gate
 from headrace.transport.dial.sockets import Address
 from headrace.transport.standstill import opened_in_time
 
@@ -44,7 +45,7 @@ class _LookUp:
 
     Attributes:
         begun_at: On the clock; None: it waits its turn.
-        gates: What those who wait for it wait at.
+        gates: What those who wait for it wait at: locks, and `_LoopGate`s.
         error: What it raised. Only copies of it are raised: to one object, all of them would add their traces.
         is_over: It has an answer, or an error, or was given up.
     """
@@ -54,7 +55,7 @@ class _LookUp:
     def __init__(self, key: _Key) -> None:
         self.key = key
         self.begun_at: float | None = None
-        self.gates: list[threading.Lock] = []
+        self.gates: list[Gate] = []
         self.addresses: list[Address] | None = None
         self.error: BaseException | None = None
         self.is_over = False
@@ -106,6 +107,40 @@ class Resolver:
             if found is not None:
                 return found
 
+    async def await_addresses(self, host: str, port: int, family: int) -> list[Address]:
+        """The same for the running event loop, which goes on meanwhile. Its caller bounds it, by a cancellation.
+
+        What the blocking side looks up in its caller's thread, because of what somebody has put in the place of
+        `getaddrinfo`, has a thread of the loop's here, with the caller's context.
+
+        Raises:
+            Exception: What `getaddrinfo` raised.
+        """
+        if not is_own(socket.getaddrinfo, "getaddrinfo", _SOCKET_PY) or sys.is_finalizing():
+            return await asyncio.to_thread(_look_up, host, port, family)
+        if host[-1:].isdigit() or ":" in host:
+            try:
+                return _look_up(host, port, family, socket.AI_NUMERICHOST)
+            except socket.gaierror:
+                pass  # a name after all
+        if self._pid != os.getpid():
+            self.forget_inherited()
+        key = (host, port, family)
+        while True:
+            gate = _LoopGate(asyncio.get_running_loop())
+            look_up = None
+            try:
+                look_up = self._join(key, gate)
+                while not look_up.is_over:
+                    await gate.opened(self._begin_waiting() - self._clock())
+            finally:
+                if look_up is not None:
+                    self._leave(look_up, gate)
+            if look_up.error is not None:
+                raise _copy_of(look_up.error)
+            if look_up.addresses is not None:
+                return list(look_up.addresses)
+
     def _shared(self, key: _Key, ends_at: float, opening: Opening) -> list[Address] | None:
         """The answer of the look-up of *key* under way, or of a new one; None: it was given up."""
         opening.gate = gate = threading.Lock()
@@ -127,7 +162,7 @@ class Resolver:
             raise _copy_of(look_up.error)
         return None if look_up.addresses is None else list(look_up.addresses)
 
-    def _join(self, key: _Key, gate: threading.Lock) -> _LookUp:
+    def _join(self, key: _Key, gate: Gate) -> _LookUp:
         with self._lock:
             look_up = self._by_key.get(key)
             if look_up is None:
@@ -140,7 +175,7 @@ class Resolver:
                 look_up.gates.append(gate)
             return look_up
 
-    def _leave(self, look_up: _LookUp, gate: threading.Lock) -> None:
+    def _leave(self, look_up: _LookUp, gate: Gate) -> None:
         """Wait no more for *look_up*. Where nobody does any more, it does not begin."""
         with self._lock:
             if gate in look_up.gates:
@@ -218,6 +253,28 @@ class Resolver:
 
     def __repr__(self) -> str:
         return f"<Resolver: {len(self._begun)} under way, {len(self._queue)} waiting>"
+
+
+class _LoopGate:
+    """What a task of an event loop waits at until another thread opens it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._opened = asyncio.Event()
+
+    def release(self) -> None:
+        """Open it. Thread-safe. RuntimeError where the loop is closed: then nobody waits any more."""
+        self._loop.call_soon_threadsafe(self._opened.set)
+
+    async def opened(self, limit_s: float) -> None:
+        """Wait until it is open, at most *limit_s*; inf: no limit."""
+        if limit_s == inf:
+            await self._opened.wait()
+            return
+        try:
+            await asyncio.wait_for(self._opened.wait(), max(limit_s, 0.0))
+        except TimeoutError:
+            pass
 
 
 def is_own(function: Any, name: str, file: str) -> bool:

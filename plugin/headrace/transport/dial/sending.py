@@ -38,7 +38,7 @@ def send_rest(sock: socket.socket, rest: memoryview, *, most: int) -> None:
         except TimeoutError as error:
             if is_foreign(error):
                 raise
-            left = _unsent(sock)
+            left = unsent_bytes(sock)
             # The first look has nothing to compare with. Bytes that TLS did not take are sent again
             # unchanged: OpenSSL wants the same bytes.
             looks = 1 if looks and left is not None and left < unsent else looks + 1
@@ -47,7 +47,7 @@ def send_rest(sock: socket.socket, rest: memoryview, *, most: int) -> None:
                 raise
 
 
-def _unsent(sock: socket.socket) -> int | None:
+def unsent_bytes(sock: socket.socket) -> int | None:
     """Bytes that the peer has not acknowledged yet; None where the system does not tell."""
     if _OUTQ is None:
         return None

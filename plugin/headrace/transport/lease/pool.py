@@ -45,6 +45,12 @@ handshakes take the new material, and rotates then. So the doubtful ones are clo
 An old one has no life left (`expires_at`), which every call and return asks anyway. It may be on its way back,
 unseen: then its next holder closes it, or housekeeping.
 
+**Shelves.** The connections of an event loop are on a shelf of that loop (`lease.shelf`), which nobody else touches.
+The limit is one for both. `_size` is what is left to this side: the size without the `_elsewhere` connections that the
+shelves have. A shelf asks here when it opens or closes a connection (`lend_slot`, `return_slot`), and waits in this
+queue by a stand-in (`queue_slot`). Where this side is full, shelves give up what lies idle there, and the other way
+round.
+
 **Interrupts.** KeyboardInterrupt, or Celery's soft time limit, may be raised between
 any two bytecodes where CPython polls for signals: after a call, not after a
 plain store. One store writes a lease down as in use, and one store writes it down as another
@@ -71,7 +77,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from itertools import chain
 from operator import attrgetter
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import ref
 
 from headrace.clock import monotonic
@@ -93,6 +99,10 @@ from headrace.transport.lease.place import Lease as Lease
 from headrace.transport.lease.shared import Shared, begin_to_drain, connection_of, find_free_place, is_for
 from headrace.transport.lease.tally import LeaseTally
 from headrace.transport.standstill import opened_in_time
+
+if TYPE_CHECKING:
+    from headrace.transport.dial.opening import Gate
+    from headrace.transport.lease.shelf import Shelf
 
 C = TypeVar("C")
 E = TypeVar("E")
@@ -137,6 +147,7 @@ class LeasePool(Generic[C]):
     Attributes:
         on_enqueue: Called without the lock when a call has entered the queue; it may `resize`.
         generation: How often `rotate` was called; count. Written under the lock.
+        shelves: Those of the event loops that use this pool, by the id of the loop. Changed under the lock.
     """
 
     def __init__(
@@ -169,7 +180,9 @@ class LeasePool(Generic[C]):
         self._pid = _getpid()
         self._reset_by: dict[int, object] = {}  # pid -> the call that resets the pool, the first after a fork
         self._lock = threading.Lock()
-        self._size = plan.max_connections
+        self._size = plan.max_connections  # without those elsewhere
+        self._elsewhere = 0  # connections that the shelves have, in use or idle
+        self.shelves: dict[int, Shelf[Any]] = {}
         self._tally = LeaseTally()
         self._idle: deque[Connection[C]] = deque()  # oldest first; leased from the right
         self._apart: deque[Connection[C]] = deque()  # the same, for those with an owner or several places
@@ -178,7 +191,7 @@ class LeasePool(Generic[C]):
         self._shared: Shared[C] = {}  # the other connections in use
         self._one_off: dict[ref[Lease[C]], str | None] = {}
         # Those that wait longest come first. Each has its gate.
-        self._waiters: OrderedDict[Lease[C], threading.Lock] = OrderedDict()
+        self._waiters: OrderedDict[Lease[C], Gate] = OrderedDict()
         self._fresh_waiters: set[Lease[C]] = set()  # of the waiters, those that want no idle connection
         self._own_waiters: set[Lease[C]] = (
             set()
@@ -495,9 +508,11 @@ class LeasePool(Generic[C]):
             closed = self._purge(now)
             self._check_held(now)
             self._serve()
-            self._tally.tell(self._counters)
+            self._tell_counters()
             has_refused, self._has_refused = self._has_refused, False
         self._settle()
+        for shelf in self.shelves.copy().values():
+            shelf.ask_to_tend()
         if has_refused:
             self._ask_collector()
         return closed
@@ -512,7 +527,7 @@ class LeasePool(Generic[C]):
         self._reset_if_forked()
         with self._lock:
             self._process_returns()
-            room = self._size - self._connections()
+            room = self._size - self._connections()  # a shelf's idle ones are no use to a thread
             ready = len(self._idle) + sum(
                 len(self._shared.get(connection, ())) < connection.capacity
                 for connection in (*self._apart, *self._shared)
@@ -602,6 +617,7 @@ class LeasePool(Generic[C]):
         with self._lock:
             self._process_returns()
             closed = self._schedule_idle_closes(reason)
+            closed += sum(self._close_on(shelf, reason) for shelf in self.shelves.values())
         self._settle()
         return closed
 
@@ -630,6 +646,9 @@ class LeasePool(Generic[C]):
                 connection.expires_at = -_NEVER
             self._drain_s, self._drains = drain_s, True
             self._check_held(now)
+            for shelf in self.shelves.values():
+                closed += self._close_on(shelf, "rotated")
+                busy |= shelf.outdate(now + drain_s)
             self._serve()
         self._settle()
         return closed, len(busy)
@@ -658,12 +677,14 @@ class LeasePool(Generic[C]):
         self._reset_if_forked()
         with self._lock:
             self._process_returns()
-            self._size = max_connections
-            while (self._idle or self._apart) and self._connections() > max_connections:
+            self._size = max_connections - self._elsewhere
+            while (self._idle or self._apart) and self._connections() > self._size:
                 self._schedule_close((self._idle or self._apart).popleft().conn, "surplus")
+            while self._elsewhere and self._used() > self._size and self._take_from_a_shelf():
+                pass
             while len(self._inuse) + sum(
                 connection.ends_as is None for connection in self._shared
-            ) > max_connections and begin_to_drain(self._shared):
+            ) > self._size and begin_to_drain(self._shared):
                 pass
             self._update_screening()
             self._serve()
@@ -678,7 +699,7 @@ class LeasePool(Generic[C]):
         self._reset_if_forked()
         with self._lock:
             self._process_returns()
-            most = self._used()
+            most = self._used() + self._elsewhere
             for connection in reversed(self._idle):
                 if connection.idle_since < since:
                     break
@@ -697,6 +718,8 @@ class LeasePool(Generic[C]):
             self._process_returns()
             self._retired = self._screens = True
             self._schedule_idle_closes()
+            for shelf in self.shelves.values():
+                self._close_on(shelf, "retired")
         self._settle()
 
     def stop(self) -> None:
@@ -717,8 +740,10 @@ class LeasePool(Generic[C]):
                 self._isolated(self._dismiss, next(iter(self._waiters.items())))
             self._fresh_waiters.clear()
             self._own_waiters.clear()
-            self._tally.tell(self._counters)
+            self._tell_counters()
         self._settle()
+        for shelf in self.shelves.copy().values():
+            shelf.stop()
 
     def forget_inherited(self) -> None:
         """Give up, in a forked child, every connection (they are the parent's) and the locks of the parent's threads.
@@ -736,6 +761,10 @@ class LeasePool(Generic[C]):
             del self._reset_by[pid]
             return
         self._lock = threading.Lock()  # the holder of the old one does not exist here
+        shelves, self.shelves = self.shelves, {}
+        self._size, self._elsewhere = self._size + self._elsewhere, 0
+        for shelf in shelves.values():
+            shelf.forget_inherited()  # its loop is the parent's
         tokens = (*self._inuse, *self._one_off, *chain.from_iterable(self._shared.values()))
         held = [lease for token in tokens if (lease := token()) is not None]
         held += [*self._kept, *(lease for lease, _ in self._returns)]
@@ -776,6 +805,157 @@ class LeasePool(Generic[C]):
         self._pid = pid
         del self._reset_by[pid]
 
+    # What shelves ask, from the threads of their loops.
+
+    def add_shelf(self, shelf: Shelf[Any]) -> None:
+        """Have *shelf* share the limit, and hear of what this pool is told."""
+        self._reset_if_forked()
+        with self._lock:
+            if self._stopped:
+                raise LeaseClosed("the pool is stopped", self._view(), waited_s=0.0)
+            self.shelves[id(shelf.loop)] = shelf
+
+    def remove_shelf(self, shelf: Shelf[Any]) -> None:
+        """Forget *shelf*, which has given all its connections back. Idempotent."""
+        with self._lock:
+            if self.shelves.get(id(shelf.loop)) is shelf:
+                self._take_count_of(shelf)
+                del self.shelves[id(shelf.loop)]
+
+    def lend_slot(self) -> bool:
+        """Whether the asking shelf may have one more connection; then it has the slot. Blocks for the lock only.
+
+        What lies idle here, or on another shelf, makes room. Nobody who waits here is overtaken.
+
+        Raises:
+            LeaseClosed: The pool is stopped.
+        """
+        with self._lock:
+            self._process_returns()
+            if self._stopped:
+                raise LeaseClosed("the pool is stopped", self._view(), waited_s=0.0)
+            found = not self._waiters
+            if found:
+                self._make_room()
+                found = len(self._inuse) + len(self._shared) < self._size or self._take_from_a_shelf()
+            if found:
+                self._tally.misses += 1
+                self._elsewhere += 1
+                self._size -= 1
+        self._settle()
+        return found
+
+    def return_slot(self, reason: CloseReason | None, n: int = 1) -> None:
+        """*n* connections of a shelf are gone, or were never made (None); others may have their slots."""
+        with self._lock:
+            if reason is not None:
+                add(self._tally.closed, reason, n)
+            self._elsewhere -= n
+            self._size += n
+            self._process_returns()
+            self._serve()
+            self._update_screening()
+        self._settle()
+
+    def count_end(self, reason: CloseReason, *, is_replaced: bool = False) -> None:
+        """A connection of a shelf that had no slot (`when_full: new`) was closed, or another one takes its slot."""
+        with self._lock:
+            add(self._tally.closed, reason)
+            self._tally.misses += is_replaced
+
+    def count_miss(self) -> None:
+        """A call of a shelf makes a connection without a slot."""
+        with self._lock:
+            self._tally.misses += 1
+
+    def count_failure(self, error: LeaseError, *, by_deadline: bool) -> None:
+        """A call of a shelf got no lease."""
+        with self._lock:
+            self._tally.failures += 1
+            add(self._tally.failed, _result_of(error, by_deadline=by_deadline))
+            self._tally.waits.append(error.waited_s)
+
+    def count_wait(self, waited_s: float) -> None:
+        """A call of a shelf has waited for its lease."""
+        with self._lock:
+            self._tally.waited += 1
+            self._tally.waits.append(waited_s)
+
+    def queue_slot(self, gate: Gate) -> Lease[C]:
+        """Have a shelf wait for a slot in this queue, behind all who wait already. Blocks for the lock only.
+
+        *gate* is released under the lock when its turn has come, or the pool was stopped; then `take_slot` says which.
+        """
+        lease: Lease[C] = Lease()
+        lease.connection = self._blank()
+        lease.reused = lease.one_off = False
+        lease.waited_s = 0.0
+        lease.taken_at = self._clock()
+        lease.site = lease.aborted = None
+        lease.token = token = ref(lease, self._on_drop)
+        hash(token)
+        with self._lock:
+            self._process_returns()
+            if self._stopped:
+                raise LeaseClosed("the pool is stopped", self._view(), waited_s=0.0)
+            self._fresh_waiters.add(lease)
+            self._waiters[lease] = gate
+            self._take_from_a_shelf()
+            self._serve()
+        self._settle()
+        return lease
+
+    def take_slot(self, lease: Lease[C]) -> bool:
+        """Whether the turn of *lease*, of `queue_slot`, has come; then its slot is the shelf's."""
+        with self._lock:
+            self._process_returns()
+            token, lease.token = lease.token, None
+            found = token in self._inuse
+            if found:
+                del self._inuse[token]  # type: ignore[arg-type]
+                self._tally.waited -= 1  # the shelf tells of its waiter itself
+                self._elsewhere += 1
+                self._size -= 1
+        self._settle()
+        return found
+
+    def leave_queue(self, lease: Lease[C]) -> None:
+        """End what `queue_slot` has begun, whether its turn has come meanwhile or not."""
+        with self._lock:
+            self._waiters.pop(lease, None)
+            self._forget_wishes(lease)
+            if lease.token in self._inuse:
+                self._tally.waited -= 1
+                self._tally.misses -= 1
+                self._returns.append((lease, "surplus"))
+                self._process_returns()
+            lease.token = None
+        self._settle()
+
+    def first_waits_since(self, *, but: Lease[Any] | None = None) -> float:
+        """Since when the first one of the queue waits, apart from *but*; inf: nobody does.
+
+        Read without the lock, so it may be late.
+        """
+        try:
+            return next((one.taken_at for one in self._waiters if one is not but), _NEVER)
+        except RuntimeError:  # another thread has changed it meanwhile
+            return _NEVER
+
+    def blank(self) -> Connection[Any]:
+        """What will be known of a connection that a shelf is about to make."""
+        return self._blank()
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether there are more connections than there may be, since the size was lowered. Read without the lock."""
+        return self._size < 0 or (self._elsewhere > 0 and self._used() > self._size)
+
+    def full_view(self) -> PoolView:
+        """As `view`, for the text of an error; tells no counters."""
+        with self._lock:
+            return self._view()
+
     @property
     def retired(self) -> bool:
         """Whether connections are closed when they come back."""
@@ -797,6 +977,7 @@ class LeasePool(Generic[C]):
             or self._apart
             or self._shared
             or self._one_off
+            or self._elsewhere
             or self._waiters
             or self._returns
             or self._dropped
@@ -813,7 +994,7 @@ class LeasePool(Generic[C]):
         with self._lock:
             self._process_returns()
             view = self._view()
-            self._tally.tell(self._counters)
+            self._tell_counters()
         self._settle()
         return view
 
@@ -837,10 +1018,11 @@ class LeasePool(Generic[C]):
         state = "stopped, " if self._stopped else "retired, " if self._retired else ""
         one_off = f" and {len(self._one_off)} one-off" if self._one_off else ""
         kept = len(self._kept)
+        on_loops = f", {self._elsewhere} on event loops" if self._elsewhere else ""
         return (
             f"<LeasePool {state}{len(self._inuse) + len(self._shared) - kept} in use{one_off}, "
-            f"{len(self._idle) + len(self._apart) + kept} idle, "
-            f"{len(self._waiters)} waiting, max {self._size}>"
+            f"{len(self._idle) + len(self._apart) + kept} idle{on_loops}, "
+            f"{len(self._waiters)} waiting, max {self._size + self._elsewhere}>"
         )
 
     # What follows runs with the lock held.
@@ -897,6 +1079,31 @@ class LeasePool(Generic[C]):
         if self._connections() >= self._size and (self._idle or self._apart):
             self._schedule_close((self._idle or self._apart).popleft().conn, "surplus")
 
+    def _take_from_a_shelf(self) -> bool:
+        """Close what has been idle longest on some shelf, and have its slot here; False: nothing is idle there."""
+        return any(self._close_on(shelf, "surplus", most=1) for shelf in self.shelves.values())
+
+    def _close_on(self, shelf: Shelf[Any], reason: CloseReason, *, most: int = sys.maxsize) -> int:
+        """Close up to *most* connections that are idle on *shelf*, the oldest first; how many there were."""
+        closed = 0
+        while closed < most and (conn := shelf.give_up_oldest()) is not None:
+            self._schedule_close(conn, reason)
+            self._elsewhere -= 1
+            self._size += 1
+            closed += 1
+        return closed
+
+    def _take_count_of(self, shelf: Shelf[Any]) -> None:
+        """Add to the tally what *shelf* has counted since it was last asked."""
+        hits = shelf.hits
+        self._tally.hits += hits - shelf.told_hits
+        shelf.told_hits = hits
+
+    def _tell_counters(self) -> None:
+        for shelf in self.shelves.values():
+            self._take_count_of(shelf)
+        self._tally.tell(self._counters)
+
     def _slot_or_gate(
         self, lease: Lease[C], timeout_s: float, fresh: bool, owner: object | None, own_only: bool
     ) -> threading.Lock | None:
@@ -913,6 +1120,8 @@ class LeasePool(Generic[C]):
                 self._take_place(lease, place)
                 return None
         self._make_room()
+        if self._elsewhere and len(self._inuse) + len(self._shared) >= self._size and not self._waiters:
+            self._take_from_a_shelf()
         if len(self._inuse) + len(self._shared) < self._size:
             lease.connection = self._blank()
             self._inuse[token] = lease.site
@@ -951,6 +1160,10 @@ class LeasePool(Generic[C]):
         if owner is not None:
             lease.connection.owner = ref(owner)  # while it waits, this is the owner that waits
         self._waiters[lease] = gate
+        if (
+            self._elsewhere and self._take_from_a_shelf()
+        ):  # idle since the look above, and its loop saw no waiter
+            self._serve()
         return gate
 
     def _process_returns(self) -> None:
@@ -1140,7 +1353,7 @@ class LeasePool(Generic[C]):
         owner = None if lease.connection.owner is None else lease.connection.owner()
         return owner, lease in self._own_waiters
 
-    def _serve_one(self, waiter: tuple[Lease[C], threading.Lock]) -> None:
+    def _serve_one(self, waiter: tuple[Lease[C], Gate]) -> None:
         lease, gate = waiter
         token = lease.token
         assert token is not None
@@ -1183,7 +1396,7 @@ class LeasePool(Generic[C]):
         self._fresh_waiters.discard(lease)
         self._own_waiters.discard(lease)
 
-    def _dismiss(self, waiter: tuple[Lease[C], threading.Lock]) -> None:
+    def _dismiss(self, waiter: tuple[Lease[C], Gate]) -> None:
         """Let *waiter* go without a lease."""
         lease, gate = waiter
         if self._waiters.pop(lease, None) is not None:
@@ -1355,12 +1568,24 @@ class LeasePool(Generic[C]):
         self._screens = self._retired or self._used() > self._size
 
     def _view(self) -> PoolView:
+        inuse, idle, waiting, one_off = (
+            self._used(),
+            len(self._idle) + len(self._apart),
+            len(self._waiters),
+            0,
+        )
+        if self.shelves:
+            views = [shelf.counts() for shelf in self.shelves.values()]
+            on_shelves = sum(one.idle for one in views)
+            inuse, idle = inuse + self._elsewhere - on_shelves, idle + on_shelves
+            waiting += sum(one.waiting for one in views)
+            one_off = sum(one.one_off for one in views)
         return PoolView(
-            inuse=self._used(),
-            idle=len(self._idle) + len(self._apart),
-            waiting=len(self._waiters),
-            one_off=len(self._one_off),
-            max_connections=self._size,
+            inuse=max(inuse, 0),
+            idle=idle,
+            waiting=waiting,
+            one_off=len(self._one_off) + one_off,
+            max_connections=self._size + self._elsewhere,
             retired=self._retired,
             stopped=self._stopped,
         )
