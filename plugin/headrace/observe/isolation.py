@@ -117,10 +117,25 @@ def undisturbed(act: Callable[[], object]) -> None:
         raise raised[0]
 
 
+def is_ending(error: BaseException) -> bool:
+    """Whether *error* says that the interpreter is ending, so that no thread can be had: then nothing is wrong.
+
+    Python 3.12 says so from the end of the program on, before the functions of `atexit` run. Of its RuntimeError only
+    the words tell it from that of a machine that has no threads left. 3.13 says it later, with the same words in a
+    class of its own; 3.11 never says it.
+    """
+    return isinstance(error, RuntimeError) and str(error).endswith("at interpreter shutdown")
+
+
 def stumbled(doing: str, error: BaseException) -> None:
-    """Log *error* with its trace, the first time its type comes up in *doing*. Never raises; takes no lock."""
+    """Log *error* with its trace, the first time its type comes up in *doing*. Never raises; takes no lock.
+
+    Not where the interpreter `is_ending`.
+    """
     me = object()
     try:
+        if is_ending(error):
+            return
         # setdefault() is one atomic step, with and without the GIL: of many threads, one logs.
         if len(_logged_kinds) < _MOST_KINDS and _logged_kinds.setdefault((doing, type(error)), me) is me:
             _log.error("could not %s; the rest goes on, and this is said once", doing, exc_info=error)

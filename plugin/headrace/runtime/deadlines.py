@@ -43,7 +43,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from headrace.clock import monotonic
-from headrace.observe.isolation import stumbled, undisturbed
+from headrace.observe.isolation import is_ending, stumbled, undisturbed
 from headrace.runtime import process
 from headrace.runtime.threads import AutoResetEvent, Life, life
 from headrace.transport.attempt import Attempt
@@ -145,12 +145,12 @@ class Deadlines:
         # Without the lock: `undisturbed` starts it from another thread, where a finalizer may make a call.
         try:
             undisturbed(thread.start)
-        except RuntimeError:  # no thread can be started, or the interpreter is ending
+        except RuntimeError as error:  # no thread can be started
             with self._lock:
                 if self._thread is thread:
                     self._thread = None
                 is_told, self._is_told = self._is_told, True
-            if not is_told:
+            if not (is_told or is_ending(error)):
                 _log.warning("no deadline thread: only silence ends an attempt", exc_info=True)
 
     def life(self) -> Life:

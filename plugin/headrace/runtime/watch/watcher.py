@@ -57,7 +57,7 @@ except Exception:
 
 from headrace.clock import monotonic
 from headrace.observe.events import ThreadLingers, WatchDegraded
-from headrace.observe.isolation import each, stumbled, undisturbed
+from headrace.observe.isolation import each, is_ending, stumbled, undisturbed
 from headrace.observe.logs import emit
 from headrace.runtime.threads import AutoResetEvent, Life, life
 from headrace.runtime.watch.fingerprint import Prints, fingerprint, lookups
@@ -486,7 +486,7 @@ class Watcher:
 
     def _fall_back(self, error: Exception) -> None:
         """Only poll until the next start. ENOSPC: max_user_watches; EMFILE: max_user_instances, or our descriptors."""
-        if self._is_polling:
+        if self._is_polling or is_ending(error):
             return
         self._is_polling = True
         self._close_events()
