@@ -18,7 +18,7 @@ import headrace
 from headrace.policy.plan import TlsPlan
 from headrace.transport.dial.client import SealedContextError, TlsClient
 from headrace.transport.dial.identity import IdentityError
-from support.authorities import server_of
+from support.authorities import ADDRESS, DNS, URI, server_of
 from support.faultserver import Answer, FaultServer
 from support.governed import reason_of, rules, running
 from support.surfaces import INSTALL, SURFACES, Surface, across
@@ -120,6 +120,56 @@ def test_the_name_of_the_host_is_compared_where_no_identity_is_given(
         ):
             requests.get(server.url)
         assert not isinstance(caught.value, headrace.IdentityMismatch)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        pytest.param([(URI, b"spiffe://prod/billing\xff")], "something that is no text", id="URI, no UTF-8"),
+        pytest.param(
+            [(URI, SPIFFE.encode()), (DNS, b"\xff\xfe")], "something that is no text", id="DNS, no UTF-8"
+        ),
+        pytest.param(
+            [(URI, SPIFFE.encode() + b"\0.evil")], r"names spiffe://prod/billing\x00.evil;", id="NUL"
+        ),
+        pytest.param(
+            [(URI, b"spiffe://prod/b\nok: fine")], r"names spiffe://prod/b\nok: fine;", id="line break"
+        ),
+        pytest.param([(ADDRESS, SPIFFE.encode())], "names nobody;", id="an address of 21 bytes"),
+        pytest.param([(DNS, b"n%d.evil" % nth) for nth in range(2000)], "and 1995 more;", id="2000 names"),
+    ],
+)
+@across(*SURFACES)
+def test_whatever_a_certificate_holds_it_is_refused_in_the_same_way(
+    tmp_path: Path, authority: trustme.CA, ca: Path, names: Any, words: str, call: Surface
+) -> None:
+    """Its CA has signed it: an intermediate of some team may sign anything."""
+    with (
+        FaultServer(tls=server_of(authority, raw=names)) as server,
+        running(tmp_path, text_of(server.url, ca, SPIFFE)) as hr,
+    ):
+        with pytest.raises(headrace.IdentityMismatch) as caught:
+            call(hr, server.url)
+        assert words in str(caught.value)
+        assert str(caught.value).isprintable()
+        assert len(caught.value.attempts) == 1
+        assert server.requests == []
+
+
+def test_a_certificate_that_cannot_be_read_is_refused_where_the_names_of_its_host_can(
+    tmp_path: Path, authority: trustme.CA, ca: Path
+) -> None:
+    """Without identities OpenSSL compares the host, and nobody else looks: the call gets its answer."""
+    names = [(ADDRESS, bytes([127, 0, 0, 1])), (URI, b"\xff")]
+    with FaultServer(tls=server_of(authority, raw=names)) as server:
+        with running(tmp_path, rules(server.url, f"    tls: {{ca: '{ca}'}}\n")):
+            for _ in range(2):
+                assert requests.get(server.url, headers={"Connection": "close"}).status_code == 200
+        with (
+            running(tmp_path, text_of(server.url, ca, SPIFFE)),
+            pytest.raises(headrace.IdentityMismatch),
+        ):
+            requests.get(server.url)
 
 
 def test_who_vouches_is_asked_first(tmp_path: Path, authority: trustme.CA, ca: Path) -> None:

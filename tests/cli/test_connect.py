@@ -21,6 +21,7 @@ import pytest
 import trustme
 
 from headrace.cli import main
+from support.authorities import ADDRESS, DNS, URI, server_of
 from support.faultserver import FaultServer, server_context
 from support.governed import rules
 from support.holes import address_of, black_hole, closed_port, names
@@ -143,6 +144,22 @@ def test_identities_are_told_in_the_place_of_the_host(
         code, out, _ = checked(capsys)
     assert code == 0
     assert line(out, "identity").endswith("; tls.identities wants localhost")
+
+
+def test_names_that_forge_a_line_or_are_no_text_are_told_and_keep_nothing_from_being_good(
+    folder: Path, authority: trustme.CA, ca: Path, capsys: Captured
+) -> None:
+    here = (ADDRESS, bytes([127, 0, 0, 1]))
+    for raw, shown in (
+        ([here, (URI, b"\xff")], "something that is no text; issued by nobody; no dates"),
+        ([here, (DNS, b"a\nFAILED: all")], "CN=x\\n    FAILED: all; issued by OU=Testing CA"),
+    ):
+        tls = server_of(authority, raw=raw, common_name="x\n    FAILED: all")
+        with FaultServer(tls=tls) as server:
+            write(folder, server.url, f"ca: '{ca}'")
+            code, out, _ = checked(capsys)
+        assert (code, line(out, "chain")[: len(shown)]) == (0, shown)
+        assert not re.search(r"^ *FAILED", out, re.MULTILINE)
 
 
 def test_what_is_not_verified_says_so(folder: Path, authority: trustme.CA, capsys: Captured) -> None:

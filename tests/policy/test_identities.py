@@ -101,6 +101,9 @@ def test_what_the_file_may_say(identity: str) -> None:
         ("billing.internal\n", "SPIFFE id"),
         ("billing.internal:443", "SPIFFE id"),
         ("bill*.internal", "SPIFFE id"),
+        ("10.0.0.1", "be no address"),
+        ("::1", "SPIFFE id"),
+        ("bücher.internal", "xn--"),
     ],
 )
 def test_what_the_file_may_not_say(identity: str, words: str) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import headrace
 from headrace.runtime.secrets import RACY_NS, Secrets
-from support.faultserver import FaultServer
+from support.faultserver import Answer, FaultServer
 from support.forks import in_child
 from support.governed import rules, running
 from support.waiting import wait_until
@@ -152,6 +154,63 @@ def test_a_file_that_is_gone_or_torn_keeps_the_last_token_and_is_told_once(
     assert len(rejected) == 2  # once for each of the two
     assert not any("applied" in line for line in caplog.messages)
     assert "two" not in caplog.text
+
+
+def a_pipe(token: Path) -> None:
+    token.unlink()
+    os.mkfifo(token)
+
+
+def a_folder(token: Path) -> None:
+    token.unlink()
+    token.mkdir()
+
+
+def a_gigabyte(token: Path) -> None:
+    with token.open("r+b") as file:
+        file.truncate(1 << 30)  # a hole
+
+
+@pytest.mark.parametrize(
+    "becomes",
+    [
+        a_pipe,
+        a_folder,
+        a_gigabyte,
+        pytest.param(b"2\r\nX-Forged: yes", id="another header"),
+        pytest.param(b"2\nX-Forged: yes\n", id="another header, after a bare LF"),
+        pytest.param(b"2\rX-Forged: yes", id="another header, after a bare CR"),
+        pytest.param(b"2\0", id="NUL"),
+        pytest.param(b"2\n\n", id="an empty line"),
+        pytest.param(b"\xff\xfe2", id="half of UTF-16"),
+        pytest.param(b"2\xff", id="no UTF-8"),
+        pytest.param("2€".encode(), id="no Latin-1"),
+        pytest.param(b"\r\n", id="a line break alone"),
+        pytest.param(b"2" * (64 << 10) + b"2", id="a byte too long"),
+    ],
+)
+def test_what_no_header_may_hold_keeps_the_last_token_and_holds_up_nobody(
+    tmp_path: Path, server: FaultServer, becomes: Any
+) -> None:
+    """failures.md 92: a token that is rotated may be anything, by mistake or by malice."""
+    token = tmp_path / "token"
+    put(token, b"1\r\n")
+    server.always(lambda request: Answer(401 if request.header("Authorization") == "Bearer 1" else 200))
+    with running(tmp_path, rules(server.url, header_of(token), more=QUICK)) as hr:
+        assert sent(hr, server) == "Bearer 1"
+        if callable(becomes):
+            becomes(token)
+        else:
+            put(token, becomes)
+        began = time.monotonic()
+        for _ in range(3):  # each is answered 401, and looks at the file
+            assert sent(hr, server) == "Bearer 1"
+        wait_until(lambda: hr.status()["rejected"])
+        assert time.monotonic() - began < 20
+        assert all(request.header("X-Forged") is None for request in server.requests)
+        shutil.rmtree(token) if token.is_dir() else token.unlink()
+        put(token, b"3\r\n")
+        wait_until(lambda: sent(hr, server) == "Bearer 3")
 
 
 def test_a_load_takes_the_token_with_it_and_an_upstream_that_says_the_same_stays_what_it_is(

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -39,8 +39,23 @@ def secure(authority: trustme.CA) -> Iterator[FaultServer]:
         yield server
 
 
-def server_of(authority: trustme.CA, *uris: str, dns: tuple[str, ...] = ()) -> ssl.SSLContext:
-    """A server whose certificate has these URIs and DNS names, and nothing about its address."""
+URI, DNS, ADDRESS = 0x86, 0x82, 0x87
+"""Kinds of names (RFC 5280 §4.2.1.6), as `server_of` takes them raw."""
+
+
+def server_of(
+    authority: trustme.CA,
+    *uris: str,
+    dns: tuple[str, ...] = (),
+    raw: Sequence[tuple[int, bytes]] = (),
+    common_name: str | None = None,
+) -> ssl.SSLContext:
+    """A server whose certificate has these URIs and DNS names, and nothing about its address.
+
+    Args:
+        raw: In the place of those: kinds and names, which may be any bytes.
+        common_name: Its subject; None: some subject.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     issued = authority.issue_cert("template.test")
     template = x509.load_pem_x509_certificate(issued.cert_chain_pems[0].bytes())
@@ -49,13 +64,22 @@ def server_of(authority: trustme.CA, *uris: str, dns: tuple[str, ...] = ()) -> s
     names += [x509.DNSName(name) for name in dns]
     certificate = (
         x509.CertificateBuilder()
-        .subject_name(template.subject)
+        .subject_name(
+            template.subject
+            if common_name is None
+            else x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
+        )
         .issuer_name(template.issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(template.not_valid_before_utc)
         .not_valid_after(template.not_valid_after_utc)
-        .add_extension(x509.SubjectAlternativeName(names), critical=True)
+        .add_extension(
+            x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.17"), _raw(raw))
+            if raw
+            else x509.SubjectAlternativeName(names),
+            critical=True,
+        )
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()),  # type: ignore[arg-type]
@@ -73,3 +97,16 @@ def server_of(authority: trustme.CA, *uris: str, dns: tuple[str, ...] = ()) -> s
     with trustme.Blob(pem).tempfile() as file:
         context.load_cert_chain(file)
     return context
+
+
+def _raw(names: Sequence[tuple[int, bytes]]) -> bytes:
+    """The extension with *names*, as DER."""
+    body = b"".join(bytes([kind]) + _length(name) + name for kind, name in names)
+    return b"\x30" + _length(body) + body
+
+
+def _length(content: bytes) -> bytes:
+    if len(content) < 128:
+        return bytes([len(content)])
+    length = len(content).to_bytes((len(content).bit_length() + 7) // 8)
+    return bytes([0x80 | len(length)]) + length

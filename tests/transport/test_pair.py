@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
 
 from headrace.policy.plan import TlsPlan
 from headrace.policy.secret import Secret
-from headrace.transport.dial.pair import held
+from headrace.transport.dial.files import held
 from headrace.transport.dial.tls import TlsChanged, TlsError, context_for
 from support.faultserver import FaultServer, server_context
 from support.pairs import Pair, issue, seen_by
@@ -165,13 +166,135 @@ def test_openssl_finds_what_was_read_whoever_writes_meanwhile(tmp_path: Path) ->
         assert Path(name).read_bytes() == b"read"
 
 
-def test_without_files_in_memory_a_file_that_is_written_meanwhile_is_not_taken(
+def without_memory_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As BSD and macOS are."""
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+
+
+def without_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Windows is: a descriptor has no name, so a pipe would be no help either."""
+    without_memory_files(monkeypatch)
+    monkeypatch.setattr("headrace.transport.dial.files._NAMES", ("/nowhere",))
+
+
+SYSTEMS = pytest.mark.parametrize(
+    "system",
+    [
+        pytest.param(lambda monkeypatch: None, id="Linux"),
+        pytest.param(without_memory_files, id="a system without files in memory"),
+        pytest.param(without_names, id="one without names of descriptors"),
+    ],
+)
+
+
+@SYSTEMS
+@pytest.mark.parametrize("content", [b"read", b"read" * 50_000], ids=["short", "longer than a pipe holds"])
+def test_openssl_is_given_what_was_read_whoever_writes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: Any, content: bytes
+) -> None:
+    """A file that is written twice in between looks the same before and after."""
+    system(monkeypatch)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    before = len(os.listdir("/proc/self/fd"))
+    file = tmp_path / "cert.pem"
+    file.write_bytes(content)
+    with held(content, str(file)) as name:
+        file.write_bytes(b"written")
+        assert name != str(file)
+        if not name.startswith("/proc/self/fd/"):
+            assert os.stat(os.path.dirname(name)).st_mode & 0o077 == 0
+        assert Path(name).read_bytes() == content
+        file.write_bytes(content)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_key_is_never_put_on_a_disk_and_one_that_was_written_meanwhile_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: Pair
+) -> None:
+    without_names(monkeypatch)
+    file = tmp_path / "key.pem"
+    file.write_bytes(pair.key)
+    with held(pair.key, str(file)) as name:
+        assert name == str(file)
+    with pytest.raises(TlsChanged, match="was written while"), held(pair.key, str(file)):
+        file.write_bytes(b"written")
+
+
+def test_without_a_place_for_it_the_file_is_looked_at_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(os, "memfd_create", raising=False)
-    file = tmp_path / "cert.pem"
+    without_names(monkeypatch)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    file = tmp_path / "ca.pem"
     file.write_bytes(b"read")
     with held(b"read", str(file)) as name:
         assert name == str(file)
     with pytest.raises(TlsChanged, match="was written while"), held(b"read", str(file)):
         file.write_bytes(b"written")
+
+
+@SYSTEMS
+@pytest.mark.parametrize("is_one_file", [False, True], ids=["two files", "one file"])
+def test_every_system_presents_the_pair_and_trusts_the_authority(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    authority: trustme.CA,
+    pair: Pair,
+    ca: Path,
+    system: Any,
+    is_one_file: bool,
+) -> None:
+    import urllib3
+
+    ca.write_bytes(b"# a comment, as bundles have\n" * 5000 + ca.read_bytes())
+    made = plan(tmp_path, *((pair.cert + pair.key, None) if is_one_file else (pair.cert, pair.key)))
+    system(monkeypatch)
+    with FaultServer(tls=server_context(authority, client_ca=authority)) as server:
+        with urllib3.PoolManager(ssl_context=context_for(replace(made, ca=str(ca)))) as http:
+            assert http.request("GET", server.url).status == 200
+        assert seen_by(server) == [pair.serial]
+
+
+def break_by_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def break_by_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def break_by_size(file: Path) -> None:
+    with file.open("r+b") as content:
+        content.truncate(1 << 30)  # a hole
+
+
+@pytest.mark.parametrize(
+    ("name", "breaks", "words"),
+    [
+        (name, breaks, words)
+        for name in ("cert.pem", "key.pem", "ca.pem")
+        for breaks, words in (
+            (break_by_pipe, "is not a regular file"),
+            (break_by_folder, "is a directory"),
+            (break_by_size, "is longer than 8 MiB"),
+        )
+        if (name, breaks) != ("ca.pem", break_by_folder)  # a CA may be one
+    ],
+)
+def test_what_is_no_file_of_ours_by_now_is_not_waited_for_and_not_read(
+    tmp_path: Path, pair: Pair, ca: Path, name: str, breaks: Any, words: str
+) -> None:
+    """Between the load and the context: a FIFO would hold the lock of all contexts for ever."""
+    made = replace(plan(tmp_path, pair.cert, pair.key), ca=str(ca))
+    breaks(tmp_path / name)
+    tracemalloc.start()
+    try:
+        with pytest.raises(TlsError, match=words):
+            context_for(made)
+        assert tracemalloc.get_traced_memory()[1] < 24 << 20
+    finally:
+        tracemalloc.stop()

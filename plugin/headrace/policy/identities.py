@@ -21,6 +21,9 @@ _MOST_SHOWN = 5
 _LONGEST_SHOWN = 200
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}", re.ASCII)
 _SEGMENT = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
+_ADDRESS = re.compile(
+    r"[0-9.]+", re.ASCII
+)  # of IPv4: a DNS name has a letter in its last label (RFC 1123 §2.1)
 _DNS_NAME = re.compile(
     r"(?=.{1,253}\Z)(\*\.)?([a-z0-9_]([a-z0-9_-]*[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?",
     re.ASCII | re.IGNORECASE,
@@ -31,8 +34,12 @@ def fault_in(identity: str) -> str | None:
     """What is wrong with *identity* as one of `tls.identities`, going on from "must"; None: nothing."""
     scheme, is_uri, rest = identity.partition("://")
     if not is_uri:
+        if _ADDRESS.fullmatch(identity):
+            return "be no address: names are compared, and an address is none; without identities that of the host is"
         if _DNS_NAME.fullmatch(identity):
             return None
+        if not identity.isascii():
+            return "be written as certificates have it: a name beyond ASCII in its xn-- form"
         return "be a SPIFFE id (spiffe://trust-domain/path) or a DNS name"
     if scheme != "spiffe":
         return "begin with spiffe:// if it is a URI"

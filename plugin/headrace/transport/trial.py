@@ -13,7 +13,7 @@ import os
 import selectors
 import socket
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import inf
@@ -25,6 +25,7 @@ from headrace.policy.dialling import interleaved
 from headrace.policy.identities import offered_by
 from headrace.policy.plan import Origin, TlsPlan, UpstreamPlan
 from headrace.transport.dial.client import TlsClient
+from headrace.transport.dial.identity import NO_TEXT
 from headrace.transport.dial.opening import Opening
 from headrace.transport.dial.resolve import ResolveTimeout, resolver
 from headrace.transport.dial.sockets import Address
@@ -335,16 +336,25 @@ def _chain_of(secured: Any) -> tuple[Certificate, ...]:
     # `ssl` has a public word for it from 3.13 on, which gives no more than the bytes.
     get = getattr(secured._sslobj, "get_unverified_chain", None)
     if get is not None:
-        return tuple(_certificate(one.get_info()) for one in get() or ())
-    own = secured.getpeercert()
-    return (_certificate(own),) if own else ()
+        return tuple(_certificate(one.get_info) for one in get() or ())
+    own = _certificate(secured.getpeercert)
+    return () if own is _NOTHING else (own,)
 
 
-def _certificate(info: Mapping[str, Any]) -> Certificate:
-    return Certificate(
-        subject_of(info),
-        issuer_of(info),
-        offered_by(info),
-        ssl.cert_time_to_seconds(info["notBefore"]) if "notBefore" in info else -inf,
-        ssl.cert_time_to_seconds(info["notAfter"]) if "notAfter" in info else inf,
-    )
+_NOTHING: Final = Certificate("", "", (), -inf, inf)
+
+
+def _certificate(get_info: Callable[[], Mapping[str, Any]]) -> Certificate:
+    try:
+        info = get_info()
+        if not info:  # of a peer that was not verified
+            return _NOTHING
+        return Certificate(
+            subject_of(info),
+            issuer_of(info),
+            offered_by(info),
+            ssl.cert_time_to_seconds(info["notBefore"]) if "notBefore" in info else -inf,
+            ssl.cert_time_to_seconds(info["notAfter"]) if "notAfter" in info else inf,
+        )
+    except ValueError:  # a name that is no text, a date that is none: calls do not look at them
+        return replace(_NOTHING, names=(NO_TEXT,))

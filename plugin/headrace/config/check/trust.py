@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
+from headrace.bounded import MAX_TRUST_FILE_BYTES
 from headrace.config.check.problems import Path, Problem
 from headrace.config.settings import Tls, Upstream
 from headrace.config.source.files import Reader, ReadingError
@@ -20,7 +21,6 @@ from headrace.policy.secret import Secret
 
 BUNDLE_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 """In the order of requests, which knows the first two. OpenSSL knows the third."""
-MAX_TRUST_FILE_BYTES = 8 << 20
 MAX_DIRECTORY_FILES = 2000
 MAX_PASSPHRASE_BYTES = 1024
 """Python's ssl takes no longer one (PEM_BUFSIZE of OpenSSL)."""

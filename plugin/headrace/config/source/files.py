@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import codecs
-import errno
 import hashlib
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 
+from headrace.bounded import ReadingError as ReadingError
+from headrace.bounded import read_bounded
 from headrace.policy.secret import is_header_value
-
-# O_NONBLOCK: without it, opening a FIFO that nobody writes to would hang the start. Windows has neither flag.
-_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-
 
 MAX_SECRET_BYTES = 64 << 10
 
@@ -59,9 +55,7 @@ def read_secret(path: str) -> str:
     Raises:
         ReadingError: It cannot be read, is empty, or holds what no header may. While a writer is at work it may be so.
     """
-    content = _content(path, MAX_SECRET_BYTES)
-    if isinstance(content, ReadingError):
-        raise content
+    content = read_bounded(path, MAX_SECRET_BYTES)
     try:
         text = text_of_secret(content)
     except UnicodeDecodeError:
@@ -69,10 +63,6 @@ def read_secret(path: str) -> str:
     if not text or not is_header_value(text):
         raise ReadingError("is empty" if not text else "holds what no header may")
     return text
-
-
-class ReadingError(Exception):
-    """A file that cannot be used. The text goes on from "which …" and holds nothing of the file's content."""
 
 
 class Reader:
@@ -177,25 +167,6 @@ class Reader:
 
 def _content(path: str, limit_bytes: int) -> bytes | ReadingError:
     try:
-        descriptor = os.open(path, _FLAGS)
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            os.close(descriptor)
-            return ReadingError("is a directory" if stat.S_ISDIR(mode) else "is not a regular file")
-        with open(descriptor, "rb") as file:
-            content = file.read(limit_bytes + 1)
-    except (OSError, ValueError) as error:
-        return ReadingError(_reason(error, path))
-    if len(content) > limit_bytes:
-        unit = f"{limit_bytes >> 20} MiB" if limit_bytes >= 1 << 20 else f"{limit_bytes >> 10} KiB"
-        return ReadingError(f"is longer than {unit}")
-    return content
-
-
-def _reason(error: OSError | ValueError, path: str) -> str:
-    code = getattr(error, "errno", None)
-    if code in (errno.ENOENT, errno.ENOTDIR):
-        return f"does not exist (looked for {path})"
-    if code in (errno.EACCES, errno.EPERM):
-        return "may not be read by this user"
-    return f"cannot be read ({os.strerror(code) if code else 'not a path'})"
+        return read_bounded(path, limit_bytes)
+    except ReadingError as error:
+        return error

@@ -27,7 +27,7 @@ from headrace.config.explain.keys import GONE, Key, key_at, root_key
 from headrace.config.settings import Settings
 from headrace.config.source.blocks import Blocks
 from headrace.config.source.document import MAX_DOCUMENT_BYTES, DocumentError, read_document, read_flow
-from headrace.config.source.files import MAX_SECRET_BYTES, Reader, ReadingError, text_of
+from headrace.config.source.files import MAX_SECRET_BYTES, Reader, ReadingError, text_of_secret
 from headrace.config.source.interpolate import Interpolation
 from headrace.config.source.renames import new_name, settled
 from headrace.config.source.tree import Mark, Node, Table, merge, node_at, plain, problem_at
@@ -281,8 +281,7 @@ class SecretsDirectory(Named):
 
         def read(name: str) -> str:
             path = os.path.join(folder, name)
-            text = text_of(reader.read(path, limit_bytes=MAX_SECRET_BYTES, known_by=name))
-            return text.removesuffix("\n").removesuffix("\r")
+            return text_of_secret(reader.read(path, limit_bytes=MAX_SECRET_BYTES, known_by=name))
 
         try:
             names = sorted(os.listdir(folder))

@@ -11,7 +11,8 @@ import stat
 from collections.abc import Iterable, Mapping
 from itertools import islice
 
-from headrace.config.check.trust import MAX_DIRECTORY_FILES, MAX_TRUST_FILE_BYTES
+from headrace.bounded import MAX_TRUST_FILE_BYTES
+from headrace.config.check.trust import MAX_DIRECTORY_FILES
 
 MAX_SYMLINKS = 40
 """Linux' own limit (path_resolution(7)); beyond it open() says ELOOP."""

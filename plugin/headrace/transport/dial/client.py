@@ -149,7 +149,7 @@ class TlsClient:
         if now.accepted:
             try:
                 _require_handshake(resumed)
-                require_identity(secured.getpeercert(), now.accepted)
+                require_identity(secured, now.accepted)
             except BaseException:
                 secured.close()
                 if sessions is not None and key is not None and offered is not None:

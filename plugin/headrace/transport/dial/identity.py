@@ -9,6 +9,9 @@ from typing import Any
 from headrace.policy.identities import Name, is_of, offered_by
 from headrace.policy.printable import printable
 
+NO_TEXT = "something that is no text"
+"""What is said of a certificate with a name that Python cannot read, and so tells nothing of at all."""
+
 
 class IdentityError(ssl.SSLCertVerificationError):
     """The peer is none of `tls.identities`.
@@ -39,12 +42,18 @@ def in_words(offered: tuple[str, ...], wanted: tuple[str, ...]) -> str:
     )
 
 
-def require_identity(certificate: Mapping[str, Any] | None, accepted: frozenset[Name]) -> None:
-    """Raise where *certificate* (`getpeercert()`) names none of *accepted*.
+def require_identity(sock: Any, accepted: frozenset[Name]) -> None:
+    """Raise where the certificate of the peer of *sock* names none of *accepted*.
 
     Raises:
-        IdentityError: It does not, or there is none.
+        IdentityError: It does not, there is none, or it cannot be read.
     """
-    if not certificate or not is_of(certificate, accepted):
-        wanted = tuple(printable(value) for _, value in sorted(accepted))
-        raise IdentityError(offered_by(certificate or {}), wanted)
+    try:
+        certificate: Mapping[str, Any] = sock.getpeercert() or {}
+    except UnicodeDecodeError:  # what its CA has let through may be any bytes
+        offered: tuple[str, ...] = (NO_TEXT,)
+    else:
+        if is_of(certificate, accepted):
+            return
+        offered = offered_by(certificate)
+    raise IdentityError(offered, tuple(printable(value) for _, value in sorted(accepted)))

@@ -6,32 +6,18 @@ wrong is found by looking into the files.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
 from headrace.policy.certificate import certificates_in
 from headrace.policy.plan import TlsPlan
+from headrace.transport.dial.files import PRIVATE_KEY, TlsError, held, read, reason_of
 
 # KEY_TYPE_MISMATCH: OpenSSL 3.2 and newer. Older ones leave the certificate aside when a key of another kind comes.
 _OTHER_KIND: Final = frozenset({"NO_CERTIFICATE_ASSIGNED", "KEY_TYPE_MISMATCH"})
-_PRIVATE_KEY: Final = re.compile(rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----")
 _OPENSSH: Final = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 _DER: Final = b"\x30"  # a SEQUENCE: certificates, keys and PKCS#12 alike begin with it
 _AS_PEM: Final = {"certificate": "openssl x509 -inform DER", "private key": "openssl pkey -inform DER"}
-
-
-class TlsError(ValueError):
-    """TLS files that cannot be used; the text names the file, what is wrong and how to fix it."""
-
-
-class TlsChanged(TlsError):
-    """A file was written after its plan was made: to read it again may help."""
 
 
 def present(context: ssl.SSLContext, plan: TlsPlan) -> None:
@@ -95,7 +81,7 @@ def _what_is_wrong(
             f"{key}: the passphrase in tls.key_passphrase is not the one that this key is encrypted with\n"
             f"    try: openssl pkey -in {key} -noout"
         )
-    if plan.key is None and not _PRIVATE_KEY.search(private):
+    if plan.key is None and not PRIVATE_KEY.search(private):
         return f"{cert}: holds no private key in PEM form, and `key` is not given"
     return _no_pem(key, private, "private key", error)
 
@@ -126,69 +112,3 @@ def _ends_within_a_block(content: bytes, name: bytes) -> bool:
     last = content[begin:].partition(b"\n")[0]
     # The line of the end may itself be cut.
     return begin >= 0 and name in last and (end < begin or not content[end + 8 :].partition(b"-----")[1])
-
-
-def read(path: str, what: str, digest: str | None = None) -> bytes:
-    """The content of *path*. OpenSSL's error would only hint at the file.
-
-    Args:
-        digest: SHA-256 of what it must hold, in hex; None: anything.
-
-    Raises:
-        TlsError: It cannot be read.
-        TlsChanged: It holds something else.
-    """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise TlsError(f"{path}: cannot read {what} ({reason_of(error)})") from error
-    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
-        raise _changed(path)
-    return content
-
-
-@contextmanager
-def held(content: bytes, path: str) -> Iterator[str]:
-    """A name under which OpenSSL finds *content*, whoever writes to *path* meanwhile.
-
-    OpenSSL opens files by itself. A file that is written twice in between may hold the same before and after, and
-    something else when OpenSSL reads it. Where the system has no files in memory, the name is *path*, and what it
-    holds is looked at again.
-
-    Raises:
-        TlsChanged: *path* has been written meanwhile, and that counts.
-    """
-    descriptor = _file_in_memory(content)
-    if descriptor is None:
-        yield path
-        if read(path, "it again") != content:
-            raise _changed(path)
-        return
-    try:
-        yield f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
-
-
-def _file_in_memory(content: bytes) -> int | None:
-    """The descriptor of a file that holds *content*; None: there are none, or they have no names."""
-    try:
-        descriptor = os.memfd_create("headrace-tls")
-    except (AttributeError, OSError):
-        return None
-    with open(descriptor, "wb", closefd=False) as file:
-        file.write(content)
-    if os.path.exists(f"/proc/self/fd/{descriptor}"):
-        return descriptor
-    os.close(descriptor)
-    return None
-
-
-def _changed(path: str) -> TlsChanged:
-    return TlsChanged(f"{path}: was written while it was being loaded\n    load it again")
-
-
-def reason_of(error: Exception) -> str:
-    """*error* in a word or two."""
-    reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
-    return str(reason).replace("_", " ").lower()

@@ -21,9 +21,11 @@ from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
 
 from headrace.policy.plan import TlsPlan
-from headrace.transport.dial.pair import TlsChanged as TlsChanged
-from headrace.transport.dial.pair import TlsError as TlsError
-from headrace.transport.dial.pair import held, present, read, reason_of
+from headrace.policy.printable import printable
+from headrace.transport.dial.files import TlsChanged as TlsChanged
+from headrace.transport.dial.files import TlsError as TlsError
+from headrace.transport.dial.files import held, read, reason_of
+from headrace.transport.dial.pair import present
 from headrace.transport.standstill import patient_over
 
 _MINIMUM = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
@@ -113,7 +115,10 @@ def stock_context() -> ssl.SSLContext:
 
 
 def issuer_of(certificate: Mapping[str, Any]) -> str:
-    """Who issued *certificate*, which is as `getpeercert()` has it: `CN=R11, O=Let's Encrypt`; "" where it says not."""
+    """Who issued *certificate*, which is as `getpeercert()` has it: `CN=R11, O=Let's Encrypt`; "" where it says not.
+
+    Fit to be printed.
+    """
     return _name_of(certificate.get("issuer", ()))
 
 
@@ -125,7 +130,9 @@ def subject_of(certificate: Mapping[str, Any]) -> str:
 def _name_of(parts: Iterable[Iterable[tuple[str, str]]]) -> str:
     named = [(name, value) for part in parts for name, value in part]
     short = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU"}
-    return ", ".join(f"{short[name]}={value}" for name, value in reversed(named) if name in short)[:200]
+    return printable(
+        ", ".join(f"{short[name]}={value}" for name, value in reversed(named) if name in short)[:200]
+    )
 
 
 def _open_context(kind: Any) -> ssl.SSLContext:

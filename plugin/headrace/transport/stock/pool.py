@@ -256,7 +256,7 @@ class GovernedHTTPPool(HTTPConnectionPool):
         self.leases.offer(conn, generation=generation)
 
     def try_connection(self, trust: SSLContext | None = None) -> dict[str, Any]:
-        """The peer's certificate, as `getpeercert()` has it, by one connection that is closed again.
+        """The peer's certificate, as `getpeercert()` has it, by one connection that is closed again; {}: unreadable.
 
         The handshake is a full one. Blocks for `connect_s` and `handshake_s`, as `open_idle` does.
 
@@ -274,7 +274,10 @@ class GovernedHTTPPool(HTTPConnectionPool):
             conn.ssl_context = conn.ssl_context.without_sessions()
         try:
             conn.connect()
-            return conn.sock.getpeercert() or {}
+            try:
+                return conn.sock.getpeercert() or {}
+            except UnicodeDecodeError:  # a name in it is no text
+                return {}
         finally:
             conn.close()
 
