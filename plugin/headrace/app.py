@@ -80,9 +80,6 @@ class Headrace:
         self._reloader = Reloader(
             load=self._load, override=self._mode_override, files=self.files, publish=self._publish
         )
-        self._in_force = functools.partial(
-            getattr, self._reloader, "snapshot"
-        )  # in C: for each protected call
         self._readings = Readings(self._reloader)
         self._metrics = Metrics(self._readings.read, registry=registry, key=self.files)
         self._late_patch = LatePatch()
@@ -309,7 +306,7 @@ class Headrace:
             self.snapshot.upstream(name)
             handle = self._handles.setdefault(
                 name,
-                Handle(name, self._resolve, self._in_force, self._find, self._stock, self._reloader.reset),
+                Handle(name, self._resolve, self._reloader, self._find, self._stock, self._reloader.reset),
             )
         return handle
 

@@ -71,6 +71,41 @@ def test_eight_threads_lose_no_count(window: TimeWindowPlan | CountWindowPlan) -
     assert view.failures == 2 * per_thread + per_thread
 
 
+def test_eight_threads_that_nearly_always_succeed_lose_no_count() -> None:
+    """Successes are counted without the lock; failures, slow ones, looks and turns come in between."""
+    per_thread = 20_000
+    circuit = Circuit(
+        circuit_plan(window=TimeWindowPlan(10.0), minimum_calls=10**9, consecutive_failures=None),
+        rng=seeded(),
+        lock=threading.Lock(),
+    )
+    ended: list[int] = []
+
+    def work(number: int) -> None:
+        if number == 8:
+            while len(ended) < 8:
+                circuit.view(T0)
+            return
+        for turn in range(per_thread):
+            permit = circuit.acquire(T0)
+            assert isinstance(permit, Permit)
+            failed = turn % 500 == number
+            place = circuit.record(permit, Verdict.FAILURE if failed else Verdict.SUCCESS, T0)
+            if turn % 700 == 11 * number + 5:
+                assert place is not None
+                assert failed or circuit.turn(permit, place, T0)
+        ended.append(number)
+
+    together(9, work)
+
+    view = circuit.view(T0)
+    assert view.calls == 8 * per_thread
+    turns = range(per_thread)
+    assert view.failures == sum(
+        turn % 500 == number or turn % 700 == 11 * number + 5 for number in range(8) for turn in turns
+    )
+
+
 def test_rules_that_change_under_eight_threads_lose_no_count() -> None:
     per_thread = 1500
     windows = [TimeWindowPlan(10.0), CountWindowPlan(100_000, None), TimeWindowPlan(60.0)]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.policy.breaker.circuit import Circuit
+from headrace.policy.breaker.permit import Permit
 from headrace.policy.counters import (
     DURATION_BUCKETS_S,
+    MANY,
     PROTECTED_OUTCOMES,
     Exemplar,
     Histogram,
@@ -16,6 +22,9 @@ from headrace.policy.counters import (
     add,
     totals_of,
 )
+from headrace.policy.gate import settle
+from support.plans import circuit_plan
+from support.virtual import seeded
 
 
 @pytest.mark.parametrize(
@@ -97,10 +106,44 @@ def test_a_copy_of_the_counters_is_apart_from_them() -> None:
 
 def test_calls_that_were_answered_at_once_are_added_up_for_the_reader() -> None:
     counters = UpstreamCounters()
-    add(counters.at_once, "2xx", 3)
+    counters.answered.extend([("2xx", 0.02, 3.0, False), ("2xx", 0.3, -1.0, True), ("2xx", 0.02, None, False)])
     add(counters.requests, "2xx")
 
     for _ in range(2):  # once, however often they are read
         copy = counters.copy()
-        assert (copy.requests, copy.attempts, copy.at_once) == ({"2xx": 4}, {"2xx": 3}, {})
+        assert (copy.requests, copy.attempts, len(copy.answered)) == ({"2xx": 4}, {"2xx": 3}, 0)
         assert (copy.attempts_per_call.counts[0], copy.attempts_per_call.sum) == (3, 3)
+        assert (copy.duration.counts[2], copy.duration.counts[6], copy.duration.sum) == (2, 1, pytest.approx(0.34))
+        assert (copy.deadline_left.counts[0], copy.deadline_left.counts[9]) == (1, 1)
+        assert (sum(copy.deadline_left.counts), copy.deadline_left.sum) == (2, 3.0)
+        assert copy.own_timeouts == 1
+
+
+def test_eight_threads_that_settle_and_one_that_reads_lose_nothing() -> None:
+    counters, per_thread = UpstreamCounters(lock=threading.Lock()), 5000
+    circuit = Circuit(circuit_plan(), rng=seeded(), lock=threading.Lock())
+    permit = circuit.acquire(1.0)
+    assert isinstance(permit, Permit)
+    left: list[int] = [8]
+
+    def read() -> None:
+        while left[0]:
+            copy = counters.copy()
+            assert sum(copy.duration.counts) == copy.requests.get("2xx", 0) == copy.attempts.get("2xx", 0)
+
+    def call() -> None:
+        for _ in range(per_thread):
+            settle(circuit, permit, counters, "2xx", 1.0, duration_s=0.01, took_s=0.01, left_s=1.0)
+            assert len(counters.answered) < MANY + 8, "they are not left to whoever looks"
+
+    with ThreadPoolExecutor(9) as pool:
+        reader = pool.submit(read)
+        for one in [pool.submit(call) for _ in range(8)]:
+            one.result(60)
+        left[0] = 0
+        reader.result(60)
+
+    copy = counters.copy()
+    assert copy.requests == copy.attempts == {"2xx": 8 * per_thread}
+    assert sum(copy.duration.counts) == sum(copy.deadline_left.counts) == 8 * per_thread
+    assert copy.duration.sum == pytest.approx(8 * per_thread * 0.01)

@@ -63,6 +63,88 @@ def test_a_clock_step_backwards_neither_empties_nor_freezes_the_window() -> None
     assert (window.calls, window.marked) == (0, 0)
 
 
+def test_what_is_counted_in_a_slot_is_in_the_totals_once_they_are_asked_for() -> None:
+    window = TimeWindow(10.0)
+    window.add(1000.5, 1)
+    slot = window.open()
+    assert (slot.begins_at, slot.ends_at) == (1000.0, 1001.0)
+
+    for _ in range(3):
+        slot.tick()
+
+    assert (window.calls_so_far, window.calls) == (4, 1)
+    assert (window.take_in(), window.take_in()) == (3, 0)
+    assert (window.calls_so_far, window.calls, window.marked) == (4, 4, 1)
+    assert window.turn(slot.place)
+    window.advance(1010.0)
+    assert (window.calls, window.marked) == (0, 0)
+
+
+def test_a_thread_that_ticks_when_the_slot_is_no_longer_the_present_one_is_still_counted() -> None:
+    window = TimeWindow(10.0)
+    window.add(1000.5)
+    late = window.open()
+    window.add(1001.5)
+    window.open()
+
+    late.tick()
+
+    assert window.take_in() == 0, "nothing came in the present slot"
+    assert window.calls == 3
+    window.advance(1010.0)
+    assert window.calls == 1
+
+
+@pytest.mark.parametrize(
+    "forget",
+    [
+        pytest.param(lambda window: window.clear(), id="cleared"),
+        pytest.param(lambda window: window.give_up_slots(), id="given up"),
+        pytest.param(lambda window: window.add(1020.0), id="its slice has left"),
+    ],
+)
+def test_a_thread_that_ticks_too_late_is_counted_nowhere(forget: Callable[[TimeWindow], object]) -> None:
+    window = TimeWindow(10.0)
+    window.add(1000.5)
+    late = window.open()
+    forget(window)
+    before = window.calls
+
+    late.tick()
+    window.open().tick()
+
+    assert window.take_in() == 1
+    assert window.calls == before + 1
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.floats(-2.0, 3.0), st.sampled_from(["add", "tick", "take in"])),
+        max_size=60,
+    )
+)
+def test_counting_in_slots_comes_to_what_counting_under_the_lock_does(steps: list[tuple[float, str]]) -> None:
+    one, other, now = TimeWindow(5.0), TimeWindow(5.0), 1000.0
+    for delta_s, how in steps:
+        now += delta_s
+        slot = one.slot
+        if how == "tick" and slot is not None and slot.begins_at <= now < slot.ends_at:
+            slot.tick()
+            assert other.add(now) == slot.place
+        elif how == "take in":
+            one.advance(now)
+            other.advance(now)
+            assert one.calls == other.calls
+        else:
+            assert one.add(now) == other.add(now)
+            one.open()
+
+    one.take_in()
+    assert one.calls == other.calls
+    assert list(one.batches(now)) == list(other.batches(now))
+
+
 @settings(deadline=None)  # a loaded machine is not a failure
 @given(
     st.lists(st.tuples(st.floats(-2.0, 30.0), st.booleans()), max_size=60), st.sampled_from([0.5, 1.0, 10.0])

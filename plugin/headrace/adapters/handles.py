@@ -24,7 +24,7 @@ from headrace.adapters.requests.stock import is_stock
 from headrace.adapters.requests.surface import GovernedAdapter
 from headrace.adapters.timeouts import NOT_GIVEN
 from headrace.adapters.urllib3.surface import urlopen
-from headrace.engine.protect import Errors, protected
+from headrace.engine.protect import Errors, InForce, protected
 from headrace.policy.paths import may_leave
 from headrace.policy.plan import UrlPrefix
 from headrace.policy.routes import target_of, url_of
@@ -72,7 +72,7 @@ class Handle:
         self,
         name: str,
         resolve: Callable[[str], Upstream],
-        in_force: Callable[[], object],
+        in_force: InForce,
         find_by_url: Callable[[PreparedRequest], Upstream | None],
         stock: urllib3.PoolManager,
         reset: Callable[[str], None],

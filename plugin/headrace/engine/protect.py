@@ -10,7 +10,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from headrace.clock import monotonic
 from headrace.errors import CircuitOpenError, DeadlineExceeded, UpstreamError
@@ -25,6 +25,7 @@ from headrace.runtime.upstream import Upstream
 
 if TYPE_CHECKING:
     from headrace.observe.tracing.call_trace import CallTrace
+    from headrace.transport.lease.pool import LeasePool
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,10 +39,18 @@ _FAILURE: Final = Verdict.FAILURE
 _IGNORED: Final = Verdict.IGNORED
 
 
+class InForce(Protocol):
+    """Has the snapshot in force. Compared by identity, and nothing else is asked of it here."""
+
+    @property
+    def snapshot(self) -> object:
+        """It, now."""
+
+
 def protected(
     name: str,
     resolve: Callable[[str], Upstream],
-    in_force: Callable[[], object],
+    in_force: InForce,
     function: Callable[P, T],
     *,
     failure_on: Errors,
@@ -50,30 +59,31 @@ def protected(
     """*function* behind the circuit of the upstream called *name*; see `Handle.protect`.
 
     Args:
-        in_force: The snapshot in force, by identity; a callable in C.
+        in_force: Its `snapshot` is a plain attribute: each call reads it.
     """
     _refuse_deferred_work(function)
     is_failure, is_success = _matcher(failure_on), _matcher(success_on)
     inbound_of, getpid = inbound_var.get, os.getpid
-    # What was resolved last, and for which snapshot and process.
-    known: tuple[object, int, Upstream] | None = None
+    # What was resolved last: for which snapshot and process; its pool; and, of what may be counted, the likely one.
+    known: tuple[object, int, Upstream, LeasePool[Any], Callable[[], int]] | None = None
 
     def call(*args: P.args, **kw: P.kwargs) -> T:
         # Flat: a Python-level call costs more than everything else here, and resolving the name takes several.
         nonlocal known
-        snapshot, pid, found = in_force(), getpid(), known
+        snapshot, pid, found = in_force.snapshot, getpid(), known
         if (
             found is not None
             and found[0] is snapshot
             and found[1] == pid
             and inbound_of() is None
-            and not found[2].endpoint.pool.leases.stopped
+            and not found[3].stopped
         ):
-            upstream = found[2]
+            _, _, upstream, _, count_success = found
         else:
             upstream = resolve(name)
+            count_success = upstream.learned.counters.protected["success"].tick
             if inbound_of() is None:
-                known = (snapshot, pid, upstream)
+                known = (snapshot, pid, upstream, upstream.endpoint.pool.leases, count_success)
         if upstream.mode == "off":
             return function(*args, **kw)
         learned, tracing = upstream.learned, upstream.tracing
@@ -82,31 +92,36 @@ def protected(
         if tracing is not None and tracing.has_context():
             trace = tracing.protected_call(name, circuit)
         began = monotonic()
-        permit = circuit.acquire(began)
-        if isinstance(permit, Refused):
-            if upstream.mode == "enforce":
-                raise _refusal(upstream, permit, trace)
-            with learned.counters.lock:
-                add(learned.counters.observed, "refused")
-            return function(*args, **kw)
-        # Two names: a look-up by the enum would call its hash, in Python.
-        verdict, outcome = _IGNORED, "ignored"
+        permit = circuit.shared_permit
+        if permit is None:
+            answer = circuit.acquire(began)
+            if isinstance(answer, Refused):
+                if upstream.mode == "enforce":
+                    raise _refusal(upstream, answer, trace)
+                with learned.counters.lock:
+                    add(learned.counters.observed, "refused")
+                return function(*args, **kw)
+            permit = answer
+        verdict = _IGNORED
         try:
             result = function(*args, **kw)
-            verdict, outcome = _SUCCESS, "success"
+            verdict = _SUCCESS
             return result
         except Exception as error:
             if is_success(error):
-                verdict, outcome = _SUCCESS, "success"
+                verdict = _SUCCESS
             elif is_failure(error) and not _is_ours(
                 error, monotonic() - began, upstream.plan.circuit_breaker
             ):
-                verdict, outcome = _FAILURE, "failure"
+                verdict = _FAILURE
             raise
         finally:  # the permit goes back, after an interrupt too
             now = monotonic()
             circuit.record(permit, verdict, now, now - began)
-            learned.counters.protected[outcome].tick()
+            if verdict is _SUCCESS:
+                count_success()
+            else:
+                learned.counters.protected["failure" if verdict is _FAILURE else "ignored"].tick()
             if trace is not None:
                 trace.end_protected(None)
 

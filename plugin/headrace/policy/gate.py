@@ -12,13 +12,12 @@ in their place.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from headrace.policy.breaker.circuit import Circuit
 from headrace.policy.breaker.permit import Permit, Refused, Verdict
-from headrace.policy.counters import UpstreamCounters
+from headrace.policy.counters import MANY, UpstreamCounters
 from headrace.policy.decision import EndReason, Send
 from headrace.policy.plan import TimeoutPlan
 from headrace.policy.served import Cancellable, Served
@@ -116,16 +115,9 @@ def settle(
     Returns:
         Where the circuit counts the call, as `Circuit.record` answers it.
     """
-    # Flat, as `tally` is: every call comes through here.
     place = circuit.record(permit, _SUCCESS, now, duration_s)
-    at_once, took, left = counters.at_once, counters.duration, counters.deadline_left
-    with counters.lock:
-        at_once[label] = at_once.get(label, 0) + 1
-        took.counts[bisect_left(took.bounds, took_s)] += 1
-        took.sum += took_s
-        if left_s is not None:
-            left.counts[bisect_left(left.bounds, left_s)] += 1
-            left.sum += left_s if left_s > 0.0 else 0.0
-        if own_timeout:
-            counters.own_timeouts += 1
+    answered = counters.answered
+    answered.append((label, took_s, left_s, own_timeout))
+    if len(answered) >= MANY:
+        counters.add_up()
     return place

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from typing import Any, Final
 
-from headrace.policy.breaker.window import TimeWindow
+from headrace.policy.breaker.window import Slot, TimeWindow
 from headrace.policy.outcome import UPSTREAM_FAULTS, Fault, Outcome
 from headrace.policy.plan import BudgetPlan, RetryPlan, UpstreamPlan
 
@@ -164,19 +164,22 @@ class RetryBudget:
     any `ttl` seconds that end with a retry, retries are at most ratio × first attempts +
     min_per_second · ttl. In any other `ttl` seconds the same holds with the first attempts of 2 · ttl.
 
-    Thread-safe with a plain *lock*, held for arithmetic only.
+    Thread-safe with a plain *lock*, held for arithmetic only. Most deposits are counted without it, in the `Slot` of
+    the window's present slice: the order in which they come says nothing.
 
     Source: Finagle RetryBudget and its leaky TokenBucket. Finagle forgets both in slices of
     ttl/10. Here a retry is remembered for at least `ttl`, and nothing older than `ttl` pays for
     one: otherwise the promise would hold only approximately.
     """
 
-    __slots__ = ("_lock", "_plan", "_window")
+    __slots__ = ("_last_place", "_lock", "_plan", "_slot", "_window")
 
     def __init__(self, plan: BudgetPlan, *, lock: AbstractContextManager[Any] | None = None) -> None:
         self._plan = plan
         self._lock: AbstractContextManager[Any] = nullcontext() if lock is None else lock
         self._window = _window(plan)
+        self._slot: Slot | None = None  # the window's; replaced under the lock, read without it
+        self._last_place = -1
 
     def apply(self, plan: BudgetPlan, now: float) -> None:
         """Go by *plan* from now on. What was earned and spent stays known, as far as `ttl` reaches. Mutates."""
@@ -184,13 +187,19 @@ class RetryBudget:
             if plan.ttl_s != self._plan.ttl_s:
                 window = _window(plan)
                 window.take_over(self._window, now)
-                self._window = window
+                self._window, self._slot = window, None
             self._plan = plan
 
     def deposit(self, now: float) -> None:
         """Count a first attempt. Mutates."""
+        slot = self._slot
+        if slot is not None and slot.begins_at <= now < slot.ends_at:
+            slot.tick()
+            return
         with self._lock:
-            self._window.add(now)
+            window, before = self._window, self._last_place
+            self._last_place = place = window.add(now)
+            self._slot = window.open() if place == before else window.slot  # they come often enough for one
 
     def try_withdraw(self, now: float) -> bool:
         """Pay for one retry; False, and nothing changed, when the budget is spent. Mutates."""
@@ -198,6 +207,7 @@ class RetryBudget:
             if self._tokens(now) < 1.0 - _ROUNDING:
                 return False
             self._window.add(now, 1, 0, 0)
+            self._slot = self._window.slot
             return True
 
     def balance(self, now: float) -> float:
@@ -206,10 +216,11 @@ class RetryBudget:
             return self._tokens(now)
 
     def __repr__(self) -> str:
-        return f"<RetryBudget: {self._window.marked} retries over {self._window.calls} first attempts>"
+        return f"<RetryBudget: {self._window.marked} retries over {self._window.calls_so_far} first attempts>"
 
     def _tokens(self, now: float) -> float:
         plan, window = self._plan, self._window
         window.advance(now)
+        self._slot = window.slot  # None where it has moved on
         earned = plan.ratio * (window.calls - window.oldest_calls)
         return plan.min_per_second * plan.ttl_s + earned - window.marked

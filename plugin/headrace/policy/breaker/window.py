@@ -4,7 +4,7 @@ Two verbs and three totals. `add` counts a call and says at which *place*. `turn
 call counted at a place, or takes its mark off, as long as that place is in the window. The
 circuit marks failures; the retry budget counts first attempts and marks retries.
 
-Not thread-safe: the owner's lock guards a window. Instants are monotonic seconds. An instant
+Not thread-safe: the owner's lock guards a window. The one exception is `Slot.tick`. Instants are monotonic seconds. An instant
 before the newest is taken for the newest, so time never runs backwards here: threads read the clock before
 they get the lock. An instant that is earlier than any thread can be late means that the clock was stepped back.
 Then what is in the window stays, and ages from there (failures.md 69).
@@ -13,8 +13,9 @@ Then what is in the window stays, and ages from there (failures.md 69).
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from math import inf
 from typing import Final, TypeAlias, assert_never
 
@@ -43,6 +44,44 @@ class Batch:
     slow: int
 
 
+class Slot:
+    """Where unmarked calls of one slice are counted without the owner's lock.
+
+    `tick` is a single call in C, exact with the GIL and without it: `itertools.count` steps by compare-and-exchange
+    where there is no GIL. Nobody has to be first or last among those who tick: the window adds up what has come by
+    then whenever its totals are asked for. A thread may be stopped after it has found the slot and before it ticks. So a
+    slot is looked at for as long as its slice is the current one or the one before, however often the owner has given
+    it up meanwhile.
+
+    Attributes:
+        begins_at, ends_at: Calls of these instants belong here; seconds, the end is not included.
+        place: Of each call that is counted here.
+        tick: Counts one. Any thread may call it.
+    """
+
+    __slots__ = ("_seen", "begins_at", "ends_at", "place", "tick")
+
+    def __init__(self, begins_at: float, ends_at: float, place: int) -> None:
+        self.begins_at = begins_at
+        self.ends_at = ends_at
+        self.place = place
+        self.tick: Callable[[], int] = count().__next__
+        self._seen = 0  # ticks so far, our own looks included
+
+    def news(self) -> int:
+        """How many calls were counted since the last look. Mutates; the owner holds its lock."""
+        so_far = self.tick()
+        news = so_far - self._seen
+        self._seen = so_far + 1
+        return news
+
+    @property
+    def unseen(self) -> int:
+        """How many calls `news` would answer. Changes nothing; for a repr, which has no lock."""
+        told = repr(self.tick.__self__)  # type: ignore[attr-defined]  # "count(5)"
+        return int(told[6:-1]) - self._seen
+
+
 class TimeWindow:
     """Counts of the last *size_s* seconds.
 
@@ -51,7 +90,9 @@ class TimeWindow:
     not over: so the window reaches back between n_slices - 1 and n_slices slices.
 
     Attributes:
-        calls: Total over the window; marked and slow likewise.
+        calls: Total over the window; marked and slow likewise. What was counted in slots is in it after `take_in`,
+            `advance` or `batches`.
+        slot: That of the current slice; None while nobody has asked for it.
 
     Source: resilience4j SlidingTimeWindowMetrics; ten slices as in Finagle's and Polly's windows.
     """
@@ -64,10 +105,12 @@ class TimeWindow:
         "_late_from",
         "_marked",
         "_place",
+        "_slot_before",
         "_slow",
         "calls",
         "marked",
         "slice_s",
+        "slot",
         "slow",
     )
 
@@ -82,11 +125,40 @@ class TimeWindow:
         self._marked = [0] * n_slices
         self._slow = [0] * n_slices
         self.calls = self.marked = self.slow = 0
+        self.slot: Slot | None = None
+        self._slot_before: Slot | None = None  # the last one that was the current slice's, if it is still asked
 
     @property
     def next_place(self) -> int:
         """Above every place given out so far."""
         return self._place + 1
+
+    def open(self) -> Slot:
+        """The slot of the current slice. Mutates.
+
+        It counts for this window until two further ones were opened, or all are given up. Whether it is the right one,
+        whoever ticks looks up in it.
+        """
+        slot = self.slot
+        if slot is None:
+            self.slot = slot = Slot(self._epoch * self.slice_s, self._ends_at, self._place)
+        return slot
+
+    def take_in(self) -> int:
+        """Add what was counted in slots to the totals; answers how much of it in the present slot. Mutates."""
+        slot, before, found = self.slot, self._slot_before, 0
+        if slot is not None and (found := slot.news()):
+            self._calls[self._at] += found
+            self.calls += found
+        if before is not None and (late := before.news()):
+            self._calls[(self._epoch - self._place + before.place) % len(self._calls)] += late
+            self.calls += late
+        return found
+
+    def give_up_slots(self) -> None:
+        """Have no slot any more, neither the present one nor what is ticked in it from now on. Mutates."""
+        self.take_in()
+        self.slot = self._slot_before = None
 
     def add(self, now: float, marked: int = 0, slow: int = 0, calls: int = 1) -> int:
         """Count *calls* in the slice of *now* and answer their place. Mutates."""
@@ -115,10 +187,16 @@ class TimeWindow:
         age = self._place - place
         if not 0 <= age < len(self._calls):
             return False
+        self.take_in()
         at = (self._epoch - age) % len(self._calls)
         self._marked[at] += by
         self.marked += by
         return True
+
+    @property
+    def calls_so_far(self) -> int:
+        """`calls`, with what was counted in slots. Changes nothing; for a repr, which has no lock."""
+        return self.calls + (0 if self.slot is None else self.slot.unseen)
 
     @property
     def oldest_calls(self) -> int:
@@ -127,6 +205,7 @@ class TimeWindow:
 
     def advance(self, now: float) -> None:
         """Forget what has left the window by *now*. Mutates."""
+        self.take_in()
         epoch = int(now // self.slice_s)
         n_slices = len(self._calls)
         if now < self._late_from:
@@ -147,6 +226,11 @@ class TimeWindow:
         n_slices = len(self._calls)
         self._epoch = epoch
         self._at = epoch % n_slices
+        # One stays: a thread that has found it may still be about to tick. It would have to stand still for a whole
+        # slice to be too late, and then a single call would be missing.
+        before = self.slot or self._slot_before
+        has_left = before is None or self._place - before.place >= n_slices
+        self.slot, self._slot_before = None, None if has_left else before
         # No double lies between the exact product and this one, so `now >= _ends_at` and the floor division agree.
         self._ends_at = (epoch + 1) * self.slice_s
         self._late_from = (epoch - 10 * n_slices) * self.slice_s - LATEST_S
@@ -159,15 +243,20 @@ class TimeWindow:
         self._enter_slice(epoch)
 
     def clear(self) -> None:
-        """Forget every call. Mutates."""
+        """Forget every call, and the slots. Mutates."""
         n_slices = len(self._calls)
+        self.slot = self._slot_before = None
         self._calls = [0] * n_slices
         self._marked = [0] * n_slices
         self._slow = [0] * n_slices
         self.calls = self.marked = self.slow = 0
 
     def batches(self, now: float) -> Iterator[Batch]:
-        """What is in the window, oldest first: a batch per slice, dated to the slice's end, or to *now* if earlier."""
+        """What is in the window, oldest first: a batch per slice, dated to the slice's end, or to *now* if earlier.
+
+        Mutates no more than `take_in`.
+        """
+        self.take_in()
         n_slices = len(self._calls)
         for epoch in range(self._epoch - n_slices + 1, self._epoch + 1):
             at = epoch % n_slices
@@ -235,6 +324,25 @@ class CountWindow:
     def next_place(self) -> int:
         """Above every place given out so far."""
         return self._place
+
+    # There are no slots here: each call has a place of its own.
+    slot: Final = None
+
+    def open(self) -> None:
+        """None."""
+        return None
+
+    def take_in(self) -> int:
+        """0."""
+        return 0
+
+    def give_up_slots(self) -> None:
+        """Nothing."""
+
+    @property
+    def calls_so_far(self) -> int:
+        """`calls`."""
+        return self.calls
 
     def add(self, now: float, marked: int = 0, slow: int = 0) -> int:
         """Count one call and answer its place. Mutates.
