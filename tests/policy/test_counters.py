@@ -106,14 +106,20 @@ def test_a_copy_of_the_counters_is_apart_from_them() -> None:
 
 def test_calls_that_were_answered_at_once_are_added_up_for_the_reader() -> None:
     counters = UpstreamCounters()
-    counters.answered.extend([("2xx", 0.02, 3.0, False), ("2xx", 0.3, -1.0, True), ("2xx", 0.02, None, False)])
+    counters.answered.extend(
+        [("2xx", 0.02, 3.0, False), ("2xx", 0.3, -1.0, True), ("2xx", 0.02, None, False)]
+    )
     add(counters.requests, "2xx")
 
     for _ in range(2):  # once, however often they are read
         copy = counters.copy()
         assert (copy.requests, copy.attempts, len(copy.answered)) == ({"2xx": 4}, {"2xx": 3}, 0)
         assert (copy.attempts_per_call.counts[0], copy.attempts_per_call.sum) == (3, 3)
-        assert (copy.duration.counts[2], copy.duration.counts[6], copy.duration.sum) == (2, 1, pytest.approx(0.34))
+        assert (copy.duration.counts[2], copy.duration.counts[6], copy.duration.sum) == (
+            2,
+            1,
+            pytest.approx(0.34),
+        )
         assert (copy.deadline_left.counts[0], copy.deadline_left.counts[9]) == (1, 1)
         assert (sum(copy.deadline_left.counts), copy.deadline_left.sum) == (2, 3.0)
         assert copy.own_timeouts == 1

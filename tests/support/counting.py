@@ -17,7 +17,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {"transitions": ("closed", "open")}
 
 
 TAKEN_IN: Mapping[str, str] = {
-    "answered": "its calls are in `requests`, `attempts` and `attempts_per_call` of every copy, and readers have copies",
+    "answered": "its calls are in the totals of every copy, and readers have copies",
 }
 """What is kept for a while and is no total by itself, with the reason."""
 

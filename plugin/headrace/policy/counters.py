@@ -4,7 +4,7 @@ Guarded by `lock` (a plain mutex given by the runtime). What may happen under it
 additions, nothing else. It is a leaf: it may be taken while another lock is held,
 and no lock is ever taken while it is held.
 
-Nearly every call has its answer at once. To count it is an append, which needs no lock (`answered`), and a look or every
+Nearly every call has its answer at once. To count it is an append, which needs no lock (`answered`). A look or every
 MANY-th such call adds up: the lock alone costs as much as all the rest.
 """
 
@@ -227,7 +227,7 @@ class UpstreamCounters:
         answered = self.answered
         try:
             for _ in range(len(answered)):  # nobody else takes from it
-                taken.append(answered.popleft())
+                taken.append(answered.popleft())  # noqa: PERF401 - an interrupt must find what was taken
         except BaseException:  # an interrupt
             answered.extendleft(reversed(taken))
             raise

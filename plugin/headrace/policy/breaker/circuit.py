@@ -124,7 +124,9 @@ class Circuit:
         "state",
     )
 
-    _run_before_success: int  # failures in a row that the last success ended; set by it, before `turn` may ask
+    _run_before_success: (
+        int  # failures in a row that the last success ended; set by it, before `turn` may ask
+    )
     # Set by each opening, before the open circuit may ask.
     _open_until: float
     _open_s: float

@@ -4,7 +4,7 @@ Two verbs and three totals. `add` counts a call and says at which *place*. `turn
 call counted at a place, or takes its mark off, as long as that place is in the window. The
 circuit marks failures; the retry budget counts first attempts and marks retries.
 
-Not thread-safe: the owner's lock guards a window. The one exception is `Slot.tick`. Instants are monotonic seconds. An instant
+Not thread-safe: the owner's lock guards a window. The one exception is `Slot.tick`. Instants are monotonic seconds. One
 before the newest is taken for the newest, so time never runs backwards here: threads read the clock before
 they get the lock. An instant that is earlier than any thread can be late means that the clock was stepped back.
 Then what is in the window stays, and ages from there (failures.md 69).
@@ -49,9 +49,8 @@ class Slot:
 
     `tick` is a single call in C, exact with the GIL and without it: `itertools.count` steps by compare-and-exchange
     where there is no GIL. Nobody has to be first or last among those who tick: the window adds up what has come by
-    then whenever its totals are asked for. A thread may be stopped after it has found the slot and before it ticks. So a
-    slot is looked at for as long as its slice is the current one or the one before, however often the owner has given
-    it up meanwhile.
+    then whenever its totals are asked for. A thread may be stopped after it has found the slot and before it ticks.
+    So a slot is looked at for as long as its slice is the current one or the one before.
 
     Attributes:
         begins_at, ends_at: Calls of these instants belong here; seconds, the end is not included.
@@ -126,7 +125,9 @@ class TimeWindow:
         self._slow = [0] * n_slices
         self.calls = self.marked = self.slow = 0
         self.slot: Slot | None = None
-        self._slot_before: Slot | None = None  # the last one that was the current slice's, if it is still asked
+        self._slot_before: Slot | None = (
+            None  # the last one that was the current slice's, if it is still asked
+        )
 
     @property
     def next_place(self) -> int:
@@ -330,7 +331,7 @@ class CountWindow:
 
     def open(self) -> None:
         """None."""
-        return None
+        return
 
     def take_in(self) -> int:
         """0."""
