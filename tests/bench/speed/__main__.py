@@ -59,7 +59,10 @@ class Worker:
         folder.mkdir()
         with core(1):
             self._process = subprocess.Popen(
-                [python, str(SPEED / "worker.py"), origin.http, origin.https, origin.ca, str(folder)],
+                [
+                    *(python, str(SPEED / "worker.py"), origin.http, origin.https, origin.ca, str(folder)),
+                    *(json.dumps(origin.fresh), origin.fresh_ca),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=_environment(),

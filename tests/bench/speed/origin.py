@@ -6,11 +6,12 @@ import contextlib
 import gzip
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trustme
+from reconnects import KINDS
 
 from support.nginx import Nginx
 
@@ -32,11 +33,18 @@ _CONNECTIONS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where it listens; https and ca are empty if nobody asked for TLS."""
+    """Where it listens; all but http is empty if nobody asked for TLS.
+
+    Attributes:
+        fresh: By kind of TLS, where each connection is closed after its answer.
+        fresh_ca: File of the authorities of those.
+    """
 
     http: str
     https: str
     ca: str
+    fresh: Mapping[str, str] = field(default_factory=dict)
+    fresh_ca: str = ""
 
 
 @contextlib.contextmanager
@@ -61,7 +69,34 @@ def serving(folder: Path, program: str, *, with_tls: bool) -> Iterator[Origin]:
         with core(0):
             secure = Nginx(folder / "secure", program, server, ca=ca, connections=_CONNECTIONS)
         stack.enter_context(secure)
-        yield Origin(plain.url, secure.url, str(folder / "ca.pem"))
+        fresh = _fresh(folder, program, stack)
+        yield Origin(plain.url, secure.url, str(folder / "ca.pem"), fresh, str(folder / "fresh.pem"))
+
+
+def _fresh(folder: Path, program: str, stack: contextlib.ExitStack) -> dict[str, str]:
+    """An nginx for each of KINDS that closes each connection after its answer. Writes their authorities' file."""
+    found, pems = {}, b""
+    for kind in KINDS:
+        version, key = kind.removeprefix("TLS ").split(", ")
+        authority = _Authority(trustme.KeyType[key])
+        pems += authority.ca.cert_pem.bytes()
+        server = f'access_log off;\nkeepalive_timeout 0;\nlocation / {{ return 200 "{"x" * 1024}"; }}\n'
+        tls = f"ssl_protocols TLSv{version};\nssl_session_tickets on;\n"
+        with core(0):
+            nginx = Nginx(folder / f"fresh-{version}-{key}", program, server, ca=authority, tls=tls)
+        found[kind] = stack.enter_context(nginx).url
+    (folder / "fresh.pem").write_bytes(pems)
+    return found
+
+
+class _Authority:
+    """One whose certificates, and its own, have keys of one kind."""
+
+    def __init__(self, kind: trustme.KeyType) -> None:
+        self.ca, self._kind = trustme.CA(key_type=kind), kind
+
+    def issue_cert(self, *names: str) -> trustme.LeafCert:
+        return self.ca.issue_cert(*names, key_type=self._kind)
 
 
 def _json(least_bytes: int) -> str:

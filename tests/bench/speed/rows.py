@@ -15,6 +15,7 @@ from typing import Any
 import clients
 import files
 import parts
+import reconnects
 from clients import GET, POST, Act, Ask, Client, asking, crowd
 from table import CALLS, Group, Lab, Row, Target
 
@@ -48,8 +49,9 @@ GROUPS = (
     Group(
         "tls",
         "GET of 1 KiB over TLS",
-        "One call, connection kept. Floor: the raw TLS socket. Peer: `PoolManager.request`, or `Session.get`.",
-        most_s=30,
+        "One call, connection kept. Floor: the raw TLS socket. Peer: `PoolManager.request`, or `Session.get`. Below: a "
+        "connection for each call, which nginx closes. Peer: `PoolManager.request` with one context for all.",
+        most_s=50,
     ),
     Group(
         "pool",
@@ -330,6 +332,46 @@ def tls() -> Iterator[Row]:
         make=asking(ours("handle"), ask),
         peer=stock,
         is_counted=True,
+    )
+    yield from _reconnects()
+
+
+def _reconnects() -> Iterator[Row]:
+    """A connection for each call. Of RSA the clock's time alone: of a full handshake the server has the work."""
+    for kind in reconnects.KINDS:
+        is_ecdsa, at_most = kind.endswith("ECDSA"), 0.7 if "1.2" in kind else 0.85
+        for way, what in ((reconnects.on_cpu, "CPU"), (reconnects.by_the_clock, "by the clock")):
+            if what == "CPU" and not is_ecdsa:
+                continue
+            # A reading of the clock takes as long in a short look as in a long one.
+            row = functools.partial(Row, group="tls", is_quick=what == "CPU")
+            theirs, default = f"PoolManager.request, {kind}, {what}", f"requests.get, {kind}, {what}"
+            yield row(name=theirs, room="peers", make=way(reconnects.shared_context, kind))
+            has_default = is_ecdsa and "1.3" in kind
+            if has_default:
+                yield row(name=default, room="peers", make=way(reconnects.requests_default, kind))
+            yield row(
+                name=f"headrace, full, {kind}, {what}",
+                room="reconnects",
+                make=way(reconnects.full, kind),
+                peer=theirs,
+            )
+            yield row(
+                name=f"headrace, resumed, {kind}, {what}",
+                room="reconnects",
+                make=way(reconnects.resumed, kind),
+                peer=theirs,
+                targets=(
+                    *((Target(at_most, theirs),) if is_ecdsa else ()),
+                    *((Target(0.1, default),) if has_default else ()),
+                ),
+            )
+    yield Row(
+        group="tls",
+        name="headrace, tls.identities, added to a handshake",
+        room="reconnects",
+        make=reconnects.identity,
+        targets=(Target(20.0),),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,8 @@ class Lab:
     Attributes:
         http, https: Where nginx listens, without a slash at the end; https may be empty.
         ca: File of the authority that signed nginx' certificate, or empty.
+        fresh: By kind of TLS, where an nginx listens that closes each connection after its answer; may be empty.
+        fresh_ca: File of the authorities of those, or empty.
         folder: For files of the process's own.
         stack: Closed at the end of the process.
     """
@@ -32,6 +34,8 @@ class Lab:
     https: str
     ca: str
     folder: Path
+    fresh: Mapping[str, str] = field(default_factory=dict)
+    fresh_ca: str = ""
     stack: ExitStack = field(default_factory=ExitStack)
     _shared: dict[object, Any] = field(default_factory=dict)
 

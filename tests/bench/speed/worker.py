@@ -98,8 +98,8 @@ def main() -> None:
     """Answer until the input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    http, https, ca, folder = sys.argv[1:]
-    lab = Lab(http, https, ca, Path(folder))
+    http, https, ca, folder, fresh, fresh_ca = sys.argv[1:]
+    lab = Lab(http, https, ca, Path(folder), json.loads(fresh), fresh_ca)
     rows = Rows(lab)
     with lab.stack:
         for line in sys.stdin:
