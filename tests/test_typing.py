@@ -24,6 +24,21 @@ NOT_FOR_USERS = {
     (headrace.Headrace, "service"),  # the middlewares' counters
     (headrace.Record, "judge_last"),
     (headrace.Handle, "forget_inherited"),
+    # What makes an awaited answer, and follows its body.
+    *(
+        (headrace.AwaitedAnswer, name)
+        for name in (
+            "close",
+            "follow",
+            "keep",
+            "lease",
+            "let_go",
+            "max_bytes",
+            "of",
+            "on_break",
+            "on_excess",
+        )
+    ),
     (testing.Simulation, "inbound"),  # what its upstreams ask
     (testing.Timeline, "note"),
     (headrace.PropagatingExecutor, "shutdown"),  # as every executor's

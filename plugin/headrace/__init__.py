@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if (
     TYPE_CHECKING
 ):  # what type checkers and editors read; the table below says the same, and a test compares them
+    from headrace.adapters.aio.answer import Answer as AwaitedAnswer
+    from headrace.adapters.aio.handle import Awaited as AwaitedHandle
     from headrace.adapters.handles import Handle
     from headrace.adapters.streamed import detach
     from headrace.app import Headrace, current
@@ -24,6 +26,10 @@ if (
         PoolRejected,
         PoolTimeout,
         ResponseTooLarge,
+        StatusError,
+        TransportBroken,
+        TransportError,
+        TransportTimeout,
         UnknownUpstream,
         UpstreamError,
     )
@@ -39,11 +45,14 @@ if (
     from headrace.runtime.inbound import propagate, request_id
 else:
     _HOMES = {  # module: the names that it gives; `name=other` is *other* under a public *name*
+        "headrace.adapters.aio.answer": "AwaitedAnswer=Answer",
+        "headrace.adapters.aio.handle": "AwaitedHandle=Awaited",
         "headrace.adapters.handles": "Handle",
         "headrace.adapters.streamed": "detach",
         "headrace.app": "Headrace current install=start_from",
         "headrace.errors": "CallCancelled CircuitOpenError ConfigError DeadlineExceeded HeadraceError"
-        " IdentityMismatch PoolRejected PoolTimeout ResponseTooLarge UnknownUpstream UpstreamError",
+        " IdentityMismatch PoolRejected PoolTimeout ResponseTooLarge StatusError TransportBroken TransportError"
+        " TransportTimeout UnknownUpstream UpstreamError",
         "headrace.middleware.asgi": "ASGIMiddleware",
         "headrace.middleware.mapping": "asgi_problem map_errors",
         "headrace.middleware.problems": "problem",
@@ -76,6 +85,8 @@ else:
 __all__ = [
     "ASGIMiddleware",
     "AttemptRecord",
+    "AwaitedAnswer",
+    "AwaitedHandle",
     "CallCancelled",
     "CircuitOpenError",
     "ConfigError",
@@ -91,6 +102,10 @@ __all__ = [
     "Record",
     "RequestIdFilter",
     "ResponseTooLarge",
+    "StatusError",
+    "TransportBroken",
+    "TransportError",
+    "TransportTimeout",
     "UnknownUpstream",
     "UpstreamError",
     "WSGIMiddleware",

@@ -159,6 +159,46 @@ class IdentityMismatch(UpstreamError):
         self.wanted: tuple[str, ...] = tuple(wanted)
 
 
+class TransportError(HeadraceError):
+    """The last attempt of an awaited call has no answer: what has ended it is its `__cause__`.
+
+    Attributes:
+        upstream: Name of the upstream.
+        fault: The same in the words of the rules: `connect_failure`, `reset`, `timeout` …
+    """
+
+    def __init__(self, message: str, *, upstream: str = "", fault: str = "") -> None:
+        super().__init__(message)
+        self.upstream: str = upstream
+        self.fault: str = fault
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class TransportTimeout(TransportError, TimeoutError):
+    """Something of it has taken too long: look-up, connect, handshake, silence, the attempt."""
+
+
+class TransportBroken(TransportError, ConnectionError):
+    """It could not be made, was refused, or broke."""
+
+
+class StatusError(HeadraceError):
+    """`raise_for_status()` of an awaited answer.
+
+    Attributes:
+        response: The answer; it is read if it was not streamed.
+    """
+
+    def __init__(self, message: str, *, response: Any = None) -> None:
+        super().__init__(message)
+        self.response = response
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, {**self.__dict__, "response": None})
+
+
 class PoolTimeout(UpstreamError):
     """No connection came free within `timeouts.acquire`."""
 

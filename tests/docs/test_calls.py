@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import logging
 import os
@@ -216,6 +217,17 @@ def test_calls_by_name(hr: headrace.Headrace, upstream: FaultServer) -> None:
     assert names["answer"].json() == {"invoice": 7}
     assert (names["raw"].status, names["raw"].headrace.upstream) == (200, "billing")
     assert [request.target for request in upstream.requests] == ["/invoices/7"] * 3
+
+
+@shows("async: Awaited calls/1")
+def test_awaited_calls(hr: headrace.Headrace, upstream: FaultServer) -> None:
+    names = run("async: Awaited calls/1", upstream, headrace=headrace)
+    assert asyncio.run(names["pay"](7)) == {"invoice": 7}
+    assert [(request.method, request.target, request.body) for request in upstream.requests] == [
+        ("GET", "/invoices/7?full=1", b""),
+        ("POST", "/payments", b'{"invoice":7}'),
+        ("GET", "/export", b""),
+    ]
 
 
 @shows("testing: Testing your rules/1", "testing: Testing your rules/2")

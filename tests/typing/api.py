@@ -101,6 +101,54 @@ def by_name(hr: headrace.Headrace) -> None:
     assert_type(answer.status, int)
 
 
+async def awaited(hr: headrace.Headrace) -> None:
+    billing: headrace.AwaitedHandle = hr.upstream("billing").aio
+    assert_type(billing.name, str)
+    answer = await billing.get("/invoices/7", params={"page": 2}, headers={"Accept": "*/*"}, timeout=3)
+    assert_type(answer, headrace.AwaitedAnswer)
+    assert_type(answer.raise_for_status(), headrace.AwaitedAnswer)
+    assert_type(answer.status_code, int)
+    assert_type(answer.headers["Content-Type"], str)
+    assert_type(answer.content, bytes)
+    assert_type(answer.text, str)
+    assert_type(answer.encoding, str)
+    assert_type(answer.url, str)
+    assert_type(answer.http_version, str)
+    assert_type(answer.reason_phrase, str)
+    assert_type(answer.elapsed.total_seconds(), float)
+    assert_type(answer.headrace, headrace.Record)
+    assert (answer.is_success, answer.is_error, answer.is_closed) == (True, False, True)
+    assert answer.json() == {}
+    await billing.request("GET", "/invoices/7")
+    await billing.post("/invoices", json={"amount": 12})
+    await billing.put("/invoices/7", data={"amount": "12"})
+    await billing.patch("/invoices/7", content=b"raw")
+    await billing.delete("/invoices/7")
+    await billing.head("/invoices/7")
+    await billing.options("/invoices")
+    async with billing.stream("GET", "/export") as export:
+        assert_type(export, headrace.AwaitedAnswer)
+        async for piece in export.aiter_bytes(1024):
+            assert_type(piece, bytes)
+        async for text in export.aiter_text():
+            assert_type(text, str)
+        async for line in export.aiter_lines():
+            assert_type(line, str)
+        assert_type(await export.aread(), bytes)
+        await export.aclose()
+
+
+async def what_an_awaited_call_raises(billing: headrace.AwaitedHandle) -> object:
+    try:
+        return (await billing.get("/invoices/7")).raise_for_status()
+    except headrace.StatusError as error:
+        return error.response
+    except (headrace.TransportTimeout, headrace.TransportBroken) as error:
+        return error.upstream
+    except headrace.TransportError as error:
+        return error.fault
+
+
 def suspended(hr: headrace.Headrace) -> None:
     assert_type(hr.suspend(), None)
 

@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Callable, Mapping
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, ParamSpec, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, overload
 
 import requests
 import urllib3
@@ -30,6 +30,9 @@ from headrace.policy.plan import UrlPrefix
 from headrace.policy.routes import target_of, url_of
 from headrace.runtime.upstream import Upstream
 from headrace.transport.dial.client import TlsClient
+
+if TYPE_CHECKING:
+    from headrace.adapters.aio.handle import Awaited
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -298,6 +301,13 @@ class Handle:
         return protected(
             self.name, self._resolve, self._in_force, function, failure_on=failure_on, success_on=success_on
         )
+
+    @property
+    def aio(self) -> Awaited:
+        """The same calls, awaited: `await handle.aio.get("/invoices/7")`."""
+        from headrace.adapters.aio.handle import Awaited  # most processes await nothing
+
+        return Awaited(self.name, self._resolve)
 
     def reset(self) -> None:
         """Forget what this process has learned of the upstream: its circuit and its retry budget begin anew.

@@ -18,10 +18,17 @@ from headrace.errors import (
     PoolRejected,
     PoolTimeout,
     ResponseTooLarge,
+    StatusError,
+    TransportError,
 )
 
-FAMILIES: tuple[type[Exception], ...] = (requests.RequestException, urllib3.exceptions.HTTPError)
-"""The base classes of what callers of each library catch."""
+FAMILIES: tuple[type[Exception], ...] = (
+    requests.RequestException,
+    urllib3.exceptions.HTTPError,
+    TransportError,
+    StatusError,
+)
+"""The base classes of what callers of each library catch; the last two are those of awaited calls."""
 
 
 class RequestsCircuitOpenError(CircuitOpenError, requests.ConnectionError):

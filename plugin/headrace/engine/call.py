@@ -13,7 +13,7 @@ import time
 from asyncio import _get_running_loop
 from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from headrace.clock import monotonic
 from headrace.engine.begun import Begun
@@ -58,12 +58,14 @@ class Call(Generic[T]):
         answer: The answer of the last attempt, kept; None when there is none.
         error: The exception of the last attempt; None when it had an answer.
         outbound: What identifies the call on the wire.
+        leases: Where its leases are from, and may be broken off.
 
     Args:
         request: What is sent. The call takes it over.
         tries: What this call shares with the other tries of a caller that retries by itself; None: it is the only one.
         deadline_at: When the work that this call is part of must be over, monotonic seconds.
         begun: The first attempt, where it was begun without this call; None: it was not.
+        awaits: Its waits stall no loop: `engine.aio` drives it. That calls what stands here without an underscore.
     """
 
     __slots__ = (
@@ -79,6 +81,7 @@ class Call(Generic[T]):
         "_upstream",
         "answer",
         "error",
+        "leases",
         "outbound",
     )
 
@@ -91,6 +94,7 @@ class Call(Generic[T]):
         tries: Tries | None = None,
         deadline_at: float | None = None,
         begun: Begun | None = None,
+        awaits: bool = False,
     ) -> None:
         plan, endpoint, learned = upstream.plan, upstream.endpoint, upstream.learned
         # Here alone: the call keeps what it began with.
@@ -98,6 +102,7 @@ class Call(Generic[T]):
             (learned.circuit, learned.budget) if begun is None else (begun.circuit, begun.budget)
         )
         self._begun = begun
+        self.leases: Any = endpoint.pool.leases
         self._upstream = upstream
         self._surface = surface
         self._request = request
@@ -118,7 +123,8 @@ class Call(Generic[T]):
         self._cancellation = None if serving is None else serving.cancellation
         self._trace = None
         tracing = upstream.tracing
-        if tracing is not None and tracing.is_wanted():  # asked in C: outside of a span this costs nothing
+        # Asked in C: outside of a span this costs nothing.
+        if tracing is not None and not awaits and tracing.is_wanted():
             self._trace = tracing.call(
                 plan.name,
                 circuit,
@@ -152,7 +158,7 @@ class Call(Generic[T]):
             rng=random.random,
             # On the thread of a running event loop any wait stalls the loop. The holder of the connection that
             # we wait for may need that loop to give it back.
-            may_wait=_get_running_loop() is None,
+            may_wait=awaits or _get_running_loop() is None,
             served=served,
             nth_try=0 if tries is None else tries.made,
             after=None if tries is None else tries.last,
@@ -178,11 +184,21 @@ class Call(Generic[T]):
             first = None if begun is None else begun.first
             end = run(self._exchange, performer, clock=monotonic, sleep=sleep, first=first)
         except Exception as raised:  # a signal handler's, raised in a wait or a pause; or a bug of ours
-            carry(self._record(EndReason.CANCELLED), on=raised)
+            carry(self.record(EndReason.CANCELLED), on=raised)
             raise
         finally:
-            self._count(end, monotonic() - began)
-        record = self._record(end.reason)
+            self.count(end, monotonic() - began)
+        record = self.conclude(end)
+        answer = self.answer
+        if answer is None and isinstance(end, Divert):
+            answer = self._divert(record)
+        if answer is None:
+            self.raise_end(end, record)
+        return answer
+
+    def conclude(self, end: End) -> Record:
+        """The record of the call, which has ended so, on its answer if it has one. Mutates."""
+        record = self.record(end.reason)
         if end.reason is not EndReason.SUCCESS:
             self._report(record)
             if self.answer is not None and self._exchange.kept is None:
@@ -193,11 +209,10 @@ class Call(Generic[T]):
             carry(record, on=answer)
             if self._request.streamed:
                 self._follow(answer, record)
-            return answer
-        if isinstance(end, Divert):
-            answer = self._divert(record)
-            if answer is not None:
-                return answer
+        return record
+
+    def raise_end(self, end: End, record: Record) -> NoReturn:
+        """Raise what a call without an answer ends in."""
         error = self._error_of(end.otherwise if isinstance(end, Divert) else end, record)
         try:
             raise error
@@ -223,7 +238,7 @@ class Call(Generic[T]):
                 on_wait=None if cancellation is None else partial(cancellation.cover, pool=leases),
             )
         except LeaseError as error:
-            return self._no_lease(error, started)
+            return self.no_lease(error, started)
         if cancellation is not None and cancellation.is_cancelled:
             leases.give_back(lease, reusable=True)
             return Outcome(Fault.CANCELLED, started_s=started, wait_s=monotonic() - started)
@@ -244,7 +259,7 @@ class Call(Generic[T]):
         if begun.lease is not None:
             return self._attempt(begun.lease, limit_s, begun.began, begun)
         if isinstance(begun.error, LeaseError):
-            return self._no_lease(begun.error, begun.began)
+            return self.no_lease(begun.error, begun.began)
         begun.raise_error()
         raise AssertionError("it has no lease, and nothing has kept it from one")
 
@@ -255,7 +270,7 @@ class Call(Generic[T]):
         outer = current_attempt.get()
         try:
             attempt = (
-                self._begin(lease, limit_s) if begun is None else self._begun_attempt(begun, lease, limit_s)
+                self.begin(lease, limit_s) if begun is None else self._begun_attempt(begun, lease, limit_s)
             )
             outcome = Outcome(None, None, False, False, started, attempt.began - started)
             try:
@@ -268,11 +283,11 @@ class Call(Generic[T]):
                 # Such an answer still holds its connection, and nothing else would close it. If the lease has gone
                 # back already, this does nothing.
                 leases.give_back(lease, reusable=False)
-                self._fail(error, attempt, lease, outcome)
+                self.fail(error, attempt, lease, outcome)
             else:
                 plan = self._upstream.plan
                 if (outcome.status or 0) >= RETRY_AFTER_FROM or plan.circuit_breaker.failure_if is not None:
-                    self._judge(answer, outcome)
+                    self.judge(answer, outcome)
             finally:
                 current_attempt.set(outer)  # not reset(): an interrupt may have taken the token
                 in_flight.pop(attempt, None)  # an interrupt
@@ -281,16 +296,7 @@ class Call(Generic[T]):
                     cancellation.release(token)
                 if attempt.lease is not None:  # urllib3 never asked for it: a mocked or subclassed adapter
                     leases.give_back(attempt.lease, reusable=True)
-            # Rewound now, not when it is sent again: a file that cannot rewind must not cost the caller this answer.
-            is_failed = outcome.fault is not None or outcome.status in self._exchange.retried
-            may_renew = outcome.status == UNAUTHORISED and self._upstream.live is not None
-            if (is_failed or may_renew) and not self._surface.rewind():
-                self._exchange.body_is_spent()
-            outcome.sent = attempt.phase == "sent"
-            outcome.connect_s = attempt.connect_took_s
-            if attempt.was_played is not None:
-                outcome.played = attempt.was_played()
-            outcome.duration_s = monotonic() - attempt.began
+            self.note(attempt, outcome)
             return outcome
         except BaseException:
             # An interrupt. Wherever it hit, in `finally` too, the slot is free after this. A lease that went back
@@ -299,12 +305,25 @@ class Call(Generic[T]):
             leases.give_back(lease, reusable=False)
             raise
 
-    def _begin(self, lease: Lease[Any], limit_s: float) -> Attempt:
+    def note(self, attempt: Attempt, outcome: Outcome) -> None:
+        """Note in *outcome* how far *attempt* has come, and whether it can be made again. Mutates."""
+        # Rewound now, not when it is sent again: a file that cannot rewind must not cost the caller this answer.
+        is_failed = outcome.fault is not None or outcome.status in self._exchange.retried
+        may_renew = outcome.status == UNAUTHORISED and self._upstream.live is not None
+        if (is_failed or may_renew) and not self._surface.rewind():
+            self._exchange.body_is_spent()
+        outcome.sent = attempt.phase == "sent"
+        outcome.connect_s = attempt.connect_took_s
+        if attempt.was_played is not None:
+            outcome.played = attempt.was_played()
+        outcome.duration_s = monotonic() - attempt.began
+
+    def begin(self, lease: Lease[Any], limit_s: float) -> Attempt:
         """A new attempt over *lease*: what it may use, and its limits."""
         upstream, exchange, outbound = self._upstream, self._exchange, self.outbound
         began = monotonic()
         if self._cancellation is not None and lease.token is not None:
-            self._cancellation.cover(lease.token, upstream.endpoint.pool.leases)
+            self._cancellation.cover(lease.token, self.leases)
         # Cleared only now: without a lease, the caller gets the answer that was kept from the attempt before.
         self.answer = self.error = None
         left_s = None if exchange.deadline_at is None else exchange.deadline_at - began
@@ -334,7 +353,7 @@ class Call(Generic[T]):
     def _begun_attempt(self, begun: Begun, lease: Lease[Any], limit_s: float) -> Attempt:
         """The attempt that was begun over *lease*; a new one where nothing was sent yet."""
         if begun.attempt is None:
-            return self._begin(lease, limit_s)
+            return self.begin(lease, limit_s)
         self._last_attempt = attempt = begun.attempt
         # What sends it asks for these two; where it was begun, nobody had them.
         attempt.message, attempt.owner = self._request.message, self._surface.owner
@@ -379,7 +398,7 @@ class Call(Generic[T]):
             endpoint.suspect = False
         return answer
 
-    def _judge(self, answer: T, outcome: Outcome) -> None:
+    def judge(self, answer: T, outcome: Outcome) -> None:
         """Note in *outcome* what the rules need to know of *answer*. Mutates *outcome*."""
         plan, status = self._upstream.plan, outcome.status or 0
         if not self._request.streamed and plan.circuit_breaker.failure_if is not None:
@@ -391,7 +410,7 @@ class Call(Generic[T]):
                 headers, plan.retry.retry_after.headers, wall_clock=time.time
             )
 
-    def _fail(self, error: Exception, attempt: Attempt, lease: Lease[Any], outcome: Outcome) -> None:
+    def fail(self, error: Exception, attempt: Attempt, lease: Lease[Any], outcome: Outcome) -> None:
         """Note in *outcome* how *error* ended *attempt*. Mutates *outcome*."""
         tls, cancellation = self._upstream.plan.tls, self._cancellation
         presents = tls is not None and tls.cert is not None
@@ -427,7 +446,8 @@ class Call(Generic[T]):
         outcome.excused, outcome.advice = attempt.excused, failure.advice
         outcome.reused, outcome.answered = lease.reused, attempt.answered
 
-    def _no_lease(self, error: LeaseError, started: float) -> Outcome:
+    def no_lease(self, error: LeaseError, started: float) -> Outcome:
+        """The outcome of an attempt that got no lease. Mutates."""
         if isinstance(error, LeaseCancelled):
             return Outcome(Fault.CANCELLED, started_s=started, wait_s=error.waited_s)
         timed_out = isinstance(error, LeaseTimeout)
@@ -445,6 +465,13 @@ class Call(Generic[T]):
 
     def renew(self, renew: Renew) -> bool:
         """Whether headers of the rules that the call was sent with have other values by now; it takes them. Blocks."""
+        is_newer = self.rule_anew(renew)
+        if is_newer:
+            self.set_aside()
+        return is_newer
+
+    def rule_anew(self, renew: Renew) -> bool:
+        """The same, and the failed answer is left as it is. Blocks."""
         live, outbound, own = self._upstream.live, self.outbound, self._request.headers or {}
         if live is None:
             return False
@@ -458,7 +485,6 @@ class Call(Generic[T]):
         if ruled is None:
             return False
         outbound.rule_anew(ruled)
-        self.set_aside()
         return True
 
     def set_aside(self) -> None:
@@ -483,38 +509,56 @@ class Call(Generic[T]):
 
         Raises what the call to the other upstream raises.
         """
-        refused, other = self._upstream, self._upstream.fallback
+        other = self._upstream.fallback
         if other is None:
-            assert refused.plan.fallback is not None, "the exchange diverts by its plan"
-            answer = self._surface.canned(refused.plan.fallback)
-            carry(record, on=answer)
-        else:
-            substitute = self._surface.towards(other, refused)
-            if substitute is None:
-                return None
-            timeouts, own = other.plan.timeouts, self._request.timeouts
-            if own.asked is not None:
-                timeouts = with_asked(timeouts, own.asked)
-            if own.acquire_s != refused.plan.timeouts.acquire_s:
-                timeouts = replace(timeouts, acquire_s=own.acquire_s)
-            request = replace(
-                self._request, message=substitute.message, headers=substitute.headers, timeouts=timeouts
-            )
-            try:
-                answer = Call(
-                    other, substitute.surface, request, deadline_at=self._exchange.deadline_at
-                ).run()
-            except Exception as error:
-                if (told := carried_by(error)) is not None:
-                    told.fallback_for = refused.plan.name
-                add_notes(
-                    error,
-                    [f'headrace: this was the fallback for upstream "{refused.plan.name}", which refused'],
-                )
-                raise
+            return self.canned(record)
+        found = self.towards(other)
+        if found is None:
+            return None
+        surface, request = found
+        try:
+            answer = Call(other, surface, request, deadline_at=self._exchange.deadline_at).run()
+        except Exception as error:
+            self.stood_in_vain(error)
+            raise
+        return self.stood_in(answer)
+
+    def canned(self, record: Record) -> T:
+        """The answer that the file has for the refused call."""
+        fallback = self._upstream.plan.fallback
+        assert fallback is not None, "the exchange diverts by its plan"
+        answer = self._surface.canned(fallback)
+        carry(record, on=answer)
+        return self.stood_in(answer)
+
+    def towards(self, other: Upstream) -> tuple[Surface[T], Request] | None:
+        """The same call as it is made to *other*; None where its path there is not certain."""
+        refused = self._upstream
+        substitute = self._surface.towards(other, refused)
+        if substitute is None:
+            return None
+        timeouts, own = other.plan.timeouts, self._request.timeouts
+        if own.asked is not None:
+            timeouts = with_asked(timeouts, own.asked)
+        if own.acquire_s != refused.plan.timeouts.acquire_s:
+            timeouts = replace(timeouts, acquire_s=own.acquire_s)
+        request = replace(
+            self._request, message=substitute.message, headers=substitute.headers, timeouts=timeouts
+        )
+        return substitute.surface, request
+
+    def stood_in_vain(self, error: Exception) -> None:
+        """Tell on *error*, which the fallback's call has raised, whose fallback that was. Mutates *error*."""
+        name = self._upstream.plan.name
+        if (told := carried_by(error)) is not None:
+            told.fallback_for = name
+        add_notes(error, [f'headrace: this was the fallback for upstream "{name}", which refused'])
+
+    def stood_in(self, answer: T) -> T:
+        """*answer*, which is a fallback's, with what is told and counted of that. Mutates."""
         if (told := carried_by(answer)) is not None:
-            told.fallback_for = refused.plan.name
-        counters = refused.learned.counters
+            told.fallback_for = self._upstream.plan.name
+        counters = self._upstream.learned.counters
         with counters.lock:
             counters.fallbacks += 1
         return answer
@@ -531,7 +575,7 @@ class Call(Generic[T]):
                 self._surface,
                 self._trace,
                 opened_in=self._opened_in,
-                pool=self._upstream.endpoint.pool.leases,
+                pool=self.leases,
             )
 
     def _error_of(self, end: Finish | Refuse, record: Record) -> Exception:
@@ -558,7 +602,8 @@ class Call(Generic[T]):
             f"Read timed out. (attempt={limit_s:g}: the peer went on too slowly, and was cut off)", attempt
         )
 
-    def _record(self, reason: EndReason) -> Record:
+    def record(self, reason: EndReason) -> Record:
+        """What became of the call, which has ended for *reason*."""
         made = self._exchange if self._tries is None else self._tries
         return Record(
             self._upstream.plan.name,
@@ -579,7 +624,8 @@ class Call(Generic[T]):
         elif wants_retries and record.reason in (EndReason.METHOD, EndReason.NOT_REPLAYABLE):
             report_withheld(self._upstream, record)
 
-    def _count(self, end: End | None, duration_s: float) -> None:
+    def count(self, end: End | None, duration_s: float) -> None:
+        """Count the call, which has ended; None: by what its driver did not catch."""
         label = None  # None: that of the last attempt counts
         if end is None or end.reason is EndReason.CANCELLED:
             label = Fault.CANCELLED.value

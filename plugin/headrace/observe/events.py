@@ -483,8 +483,9 @@ class CallOnEventLoop:
     def line(self) -> str:
         return (
             f'upstream "{self.upstream}": the call at {self.call_site} wanted to {self.wanted} on the thread of a '
-            f"running event loop, which it would have stalled; it failed instead. Make it in a thread "
-            f"(asyncio.to_thread, a def handler); said once per call site"
+            f"running event loop, which it would have stalled; it failed instead. Await it "
+            f'(await hr.upstream("{self.upstream}").aio.get(…)), or make it in a thread (asyncio.to_thread, a def '
+            f"handler); said once per call site"
         )
 
 

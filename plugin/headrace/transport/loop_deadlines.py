@@ -13,7 +13,6 @@ next one. That is why looks are never far apart: what was not foreseen cannot be
 threads.)
 
 Apart from the timer itself all of it is arithmetic: the clock and the timer are given. Owned by the thread of its loop.
-Internal so far: nothing public calls it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ which name may be looked up (`Resolver`), which session is offered and whose cer
 no `happy_eyeballs_delay`. So the race is ours, over `sock_connect`, and both loops are only given the socket that won.
 
 Time limits are not kept here: whoever dials ends the task (`transport.loop_deadlines`).
-Internal so far: nothing public calls it.
 """
 
 from __future__ import annotations

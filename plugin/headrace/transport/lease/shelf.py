@@ -18,8 +18,6 @@ the pool, and its sockets are closed. (A `WeakKeyDictionary` of loops would neve
 **Exactly once.** Whoever pops the lease's token out of `_held` ends the lease. An `acquire` that is cancelled gives
 back what it may have been given in the same turn. What a finalizer may call takes no lock, not even one that is free:
 the thread that it runs on may hold it (failures.md 25). It leaves the rest to the loop.
-
-Internal so far: nothing public calls it.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def fault_of(error: BaseException, phase: Phase) -> tuple[Fault, bool]:
     if phase == "lease" or callers_own(error) is not None:
         return Fault.LOCAL_ERROR, False  # nothing was attempted yet: bad URL, bad CA path, bad body …
     for cause in _innermost_first(error):
-        found = _known(cause, phase)
+        found = known_fault(cause, phase)
         if found is not None:
             return found
     return Fault.LOCAL_ERROR, False
@@ -104,7 +104,8 @@ def mismatch_in(error: BaseException) -> IdentityError | None:
     return next((one for one in _innermost_first(error) if isinstance(one, IdentityError)), None)
 
 
-def _known(cause: BaseException, phase: Phase) -> tuple[Fault, bool] | None:
+def known_fault(cause: BaseException, phase: Phase) -> tuple[Fault, bool] | None:
+    """The fault that *cause* by itself stands for, and whether a timer of ours cut it; None: it says nothing."""
     if isinstance(cause, (ssl.SSLCertVerificationError, CertificateError)):
         return Fault.CERTIFICATE, False
     if refusal_in(cause, amid_handshake=phase == "tls") is not None:

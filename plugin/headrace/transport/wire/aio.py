@@ -18,7 +18,6 @@ nothing. A body is written as fast as the socket takes it.
 a complete answer (failures.md 53).
 
 Callbacks run in the context in which the connection was opened, which is an empty one; no context variable is read.
-Internal so far: nothing public calls it.
 """
 
 from __future__ import annotations
@@ -62,6 +61,7 @@ class LoopWire(asyncio.Protocol, Watched):
         reader: The codec of this connection.
         limit: That of the exchange under way; None: there is none, or its answer is complete.
         is_lost: There is no connection any more.
+        is_last: The request has said that it is the last one, or its connection is nobody else's.
         on_unasked: Called when the connection has ended at rest, or something has come that nobody asked for.
         on_answer: Called once, at the first byte of the first answer.
     """
@@ -74,7 +74,7 @@ class LoopWire(asyncio.Protocol, Watched):
         self.sock = sock
         self.reader = AnswerReader()
         self.limit: Limit | None = None
-        self.is_lost = False
+        self.is_lost = self.is_last = False
         self.on_unasked: Callable[[], object] | None = None
         self.on_answer: Callable[[LoopWire], object] | None = None
         self._loop = loop
@@ -171,7 +171,7 @@ class LoopWire(asyncio.Protocol, Watched):
     def is_reusable(self) -> bool:
         """Whether it is between two answers, and open."""
         reader = self.reader
-        return self._is_sent and reader.done and reader.reusable and self.is_open
+        return self._is_sent and reader.done and reader.reusable and not self.is_last and self.is_open
 
     @property
     def tls(self) -> Any:
@@ -264,10 +264,14 @@ class LoopWire(asyncio.Protocol, Watched):
             await self._wait()
         self._wants_head = False
 
-    async def whole(self) -> bytes:
-        """Wait for the end of the answer; its body, as sent. Raises as `head`."""
+    async def complete(self) -> None:
+        """Wait for the end of the answer. Raises as `head`."""
         while not self.reader.done:
             await self._wait()
+
+    async def whole(self) -> bytes:
+        """The same; its body, as sent."""
+        await self.complete()
         return self.reader.take()
 
     async def more(self, silence_s: float) -> bytes:

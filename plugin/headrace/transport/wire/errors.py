@@ -11,6 +11,10 @@ class TooLarge(Malformed):
     """A limit was passed. Its text says which, and its value."""
 
 
+class BodyTooLong(TooLarge):
+    """The body is longer than it may be."""
+
+
 class Truncated(Exception):
     """The stream has ended within an answer, or before one.
 

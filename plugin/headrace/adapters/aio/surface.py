@@ -1,0 +1,279 @@
+"""One awaited call: the request that is written, and what its errors mean."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from http.client import responses as reasons
+from typing import Any, Final
+
+import urllib3.util.connection
+from urllib3._collections import HTTPHeaderDict
+
+from headrace.adapters.aio.answer import ACCEPTED, Answer
+from headrace.adapters.fallback import headers_for, url_at
+from headrace.engine.aio import Way
+from headrace.engine.surface import Failure, Substitute, Twins
+from headrace.errors import (
+    CallCancelled,
+    CircuitOpenError,
+    DeadlineExceeded,
+    IdentityMismatch,
+    PoolRejected,
+    PoolTimeout,
+    ResponseTooLarge,
+    TransportBroken,
+    TransportError,
+    TransportTimeout,
+)
+from headrace.policy.attempt_end import Phase
+from headrace.policy.outcome import Fault
+from headrace.policy.plan import FallbackPlan
+from headrace.policy.routes import url_of
+from headrace.runtime.upstream import Upstream
+from headrace.transport.attempt import Attempt
+from headrace.transport.connection_auth import AUTHORIZATION, authenticates_connection
+from headrace.transport.stock.draining import KEEP_BYTES
+from headrace.transport.stock.faults import advice_on, known_fault, mismatch_in
+from headrace.transport.wire.aio import Body, LoopWire
+from headrace.transport.wire.errors import BodyTooLong, Malformed, Truncated
+from headrace.transport.wire.h1 import render_head
+
+PLAIN: Final = Twins(
+    circuit_open=CircuitOpenError,
+    deadline=DeadlineExceeded,
+    pool_timeout=PoolTimeout,
+    pool_rejected=PoolRejected,
+    cancelled=CallCancelled,
+    too_large=ResponseTooLarge,
+    identity=IdentityMismatch,
+)
+"""There is no library beside ours: its callers catch our own classes."""
+
+DEFAULTS: Final = {"user-agent": "headrace", "accept": "*/*", "accept-encoding": ACCEPTED}
+
+_NEEDS_NO_LENGTH: Final = frozenset({"GET", "HEAD", "DELETE", "TRACE", "OPTIONS"})
+
+
+class AwaitedSurface:
+    """How one call is sent over a `LoopWire`: an `engine.aio.LoopSurface`. Owned by its task.
+
+    Args:
+        target: Path and query, as they are sent.
+        headers: Those of the call, by name; they win over those of the rules, and these over our own.
+        content: bytes; or what is iterated over, once.
+    """
+
+    twins = PLAIN
+    owner = None
+    owns_all = False
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        content: bytes | AsyncIterable[bytes] | None,
+        *,
+        streamed: bool,
+    ) -> None:
+        self._upstream = upstream
+        self._method = method
+        self._target = target
+        self._headers = headers
+        self._content = content
+        self._streamed = streamed
+        self._is_last = False
+
+    def head(self, attempt: Attempt) -> bytes:
+        """The head; see `LoopSurface`.
+
+        Raises:
+            ValueError: It cannot be sent: a blank in the target, a line end in a header.
+        """
+        own = {name.lower() for name in self._headers}
+        fields = [*self._headers.items()]
+        for name, value in attempt.headers:
+            if name.lower() not in own:
+                own.add(name.lower())
+                fields.append((name, str(value)))
+        host = self._upstream.endpoint.pool.host_line
+        first = [] if "host" in own else [("Host", host[6:-2])]
+        first += [(name.title(), value) for name, value in DEFAULTS.items() if name not in own]
+        if "content-length" not in own and "transfer-encoding" not in own:
+            content = self._content
+            if isinstance(content, bytes):
+                first.append(("Content-Length", str(len(content))))
+            elif content is not None:
+                first.append(("Transfer-Encoding", "chunked"))
+            elif self._method not in _NEEDS_NO_LENGTH:
+                first.append(("Content-Length", "0"))
+        head = render_head(self._method.encode(), self._target.encode(), tail=[*first, *fields])
+        lowered = head.lower()
+        self._is_last = b"\r\nconnection: close\r\n" in lowered or (
+            # Such a connection is of one user, and nobody here can own it.
+            AUTHORIZATION in lowered and authenticates_connection(lowered)
+        )
+        return head
+
+    def body(self, attempt: Attempt) -> Body:
+        """The body; see `LoopSurface`."""
+        content = self._content
+        if content is None or isinstance(content, bytes):
+            return content
+        return _noted(content, attempt)
+
+    def answer(self, wire: LoopWire, way: Way, attempt: Attempt) -> Answer:
+        """The answer; see `LoopSurface`."""
+        if self._is_last:
+            wire.is_last = True
+        answer = Answer.of(
+            wire,
+            way,
+            url=self.url(),
+            method=self._method,
+            streamed=attempt.streamed,
+            most=attempt.max_body_bytes,
+        )
+        if attempt.streamed:
+            answer.follow(attempt.timeouts.read_s, self._as_told)
+        return answer
+
+    def address_family(self) -> int:
+        """Looked up late: people replace it."""
+        return urllib3.util.connection.allowed_gai_family()
+
+    async def aside(self, answer: Answer, ends_at: float) -> Answer | None:
+        """As `Surface.set_aside`."""
+        return answer if await answer.keep(KEEP_BYTES, ends_at) else None
+
+    # ── as `engine.surface.Surface` ──
+
+    def status(self, answer: Answer) -> int:
+        """Its status."""
+        return answer.status_code
+
+    def headers(self, answer: Answer) -> HTTPHeaderDict:
+        """Its headers."""
+        return answer.headers
+
+    def hand_out(self, answer: Answer) -> None:
+        """A predicate changes nothing of it."""
+
+    def rewind(self) -> bool:
+        """Whether the body can be sent again."""
+        return self._content is None or isinstance(self._content, bytes)
+
+    def streamed(self, answer: Answer) -> Answer | None:
+        """The body as it comes over the wire; None: it is there."""
+        return None if answer.is_closed else answer
+
+    def close(self, answer: Answer) -> None:
+        """Close it."""
+        answer.close()
+
+    def canned(self, fallback: FallbackPlan) -> Answer:
+        """The answer that the file has."""
+        headers = HTTPHeaderDict(fallback.headers)
+        return Answer(
+            fallback.status,
+            headers,
+            url=self.url(),
+            method=self._method,
+            reason=reasons.get(fallback.status, ""),
+            content=b"" if self._method == "HEAD" else fallback.body,
+        )
+
+    def towards(self, other: Upstream, refused: Upstream) -> Substitute[Answer] | None:
+        """The same call to *other*; None where its path there is not certain."""
+        url = url_at(other, refused, self.url())
+        if url is None:
+            return None
+        at = url.find("/", url.find("//") + 2)
+        headers = headers_for(other, refused, self._headers)
+        surface: Any = AwaitedSurface(
+            other,
+            self._method,
+            "/" if at < 0 else url[at:],
+            headers,
+            self._content,
+            streamed=self._streamed,
+        )
+        return Substitute(surface, surface, headers)
+
+    def failure(self, error: Exception, attempt: Attempt, *, presents: bool) -> Failure:
+        """What *error* says about *attempt*."""
+        fault, cut = fault_of(error, attempt.phase)
+        is_refused = fault is Fault.CERTIFICATE
+        own = attempt.own_error
+        if own is None and fault is Fault.LOCAL_ERROR:
+            own = error  # a body's, or a head that cannot be sent: as it is
+        return Failure(
+            fault,
+            cut,
+            self._told(error, fault),
+            own,
+            advice_on(error, attempt.phase, presents=presents) if is_refused else None,
+            mismatch_in(error) if is_refused else None,
+        )
+
+    def timed_out(self, text: str, attempt: Attempt) -> Exception:
+        """As the caller gets it."""
+        name = self._upstream.plan.name
+        return TransportTimeout(f'upstream "{name}": {text}', upstream=name, fault=Fault.TIMEOUT.value)
+
+    def broken_off(self, text: str) -> Exception:
+        """As the caller gets it."""
+        name = self._upstream.plan.name
+        return TransportBroken(f'upstream "{name}": {text}', upstream=name, fault=Fault.RESET.value)
+
+    def family(self) -> dict[str, Any]:
+        """There is no library whose classes would carry anything."""
+        return {}
+
+    def url(self) -> str:
+        """What was asked for."""
+        base = self._upstream.plan.base
+        whole = url_of(base)
+        return whole[: len(whole) - len("".join(f"/{one}" for one in base.segments))] + self._target
+
+    def _told(self, error: Exception, fault: Fault) -> Exception:
+        name = self._upstream.plan.name
+        kind: type[TransportError] = TransportBroken
+        if isinstance(error, TimeoutError):
+            kind = TransportTimeout
+        elif isinstance(error, Malformed):
+            kind = TransportError
+        told = kind(f'upstream "{name}": {fault.value}: {error}', upstream=name, fault=fault.value)
+        told.__cause__ = error
+        return told
+
+    def _as_told(self, error: Exception) -> tuple[Exception, Fault, bool]:
+        fault, cut = fault_of(error, "sent")
+        return self._told(error, fault), fault, cut
+
+    def __repr__(self) -> str:
+        return f"<AwaitedSurface {self._method}>"  # the rest may hold credentials
+
+
+def fault_of(error: Exception, phase: Phase) -> tuple[Fault, bool]:
+    """The fault that *error* stands for, and whether a timer of ours cut the attempt."""
+    if isinstance(error, BodyTooLong):
+        return Fault.RESPONSE_TOO_LARGE, False
+    if isinstance(error, Malformed):
+        return Fault.PROTOCOL_ERROR, False
+    if isinstance(error, Truncated):
+        return Fault.RESET, False
+    if phase == "lease":
+        return Fault.LOCAL_ERROR, False
+    return known_fault(error, phase) or (Fault.LOCAL_ERROR, False)
+
+
+async def _noted(content: AsyncIterable[bytes], attempt: Attempt) -> AsyncIterator[bytes]:
+    """*content*; what it raises is the caller's own."""
+    try:
+        async for piece in content:
+            yield piece
+    except Exception as error:
+        attempt.own_error = error
+        raise
