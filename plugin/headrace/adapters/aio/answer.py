@@ -17,7 +17,7 @@ from headrace.clock import monotonic
 from headrace.errors import StatusError
 from headrace.policy.outcome import Fault
 from headrace.policy.record import Record
-from headrace.transport.wire.errors import BodyTooLong, Malformed
+from headrace.transport.wire.errors import Malformed, TooLarge
 
 if TYPE_CHECKING:
     from headrace.engine.aio import Way
@@ -52,13 +52,13 @@ class Decoder:
 
         Raises:
             Undecodable: It is not of that coding.
-            BodyTooLong: It comes to more than it may.
+            TooLarge: It comes to more than it may.
         """
         for step in self._steps:
             data = step.decode(data, self._left)
         if self._left is not None:
             if len(data) > self._left:
-                raise BodyTooLong("the body is longer than it may be, decoded")
+                raise TooLarge("the body is longer than it may be, decoded", is_of_body=True)
             self._left -= len(data)
         return data
 
@@ -168,7 +168,7 @@ class Answer:
         """The answer that *wire* has: its head, and its body unless that is *streamed*.
 
         Raises:
-                Undecodable, BodyTooLong: Its body cannot be had.
+                Undecodable, TooLarge: Its body cannot be had.
         """
         reader = wire.reader
         headers = HTTPHeaderDict()
@@ -329,7 +329,7 @@ class Answer:
             return error
         aborted = None if lease is None else lease.aborted
         self.close()
-        if isinstance(error, BodyTooLong) and self.on_excess is not None:
+        if isinstance(error, TooLarge) and error.is_of_body and self.on_excess is not None:
             return self.on_excess()
         told, fault, cut = as_told(error)
         if self.on_break is not None:

@@ -35,7 +35,7 @@ from headrace.transport.connection_auth import AUTHORIZATION, authenticates_conn
 from headrace.transport.stock.draining import KEEP_BYTES
 from headrace.transport.stock.faults import advice_on, known_fault, mismatch_in
 from headrace.transport.wire.aio import Body, LoopWire
-from headrace.transport.wire.errors import BodyTooLong, Malformed, Truncated
+from headrace.transport.wire.errors import Malformed, TooLarge, Truncated
 from headrace.transport.wire.h1 import render_head
 
 PLAIN: Final = Twins(
@@ -258,7 +258,7 @@ class AwaitedSurface:
 
 def fault_of(error: Exception, phase: Phase) -> tuple[Fault, bool]:
     """The fault that *error* stands for, and whether a timer of ours cut the attempt."""
-    if isinstance(error, BodyTooLong):
+    if isinstance(error, TooLarge) and error.is_of_body:
         return Fault.RESPONSE_TOO_LARGE, False
     if isinstance(error, Malformed):
         return Fault.PROTOCOL_ERROR, False

@@ -8,11 +8,15 @@ class Malformed(Exception):
 
 
 class TooLarge(Malformed):
-    """A limit was passed. Its text says which, and its value."""
+    """A limit was passed. Its text says which, and its value.
 
+    Attributes:
+        is_of_body: That of the body.
+    """
 
-class BodyTooLong(TooLarge):
-    """The body is longer than it may be."""
+    def __init__(self, text: str, *, is_of_body: bool = False) -> None:
+        super().__init__(text)
+        self.is_of_body = is_of_body
 
 
 class Truncated(Exception):

@@ -19,7 +19,7 @@ from typing import Final, NoReturn
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from headrace.policy.frozen import frozen
-from headrace.transport.wire.errors import BodyTooLong, Malformed, TooLarge, Truncated
+from headrace.transport.wire.errors import Malformed, TooLarge, Truncated
 from headrace.transport.wire.head import (
     BEGINNING,
     CRLF,
@@ -569,8 +569,8 @@ class AnswerReader:
             raise self._too_long()
         self._parts.append(part)
 
-    def _too_long(self) -> BodyTooLong:
-        return BodyTooLong(f"the body is longer than {self._limits.body_bytes} bytes")
+    def _too_long(self) -> TooLarge:
+        return TooLarge(f"the body is longer than {self._limits.body_bytes} bytes", is_of_body=True)
 
     def _finish(self) -> None:
         self._complete()
