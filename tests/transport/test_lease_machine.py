@@ -709,6 +709,57 @@ class OneOffMachine(LeaseMachine):
     when_full = "new"
 
 
+def with_parking(machine: ParkingMachine) -> None:
+    """Have calls take and give back as the short way does, wherever that may be done.
+
+    What is given back is nobody's: its holder forgets it, and its token.
+    """
+    pool = machine.rig.pool
+    acquire, give_back = pool.acquire, pool.give_back
+
+    def taken(timeout_s: float, **wishes: Any) -> Lease[Conn]:
+        is_plain = not (wishes.get("fresh") or wishes.get("own_only") or wishes.get("owner"))
+        return (pool.unpark(machine.rig.now) if is_plain else None) or acquire(timeout_s, **wishes)
+
+    def given_back(lease: Lease[Conn], *, reusable: bool, reason: Any = "error") -> None:
+        if reusable and any(lease is one for one in machine.held_alone):
+            machine.held_alone.remove(lease)
+            machine.tokens = [token for token in machine.tokens if token is not lease.token]
+            pool.park([lease], machine.rig.now)
+        else:
+            give_back(lease, reusable=reusable, reason=reason)
+
+    pool.acquire, pool.give_back = taken, given_back  # type: ignore[method-assign]
+
+
+class ParkingMachine(LeaseMachine):
+    """The same, with calls that go the short way among the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held_alone: list[Lease[Conn]] = []
+        with_parking(self)
+
+    def leased(self, lease: Lease[Conn], *, fresh: bool, who: Person | None) -> None:
+        super().leased(lease, fresh=fresh, who=who)
+        self.tokens = [token for token in self.tokens if token is not lease.token]
+        self.tokens.append(lease.token)
+
+    def give_back_one(self, lease: Lease[Conn], *, reusable: bool, lock_held: bool) -> None:
+        if lease.conn not in self.capacity and lease.conn not in self.owner_of and not lock_held:
+            self.held_alone.append(lease)
+        super().give_back_one(lease, reusable=reusable, lock_held=lock_held)
+        self.ended = [one for one in self.ended if one.token is None]
+
+
+class SharedParkingMachine(ParkingMachine):
+    """The same, in the company of connections with several places."""
+
+    @rule(places=st.sampled_from([None, 1, 2, 3, 4]))
+    def what_is_dialled_from_now_on(self, places: int | None) -> None:
+        self.capacity_of_new = places
+
+
 class SharedMachine(LeaseMachine):
     """The same over connections with up to four places, among others that have one."""
 
@@ -746,6 +797,10 @@ TestLeaseMachine = LeaseMachine.TestCase
 TestLeaseMachine.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
 TestOneOffMachine = OneOffMachine.TestCase
 TestOneOffMachine.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)
+TestParkingMachine = ParkingMachine.TestCase
+TestParkingMachine.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestSharedParkingMachine = SharedParkingMachine.TestCase
+TestSharedParkingMachine.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)
 TestSharedMachine = SharedMachine.TestCase
 TestSharedMachine.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 TestSharedOneOffMachine = SharedOneOffMachine.TestCase

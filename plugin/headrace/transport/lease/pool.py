@@ -23,6 +23,12 @@ before it looks at `_kept`, and a thread that gives back looks at the queue afte
 free-threaded build with a weakly ordered CPU both could look too early. The next
 acquire, return, view or round of housekeeping then picks it up.)
 
+**Parked.** A call that goes the short way (`engine.lane`) is alone with its lease: no finalizer and no other thread has
+it, or keeps its token. So the lease need not end where the call ends. `park` appends it to `_parked`, and it stays in
+`_inuse`; `unpark` pops it, and it is held again: one atomic step each, no lock, no new lease. Whoever looks at
+the collections under the lock first moves what is parked to `_kept` (`_process_returns`), where it ends as any other
+return. A lease is popped by one of the two.
+
 **Leaks.** The pool knows leases in use by weak reference only, and a connection in use
 only through its lease, unless it has several places. A lease that is no longer referred to is collected,
 whatever happened to it. The callback appends to `_dropped`, and the slot is free.
@@ -210,6 +216,7 @@ class LeasePool(Generic[C]):
 
         # Touched without the lock, by single deque operations only.
         self._kept: deque[Lease[C]] = deque()  # given back in good order
+        self._parked: deque[Lease[C]] = deque()  # the same, and may be lent again as they are
         # Given back otherwise; None: to be kept.
         self._returns: deque[tuple[Lease[C], CloseReason | None]] = deque()
         self._dropped: deque[ref[Lease[C]]] = deque()  # leases that were collected
@@ -284,7 +291,7 @@ class LeasePool(Generic[C]):
                         newest.token = None
                         connection = newest.connection
                 if connection is None:
-                    if kept or self._returns or self._dropped or self._gone_owners:
+                    if kept or self._parked or self._returns or self._dropped or self._gone_owners:
                         self._process_returns()
                     # Where a connection is idle, no call waits, and the pool is not stopped.
                     if self._apart and owner is not None and not fresh:
@@ -372,6 +379,61 @@ class LeasePool(Generic[C]):
             over: CloseReason = "surplus" if lease.one_off else connection.ends_as or "lifetime"
             self._returns.append((lease, over if reusable else reason))
             self._settle()
+
+    def unpark(self, now: float) -> Lease[C] | None:
+        """The lease that was parked last, held once more, if `acquire` would lend its connection, too. Takes no lock.
+
+        None: `acquire` must be asked; nothing was counted. A connection that is over or dead is closed first.
+        """
+        parked, turn_at = self._parked, self._tally.turn_at
+        if not parked or self._waiters or self._screens or not turn_at - _STEP_S <= now < turn_at:
+            return None
+        if _getpid() != self._pid:
+            return None
+        lease: Lease[C] | None = None
+        try:
+            try:
+                lease = parked.pop()
+            except IndexError:  # another thread was faster
+                return None
+            connection = lease.connection
+            lease.taken_at = now
+            connection.uses += 1
+            conn = connection.conn
+            if (
+                now < connection.expires_at
+                and now - connection.idle_since < self._idle_timeout_s
+                and conn is not None
+                and self._is_alive(conn)
+            ):
+                self._tally.tick()
+                return lease
+            self.give_back_quietly(lease, connection.over(now, self._idle_timeout_s) or "dead")
+            return None
+        except BaseException:
+            if lease is not None:
+                self.give_back(lease, reusable=False)
+            raise
+
+    def park(self, mine: list[Lease[C]], now: float) -> None:
+        """End the lease in *mine*, whose connection is between two answers, so that `unpark` may lend it again.
+
+        Nothing but *mine* may refer to the lease, nobody may have its token, and it has no owner to come. Once *mine*
+        is empty, the lease is no longer the caller's: an interrupt before that leaves it in there. Never blocks.
+        Mutates *mine*.
+        """
+        connection = mine[0].connection
+        if (
+            now < connection.expires_at
+            and connection.uses < self._max_uses
+            and not (connection.is_apart or self._notes_site or mine[0].one_off)
+        ):
+            connection.idle_since = now
+            self._parked.append(mine.pop())
+            if self._waiters or self._screens:
+                self._settle()
+        else:
+            self.give_back(mine.pop(), reusable=True)
 
     def give_back_quietly(self, lease: Lease[C], reason: CloseReason = "error") -> None:
         """End *lease*; its connection is closed already, or must be. Never blocks: may be called from a finalizer."""
@@ -767,7 +829,7 @@ class LeasePool(Generic[C]):
             shelf.forget_inherited()  # its loop is the parent's
         tokens = (*self._inuse, *self._one_off, *chain.from_iterable(self._shared.values()))
         held = [lease for token in tokens if (lease := token()) is not None]
-        held += [*self._kept, *(lease for lease, _ in self._returns)]
+        held += [*self._kept, *self._parked, *(lease for lease, _ in self._returns)]
         connections = [*self._idle, *self._apart, *self._shared, *(lease.connection for lease in held)]
         conns = {
             id(conn): conn
@@ -785,6 +847,7 @@ class LeasePool(Generic[C]):
             self._idle,
             self._apart,
             self._kept,
+            self._parked,
             self._returns,
             self._dropped,
             self._gone_owners,
@@ -1017,7 +1080,7 @@ class LeasePool(Generic[C]):
         # Without the lock: a repr is asked for when something hangs.
         state = "stopped, " if self._stopped else "retired, " if self._retired else ""
         one_off = f" and {len(self._one_off)} one-off" if self._one_off else ""
-        kept = len(self._kept)
+        kept = len(self._kept) + len(self._parked)
         on_loops = f", {self._elsewhere} on event loops" if self._elsewhere else ""
         return (
             f"<LeasePool {state}{len(self._inuse) + len(self._shared) - kept} in use{one_off}, "
@@ -1168,6 +1231,12 @@ class LeasePool(Generic[C]):
 
     def _process_returns(self) -> None:
         """Process what was given back or dropped; serve waiters with what came free."""
+        if self._parked:
+            try:
+                # In C, so that nothing comes between the two: a lease in neither would be lost.
+                self._kept.extend(iter(self._parked.popleft, None))
+            except IndexError:
+                pass  # that is how it ends
         # An entry stays until it is done. After an interrupt in between it is repeated and not lost.
         while self._kept:
             self._isolated(self._keep, self._kept[0])
@@ -1598,7 +1667,7 @@ class LeasePool(Generic[C]):
             self._returns
             or self._dropped
             or self._gone_owners
-            or (self._kept and (self._waiters or self._screens))
+            or ((self._kept or self._parked) and (self._waiters or self._screens))
         ):
             held = False
             try:
@@ -1701,7 +1770,7 @@ class LeasePool(Generic[C]):
                     gate = self._move(lease, last, reason, now + timeout_s - self._clock(), owner, own_only)
                 else:
                     self._schedule_close(conn, reason)
-                    if self._kept or self._returns or self._dropped:
+                    if self._kept or self._parked or self._returns or self._dropped:
                         self._process_returns()
                     # The lease keeps the slot of the connection that was given up. Taking an idle one as well makes
                     # one slot free. No call waits for that: while a connection is idle, none waits.

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections import deque
 
-from headrace.policy.counters import UpstreamCounters, add
+from headrace.policy.counters import Ticker, UpstreamCounters, add
 
 HIT_RATE_WINDOW_S = 10
 
 
 class LeaseTally:
-    """Totals of one pool. Guarded by the pool's lock.
+    """Totals of one pool. Guarded by the pool's lock, but for `tick`.
 
     Attributes:
+        tick: Counts a hit without the lock: a single call in C. It is among `hits` from the next look on.
         hits, misses: Leases with an idle connection, and without.
         waited: Leases of both kinds that had to wait; each appends to `waits` once its thread runs again.
         failures: Acquires that ended without a lease.
@@ -29,6 +30,8 @@ class LeaseTally:
 
     __slots__ = (
         "_marks",
+        "_ticker",
+        "_ticks",
         "_told",
         "closed",
         "collections",
@@ -36,6 +39,7 @@ class LeaseTally:
         "failures",
         "hits",
         "misses",
+        "tick",
         "turn_at",
         "waited",
         "waits",
@@ -47,6 +51,9 @@ class LeaseTally:
         self.closed: dict[str, int] = {}
         self.waits: deque[float] = deque()
         self.turn_at = 0.0
+        self._ticker = Ticker()
+        self.tick = self._ticker.tick
+        self._ticks = 0  # those that are among `hits`
         self._told = (0, 0, 0)
         self._marks: deque[tuple[int, int, int]] = (
             deque()
@@ -54,6 +61,7 @@ class LeaseTally:
 
     def turn(self, now: float) -> None:
         """Remember the counts at the first acquire of a second."""
+        self._take_in()
         second = int(now)
         if self._marks and second < self._marks[-1][0]:  # the clock was stepped back
             self._marks.clear()
@@ -63,6 +71,7 @@ class LeaseTally:
 
     def hit_rate(self, now: float) -> float | None:
         """Share of acquires in the last 10 s that got an idle connection; None when there were none."""
+        self._take_in()
         self._forget(int(now))
         if self._marks and self._marks[-1][0] > now + HIT_RATE_WINDOW_S:
             self._marks.clear()
@@ -74,7 +83,10 @@ class LeaseTally:
 
     @property
     def has_news(self) -> bool:
-        """Whether `tell` has anything to add."""
+        """Whether `tell` has anything to add, apart from ticks.
+
+        Whose connection was hit without the lock holds it, or has it idle, or its close is to be told.
+        """
         return bool(
             self._told != (self.hits, self.misses, self.waited)
             or self.waits
@@ -85,6 +97,7 @@ class LeaseTally:
 
     def tell(self, counters: UpstreamCounters) -> None:
         """Add what is new to *counters*. Takes their lock, which is a leaf."""
+        self._take_in()
         hits, misses, waited = self._told
         self._told = self.hits, self.misses, self.waited
         with counters.lock:
@@ -100,6 +113,11 @@ class LeaseTally:
             self.collections = 0
             while self.waits:
                 counters.wait.observe(self.waits.popleft())
+
+    def _take_in(self) -> None:
+        ticks = self._ticker.total()
+        self.hits += ticks - self._ticks
+        self._ticks = ticks
 
     def _acquires(self) -> int:
         return self.hits + self.misses + self.failures
