@@ -26,11 +26,12 @@ from requests.utils import default_headers, default_user_agent
 from urllib3.util.request import SKIP_HEADER
 
 import headrace
+from headrace.adapters import handles
 from headrace.adapters.requests import answer as answers
 from headrace.adapters.requests import direct
 from headrace.adapters.requests import surface as of_requests
 from headrace.adapters.requests.plain import Plain
-from headrace.adapters.urllib3 import pools, surface
+from headrace.adapters.urllib3 import pools
 from headrace.clock import monotonic
 from headrace.policy.breaker.circuit import CircuitView
 from headrace.policy.retry import RetryAllowance
@@ -257,7 +258,7 @@ def test_the_two_ways_cannot_be_told_apart(
 ) -> None:
     short = journey(tmp_path / "short", server, name, method, kw)
 
-    monkeypatch.setattr(surface, "quickly", lambda *_: None)
+    monkeypatch.setattr(handles, "quickly", lambda *_: None)
     long = journey(tmp_path / "long", server, name, method, kw)
 
     assert short == long
@@ -551,7 +552,7 @@ def test_the_two_ways_send_the_same_of_what_urllib3_takes(
             return [found, [(one.method, one.target, one.body, one.headers) for one in server.requests[at:]]]
 
     short = told(tmp_path / "short")
-    for one in (surface, pools):
+    for one in (handles, pools):
         monkeypatch.setattr(one, "quickly", lambda *_: None)
     assert short == told(tmp_path / "long")
 
@@ -755,7 +756,7 @@ def test_the_two_ways_take_the_same_timeouts(
         return story
 
     short = told(tmp_path / "short")
-    for one in (direct, of_requests, surface, pools):
+    for one in (direct, of_requests, handles, pools):
         monkeypatch.setattr(one, "quickly", lambda *_: None)
     assert short == told(tmp_path / "long")
 
@@ -810,7 +811,7 @@ def test_the_two_ways_pass_on_the_same_of_an_inbound_request(
         return results, [one.headers for one in server.requests[at + 1 :]], len(allowance)
 
     short = told(tmp_path / "short")
-    monkeypatch.setattr(surface, "quickly", lambda *_: None)
+    monkeypatch.setattr(handles, "quickly", lambda *_: None)
     assert short == told(tmp_path / "long")
 
 

@@ -28,7 +28,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from urllib3.util.retry import Retry
 
 import headrace
-from headrace.adapters.urllib3 import surface
+from headrace.adapters import handles
 from headrace.observe.tracing.span_facts import redacted
 from support.faultserver import Answer, Break, FaultServer, Silence, on_reuse
 from support.governed import rules, running
@@ -774,7 +774,7 @@ def test_a_call_that_succeeds_at_once_pays_for_tracing_in_python_calls(
 ) -> None:
     counts = []
     if most:  # a call within a span goes the long way; what tracing costs it there is asked
-        monkeypatch.setattr(surface, "quickly", lambda *_: None)
+        monkeypatch.setattr(handles, "quickly", lambda *_: None)
     for mode in ("off", "annotate"):
         with running(tmp_path, rules(server.url, more=tracing(mode))) as hr, around():
             handle = hr.upstream("billing")

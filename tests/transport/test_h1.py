@@ -6,6 +6,7 @@ import http.client
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -607,21 +608,68 @@ def test_a_reader_that_has_refused_reads_no_more() -> None:
     [head(b"Connection: keep-alive", FOUR) + b"mine", head(CHUNKED) + b"4\r\nmine\r\n" * 9 + b"0\r\n\r\n"],
     ids=["a length", "chunks"],
 )
-def test_a_usual_answer_in_one_piece_is_no_python_call_but_feed_itself(data: bytes) -> None:
+def test_a_usual_answer_in_one_piece_is_one_python_call_by_itself_and_one_more_by_feed(data: bytes) -> None:
     reader = AnswerReader()
     called: list[str] = []
-    for _ in range(3):
-        reader.begin("GET")
+
+    def counted(act: Callable[[], object]) -> object:
         called.clear()
         sys.setprofile(
             lambda frame, event, _: called.append(frame.f_code.co_name) if event == "call" else None
         )
         try:
-            reader.feed(data)
+            return act()
         finally:
             sys.setprofile(None)
+
+    for _ in range(3):
+        reader.begin("GET")
+        counted(partial(reader.feed, data))
         assert reader.done
-    assert called == ["feed"]
+    assert called == ["feed", "whole"]
+    assert counted(partial(reader.whole, "GET", data)) is not None
+    assert called == ["whole"]
+
+
+@pytest.mark.parametrize(
+    ("method", "data"),
+    [
+        pytest.param("GET", head(b"Connection: keep-alive", FOUR) + b"mine", id="a length"),
+        pytest.param("POST", head(CHUNKED) + b"4\r\nmine\r\n" * 9 + b"0\r\n\r\n", id="chunks"),
+        pytest.param("GET", head(b"Connection: close", FOUR) + b"mine", id="the last one"),
+        pytest.param("GET", head(FOUR) + b"mine and more", id="something behind it"),
+        pytest.param("GET", head(FOUR) + b"mi", id="a part"),
+        pytest.param("GET", head(FOUR), id="the head alone"),
+        pytest.param("GET", head(b"Content-Length: 0"), id="nothing but a head"),
+        pytest.param("HEAD", head(FOUR), id="HEAD"),
+        pytest.param("GET", b"HTTP/1.1 204 No Content\r\n\r\n", id="204"),
+        pytest.param("GET", b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nmine", id="HTTP/1.0"),
+        pytest.param("GET", b"HTTP/1.1 100 Continue\r\n\r\n" + head(FOUR) + b"mine", id="behind a 1xx"),
+        pytest.param("GET", head(FOUR, b"Content-Length: 5") + b"mine", id="no answer"),
+    ],
+)
+def test_an_answer_that_is_looked_at_as_a_whole_is_what_feed_makes_of_it(method: str, data: bytes) -> None:
+    def told(reader: AnswerReader, act: Callable[[], bool]) -> tuple[object, ...]:
+        try:
+            act()
+        except Malformed as error:
+            return (str(error),)
+        return reader.status, reader.head, reader.lowered, reader.take(), reader.chunked, reader.reusable
+
+    fed, asked = AnswerReader(), AnswerReader()
+    for reader in (fed, asked):
+        reader.feed(head(FOUR) + b"left")  # the body before, which nobody has taken
+    fed.begin(method)
+    expected = told(fed, lambda: fed.feed(data))
+    whole = asked.whole(method, data)
+    if whole is None:
+        asked.begin(method)
+        assert told(asked, lambda: asked.feed(data, True)) == expected
+        assert (asked.done, asked.rest(), asked.informational) == (fed.done, fed.rest(), fed.informational)
+    else:
+        assert whole == expected
+        assert fed.done
+        assert asked.reusable is fed.reusable
 
 
 # ── one answer after the other ──

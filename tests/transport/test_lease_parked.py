@@ -223,7 +223,7 @@ def test_a_turn_is_two_python_calls_beside_the_look() -> None:
 
 def test_threads_that_take_and_park_among_others_lose_nothing() -> None:
     """failures.md 21."""
-    r = rig(max_connections=4, max_waiting=1000)
+    r = rig(max_connections=10, max_waiting=1000)
     r.pool._clock = time.monotonic
     wrong: deque[str] = deque()
     taken: deque[str] = deque()
@@ -268,7 +268,7 @@ def test_threads_that_take_and_park_among_others_lose_nothing() -> None:
     assert not wrong
     view = r.pool.view()
     assert (view.inuse, view.waiting) == (0, 0)
-    assert view.idle <= 4
+    assert view.idle <= 10
     acquires = r.counters.acquires
     assert acquires["hit"] + acquires["miss"] == len(taken) == 2400
     assert sum(r.counters.wait.counts) == 2400

@@ -22,8 +22,10 @@ from headrace.adapters.requests.plain import Head, Plain, head_of, is_plain_path
 from headrace.adapters.requests.session import GovernedSession
 from headrace.adapters.requests.stock import is_stock
 from headrace.adapters.requests.surface import GovernedAdapter
-from headrace.adapters.timeouts import NOT_GIVEN
+from headrace.adapters.timeouts import NOT_GIVEN, limits_of
+from headrace.adapters.urllib3.quick import VIEW, quickly
 from headrace.adapters.urllib3.surface import urlopen
+from headrace.engine.begun import Begun
 from headrace.engine.protect import Errors, InForce, protected
 from headrace.policy.paths import may_leave
 from headrace.policy.plan import UrlPrefix
@@ -233,11 +235,25 @@ class Handle:
         upstream = self._resolve(self.name)
         base = upstream.plan.base
         prefix = "/" + "/".join(base.segments) if base.segments else ""
+        target = prefix + (target if _is_safe(target) else _below(prefix, checked_path(base, target))) or "/"
+        if not method.isupper():
+            method = method.upper()
+        begun, timeouts = None, upstream.plan.timeouts
+        if timeout is not NOT_GIVEN and upstream.mode == "enforce":
+            timeouts = limits_of(upstream, timeout)
+        if preload_content is decode_content is True and not response_kw:
+            quick = quickly(upstream, timeouts, method, target, body, headers, VIEW)
+            if type(quick) is Begun:
+                begun = quick
+            elif quick is not None:
+                return quick  # type: ignore[no-any-return]
         return urlopen(
             upstream,
             self._stock,
             method,
-            prefix + (target if _is_safe(target) else _below(prefix, checked_path(base, target))) or "/",
+            target,
+            timeouts,
+            begun,
             body=body,
             headers=headers,
             timeout=timeout,

@@ -21,7 +21,8 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from headrace.clock import monotonic
 from headrace.engine.begun import Begun
-from headrace.policy.breaker.permit import Verdict
+from headrace.policy.breaker.circuit import Circuit
+from headrace.policy.breaker.permit import Permit, Verdict
 from headrace.policy.decision import EndReason, Send
 from headrace.policy.gate import next_send, settle
 from headrace.policy.outcome import STATUS_CLASS, Outcome
@@ -37,6 +38,7 @@ from headrace.transport.dial.sending import LOOKS, send_rest
 from headrace.transport.lease.pool import Lease
 from headrace.transport.wire.blocking import MOST_BYTES, PIECE_BYTES
 from headrace.transport.wire.exchange import CONNECTIONS, is_plain_socket
+from headrace.transport.wire.h1 import Whole
 from headrace.transport.wire.response import KNOWN
 from headrace.transport.wire.untouched import is_untouched
 
@@ -48,21 +50,21 @@ _levels: Final[dict[int, bool]] = getattr(
 )  # what it is enabled for, as far as it was asked
 
 _NEVER: Final = float("inf")
-_new_attempt: Final[Any] = Attempt.__new__
 _GOOD: Final = STATUS_CLASS[2]
 _SHORTEST_S: Final = 0.001  # a socket limit of 0 would mean non-blocking
 IN_ONE_GO: Final = 12 * 1024
 """Longest body of a request: with its head it is one TLS record, and a socket between two answers takes it at once."""
 
 
-Told: TypeAlias = tuple[Upstream, str, str, str | None, int, float, float, float]
+Told: TypeAlias = tuple[Upstream, str, str, str | None, int, float, float, float, bytes]
 """What is known of a call that went the short way: upstream, method, target, request id, status; when it asked for its
-connection, how long it waited for it, how long the attempt took. `record_of_told` makes a record of it."""
+connection, how long it waited for it, how long the attempt took; the head of its answer in lower case.
+`record_of_told` makes a record of it."""
 
 
 def record_of_told(told: Told) -> Record:
     """The record of a call, a new one each time."""
-    upstream, method, _, request_id, status, started_s, wait_s, duration_s = told
+    upstream, method, _, request_id, status, started_s, wait_s, duration_s, _ = told
     outcome = Outcome(status=status, sent=True, started_s=started_s, wait_s=wait_s, duration_s=duration_s)
     return Record(
         upstream.plan.name,
@@ -74,6 +76,20 @@ def record_of_told(told: Told) -> Record:
         [outcome],
         [Verdict.SUCCESS],
     )
+
+
+class _Sent(Attempt):
+    """An attempt over a warm connection, which is about to be sent. What is the same for all of these stands here."""
+
+    message = None
+    lease = None
+    headers = ()
+    streamed = False
+    phase = "sent"
+    is_unsent = True
+
+
+_new_attempt: Final[Any] = _Sent.__new__  # not by __init__, which sets thrice as much
 
 
 class View(Protocol):
@@ -105,7 +121,7 @@ class Lane:
         self.trouble = frozenset(status for status in rules if status < RETRY_AFTER_FROM)
         self.headers = headers
         propagate = plan.propagate
-        self.id_line = f"{upstream.request_id_header}: ".encode() if propagate.request_id else None
+        self.id_line = f"{upstream.request_id_header}: " if propagate.request_id else None
         self.passes_trace = propagate.traceparent and "traceparent" not in {
             name.lower() for name, _ in plan.headers
         }
@@ -132,7 +148,7 @@ def first_try(
     timeouts: TimeoutPlan,
     method: str,
     target: str,
-    front: bytes,
+    lines: str,
     body: bytes | None,
     view: View,
     owner: object | None,
@@ -143,7 +159,7 @@ def first_try(
         timeouts: Those that hold for this call.
         method: Upper case.
         owner: The owner of connections that may be used, too, as in `LeasePool.acquire`; None: the call has none.
-        front: The head of the request, without what names this very call, and without the empty line.
+        lines: Of the head of the request, between the first line and what names this very call; latin-1.
     """
     tracing, inbound, id_line = upstream.tracing, inbound_var.get(), lane.id_line
     if (
@@ -173,16 +189,28 @@ def first_try(
     learned, endpoint = upstream.learned, upstream.endpoint
     circuit, budget, pool = learned.circuit, learned.budget, endpoint.pool
     leases = pool.leases
-    send = next_send(timeouts, circuit, began, deadline_at=deadline_at, pay=budget.deposit)
-    if not isinstance(send, Send):
-        return Begun(send, circuit, budget, request_id, began, None, None, None, lane.headers)
     data, headers = b"", lane.headers
     lease: Lease[Any] | None = None
+    mine: list[Lease[Any]] = []
     attempt: Attempt | None = None
     error: BaseException | None = None
+    send: Any = None  # made when somebody asks for it
+    permit: Any = circuit.shared_permit
+    if permit is None or (deadline_at is not None and deadline_at <= began):
+        send = next_send(timeouts, circuit, began, deadline_at=deadline_at, pay=budget.deposit)
+        if not isinstance(send, Send):
+            return Begun(send, circuit, budget, request_id, began, None, None, None, headers)
+        permit = send.permit
+    else:  # the gate would give the same permit to all, and nobody but the call itself limits it
+        budget.deposit(began)
+    sent_at = began
     try:
-        lease = leases.acquire(send.patience_s, by_deadline=send.by_deadline, owner=owner)
-        conn = lease.conn
+        lease = leases.unpark(began, owner)
+        if lease is None:
+            send = send or _decided(timeouts, circuit, permit, began, deadline_at)
+            lease = leases.acquire(send.patience_s, by_deadline=send.by_deadline, owner=owner)
+            sent_at = monotonic()
+        conn = lease.connection.conn
         reader: Any = None if conn is None else conn.reader
         if (
             conn is not None
@@ -195,32 +223,31 @@ def first_try(
             and KNOWN
             and is_untouched()
         ):
-            permit: Any = send.permit
-            sock, sent_at = conn.sock, monotonic()
-            limit_s, left_s = send.timeout_s, None
+            sock, limit_s, left_s = conn.sock, timeouts.attempt_s, None
             if deadline_at is not None:
                 left_s = deadline_at - sent_at
                 if left_s < limit_s:
                     limit_s = left_s if left_s > _SHORTEST_S else _SHORTEST_S
             ends_at = sent_at + limit_s
-            attempt = _new_attempt(Attempt)  # not through __init__, which sets thrice as much
+            attempt = _new_attempt(_Sent)
             attempt.pool, attempt.token, attempt.timeouts = pool, lease.token, timeouts
-            attempt.message, attempt.lease, attempt.headers, attempt.streamed = None, None, (), False
-            attempt.began, attempt.limit_s, attempt.ends_at, attempt.phase = sent_at, limit_s, ends_at, "sent"
+            attempt.began, attempt.limit_s, attempt.ends_at = sent_at, limit_s, ends_at
             attempt.pieces = pieces = []
-            attempt.is_unsent = is_head = True
+            found: Whole | None = None
+            is_head = True
             n_bytes = 0
             in_flight[attempt] = ends_at
             if ends_at < deadlines.wake_at:
                 deadlines.rouse(ends_at)
             if id_line is None or request_id is None:
-                data = front + tail[2:].encode() + b"\r\n"
+                data = f"{method} {target} HTTP/1.1\r\n{lines}{tail[2:]}\r\n".encode("latin-1")
             else:
-                data = b"%b%b%b\r\n" % (front, id_line, (request_id + tail).encode())
+                data = f"{method} {target} HTTP/1.1\r\n{lines}{id_line}{request_id}{tail}\r\n".encode(
+                    "latin-1"
+                )
             if body:
                 data += body
             try:
-                reader.begin(method)
                 # One limit for sending and for the head: a socket between two answers takes this much at once.
                 silence_s = limit_s if limit_s < timeouts.read_s else timeouts.read_s
                 # Where it can be waited for by itself, the socket has no limit to be set, and does not look whether it
@@ -248,7 +275,14 @@ def first_try(
                     if not piece:
                         break
                     pieces.append(piece)
-                    if reader.feed(piece):
+                    if len(pieces) == 1:
+                        found = reader.whole(method, piece)
+                        if found is not None:
+                            break
+                        reader.begin(method)
+                        if reader.feed(piece, True):
+                            break
+                    elif reader.feed(piece):
                         break
                     if reader.head_done:
                         if is_head:
@@ -272,19 +306,20 @@ def first_try(
                             break
             except Exception as raised:
                 attempt.broke = raised
-            status = reader.status
+            if found is None and pieces and reader.done and reader.version == 11:
+                found = reader.status, reader.head, reader.lowered, reader.take(), False, reader.reusable
             if (
-                reader.done
-                and reader.reusable
-                and reader.version == 11
-                and 200 <= status < RETRY_AFTER_FROM
+                found is not None
+                and found[5]
+                and 200 <= (status := found[0]) < RETRY_AFTER_FROM
                 and status not in lane.trouble
                 and lease.aborted is None
             ):
+                _, head, lowered, whole, _, _ = found
                 now = monotonic()
-                duration_s = now - sent_at
-                told = upstream, method, target, request_id, status, began, sent_at - began, duration_s
-                answer = view(status, reader.head, reader.take(), told)
+                duration_s, wait_s = now - sent_at, sent_at - began
+                told = upstream, method, target, request_id, status, began, wait_s, duration_s, lowered
+                answer = view(status, head, whole, told)
                 if answer is not None and in_flight.pop(attempt, None) is not None:
                     if endpoint.misses:
                         endpoint.forget_misses()
@@ -294,20 +329,33 @@ def first_try(
                         learned.counters,
                         _GOOD,
                         now,
-                        duration_s=duration_s,
-                        took_s=now - began,
-                        left_s=left_s,
-                        own_timeout=timeouts.asked is not None,
+                        duration_s,
+                        now - began,
+                        left_s,
+                        timeouts.asked is not None,
                     )
                     pool.num_requests += 1
-                    leases.give_back(lease, reusable=True)
+                    # No other reference: the next call may hold the lease before this one has left.
+                    mine.append(lease)
+                    lease = None
+                    leases.park(mine, now)
                     return answer
     except BaseException as raised:
         error = raised
     try:
+        if mine:
+            lease = mine.pop()
+        send = send or _decided(timeouts, circuit, permit, began, deadline_at)
         return Begun(send, circuit, budget, request_id, began, lease, attempt, error, headers)
     finally:
         # What has broken refers to this frame. An exception that its own frame refers to is a cycle, which lives until
         # the next collection; and crash reporters ship the locals of a frame.
         error = attempt = lease = body = None
-        data = front = b""
+        data, lines = b"", ""
+
+
+def _decided(
+    timeouts: TimeoutPlan, circuit: Circuit, permit: Permit, began: float, deadline_at: float | None
+) -> Any:
+    """The `Send` of a call that has its permit, and has paid."""
+    return next_send(timeouts, circuit, began, deadline_at=deadline_at, pay=None, renew=lambda now: permit)

@@ -95,7 +95,6 @@ def settle(
     counters: UpstreamCounters,
     label: str,
     now: float,
-    *,
     duration_s: float,
     took_s: float,
     left_s: float | None,
@@ -115,6 +114,7 @@ def settle(
     Returns:
         Where the circuit counts the call, as `Circuit.record` answers it.
     """
+    # Positional, as every call comes through here: a keyword costs a twentieth of a microsecond.
     place = circuit.record(permit, _SUCCESS, now, duration_s)
     answered = counters.answered
     answered.append((label, took_s, left_s, own_timeout))

@@ -15,7 +15,7 @@ from headrace.runtime.upstream import Upstream
 from headrace.transport.connection_auth import is_of_connection
 from headrace.transport.stock.library_headers import is_librarys
 from headrace.transport.stock.pool import with_defaults
-from headrace.transport.wire.request import SharedHeaders, head_of, is_plain_target
+from headrace.transport.wire.request import SharedHeaders, is_plain_target, lines_of
 from headrace.transport.wire.response import WholeResponse
 
 _MAKER: Final = "urllib3"
@@ -32,7 +32,7 @@ _LONG: Final = frozenset(
 
 NO_RETRY: Final = Retry(False, redirect=False)  # urllib3 treats it as immutable, and a new one costs 20 calls
 _MOST_METHODS: Final = 64  # a caller may make them up
-_LENGTH: Final = b"Content-Length: 0\r\n"
+_LENGTH: Final = "Content-Length: 0\r\n"
 
 
 class _Heads:
@@ -60,9 +60,9 @@ class _Heads:
         if key is not None:
             self.long_methods |= frozenset(key.methods) - frozenset(plan.retry.methods)
         self.long_names = _LONG | {upstream.request_id_header.lower()}
-        self.bare: dict[str, bytes] = {}
-        self.around: dict[str, tuple[bytes, bytes]] = {}
-        self.shared: dict[str, tuple[object, bytes]] = {}
+        self.bare: dict[str, str] = {}
+        self.around: dict[str, tuple[str, str]] = {}
+        self.shared: dict[str, tuple[object, str]] = {}
         self.of_file = [(pair[0].lower(), pair) for pair in self.headers]
         own = {name for name, _ in self.of_file}
         if own & (self.long_names - {"host"}) or "connection" in own:
@@ -71,15 +71,14 @@ class _Heads:
     def render(self, upstream: Upstream, method: str) -> bool:
         """Render the heads of *method*; False: stock writes them. Mutates."""
         host, headers = upstream.endpoint.pool.host_line, dict(self.headers)
-        bare, sized = head_of(method, "/", host, headers, None), head_of(method, "/", host, headers, b"")
+        bare, sized = lines_of(method, host, headers, None), lines_of(method, host, headers, b"")
         if bare is None or sized is None or sized.count(_LENGTH) != 1:
             if len(self.long_methods) < _MOST_METHODS:
                 self.long_methods |= {method}
             return False
-        first = len(f"{method} / HTTP/1.1\r\n")
-        before, _, behind = sized[first:-2].partition(_LENGTH)
+        before, _, behind = sized.partition(_LENGTH)
         self.around[method] = before, behind
-        self.bare[method] = bare[first:-2]
+        self.bare[method] = bare
         return True
 
 
@@ -110,8 +109,9 @@ def quickly(
             return None
     is_shared = type(headers) is SharedHeaders and body is None
     known = heads.shared.get(method) if is_shared else None
+    lines: str | None
     if known is not None and known[0] is headers:
-        front = b"%b%b" % (f"{method} {target} HTTP/1.1\r\n".encode(), known[1])
+        lines = known[1]
     elif headers:
         own: Any
         if is_shared or type(headers) is dict:
@@ -127,21 +127,19 @@ def quickly(
             own = _merged(heads, headers)
             if own is None:
                 return None
-        whole = head_of(method, target, upstream.endpoint.pool.host_line, own, body)
-        if whole is None:
+        lines = lines_of(method, upstream.endpoint.pool.host_line, own, body)
+        if lines is None:
             return None
-        front = whole[:-2]
         if is_shared:
-            heads.shared[method] = headers, front[front.index(b"\n") + 1 :]
+            heads.shared[method] = headers, lines
     elif method not in heads.bare and not heads.render(upstream, method):
         return None
     elif body is None:
-        front = b"%b%b" % (f"{method} {target} HTTP/1.1\r\n".encode(), heads.bare[method])
+        lines = heads.bare[method]
     else:
         before, behind = heads.around[method]
-        line = f"{method} {target} HTTP/1.1\r\n".encode()
-        front = b"%b%bContent-Length: %d\r\n%b" % (line, before, len(body), behind)
-    return first_try(upstream, lane, timeouts, method, target, front, body, view, owner)
+        lines = f"{before}Content-Length: {len(body)}\r\n{behind}"
+    return first_try(upstream, lane, timeouts, method, target, lines, body, view, owner)
 
 
 def _merged(heads: _Heads, headers: Any) -> dict[str, str] | None:
@@ -190,7 +188,7 @@ def view_of(kind: type[QuickResponse]) -> View:
         answer.status = status
         answer.head = head
         answer.told = told
-        if b"oding:" in head.lower():  # of the content, or of the transfer
+        if b"oding:" in told[8]:  # of the content, or of the transfer
             return answer if answer.set_whole(body) else None
         answer._body = body
         answer.n_sent = len(body)

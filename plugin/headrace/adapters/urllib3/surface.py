@@ -15,16 +15,16 @@ from headrace.adapters.failures import as_it_is, broken_off, facts_of, failure_o
 from headrace.adapters.fallback import canned, headers_for, url_at
 from headrace.adapters.own_connections import PlainPoolManager
 from headrace.adapters.owner import CallByName
-from headrace.adapters.timeouts import NOT_GIVEN, limits_of, timeouts_of_call
+from headrace.adapters.timeouts import NOT_GIVEN, timeouts_of_call
 from headrace.adapters.twins import URLLIB3
 from headrace.adapters.urllib3.buffered import BufferedResponse
-from headrace.adapters.urllib3.quick import NO_RETRY, VIEW, quickly
+from headrace.adapters.urllib3.quick import NO_RETRY
 from headrace.engine.begun import Begun
 from headrace.engine.call import Call
 from headrace.engine.outbound import Outbound
 from headrace.engine.shadow import observed
 from headrace.engine.surface import Failure, Streamed, Substitute
-from headrace.policy.plan import FallbackPlan, UrlPrefix
+from headrace.policy.plan import FallbackPlan, TimeoutPlan, UrlPrefix
 from headrace.policy.request import Request
 from headrace.policy.routes import url_of
 from headrace.runtime.upstream import Upstream
@@ -46,19 +46,24 @@ def urlopen(
     stock: urllib3.PoolManager,
     method: str,
     target: str,
+    timeouts: TimeoutPlan,
+    begun: Begun | None,
     *,
-    body: Any = None,
-    headers: Mapping[str, str] | None = None,
-    timeout: Any = NOT_GIVEN,
-    preload_content: bool = True,
-    decode_content: bool = True,
+    body: Any,
+    headers: Mapping[str, str] | None,
+    timeout: Any,
+    preload_content: bool,
+    decode_content: bool,
     **response_kw: Any,
 ) -> BaseHTTPResponse:
-    """One call to *upstream*. Blocks; redirects are returned, not followed.
+    """One call to *upstream*, the long way. Blocks; redirects are returned, not followed.
 
     Args:
         stock: Makes the call where the mode is `observe` or `off`.
+        method: Upper case.
         target: Path and query on the upstream's origin, already checked.
+        timeouts: Those that hold for this call, where the rules are enforced.
+        begun: What the short way has done of it; None: nothing.
         body: bytes, str, a file or an iterable.
         timeout: As urllib3 takes it; see `timeouts_of_call`.
 
@@ -66,16 +71,6 @@ def urlopen(
         UpstreamError: The twin that is also a urllib3 exception.
         urllib3.exceptions.HTTPError: What the last attempt raised (never MaxRetryError).
     """
-    method = method.upper()
-    begun, timeouts = None, upstream.plan.timeouts
-    if timeout is not NOT_GIVEN and upstream.mode == "enforce":
-        timeouts = limits_of(upstream, timeout)
-    if preload_content is decode_content is True and not response_kw:
-        quick = quickly(upstream, timeouts, method, target, body, headers, VIEW)
-        if type(quick) is Begun:
-            begun = quick
-        elif quick is not None:
-            return quick  # type: ignore[no-any-return]
     if body is None or isinstance(body, (bytes, str)):
         replayable, body_at = True, None
     else:

@@ -380,15 +380,24 @@ class LeasePool(Generic[C]):
             self._returns.append((lease, over if reusable else reason))
             self._settle()
 
-    def unpark(self, now: float) -> Lease[C] | None:
+    def unpark(self, now: float, owner: object | None = None) -> Lease[C] | None:
         """The lease that was parked last, held once more, if `acquire` would lend its connection, too. Takes no lock.
 
         None: `acquire` must be asked; nothing was counted. A connection that is over or dead is closed first.
+
+        Args:
+            owner: As `acquire` takes it.
         """
         parked, turn_at = self._parked, self._tally.turn_at
-        if not parked or self._waiters or self._screens or not turn_at - _STEP_S <= now < turn_at:
-            return None
-        if _getpid() != self._pid:
+        if (
+            not parked
+            or self._waiters
+            or self._screens
+            or now >= turn_at
+            or now < turn_at - _STEP_S
+            or (owner is not None and (self._apart or self._returns))
+            or _getpid() != self._pid
+        ):
             return None
         lease: Lease[C] | None = None
         try:

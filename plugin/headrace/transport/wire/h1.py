@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeAlias
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
@@ -73,6 +73,13 @@ USUAL: Final = Limits()
 
 _AT_ONCE_BYTES: Final = 32_768
 """A longer piece is seldom a whole answer, and llhttp would copy it in vain."""
+
+_AS_HEADS_END: Final = frozenset({"HEAD", "CONNECT"})
+"""Methods whose answers end with their heads, whatever these say."""
+
+Whole: TypeAlias = tuple[int, bytes, bytes, bytes, bool, bool]
+"""An answer that has come in one piece: status, head, head in lower case, body, whether it was framed by chunks, and
+whether another answer may follow."""
 
 _SHORTEST_LINE_BYTES: Final = 4  # b"a:\r\n"
 
@@ -201,8 +208,11 @@ class AnswerReader:
         self._fields: list[tuple[bytes, bytes]] | None = None
         self._parts.clear()
 
-    def feed(self, data: bytes) -> bool:
+    def feed(self, data: bytes, is_odd: bool = False) -> bool:
         """Read *data*, which has been received. Mutates.
+
+        Args:
+            is_odd: `whole` was asked already.
 
         Returns:
             The answer is complete.
@@ -215,34 +225,54 @@ class AnswerReader:
         if self.started:
             return self._read(data)
         self.started = True
-        method, parts, edges = self._method, self._parts, self._edges
+        whole = None if is_odd else self.whole(self._method, data)
+        if whole is None:
+            return self._read_first(data)
+        self.status, self.head, self.lowered, body, self.chunked, self.reusable = whole
+        if body:
+            self._parts.append(body)
+        if not self.chunked:
+            self.length = len(body)
+        self._stage = _BEHIND
+        self.head_done = self.done = True
+        return True
+
+    def whole(self, method: str, data: bytes) -> Whole | None:
+        """The answer to a request with *method*, if *data*, its first piece, is all of it, and of a usual shape.
+
+        It stands for `begin` and `feed`, and nothing else here tells of that answer. None: `begin` and `feed` (as
+        *is_odd*) must be asked. Not to be called unless the last answer is `reusable`. Mutates.
+
+        Flat: 1 KiB takes some microsecond here, and each Python call would be a tenth of one.
+        """
+        n_bytes = len(data)
         # What ends like a head has its body still to come, most often.
         if (
-            len(data) > self._at_once_bytes
-            or method == "HEAD"
-            or method == "CONNECT"
-            or (data[-4:] == b"\r\n\r\n" and data[-7:-4] != b"\r\n0")
+            n_bytes > self._at_once_bytes
+            or method in _AS_HEADS_END
+            or (data[-1] == 0x0A and data[-4:] == b"\r\n\r\n" and data[-7:-4] != b"\r\n0")
         ):
-            return self._read_first(data)
-        # Flat: 1 KiB takes some microsecond here, and each Python call would be a tenth of one.
-        parser = self._parser
+            return None
+        parts, edges, parser = self._parts, self._edges, self._parser
+        if parts:  # of the answer before, which nobody has taken
+            parts.clear()
         if parser is None:
             self._parser = parser = HttpResponseParser(_Callbacks(parts, edges))
         try:
             parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade):
-            return self._read_again(data)  # to say it in words, or to read what stock reads
+            return self._leave()  # to say it in words, or to read what stock reads
         # A beginning and an end. Else more is to come, or it came with a 1xx or with part of another answer.
-        if len(edges) != 2 or data[:9] != b"HTTP/1.1 ":
-            return self._read_again(data)
+        if len(edges) != 2 or not data.startswith(b"HTTP/1.1 "):
+            return self._leave()
         edges.clear()
-        n_bytes, end = len(data), data.find(b"\r\n\r\n") + 4
+        end = data.find(b"\r\n\r\n") + 4
         head = data[:end]
-        self.lowered = said = head.lower()
-        status = parser.get_status_code()
+        said = head.lower()
+        status: int = parser.get_status_code()
         # llhttp passes over line ends between two answers. They are behind this one, too: so its end is computed.
         if len(parts) == 1 and end + len(parts[0]) == n_bytes:
-            self.length = n_bytes - end
+            body, chunked = parts.pop(), False
         # The last line that is not empty is a size, for a trailer has a colon in it. So there are no trailers, and
         # nothing is behind the empty line.
         elif (
@@ -250,9 +280,10 @@ class AnswerReader:
             and b"\ntransfer-encoding: chunked\r" in said
             and said.count(b"\ntransfer-encoding:") == 1
         ):
-            self.chunked = True
+            body, chunked = parts[0] if len(parts) == 1 else b"".join(parts), True
+            parts.clear()
         else:
-            return self._read_again(data)
+            return self._leave()
         if (
             status < 200
             or status in WITHOUT_BODY
@@ -260,18 +291,22 @@ class AnswerReader:
             or data[data.find(b"\r") + 1] != 0x0A
             or (end > self._many_headers_bytes and said.count(b"\n") - 2 > self._limits.headers)
         ):
-            return self._read_again(data)
+            return self._leave()
         at = said.find(b"\nconnection:")
-        if at < 0 or (
-            said[at : at + 24] == b"\nconnection: keep-alive\r" and said.find(b"\nconnection:", at + 24) < 0
-        ):
-            self.reusable = True
-        else:  # should_keep_alive() has forgotten it by now
-            self.reusable = not said_of(said, method=method).closes
-        self.head, self.status = head, status
-        self._stage = _BEHIND
-        self.head_done = self.done = True
-        return True
+        reusable = at < 0 or (
+            said.startswith(b"\nconnection: keep-alive\r", at) and said.find(b"\nconnection:", at + 24) < 0
+        )
+        if not reusable:  # should_keep_alive() has forgotten it by now
+            reusable = not said_of(said, method=method).closes
+        self.reusable = reusable
+        return status, head, said, body, chunked, reusable
+
+    def _leave(self) -> Whole | None:
+        """Forget what llhttp has made of a piece that is not for it. Mutates."""
+        self._parser = None
+        self._parts.clear()
+        self._edges.clear()
+        return None
 
     def end(self) -> None:
         """The peer has closed: no more will come. Mutates.
@@ -329,13 +364,6 @@ class AnswerReader:
         return found
 
     # ── the table of states ──
-
-    def _read_again(self, data: bytes) -> bool:
-        self._parser = None
-        self._parts.clear()
-        self._edges.clear()
-        self.length, self.chunked = None, False
-        return self._read_first(data)
 
     def _read_first(self, data: bytes) -> bool:
         self._held = bytearray()  # of a line, or of the head: the piece before has ended within it

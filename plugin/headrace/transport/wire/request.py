@@ -53,6 +53,12 @@ def head_of(
         target: A plain one.
         host: As `host_line` gives it.
     """
+    lines = lines_of(method, host, headers, body)
+    return None if lines is None else f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode("latin-1")
+
+
+def lines_of(method: str, host: str, headers: Mapping[str, Any], body: bytes | None) -> str | None:
+    """Its lines between the first and the empty one, as `head_of` has them; all of it is latin-1."""
     if method not in _METHODS:
         return None
     lines, present = [""], set()
@@ -72,9 +78,7 @@ def head_of(
         # Another one says that the body ends elsewhere: stock's path sees to what becomes of the connection.
         if given != str(len(body or b"")) or len(present) != len(headers):
             return None
-    first = f"{method} {target} HTTP/1.1\r\n"
-    if "host" not in present:
-        first += host
+    first = "" if "host" in present else host
     if "accept-encoding" not in present:
         first += "Accept-Encoding: identity\r\n"
     if "content-length" not in present:
@@ -85,15 +89,16 @@ def head_of(
     if "user-agent" not in present:
         first += _USER_AGENT
     lines[0] = first
-    lines.append("\r\n")
     text = "".join(lines)
     n_lines = first.count("\n") + len(lines) - 1
     if text.count("\r") != n_lines or text.count("\n") != n_lines or "\0" in text:
         return None
-    try:
-        return text.encode("latin-1")
-    except UnicodeEncodeError:
-        return None
+    if not text.isascii():
+        try:
+            text.encode("latin-1")
+        except UnicodeEncodeError:
+            return None
+    return text
 
 
 _USER_AGENT: Final = f"User-Agent: {_get_default_user_agent()}\r\n"

@@ -400,7 +400,7 @@ class WholeResponse(WireResponse):
 
     Attributes:
         head: As it came.
-        told: What becomes the call's record when somebody asks for it.
+        told: What becomes the call's record when somebody asks for it; and the head in lower case.
         n_sent: Bytes of the body as it was sent.
     """
 
