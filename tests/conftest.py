@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from support.authorities import authority as authority
 from support.authorities import ca as ca
 from support.authorities import secure as secure
+from support.failed import pytest_runtest_makereport as pytest_runtest_makereport
 from support.loops import on_loop as on_loop
 
 _DESCRIPTORS = Path("/proc/self/fd")

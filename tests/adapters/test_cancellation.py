@@ -86,7 +86,7 @@ def test_a_call_during_its_body_is_cut(
         request = Request(hr)
         outbound = request.start(lambda: call(hr, server.url))
         server.wait_for(lambda: len(server.requests) == 1)
-        time.sleep(0.2)  # some of the body has come
+        time.sleep(0.2)  # so that some of the body has come, mostly
         request.cancellation.cancel()
         assert_cancelled(outbound.outcome(), call)
         assert_pool_is_whole(hr)
