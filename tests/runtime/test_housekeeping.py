@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 import headrace
+from bench.interleaved import python_calls
+from headrace.adapters import install
 from headrace.clock import monotonic
+from headrace.transport.lease.errors import LeaseError
 from support.faultserver import FaultServer
 
 
@@ -92,3 +96,55 @@ def test_what_there_is_to_do_follows_a_reload(tmp_path: Path) -> None:
             assert hr._reloader.lives()["headrace-warmup"]["looked_ago"] is not None
         finally:
             hr.close()
+
+
+def test_upstreams_that_nobody_calls_are_not_even_looked_at(tmp_path: Path) -> None:
+    """Of ten thousand, each look at each of them was a fifth of a core."""
+    names = [f"service_{number}" for number in range(200)]
+    upstreams = "".join(f"  {name}: {{base_url: 'http://127.0.0.1:9/{name}'}}\n" for name in names)
+    (tmp_path / "upstreams.yaml").write_text(f"version: 1\nupstreams:\n{upstreams}")
+    hr = headrace.Headrace(tmp_path / "upstreams.yaml", registry=CollectorRegistry())
+    try:
+        hr._reloader.tick(monotonic())
+
+        assert python_calls(lambda: hr._reloader.tick(monotonic())) < len(names) / 2
+        # urllib3 is imported, and no rule wants its calls: that is nothing to follow at each tick.
+        hr.start()
+        assert python_calls(lambda: install.follow_imports(monotonic())) < len(names) / 2
+    finally:
+        hr.close()
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        pytest.param(lambda leases: leases.give_back(leases.acquire(1.0), reusable=False), id="a checkout"),
+        pytest.param(lambda leases: _refused(leases), id="a refusal"),
+        pytest.param(lambda leases: leases.offer(object()), id="a connection made ahead of need"),
+    ],
+)
+def test_a_pool_in_which_something_happens_is_looked_at_until_it_is_at_rest_again(
+    tmp_path: Path, happens: Callable[[Any], object]
+) -> None:
+    hr = instance(tmp_path, "http://127.0.0.1:9", pool="{max_connections: 1, when_full: reject}")
+    leases: Any = hr.snapshot.upstream("called").endpoint.pool.leases
+    try:
+        hr._reloader.tick(monotonic())
+        assert not leases.is_awake
+
+        happens(leases)
+
+        assert leases.is_awake
+        hr._reloader.tick(monotonic() + 3600.0)
+        hr._reloader.tick(monotonic() + 3600.0)
+        assert not leases.is_awake
+        assert leases.view().idle == 0
+    finally:
+        hr.close()
+
+
+def _refused(leases: Any) -> None:
+    held = leases.acquire(1.0)
+    with pytest.raises(LeaseError):
+        leases.acquire(0.0)
+    leases.give_back(held, reusable=False)

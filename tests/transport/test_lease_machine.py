@@ -659,12 +659,14 @@ class LeaseMachine(RuleBasedStateMachine):
     def housekeeping_finds_nothing_in_a_pool_at_rest(self) -> None:
         """First of all: what comes after it looks at the pool."""
         pool = self.rig.pool
+        assert pool.is_awake or pool.is_at_rest, "it is not looked at unless it says so"
         if pool.is_at_rest:
             before = self.rig.counters.copy()
             assert pool.tend() == 0
             assert copied(self.rig.counters.acquires) == before.acquires
             assert copied(self.rig.counters.closed) == before.closed
             assert self.rig.counters.wait.counts == before.wait.counts
+            assert not pool.is_awake, "the next round of housekeeping passes it over"
             assert [*self.held, *self.one_off, *self.idle, *self.waiting] == []
 
     @invariant()

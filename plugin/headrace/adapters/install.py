@@ -42,6 +42,7 @@ class _Library:
     def __init__(self, routing: Routing, patch: type[_Patch]) -> None:
         self._routing = routing
         self._patch = patch
+        self._is_wanted = False
         self._patched: tuple[
             ModuleType, ...
         ] = ()  # as far as we know: others may have put back what they found
@@ -52,9 +53,13 @@ class _Library:
         A reload does not patch what was patched before: a mock that a test has laid over our patch must stay on top.
         """
         wanting = [snapshot for snapshot in published if self._routing.wanted_by(snapshot)]
-        self._routing.routes = RouteTable(
-            pair for snapshot in wanting for pair in routes_of(snapshot.upstreams.values())
-        )
+        if len(wanting) == 1:
+            self._routing.routes = wanting[0].routes
+        else:
+            self._routing.routes = RouteTable(
+                pair for snapshot in wanting for pair in routes_of(snapshot.upstreams.values())
+            )
+        self._is_wanted = bool(wanting)
         if not wanting:
             # A layer under another patch stays. It finds no route for anything and passes all calls through: to take
             # it out would undo the other patch as well.
@@ -64,8 +69,8 @@ class _Library:
         self._patched = self._patch.imported() if wanting else ()
 
     def is_behind(self) -> bool:
-        """Whether something of the library has been imported that is not patched. It does not say that it should be."""
-        return self._patched != self._patch.imported()
+        """Whether something of the library has been imported that should be patched and is not."""
+        return self._is_wanted and self._patched != self._patch.imported()
 
 
 _lock = threading.Lock()

@@ -153,6 +153,8 @@ class LeasePool(Generic[C]):
     Attributes:
         on_enqueue: Called without the lock when a call has entered the queue; it may `resize`.
         generation: How often `rotate` was called; count. Written under the lock.
+        is_awake: It may hold something or have something to tell, so `tend` has work. Written under the lock: by
+            whatever may take it out of its rest, and by a `tend` that finds it there.
         shelves: Those of the event loops that use this pool, by the id of the loop. Changed under the lock.
     """
 
@@ -179,6 +181,8 @@ class LeasePool(Generic[C]):
         self._abort_place = abort_place
         self._discard = discard
         self._collect = collect
+        self.is_awake = False
+        self._on_wake: Callable[[], object] | None = None
         self._has_refused = False  # since the last housekeeping, because it was full
         self.on_enqueue: Callable[[], None] | None = None
         self._adopt_plan(plan)
@@ -275,6 +279,8 @@ class LeasePool(Generic[C]):
         kept = self._kept
         try:
             with self._lock:
+                if not self.is_awake:
+                    self._wake()
                 tally = self._tally
                 if now >= tally.turn_at or now < tally.turn_at - _STEP_S:
                     tally.turn(now)
@@ -343,6 +349,7 @@ class LeasePool(Generic[C]):
                 self._waiters.pop(lease, None)
                 self._forget_wishes(lease)  # however it left the queue
                 if isinstance(error, LeaseError):
+                    self._wake()
                     self._tally.failures += 1
                     add(self._tally.failed, _result_of(error, by_deadline=by_deadline))
                     self._tally.waits.append(error.waited_s)
@@ -586,6 +593,9 @@ class LeasePool(Generic[C]):
             shelf.ask_to_tend()
         if has_refused:
             self._ask_collector()
+        if self.is_at_rest:
+            with self._lock:  # again: whoever has come meanwhile has said so before
+                self.is_awake = bool(self.shelves) or not self.is_at_rest
         return closed
 
     def want_idle(self) -> int:
@@ -633,6 +643,7 @@ class LeasePool(Generic[C]):
             self._process_returns()
             is_old = generation is not None and generation != self.generation
             welcome = not (self._retired or is_old) and self._connections() < self._size
+            self._wake()
             if welcome:
                 (self._apart if connection.is_apart else self._idle).append(connection)
                 self._serve()
@@ -886,6 +897,7 @@ class LeasePool(Generic[C]):
             if self._stopped:
                 raise LeaseClosed("the pool is stopped", self._view(), waited_s=0.0)
             self.shelves[id(shelf.loop)] = shelf
+            self._wake()  # as long as there is one
 
     def remove_shelf(self, shelf: Shelf[Any]) -> None:
         """Forget *shelf*, which has given all its connections back. Idempotent."""
@@ -893,6 +905,7 @@ class LeasePool(Generic[C]):
             if self.shelves.get(id(shelf.loop)) is shelf:
                 self._take_count_of(shelf)
                 del self.shelves[id(shelf.loop)]
+            self._wake()
 
     def lend_slot(self) -> bool:
         """Whether the asking shelf may have one more connection; then it has the slot. Blocks for the lock only.
@@ -924,6 +937,7 @@ class LeasePool(Generic[C]):
                 add(self._tally.closed, reason, n)
             self._elsewhere -= n
             self._size += n
+            self._wake()
             self._process_returns()
             self._serve()
             self._update_screening()
@@ -934,6 +948,7 @@ class LeasePool(Generic[C]):
         with self._lock:
             add(self._tally.closed, reason)
             self._tally.misses += is_replaced
+            self._wake()
 
     def count_miss(self) -> None:
         """A call of a shelf makes a connection without a slot."""
@@ -1035,6 +1050,24 @@ class LeasePool(Generic[C]):
 
     stopped = property(attrgetter("_stopped"), doc="Whether leases are refused.")
     """Asked in C: each call of a handle looks at it."""
+
+    def tell_when_awake(self, on_wake: Callable[[], object]) -> None:
+        """Have *on_wake* called whenever the pool awakes, at once if it is awake; in place of an earlier one.
+
+        It is called with the lock held: it must not block, and must not call the pool.
+        """
+        self._reset_if_forked()
+        with self._lock:
+            self._on_wake = on_wake
+            if self.is_awake:
+                on_wake()
+
+    def _wake(self) -> None:
+        """Under the lock."""
+        if not self.is_awake:
+            self.is_awake = True
+            if self._on_wake is not None:
+                self._on_wake()
 
     @property
     def is_at_rest(self) -> bool:
@@ -1326,6 +1359,7 @@ class LeasePool(Generic[C]):
         if fault.site not in self._faulty_sites and len(self._faulty_sites) < 1000:
             self._faulty_sites.add(fault.site)
             self._reports.append(fault)
+            self._wake()
 
     # The next three rely on this: only the first return of a lease finds it in use.
 
