@@ -681,10 +681,11 @@ def test_many_loops_one_after_the_other_leave_no_socket(tmp_path: Path, on_loop:
 
     with FaultServer() as server, running(tmp_path, rules(server.url)) as hr:
         on_loop(main(hr))
+        server.wait_for(lambda: not server._threads)  # each closes its socket before it ends
         before = descriptors()
         for _ in range(10):
             on_loop(main(hr))
-        server.wait_for(lambda: not server.open_connections)
+        server.wait_for(lambda: not server._threads)
         assert descriptors() <= before
         assert hr.snapshot.upstream("billing").endpoint.pool.leases.shelves == {}
 

@@ -48,7 +48,7 @@ _DIRECT = frozenset({"params", "data", "headers", "timeout", "allow_redirects", 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _FORBIDDEN = re.compile(r"[\x00-\x20\\\x7f]")
 # What `checked_path` has nothing against, asked in C: no empty segment, and none that begins with a dot.
-_is_safe: Callable[[str], object] = re.compile(
+is_safe: Callable[[str], object] = re.compile(
     r"(?:/(?![./])[A-Za-z0-9\-._~!$&'()*+,=:@]*)+(?:\?[A-Za-z0-9\-._~!$&'()*+,;=:@/?%]*)?"
 ).fullmatch
 
@@ -235,7 +235,7 @@ class Handle:
         upstream = self._resolve(self.name)
         base = upstream.plan.base
         prefix = "/" + "/".join(base.segments) if base.segments else ""
-        target = prefix + (target if _is_safe(target) else _below(prefix, checked_path(base, target))) or "/"
+        target = prefix + (target if is_safe(target) else _below(prefix, checked_path(base, target))) or "/"
         if not method.isupper():
             method = method.upper()
         begun, timeouts = None, upstream.plan.timeouts

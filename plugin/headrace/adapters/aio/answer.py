@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from functools import partial
 from http.client import responses as reasons
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -18,6 +19,7 @@ from headrace.errors import StatusError
 from headrace.policy.outcome import Fault
 from headrace.policy.record import Record
 from headrace.transport.wire.errors import Malformed, TooLarge
+from headrace.transport.wire.head import fields_of
 
 if TYPE_CHECKING:
     from headrace.engine.aio import Way
@@ -120,7 +122,6 @@ class Answer:
 
     Attributes:
         status_code: Its status.
-        headers: Looked up without regard to case; several of one name are joined by commas, and `getlist()` has each.
         url: What was asked for.
         http_version: `HTTP/1.1` or `HTTP/1.0`.
         elapsed: From the call to the head of this answer, retries and pauses included.
@@ -140,7 +141,7 @@ class Answer:
     def __init__(
         self,
         status: int,
-        headers: HTTPHeaderDict,
+        headers: HTTPHeaderDict | None,
         *,
         url: str,
         method: str,
@@ -149,7 +150,8 @@ class Answer:
         content: bytes | None = None,
     ) -> None:
         self.status_code = status
-        self.headers = headers
+        self._headers = headers
+        self._raw_headers: Callable[[], list[tuple[bytes, bytes]]] = list
         self.url = url
         self.http_version = "HTTP/1.1" if version == 11 else "HTTP/1.0"
         self.elapsed = timedelta(0)
@@ -171,16 +173,15 @@ class Answer:
                 Undecodable, TooLarge: Its body cannot be had.
         """
         reader = wire.reader
-        headers = HTTPHeaderDict()
-        for name, value in reader.raw_headers:
-            headers.add(name.decode("latin-1"), value.decode("latin-1"))
-        codings = [
-            one.strip().lower() for one in headers.get("content-encoding", "").split(",") if one.strip()
-        ]
-        decoder = Decoder(codings, most)
         answer = cls(
-            reader.status, headers, url=url, method=method, reason=reader.reason, version=reader.version
+            reader.status, None, url=url, method=method, reason=reader.reason, version=reader.version
         )
+        answer._raw_headers = partial(fields_of, reader.head)  # most callers look at none
+        codings: list[str] = []
+        if b"\ncontent-encoding:" in reader.lowered:
+            named = answer.headers["content-encoding"].split(",")
+            codings = [one.strip().lower() for one in named if one.strip()]
+        decoder = Decoder(codings, most)
         if streamed:
             answer._wire, answer._way, answer._decoder, answer.lease = wire, way, decoder, way.lease
             answer.max_bytes = most
@@ -193,6 +194,16 @@ class Answer:
     def follow(self, read_s: float, as_told: Callable[[Exception], tuple[Exception, Fault, bool]]) -> None:
         """Be read with *read_s* of silence at most; *as_told* makes of an error what its caller gets. Mutates."""
         self._read_s, self._as_told = read_s, as_told
+
+    @property
+    def headers(self) -> HTTPHeaderDict:
+        """Looked up without regard to case; several of one name are joined by commas, and `getlist()` has each."""
+        found = self._headers
+        if found is None:
+            self._headers = found = HTTPHeaderDict()
+            for name, value in self._raw_headers():
+                found.add(name.decode("latin-1"), value.decode("latin-1"))
+        return found
 
     @property
     def reason_phrase(self) -> str:

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 
 from headrace.adapters.aio.answer import Answer
 from headrace.adapters.aio.surface import AwaitedSurface
-from headrace.adapters.handles import checked_path
+from headrace.adapters.handles import checked_path, is_safe
 from headrace.adapters.timeouts import NOT_GIVEN, limits_of
 from headrace.clock import monotonic
 from headrace.engine.aio import AwaitedCall
@@ -178,8 +178,10 @@ def _unruled(upstream: Upstream) -> Upstream:
 
 def _target_of(upstream: Upstream, path: str, params: Any) -> str:
     base = upstream.plan.base
-    path = checked_path(base, path).partition("#")[0]
-    target = "".join(f"/{segment}" for segment in base.segments) + path
+    prefix = "/" + "/".join(base.segments) if base.segments else ""
+    if not params and is_safe(path):  # nothing in it is encoded, and it cannot leave the base
+        return prefix + path
+    target = prefix + checked_path(base, path).partition("#")[0]
     if params:
         query = urlencode(params, doseq=True)
         target += ("&" if "?" in target else "?") + query

@@ -36,7 +36,7 @@ from headrace.transport.stock.draining import KEEP_BYTES
 from headrace.transport.stock.faults import advice_on, known_fault, mismatch_in
 from headrace.transport.wire.aio import Body, LoopWire
 from headrace.transport.wire.errors import Malformed, TooLarge, Truncated
-from headrace.transport.wire.h1 import render_head
+from headrace.transport.wire.head import render_fields, render_head
 
 PLAIN: Final = Twins(
     circuit_open=CircuitOpenError,
@@ -49,7 +49,8 @@ PLAIN: Final = Twins(
 )
 """There is no library beside ours: its callers catch our own classes."""
 
-DEFAULTS: Final = {"user-agent": "headrace", "accept": "*/*", "accept-encoding": ACCEPTED}
+_OURS: Final = frozenset({"host", "user-agent", "accept", "accept-encoding"})
+_FIXED: Final = "aio_head"
 
 _NEEDS_NO_LENGTH: Final = frozenset({"GET", "HEAD", "DELETE", "TRACE", "OPTIONS"})
 
@@ -94,12 +95,14 @@ class AwaitedSurface:
         own = {name.lower() for name in self._headers}
         fields = [*self._headers.items()]
         for name, value in attempt.headers:
-            if name.lower() not in own:
-                own.add(name.lower())
+            if (lower := name.lower()) not in own:
+                own.add(lower)
                 fields.append((name, str(value)))
-        host = self._upstream.endpoint.pool.host_line
-        first = [] if "host" in own else [("Host", host[6:-2])]
-        first += [(name.title(), value) for name, value in DEFAULTS.items() if name not in own]
+        fixed, first = b"", []
+        if own.isdisjoint(_OURS):  # rendered once for all such calls
+            fixed = self._upstream.compiled.get(_FIXED) or _fixed(self._upstream)
+        else:
+            first = [(name, value) for name, value in _defaults(self._upstream) if name.lower() not in own]
         if "content-length" not in own and "transfer-encoding" not in own:
             content = self._content
             if isinstance(content, bytes):
@@ -108,7 +111,7 @@ class AwaitedSurface:
                 first.append(("Transfer-Encoding", "chunked"))
             elif self._method not in _NEEDS_NO_LENGTH:
                 first.append(("Content-Length", "0"))
-        head = render_head(self._method.encode(), self._target.encode(), tail=[*first, *fields])
+        head = render_head(self._method.encode(), self._target.encode(), fixed, [*first, *fields])
         lowered = head.lower()
         self._is_last = b"\r\nconnection: close\r\n" in lowered or (
             # Such a connection is of one user, and nobody here can own it.
@@ -254,6 +257,21 @@ class AwaitedSurface:
 
     def __repr__(self) -> str:
         return f"<AwaitedSurface {self._method}>"  # the rest may hold credentials
+
+
+def _defaults(upstream: Upstream) -> list[tuple[str, str]]:
+    host: str = upstream.endpoint.pool.host_line
+    return [
+        ("Host", host.partition(": ")[2].rstrip("\r\n")),
+        ("User-Agent", "headrace"),
+        ("Accept", "*/*"),
+        ("Accept-Encoding", ACCEPTED),
+    ]
+
+
+def _fixed(upstream: Upstream) -> bytes:
+    made = upstream.compiled[_FIXED] = render_fields(_defaults(upstream))
+    return made
 
 
 def fault_of(error: Exception, phase: Phase) -> tuple[Fault, bool]:

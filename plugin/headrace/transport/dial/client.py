@@ -289,7 +289,7 @@ class BioHandshake:
         now, sessions, key, offered = self._now, self._now.sessions, self._key, self._offered
         resumed = bool(made.session_reused)
         if now.accepted:
-            require_identity(made.getpeercert(), now.accepted)
+            require_identity(made, now.accepted)
         self._client._count(resumed=resumed)
         if sessions is None or key is None:
             return None
