@@ -15,9 +15,11 @@ from typing import Any
 import requests
 from requests.adapters import HTTPAdapter
 from requests.models import PreparedRequest, Response
+from requests.sessions import Session
 
 from headrace.adapters.layers import is_ours, without_ours
 from headrace.adapters.requests import surface as governed
+from headrace.adapters.requests.straight import request_straight
 from headrace.adapters.routing import Routing, count_unknown
 from headrace.adapters.urllib3.patch import settled
 from headrace.transport.attempt import current_attempt
@@ -29,6 +31,7 @@ class RequestsPatch:
     def __init__(self, routing: Routing) -> None:
         # A forgotten layer of ours on top is replaced, not covered.
         original_send = without_ours(HTTPAdapter.send)
+        original_request = without_ours(Session.request)
         original_choose = without_ours(HTTPAdapter.get_connection_with_tls_context)
 
         def send(
@@ -70,12 +73,77 @@ class RequestsPatch:
             finally:
                 settled.reset(token)
 
+        def request(
+            self: Session,
+            method: Any,
+            url: Any,
+            params: Any = None,
+            data: Any = None,
+            headers: Any = None,
+            cookies: Any = None,
+            files: Any = None,
+            auth: Any = None,
+            timeout: Any = None,
+            allow_redirects: Any = True,
+            proxies: Any = None,
+            hooks: Any = None,
+            stream: Any = None,
+            verify: Any = None,
+            cert: Any = None,
+            json: Any = None,
+        ) -> Response:
+            answer = request_straight(
+                routing,
+                self,
+                method,
+                url,
+                params,
+                data,
+                headers,
+                cookies,
+                files,
+                auth,
+                timeout,
+                allow_redirects,
+                proxies,
+                hooks,
+                stream,
+                verify,
+                cert,
+                json,
+            )
+            if answer is not None:
+                return answer
+            return original_request(
+                self,
+                method,
+                url,
+                params=params,
+                data=data,
+                headers=headers,
+                cookies=cookies,
+                files=files,
+                auth=auth,
+                timeout=timeout,
+                allow_redirects=allow_redirects,
+                proxies=proxies,
+                hooks=hooks,
+                stream=stream,
+                verify=verify,
+                cert=cert,
+                json=json,
+            )
+
         global _newest
         _newest = send
         send.headrace_original = original_send  # type: ignore[attr-defined]
         get_connection_with_tls_context.headrace_original = original_choose  # type: ignore[attr-defined]
-        _replace("send", send)
-        _replace("get_connection_with_tls_context", get_connection_with_tls_context)
+        request.headrace_original = original_request  # type: ignore[attr-defined]
+        for name in ("__name__", "__qualname__", "__doc__"):
+            setattr(request, name, getattr(original_request, name, None))
+        _replace(HTTPAdapter, "send", send)
+        _replace(Session, "request", request)
+        _replace(HTTPAdapter, "get_connection_with_tls_context", get_connection_with_tls_context)
 
     @staticmethod
     def imported() -> tuple[ModuleType, ...]:
@@ -90,13 +158,18 @@ class RequestsPatch:
     @staticmethod
     def undo() -> None:
         """Put back what a layer of ours on top has found. A covered layer stays: it is still called."""
-        _replace("send", without_ours(HTTPAdapter.send))
-        _replace("get_connection_with_tls_context", without_ours(HTTPAdapter.get_connection_with_tls_context))
+        _replace(Session, "request", without_ours(Session.request))
+        _replace(HTTPAdapter, "send", without_ours(HTTPAdapter.send))
+        _replace(
+            HTTPAdapter,
+            "get_connection_with_tls_context",
+            without_ours(HTTPAdapter.get_connection_with_tls_context),
+        )
 
 
 _newest: Callable[..., Any] | None = None
 """The layer laid last. One thread at a time writes it (`install`)."""
 
 
-def _replace(name: str, function: Callable[..., Any]) -> None:
-    setattr(HTTPAdapter, name, function)
+def _replace(kind: type[Any], name: str, function: Callable[..., Any]) -> None:
+    setattr(kind, name, function)

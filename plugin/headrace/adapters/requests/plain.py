@@ -18,6 +18,7 @@ from requests.cookies import RequestsCookieJar
 from requests.models import PreparedRequest
 from requests.structures import CaseInsensitiveDict
 
+from headrace.adapters.requests.built import IS_KNOWN, request_of
 from headrace.transport.wire.request import SharedHeaders
 
 
@@ -99,11 +100,14 @@ class Plain:
         """What requests would have prepared; the same object each time."""
         made = self._prepared
         if made is None:
-            made = PreparedRequest()
-            made.method, made.url = self.method, self.url
-            made.headers = CaseInsensitiveDict(self.headers)
-            made.body = self.body if self._text is None else self._text
-            made._cookies = RequestsCookieJar()
+            body = self.body if self._text is None else self._text
+            if IS_KNOWN and isinstance(self.headers, dict):
+                made = request_of(self.method, self.url, self.headers, body)
+            else:
+                made = PreparedRequest()
+                made.method, made.url, made.body = self.method, self.url, body
+                made.headers = CaseInsensitiveDict(self.headers)
+                made._cookies = RequestsCookieJar()
             self._prepared = made
         return made
 

@@ -7,25 +7,21 @@ adapters, replaced methods, proxies, trust of the call's own, an environment or 
 
 from __future__ import annotations
 
-import operator
-import os
 import re
-import sys
-import urllib.request
 from collections.abc import Callable
 from typing import Any
 
 import requests
-import requests.utils
 from requests.cookies import RequestsCookieJar, extract_cookies_to_jar
 from requests.models import PreparedRequest
 from requests.structures import CaseInsensitiveDict
 
 from headrace.adapters.requests.answer import Response as DirectResponse
 from headrace.adapters.requests.direct import follow, is_redirect, send_direct
+from headrace.adapters.requests.environment import verify_of_environment
 from headrace.adapters.requests.plain import Plain, head_of, plain_request
 from headrace.adapters.requests.stock import is_stock
-from headrace.adapters.requests.surface import GovernedAdapter, reason_to_pass
+from headrace.adapters.requests.surface import OF_ADAPTER, GovernedAdapter, reason_to_pass
 from headrace.adapters.urllib3.own_retries import retries_itself
 from headrace.transport.stock.library_headers import know_again
 from headrace.transport.wire.response import WholeResponse
@@ -33,10 +29,7 @@ from headrace.transport.wire.response import WholeResponse
 _METHODS = frozenset(
     name for kind in requests.Session.__mro__ for name, value in vars(kind).items() if callable(value)
 ).difference(vars(object))
-_OF_ADAPTER = frozenset({"send", "build_response", "add_headers", "request_url"})
-"""What `settled_by_adapter` does not look at."""
-
-_parts_of: Callable[[str], re.Match[str] | None] = re.compile(
+parts_of: Callable[[str], re.Match[str] | None] = re.compile(
     r"(https?://[a-z0-9.-]+(?::[0-9]+)?)(/.*)"
 ).fullmatch
 
@@ -87,12 +80,12 @@ class GovernedSession(requests.Session):
             and not self.hooks.get("response")
         ):
             trust = verify_of_environment() if self.trust_env else True
-            parts = None if trust is None else _parts_of(url)
+            parts = None if trust is None else parts_of(url)
         adapter: Any = None if parts is None else self.get_adapter(url)
         if (
             parts is None
             or type(adapter) is not GovernedAdapter
-            or not _OF_ADAPTER.isdisjoint(adapter.__dict__)
+            or not OF_ADAPTER.isdisjoint(adapter.__dict__)
             or retries_itself(adapter.max_retries)
         ):
             return super().request(
@@ -115,9 +108,9 @@ class GovernedSession(requests.Session):
             )
         origin, path = parts.groups()
         asked = None
-        if not (cookies or files or auth or self.auth or self.params) and _is_empty(self.cookies):
+        if not (cookies or files or auth or self.auth or self.params) and is_empty(self.cookies):
             head = head_of(self.headers) if type(self.headers) is CaseInsensitiveDict else None
-            if head is not None and (_spelled.get(origin) or _is_left(origin)):
+            if head is not None and (is_left_as_written(origin)):
                 asked = plain_request(method, origin, "", path, head, headers, params, data, json)
         if asked is None:
             asked = Plain.of(
@@ -177,41 +170,21 @@ def _sets_cookies(answer: requests.Response) -> bool:
     return "set-cookie" in found or "set-cookie2" in found
 
 
-def _is_empty(jar: Any) -> bool:
+def is_empty(jar: Any) -> bool:
+    """Whether *jar* is requests' own, and has no cookie."""
     return type(jar) is RequestsCookieJar and not vars(jar)["_cookies"]
 
 
-def _is_left(origin: str) -> bool:
+def is_left_as_written(origin: str) -> bool:
     """Whether requests leaves a URL that begins with *origin* as it is."""
-    prepared = PreparedRequest()
-    try:
-        prepared.prepare_url(f"{origin}/a", None)
-    except Exception:
-        return False
-    if len(_spelled) >= _MOST_SPELLED:
-        _spelled.clear()
-    _spelled[origin] = is_left = prepared.url == f"{origin}/a"
+    is_left = _spelled.get(origin)
+    if is_left is None:
+        prepared = PreparedRequest()
+        try:
+            prepared.prepare_url(f"{origin}/a", None)
+        except Exception:
+            return False
+        if len(_spelled) >= _MOST_SPELLED:
+            _spelled.clear()
+        _spelled[origin] = is_left = prepared.url == f"{origin}/a"
     return is_left
-
-
-def verify_of_environment() -> Any:
-    """The `verify` that the environment asks for; None where it may say more than that, or a .netrc is there.
-
-    requests' own look costs 60 µs a call. This one may say None where there is nothing, never the other way round.
-    """
-    names: Any = getattr(os.environ, "_data", None)
-    # Other systems keep proxies elsewhere as well.
-    if names is None or _looks_of(requests.utils) != _LOOKS or sys.platform == "darwin":
-        return None
-    home = names.get(b"HOME")
-    if home is None or b"NETRC" in names or b"_proxy" in b"\0".join(names).lower():
-        return None
-    for name in (b"/.netrc", b"/_netrc"):
-        if os.access(home + name, os.F_OK):  # a stat that fails takes three times as long
-            return None
-    bundle = names.get(b"REQUESTS_CA_BUNDLE") or names.get(b"CURL_CA_BUNDLE")
-    return os.fsdecode(bundle) if bundle else True
-
-
-_looks_of = operator.attrgetter("getproxies", "NETRC_FILES")
-_LOOKS = (urllib.request.getproxies_environment, (".netrc", "_netrc"))

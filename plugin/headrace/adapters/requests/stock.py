@@ -23,6 +23,7 @@ import requests.utils
 from requests.adapters import HTTPAdapter
 from requests.models import PreparedRequest, Response
 from requests.sessions import Session
+from requests.structures import CaseInsensitiveDict
 
 from headrace.adapters.layers import without_ours
 
@@ -41,7 +42,11 @@ _of_sessions = operator.attrgetter(
     ),
     *("get_netrc_auth", "get_environ_proxies", "resolve_proxies"),
 )
-_of_adapters = operator.attrgetter("Response", "extract_cookies_to_jar", "get_encoding_from_headers")
+_of_adapters = operator.attrgetter(
+    "Response", "CaseInsensitiveDict", "extract_cookies_to_jar", "get_encoding_from_headers"
+)
+_of_models = operator.attrgetter("CaseInsensitiveDict", "cookiejar_from_dict", "get_cookie_header")
+_sessions, _adapters, _models = requests.sessions, requests.adapters, requests.models
 _HOMES = tuple(
     vars(module)
     for module in (
@@ -62,7 +67,7 @@ _known: tuple[list[Any], bool] = ([], False)
 def is_stock() -> bool:
     """Whether a call may go past requests' functions: nobody but headrace has replaced one that it would enter."""
     known, answer = _known
-    names = _of_sessions(requests.sessions), _of_adapters(requests.adapters)
+    names = _of_sessions(_sessions), _of_adapters(_adapters), _of_models(_models)
     try:
         if known and all(map(operator.is_, itertools.chain.from_iterable((*_values, *names, _END)), known)):
             return answer
@@ -73,7 +78,7 @@ def is_stock() -> bool:
 
 def _look() -> bool:
     global _known
-    names = _of_sessions(requests.sessions), _of_adapters(requests.adapters)
+    names = _of_sessions(_sessions), _of_adapters(_adapters), _of_models(_models)
     found: list[Any] = list(itertools.chain(*(vars(one).copy().values() for one in _ONE), *names))
     answer = all(map(_is_stocks, found))
     _known = [*found, *_END], answer
@@ -92,7 +97,7 @@ def _is_stocks(value: Any) -> bool:
     if kind is types.FunctionType:
         return any(value.__globals__ is home for home in _HOMES)
     if isinstance(value, type):
-        return value in _ONE or value is requests.models.Request
+        return value in _ONE or value is requests.models.Request or value is CaseInsensitiveDict
     return not callable(value) or kind is types.GetSetDescriptorType
 
 
@@ -100,6 +105,8 @@ _below: Callable[[Any], tuple[Any, ...]] = operator.attrgetter(
     *("adapters.HTTPAdapter.get_connection_with_tls_context", "adapters.HTTPAdapter.cert_verify"),
     *("adapters.HTTPAdapter.request_url", "adapters.HTTPAdapter.add_headers"),
     *("adapters.HTTPAdapter.build_response", "adapters.extract_cookies_to_jar"),
+    *("adapters.Response", "adapters.CaseInsensitiveDict", "adapters.get_encoding_from_headers"),
+    *("models.Response.__init__", "models.cookiejar_from_dict", "models.CaseInsensitiveDict"),
     "models.PreparedRequest.path_url",
 )
 _known_below: tuple[tuple[Any, ...], bool] = ((), False)

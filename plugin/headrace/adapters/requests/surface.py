@@ -29,6 +29,7 @@ from headrace.adapters.layers import without_ours
 from headrace.adapters.own_connections import PlainPoolManager, settled_by_adapter
 from headrace.adapters.owner import owner_behind
 from headrace.adapters.requests.body import hand_out, read_body
+from headrace.adapters.requests.built import IS_KNOWN, response_of
 from headrace.adapters.requests.own_retries import send_in_tries
 from headrace.adapters.requests.stock import is_stock_below
 from headrace.adapters.timeouts import limits_of
@@ -115,21 +116,70 @@ def send(
         )
     begun = None
     if not (stream or is_seen or is_delegated or cert):
-        quick = _quickly(original, upstream, timeouts, adapter, request)
+        quick = quickly_as_prepared(original, upstream, timeouts, adapter, request)
         if type(quick) is Begun:
             begun = quick
         elif quick is not None:
             return quick  # type: ignore[no-any-return]
-    if verify is not True and isinstance(verify, (str, os.PathLike)) and not os.path.exists(verify):
-        # The environment names it (`reason_to_pass`). The rule's connection does not go by it, but stock's
-        # `cert_verify` would refuse a bundle that is not there.
-        verify = True
+    verify = as_existing(verify)
     tries = None
     if is_delegated:
         if _asks_for_a_pool(original):
             return send_in_tries(go, upstream, adapter, request, asked, is_seen=is_seen, body_at=body_at)
         tries = Tries(upstream)  # one, as far as we can see
         count_delegated(upstream)
+    try:
+        return send_by_call(
+            original,
+            upstream,
+            adapter,
+            request,
+            asked,
+            begun=begun,
+            tries=tries,
+            is_seen=is_seen,
+            body_at=body_at,
+            verify=verify,
+            cert=cert,
+            proxies=proxies,
+        )
+    finally:
+        if tries is not None:
+            tries.settle()
+
+
+def as_existing(verify: Any) -> Any:
+    """*verify* of a governed call, as stock's `send` takes it."""
+    if verify is not True and isinstance(verify, (str, os.PathLike)) and not os.path.exists(verify):
+        # The environment names it (`reason_to_pass`). The rule's connection does not go by it, but stock's
+        # `cert_verify` would refuse a bundle that is not there.
+        return True
+    return verify
+
+
+def send_by_call(
+    original: Send,
+    upstream: Upstream,
+    adapter: HTTPAdapter,
+    request: PreparedRequest,
+    asked: Request,
+    *,
+    begun: Begun | None = None,
+    tries: Tries | None = None,
+    is_seen: bool = False,
+    body_at: int | None,
+    verify: Any,
+    cert: Any = None,
+    proxies: Mapping[str, str] | None,
+) -> Response:
+    """The long way of a call: each attempt is *original*, an adapter's `send`. Blocks.
+
+    Args:
+        begun: What the short way has done already.
+        is_seen: Somebody looks at the answer before its content is read.
+        body_at: Where the body begins.
+        verify: A bundle that is there, or True.
+    """
     surface = Surface(
         original,
         adapter,
@@ -137,16 +187,12 @@ def send(
         body_at,
         is_seen,
         upstream.plan.circuit_breaker.failure_if is not None,
-        stream=stream,
+        stream=asked.streamed,
         verify=verify,
         cert=cert,
         proxies=proxies,
     )
-    try:
-        return Call(upstream, surface, asked, tries=tries, begun=begun).run()
-    finally:
-        if tries is not None:
-            tries.settle()
+    return Call(upstream, surface, asked, tries=tries, begun=begun).run()
 
 
 # A path that requests hands on as it stands. It leaves a bare question mark out, and some versions a second slash.
@@ -155,7 +201,7 @@ _target_of: Callable[[str], re.Match[str] | None] = re.compile(
 ).fullmatch
 
 
-def _quickly(
+def quickly_as_prepared(
     original: Send, upstream: Upstream, timeouts: TimeoutPlan, adapter: HTTPAdapter, request: PreparedRequest
 ) -> Any:
     """What `quickly` answers to *request*; None, too, where *original* may do something of its own. Blocks."""
@@ -164,17 +210,31 @@ def _quickly(
         type(request) is not PreparedRequest
         or type(adapter) not in _PLAIN_ADAPTERS
         or type(headers) is not CaseInsensitiveDict
-        or not _OF_ADAPTER.isdisjoint(adapter.__dict__)
+        or not OF_ADAPTER.isdisjoint(adapter.__dict__)
         or not is_stock_below(original)
     ):
         return None
     target = _target_of(request.url or "")
     if target is None or (body is not None and "content-length" not in headers._store):  # it goes in chunks
         return None
-    view = partial(_view, adapter, request)
-    return quickly(
-        upstream, timeouts, request.method or "", target[1], body, headers, view, owner_behind(adapter)
+    return quickly_through(
+        upstream, timeouts, adapter, request, request.method or "", target[1], body, headers
     )
+
+
+def quickly_through(
+    upstream: Upstream,
+    timeouts: TimeoutPlan,
+    adapter: HTTPAdapter,
+    request: PreparedRequest,
+    method: str,
+    target: str,
+    body: object,
+    headers: Mapping[str, Any],
+) -> Any:
+    """What `quickly` answers, as *adapter* answers *request*. Blocks."""
+    view = partial(_view, adapter, request)
+    return quickly(upstream, timeouts, method, target, body, headers, view, owner_behind(adapter))
 
 
 def _view(
@@ -186,6 +246,8 @@ def _view(
         return None
     content: Any = raw._body
     raw._body, raw._retries, raw.decode_content = b"", adapter.max_retries, False
+    if IS_KNOWN:
+        return response_of(adapter, request, raw, content, record_of_told(told))
     answer = adapter.build_response(request, raw)
     answer._content, answer._content_consumed = content, True
     carry(record_of_told(told), on=answer)
@@ -260,7 +322,7 @@ class GovernedAdapter(HTTPAdapter):
 
 
 _PLAIN_ADAPTERS: Final = frozenset({HTTPAdapter, GovernedAdapter})
-_OF_ADAPTER: Final = frozenset({"send", "build_response", "add_headers", "request_url"})
+OF_ADAPTER: Final = frozenset({"send", "build_response", "add_headers", "request_url"})
 """What `settled_by_adapter` does not look at."""
 
 
