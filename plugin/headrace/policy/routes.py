@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from ipaddress import IPv6Address
-from typing import Generic, Literal, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from headrace.policy.paths import BAD_PERCENT, is_one_segment, normalised, segments_of
@@ -163,6 +163,8 @@ class RouteTable(Generic[V]):
                 paths = None if target is None else self._by_origin.get(target.origin)
             if paths is None:
                 return None
+        if paths.longest_first == _ROOT_ALONE:
+            return paths.values[()]
         segments, certain = segments_of(path)
         return paths.longest(segments if certain == len(segments) else segments[:certain])
 
@@ -188,6 +190,10 @@ class RouteTable(Generic[V]):
 
     def __bool__(self) -> bool:
         return True  # an empty table is a table (failures.md 24: a falsy __len__)
+
+
+_ROOT_ALONE: Final = (0,)
+"""The lengths of the prefixes of an origin that is one upstream's, whatever the path."""
 
 
 class _Paths(Generic[V]):

@@ -1,4 +1,4 @@
-"""The patch of urllib3: the one place where every `PoolManager` gets its pools from.
+"""The patch of urllib3: the one place where every `PoolManager` gets its pools from, and a short cut to it.
 
 A manager goes on keeping its own pools, under its own limit. For an origin that a
 route names it hands out a pool in front of them, which governs calls by path. The
@@ -16,10 +16,12 @@ import urllib3
 from urllib3 import PoolManager
 from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.poolmanager import PoolKey
+from urllib3.response import BaseHTTPResponse
 
 from headrace.adapters.layers import is_ours, without_ours
 from headrace.adapters.routing import Routing, count_unknown
-from headrace.adapters.urllib3.pools import front_of, routed
+from headrace.adapters.urllib3.pools import answered, front_of, routed
+from headrace.adapters.urllib3.straight import is_librarys, pool_of
 from headrace.engine.notices import count_ungoverned, passing
 
 settled: ContextVar[bool] = ContextVar("headrace_settled", default=False)
@@ -52,8 +54,37 @@ class Urllib3Patch:
                 return pool
             return routed(pool, pool_key, routing, manager=self)
 
+        original_urlopen = without_ours(PoolManager.urlopen)
+        own_urlopen = is_librarys(original_urlopen) and is_librarys(original)
+
+        def urlopen(
+            self: PoolManager, method: str, url: str, redirect: bool = True, **kw: Any
+        ) -> BaseHTTPResponse:
+            if (
+                own_urlopen
+                and PoolManager.connection_from_pool_key is connection_from_pool_key
+                and not settled.get()
+            ):
+                found = pool_of(self, url, routing, original)
+                if found is not None:
+                    pool, target = found
+                    answer = pool.urlopen(
+                        method,
+                        target,
+                        **{"headers": self.headers, **kw, "assert_same_host": False, "redirect": False},
+                    )
+                    if not redirect or not answer.get_redirect_location():
+                        return answer
+                    with answered(pool, answer):
+                        return original_urlopen(self, method, url, redirect=redirect, **kw)
+            return original_urlopen(self, method, url, redirect=redirect, **kw)
+
         connection_from_pool_key.headrace_original = original  # type: ignore[attr-defined]
-        _replace(connection_from_pool_key)
+        urlopen.headrace_original = original_urlopen  # type: ignore[attr-defined]
+        urlopen.__name__, urlopen.__qualname__ = original_urlopen.__name__, original_urlopen.__qualname__
+        urlopen.__doc__ = original_urlopen.__doc__
+        _replace("connection_from_pool_key", connection_from_pool_key)
+        _replace("urlopen", urlopen)
 
     @staticmethod
     def imported() -> tuple[ModuleType, ...]:
@@ -68,8 +99,9 @@ class Urllib3Patch:
     @staticmethod
     def undo() -> None:
         """Put back what a layer of ours on top has found. A covered layer stays: it is still called."""
-        _replace(without_ours(PoolManager.connection_from_pool_key))
+        _replace("urlopen", without_ours(PoolManager.urlopen))
+        _replace("connection_from_pool_key", without_ours(PoolManager.connection_from_pool_key))
 
 
-def _replace(function: Callable[..., Any]) -> None:
-    setattr(PoolManager, "connection_from_pool_key", function)  # noqa: B010 - mypy refuses the assignment
+def _replace(name: str, function: Callable[..., Any]) -> None:
+    setattr(PoolManager, name, function)

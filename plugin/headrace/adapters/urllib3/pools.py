@@ -7,12 +7,14 @@ no settings: it passes on each attribute that is read, set or deleted.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import replace
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import urllib3
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
@@ -75,6 +77,21 @@ class _ManagersResponse(QuickResponse):
 _VIEW: Final = view_of(_ManagersResponse)
 
 
+_ready: ContextVar[tuple[RoutedHTTPPool, BaseHTTPResponse] | None] = ContextVar(
+    "headrace_answered", default=None
+)
+
+
+@contextlib.contextmanager
+def answered(pool: RoutedHTTPPool, answer: BaseHTTPResponse) -> Iterator[None]:
+    """Within it, the next call through *pool* has been made already, and this is its *answer*."""
+    token = _ready.set((pool, answer))
+    try:
+        yield
+    finally:
+        _ready.reset(token)
+
+
 class RoutedHTTPPool(HTTPConnectionPool):
     """A manager's pool that governs the calls that a route names. Thread-safe as the pool behind it.
 
@@ -102,28 +119,15 @@ class RoutedHTTPPool(HTTPConnectionPool):
     QueueCls = property(attrgetter("stock.QueueCls"))
     headers = property(attrgetter("stock.headers"))
 
-    def __init__(
-        self,
-        stock: HTTPConnectionPool,
-        key: PoolKey,
-        routing: Routing,
-        *,
-        of_default_manager: bool,
-        is_settled: bool,
-        made_with: dict[str, Any],
-        named: frozenset[str],
-    ) -> None:
+    def __init__(self, stock: HTTPConnectionPool, manager: PoolManager, made: _Made) -> None:
         # Stock's `__init__` is not called: it would make a queue and settings of its own.
-        host = f"[{stock.host}]" if ":" in stock.host else stock.host
-        vars(self).update(
-            stock=stock,
-            _base=f"{stock.scheme}://{host}:{stock.port}",
-            _is_settled=is_settled,
-            _key=key,
-            _made_with=made_with,
-            _named=named,
-            _of_default_manager=of_default_manager,
-            _routing=routing,
+        settings = manager.connection_pool_kw
+        held = vars(self)
+        held.update(made.facts)
+        held["stock"] = stock
+        held["_of_default_manager"] = manager is _DEFAULT_MANAGER
+        held["_named"] = (
+            _NONE if not settings else frozenset([name for name in settings if settings[name] is not None])
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -169,6 +173,10 @@ class RoutedHTTPPool(HTTPConnectionPool):
             urllib3.exceptions.HTTPError: What stock raises: MaxRetryError around what the last attempt raised,
                 or that itself where *retries* is False.
         """
+        ready = _ready.get()
+        if ready is not None and ready[0] is self:
+            _ready.set(None)
+            return ready[1]
         stock = self.stock
         upstream = self._upstream_of(url, headers)
         begun = None
@@ -377,22 +385,47 @@ def routed(
     reference: weakref.ref[RoutedHTTPPool] | None = notes.get(_FRONT)
     front = None if reference is None else reference()
     if front is None or front._routing is not routing:
-        made = notes.get(_MADE_WITH)
-        if made is None:
-            made = notes[_MADE_WITH] = is_settled_by_manager(manager, key), stock.conn_kw.copy()
-        kind = front_of(type(stock))
-        assert kind is not None, "the patch has asked"
-        front = kind(
-            stock,
-            key,
-            routing,
-            of_default_manager=manager is _DEFAULT_MANAGER,
-            is_settled=made[0],
-            made_with=made[1],
-            named=frozenset(name for name, value in manager.connection_pool_kw.items() if value is not None),
-        )
+        made: _Made | None = notes.get(_MADE_WITH)
+        if made is None or made.facts["_routing"] is not routing:
+            made = notes[_MADE_WITH] = _made(stock, key, routing, manager, made)
+        front = made.kind(stock, manager, made)
         notes[_FRONT] = weakref.ref(front)
     return front
+
+
+class _Made(NamedTuple):
+    """What a manager has settled about a pool of its own, noted with the pool.
+
+    Attributes:
+        kind: The class of its fronts.
+        facts: What each of them has as attributes.
+    """
+
+    kind: type[RoutedHTTPPool]
+    facts: dict[str, Any]
+
+
+_NONE: Final[frozenset[str]] = frozenset()
+
+
+def _made(
+    stock: HTTPConnectionPool, key: PoolKey, routing: Routing, manager: PoolManager, before: _Made | None
+) -> _Made:
+    kind = front_of(type(stock))
+    assert kind is not None, "the patch has asked"
+    host = f"[{stock.host}]" if ":" in stock.host else stock.host
+    return _Made(
+        kind,
+        {
+            "_base": f"{stock.scheme}://{host}:{stock.port}",
+            "_is_settled": is_settled_by_manager(manager, key)
+            if before is None
+            else before.facts["_is_settled"],
+            "_key": key,
+            "_made_with": stock.conn_kw.copy() if before is None else before.facts["_made_with"],
+            "_routing": routing,
+        },
+    )
 
 
 class _ManagerHop(Hop):
