@@ -167,7 +167,6 @@ KEYWORDS = st.fixed_dictionaries(
         "timeout": st.sampled_from([None, 30, urllib3.Timeout(3, 30)]),
         "preload_content": st.booleans(),
         "decode_content": st.just(False),
-        "release_conn": st.just(True),
         "assert_same_host": st.booleans(),
         "pool_timeout": st.just(3),
     },

@@ -20,7 +20,7 @@ from urllib3.response import BaseHTTPResponse
 
 from headrace.adapters.layers import is_ours, without_ours
 from headrace.adapters.routing import Routing, count_unknown
-from headrace.adapters.urllib3.pools import answered, front_of, routed
+from headrace.adapters.urllib3.pools import QuickAnswer, answered, front_of, routed
 from headrace.adapters.urllib3.straight import is_librarys, pool_of
 from headrace.engine.notices import count_ungoverned, passing
 
@@ -73,7 +73,7 @@ class Urllib3Patch:
                         target,
                         **{"headers": self.headers, **kw, "assert_same_host": False, "redirect": False},
                     )
-                    if not redirect or not answer.get_redirect_location():
+                    if type(answer) is QuickAnswer or not redirect or not answer.get_redirect_location():
                         return answer
                     with answered(pool, answer):
                         return original_urlopen(self, method, url, redirect=redirect, **kw)

@@ -68,13 +68,13 @@ _DEFAULT_MANAGER: object = getattr(urllib3, "_DEFAULT_POOL", None)
 _DEFAULT_RETRY: Final = Retry.DEFAULT
 
 
-class _ManagersResponse(QuickResponse):
-    """What a call through a manager gets that went the short way; the manager counts redirects by its `retries`."""
+class QuickAnswer(QuickResponse):
+    """What a call through a manager gets that went the short way: no redirect. A manager counts by `retries`."""
 
     _retries = redirects_only(Retry.from_int(None, redirect=False))
 
 
-_VIEW: Final = view_of(_ManagersResponse)
+_VIEW: Final = view_of(QuickAnswer)
 
 
 _ready: ContextVar[tuple[RoutedHTTPPool, BaseHTTPResponse] | None] = ContextVar(
@@ -118,17 +118,6 @@ class RoutedHTTPPool(HTTPConnectionPool):
     ConnectionCls = property(attrgetter("stock.ConnectionCls"))
     QueueCls = property(attrgetter("stock.QueueCls"))
     headers = property(attrgetter("stock.headers"))
-
-    def __init__(self, stock: HTTPConnectionPool, manager: PoolManager, made: _Made) -> None:
-        # Stock's `__init__` is not called: it would make a queue and settings of its own.
-        settings = manager.connection_pool_kw
-        held = vars(self)
-        held.update(made.facts)
-        held["stock"] = stock
-        held["_of_default_manager"] = manager is _DEFAULT_MANAGER
-        held["_named"] = (
-            _NONE if not settings else frozenset([name for name in settings if settings[name] is not None])
-        )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(vars(self).get("stock"), name)  # a copy that is being made has no stock yet
@@ -188,7 +177,11 @@ class RoutedHTTPPool(HTTPConnectionPool):
             and pool_timeout is release_conn is body_pos is None
             and not chunked
             and not response_kw
-            and self._is_plain()
+            # Whether the pool has stock's defaults, its classes and its retries, and is open.
+            and type(stock) in FRONTS
+            and stock.pool is not None
+            and stock.retries is Retry.DEFAULT is _DEFAULT_RETRY
+            and stock.ConnectionCls.__module__ == STOCK
         ):
             # As PoolManager calls where its caller has said nothing of its own.
             quick = quickly(
@@ -265,16 +258,6 @@ class RoutedHTTPPool(HTTPConnectionPool):
                 tries.settle()
         raise hop.take_refusal()
 
-    def _is_plain(self) -> bool:
-        """Whether calls through this pool have stock's defaults, its classes and its retries, and it is open."""
-        stock = self.stock
-        return (
-            type(stock) in FRONTS
-            and stock.pool is not None  # it was closed
-            and stock.retries is Retry.DEFAULT is _DEFAULT_RETRY
-            and stock.ConnectionCls.__module__ == STOCK
-        )
-
     def _upstream_of(self, url: str, headers: Mapping[str, str] | None) -> Upstream | None:
         """The upstream that governs a call to *url* through this pool, or None: the call goes to stock."""
         stock = self.stock
@@ -334,6 +317,8 @@ class RoutedHTTPPool(HTTPConnectionPool):
             timeout = NOT_GIVEN
         elif timeout is NOT_GIVEN:
             timeout = self.stock.timeout
+            if type(timeout) is Timeout and timeout._connect is timeout._read is NOT_GIVEN:
+                timeout = NOT_GIVEN if timeout.total is None else timeout  # `limits_of` says so, by a call
         limits = upstream.plan.timeouts if timeout is NOT_GIVEN else limits_of(upstream, timeout)
         return limits if pool_timeout is None else replace(limits, acquire_s=float(pool_timeout))
 
@@ -388,7 +373,16 @@ def routed(
         made: _Made | None = notes.get(_MADE_WITH)
         if made is None or made.facts["_routing"] is not routing:
             made = notes[_MADE_WITH] = _made(stock, key, routing, manager, made)
-        front = made.kind(stock, manager, made)
+        # No `__init__`: stock's would make a queue and settings of its own.
+        settings = manager.connection_pool_kw
+        front = made.new(made.kind)
+        held = vars(front)
+        held.update(made.facts)
+        held["stock"] = stock
+        held["_of_default_manager"] = manager is _DEFAULT_MANAGER
+        held["_named"] = (
+            _NONE if not settings else frozenset([name for name in settings if settings[name] is not None])
+        )
         notes[_FRONT] = weakref.ref(front)
     return front
 
@@ -403,6 +397,7 @@ class _Made(NamedTuple):
 
     kind: type[RoutedHTTPPool]
     facts: dict[str, Any]
+    new: Callable[..., RoutedHTTPPool] = HTTPConnectionPool.__new__
 
 
 _NONE: Final[frozenset[str]] = frozenset()
