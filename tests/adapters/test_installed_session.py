@@ -155,25 +155,29 @@ def test_the_layer_has_the_signature_of_what_it_lies_on_and_goes_with_the_last_c
     made=calls,
     told_session=st.lists(st.sampled_from(sorted(SETTINGS)), max_size=2, unique=True),
     kind=st.sampled_from(KINDS),
+    warm=st.booleans(),
 )
-@example(made=[("GET", "/a", {}, REDIRECT, True)], told_session=[], kind=requests.Session)
-@example(made=[("GET", "/a", {}, REDIRECT, True)], told_session=["a signer"], kind=Based)
+@example(made=[("GET", "/a", {}, REDIRECT, True)], told_session=[], kind=requests.Session, warm=True)
+@example(made=[("GET", "/a", {}, REDIRECT, True)], told_session=["a signer"], kind=Based, warm=True)
 @example(
     made=[("GET", "/a", {}, ANSWERS[3], True), ("GET", "/a", {}, ANSWERS[0], True)],
     told_session=[],
     kind=requests.Session,
+    warm=True,
 )
-@example(made=[("GET", "/a", {}, ANSWERS[0], True)] * 2, told_session=["hooks"], kind=requests.Session)
-@example(made=[("GET", "/a", {}, ANSWERS[3], True)] * 2, told_session=[], kind=Signing)
+@example(
+    made=[("GET", "/a", {}, ANSWERS[0], True)] * 2, told_session=["hooks"], kind=requests.Session, warm=True
+)
+@example(made=[("GET", "/a", {}, ANSWERS[3], True)] * 2, told_session=[], kind=Signing, warm=True)
 def test_a_plain_call_is_what_requests_makes_of_it(
-    hr: headrace.Headrace, server: FaultServer, made: Any, told_session: list[str], kind: Any
+    hr: headrace.Headrace, server: FaultServer, made: Any, told_session: list[str], kind: Any, warm: bool
 ) -> None:
     found = []
     for way in WAYS:
         with way(), kind() as session:
             for one in told_session:
                 SETTINGS[one](session)
-            found.append(in_turn(session, server, made))
+            found.append(in_turn(session, server, made, warm=warm))
     for straight, by_requests, stock in zip(*found, strict=True):
         assert differences(straight, by_requests) == []
         # Where a connection has broken, a governed call is sent again.
@@ -300,7 +304,7 @@ def test_the_environment_says_to_a_plain_call_what_it_says_to_requests(
                         setattr(session, name, filled(value, **words))
                     by_proxy = len(proxy.requests)
                     made = [("GET", "/a", filled(arguments, **words), answer, is_ours)]
-                    told += in_turn(session, server, made)
+                    told += in_turn(session, server, made, warm=True)
                     told.append(
                         ({"by proxy": [(one.target, one.headers) for one in proxy.requests[by_proxy:]]}, ())
                     )
@@ -510,6 +514,58 @@ def test_a_netrc_that_appears_and_changes_is_honoured_from_then_on(
             assert server.requests[-1].header("Authorization") == sent[-1]
     assert sent[0] is sent[3] is None
     assert sent[1] != sent[2]
+
+
+class Noting(HTTPAdapter):
+    """Notes what a Session hands on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def send(self, request: Any, *args: Any, **kw: Any) -> requests.Response:
+        self.seen.append((request.url, args, kw, dict(request.headers)))
+        return super().send(request, *args, **kw)
+
+
+@pytest.mark.parametrize("trusts", [True, False])
+@pytest.mark.parametrize("of_session", [{}, {"verify": False}, {"stream": True}])
+@pytest.mark.parametrize(
+    "keywords", [{}, {"verify": False}, {"timeout": 30}, {"verify": "/other.pem"}, {"stream": True}]
+)
+def test_the_next_hop_is_handed_what_the_call_came_with(
+    hr: headrace.Headrace,
+    server: FaultServer,
+    monkeypatch: pytest.MonkeyPatch,
+    trusts: bool,
+    of_session: dict[str, Any],
+    keywords: dict[str, Any],
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere.pem")
+    monkeypatch.setenv("ftp_proxy", "http://127.0.0.1:1")
+    found = []
+    for way in WAYS:
+        with way(), requests.Session() as session:
+            noting, elsewhere = Noting(), f"http://localhost:{server.port}/"
+            session.mount(elsewhere, noting)
+            session.trust_env = trusts
+            for name, value in of_session.items():
+                setattr(session, name, value)
+            server.next(Answer(302, headers=(("Location", f"{elsewhere}b"),)))
+            answer = session.get(f"{server.url}/v2/a", headers={"Authorization": "Bearer x"}, **keywords)
+            found.append([noting.seen, answer.text])
+    assert found[0] == found[1] == found[2]
+    assert len(found[0][0]) == 1
+
+
+def test_cookies_are_kept_from_call_to_call(hr: headrace.Headrace, server: FaultServer) -> None:
+    url = f"{server.url}/v2/a"
+    with requests.Session() as session:
+        session.get(url)
+        server.next(Answer(headers=(("set-COOKIE", "a=1"),)))
+        assert session.get(url).cookies.get_dict() == {"a": "1"}
+        session.get(url)
+        assert server.requests[-1].header("Cookie") == "a=1"
 
 
 def test_params_may_lead_to_another_adapter(hr: headrace.Headrace, server: FaultServer) -> None:

@@ -181,10 +181,11 @@ def raised(act: Any) -> Any:
         return type(error), str(error)
 
 
-def outcome(act: Any, server: FaultServer) -> Any:
-    """What *act* ends in, and what the server has heard of it."""
-    server.drop_all()  # a kept connection that breaks is replaced at once, and the call sent again
-    server.wait_for(lambda: not server.open_connections)
+def outcome(act: Any, server: FaultServer, *, fresh: bool = True) -> Any:
+    """What *act* ends in, and what the server has heard of it; *fresh*: over a connection of its own."""
+    if fresh:
+        server.drop_all()  # a kept connection that breaks is replaced at once, and the call sent again
+        server.wait_for(lambda: not server.open_connections)
     before = len(server.requests)
     try:
         with act() as response:
@@ -259,12 +260,24 @@ calls = st.lists(
 )
 
 
-def in_turn(session: requests.Session, server: FaultServer, made: Any, *, base: str = "/v2") -> list[Any]:
-    """What *made*, calls by URL, ends in, and what *session* has kept of it; *base* is the upstream's path."""
+def in_turn(
+    session: requests.Session, server: FaultServer, made: Any, *, base: str = "/v2", warm: bool = False
+) -> list[Any]:
+    """What *made*, calls by URL, ends in, and what *session* has kept of it.
+
+    Args:
+        base: The path of the upstream.
+        warm: Calls find a connection of the upstream that was used before.
+    """
     found = []
     for method, path, kw, answer, is_ours in made:
+        if warm:
+            with requests.Session() as warming:
+                warming.trust_env = False
+                warming.get(f"{server.url}{base}/warm")
         server.next(answer)
         url = f"{server.url}{base}{path}" if is_ours else f"{server.url}/elsewhere{path}"
-        found.append(outcome(lambda: session.request(method, url, **copy.deepcopy(kw)), server))  # noqa: B023
+        act = functools.partial(session.request, method, url, **copy.deepcopy(kw))
+        found.append(outcome(act, server, fresh=not warm))
         found.append(({"kept": sorted((one.name, one.value) for one in session.cookies)}, ()))
     return found
