@@ -411,14 +411,29 @@ def test_keys_of_its_own_are_asked_for(hr: headrace.Headrace, server: FaultServe
             manager.request("GET", url)
 
 
-def test_what_is_remembered_is_bounded(hr: headrace.Headrace, server: FaultServer) -> None:
-    with PoolManager() as manager:
-        for at in range(400):
+def test_what_is_remembered_is_bounded(server: FaultServer, tmp_path: Path) -> None:
+    """A host may be written in many ways."""
+    with (
+        running(tmp_path, f"{INSTALL}    base_url: http://localhost:{server.port}/v3\n{QUIET}"),
+        PoolManager() as manager,
+    ):
+        for at in range(200):
             host = "".join(one.upper() if at >> n & 1 else one for n, one in enumerate("localhost"))
-            with contextlib.suppress(Exception):
-                manager.request("GET", f"http://{host}:{server.port}/v2/a", retries=False)
-        kept: Any = vars(manager).get(straight._KEYS)
-        assert kept is None or len(kept) <= straight._MOST_KEYS
+            answer: Any = manager.request("GET", f"http://{host}:{server.port}/v3/a")
+            assert answer.headrace.upstream == "billing"
+        assert 1 <= len(vars(manager)[straight._KEYS]) <= straight._MOST_KEYS
+        assert len(manager.pools) == 1
+
+
+def test_a_setting_that_changes_in_place_makes_another_pool(
+    hr: headrace.Headrace, server: FaultServer
+) -> None:
+    options: list[Any] = [(6, 1, 1)]
+    with PoolManager(socket_options=options) as manager:
+        manager.request("GET", f"{server.url}/v2/a")
+        options.append((1, 9, 1))
+        manager.request("GET", f"{server.url}/v2/a")
+        assert {len(key.key_socket_options) for key in manager.pools.keys()} == {1, 2}  # noqa: SIM118
 
 
 def test_a_manager_does_not_keep_the_pools_that_it_has_evicted(

@@ -55,17 +55,13 @@ class Urllib3Patch:
             return routed(pool, pool_key, routing, manager=self)
 
         original_urlopen = without_ours(PoolManager.urlopen)
-        own_urlopen = is_librarys(original_urlopen) and is_librarys(original)
+        own_urlopen = is_librarys(original_urlopen)
 
         def urlopen(
             self: PoolManager, method: str, url: str, redirect: bool = True, **kw: Any
         ) -> BaseHTTPResponse:
-            if (
-                own_urlopen
-                and PoolManager.connection_from_pool_key is connection_from_pool_key
-                and not settled.get()
-            ):
-                found = pool_of(self, url, routing, original)
+            if own_urlopen and not settled.get():
+                found = pool_of(self, url, routing)
                 if found is not None:
                     pool, target = found
                     answer = pool.urlopen(

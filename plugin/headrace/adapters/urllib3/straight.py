@@ -17,6 +17,7 @@ from typing import Any, Final
 from urllib3 import PoolManager, poolmanager
 from urllib3.poolmanager import PoolKey
 
+from headrace.adapters.layers import without_ours
 from headrace.adapters.routing import Routing
 from headrace.adapters.urllib3.pools import RoutedHTTPPool, front_of, routed
 
@@ -55,15 +56,25 @@ _IS_OWN: Final = all(map(is_librarys, (_from_host, _from_context, _merge, _absol
 """Whether they were the library's own when this was imported."""
 
 
-def pool_of(
-    manager: Any, url: Any, routing: Routing, from_pool_key: Callable[..., Any]
-) -> tuple[RoutedHTTPPool, str] | None:
-    """The pool that *manager* hands out for *url* and the target of a request to it; None: ask urllib3.
+_below: tuple[Any, Any] = (None, None)
+"""How managers find the pool of a key, when it was last looked at, and stock's way below it; None: there is another.
 
-    Args:
-        from_pool_key: How stock finds or makes the pool of a key.
-    """
+A layer of ours, that is. It need not be the one laid last: others put back what they have found.
+"""
+
+
+def pool_of(manager: Any, url: Any, routing: Routing) -> tuple[RoutedHTTPPool, str] | None:
+    """The pool that *manager* hands out for *url* and the target of a request to it; None: ask urllib3."""
+    global _below
     if type(manager) is not PoolManager or type(url) is not str or not _IS_OWN:
+        return None
+    finds, from_pool_key = _below
+    if finds is not _stock.connection_from_pool_key:
+        finds = _stock.connection_from_pool_key
+        stock = without_ours(finds)
+        from_pool_key = stock if stock is not finds and is_librarys(stock) else None
+        _below = finds, from_pool_key
+    if from_pool_key is None:
         return None
     parts = _parts_of(url)
     notes = vars(manager)
