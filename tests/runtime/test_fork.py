@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -225,3 +227,26 @@ def test_a_child_that_dies_with_a_probe_costs_its_parent_none(tmp_path: Path, se
         assert (view.state, view.verdicts, view.probes_in_flight) == ("half_open", 1, 0)
         requests.get(server.url)
         assert circuit.state == "closed"
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted there")
+def test_a_server_that_forks_after_it_has_loaded_the_application_has_one_thread(tmp_path: Path) -> None:
+    """`gunicorn --preload`: the middleware shows its metrics, and the thread that registered them has gone."""
+    file = tmp_path / "upstreams.yaml"
+    file.write_text(rules("http://127.0.0.1:9"))
+    program = """
+import os, sys
+import headrace
+from prometheus_client import CollectorRegistry
+for _ in range(60):
+    made = headrace.WSGIMiddleware(lambda *_: [], sys.argv[1], registry=CollectorRegistry())
+    print(len(os.listdir("/proc/self/task")), end=" ")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(file)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["1"] * 60

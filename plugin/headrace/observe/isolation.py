@@ -7,6 +7,7 @@ element would otherwise end the loop for all elements behind it, on every round.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from _thread import start_new_thread
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,12 @@ _MOST_KINDS = 1000
 
 _PATIENCE_S = 1.0
 """Seconds to wait for a step that an interrupt has overtaken. It takes milliseconds, unless it was never begun."""
+
+_MOST_LOOKS = 10_000
+"""How often it is looked for a thread that is about to end: every 100 µs. It takes one look or two."""
+
+_TASKS = "/proc/self/task/"
+"""The threads of this process, as Linux knows them; not there elsewhere."""
 
 _log = logging.getLogger("headrace")
 _logged_kinds: dict[tuple[str, type[BaseException]], object] = {}
@@ -87,17 +94,21 @@ def undisturbed(act: Callable[[], object]) -> None:
     """Do *act* where no signal's handler can break it off: not on the main thread. Blocks; raises what *act* raises.
 
     It is for foreign code that does not bear an interrupt: a thread's start, a registry. An interrupt that comes
-    meanwhile is raised when *act* is over.
+    meanwhile is raised when *act* is over. On Linux the thread that it was done on has gone, too: a server that loads
+    the application and then forks (`gunicorn --preload`) is told of each thread there is, by a DeprecationWarning.
     """
     if threading.current_thread() is not threading.main_thread():
         act()
         return
     raised: list[BaseException] = []
+    task = here = threading.get_native_id()
     gate = threading.Lock()  # not an Event: it does not bear an interrupt either
     gate.acquire()
 
     def run() -> None:
+        nonlocal task
         try:
+            task = threading.get_native_id()
             act()
         except BaseException as error:
             raised.append(error)
@@ -113,6 +124,10 @@ def undisturbed(act: Callable[[], object]) -> None:
     except BaseException:
         gate.acquire(timeout=_PATIENCE_S)
         raise
+    for _ in range(_MOST_LOOKS):
+        if task == here or not os.path.exists(f"{_TASKS}{task}"):
+            break
+        gate.acquire(timeout=_PATIENCE_S / _MOST_LOOKS)  # nobody gives it any more
     if raised:
         raise raised[0]
 
