@@ -25,6 +25,7 @@ from support.authorities import ADDRESS, DNS, URI, server_of
 from support.faultserver import FaultServer, server_context
 from support.governed import rules
 from support.holes import address_of, black_hole, closed_port, names
+from support.interrupts import let_children_be_interrupted
 from support.pairs import issue
 from support.untrusted import UNTRUSTED, PlainServer, Untrusted, trusting
 
@@ -480,6 +481,7 @@ def test_ctrl_c_ends_it_at_once_with_a_line_that_says_in_what(folder: Path, ca: 
         listener.settimeout(60.0)
         url = f"https://127.0.0.1:{listener.getsockname()[1]}"
         write(folder, url, f"ca: '{ca}'", "    timeouts: {tls_handshake: 40s, deadline: 5m, attempt: 60s}\n")
+        let_children_be_interrupted()
         process = subprocess.Popen(
             [sys.executable, "-m", "headrace", "check", "--connect", "billing"],
             cwd=folder,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import random
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,16 @@ from headrace.errors import PoolRejected, PoolTimeout
 from headrace.transport.attempt import current_attempt
 from support.faultserver import FaultServer
 from support.governed import running
+
+
+def let_children_be_interrupted() -> None:
+    """Have processes that are started from now on hear SIGINT, also where the tests run in the background of a shell.
+
+    A shell starts those with the signal ignored. A child inherits that, and Python then sets no handler of its own.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 STORM = """version: 1
 upstreams:

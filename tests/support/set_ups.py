@@ -18,6 +18,7 @@ from typing import Self
 from celery import Celery
 
 from support.faultserver import FaultServer
+from support.interrupts import let_children_be_interrupted
 from support.pages import section, text_of, write
 from support.waiting import wait_until
 
@@ -146,9 +147,7 @@ def program(command: str, folder: Path, env: Mapping[str, str]) -> Iterator[Prog
     name, *arguments = shlex.split(command)
     log = folder / "output.txt"
     with log.open("wb") as stream:
-        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-            # These tests run in the background of a shell. A child would inherit that it ignores SIGINT.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        let_children_be_interrupted()
         process = subprocess.Popen(
             [str(Path(sys.executable).with_name(name)), *arguments],
             cwd=folder,
