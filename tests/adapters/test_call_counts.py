@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.calls import happy_calls, happy_calls_as_written
-from support.faultserver import FaultServer
+from bench.interleaved import python_calls
+from support.faultserver import Answer, FaultServer
 from support.governed import rules, running
 
 
@@ -49,3 +50,16 @@ def test_nor_does_one_with_a_limit_of_its_own(tmp_path: Path) -> None:
     assert by_manager.all <= 25, by_manager.ours  # stock's own are 239
     assert found["PoolManager.request(json=…)"].all <= 45
     assert found["urllib3.request"].all <= 25
+
+
+def test_nor_does_a_new_connection_that_goes_on_with_a_tls_session(
+    tmp_path: Path, secure: FaultServer, ca: Path
+) -> None:
+    """All that Python enters, `ssl` and enums included; through urllib3's own way to secure one it was 212."""
+    secure.always(Answer(200, headers=(("Connection", "close"),)))
+    with running(tmp_path, rules(secure.url, f"    tls: {{ca: '{ca}'}}\n")) as hr:
+        one = hr.upstream("billing")
+        found = [python_calls(lambda: one.urlopen("GET", "/")) for _ in range(5)]
+        handshakes = hr.status()["upstreams"]["billing"]["pool"]["tls_handshakes"]
+    assert handshakes == {"no": 1, "yes": 9}  # each is made twice, once to be warm
+    assert min(found) <= 185, found

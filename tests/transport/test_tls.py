@@ -21,9 +21,11 @@ from prometheus_client import CollectorRegistry
 
 from headrace import Headrace
 from headrace.policy.plan import TlsPlan
-from headrace.transport.dial.client import SealedContextError, TlsClient
+from headrace.transport.dial.client import SealedContextError, TlsClient, trust_of
 from headrace.transport.dial.liveness import is_alive
 from headrace.transport.dial.tls import TlsError, context_for
+from headrace.transport.stock import connection
+from headrace.transport.stock.connection import GovernedHTTPSConnection
 from support.faultserver import FaultServer, server_context
 from support.leases import End
 from support.waiting import wait_until
@@ -412,3 +414,62 @@ def is_gone(sock: socket.socket) -> bool:
     except OSError:
         return True
     return False
+
+
+# --- The way that a connection is secured ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("patched", ["connect", "ssl_wrap_socket", "_ssl_wrap_socket_and_match_hostname"])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        pytest.param({}, id="the host"),
+        pytest.param({"server_name": "localhost"}, id="another name"),
+        pytest.param({"server_name": "localhost."}, id="a final dot"),
+        pytest.param({"verify": False}, id="not verified"),
+        pytest.param({"identities": ("localhost",)}, id="identities"),
+    ],
+)
+def test_a_connection_is_what_urllib3_makes_of_it_and_who_replaces_a_part_of_that_sees_it(
+    server: FaultServer, plan: TlsPlan, monkeypatch: pytest.MonkeyPatch, rules: dict[str, Any], patched: str
+) -> None:
+    import urllib3.connection
+
+    owner: Any = urllib3.connection.HTTPSConnection if patched == "connect" else urllib3.connection
+    own, seen = getattr(owner, patched), []
+
+    def noted(*args: Any, **kw: Any) -> Any:
+        seen.append(patched)
+        return own(*args, **kw)
+
+    def made() -> dict[str, Any]:
+        trust = trust_of(TlsClient(replace(plan, **rules)))
+        conn = GovernedHTTPSConnection(host=server.host, port=server.port, timeout=5, **trust)
+        conn.connect()
+        try:
+            conn.request("GET", "/")
+            assert conn.getresponse().status == 200
+            names = (
+                "is_verified",
+                "proxy_is_verified",
+                "has_connected_to_proxy",
+                "is_connected",
+                "is_closed",
+            )
+            own = {"session": conn.unread is not None, "name": conn.sock.server_hostname}
+            return own | {name: getattr(conn, name) for name in names}
+        finally:
+            conn.close()
+
+    without = made()
+    monkeypatch.setattr(owner, patched, noted)
+    assert made() == without
+    assert seen == [patched]
+    monkeypatch.undo()
+    assert made() == without
+    assert seen == [patched]
+
+
+@pytest.mark.parametrize("name", ["::1", "[::1]", "fe80::1%25lo", "127.0.0.1%lo"])
+def test_what_urllib3_takes_off_an_address_is_left_to_it(name: str) -> None:
+    assert not connection._is_name(name)

@@ -35,12 +35,14 @@ class _InForce:
     Attributes:
         sessions: Those made with this context; None: every handshake is a full one.
         accepted: Names of which the certificate of the peer must have one; empty: OpenSSL compares that of the host.
+        verify_mode: That of the context, which would make an enum of a number each time.
     """
 
     plan: TlsPlan
     context: ssl.SSLContext
     sessions: Sessions | None
     accepted: frozenset[Name]
+    verify_mode: ssl.VerifyMode
 
 
 class TlsClient:
@@ -105,6 +107,16 @@ class TlsClient:
     def plan(self) -> TlsPlan:
         """What is in force."""
         return self._now.plan
+
+    @property
+    def verify_mode(self) -> ssl.VerifyMode:
+        """As that of an `ssl.SSLContext`; urllib3 asks for it at each new connection."""
+        return self._now.verify_mode
+
+    @property
+    def verifies_by_itself(self) -> bool:
+        """Whether its handshake compares all that is to be: no class that somebody put into `ssl` has a hand in it."""
+        return self._now.sessions is not None or is_own(type(self._now.context))
 
     def wrap_socket(
         self,
@@ -312,7 +324,8 @@ def _expires_at(sock: Any) -> float:
 
 def _in_force(plan: TlsPlan) -> _InForce:
     context = context_for(plan)
-    return _InForce(plan, context, _sessions_of(plan, context), names_of(plan.identities))
+    accepted = names_of(plan.identities)
+    return _InForce(plan, context, _sessions_of(plan, context), accepted, context.verify_mode)
 
 
 def _sessions_of(plan: TlsPlan, context: ssl.SSLContext) -> Sessions | None:

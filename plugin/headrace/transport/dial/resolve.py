@@ -13,6 +13,7 @@ context variable for a pin); and what no thread is to be had for, as when the in
 
 from __future__ import annotations
 
+import _socket
 import asyncio
 import os
 import socket
@@ -97,7 +98,7 @@ class Resolver:
             return _look_up(host, port, family)
         if host[-1:].isdigit() or ":" in host:
             try:
-                return _look_up(host, port, family, socket.AI_NUMERICHOST)
+                return _numeric(host, port, family)
             except socket.gaierror:
                 pass  # a name after all
         if self._pid != os.getpid():
@@ -120,7 +121,7 @@ class Resolver:
             return await asyncio.to_thread(_look_up, host, port, family)
         if host[-1:].isdigit() or ":" in host:
             try:
-                return _look_up(host, port, family, socket.AI_NUMERICHOST)
+                return _numeric(host, port, family)
             except socket.gaierror:
                 pass  # a name after all
         if self._pid != os.getpid():
@@ -288,10 +289,13 @@ def is_own(function: Any, name: str, file: str) -> bool:
     )
 
 
-def _look_up(host: str, port: int, family: int, flags: int = 0) -> list[Address]:
+def _numeric(host: str, port: int, family: int) -> list[Address]:
+    # As CPython's own does, which makes enums of the numbers. The next step would take them apart again.
+    return _socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)
+
+
+def _look_up(host: str, port: int, family: int) -> list[Address]:
     get: Any = socket.getaddrinfo
-    if flags:
-        return list(get(host, port, family, socket.SOCK_STREAM, 0, flags))
     # As urllib3 calls it: what somebody has put in its place may take no more.
     return list(get(host, port, family, socket.SOCK_STREAM))
 

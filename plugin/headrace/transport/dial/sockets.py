@@ -60,9 +60,10 @@ def first_to_answer(
     """
     if not addresses:
         raise OSError("getaddrinfo returns an empty list")
-    race = _Race(
-        interleaved(addresses, family_of=lambda one: one[_FAMILY]), ends_at, opening, tuple(options), source
-    )
+    ordered = addresses
+    if len(addresses) > 1:
+        ordered = interleaved(addresses, family_of=lambda one: one[_FAMILY])
+    race = _Race(ordered, ends_at, opening, tuple(options), source)
     winner = None
     try:
         winner = race.run() if _may_race() else race.one_by_one()
@@ -78,7 +79,7 @@ class _Race:
 
     def __init__(
         self,
-        addresses: list[Address],
+        addresses: Sequence[Address],
         ends_at: float,
         opening: Opening,
         options: tuple[Option, ...],

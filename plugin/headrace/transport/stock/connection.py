@@ -8,9 +8,12 @@ import re
 import socket
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from math import inf
-from typing import TYPE_CHECKING, Any
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final
 
+import urllib3.connection
 import urllib3.util.connection
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import (
@@ -26,6 +29,7 @@ from headrace.clock import monotonic
 from headrace.policy.plan import NO_LIMIT_S, KeepalivePlan
 from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.connection_auth import AUTHORIZATION, authenticates_connection
+from headrace.transport.dial.client import TlsClient
 from headrace.transport.dial.liveness import Watched
 from headrace.transport.dial.opening import Opening
 from headrace.transport.dial.refusals import alert_behind
@@ -106,7 +110,7 @@ class GovernedHTTPConnection(HTTPConnection, Watched):
         if attempt is not None:
             attempt.opening = opening
         try:
-            super().connect()
+            self._open()
         finally:
             self.opening = None
             if attempt is not None:
@@ -120,6 +124,9 @@ class GovernedHTTPConnection(HTTPConnection, Watched):
             if attempt.cut:  # it was cut when there was no socket yet to shut
                 raise ConnectTimeoutError(self, f"Connection to {self.host} came about too late.")
             attempt.phase = "sent"
+
+    def _open(self) -> None:
+        super().connect()
 
     def _new_conn(self) -> socket.socket:
         attempt = current_attempt.get()
@@ -280,6 +287,31 @@ class GovernedHTTPSConnection(GovernedHTTPConnection, HTTPSConnection):
         super().connect()
         self.unread = getattr(self.sock, "unread", None)
 
+    def _open(self) -> None:
+        """As stock: what it does for a context that our client is, without what that ignores. Blocks.
+
+        Stock asks for proxies, sets what cannot be set, and asks for what the client answers by `__getattr__`: a
+        fifth of what Python does for a new connection.
+        """
+        name: str = self.server_hostname or self._dns_host
+        client: Any = self.ssl_context
+        if (
+            type(self) is not GovernedHTTPSConnection
+            or type(client) is not TlsClient
+            or not client.verifies_by_itself
+            or not _is_name(name)
+            or self.proxy is not None
+            or self.assert_hostname
+            or self.assert_fingerprint
+            or not _is_stocks_way()
+        ):
+            super()._open()
+            return
+        self.sock = sock = self._new_conn()
+        self.sock = client.wrap_socket(sock, server_hostname=name.rstrip("."))
+        self.is_verified = client.plan.verify
+        self._has_connected_to_proxy = False
+
     def __str__(self) -> str:
         return f"HTTPSConnection(host={self.host!r}, port={self.port!r})"
 
@@ -295,6 +327,35 @@ class GovernedHTTPSConnection(GovernedHTTPConnection, HTTPSConnection):
             # If this process has stood still, no time is left, and the deadline thread gives a grace.
             sock.settimeout(min(attempt.timeouts.tls_handshake_s, max(left_s, GRACE_S)))
         return sock
+
+
+_is_name = re.compile(r"[^\[\]:%]+").fullmatch
+"""Stock takes an IPv6 address out of its brackets, and its zone off."""
+
+_OWN_WAY: Final = tuple(
+    getattr(owner, name, None)
+    for owner, name in (
+        (HTTPSConnection, "connect"),
+        (urllib3.connection, "ssl_wrap_socket"),
+        (urllib3.connection, "_ssl_wrap_socket_and_match_hostname"),
+    )
+)
+_CAME_FIRST: Final = all(
+    isinstance(function, FunctionType) and "urllib3" in function.__code__.co_filename for function in _OWN_WAY
+)
+"""Whether nobody had replaced any of these by the time that this was imported."""
+
+
+def _is_stocks_way() -> bool:
+    """Whether nobody has replaced what urllib3 secures a connection with: others note handshakes, or forbid them."""
+    connect, wrap, match = _OWN_WAY
+    module: Any = urllib3.connection
+    return (
+        _CAME_FIRST
+        and HTTPSConnection.connect is connect
+        and module.ssl_wrap_socket is wrap
+        and module._ssl_wrap_socket_and_match_hostname is match
+    )
 
 
 def _text_of(one: str | bytes) -> str:
@@ -381,10 +442,8 @@ def _addresses_of(
     conn: GovernedHTTPConnection, ends_at: float, attempt: Attempt | None, opening: Opening
 ) -> Sequence[Address]:
     host = conn._dns_host
-    try:
-        host.encode("idna")
-    except UnicodeError:
-        raise LocationParseError(f"'{host}', label empty or too long") from None
+    if not _can_be_asked_for(host):
+        raise LocationParseError(f"'{host}', label empty or too long")
     if attempt is not None:
         attempt.phase = "dns"
     family = (
@@ -393,6 +452,15 @@ def _addresses_of(
     found = resolver.addresses(host, conn.port, family, ends_at=ends_at, opening=opening)
     opening.go_on()
     return found
+
+
+@lru_cache(maxsize=256)
+def _can_be_asked_for(host: str) -> bool:
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def _in_urllib3s_words(

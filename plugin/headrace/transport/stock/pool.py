@@ -6,6 +6,7 @@ urllib3's own queue remains as an open/closed flag only. Hooks used: `_get_conn`
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 from collections.abc import Mapping
@@ -105,13 +106,14 @@ class GovernedHTTPPool(HTTPConnectionPool):
         # Stock's method gives the pool's own TLS fields to the connection, and requests' cert_verify writes to
         # those on every call. Here, nothing that a call passes changes the trust of a governed connection.
         self.num_connections += 1
-        log.debug(  # urllib3's logger, and its words
-            "Starting new %s connection (%d): %s:%s",
-            self.scheme.upper(),
-            self.num_connections,
-            self.host,
-            self.port or ("443" if self.scheme == "https" else "80"),
-        )
+        if log.isEnabledFor(logging.DEBUG):  # urllib3's logger, and its words
+            log.debug(
+                "Starting new %s connection (%d): %s:%s",
+                self.scheme.upper(),
+                self.num_connections,
+                self.host,
+                self.port or ("443" if self.scheme == "https" else "80"),
+            )
         # urllib3's connection gives a final dot to DNS, and leaves it out everywhere else.
         conn = self.ConnectionCls(host=self.in_force.dns_name, port=self.port, **self.conn_kw)
         conn.leases = self.leases
