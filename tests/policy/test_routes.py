@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.policy.plan import Origin, UrlPrefix
-from headrace.policy.routes import RouteTable, UrlError, moved, parse_prefix, target_of, url_of
+from headrace.policy.routes import RouteTable, UrlError, moved, parse_prefix, server_host, target_of, url_of
 
 
 def table(*urls: str) -> RouteTable[str]:
@@ -274,3 +274,41 @@ def test_a_final_dot_is_known_and_makes_no_difference_to_routes(url: str, is_roo
         assert parse_prefix(plain) == prefix
         assert RouteTable([(prefix, "it")]).match_url(plain) == (prefix, "it")
         assert RouteTable([(parse_prefix(plain), "it")]).match_url(url) == (prefix, "it")
+
+
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        ("billing.internal", "billing.internal"),
+        ("Billing.Internal.", "billing.internal"),
+        ("bücher.example", "xn--bcher-kva.example"),
+        ("10.0.0.1", "10.0.0.1"),
+        ("::1", "::1"),
+        ("[FE80:0::1]", "fe80::1"),
+    ],
+)
+def test_the_host_that_a_server_is_asked_for_has_one_spelling(text: str, host: str) -> None:
+    assert server_host(text) == host
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ".",
+        "a..b",
+        ".a",
+        "a b",
+        "a\0b",
+        "a\nb",
+        "*.a",
+        "a" * 64,
+        "a." * 126 + "aa",
+        "[::1",
+        "1::2::3",
+        "fe80::1%25lo",
+    ],
+)
+def test_what_tls_would_refuse_at_each_call_is_no_host(text: str) -> None:
+    with pytest.raises(UrlError):
+        server_host(text)

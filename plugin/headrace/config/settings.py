@@ -38,6 +38,7 @@ from headrace.config.source.values import (
     PerSecond,
     Rate,
     SentHeaderName,
+    ServerName,
     SessionCount,
     SessionTtl,
     Size,
@@ -405,7 +406,7 @@ class Tls(Section):
     require_client_certificate: bool = Field(
         False, description="Refuse a file in which an https upstream under this has no cert."
     )
-    server_name: Text | None = Field(
+    server_name: ServerName | None = Field(
         None, description="Name to ask for and to verify; null: the host.", examples=["billing.internal"]
     )
     min_version: Literal["1.2", "1.3"] = Field("1.2", description="Lowest TLS version.")

@@ -264,6 +264,21 @@ def _origin(scheme: str, authority: str) -> Origin:
     return Origin(kind, host, port)
 
 
+def server_host(text: str) -> str:
+    """The one spelling of *text*, the host that a server is asked for: lower-case ASCII, an address without brackets.
+
+    Raises:
+        UrlError: It is none: TLS would refuse it at each call.
+    """
+    if ":" not in text:
+        return _ascii_host(text)
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    host = "" if "%" in bare else _ipv6(bare.lower())
+    if not host:
+        raise UrlError("has an IPv6 address that is none")
+    return host
+
+
 def _ascii_host(host: str) -> str:
     if not host:
         raise UrlError("has no host")

@@ -32,7 +32,7 @@ from headrace.config.source.units import (
 from headrace.policy.identities import fault_in
 from headrace.policy.outcome import FAULT_WORDS, STATUS_WORDS
 from headrace.policy.plan import UrlPrefix
-from headrace.policy.routes import UrlError, parse_prefix
+from headrace.policy.routes import UrlError, parse_prefix, server_host
 from headrace.policy.secret import is_header_value
 
 N = TypeVar("N", int, float)
@@ -246,6 +246,13 @@ def _read_method(value: object) -> str:
     return value
 
 
+def _read_server_name(value: object) -> str:
+    try:
+        return server_host(value if isinstance(value, str) else "")
+    except UrlError:
+        raise PydanticCustomError("server_name", "not a host") from None
+
+
 def _read_identity(value: object) -> str:
     fault = fault_in(value) if isinstance(value, str) else "be a SPIFFE id or a DNS name"
     if fault is not None:
@@ -335,6 +342,12 @@ Identity = Annotated[
     Expects("a SPIFFE id such as spiffe://prod/billing, or a DNS name", "SPIFFE id or DNS name"),
 ]
 Text = Annotated[str, Field(min_length=1), Expects("text that is not empty", "text")]
+ServerName = Annotated[
+    str,
+    PlainValidator(_read_server_name),
+    WithJsonSchema({"type": "string", "pattern": r"^([^\s/*]+|.*\$\{.*)$"}),
+    Expects("the name or the address of a host, such as billing.internal", "host"),
+]
 PathOnly = Annotated[
     str,
     Field(pattern=r"^/[\x21-\x7e]*$"),
