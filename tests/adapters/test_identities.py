@@ -165,6 +165,7 @@ def test_a_certificate_that_cannot_be_read_is_refused_where_the_names_of_its_hos
         with running(tmp_path, rules(server.url, f"    tls: {{ca: '{ca}'}}\n")):
             for _ in range(2):
                 assert requests.get(server.url, headers={"Connection": "close"}).status_code == 200
+            assert [one.resumed for one in server.requests] == [False, False]  # who knows when it ends?
         with (
             running(tmp_path, text_of(server.url, ca, SPIFFE)),
             pytest.raises(headrace.IdentityMismatch),

@@ -25,7 +25,7 @@ from headrace.transport.dial.identity import IdentityError
 from headrace.transport.dial.resolve import Resolver
 from headrace.transport.loop_deadlines import EMPTY, Limit, deadlines_of
 from headrace.transport.wire.aio import LoopWire
-from support.authorities import server_of
+from support.authorities import ADDRESS, URI, server_of
 from support.faultserver import FaultServer, server_context
 from support.holes import Names, address_of, black_hole, closed_port, names
 from support.loops import OnLoop
@@ -237,6 +237,29 @@ def test_a_peer_of_another_identity_is_sent_nothing(on_loop: OnLoop, authority: 
     with FaultServer(tls=context) as server:
         on_loop(main(server))
         assert len(server.requests) == 1
+        server.wait_for(lambda: not server.open_connections)
+
+
+def test_a_certificate_with_a_name_that_is_no_text_ends_no_dialling_and_is_of_nobody(
+    on_loop: OnLoop, authority: trustme.CA, ca: Path
+) -> None:
+    """asyncio reads the certificate by itself, and would end the dialling in UnicodeDecodeError."""
+    context = server_of(authority, raw=[(ADDRESS, bytes([127, 0, 0, 1])), (URI, b"\xff")])
+
+    async def main(server: FaultServer) -> None:
+        with pytest.raises(IdentityError, match="names nobody"):
+            await open_to(server.port, TlsClient(tls_plan(ca, identities=("spiffe://a.test/us",))))
+        assert server.requests == []
+        client = TlsClient(tls_plan(ca))
+        for _ in range(2):
+            wire, unread, _ = await open_to(server.port, client)
+            assert await call(wire, unread) == 200
+            wire.close()
+
+    with FaultServer(tls=context) as server:
+        on_loop(main(server))
+        # Nobody can say when its certificate ends, and a resumed handshake does not look.
+        assert [request.resumed for request in server.requests] == [False, False]
         server.wait_for(lambda: not server.open_connections)
 
 

@@ -317,9 +317,17 @@ class BioHandshake:
 
 
 def _expires_at(sock: Any) -> float:
-    """When the certificate of the peer of *sock* is over, Unix time; never, where it was not verified."""
+    """When the certificate of the peer of *sock* is over, Unix time; never, where it was not verified.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
     certificate = sock.getpeercert()
-    return ssl.cert_time_to_seconds(certificate["notAfter"]) if certificate else inf
+    if certificate:
+        return ssl.cert_time_to_seconds(certificate["notAfter"])
+    if sock.context.verify_mode == ssl.CERT_NONE:
+        return inf
+    raise ValueError("the certificate cannot be read")
 
 
 def _in_force(plan: TlsPlan) -> _InForce:

@@ -42,14 +42,14 @@ def in_words(offered: tuple[str, ...], wanted: tuple[str, ...]) -> str:
     )
 
 
-def require_identity(sock: Any, accepted: frozenset[Name]) -> None:
-    """Raise where the certificate of the peer of *sock* names none of *accepted*.
+def require_identity(peer: ssl.SSLSocket | ssl.SSLObject, accepted: frozenset[Name]) -> None:
+    """Raise where the certificate of *peer* names none of *accepted*.
 
     Raises:
         IdentityError: It does not, there is none, or it cannot be read.
     """
     try:
-        certificate: Mapping[str, Any] = sock.getpeercert() or {}
+        certificate: Mapping[str, Any] = peer.getpeercert() or {}
     except UnicodeDecodeError:  # what its CA has let through may be any bytes
         offered: tuple[str, ...] = (NO_TEXT,)
     else:

@@ -135,9 +135,21 @@ def _name_of(parts: Iterable[Iterable[tuple[str, str]]]) -> str:
     )
 
 
+class _Undaunted(ssl.SSLObject):
+    """TLS for an event loop. asyncio reads the certificate by itself, and an error of that would end the connection."""
+
+    def getpeercert(self, binary_form: bool = False) -> Any:
+        try:
+            return super().getpeercert(binary_form)
+        except UnicodeDecodeError:  # a name in it is no text: what is certain is that it names nobody
+            return {}
+
+
 def _open_context(kind: Any) -> ssl.SSLContext:
     context: ssl.SSLContext = kind(ssl.PROTOCOL_TLS_CLIENT)
     context.sslsocket_class = patient_over(kind.sslsocket_class)
+    if kind.sslobject_class is ssl.SSLObject:
+        context.sslobject_class = _Undaunted
     return context
 
 
