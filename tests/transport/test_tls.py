@@ -115,6 +115,16 @@ def test_a_directory_of_hashed_names_is_trusted(ca: trustme.CA, server: FaultSer
     assert get(server, TlsClient(replace(PLAN, ca=str(directory), fingerprint="dir"))) == 200
 
 
+def test_a_directory_with_a_pipe_in_the_place_of_a_certificate_is_refused(tmp_path: Path) -> None:
+    """failures.md 35: OpenSSL would open it amid a handshake, and wait for ever."""
+    (tmp_path / "0badcafe.1").symlink_to("gone")  # as openssl rehash leaves them
+    os.mkfifo(tmp_path / "0badcafe.0")
+    with pytest.raises(TlsError, match=r"0badcafe\.0: is not a regular file"):
+        context_for(replace(PLAN, ca=str(tmp_path), fingerprint="pipe"))
+    (tmp_path / "0badcafe.0").unlink()
+    context_for(replace(PLAN, ca=str(tmp_path), fingerprint="pipe"))
+
+
 def _subject_hash(ca: trustme.CA, tmp_path: Path) -> str:
     import subprocess
 

@@ -201,7 +201,13 @@ def _trust_directory(context: ssl.SSLContext, ca: str) -> None:
         names = os.listdir(ca)
     except OSError as error:
         raise TlsError(f"{ca}: cannot read the CA directory ({reason_of(error)})") from error
-    if not any(map(_HASHED_NAME.fullmatch, names)):
+    hashed = list(filter(_HASHED_NAME.fullmatch, names))
+    for name in hashed:
+        path = os.path.join(ca, name)  # one that leads nowhere is common, and OpenSSL passes it over
+        if os.path.exists(path) and not os.path.isfile(path):
+            # OpenSSL opens it amid a handshake, and nothing would end its wait for somebody who writes to a FIFO.
+            raise TlsError(f"{path}: is not a regular file\n    remove it, or put the certificate there")
+    if not hashed:
         # OpenSSL would accept the directory silently, and then no handshake could succeed.
         raise TlsError(
             f"{ca}: no CA certificate under a hashed name in this directory\n    run: openssl rehash {ca}"
