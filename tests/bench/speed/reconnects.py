@@ -59,6 +59,30 @@ def by_the_clock(client: Client, kind: str) -> Factory:
 
 
 @contextmanager
+def raw_socket(lab: Lab, kind: str) -> Iterator[Act]:
+    """What no client can be below: a socket, one session kept, and an answer that nobody reads but for its end."""
+    context = ssl.create_default_context(cafile=lab.fresh_ca)
+    where = urlsplit(lab.fresh[kind])
+    assert where.hostname is not None
+    host, port = where.hostname, where.port or 443
+    request = f"GET {PATH} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode()
+    kept: Any = None
+
+    def act() -> object:
+        nonlocal kept
+        plain = socket.create_connection((host, port), LIMIT_S)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else TLS 1.2 waits 40 ms for an ACK
+        with context.wrap_socket(plain, server_hostname=host, session=kept) as sock:
+            sock.sendall(request)
+            while sock.recv(4096):
+                if kept is None:
+                    kept = sock.session
+        return sock.session_reused
+
+    yield act
+
+
+@contextmanager
 def shared_context(lab: Lab, kind: str) -> Iterator[Act]:
     """urllib3, as fast as its users can make it."""
     import urllib3

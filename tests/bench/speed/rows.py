@@ -50,7 +50,8 @@ GROUPS = (
         "tls",
         "GET of 1 KiB over TLS",
         "One call, connection kept. Floor: the raw TLS socket. Peer: `PoolManager.request`, or `Session.get`. Below: a "
-        "connection for each call, which nginx closes. Peer: `PoolManager.request` with one context for all.",
+        "connection for each call, which nginx closes. Floor: the same of a raw TLS socket that resumes. Peer: "
+        "`PoolManager.request` with one context for all.",
         most_s=50,
     ),
     Group(
@@ -344,7 +345,9 @@ def _reconnects() -> Iterator[Row]:
             if what == "CPU" and not is_ecdsa:
                 continue
             # A reading of the clock takes as long in a short look as in a long one.
-            row = functools.partial(Row, group="tls", is_quick=what == "CPU")
+            floor = f"raw socket, one session kept, {kind}, {what}"
+            row = functools.partial(Row, group="tls", is_quick=what == "CPU", floor=floor)
+            yield row(name=floor, room="peers", make=way(reconnects.raw_socket, kind), floor=None)
             theirs, default = f"PoolManager.request, {kind}, {what}", f"requests.get, {kind}, {what}"
             yield row(name=theirs, room="peers", make=way(reconnects.shared_context, kind))
             has_default = is_ecdsa and "1.3" in kind
@@ -369,6 +372,7 @@ def _reconnects() -> Iterator[Row]:
     yield Row(
         group="tls",
         name="headrace, tls.identities, added to a handshake",
+        floor="raw socket, one session kept, TLS 1.2, ECDSA, CPU",
         room="reconnects",
         make=reconnects.identity,
         targets=(Target(20.0),),
