@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path as FilePath
 from typing import TypeAlias
 
@@ -62,12 +62,13 @@ from headrace.config.source.sources import (
 )
 from headrace.config.source.tree import Mark, node_at, problem_at
 from headrace.config.source.written import Written
+from headrace.policy.frozen import frozen
 from headrace.policy.plan import Configuration, FileHeader, FilePart, SecretFile, TlsPlan
 
 Files: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
 
 
-@dataclass(frozen=True)
+@frozen
 class Inspection:
     """Everything there is to say about a configuration.
 

@@ -5,8 +5,7 @@ variables are all made from these models. A field's description is the first lin
 of that key's documentation. Long, for it is one list: splitting it would hide the file's shape.
 """
 
-from __future__ import annotations
-
+# Annotations are no texts here, which pydantic would have to compile: 200 of them took a tenth of this import.
 from contextvars import ContextVar
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -58,7 +57,15 @@ from headrace.config.source.values import (
 class Section(BaseModel):
     """A map of keys: unknown ones are refused, no value is silently made into another type."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+    # Built with `Settings`, at the first load: for each model alone it is twice the time.
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, hide_input_in_errors=True, defer_build=True
+    )
+
+    @classmethod
+    def built_in(cls) -> Self:
+        """What stands where nothing is written. It is not validated: that would have pydantic build *cls* for it."""
+        return cls.model_construct()  # type: ignore[return-value]
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """Itself: it is frozen. pydantic copies each default that is used, and a file has thousands of them."""
@@ -104,9 +111,9 @@ class InboundDeadline(Section):
 class Service(Section):
     """The application this file belongs to (inbound side)."""
 
-    request_id: RequestId = Field(RequestId(), description="Id of an inbound request.")
+    request_id: RequestId = Field(RequestId.built_in(), description="Id of an inbound request.")
     deadline: InboundDeadline = Field(
-        InboundDeadline(), description="How long the caller of the application is going to wait."
+        InboundDeadline.built_in(), description="How long the caller of the application is going to wait."
     )
     max_retries_per_request: CountOrZero = Field(
         10, description="Retries over all outbound calls of one inbound request."
@@ -420,7 +427,9 @@ class Tls(Section):
         True,
         description="A new connection goes on with a TLS session of one before, where the server lets it.",
     )
-    session_cache: SessionCache = Field(SessionCache(), description="Which TLS sessions are kept for that.")
+    session_cache: SessionCache = Field(
+        SessionCache.built_in(), description="Which TLS sessions are kept for that."
+    )
 
 
 class Backoff(Section):
@@ -461,7 +470,7 @@ class RetryAfter(Section):
     """The upstream's own word on when to come back."""
 
     headers: list[RetryAfterHeader] = Field(
-        [RetryAfterHeader(name="Retry-After", format="auto")],
+        [RetryAfterHeader.model_construct(name="Retry-After", format="auto")],
         description="Headers that say it; the first with a usable value counts. []: none does.",
         examples=[[{"name": "Retry-After"}]],
     )
@@ -501,9 +510,11 @@ class Retry(Section):
         description="Methods that are retried; any other only if it was never sent or has an idempotency key.",
         examples=[["GET", "HEAD"]],
     )
-    backoff: Backoff = Field(Backoff(), description="Wait before a retry.")
-    retry_after: RetryAfter = Field(RetryAfter(), description="The upstream's own word on when to come back.")
-    budget: Budget = Field(Budget(), description="Retries allowed in proportion to calls.")
+    backoff: Backoff = Field(Backoff.built_in(), description="Wait before a retry.")
+    retry_after: RetryAfter = Field(
+        RetryAfter.built_in(), description="The upstream's own word on when to come back."
+    )
+    budget: Budget = Field(Budget.built_in(), description="Retries allowed in proportion to calls.")
     idempotency_key: IdempotencyKey | None = Field(
         None,
         description="Key made for calls that have none; null: none is made.",
@@ -583,13 +594,13 @@ class CircuitBreaker(Section):
     minimum_calls: Count = Field(
         20, description="Calls in the window before the failure rate means anything; attempts do not count."
     )
-    window: Window = Field(Window(), description="What the failure rate is taken over.")
+    window: Window = Field(Window.built_in(), description="What the failure rate is taken over.")
     consecutive_failures: Count | None = Field(
         5,
         description="Opens after so many failed calls in a row while fewer than minimum_calls are known; null: off.",
     )
     slow_call: SlowCall = Field(
-        SlowCall(), description="Calls that take long, as a reason of its own to open."
+        SlowCall.built_in(), description="Calls that take long, as a reason of its own to open."
     )
     failure_on: list[Word] = Field(
         ["network", "5xx"],
@@ -605,8 +616,8 @@ class CircuitBreaker(Section):
         duration("500ms"),
         description="An attempt cut by a timer is a failure if it had run this long, else ignored.",
     )
-    open_for: OpenFor = Field(OpenFor(), description="How long the circuit stays open.")
-    half_open: HalfOpen = Field(HalfOpen(), description="How recovery is verified.")
+    open_for: OpenFor = Field(OpenFor.built_in(), description="How long the circuit stays open.")
+    half_open: HalfOpen = Field(HalfOpen.built_in(), description="How recovery is verified.")
 
     @model_validator(mode="after")
     def _cut_minimum_calls(self) -> Self:
@@ -652,19 +663,19 @@ class Rules(Section):
         description="Added to each attempt unless the call, or its session, set them; values may be ${file:…}.",
         examples=[{"Authorization": "${file:/run/secrets/billing}"}],
     )
-    timeouts: Timeouts = Field(Timeouts(), description="Limits of one call.")
-    retry: Retry = Field(Retry(), description="When a failed attempt is followed by another.")
+    timeouts: Timeouts = Field(Timeouts.built_in(), description="Limits of one call.")
+    retry: Retry = Field(Retry.built_in(), description="When a failed attempt is followed by another.")
     circuit_breaker: CircuitBreaker = Field(
-        CircuitBreaker(), description="When calls are refused because the upstream is down."
+        CircuitBreaker.built_in(), description="When calls are refused because the upstream is down."
     )
-    pool: Pool = Field(Pool(), description="Connections to the upstream, per process.")
-    tls: Tls = Field(Tls(), description="What TLS connections trust and present.")
+    pool: Pool = Field(Pool.built_in(), description="Connections to the upstream, per process.")
+    tls: Tls = Field(Tls.built_in(), description="What TLS connections trust and present.")
     fallback: Fallback | None = Field(
         None,
         description="What a call gets that the circuit refuses; null: CircuitOpenError.",
         examples=[{"status": 200, "body": "[]"}],
     )
-    propagate: Propagate = Field(Propagate(), description="What of the inbound context travels on.")
+    propagate: Propagate = Field(Propagate.built_in(), description="What of the inbound context travels on.")
 
 
 class Upstream(Rules):
@@ -692,22 +703,28 @@ reading_var: ContextVar[Reading | None] = ContextVar("headrace_sections", defaul
 class Settings(BaseSettings):
     """Rules for pool, timeouts, retries and breaker of each upstream that an application calls."""
 
-    model_config = SettingsConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        extra="forbid", strict=True, frozen=True, hide_input_in_errors=True, defer_build=True
+    )
 
     version: Annotated[Literal[1], Note("the only version there is")] = Field(
         1, description="Version of this format."
     )
-    defaults: Rules = Field(Rules(), description="Merged under every upstream.")
+    defaults: Rules = Field(Rules.built_in(), description="Merged under every upstream.")
     upstreams: Annotated[dict[UpstreamName, Upstream], Field(min_length=1)] = Field(
         description="The upstreams by name.", examples=[{"billing": {"base_url": "https://billing.internal"}}]
     )
     install: Install = Field(
-        Install(), description="Govern calls made by code that knows nothing of headrace."
+        Install.built_in(), description="Govern calls made by code that knows nothing of headrace."
     )
-    service: Service = Field(Service(), description="The application this file belongs to (inbound side).")
-    secrets: Secrets = Field(Secrets(), description="What is expected of the files of secrets.")
-    reload: Reload = Field(Reload(), description="How an edited file is taken into force.")
-    telemetry: Telemetry = Field(Telemetry(), description="What is measured beyond the upstreams themselves.")
+    service: Service = Field(
+        Service.built_in(), description="The application this file belongs to (inbound side)."
+    )
+    secrets: Secrets = Field(Secrets.built_in(), description="What is expected of the files of secrets.")
+    reload: Reload = Field(Reload.built_in(), description="How an edited file is taken into force.")
+    telemetry: Telemetry = Field(
+        Telemetry.built_in(), description="What is measured beyond the upstreams themselves."
+    )
 
     def __init__(self, *sources: PydanticBaseSettingsSource, reading: Reading | None = None) -> None:
         """What *sources* say together, the strongest first; nodes of `source.tree` stand for the values.

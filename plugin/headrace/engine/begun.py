@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from headrace.policy.breaker.circuit import Circuit
+from headrace.policy.frozen import slotted
 from headrace.policy.gate import Answer
 from headrace.policy.retry import RetryBudget
 from headrace.transport.attempt import Attempt
 from headrace.transport.lease.pool import Lease
 
 
-@dataclass(slots=True)
+@slotted
 class Begun:
     """What was done already. The call does the rest as if it had done this, too.
 

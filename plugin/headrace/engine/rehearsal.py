@@ -11,15 +11,16 @@ would have freed what it held, and at which moment of an attempt the silence was
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from headrace.engine.blocking import run
 from headrace.policy.decision import Divert, EndReason, Refuse, Renew, Resend, Send
 from headrace.policy.exchange import Exchange
+from headrace.policy.frozen import slotted
 from headrace.policy.outcome import Fault, Outcome
 
 
-@dataclass(slots=True)
+@slotted
 class Seen:
     """What became of the real call.
 
@@ -36,7 +37,7 @@ class Seen:
     is_wanted: bool
 
 
-@dataclass(slots=True)
+@slotted
 class Foretold:
     """What enforcing would have made of the call.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from headrace.errors import (
@@ -15,7 +14,7 @@ from headrace.errors import (
     PoolTimeout,
     ResponseTooLarge,
 )
-from headrace.policy.frozen import frozen
+from headrace.policy.frozen import frozen, slotted
 from headrace.policy.outcome import Fault
 from headrace.policy.plan import FallbackPlan
 from headrace.runtime.upstream import Upstream
@@ -39,7 +38,7 @@ class Twins:
     identity: type[IdentityMismatch]
 
 
-@dataclass(slots=True)
+@slotted
 class Failure:
     """What an exception of the library, taken by itself, says about the attempt that it ended.
 

@@ -14,9 +14,10 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import count
 from typing import Any
+
+from headrace.policy.frozen import slotted
 
 DURATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds, seconds. prometheus_client's defaults, with 30 s in place of 0.075, 0.75 and 7.5."""
@@ -25,7 +26,7 @@ ATTEMPT_BUCKETS = (1, 2, 3, 5, 10)
 """Upper bounds, attempts per call: the defaults allow 3, most who raise it 5."""
 
 
-@dataclass(slots=True)
+@slotted
 class Exemplar:
     """One observed value and the trace in which to look at it.
 

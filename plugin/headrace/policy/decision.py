@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Protocol, TypeAlias
 
 from headrace.policy.breaker.permit import Permit
-from headrace.policy.frozen import frozen
+from headrace.policy.frozen import frozen, slotted
 from headrace.policy.outcome import Outcome
 
 
@@ -41,7 +41,7 @@ class EndReason(StrEnum):
     CIRCUIT_OPEN = "circuit_open"  # no permit
 
 
-@dataclass(slots=True)
+@slotted
 class Send:
     """Make an attempt.
 
@@ -64,7 +64,7 @@ class Send:
     permit: Permit | None = field(default=None, repr=False, compare=False)
 
 
-@dataclass(slots=True)
+@slotted
 class Resend:
     """Send the same attempt once more, at once, over a fresh connection: the pooled one had died unnoticed.
 
@@ -75,7 +75,7 @@ class Resend:
     timeout_s: float
 
 
-@dataclass(slots=True)
+@slotted
 class Renew:
     """The upstream does not take the secret that was sent: look whether its file holds another one by now.
 
@@ -86,7 +86,7 @@ class Renew:
     until: float | None
 
 
-@dataclass(slots=True)
+@slotted
 class Sleep:
     """Wait, then ask again. Before that, even for 0 s, the failed answer is set aside and its connection given back."""
 
@@ -100,7 +100,7 @@ class Finish:
     reason: EndReason
 
 
-@dataclass(slots=True)
+@slotted
 class Refuse:
     """The call is over before anything was sent.
 
@@ -112,7 +112,7 @@ class Refuse:
     retry_after_s: float
 
 
-@dataclass(slots=True)
+@slotted
 class Divert:
     """The call is over here because the circuit refuses it: its `fallback` stands in.
 

@@ -1,8 +1,9 @@
-"""Frozen classes of values: `@dataclass(frozen=True, slots=True)`, made in a third of the time.
+"""Classes of values that cost next to nothing to make: `frozen` for plans and facts, `slotted` for what one call has.
 
-For each class stdlib writes and compiles six methods. With ninety such classes that was a third of what an import of
-headrace took, above that of its dependencies (0.55 ms a class, CPython 3.13; 0.2 ms here). Only `__init__` has to be
-compiled for its class. The others need no more than the names of the fields.
+They are what `@dataclass(frozen=True, slots=True)` and `@dataclass(slots=True)` make. For each of those stdlib writes
+and compiles up to eight methods, and an import of headrace makes 130 classes: 0.77 and 0.28 ms each were a tenth of all
+that it took (CPython 3.13; 0.03 ms here). Most of them are not needed in most processes. So `__init__` is compiled when
+a first object is made, and `fields` are found when somebody asks for them. The other methods need no more than names.
 
 They are dataclasses all the same: `fields`, `replace`, `asdict` and `match` work, and so do copies and pickles.
 What none of them has so far is not supported: inheritance of fields, `__post_init__`, `InitVar`, `kw_only`.
@@ -10,10 +11,10 @@ What none of them has so far is not supported: inheritance of fields, `__post_in
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import MISSING, Field, FrozenInstanceError, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, FrozenInstanceError, dataclass, field, fields, replace
 from operator import attrgetter
-from typing import Any, NoReturn, TypeVar, dataclass_transform
+from typing import Any, NoReturn, TypeVar, dataclass_transform, overload
 
 T = TypeVar("T")
 
@@ -21,39 +22,111 @@ T = TypeVar("T")
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def frozen(cls: type[T]) -> type[T]:
     """*cls* as a frozen dataclass with slots."""
-    # Any: methods are set below, which mypy allows on no class.
-    made: Any = dataclass(init=False, repr=False, eq=False, slots=True)(cls)
-    own = fields(made)
-    names = [one.name for one in own]
-    made.__init__ = _initializer(cls, own)
-    made.__repr__ = _shown
-    made.__eq__, made.__hash__ = _comparison([one.name for one in own if one.compare])
+    made, names, compared = _with_slots(cls, setter="_set(self, {name!r}, {value})")
+    made.__eq__, made.__hash__ = _comparison(compared)
     made.__setattr__, made.__delattr__ = _refuse_to_set, _refuse_to_delete
     made.__getstate__, made.__setstate__ = _pickling(names)
     return made  # type: ignore[no-any-return]
 
 
-def _initializer(cls: type[object], own: tuple[Field[Any], ...]) -> Callable[..., None]:
-    """`__init__` of *own*, compiled: a generic one would cost each object, not each class."""
-    known: dict[str, object] = {"_set": object.__setattr__, "_missing": MISSING}
-    parameters, lines = ["self"], []
-    for one in own:
-        name = value = one.name
-        if one.default_factory is not MISSING:
-            known[f"_make_{name}"] = one.default_factory
-            parameters.append(f"{name}=_missing")
-            value = f"_make_{name}() if {name} is _missing else {name}"
-        elif one.default is not MISSING:
-            known[f"_default_{name}"] = one.default
-            parameters.append(f"{name}=_default_{name}")
-        else:
-            parameters.append(name)
-        lines.append(f" _set(self, {name!r}, {value})")
-    exec(f"def __init__({', '.join(parameters)}):\n" + ("\n".join(lines) or " pass"), known)
-    made: Any = known["__init__"]
-    made.__module__, made.__qualname__ = cls.__module__, f"{cls.__qualname__}.__init__"
-    made.__annotations__ = {**{one.name: one.type for one in own}, "return": None}
-    return made  # type: ignore[no-any-return]
+@overload
+def slotted(cls: type[T], /) -> type[T]: ...
+@overload
+def slotted(*, eq: bool) -> Callable[[type[T]], type[T]]: ...
+@dataclass_transform(field_specifiers=(field,))
+def slotted(cls: type[T] | None = None, /, *, eq: bool = True) -> type[T] | Callable[[type[T]], type[T]]:
+    """*cls* as a dataclass with slots whose values may be set. Without *eq* each object equals itself alone."""
+
+    def make(cls: type[T]) -> type[T]:
+        made, _, compared = _with_slots(cls, setter="self.{name} = {value}")
+        if eq:
+            made.__eq__, _ = _comparison(compared)
+            made.__hash__ = None
+        return made  # type: ignore[no-any-return]
+
+    return make if cls is None else make(cls)
+
+
+def _with_slots(cls: type[object], *, setter: str) -> tuple[Any, list[str], list[str]]:
+    """*cls* made anew with slots for its fields, their names, and the names of those that are compared."""
+    annotations = cls.__annotations__
+    names = [name for name, one in annotations.items() if not str(one).startswith("ClassVar")]
+    content = {key: value for key, value in vars(cls).items() if key not in ("__dict__", "__weakref__")}
+    defaults = {name: content.pop(name) for name in names if name in content}
+    content["__slots__"] = content["__match_args__"] = tuple(names)
+    # Any: methods are set below, which mypy allows on no class.
+    kind: Any = type(cls)
+    made: Any = kind(cls.__name__, cls.__bases__, content)
+    made.__init__ = _Initializer(made, names, defaults, setter)
+    for name in ("__dataclass_fields__", "__dataclass_params__"):
+        setattr(made, name, _Described(made, defaults, name))
+    made.__repr__ = _shown
+    made.__replace__ = _replaced
+    given = defaults.get
+    compared = [name for name in names if not isinstance(one := given(name), Field) or one.compare]
+    return made, names, compared
+
+
+class _Initializer:
+    """Stands for `__init__` until somebody asks for it: a first object, or `inspect.signature`.
+
+    A function is compiled for each class: a generic one would cost each object.
+    """
+
+    __slots__ = ("_defaults", "_made", "_names", "_setter")
+
+    def __init__(self, made: Any, names: list[str], defaults: Mapping[str, object], setter: str) -> None:
+        self._made, self._names, self._defaults, self._setter = made, names, defaults, setter
+
+    def __get__(self, instance: object | None, owner: type[object]) -> Any:
+        self._made.__init__ = compiled = self._compiled()
+        return compiled if instance is None else compiled.__get__(instance, owner)
+
+    def _compiled(self) -> Any:
+        known: dict[str, object] = {"_set": object.__setattr__, "_missing": MISSING}
+        parameters, lines = ["self"], []
+        for name in self._names:
+            value, default = name, self._defaults.get(name, MISSING)
+            factory: object = MISSING
+            if isinstance(default, Field):
+                factory, default = default.default_factory, default.default
+            if factory is not MISSING:
+                known[f"_make_{name}"] = factory
+                parameters.append(f"{name}=_missing")
+                value = f"_make_{name}() if {name} is _missing else {name}"
+            elif default is not MISSING:
+                known[f"_default_{name}"] = default
+                parameters.append(f"{name}=_default_{name}")
+            else:
+                parameters.append(name)
+            lines.append(f" {self._setter.format(name=name, value=value)}")
+        exec(f"def __init__({', '.join(parameters)}):\n" + ("\n".join(lines) or " pass"), known)
+        function: Any = known["__init__"]
+        function.__module__ = self._made.__module__
+        function.__qualname__ = f"{self._made.__qualname__}.__init__"
+        kinds = self._made.__annotations__
+        function.__annotations__ = {**{name: kinds[name] for name in self._names}, "return": None}
+        return function
+
+
+class _Described:
+    """Stands for what stdlib keeps about a dataclass under *name* (its fields, its options) until somebody asks for it.
+
+    stdlib makes it, for a class with the same annotations and defaults of which nothing else is used.
+    """
+
+    __slots__ = ("_defaults", "_made", "_name")
+
+    def __init__(self, made: Any, defaults: Mapping[str, object], name: str) -> None:
+        self._made, self._defaults, self._name = made, defaults, name
+
+    def __get__(self, instance: object | None, owner: type[object]) -> Any:
+        made = self._made
+        content = {"__annotations__": made.__annotations__, "__module__": made.__module__, **self._defaults}
+        of_stdlib: Any = dataclass(init=False, repr=False, eq=False)(type(made.__name__, (), content))
+        found = getattr(of_stdlib, self._name)
+        setattr(made, self._name, found)
+        return found
 
 
 def _comparison(names: list[str]) -> tuple[Callable[[Any, object], bool], Callable[[Any], int]]:
@@ -71,6 +144,10 @@ def _comparison(names: list[str]) -> tuple[Callable[[Any, object], bool], Callab
 def _shown(self: Any) -> str:
     shown = (f"{one.name}={getattr(self, one.name)!r}" for one in fields(self) if one.repr)
     return f"{type(self).__qualname__}({', '.join(shown)})"
+
+
+def _replaced(self: Any, /, **changes: Any) -> Any:
+    return replace(self, **changes)
 
 
 def _refuse_to_set(self: object, name: str, value: object) -> NoReturn:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
-from headrace.policy.frozen import frozen
+from headrace.policy.frozen import frozen, slotted
 
 
 class Fault(StrEnum):
@@ -46,7 +45,7 @@ UPSTREAM_FAULTS = frozenset(
 """Faults that say something about the upstream; the others are our own trouble."""
 
 
-@dataclass(slots=True)
+@slotted
 class Outcome:
     """Facts of one attempt, gathered at the transport's edge.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Protocol
 
 from headrace.policy.breaker.circuit import Refused, Verdict
 from headrace.policy.counters import Exemplar, UpstreamCounters, add
 from headrace.policy.decision import EndReason
-from headrace.policy.frozen import frozen
+from headrace.policy.frozen import frozen, slotted
 from headrace.policy.outcome import Fault, Outcome
 
 
@@ -52,7 +52,7 @@ class AttemptRecord:
     renewed: bool = False
 
 
-@dataclass(slots=True)
+@slotted
 class Record:
     """What became of one call. Pickles.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from headrace.policy.frozen import slotted
 from headrace.policy.plan import TimeoutPlan
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class Request:
     """One request. Per call; owned by one thread.
 

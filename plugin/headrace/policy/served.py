@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
+from headrace.policy.frozen import slotted
 from headrace.policy.retry import RetryAllowance
 
 
@@ -16,7 +16,7 @@ class Cancellable(Protocol):
         """Whether the client has gone. Another thread sets it; it is never unset."""
 
 
-@dataclass(slots=True)
+@slotted
 class Served:
     """The inbound request that a call is made for, as far as it bounds the call.
 

@@ -14,11 +14,10 @@ waiting alone decides on growth, and nothing is given up.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from enum import StrEnum
 
 from headrace.policy.breaker.window import LATEST_S
-from headrace.policy.frozen import frozen
+from headrace.policy.frozen import frozen, slotted
 from headrace.policy.plan import AdaptivePlan
 
 EVALUATE_EVERY_S = 0.1
@@ -40,7 +39,7 @@ class ResizeReason(StrEnum):
     """No call waited, and calls came slower than usual."""
 
 
-@dataclass(slots=True)
+@slotted
 class PoolLoad:
     """What was seen of a pool at one instant.
 

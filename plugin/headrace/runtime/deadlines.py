@@ -40,10 +40,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from headrace.clock import monotonic
 from headrace.observe.isolation import is_ending, stumbled, undisturbed
+from headrace.policy.frozen import slotted
 from headrace.runtime import process
 from headrace.runtime.threads import AutoResetEvent, Life, life
 from headrace.transport.attempt import Attempt
@@ -63,7 +63,7 @@ _NEVER = float("inf")
 _log = logging.getLogger("headrace")
 
 
-@dataclass(slots=True)
+@slotted
 class _Grace:
     """More time for an overdue attempt.
 

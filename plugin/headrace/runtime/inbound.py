@@ -12,12 +12,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
-from dataclasses import dataclass, field
+from dataclasses import field
 from os import urandom
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from headrace import context
 from headrace.observe.isolation import each
+from headrace.policy.frozen import slotted
 from headrace.policy.retry import RehearsedAllowance, RetryAllowance
 from headrace.runtime.cancellation import Cancellation
 
@@ -34,7 +35,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
+@slotted
 class Inbound:
     """One inbound request. Thread-safe in `cover`, `release` and `end`.
 

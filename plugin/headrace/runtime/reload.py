@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
 from typing import Literal
 
@@ -35,7 +35,7 @@ from headrace.observe.isolation import carry_out, each
 from headrace.observe.logs import emit
 from headrace.policy.breaker.window import LATEST_S
 from headrace.policy.counters import UpstreamCounters
-from headrace.policy.frozen import frozen
+from headrace.policy.frozen import frozen, slotted
 from headrace.policy.plan import Configuration
 from headrace.runtime.ages import WARN_EVERY_S, Ages
 from headrace.runtime.foretelling import Foreteller
@@ -60,7 +60,7 @@ MOST_READINGS = 5
 ReloadResult = Literal["applied", "unchanged", "held"]
 
 
-@dataclass(slots=True)
+@slotted
 class _Held:
     """A file that waits for HOLD_S to pass, by its digest."""
 
@@ -68,7 +68,7 @@ class _Held:
     since: float
 
 
-@dataclass(slots=True)
+@slotted
 class _Rejection:
     """The last refusal, for status."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from operator import is_
 from typing import Any
 
@@ -19,10 +18,11 @@ from requests.models import PreparedRequest
 from requests.structures import CaseInsensitiveDict
 
 from headrace.adapters.requests.built import IS_KNOWN, request_of
+from headrace.policy.frozen import frozen
 from headrace.transport.wire.request import SharedHeaders
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen
 class Head:
     """Headers that calls begin with: those of the library, or of a session.
 

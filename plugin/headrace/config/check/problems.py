@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 
 from headrace.errors import ConfigError
+from headrace.policy.frozen import frozen
 from headrace.policy.printable import printable
 
 Path = tuple[str | int, ...]
@@ -15,7 +15,7 @@ MAX_PROBLEMS = 500
 """The most of one kind of check. Nobody reads more; a hostile file of a megabyte could have a quarter of a million."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@frozen
 class Problem:
     """One thing that is wrong. Holds no secret: texts are built from masked values.
 
@@ -34,6 +34,12 @@ class Problem:
     path: str
     message: str
     fix: str = ""
+
+    def __lt__(self, other: Problem) -> bool:
+        return self._order() < other._order()
+
+    def _order(self) -> tuple[str, int, int, str, str, str]:
+        return self.file, self.line, self.column, self.path, self.message, self.fix
 
     def __str__(self) -> str:
         position = f":{self.line}:{self.column}" if self.line else ""

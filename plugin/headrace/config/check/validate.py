@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -35,6 +34,7 @@ from headrace.config.source.tree import (
     without_user,
 )
 from headrace.config.source.written import Written
+from headrace.policy.frozen import frozen
 from headrace.policy.printable import printable
 
 PLACEHOLDER_URL = "http://invalid.invalid"
@@ -42,7 +42,7 @@ _PLACEHOLDER = Scalar(PLACEHOLDER_URL, PLACEHOLDER_URL, Mark("placeholder"))
 _MAX_ROUNDS = 6
 
 
-@dataclass(frozen=True)
+@frozen
 class Validated:
     """What could be validated.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from headrace.config.check.problems import Path, dotted
 from headrace.config.explain.effective import EffectiveValues
@@ -13,6 +12,7 @@ from headrace.config.load import Inspection
 from headrace.config.source.sources import mode_override
 from headrace.config.source.tree import MASK, without_user
 from headrace.config.source.written import Written
+from headrace.policy.frozen import frozen
 from headrace.policy.outcome import Fault
 from headrace.policy.plan import Configuration, UpstreamPlan
 from headrace.policy.printable import printable
@@ -26,7 +26,7 @@ def route_table(configuration: Configuration) -> RouteTable[UpstreamPlan]:
     )
 
 
-@dataclass(frozen=True)
+@frozen
 class Step:
     """One step of a call, in the fixed order."""
 
@@ -34,7 +34,7 @@ class Step:
     words: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Value:
     """A value in force, as text, and where it comes from."""
 
@@ -43,7 +43,7 @@ class Value:
     where: str
 
 
-@dataclass(frozen=True)
+@frozen
 class Explanation:
     """What the rules make of calls to one URL. Plain data, without secrets.
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from headrace.policy.breaker.transition import CircuitState, Transition
-from headrace.policy.frozen import frozen
+from headrace.policy.frozen import frozen, slotted
 from headrace.policy.plan import CircuitMode
 
 
@@ -20,7 +19,7 @@ class Verdict(StrEnum):
     )
 
 
-@dataclass(slots=True)
+@slotted
 class Permit:
     """Permission to make one call with its retries; goes back by `Circuit.record`.
 
@@ -43,7 +42,7 @@ class Refusal(StrEnum):
     FORCED_OPEN = "forced_open"
 
 
-@dataclass(slots=True)
+@slotted
 class Refused:
     """No permit, and why. `str()` is the sentence for an error message.
 

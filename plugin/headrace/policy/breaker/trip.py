@@ -9,12 +9,11 @@ an opening, the summary of the command line. So a new rule is a Trigger and a ro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import assert_never
 
-from headrace.policy.frozen import frozen
+from headrace.policy.frozen import frozen, slotted
 from headrace.policy.plan import CircuitPlan, CountWindowPlan, TimeWindowPlan, WindowPlan
 
 
@@ -33,7 +32,7 @@ class Trigger(StrEnum):
     DISABLED = "disabled"  # the configuration says that the circuit never opens
 
 
-@dataclass(slots=True)
+@slotted
 class Tally:
     """What the trip rules may look at."""
 

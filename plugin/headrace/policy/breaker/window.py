@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import count
 from math import inf
 from typing import Final, TypeAlias, assert_never
 
+from headrace.policy.frozen import slotted
 from headrace.policy.plan import CountWindowPlan, TimeWindowPlan, WindowPlan
 
 LATEST_S = 900.0
@@ -29,7 +29,7 @@ is so long because a process that was suspended during a call is that late.
 """
 
 
-@dataclass(slots=True)
+@slotted
 class Batch:
     """Calls that can no longer be told apart, on their way from one window to another.
 

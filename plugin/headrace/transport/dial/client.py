@@ -6,12 +6,13 @@ import functools
 import socket
 import ssl
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
 from typing import Any, Final, NoReturn
 
 from headrace.clock import monotonic
 from headrace.policy.counters import UpstreamCounters, add
+from headrace.policy.frozen import frozen
 from headrace.policy.identities import Name, names_of
 from headrace.policy.plan import TlsPlan
 from headrace.transport.dial.identity import require_identity
@@ -28,7 +29,7 @@ class SealedContextError(ssl.SSLError):
     """Something tried to change the shared context of an upstream."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _InForce:
     """What the next handshake goes by.
 
@@ -216,7 +217,7 @@ class TlsClient:
         return f"<TlsClient {self._now.context!r}>"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Unread:
     """A session that is to be kept once the first answer has begun. Only then is it there, under TLS 1.3."""
 

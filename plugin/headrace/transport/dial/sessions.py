@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
 from math import inf
 from typing import Any, Final, TypeAlias
+
+from headrace.policy.frozen import slotted
 
 MOST_MISSES: Final = 3
 """Sessions in a row that were of no use, after which nothing more is read of that server.
@@ -31,7 +32,7 @@ Key: TypeAlias = tuple[str, int]
 """The name that the server is asked for, and its port."""
 
 
-@dataclass(slots=True, eq=False)
+@slotted(eq=False)
 class Kept:
     """A session that may be offered.
 
@@ -50,7 +51,7 @@ class Kept:
     uses: int = 0
 
 
-@dataclass(slots=True)
+@slotted
 class Known:
     """What is known of one server.
 

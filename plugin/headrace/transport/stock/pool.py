@@ -10,7 +10,6 @@ import logging
 import os
 import queue
 from collections.abc import Mapping
-from dataclasses import dataclass
 from ssl import SSLContext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -23,6 +22,7 @@ from urllib3.response import BaseHTTPResponse
 
 from headrace.clock import monotonic
 from headrace.policy.counters import UpstreamCounters
+from headrace.policy.frozen import slotted
 from headrace.policy.plan import Origin, TlsPlan, UpstreamPlan
 from headrace.transport.attempt import Attempt, current_attempt
 from headrace.transport.dial.client import TlsClient, trust_of
@@ -65,7 +65,7 @@ class _EmptyQueue:
         return 0
 
 
-@dataclass(slots=True)
+@slotted
 class InForce:
     """What new connections go by: of the plan now in force. An `OwnClassPool` has the same object as its base.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import selectors
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from headrace.clock import monotonic
+from headrace.policy.frozen import slotted
 from headrace.transport.standstill import GRACE_S
 from headrace.transport.stock.connection import GovernedHTTPConnection
 from headrace.transport.stock.pool import is_between_answers
@@ -16,7 +16,7 @@ _SHORTEST_S = 0.01
 _LONGEST_WAIT_S = 3600.0  # epoll refuses to wait for longer than 24.8 days
 
 
-@dataclass(slots=True)
+@slotted
 class Beat:
     """One idle connection, lent for the round.
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Final, NoReturn, TypeAlias
 
@@ -95,7 +94,7 @@ _SIZE_BEGINNING: Final = re.compile(rb"(?:[0-9A-Fa-f]+[ \t]*(?:;[^\0]*|\r?\n?))?
 """Any beginning of such a line: what is none is told before its end has come."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen
 class _Stage:
     """How an answer stands.
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
+from headrace.policy.frozen import slotted
 from headrace.transport.wire.errors import Malformed
 
 CRLF: Final = b"\r\n"
@@ -77,7 +77,7 @@ class Body(Enum):
     """HTTP has ended on this connection: what follows belongs to whoever asked for it."""
 
 
-@dataclass(slots=True)
+@slotted
 class Framing:
     """Where the body of an answer ends.
 
@@ -91,7 +91,7 @@ class Framing:
     is_last: bool = False
 
 
-@dataclass(slots=True)
+@slotted
 class Said:
     """What a head says about its body.
 
