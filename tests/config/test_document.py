@@ -18,7 +18,7 @@ from headrace.config.source.document import (
     read_flow,
     resolve,
 )
-from headrace.config.source.tree import Table, leaves, node_at, plain
+from headrace.config.source.tree import Mark, Table, leaves, node_at, plain
 
 
 @pytest.fixture(params=[pytest.param("C", id="c-loader"), pytest.param("Python", id="python-loader")])
@@ -109,8 +109,8 @@ def test_billion_laughs_end_at_the_alias_budget(loader: str) -> None:
 def test_a_few_aliases_are_welcome(loader: str) -> None:
     tree = read("a: &common {x: 1}\nb: *common\n")
     assert plain(tree) == {"a": {"x": 1}, "b": {"x": 1}}
-    assert node_at(tree, ("b", "x")).mark == ("u.yaml", 1, 16)  # type: ignore[union-attr]
-    assert tree.key_marks["b"] == ("u.yaml", 2, 1)
+    assert node_at(tree, ("b", "x")).mark == Mark("u.yaml", 1, 16)  # type: ignore[union-attr]
+    assert tree.key_marks["b"] == Mark("u.yaml", 2, 1)
 
 
 @pytest.mark.parametrize("opening", ["[", "{a: ", "{", "- ", "? ", "[{a: ", "&x ["])
@@ -189,11 +189,11 @@ def test_what_an_environment_variable_holds_is_told_by_its_limit(loader: str) ->
 
 def test_every_key_and_value_knows_where_it_is_written(loader: str) -> None:
     tree = read("a:\n  b:   three\n  c: [1, é, {d: x}]\n")
-    assert tree.key_marks["a"] == ("u.yaml", 1, 1)
+    assert tree.key_marks["a"] == Mark("u.yaml", 1, 1)
     table = tree["a"]
     assert isinstance(table, Table)
-    assert table.key_marks["b"] == ("u.yaml", 2, 3)
-    assert [(path, leaf.mark[1:]) for path, leaf in leaves(tree)] == [
+    assert table.key_marks["b"] == Mark("u.yaml", 2, 3)
+    assert [(path, (leaf.mark.line, leaf.mark.column)) for path, leaf in leaves(tree)] == [
         (("a", "b"), (2, 8)),
         (("a", "c", 0), (3, 7)),
         (("a", "c", 1), (3, 10)),

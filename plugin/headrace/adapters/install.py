@@ -146,6 +146,8 @@ def _follow(*, is_start: bool = False) -> None:
 
 
 def _refuse_double_claims(owner: object, snapshot: Snapshot) -> None:
+    if not any(other is not owner for other in _published):
+        return
     claimed: dict[UrlPrefix, str] = {}
     for other, published in _published.items():
         if other is not owner:

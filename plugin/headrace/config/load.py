@@ -223,7 +223,7 @@ def inspect(
         secret_texts=secrets,
     )
     sections.kept = (
-        reading.models(settings.upstreams),
+        reading.models(settings.upstreams, sections.blocks.values()),
         {
             name: (upstream, tls[name], predicates.get(name), configuration.upstreams[name])
             for name, upstream in settings.upstreams.items()

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from headrace.config.reuse import Reading
-from headrace.config.source.tree import Node, plain
+from headrace.config.source.tree import Node, Table, plain
 from headrace.config.source.values import (
     Attempts,
     BudgetTtl,
@@ -759,13 +759,13 @@ class Settings(BaseSettings):
     @classmethod
     def _without_marks(cls, merged: dict[str, Node]) -> dict[str, Any]:
         """The values of the nodes that pydantic-settings has merged; models in place of sections that are known."""
-        values: dict[str, Any] = {name: plain(node) for name, node in merged.items()}
-        reading, upstreams = reading_var.get(), values.get("upstreams")
-        if reading is not None and isinstance(upstreams, dict):
-            values["upstreams"] = {
-                name: reading.model_or(name, section) for name, section in upstreams.items()
-            }
-        return values
+        reading = reading_var.get()
+        return {
+            name: {one: reading.model_or(one, section) for one, section in node.items()}
+            if name == "upstreams" and reading is not None and isinstance(node, Table)
+            else plain(node)
+            for name, node in merged.items()
+        }
 
 
 _OF_UPSTREAM = ("upstreams", "<name>")

@@ -241,6 +241,10 @@ class TlsPlan:
     sessions: SessionPlan | None = None
     identities: tuple[str, ...] = ()
 
+    def has_policy_of(self, other: TlsPlan) -> bool:
+        """Whether both have the same `policy`."""
+        return self is other or self.policy == other.policy
+
     @property
     def policy(self) -> TlsPlan:
         """This plan without what the files hold, and what holds for connections that there are already."""

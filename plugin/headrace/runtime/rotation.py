@@ -63,7 +63,7 @@ def material_for(
     if plan.tls is None:
         return plan, None
     last = None if in_force is None else in_force.tls
-    if last is not None and last.policy != plan.tls.policy:
+    if last is not None and not plan.tls.has_policy_of(last):
         last = None
     may_pass = False
     if refused is None or last is None:
@@ -185,7 +185,7 @@ class Rotations:
 
 
 def _next(before: _Standing | None, tls: TlsPlan, refused: str | None, now: float, now_s: float) -> _Standing:
-    if before is None or before.tls.fingerprint != tls.fingerprint or before.tls.policy != tls.policy:
+    if before is None or before.tls.fingerprint != tls.fingerprint or not tls.has_policy_of(before.tls):
         before = _Standing(tls, since_s=now_s)
     if refused is None:
         return _Standing(tls, before.since_s)

@@ -77,7 +77,7 @@ class Trust:
     def _last_good(self, name: str, found: TlsPlan, problems: list[Problem]) -> TlsPlan:
         """The plan of the load before, if it goes by the same files as *found*, which has *problems*; else *found*."""
         last = self._before.get(name)
-        if last is None or last.policy != found.policy:
+        if last is None or not found.has_policy_of(last):
             return found
         del self.problems[-len(problems) :]
         self.refused[name] = "; ".join(one.message for one in problems)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
-from headrace.config.source.tree import Listing, Mark, Node, Scalar, Table
+from headrace.config.source.tree import Listing, Node, Scalar, Table, below, key_mark_of, mark_at
 
 _HEAD = re.compile(r"^upstreams: *(?:#.*)?\n(?: *(?:#.*)?\n)*(?= +[a-z])", re.MULTILINE)
 _KEY = re.compile(r"( +)([a-z][a-z0-9_]*):(?=[ \n]|\Z)")
@@ -43,7 +43,7 @@ class Block(NamedTuple):
 
     digest: bytes
     line: int
-    key_mark: Mark
+    key_mark: int
     node: Node
     nodes: int
 
@@ -114,8 +114,8 @@ def kept_of(text: str, root: Table) -> Blocks:
         return {}
     lines = cut.lines()
     if any(
-        mark.line != lines[name] or mark.column != cut.indent + 1
-        for name, mark in upstreams.key_marks.items()
+        (mark := mark_at(at)).line != lines[name] or mark.column != cut.indent + 1
+        for name, at in upstreams.key_marks.items()
     ):
         return {}
     return {
@@ -149,10 +149,10 @@ def read_with(
     if len(new) > _MOST_NEW or (outer := parse(cut.without(), 1, 0)) is None:
         return None
     root, total = outer
-    named, at = root.get("upstreams"), root.key_marks.get("upstreams")
+    named, at = root.get("upstreams"), key_mark_of(root, ("upstreams",))
     if not isinstance(named, Scalar) or named.value is not None or named.text:
         return None
-    if at is None or (at.line, at.column) != (text.count("\n", 0, cut.head) + 1, 1):
+    if (at.line, at.column) != (text.count("\n", 0, cut.head) + 1, 1):
         return None  # inside of a text that goes over lines
     blocks: dict[str, Block] = {}
     for name, line in lines.items():
@@ -193,15 +193,14 @@ def _moved(block: Block, line: int) -> Block:
     if not by:
         return block
 
-    def mark(old: Mark) -> Mark:
-        return Mark(old.file, old.line + by, old.column)
-
     def node(old: Node) -> Node:
         if isinstance(old, Scalar):
-            return Scalar(old.value, old.text, mark(old.mark), old.plain)
+            return Scalar(old.value, old.text, below(old.at, by), old.plain)
         if isinstance(old, Listing):
-            return Listing([node(child) for child in old.items], mark(old.mark))
-        key_marks = {key: mark(one) for key, one in old.key_marks.items()}
-        return Table({key: node(child) for key, child in old.items()}, key_marks, mark(old.mark))
+            return Listing([node(child) for child in old.items], below(old.at, by))
+        key_marks = {key: below(one, by) for key, one in old.key_marks.items()}
+        moved = Table({key: node(child) for key, child in old.items()}, key_marks, below(old.at, by))
+        moved.may_refer = old.may_refer
+        return moved
 
-    return block._replace(line=line, key_mark=mark(block.key_mark), node=node(block.node))
+    return block._replace(line=line, key_mark=below(block.key_mark, by), node=node(block.node))

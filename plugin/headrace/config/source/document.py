@@ -16,7 +16,19 @@ import yaml
 from headrace.config.check.problems import MAX_PROBLEMS, Path, Problem
 from headrace.config.source.blocks import Blocks, kept_of, read_with
 from headrace.config.source.files import text_of
-from headrace.config.source.tree import Listing, Mark, Node, Scalar, ScalarValue, Table, found, problem_at
+from headrace.config.source.tree import (
+    Listing,
+    Mark,
+    Node,
+    Scalar,
+    ScalarValue,
+    Table,
+    base_of,
+    found,
+    mark_at,
+    number_at,
+    problem_at,
+)
 
 if TYPE_CHECKING:  # it reads its examples with `resolve`
     from headrace.config.explain.keys import Key
@@ -208,6 +220,7 @@ class _Builder:
     def __init__(self, file: str, text: str, *, first_line: int = 1, depth: int = 0) -> None:
         self.file = file
         self.text = text
+        self.base = base_of(file)
         self.first_line = first_line
         self.depth = depth
         self.problems: list[Problem] = []
@@ -215,6 +228,7 @@ class _Builder:
         self.open_anchors: set[str] = set()
         self.aliased_nodes = 0
         self.node_count = 0
+        self.references = 0  # values with ${ so far
 
     def build(self) -> Node | None:
         root: Node | None = None
@@ -274,17 +288,21 @@ class _Builder:
                 f"carries the YAML tag {_tag_name(event.tag)}; tags are not read",
                 "remove the tag",
             )
-        mark = self._mark(event)
+        mark = self._number(event)
         if kind is yaml.ScalarEvent:
             value = event.value
             unquoted = event.style is None or event.style == ""
+            self.references += "${" in value
             node: Node = Scalar(resolve(value) if unquoted else value, value, mark, unquoted)
             if event.anchor is not None:
                 self.anchors[event.anchor] = (node, 1)
             return node
         if depth >= MAX_DEPTH:
             raise _Stop(
-                mark, path[:2], _TOO_DEEP, "remove the brackets, braces or dashes too many from here on"
+                mark_at(mark),
+                path[:2],
+                _TOO_DEEP,
+                "remove the brackets, braces or dashes too many from here on",
             )
         anchor = event.anchor
         before = self.node_count
@@ -304,18 +322,19 @@ class _Builder:
 
     # What is refused here stays in the tree as far as it can be guessed what it should be: the file is refused in any
     # case, and what is missing from the tree would be told as a second problem.
-    def _table(self, mark: Mark, next_event: Any, path: Path, depth: int) -> Table:
+    def _table(self, mark: int, next_event: Any, path: Path, depth: int) -> Table:
         merged: list[Node] = []
-        key_marks: dict[str, Mark] = {}
+        key_marks: dict[str, int] = {}
         table = Table({}, key_marks, mark)
+        references = self.references
         while type(event := next_event()) is not yaml.MappingEndEvent:
-            key_mark = self._mark(event)
+            key_mark = self._number(event)
             key, is_text = self._key(event, next_event, path, depth)
             child = self._node(next_event(), next_event, (*path, key) if is_text else path, depth + 1)
             if key == "<<":
                 merged += child.items if isinstance(child, Listing) else [child]
                 self._say(
-                    key_mark,
+                    mark_at(key_mark),
                     (*path, key),
                     "merge keys are not read (YAML 1.2 has none)",
                     "use defaults: for what all upstreams share, extends: for what some share",
@@ -324,9 +343,9 @@ class _Builder:
                 if not is_text:
                     continue
                 self._say(
-                    key_mark,
+                    mark_at(key_mark),
                     (*path, key),
-                    f"is given twice; it is at line {key_marks[key].line} already",
+                    f"is given twice; it is at line {mark_at(key_marks[key]).line} already",
                     "keep one of the two",
                 )
             else:
@@ -335,6 +354,7 @@ class _Builder:
         for under in merged:
             if isinstance(under, Table):
                 table = Table({**under, **table}, {**under.key_marks, **table.key_marks}, mark)
+        table.may_refer = self.references > references
         return table
 
     def _key(self, event: Any, next_event: Any, path: Path, depth: int) -> tuple[str, bool]:
@@ -361,6 +381,7 @@ class _Builder:
             self._say(mark, path, f"the alias *{event.anchor} has no anchor &{event.anchor} before it")
             return Scalar(None, "", mark)
         node, size = known
+        self.references += 1  # there may be one in it
         # The nodes that an alias stands for count at each use, so that aliases of aliases add up too.
         self.node_count += size
         self.aliased_nodes += size
@@ -373,10 +394,12 @@ class _Builder:
             )
         return node
 
-    def _mark(self, event: Any) -> Mark:
+    def _number(self, event: Any) -> int:
         start = event.start_mark
-        # Past `Mark.__new__`, which is a function in Python.
-        return tuple.__new__(Mark, (self.file, start.line + self.first_line, start.column + 1))
+        return number_at(self.base, start.line + self.first_line, start.column + 1)
+
+    def _mark(self, event: Any) -> Mark:
+        return mark_at(self._number(event))
 
     def _add(self, event: Any, path: Path, message: str, fix: str = "") -> None:
         self._say(self._mark(event), path, message, fix)

@@ -22,7 +22,8 @@ class Inheritance(InitSettingsSource):
     """The source under all others: upstreams with all that they take over.
 
     The weakest comes first: `defaults`, then the chain of `extends` from its far end, then the upstream's own keys.
-    pydantic-settings lays those on once more, which changes nothing; `written` needs the complete tree.
+    All that the other sources say is in the answer. So the state in which pydantic-settings has collected it is
+    emptied: it would lay it on the answer, which changes nothing and makes each table anew.
 
     Attributes:
         written: What the others say, and the same complete.
@@ -31,8 +32,10 @@ class Inheritance(InitSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         """The complete tree. Values keep the marks of where they were written."""
-        original = self.current_state
-        assert isinstance(original, Table)
+        state = self.current_state
+        assert isinstance(state, Table)
+        original = state.copy()
+        state.clear()
         tree = original
         upstreams, defaults = original.get("upstreams"), original.get("defaults")
         self.problems: list[Problem] = []

@@ -54,6 +54,8 @@ class Interpolation:
                 return self._scalar(node, path)
             return node
         if isinstance(node, Table):
+            if not node.may_refer:
+                return node
             replaced = {}
             for key, child in node.items():
                 new = self.resolve_tree(child, (*path, key))

@@ -15,9 +15,10 @@ into words for people (`found`, `Written.shown`) mask it then.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 
 from headrace.config.check.problems import Path, Problem, dotted
 from headrace.policy.printable import printable
@@ -27,12 +28,68 @@ Plain: TypeAlias = "ScalarValue | list[Plain] | dict[str, Plain]"
 MASK = "***"
 
 
-class Mark(NamedTuple):
-    """Where something is written. Line and column count from 1; 0 where there is none."""
+_LINE_BITS: Final = 24
+"""Enough for a file of 16 MiB, be it one line, or nothing but line breaks; MAX_DOCUMENT_BYTES is a quarter of that."""
+_LINE: Final = 1 << _LINE_BITS
+_FILE_SHIFT: Final = 2 * _LINE_BITS
 
-    file: str
-    line: int = 0
-    column: int = 0
+_file_names: dict[int, str] = {}
+_file_numbers: dict[str, int] = {}
+_next_file_number = itertools.count().__next__
+"""What marks call their files. Names stay: a process has few of them. Without a lock: each step is one on a dict."""
+
+
+class Mark(int):
+    """Where something is written. Line and column count from 1; 0 where there is none.
+
+    One number, of which the file's is the front part. Nodes keep it as a plain one, and make a mark of it when they are
+    asked. A file of 10,000 upstreams has half a million of them: as objects, they were what the garbage collector spent
+    most of a load on.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, file: str, line: int = 0, column: int = 0) -> Mark:
+        return int.__new__(cls, number_at(base_of(file), line, column))
+
+    @property
+    def file(self) -> str:
+        return _file_names[self >> _FILE_SHIFT]
+
+    @property
+    def line(self) -> int:
+        return (self >> _LINE_BITS) & (_LINE - 1)
+
+    @property
+    def column(self) -> int:
+        return self & (_LINE - 1)
+
+    def __repr__(self) -> str:
+        return f"Mark({self.file!r}, {self.line}, {self.column})"
+
+
+def base_of(file: str) -> int:
+    """The number of the mark of *file* that has no line."""
+    number = _file_numbers.get(file)
+    if number is None:
+        _file_names[new := _next_file_number()] = file
+        number = _file_numbers.setdefault(file, new)
+    return number << _FILE_SHIFT
+
+
+def number_at(base: int, line: int, column: int) -> int:
+    """The number of the mark of a line and column in the file of which *base* is the `base_of`."""
+    return base + line * _LINE + column
+
+
+def below(number: int, lines: int) -> int:
+    """The number of the mark so many *lines* further down in the file."""
+    return number + lines * _LINE
+
+
+def mark_at(number: int) -> Mark:
+    """The mark that has this *number*."""
+    return int.__new__(Mark, number)
 
 
 class Scalar:
@@ -47,23 +104,27 @@ class Scalar:
         plain: Written without quotes.
     """
 
-    __slots__ = ("as_text", "mark", "plain", "secret", "text", "value")
+    __slots__ = ("as_text", "at", "plain", "secret", "text", "value")
 
     def __init__(
         self,
         value: ScalarValue,
         text: str,
-        mark: Mark,
+        mark: int,
         plain: bool = True,
         secret: bool = False,
         as_text: bool = False,
     ) -> None:
         self.value = value
         self.text = text
-        self.mark = mark
+        self.at = int(mark)
         self.plain = plain
         self.secret = secret
         self.as_text = as_text
+
+    @property
+    def mark(self) -> Mark:
+        return mark_at(self.at)
 
     def __repr__(self) -> str:
         return f"Scalar({MASK if self.secret else repr(self.value)}, {self.mark})"
@@ -72,27 +133,40 @@ class Scalar:
 class Listing:
     """A YAML sequence."""
 
-    __slots__ = ("items", "mark")
+    __slots__ = ("at", "items")
 
-    def __init__(self, items: list[Node], mark: Mark) -> None:
+    def __init__(self, items: list[Node], mark: int) -> None:
         self.items = items
-        self.mark = mark
+        self.at = int(mark)
+
+    @property
+    def mark(self) -> Mark:
+        return mark_at(self.at)
 
 
 class Table(dict[str, "Node"]):
-    """A YAML mapping; `key_marks` holds where each key is written, if not where its value is."""
+    """A YAML mapping; `key_marks` holds the number of where each key is written, if not where its value is.
 
-    __slots__ = ("key_marks", "mark")
+    Attributes:
+        may_refer: A `${` may stand below it; False: none does.
+    """
+
+    __slots__ = ("at", "key_marks", "may_refer")
     __repr__ = object.__repr__  # a header's value may be a secret although it is written in the file
 
-    def __init__(self, entries: Mapping[str, Node], key_marks: Mapping[str, Mark], mark: Mark) -> None:
+    def __init__(self, entries: Mapping[str, Node], key_marks: Mapping[str, int], mark: int) -> None:
         super().__init__(entries)
         self.key_marks = key_marks
-        self.mark = mark
+        self.at = int(mark)
+        self.may_refer = True
+
+    @property
+    def mark(self) -> Mark:
+        return mark_at(self.at)
 
     def copy(self) -> Table:
         """A table of the same nodes. pydantic-settings lays the stronger source's on such a copy of the weaker's."""
-        return Table(self, self.key_marks, self.mark)
+        return Table(self, self.key_marks, self.at)
 
 
 Node: TypeAlias = Scalar | Listing | Table
@@ -126,8 +200,11 @@ def node_at(root: Node, path: Path) -> Node | None:
     """What is written at *path*, or None when nothing is."""
     node: Node = root
     for part in path:
-        if isinstance(node, Table) and part in node:
-            node = node[str(part)]
+        if isinstance(node, Table):
+            below = node.get(part)  # type: ignore[arg-type]  # a number is no key of it
+            if below is None:
+                return None
+            node = below
         elif isinstance(node, Listing) and isinstance(part, int) and part < len(node.items):
             node = node.items[part]
         else:
@@ -147,7 +224,7 @@ def key_mark_of(root: Node, path: Path) -> Mark:
     """Where the key at the end of *path* is written."""
     table = node_at(root, path[:-1])
     if isinstance(table, Table) and path and path[-1] in table.key_marks:
-        return table.key_marks[str(path[-1])]
+        return mark_at(table.key_marks[str(path[-1])])
     return mark_of(root, path)
 
 

@@ -54,7 +54,7 @@ class Written:
         if node is None:
             return Rank.BUILT_IN
         own = node_at(self.original, path)
-        return Rank.OWN if own is not None and own.mark == node.mark else Rank.INHERITED
+        return Rank.OWN if own is not None and own.at == node.at else Rank.INHERITED
 
     def distance(self, path: Path) -> int:
         """How far from its upstream the value at *path* was written: 0 in itself, then along `extends`, `defaults`.
@@ -85,7 +85,7 @@ class Written:
         node = node_at(self.tree, path)
         if node is None or self.rank(path) is Rank.OWN:
             return path
-        return self._paths.get((node.mark, len(path) - self._root_length(path)), path)
+        return self._paths.get((node.at, len(path) - self._root_length(path)), path)
 
     def is_secret(self, path: Path) -> bool:
         """Whether the value at *path* must not be shown."""
@@ -132,12 +132,12 @@ class Written:
         return 2 if path[:1] == ("upstreams",) else 1
 
     @cached_property
-    def _paths(self) -> dict[tuple[Mark, int], Path]:
+    def _paths(self) -> dict[tuple[int, int], Path]:
         """By mark and depth below the upstream or `defaults`; an alias puts one mark in several places."""
-        paths: dict[tuple[Mark, int], Path] = {}
+        paths: dict[tuple[int, int], Path] = {}
 
         def walk(node: Node, path: Path) -> None:
-            paths.setdefault((node.mark, len(path) - self._root_length(path)), path)
+            paths.setdefault((node.at, len(path) - self._root_length(path)), path)
             if isinstance(node, Table):
                 for key, child in node.items():
                     walk(child, (*path, key))
