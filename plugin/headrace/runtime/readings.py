@@ -75,7 +75,7 @@ class Readings:
         return UpstreamReading(
             name=name,
             counters=self._reloader.counters[name],
-            inuse=sum(view.inuse + len(one.in_flight) for view, one in zip(views, endpoints, strict=True)),
+            inuse=sum(view.inuse + one.in_flight_count for view, one in zip(views, endpoints, strict=True)),
             idle=sum(view.idle for view in views),
             waiting=sum(view.waiting for view in views),
             hit_rate=None if upstream is None else upstream.endpoint.pool.leases.hit_rate(now),

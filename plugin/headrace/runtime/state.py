@@ -69,13 +69,11 @@ class Endpoint:
         pool: Its connections.
         tls: What they go by, and those of the upstream's other origins; None: they are plain.
         sizer: Adapts the size of the pool; None: the size is fixed.
-        in_flight: One object of each call under way in `mode: observe`. The references are weak: an interrupt may end
-            a call before it takes itself out, and then its object goes with its frame.
         misses: Heartbeats missed in a row. Any answer makes it 0, also one to a call.
         suspect: As many as `heartbeat.failures` were missed. Any answer makes it False, also one to a call.
     """
 
-    __slots__ = ("in_flight", "misses", "origin", "pool", "sizer", "suspect", "tls")
+    __slots__ = ("_in_flight", "misses", "origin", "pool", "sizer", "suspect", "tls")
 
     def __init__(
         self,
@@ -88,9 +86,25 @@ class Endpoint:
         self.pool = pool
         self.sizer = sizer
         self.tls = tls
-        self.in_flight: WeakSet[object] = WeakSet()
+        self._in_flight: WeakSet[object] | None = None
         self.misses = 0
         self.suspect = False
+
+    @property
+    def in_flight(self) -> WeakSet[object]:
+        """One object of each call under way in `mode: observe`. Mutates: it is made for the first one who asks.
+
+        The references are weak: an interrupt may end a call before it takes itself out, and then its object goes with
+        its frame. The caller holds the lock of the counters.
+        """
+        if self._in_flight is None:
+            self._in_flight = WeakSet()
+        return self._in_flight
+
+    @property
+    def in_flight_count(self) -> int:
+        """How many of these there are. Needs no lock."""
+        return 0 if self._in_flight is None else len(self._in_flight)
 
     def forget_misses(self) -> None:
         """Hold nothing against it any more. Mutates."""
@@ -99,7 +113,7 @@ class Endpoint:
 
     def forget_inherited(self) -> None:
         """In a forked child: give up the connections and the calls under way, which are the parent's."""
-        self.in_flight = WeakSet()
+        self._in_flight = None
         self.pool.forget_inherited()
         if self.tls is not None:
             self.tls.forget_inherited()

@@ -194,14 +194,15 @@ class LeasePool(Generic[C]):
         self._elsewhere = 0  # connections that the shelves have, in use or idle
         self.shelves: dict[int, Shelf[Any]] = {}
         self._tally = LeaseTally()
-        self._idle: deque[Connection[C]] = deque()  # oldest first; leased from the right
-        self._apart: deque[Connection[C]] = deque()  # the same, for those with an owner or several places
+        self._idle: list[Connection[C]] = []  # oldest first; leased from the right
+        self._apart: list[Connection[C]] = []  # the same, for those with an owner or several places
         # The leases that have their connection for themselves -> where it was taken, if that is noted.
         self._inuse: dict[ref[Lease[C]], str | None] = {}
         self._shared: Shared[C] = {}  # the other connections in use
         self._one_off: dict[ref[Lease[C]], str | None] = {}
-        # Those that wait longest come first. Each has its gate.
-        self._waiters: OrderedDict[Lease[C], Gate] = OrderedDict()
+        # Those that wait longest come first. Each has its gate. It is an OrderedDict from the first one on, which is
+        # 1.4 KiB when it is empty: a dict from whose front much was taken takes long to find what is there now.
+        self._waiters: dict[Lease[C], Gate] = {}
         self._fresh_waiters: set[Lease[C]] = set()  # of the waiters, those that want no idle connection
         self._own_waiters: set[Lease[C]] = (
             set()
@@ -218,15 +219,16 @@ class LeasePool(Generic[C]):
         # below what is in use.
         self._screens = False
 
-        # Touched without the lock, by single deque operations only.
+        # Touched without the lock, by single operations only. Lists, where nearly all stay empty for ever: an empty
+        # one takes 56 bytes, an empty deque 760.
         self._kept: deque[Lease[C]] = deque()  # given back in good order
         self._parked: deque[Lease[C]] = deque()  # the same, and may be lent again as they are
         # Given back otherwise; None: to be kept.
-        self._returns: deque[tuple[Lease[C], CloseReason | None]] = deque()
-        self._dropped: deque[ref[Lease[C]]] = deque()  # leases that were collected
-        self._gone_owners: deque[ref[Any]] = deque()  # owners that were collected
-        self._to_close: deque[C] = deque()  # counted as closed, and still to be closed
-        self._reports: deque[LeaseReport | LeaseFault] = deque()
+        self._returns: list[tuple[Lease[C], CloseReason | None]] = []
+        self._dropped: list[ref[Lease[C]]] = []  # leases that were collected
+        self._gone_owners: list[ref[Any]] = []  # owners that were collected
+        self._to_close: list[C] = []  # counted as closed, and still to be closed
+        self._reports: list[LeaseReport | LeaseFault] = []
         self._on_drop = _drop_callback(ref(self), self._dropped)
         self._on_gone = _gone_callback(ref(self), self._gone_owners)
 
@@ -687,7 +689,7 @@ class LeasePool(Generic[C]):
             if lease.token in self._inuse and ends_as is None:
                 del self._inuse[lease.token]
                 lease.token = None
-                self._idle.appendleft(lease.connection)
+                self._idle.insert(0, lease.connection)
                 self._serve()
             else:
                 self._returns.append((lease, ends_as or "retired"))
@@ -761,7 +763,7 @@ class LeasePool(Generic[C]):
             self._process_returns()
             self._size = max_connections - self._elsewhere
             while (self._idle or self._apart) and self._connections() > self._size:
-                self._schedule_close((self._idle or self._apart).popleft().conn, "surplus")
+                self._schedule_close((self._idle or self._apart).pop(0).conn, "surplus")
             while self._elsewhere and self._used() > self._size and self._take_from_a_shelf():
                 pass
             while len(self._inuse) + sum(
@@ -986,7 +988,7 @@ class LeasePool(Generic[C]):
             if self._stopped:
                 raise LeaseClosed("the pool is stopped", self._view(), waited_s=0.0)
             self._fresh_waiters.add(lease)
-            self._waiters[lease] = gate
+            self._enqueue(lease, gate)
             self._take_from_a_shelf()
             self._serve()
         self._settle()
@@ -1115,7 +1117,7 @@ class LeasePool(Generic[C]):
         """What was noted since the last call: leases leaked (each site once) or held for too long, and faults."""
         found = []
         while self._reports:
-            found.append(self._reports.popleft())
+            found.append(self._reports.pop(0))
         return found
 
     def __repr__(self) -> str:
@@ -1182,7 +1184,7 @@ class LeasePool(Generic[C]):
     def _make_room(self) -> None:
         """Close the longest idle connection if a fresh one would be too many. Those without an owner come first."""
         if self._connections() >= self._size and (self._idle or self._apart):
-            self._schedule_close((self._idle or self._apart).popleft().conn, "surplus")
+            self._schedule_close((self._idle or self._apart).pop(0).conn, "surplus")
 
     def _take_from_a_shelf(self) -> bool:
         """Close what has been idle longest on some shelf, and have its slot here; False: nothing is idle there."""
@@ -1264,12 +1266,18 @@ class LeasePool(Generic[C]):
         lease.connection = self._blank()
         if owner is not None:
             lease.connection.owner = ref(owner)  # while it waits, this is the owner that waits
-        self._waiters[lease] = gate
+        self._enqueue(lease, gate)
         if (
             self._elsewhere and self._take_from_a_shelf()
         ):  # idle since the look above, and its loop saw no waiter
             self._serve()
         return gate
+
+    def _enqueue(self, lease: Lease[C], gate: Gate) -> None:
+        """Have *lease* wait behind all others. Mutates; the lock is held."""
+        if type(self._waiters) is dict:
+            self._waiters = OrderedDict()
+        self._waiters[lease] = gate
 
     def _process_returns(self) -> None:
         """Process what was given back or dropped; serve waiters with what came free."""
@@ -1287,12 +1295,12 @@ class LeasePool(Generic[C]):
                 self._serve()
         while self._returns:
             self._isolated(self._end_returned, self._returns[0])
-            self._returns.popleft()
+            self._returns.pop(0)
             if self._waiters:
                 self._serve()
         while self._dropped:
             self._isolated(self._end_dropped, self._dropped[0])
-            self._dropped.popleft()
+            self._dropped.pop(0)
             if self._waiters:
                 self._serve()
         while self._gone_owners:
@@ -1300,7 +1308,7 @@ class LeasePool(Generic[C]):
                 if connection.owner is not None and connection.owner() is None:
                     self._apart.remove(connection)
                     self._schedule_close(connection.conn, "surplus")
-            self._gone_owners.popleft()
+            self._gone_owners.pop(0)
 
     def _isolated(self, act: Callable[[E], object], element: E) -> None:
         """Do *act* for *element*. If that fails, give up the element alone: no other element and no caller is affected.
@@ -1547,7 +1555,7 @@ class LeasePool(Generic[C]):
             self._isolated(close_if_over, connection)
         # By halves: after a burst, most connections go soon, and the others as long as they are not needed.
         for _ in range((len(self._idle) + len(self._apart) - self.plan.max_idle + 1) // 2):
-            self._schedule_close((self._idle or self._apart).popleft().conn, "surplus")
+            self._schedule_close((self._idle or self._apart).pop(0).conn, "surplus")
         return before - len(self._idle) - len(self._apart)
 
     def _restart_ages(self, connection: Connection[C], now: float) -> None:
@@ -1673,7 +1681,7 @@ class LeasePool(Generic[C]):
         closed = len(self._idle) + len(self._apart)
         for idle in (self._idle, self._apart):
             while idle:
-                self._schedule_close(idle.popleft().conn, reason)
+                self._schedule_close(idle.pop(0).conn, reason)
         return closed
 
     def _update_screening(self) -> None:
@@ -1726,7 +1734,7 @@ class LeasePool(Generic[C]):
                     self._lock.release()
         while self._to_close:
             try:
-                conn = self._to_close.popleft()
+                conn = self._to_close.pop(0)
             except IndexError:  # another thread was faster
                 return
             try:
@@ -1846,7 +1854,7 @@ def _take_connection(lease: Lease[C], connection: Connection[C]) -> None:
     connection.uses += 1
 
 
-def _drop_callback(pool: ref[LeasePool[C]], dropped: deque[ref[Lease[C]]]) -> Callable[[ref[Lease[C]]], None]:
+def _drop_callback(pool: ref[LeasePool[C]], dropped: list[ref[Lease[C]]]) -> Callable[[ref[Lease[C]]], None]:
     """The callback for when a lease in use is collected. Takes no lock: it may run inside the pool's own code."""
 
     def on_drop(token: ref[Lease[C]]) -> None:
@@ -1865,7 +1873,7 @@ def _drop_callback(pool: ref[LeasePool[C]], dropped: deque[ref[Lease[C]]]) -> Ca
     return on_drop
 
 
-def _gone_callback(pool: ref[LeasePool[Any]], gone: deque[ref[Any]]) -> Callable[[ref[Any]], None]:
+def _gone_callback(pool: ref[LeasePool[Any]], gone: list[ref[Any]]) -> Callable[[ref[Any]], None]:
     """The callback for when an owner is collected. Takes no lock, like that of `_drop_callback`."""
 
     def on_gone(owner: ref[Any]) -> None:

@@ -1,13 +1,11 @@
 """What a pool counts under its own lock, which it holds anyway. The upstream's counters are told now and then.
 
 A second lock on every checkout would be a tenth of its cost. The totals are exact all the same:
-every number changes under the pool's lock (`waits` by single deque operations),
+every number changes under the pool's lock (`waits` by single list operations),
 and every reader of the counters asks the pool first (`LeasePool.view`).
 """
 
 from __future__ import annotations
-
-from collections import deque
 
 from headrace.policy.counters import Ticker, UpstreamCounters, add
 
@@ -49,15 +47,14 @@ class LeaseTally:
         self.hits = self.misses = self.waited = self.failures = self.collections = 0
         self.failed: dict[str, int] = {}
         self.closed: dict[str, int] = {}
-        self.waits: deque[float] = deque()
+        self.waits: list[float] = []
         self.turn_at = 0.0
         self._ticker = Ticker()
         self.tick = self._ticker.tick
         self._ticks = 0  # those that are among `hits`
         self._told = (0, 0, 0)
-        self._marks: deque[tuple[int, int, int]] = (
-            deque()
-        )  # second, hits and acquires before it; oldest first
+        # Second, hits and acquires before it; oldest first, one for each second of the window.
+        self._marks: list[tuple[int, int, int]] = []
 
     def turn(self, now: float) -> None:
         """Remember the counts at the first acquire of a second."""
@@ -111,8 +108,10 @@ class LeaseTally:
                 totals.clear()
             counters.collections += self.collections
             self.collections = 0
-            while self.waits:
-                counters.wait.observe(self.waits.popleft())
+            waits = self.waits[:]
+            del self.waits[: len(waits)]  # what was appended meanwhile stays
+            for wait_s in waits:
+                counters.wait.observe(wait_s)
 
     def _take_in(self) -> None:
         ticks = self._ticker.total()
@@ -124,4 +123,4 @@ class LeaseTally:
 
     def _forget(self, second: int) -> None:
         while self._marks and self._marks[0][0] <= second - HIT_RATE_WINDOW_S:
-            self._marks.popleft()
+            self._marks.pop(0)

@@ -16,7 +16,7 @@ import ssl
 from functools import lru_cache
 from types import FunctionType
 from typing import Any, Final
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import urllib3.connection
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -181,7 +181,10 @@ def over_own_class(base: GovernedHTTPPool, caller: HTTPConnectionPool, theirs: A
     governed = governed_over(theirs)
     if governed is None:
         return None
-    found = base.own_classes.get(caller)
+    known = base.own_classes
+    if known is None:
+        known = base.own_classes = WeakKeyDictionary()
+    found = known.get(caller)
     if found is None or found.theirs is not theirs:
-        found = base.own_classes[caller] = OwnClassPool(base, theirs, governed)
+        found = known[caller] = OwnClassPool(base, theirs, governed)
     return found

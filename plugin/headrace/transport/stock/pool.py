@@ -91,13 +91,14 @@ class GovernedHTTPPool(HTTPConnectionPool):
         leases: Which call holds which connection; the truth about inuse, idle and waiting.
         in_force: Mutated by each `follow`.
         host_line: The Host header of its requests.
-        own_classes: By the pool of a caller with a connection class of its own, what its calls go by (`own_class`).
+        own_classes: By the pool of a caller with a connection class of its own, what its calls go by (`own_class`);
+            None: there was none yet.
     """
 
     ConnectionCls = GovernedHTTPConnection
     QueueCls = _EmptyQueue  # type: ignore[assignment]
     leases: LeasePool[GovernedHTTPConnection]
-    own_classes: WeakKeyDictionary[HTTPConnectionPool, Any]
+    own_classes: WeakKeyDictionary[HTTPConnectionPool, Any] | None = None
     in_force: InForce
     origin: Origin
     host_line: str
@@ -404,7 +405,6 @@ def build_pool(
     pool.leases = leases
     pool.in_force = InForce("", 0.0, 0.0, 0.0, 0.0, speaks=False)
     pool.host_line = host_line(origin)
-    pool.own_classes = WeakKeyDictionary()
     pool.limit(plan)
     if tls is not None:  # which follows the plan when that takes force, and then the pool does
         pool.in_force.fingerprint = tls.plan.fingerprint
