@@ -71,6 +71,34 @@ def test_the_package_alone_loads_nothing_of_itself() -> None:
     assert [name for name in done.stdout.split() if name.startswith("headrace")] == ["headrace"]
 
 
+ADDED = "import sys; from headrace import {}; print(*(name for name in sys.modules if name.startswith('headrace.')))"
+
+
+@pytest.mark.parametrize("name", ["ASGIMiddleware", "WSGIMiddleware"])
+def test_an_application_that_adds_the_middleware_loads_no_more_than_it_needs(name: str) -> None:
+    """What only a refusal, a command or an option needs is not there; the number is a bound."""
+    command = [sys.executable, "-c", ADDED.format(name)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    modules = set(done.stdout.split())
+    rooms = {one.removeprefix("headrace.").partition(".")[0] for one in modules}
+
+    assert rooms.isdisjoint({"cli", "testing"})
+    assert len(modules) <= 216
+    assert modules.isdisjoint(
+        {
+            "headrace.config.check.foreign",
+            "headrace.config.check.hints",
+            "headrace.config.check.proposals",
+            "headrace.config.explain.explain",
+            "headrace.config.explain.schema",
+            "headrace.observe.tracing.otel",
+            "headrace.transport.trial",
+            "headrace.engine.aio",
+            "headrace.transport.lease.shelf",
+        }
+    )
+
+
 def test_a_public_name_is_what_a_type_checker_takes_it_for() -> None:
     tree = ast.parse(Path(headrace.__file__).read_text("utf-8"))
     (guarded,) = (node for node in tree.body if isinstance(node, ast.If))

@@ -488,6 +488,11 @@ def config() -> Iterator[Row]:
         minus=dependencies,
         targets=(Target(100.0),),
     )
+    yield row(
+        name="and a file of one upstream loaded, above these",
+        make=functools.partial(files.imported, what="loaded"),
+        minus=dependencies,
+    )
     row = functools.partial(Row, group="config", unit="µs/upstream")
     for upstreams in files.SIZES:
         room, parsed = f"config-{upstreams}", f"{upstreams:,}: the YAML alone, C loader"

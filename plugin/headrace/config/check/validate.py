@@ -14,9 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import InitSettingsSource, PydanticBaseSettingsSource
 
-from headrace.config.check.foreign import FOREIGN
 from headrace.config.check.problems import MAX_PROBLEMS, Path, Problem, did_you_mean, dotted
-from headrace.config.check.proposals import misspelt, proposals
 from headrace.config.explain.keys import GONE, Key, key_at
 from headrace.config.reuse import Reading
 from headrace.config.settings import SECRET_KEY, Settings
@@ -196,6 +194,8 @@ def _unknown_key(written: Written, path: Path) -> Problem:
 
 
 def _known_instead(written: Written, path: Path) -> str:
+    from headrace.config.check.foreign import FOREIGN  # here, as below: a file without a fault never needs it
+
     parent, table, name = key_at(path[:-1]), node_at(written.original, path[:-1]), str(path[-1])
     known = parent.children if parent else {}
     base = path[:1] if path[0] == "defaults" else path[:2]
@@ -235,6 +235,8 @@ def _elsewhere(base: Path, name: str) -> str:
 
 
 def _fix(path: Path, key: Key, node: Node | None, *, hide: bool) -> str:
+    from headrace.config.check.proposals import misspelt, proposals
+
     name = "" if isinstance(path[-1], int) else f"{path[-1]}: "
     if isinstance(node, Scalar) and not hide and not node.secret:
         meant = proposals(key, node)

@@ -50,11 +50,12 @@ def format_duration(value_s: float) -> str:
 _NUMBER = r"(?:[0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?|\.[0-9]+|[0-9]+,[0-9]{1,2})(?:[eE][+-]?[0-9]{1,2})?"
 """A number as people write it. A comma before three digits may group thousands, so it is none here."""
 
-_PART = re.compile(rf"({_NUMBER})\s*([A-Za-zµμ]+)(?:[\s,]+(?:and\s+)?)?")
-_ISO = re.compile(  # ISO 8601; its years and months have no length of their own
-    r"P(?:([0-9.,]+)W)?(?:([0-9.,]+)D)?(?:T(?:([0-9.,]+)H)?(?:([0-9.,]+)M)?(?:([0-9.,]+)S)?)?", re.IGNORECASE
+# Not compiled here: only a refusal asks for these, and they were 1 ms of each import.
+_PART = rf"({_NUMBER})\s*([A-Za-zµμ]+)(?:[\s,]+(?:and\s+)?)?"
+_ISO = (  # ISO 8601; its years and months have no length of their own
+    r"(?i:P(?:([0-9.,]+)W)?(?:([0-9.,]+)D)?(?:T(?:([0-9.,]+)H)?(?:([0-9.,]+)M)?(?:([0-9.,]+)S)?)?)"
 )
-_CLOCK = re.compile(r"([0-9]{1,3}):([0-5][0-9]):([0-5][0-9](?:\.[0-9]+)?)")
+_CLOCK = r"([0-9]{1,3}):([0-5][0-9]):([0-5][0-9](?:\.[0-9]+)?)"
 _UNITS_S = {
     Fraction(1, 10**9): ("ns",),
     Fraction(1, 10**6): ("us", "µs", "μs", "usec", "usecs", "micros", "microsecond", "microseconds"),
@@ -83,7 +84,7 @@ def nearest_duration(found: object) -> str | None:
         return None
     if re.fullmatch(r"[0-9]{1,12}(?:\.[0-9]{1,9})?", text):
         return f"{text}s"
-    part = _PART.fullmatch(text)
+    part = re.fullmatch(_PART, text)
     if part is not None and (unit := _OURS.get(_SPELLINGS_S.get(part[2].lower(), _ZERO))):
         same = f"{part[1]}{unit}"
         if _DURATION.fullmatch(same):
@@ -96,12 +97,12 @@ def nearest_duration(found: object) -> str | None:
 
 
 def _total_s(text: str) -> Fraction | None:
-    clock = _CLOCK.fullmatch(text)
+    clock = re.fullmatch(_CLOCK, text)
     if clock is not None:
         return sum(
             (_number(part) * unit for part, unit in zip(clock.groups(), (3600, 60, 1), strict=True)), _ZERO
         )
-    iso = _ISO.fullmatch(text)
+    iso = re.fullmatch(_ISO, text)
     if iso is not None:
         units = (7 * 24 * 3600, 24 * 3600, 3600, 60, 1)
         parts = [(part, unit) for part, unit in zip(iso.groups(), units, strict=True) if part]
@@ -110,7 +111,7 @@ def _total_s(text: str) -> Fraction | None:
         return sum((_number(part) * unit for part, unit in parts), _ZERO)
     total, before, end = _ZERO, None, 0
     while end < len(text):
-        found = _PART.match(text, end)
+        found = re.compile(_PART).match(text, end)
         unit_s = None if found is None else _SPELLINGS_S.get(found[2].lower())
         if found is None or unit_s is None or (before is not None and unit_s >= before):
             return None
@@ -129,7 +130,7 @@ SIZE_PATTERN = r"^[0-9]+(B|KiB|MiB|GiB)$"
 
 _SIZE = re.compile(r"([0-9]{1,15})(B|KiB|MiB|GiB)", re.ASCII)
 _UNIT_BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-_NEAR_SIZE = re.compile(rf"({_NUMBER})\s*([A-Za-z]*)")
+_NEAR_SIZE = rf"({_NUMBER})\s*([A-Za-z]*)"
 _OTHER_SIZES = {  # in bytes, by IEC 80000-13: a kB is 1000 of them. A bare k, m or g may be either
     "": 1,
     "b": 1,
@@ -171,7 +172,7 @@ def nearest_size(found: object) -> str | None:
     """The size that *found* says in another spelling, or None: `65536` is `64KiB`, `64 kB` is `64000B`."""
     if isinstance(found, bool) or not isinstance(found, int | str) or len(str(found)) > _MOST_CHARACTERS:
         return None
-    match = _NEAR_SIZE.fullmatch(str(found).strip())
+    match = re.fullmatch(_NEAR_SIZE, str(found).strip())
     if match is None or match[2].lower() not in _OTHER_SIZES:
         return None
     size = _number(match[1]) * _OTHER_SIZES[match[2].lower()]
