@@ -158,6 +158,63 @@ class LeasePool(Generic[C]):
         shelves: Those of the event loops that use this pool, by the id of the loop. Changed under the lock.
     """
 
+    # So many attributes have no room in a dict that objects share: it would be 1.6 KiB for each pool. There may be a
+    # dict beside them, so that tests can lay a fault over a method of one pool.
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_abort",
+        "_abort_place",
+        "_apart",
+        "_clock",
+        "_close",
+        "_collect",
+        "_counters",
+        "_discard",
+        "_drain_s",
+        "_drains",
+        "_dropped",
+        "_elsewhere",
+        "_faulty_sites",
+        "_fresh_waiters",
+        "_gone_owners",
+        "_has_refused",
+        "_idle",
+        "_idle_timeout_s",
+        "_inuse",
+        "_is_alive",
+        "_kept",
+        "_leaky_sites",
+        "_lock",
+        "_max_uses",
+        "_notes_site",
+        "_on_drop",
+        "_on_gone",
+        "_on_wake",
+        "_one_off",
+        "_own_waiters",
+        "_parked",
+        "_pid",
+        "_reported",
+        "_reports",
+        "_reset_by",
+        "_retired",
+        "_returns",
+        "_rng",
+        "_screens",
+        "_shared",
+        "_size",
+        "_stopped",
+        "_tally",
+        "_to_close",
+        "_waiters",
+        "generation",
+        "is_awake",
+        "on_enqueue",
+        "plan",
+        "shelves",
+    )
+
     def __init__(
         self,
         plan: PoolPlan,
@@ -200,9 +257,8 @@ class LeasePool(Generic[C]):
         self._inuse: dict[ref[Lease[C]], str | None] = {}
         self._shared: Shared[C] = {}  # the other connections in use
         self._one_off: dict[ref[Lease[C]], str | None] = {}
-        # Those that wait longest come first. Each has its gate. It is an OrderedDict from the first one on, which is
-        # 1.4 KiB when it is empty: a dict from whose front much was taken takes long to find what is there now.
-        self._waiters: dict[Lease[C], Gate] = {}
+        # Those that wait longest come first. Each has its gate.
+        self._waiters: OrderedDict[Lease[C], Gate] = OrderedDict()
         self._fresh_waiters: set[Lease[C]] = set()  # of the waiters, those that want no idle connection
         self._own_waiters: set[Lease[C]] = (
             set()
@@ -988,7 +1044,7 @@ class LeasePool(Generic[C]):
             if self._stopped:
                 raise LeaseClosed("the pool is stopped", self._view(), waited_s=0.0)
             self._fresh_waiters.add(lease)
-            self._enqueue(lease, gate)
+            self._waiters[lease] = gate
             self._take_from_a_shelf()
             self._serve()
         self._settle()
@@ -1266,18 +1322,12 @@ class LeasePool(Generic[C]):
         lease.connection = self._blank()
         if owner is not None:
             lease.connection.owner = ref(owner)  # while it waits, this is the owner that waits
-        self._enqueue(lease, gate)
+        self._waiters[lease] = gate
         if (
             self._elsewhere and self._take_from_a_shelf()
         ):  # idle since the look above, and its loop saw no waiter
             self._serve()
         return gate
-
-    def _enqueue(self, lease: Lease[C], gate: Gate) -> None:
-        """Have *lease* wait behind all others. Mutates; the lock is held."""
-        if type(self._waiters) is dict:
-            self._waiters = OrderedDict()
-        self._waiters[lease] = gate
 
     def _process_returns(self) -> None:
         """Process what was given back or dropped; serve waiters with what came free."""
