@@ -83,7 +83,7 @@ def test_an_application_that_adds_the_middleware_loads_no_more_than_it_needs(nam
     rooms = {one.removeprefix("headrace.").partition(".")[0] for one in modules}
 
     assert rooms.isdisjoint({"cli", "testing"})
-    assert len(modules) <= 216
+    assert len(modules) <= 230
     assert modules.isdisjoint(
         {
             "headrace.config.check.foreign",

@@ -52,7 +52,7 @@ def fill(counters: Any, name: str, amount: int) -> None:
                     ticker.tick()
         case dict():
             add(total, _KEYS.get(name, "word"), amount)
-        case deque():
+        case deque() | list():
             total.extend([0.02] * amount)
         case _:
             raise TypeError(f"{name}: say here how to fill a {type(total).__name__}")
