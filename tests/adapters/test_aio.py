@@ -272,6 +272,20 @@ def test_an_address_that_answers_nothing_is_bounded_by_connect(tmp_path: Path, o
         on_loop(main(hr))
 
 
+def test_an_answer_that_is_not_retried_is_bounded_by_silence_and_the_deadline(with_rules: Any) -> None:
+    """failures.md 89."""
+
+    async def act(rig: Rig) -> None:
+        slow = b"x" * 100
+        rig.server.always(Answer(200, body=slow, drip_body_s=0.01))
+        assert (await rig.aio.get("/")).content == slow
+        rig.server.always(Answer(503, body=slow, drip_body_s=0.01))
+        with pytest.raises(TransportTimeout):
+            await rig.aio.get("/")
+
+    with_rules(act, ONCE + "    timeouts: {attempt: 300ms, read: 250ms, deadline: 30s}\n")
+
+
 def test_the_deadline_ends_a_call_whatever_its_attempts_may_take(with_rules: Any) -> None:
     async def act(rig: Rig) -> None:
         rig.server.always(Silence())

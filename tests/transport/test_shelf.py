@@ -289,6 +289,23 @@ def test_a_waiter_that_is_cancelled_after_its_slot_was_granted_passes_it_on(on_l
     on_loop(main())
 
 
+def test_what_comes_back_in_the_turn_in_which_the_last_waiter_was_served_is_kept(on_loop: OnLoop) -> None:
+    rig = small(2)
+
+    async def main() -> None:
+        shelf = await rig.shelf()
+        first, second = await rig.lease(), await rig.lease()
+        waiting = asyncio.create_task(rig.lease(30.0))
+        await turns()
+        shelf.give_back(first, reusable=True)
+        shelf.give_back(second, reusable=True)
+        assert rig.rest == (1, 1, 0)
+        shelf.give_back(await waiting, reusable=True)
+        assert (rig.rest, rig.counters.closed) == ((0, 2, 0), {})
+
+    on_loop(main())
+
+
 @pytest.mark.parametrize(
     ("changes", "error"),
     [

@@ -490,6 +490,8 @@ class Shelf(Generic[C]):
 
     def _serve(self, waiter: _Waiter[C], connection: Connection[C]) -> None:
         self._waiters.remove(waiter)
+        if not self._waiters:  # now, not when its task runs: what comes back before that is kept
+            self._leave_queue()
         token = waiter.lease.token
         assert token is not None
         self._hold(waiter.lease, token, connection)
