@@ -21,6 +21,7 @@ import pytest
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from requests.cookies import RequestsCookieJar, extract_cookies_to_jar
 from requests.structures import CaseInsensitiveDict
 from requests.utils import default_headers, default_user_agent
 from urllib3.util.request import SKIP_HEADER
@@ -924,3 +925,21 @@ def test_an_answer_can_be_looked_at_before_it_has_a_record() -> None:
 
     assert vars(answer)["headrace"] is None
     assert "headers" in dir(answer)
+
+
+def test_a_cookie_that_is_put_into_an_answer_is_found_by_requests(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    """Code that authenticates does that. requests asks whether the answer is true before it looks for cookies in it."""
+    server.always(Answer())
+    request, jar = requests.Request("GET", f"{server.url}/a").prepare(), RequestsCookieJar()
+    with running(tmp_path, rules(server.url)) as hr:
+        handle = hr.upstream("billing")
+        handle.urlopen("GET", "/a")
+        answer: Any = handle.urlopen("GET", "/a")
+    assert isinstance(answer, WholeResponse)
+    extract_cookies_to_jar(jar, request, answer)
+    assert not jar.get_dict()
+    answer._original_response.msg.add_header("Set-Cookie", "known=yes")
+    extract_cookies_to_jar(jar, request, answer)
+    assert jar.get_dict() == {"known": "yes"}

@@ -14,7 +14,7 @@ from requests.adapters import DEFAULT_POOLSIZE
 from requests.models import PreparedRequest
 from urllib3.response import BaseHTTPResponse
 
-from headrace.adapters.own_connections import PlainPoolManager, settled_by_adapter
+from headrace.adapters.own_connections import PlainPoolManager, is_settled_for_all
 from headrace.adapters.owner import CallByName, call_by_name
 from headrace.adapters.requests.by_name import HandleAdapter
 from headrace.adapters.requests.direct import follow, is_redirect, send_direct
@@ -113,7 +113,7 @@ class Handle:
             upstream.mode == "enforce"
             and _DIRECT.issuperset(kw)
             and is_stock()
-            and settled_by_adapter(self._adapter, base.origin.scheme, plan.tls) is None
+            and not is_settled_for_all(self._adapter, base.origin.scheme)
         ):
             return self._direct(upstream, method, path, **kw)
         url = url_of(base) + path

@@ -117,6 +117,18 @@ def is_settled_by_class(kind: Any) -> bool:
     return kind.__module__ != STOCK and not is_recorder(kind)
 
 
+def is_settled_for_all(adapter: HTTPAdapter, scheme: Scheme) -> bool:
+    """Whether *adapter* of ours, which nobody else has, connects to an upstream of *scheme* in a way of its own.
+
+    That is what `settled_by_adapter` says of it as long as requests is as published (`is_stock`): then it has only the
+    classes to look at that all pools of urllib3 share.
+    """
+    kind = _POOL_OF[scheme].ConnectionCls
+    return type(adapter.poolmanager) is not PlainPoolManager or (
+        kind.__module__ != STOCK and is_settled_by_class(kind)
+    )
+
+
 def settled_by_adapter(adapter: HTTPAdapter, scheme: Scheme, tls: TlsPlan | None = None) -> Reason | None:
     """What *adapter* has settled for its connections to an upstream of *scheme*. None: nothing, as stock's.
 

@@ -28,6 +28,8 @@ class Response(requests.models.Response):  # of the same name: some look at that
         adapter: What it came through, `connection`.
     """
 
+    _took_s = 0.0  # what becomes `elapsed`
+
     def __init__(self, raw: Any, asked: Plain, adapter: Any) -> None:
         # Not stock's: it makes a cookie jar, with a policy and a lock, and three more objects.
         self.raw = self._wire = raw
@@ -86,7 +88,7 @@ _MAKES: dict[str, Callable[[Response], Any]] = {
     "_next": lambda response: None,
     "request": lambda response: response._asked.prepared(),
     "cookies": _cookies,
-    "elapsed": lambda response: timedelta(0),
+    "elapsed": lambda response: timedelta(0, response._took_s),
     # Of a call that went the short way. Any other is given its record at its end; `failure_if` looks before that.
     "headrace": lambda response: getattr(response._wire, "headrace", None),
 }

@@ -89,7 +89,7 @@ def send_direct(
         if type(quick) is Begun:
             begun = quick
         elif quick is not None:
-            quick.elapsed = timedelta(0, clock() - began)
+            quick._took_s = clock() - began
             return quick  # type: ignore[no-any-return]
     replayable, body_at = (True, None) if type(asked.body) in _AT_HAND else position_of(asked.body)
     is_judged = plan.circuit_breaker.failure_if is not None
@@ -107,12 +107,15 @@ def _view(
     raw = VIEW(status, head, body, told)
     if raw is None:
         return None
-    answer = DirectResponse(raw, asked, adapter)
+    answer = _new_response(DirectResponse)  # `__init__`, written out
+    answer.raw = answer._wire = raw
+    answer.status_code, answer.url, answer.connection, answer._asked = status, asked.url, adapter, asked
     answer._content, answer._content_consumed = raw._body, True
     raw._body, raw._retries, raw.decode_content = b"", adapter.max_retries, False
     return answer
 
 
+_new_response: Callable[[type[DirectResponse]], DirectResponse] = DirectResponse.__new__
 _status: Callable[[Response], int] = operator.attrgetter("status_code")
 _AT_HAND = frozenset({type(None), bytes})
 

@@ -7,7 +7,6 @@ that it equals what it wraps (wrapt's does).
 
 from __future__ import annotations
 
-import itertools
 import operator
 import types
 from collections.abc import Callable
@@ -26,27 +25,26 @@ from requests.sessions import Session
 from requests.structures import CaseInsensitiveDict
 
 from headrace.adapters.layers import without_ours
+from headrace.transport.wire.untouched import comparison
 
 _ONE = (Session, Session.__mro__[1], HTTPAdapter, PreparedRequest, PreparedRequest.__mro__[1], Response)
-# Views: what a class has now.
-_values = tuple(vars(one).values() for one in _ONE)
-# The helpers by which a call would leave these classes, in the modules that look them up.
-_of_sessions = operator.attrgetter(
-    *(
-        "PreparedRequest",
-        "Request",
-        "extract_cookies_to_jar",
-        "merge_setting",
-        "merge_cookies",
-        "dispatch_hook",
-    ),
-    *("get_netrc_auth", "get_environ_proxies", "resolve_proxies"),
+_HELPERS: Final = (
+    *("sessions.PreparedRequest", "sessions.Request", "sessions.extract_cookies_to_jar"),
+    *("sessions.merge_setting", "sessions.merge_cookies", "sessions.dispatch_hook"),
+    *("sessions.get_netrc_auth", "sessions.get_environ_proxies", "sessions.resolve_proxies"),
+    *("adapters.Response", "adapters.extract_cookies_to_jar", "adapters.get_encoding_from_headers"),
+    *("adapters.CaseInsensitiveDict", "models.CaseInsensitiveDict"),
+    *("models.cookiejar_from_dict", "models.get_cookie_header"),
 )
-_of_adapters = operator.attrgetter(
-    "Response", "CaseInsensitiveDict", "extract_cookies_to_jar", "get_encoding_from_headers"
-)
-_of_models = operator.attrgetter("CaseInsensitiveDict", "cookiejar_from_dict", "get_cookie_header")
-_sessions, _adapters, _models = requests.sessions, requests.adapters, requests.models
+"""The helpers by which a call would leave these classes, in the modules that look them up."""
+_helpers_in = operator.attrgetter(*_HELPERS)
+_KINDS: Final[dict[str, Any]] = {
+    "sessions": requests.sessions,
+    "adapters": requests.adapters,
+    "models": requests.models,
+    **{f"kind_{at}": one for at, one in enumerate(_ONE)},
+    **{f"vars_{at}": vars(one) for at, one in enumerate(_ONE)},  # views: what a class has now
+}
 _HOMES = tuple(
     vars(module)
     for module in (
@@ -58,30 +56,38 @@ _HOMES = tuple(
         requests.utils,
     )
 )
-_END: Final = (object(),)  # where one of two chains is shorter, its end is compared with something else
-
-_known: tuple[list[Any], bool] = ([], False)
-"""What was there at the last look, and the answer. One reference: threads may read an older one, which is compared."""
+_known: tuple[Callable[[], bool], bool] = (lambda: False, False)
+"""Whether all is as it was at the last look, and the answer then. One reference: threads may read an older one."""
 
 
 def is_stock() -> bool:
     """Whether a call may go past requests' functions: nobody but headrace has replaced one that it would enter."""
-    known, answer = _known
-    names = _of_sessions(_sessions), _of_adapters(_adapters), _of_models(_models)
+    is_as_known, answer = _known
     try:
-        if known and all(map(operator.is_, itertools.chain.from_iterable((*_values, *names, _END)), known)):
-            return answer
+        return answer if is_as_known() else _look()
+    except (AttributeError, KeyError):  # something was taken away
+        return _look()
     except RuntimeError:  # another thread is about to add something to a class
         return False
-    return _look()
 
 
 def _look() -> bool:
     global _known
-    names = _of_sessions(_sessions), _of_adapters(_adapters), _of_models(_models)
-    found: list[Any] = list(itertools.chain(*(vars(one).copy().values() for one in _ONE), *names))
+    names, found = [*_HELPERS], [*_helpers_in(requests)]
+    for at, one in enumerate(_ONE):
+        values = vars(one).copy()
+        # As many as before, and each the same: then nothing was added to the class.
+        names.append(f"(len(vars_{at}) == {len(values)})")
+        found.append(True)
+        for name, value in values.items():
+            if type(value) is not types.GetSetDescriptorType and (
+                callable(value) or hasattr(value, "__get__")
+            ):
+                is_read = getattr(one, name, None) is value  # no classmethod, which is a new object each time
+                names.append(f"kind_{at}.{name}" if is_read else f"vars_{at}[{name!r}]")
+                found.append(value)
     answer = all(map(_is_stocks, found))
-    _known = [*found, *_END], answer
+    _known = comparison(names, _KINDS, found), answer
     return answer
 
 

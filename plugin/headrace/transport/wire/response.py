@@ -389,8 +389,11 @@ class _TakenAnswer(WireAnswer):
     """http.client's answer, of which nothing is left to be read."""
 
     def __bool__(self) -> bool:
-        """Whether there are cookies in it: requests asks before it looks for them, which takes 90 calls."""
-        return b"\nset-cookie" in self.head.lower()
+        """Whether there may be cookies in it: requests asks before it looks for them, which takes 90 calls.
+
+        Who has touched the headers may have put one there: adapters that authenticate do.
+        """
+        return "msg" in self.__dict__ or b"\nset-cookie" in self.head.lower()
 
 
 class WholeResponse(WireResponse):
