@@ -51,6 +51,10 @@ _FORBIDDEN = re.compile(r"[\x00-\x20\\\x7f]")
 is_safe: Callable[[str], object] = re.compile(
     r"(?:/(?![./])[A-Za-z0-9\-._~!$&'()*+,=:@]*)+(?:\?[A-Za-z0-9\-._~!$&'()*+,;=:@/?%]*)?"
 ).fullmatch
+# The same of what urllib3 encodes nothing in, too.
+_is_plain: Callable[[str], object] = re.compile(
+    r"(?:/(?![./])[A-Za-z0-9\-._~!$&'()*+,=:@]*)+(?:\?[A-Za-z0-9\-._~!$&'()*+,;=:@/?]*)?"
+).fullmatch
 
 
 class Handle:
@@ -235,14 +239,18 @@ class Handle:
         upstream = self._resolve(self.name)
         base = upstream.plan.base
         prefix = "/" + "/".join(base.segments) if base.segments else ""
-        target = prefix + (target if is_safe(target) else _below(prefix, checked_path(base, target))) or "/"
+        is_plain = not prefix and _is_plain(target) is not None
+        if not is_plain:
+            target = (
+                prefix + (target if is_safe(target) else _below(prefix, checked_path(base, target))) or "/"
+            )
         if not method.isupper():
             method = method.upper()
         begun, timeouts = None, upstream.plan.timeouts
         if timeout is not NOT_GIVEN and upstream.mode == "enforce":
             timeouts = limits_of(upstream, timeout)
         if preload_content is decode_content is True and not response_kw:
-            quick = quickly(upstream, timeouts, method, target, body, headers, VIEW)
+            quick = quickly(upstream, timeouts, method, target, body, headers, VIEW, None, is_plain)
             if type(quick) is Begun:
                 begun = quick
             elif quick is not None:

@@ -165,7 +165,8 @@ class GovernedSession(requests.Session):
 def _sets_cookies(answer: requests.Response) -> bool:
     raw = answer.raw
     if isinstance(raw, WholeResponse):  # its headers are not made unless somebody wants them
-        return b"\nset-cookie" in raw.head.lower()
+        lowered: bytes = raw.told[8]
+        return lowered.find(b"\nset-cookie") >= 0
     found = raw.headers if isinstance(answer, DirectResponse) else answer.headers
     return "set-cookie" in found or "set-cookie2" in found
 

@@ -91,13 +91,18 @@ def quickly(
     headers: Mapping[str, Any] | None,
     view: View,
     owner: object | None = None,
+    is_plain: bool = False,
 ) -> Any:
-    """The answer to a buffered call, or `Begun`, or None, as `first_try` gives them. Blocks."""
+    """The answer to a buffered call, or `Begun`, or None, as `first_try` gives them. Blocks.
+
+    Args:
+        is_plain: *target* is known to be a plain one.
+    """
     heads = upstream.compiled.get(_MAKER)
     if heads is None or (upstream.live is not None and heads.headers is not upstream.live.now()):
         heads = upstream.compiled[_MAKER] = _Heads(upstream)
     lane = heads.lane
-    if lane is None or method in heads.long_methods or is_plain_target(target) is None:
+    if lane is None or method in heads.long_methods or not (is_plain or is_plain_target(target) is not None):
         return None
     if body is not None:
         if type(body) is str:
@@ -185,13 +190,13 @@ def view_of(kind: type[QuickResponse]) -> View:
 
     def view(status: int, head: bytes, body: bytes, told: Told) -> QuickResponse | None:
         answer: QuickResponse = new(kind)
-        answer.status = status
-        answer.head = head
-        answer.told = told
-        if b"oding:" in told[8]:  # of the content, or of the transfer
-            return answer if answer.set_whole(body) else None
-        answer._body = body
-        answer.n_sent = len(body)
+        # Its base io.IOBase makes an attribute expensive that is set as one. And `in` raises and catches an error
+        # before it looks for bytes.
+        fields = answer.__dict__
+        fields["status"], fields["head"], fields["told"] = status, head, told
+        fields["_body"], fields["n_sent"] = body, len(body)
+        if told[8].find(b"oding:") >= 0 and not answer.set_whole(body):  # of the content, or of the transfer
+            return None
         return answer
 
     return view

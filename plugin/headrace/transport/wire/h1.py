@@ -276,7 +276,7 @@ class AnswerReader:
         # nothing is behind the empty line.
         elif (
             data[-7:] == b"\r\n0\r\n\r\n"
-            and b"\ntransfer-encoding: chunked\r" in said
+            and said.find(b"\ntransfer-encoding: chunked\r") >= 0
             and said.count(b"\ntransfer-encoding:") == 1
         ):
             body, chunked = parts[0] if len(parts) == 1 else b"".join(parts), True
