@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from types import MethodWrapperType
 from typing import Any
 
 import headrace
@@ -54,6 +55,9 @@ def fill(counters: Any, name: str, amount: int) -> None:
             add(total, _KEYS.get(name, "word"), amount)
         case deque() | list():
             total.extend([0.02] * amount)
+        case MethodWrapperType():  # of a ticker
+            for _ in range(amount):
+                total()
         case _:
             raise TypeError(f"{name}: say here how to fill a {type(total).__name__}")
 
