@@ -24,6 +24,7 @@ from headrace.adapters import install
 from headrace.adapters.handles import Handle, Session, close_plain, governed_session, stock_pools
 from headrace.config import Sections, default_files, load, mode_override
 from headrace.errors import ConfigError, HeadraceError
+from headrace.forks import current_pid, pid_page
 from headrace.observe.events import HeadraceStarted, HeadraceStopped, ModeOverridden
 from headrace.observe.isolation import carry_out, each
 from headrace.observe.logs import emit
@@ -61,6 +62,7 @@ class Headrace:
     Attributes:
         started_in: The process that `start()` was last called in, or 0. `close()` leaves it as it is. The
             middlewares start the instance where this is another process.
+        in_force: Has what `snapshot` and `service` answer as plain attributes, for what reads them with each request.
 
     Raises:
         ConfigError: The files have problems; all of them are in the text.
@@ -80,6 +82,7 @@ class Headrace:
         self._reloader = Reloader(
             load=self._load, override=self._mode_override, files=self.files, publish=self._publish
         )
+        self.in_force = self._reloader
         self._readings = Readings(self._reloader)
         self._metrics = Metrics(self._readings.read, registry=registry, key=self.files)
         self._late_patch = LatePatch()
@@ -433,7 +436,7 @@ class Headrace:
 
     def _resolve(self, name: str) -> Upstream:
         # Flat: every call of a handle comes through here.
-        if os.getpid() != process.pid:
+        if (pid_page[0] or current_pid()) != process.pid:
             process.renew()
         inbound = inbound_var.get()
         ours = inbound is not None and inbound.headrace is self and not inbound.is_over
@@ -446,7 +449,7 @@ class Headrace:
         return upstream
 
     def _snapshot_of_call(self) -> Snapshot:
-        if os.getpid() != process.pid:
+        if (pid_page[0] or current_pid()) != process.pid:
             process.renew()
         inbound = inbound_var.get()
         if inbound is not None and inbound.headrace is self and not inbound.is_over:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
@@ -418,3 +420,22 @@ def test_both_scans_find_the_same(
             )
         )
     assert found[0] == found[1]
+
+
+def test_the_allowance_is_made_by_the_first_who_asks_and_is_one_for_all() -> None:
+    """Nearly every request ends without a retry, and most without a call."""
+    for _ in range(50):
+        inbound = Asked(plan_with(n_retries=20)).result
+        assert isinstance(inbound, Inbound)
+        with pytest.raises(AttributeError):
+            object.__getattribute__(inbound, "allowance")
+        start = threading.Barrier(8)
+
+        def look(inbound: Inbound = inbound, start: threading.Barrier = start) -> bool:
+            start.wait(20)
+            return inbound.allowance.take()
+
+        with ThreadPoolExecutor(8) as pool:
+            taken = [pool.submit(look) for _ in range(8)]
+        assert all(one.result() for one in taken)
+        assert len(inbound.allowance) == 12

@@ -12,12 +12,12 @@ def test_a_request_enters_no_more_of_ours(tmp_path: Path) -> None:
     with requests_of(tmp_path / "upstreams.yaml") as requests:
         found = {title: ours_in(ours) for title, (_, ours) in requests.items()}
 
-    # __call__, snapshot, service, admit; send twice, or start_response and count; served; and the id, where one is made
+    # __call__, admit; send twice and the end of the last, or start_response; and the id, where one is made
     assert {title: len(names) for title, names in found.items()} == {
-        "ASGI, no id": 8,
-        "ASGI, with an id": 7,
-        "WSGI, no id": 8,
-        "WSGI, with an id": 7,
+        "ASGI, no id": 6,
+        "ASGI, with an id": 5,
+        "WSGI, no id": 4,
+        "WSGI, with an id": 3,
     }, found
 
 

@@ -18,6 +18,8 @@ _KEYS: Mapping[str, tuple[str, ...]] = {"transitions": ("closed", "open")}
 
 
 TAKEN_IN: Mapping[str, str] = {
+    "ended": "its requests are in the totals of every copy, and readers have copies",
+    "tick": "its calls are among `hits` from the next look on",
     "answered": "its calls are in the totals of every copy, and readers have copies",
 }
 """What is kept for a while and is no total by itself, with the reason."""

@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 import threading
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -68,19 +69,20 @@ class FakeSnapshot:
 
 
 class FakeService(ServiceCounters):
-    """Notes what was served."""
+    """Keeps what was served, by its status."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[int, float]] = []
+        self.ended = defaultdict(deque)  # type: ignore[assignment]
 
-    def served(self, status: int, duration_s: float) -> None:
-        """Note it."""
-        self.calls.append((status, duration_s))
+    @property
+    def calls(self) -> list[tuple[int, float]]:
+        """Status and seconds of each request; those of the status that came first, first."""
+        return [(status, duration_s) for status, ended in self.ended.items() for duration_s in ended]
 
     @property
     def statuses(self) -> list[int]:
-        """The statuses counted, in order."""
+        """The statuses counted, likewise."""
         return [status for status, _ in self.calls]
 
 
@@ -90,6 +92,7 @@ class FakeHeadrace:
     def __init__(self, configuration: Configuration = CONFIGURATION) -> None:
         self.snapshot = FakeSnapshot(configuration)
         self.service = FakeService()
+        self.in_force = self
         self.log: list[str] = []
         self.threads: list[threading.Thread] = []
         self.start_error: Exception | None = None

@@ -5,10 +5,10 @@ Calls read `routes`, which is one reference, without a lock. `adapters.install` 
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 
+from headrace.forks import current_pid, pid_page
 from headrace.policy.plan import InstallPlan
 from headrace.policy.printable import printable
 from headrace.policy.routes import RouteTable
@@ -46,7 +46,7 @@ class Routing:
 
     def find(self, url: str) -> Upstream | None:
         """The upstream of *url*, by the snapshot that the inbound request began with, else by the one in force."""
-        if os.getpid() != process.pid:
+        if (pid_page[0] or current_pid()) != process.pid:
             process.renew()
         inbound = inbound_var.get()
         if (

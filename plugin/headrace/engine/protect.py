@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from headrace.clock import monotonic
 from headrace.errors import CircuitOpenError, DeadlineExceeded, UpstreamError
+from headrace.forks import current_pid, pid_page
 from headrace.policy.breaker.circuit import Refused, Verdict
 from headrace.policy.counters import add
 from headrace.policy.decision import EndReason
@@ -63,14 +63,14 @@ def protected(
     """
     _refuse_deferred_work(function)
     is_failure, is_success = _matcher(failure_on), _matcher(success_on)
-    inbound_of, getpid = inbound_var.get, os.getpid
+    inbound_of = inbound_var.get
     # What was resolved last: for which snapshot and process; its pool; and, of what may be counted, the likely one.
     known: tuple[object, int, Upstream, LeasePool[Any], Callable[[], int]] | None = None
 
     def call(*args: P.args, **kw: P.kwargs) -> T:
         # Flat: a Python-level call costs more than everything else here, and resolving the name takes several.
         nonlocal known
-        snapshot, pid, found = in_force.snapshot, getpid(), known
+        snapshot, pid, found = in_force.snapshot, pid_page[0] or current_pid(), known
         if (
             found is not None
             and found[0] is snapshot

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from os import getpid
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,8 @@ from starlette.concurrency import run_in_threadpool
 
 from headrace.app import File, Headrace
 from headrace.clock import monotonic
-from headrace.middleware.admission import BLANK_BYTES, Answer, HeaderNames, admit, is_sane_bytes
+from headrace.forks import current_pid, pid_page
+from headrace.middleware.admission import BLANK_BYTES, MAX_ID_BYTES, Answer, HeaderNames, admit, is_sane_bytes
 from headrace.middleware.disconnect import DisconnectWatch
 from headrace.middleware.holding import hold, lifespan_begins, lifespan_ends
 from headrace.middleware.problems import (
@@ -33,7 +33,7 @@ from headrace.observe.logs import emit
 from headrace.observe.metrics import Registry
 from headrace.runtime.cancellation import Cancellation
 from headrace.runtime.inbound import Inbound, bind, new_request_id, unbind
-from headrace.runtime.service import ServiceCounters
+from headrace.runtime.service import MANY, ServiceCounters
 
 if TYPE_CHECKING:
     from headrace.observe.tracing.otel import Tracing
@@ -109,29 +109,31 @@ class ASGIMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope."""
         # Flat: five Python-level calls per request besides the application's, six where an id is made (a test counts
-        # them).
+        # them). Nothing is made that only an outbound call would need.
         if scope["type"] != "http":
             await (self._lifespan if scope["type"] == "lifespan" else self.app)(scope, receive, send)
             return
         began = monotonic()
         headrace = self.headrace
-        if headrace.started_in != getpid():
+        if headrace.started_in != (pid_page[0] or current_pid()):
             await self._start()
-        snapshot = headrace.snapshot
+        snapshot = headrace.in_force.snapshot
         names = self._names
         if names is None or names.configuration is not snapshot.configuration:
             names = self._names = HeaderNames(snapshot.configuration)
 
-        wanted, header, given_id = names.wanted, names.request_id_bytes, ""
+        wanted, header, given = names.wanted, names.request_id_bytes, b""
         found: list[tuple[bytes, bytes]] | None = None
         for name, value in scope["headers"]:
             if name in wanted:
                 if name != header:
                     found = [*(found or ()), (name, value.strip(BLANK_BYTES))]
-                elif not given_id and (
-                    is_sane_bytes(value) or is_sane_bytes(value := value.strip(BLANK_BYTES))
+                elif not given and (
+                    (value.isalnum() and len(value) <= MAX_ID_BYTES)  # most are; an eighth of the next look
+                    or is_sane_bytes(value)
+                    or is_sane_bytes(value := value.strip(BLANK_BYTES))
                 ):
-                    given_id = value.decode()
+                    given = value
         trace, deadlines = names.read(found) if found else ((), ())
         # Changed in place, as Starlette itself does it: instrumentation outside reads the scope after the call.
         state = scope.get("state")
@@ -139,26 +141,24 @@ class ASGIMiddleware:
             state = scope["state"] = {}
         state["headrace"] = headrace
 
-        admission = admit(headrace, snapshot, began, given_id, trace, deadlines, new_request_id)
+        admission = admit(headrace, snapshot, began, given.decode(), trace, deadlines, new_request_id)
         response = _Response()
-        response.service, response.names, response.began = headrace.service, names, began
-        response.forward, response.request_id = send, admission.request_id
-        response.status, response.is_over, response.is_head = 0, False, False
-        response.tracing = response.watch = response.cancellation = None
+        response.service, response.names, response.began = headrace.in_force.service, names, began
+        response.forward, response.id_bytes = send, given or admission.request_id.encode()
+        response.status, response.is_over = 0, False
         if type(admission) is Answer:  # isinstance() takes three times as long
-            response.is_head = scope.get("method") == "HEAD"
-            await response.answer(admission.problem)
+            response.tracing = response.watch = None
+            await response.answer(admission.problem, is_head=scope.get("method") == "HEAD")
             return
         response.inbound = inbound = admission
-        response.tracing = snapshot.tracing
+        response.tracing, response.watch = snapshot.tracing, None
         if snapshot.configuration.service.cancel_on_disconnect:
             receive = response.watched(receive, scope["headers"])
         token = bind(inbound)
         try:
             await self.app(scope, receive, response.send)
         except Exception as exc:
-            response.is_head = scope.get("method") == "HEAD"
-            if not await response.handle(exc):
+            if not await response.handle(exc, is_head=scope.get("method") == "HEAD"):
                 raise
         finally:
             if response.tracing is not None and inbound.told is not None:
@@ -272,24 +272,21 @@ class _Response:
     Attributes:
         began: When the request came, monotonic seconds.
         names: Say which header is added, unless the application has set it.
-        request_id: What it says.
+        id_bytes: What it says.
         forward: The server's `send`.
-        is_head: It has no body. Told before an `answer` of ours.
         tracing: None also while the request has not been admitted. Then there is no `inbound`.
         status: The status that was sent, or that the server is going to send; 0: none yet.
         is_over: All of it has been sent, and counted.
-        watch, cancellation: Both or none.
+        watch: Its `on_disconnect` is the `cancel` of `inbound.cancellation`; None: there is neither.
     """
 
     __slots__ = (
         "began",
-        "cancellation",
         "forward",
+        "id_bytes",
         "inbound",
-        "is_head",
         "is_over",
         "names",
-        "request_id",
         "service",
         "status",
         "tracing",
@@ -299,23 +296,22 @@ class _Response:
     service: ServiceCounters
     names: HeaderNames
     began: float
-    request_id: str
+    id_bytes: bytes
     forward: Send
-    is_head: bool
     inbound: Inbound
     tracing: Tracing | None
     status: int
     is_over: bool
     watch: DisconnectWatch | None
-    cancellation: Cancellation | None
 
-    async def send(self, message: Message) -> None:
-        """Send one message of the application."""
+    def send(self, message: Message) -> Awaitable[None]:
+        """Send one message of the application, by awaiting the answer. Not a coroutine function: that would be two."""
         tracing, kind = self.tracing, message["type"]
         if kind == "http.response.start":
-            # The client has left, so nobody would get an answer that begins now.
-            has_left = self.cancellation is not None and self.cancellation.is_cancelled
-            self.status = CLIENT_CLOSED_REQUEST if has_left else message["status"]
+            # Where the client has left, nobody would get an answer that begins now.
+            self.status = (
+                CLIENT_CLOSED_REQUEST if self.watch is not None and self.has_left else message["status"]
+            )
             header = self.names.request_id_bytes
             length = len(header)  # asked first: names have their own case, and lower() is a call for each
             headers = [*message.get("headers", ())]
@@ -323,16 +319,20 @@ class _Response:
                 if len(name) == length and name.lower() == header:
                     break
             else:
-                headers.append((header, self.request_id.encode()))
-                message = {**message}  # the application's may be a constant
+                headers.append((header, self.id_bytes))
+                # The application's may be a constant. A display of a dict takes three times as long as its copy.
+                message = message.copy() if type(message) is dict else {**message}
                 message["headers"] = headers
             if tracing is not None and tracing.has_context():
                 tracing.tell(self.inbound)  # what has been called by now: the answer may break off
-            await self.forward(message)
-            return
+            return self.forward(message)
         if message.get("more_body") if kind == "http.response.body" else kind not in _ENDS:
-            await self.forward(message)
-            return
+            return self.forward(message)
+        return self._send_last(message)
+
+    async def _send_last(self, message: Message) -> None:
+        """Send the last message, and count the request."""
+        tracing = self.tracing
         if self.watch is not None:
             self.watch.is_over = True
         if tracing is not None and self.inbound.told is not None:
@@ -340,19 +340,32 @@ class _Response:
         await self.forward(message)
         if not self.is_over:
             self.is_over = True
-            if self.names.counts_served:
-                self.service.served(self.status, monotonic() - self.began)
+            if self.names.counts_served:  # `served`, written out
+                ended = self.service.ended[self.status]
+                ended.append(monotonic() - self.began)
+                if len(ended) >= MANY:
+                    self.service.add_up()
 
-    async def answer(self, found: ProblemAnswer) -> None:
-        """Send *found* in place of an answer of the application."""
+    @property
+    def has_left(self) -> bool:
+        """Whether the client has, as far as anybody watches for that."""
+        cancellation = None if self.watch is None else self.inbound.cancellation
+        return cancellation is not None and cancellation.is_cancelled
+
+    async def answer(self, found: ProblemAnswer, *, is_head: bool) -> None:
+        """Send *found* in place of an answer of the application.
+
+        Args:
+            is_head: It has no body.
+        """
         headers = [
             (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in found.headers.items()
         ]
         headers.append((b"content-length", str(len(found.body)).encode()))
         await self.send({"type": "http.response.start", "status": found.status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": b"" if self.is_head else found.body})
+        await self.send({"type": "http.response.body", "body": b"" if is_head else found.body})
 
-    async def handle(self, exc: Exception) -> bool:
+    async def handle(self, exc: Exception, *, is_head: bool) -> bool:
         """Answer *exc* under `error_responses: map`. False: the error is left to the server."""
         if (
             not self.status
@@ -360,22 +373,18 @@ class _Response:
             and (found := answer(exc)) is not None
         ):
             if found.status != CLIENT_CLOSED_REQUEST:  # a client that has left is no error
-                report_mapped(found, exc, self.request_id)
-            await self.answer(found)
+                report_mapped(found, exc, self.inbound.request_id)
+            await self.answer(found, is_head=is_head)
             return True
-        if (
-            self.cancellation is not None
-            and self.cancellation.is_cancelled
-            and comes_of_a_cancelled_call(exc)
-        ):
+        if self.has_left and comes_of_a_cancelled_call(exc):
             return True  # we have caused it, and nobody waits for an answer: the server would make an alarm of it
         self.status = self.status or 500  # what the server is going to answer
         return False
 
     def watched(self, receive: Receive, headers: Any) -> Receive:
         """A *receive* that aborts the outbound calls of the request when its client leaves."""
-        self.cancellation = self.inbound.cancellation = Cancellation()
-        self.watch = DisconnectWatch(receive, self.cancellation.cancel)
+        self.inbound.cancellation = cancellation = Cancellation()
+        self.watch = DisconnectWatch(receive, cancellation.cancel)
         self.watch.start(headers)
         return self.watch.receive
 
@@ -389,8 +398,8 @@ class _Response:
             self.service.served(self.status, monotonic() - self.began)
         if self.inbound.streams:
             self.inbound.end()
-        if self.watch is not None and self.cancellation is not None:
+        if self.watch is not None and self.inbound.cancellation is not None:
             if ends_by is CancelledError and not self.watch.is_over:
-                self.cancellation.cancel()  # some servers say in this way that the client has left
+                self.inbound.cancellation.cancel()  # some servers say in this way that the client has left
             # A coroutine that the collector closes may not wait any more.
             await self.watch.close(waits=ends_by is not GeneratorExit)

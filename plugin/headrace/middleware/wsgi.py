@@ -15,12 +15,12 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import copy_context
 from functools import partial
-from os import getpid
 from typing import TYPE_CHECKING, Any
 
 from headrace.app import File, Headrace
 from headrace.clock import monotonic
-from headrace.middleware.admission import BLANKS, Answer, HeaderNames, admit, is_sane_text
+from headrace.forks import current_pid, pid_page
+from headrace.middleware.admission import BLANKS, MAX_ID_BYTES, Answer, HeaderNames, admit, is_sane_text
 from headrace.middleware.holding import hold
 from headrace.middleware.problems import CLIENT_CLOSED_REQUEST, ProblemAnswer, answer, report_mapped
 from headrace.observe.events import ConfigWarning
@@ -29,7 +29,7 @@ from headrace.observe.metrics import Registry
 from headrace.policy.plan import Configuration
 from headrace.policy.trace_context import Trace, trace_of
 from headrace.runtime.inbound import Inbound, bind, inbound_var, new_request_id
-from headrace.runtime.service import ServiceCounters
+from headrace.runtime.service import MANY, ServiceCounters
 
 if TYPE_CHECKING:
     from headrace.observe.tracing.otel import Tracing
@@ -88,9 +88,10 @@ class WSGIMiddleware:
         """Serve one request."""
         began = monotonic()
         headrace = self.headrace
-        if headrace.started_in != getpid():
+        if headrace.started_in != (pid_page[0] or current_pid()):
             headrace.start()
-        snapshot = headrace.snapshot
+        in_force = headrace.in_force
+        snapshot = in_force.snapshot
         keys = self._keys
         if keys is None or keys.configuration is not snapshot.configuration:
             keys = self._environ_keys_of(snapshot.configuration)
@@ -98,6 +99,8 @@ class WSGIMiddleware:
         given_id = environ.get(keys.request_id) if keys.takes_id else None
         if (
             given_id is not None
+            # Most are; both together a quarter of the next look.
+            and not (given_id.isalnum() and given_id.isascii() and len(given_id) <= MAX_ID_BYTES)
             and not is_sane_text(given_id)
             and not is_sane_text(given_id := given_id.strip(BLANKS))
         ):
@@ -113,7 +116,7 @@ class WSGIMiddleware:
 
         admission = admit(headrace, snapshot, began, given_id, trace, deadlines, new_request_id)
         exchange = _AnswerIterable()
-        exchange.service, exchange.keys, exchange.began = headrace.service, keys, began
+        exchange.service, exchange.keys, exchange.began = in_force.service, keys, began
         exchange.environ, exchange.forward = environ, start_response
         exchange.request_id = admission.request_id
         exchange.run = run = copy_context().run
@@ -140,7 +143,14 @@ class WSGIMiddleware:
             inbound.is_over = True
             if inbound.streams:
                 inbound.end()
-            exchange.count()
+            if exchange.tracing is not None and inbound.told is not None:
+                exchange.count()
+            elif exchange.status and keys.counts_served:  # `count`, written out, and `served` in it
+                exchange.is_counted = True
+                ended = in_force.service.ended[exchange.status]
+                ended.append(monotonic() - began)
+                if len(ended) >= MANY:
+                    in_force.service.add_up()
             return body
         file_wrapper = environ.get("wsgi.file_wrapper")
         if isinstance(file_wrapper, type) and isinstance(body, file_wrapper):
@@ -318,8 +328,11 @@ class _AnswerIterable:
         self.is_counted = True
         if self.tracing is not None and self.inbound is not None and self.inbound.told is not None:
             self.tracing.tell(self.inbound)
-        if self.keys.counts_served:
-            self.service.served(self.status, monotonic() - self.began)
+        if self.keys.counts_served:  # `served`, written out
+            ended = self.service.ended[self.status]
+            ended.append(monotonic() - self.began)
+            if len(ended) >= MANY:
+                self.service.add_up()
 
     def count_at_close_of(self, body: Any) -> None:
         """Put our `close` in place of that of a file wrapper. The server recognises the wrapper by its class."""

@@ -10,6 +10,7 @@ ended under the lock of their pool, and calls under that of `Cancellation`.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
 from dataclasses import field
@@ -20,6 +21,7 @@ from headrace import context
 from headrace.observe.isolation import each
 from headrace.policy.frozen import slotted
 from headrace.policy.retry import RehearsedAllowance, RetryAllowance
+from headrace.runtime import process
 from headrace.runtime.cancellation import Cancellation
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from headrace.runtime.cancellation import Token
     from headrace.runtime.snapshot import Snapshot
     from headrace.transport.lease.pool import LeasePool
+
+_making = threading.Lock()
+"""That there is one allowance for a request. A leaf, held for a list of some items."""
 
 _MANY = 64
 """Streamed answers from which on ended ones are looked for."""
@@ -46,7 +51,8 @@ class Inbound:
         headrace: The instance whose middleware took the request in. Typed loosely: its class is a layer above.
         snapshot: The configuration that this request began with, and keeps.
         request_id: Taken from the request, or made.
-        allowance: Retries that are left, over all its outbound calls.
+        allowance: Retries that are left, over all its outbound calls. Made by the first look, unless it was given:
+            nearly every request ends without one.
         deadline_at: When its caller stops waiting, monotonic seconds; None if that is not known.
         trace: Its `traceparent` and `tracestate`, passed on to upstreams where there is no tracer.
         cancellation: Aborts its outbound calls; None unless `cancel_on_disconnect` is on.
@@ -69,6 +75,18 @@ class Inbound:
     rehearsed: RehearsedAllowance | None = None
     streams: dict[Token, LeasePool[Any]] = field(default_factory=dict, repr=False)
     is_over: bool = False
+
+    def __getattr__(self, name: str) -> RetryAllowance:
+        # Asked only for a slot that nobody has set.
+        if name != "allowance":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        with _making:
+            try:
+                allowance: RetryAllowance = object.__getattribute__(self, name)
+            except AttributeError:
+                n = self.snapshot.configuration.service.max_retries_per_request
+                self.allowance = allowance = RetryAllowance((None,) * n)
+        return allowance
 
     def cover(self, token: Token, pool: LeasePool[Any]) -> None:
         """Have the answer over *token* end with this request; at once, if the request is over."""
@@ -104,6 +122,13 @@ def _end(stream: tuple[Token, LeasePool[Any]]) -> None:
     token, pool = stream
     pool.end(token, "abandoned")
 
+
+def _forget_inherited() -> None:
+    global _making
+    _making = threading.Lock()
+
+
+process.after_fork(_forget_inherited)
 
 inbound_var: ContextVar[Inbound | None] = context.inbound_var
 

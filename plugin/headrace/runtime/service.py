@@ -3,8 +3,8 @@
 `ServiceCounters` owns them, and which call sites a log line has named already. `ServiceCounters.lock` guards every
 field but one. It is a leaf: nothing else is taken under it, and events are logged after it is released.
 
-Every inbound request is counted and timed. So that is an append, which needs no lock, and a look or every sixty-fourth
-request adds up: the lock and the sums cost twice as much as all the rest of it.
+Every inbound request is counted and timed. So that is an append to `ServiceCounters.ended`, which needs no lock, and a
+look or every sixty-fourth request adds up: the lock and the sums cost twice as much as all the rest of it.
 """
 
 from __future__ import annotations
@@ -24,20 +24,38 @@ DeadlineVerdict = Literal["refused", "excused", "distrusted"]
 distrusted: served all the same, since no more may be refused."""
 
 
-_MANY = 64
+MANY = 64
 """Served requests from which on they are added up: a tenth of a millisecond under the lock."""
+
+
+class _ByStatus(dict[int, "deque[float]"]):
+    """Where to note a request, by its status. All statuses of a class have the same place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_class = [(status_class, deque[float]()) for status_class in STATUS_CLASS]
+
+    def __missing__(self, status: int) -> deque[float]:
+        # Once for each status, and by two threads at once the same.
+        _, place = self.by_class[status // 100 % len(self.by_class)]
+        self[status] = place
+        return place
 
 
 class ServiceCounters:
     """Reloads, ungoverned calls, served requests, inbound deadlines. Thread-safe.
 
     Its own fields may lag behind by some served requests. A `copy` has them all.
+
+    Attributes:
+        ended: Served requests that are in no total yet, by their status: seconds. Any thread may append; whoever makes
+            them MANY calls `add_up`.
     """
 
     __slots__ = (
         "_expiry",
-        "_served",
         "_sites",
+        "ended",
         "inbound_deadlines",
         "lock",
         "reloads",
@@ -55,37 +73,35 @@ class ServiceCounters:
         self.served_duration = Histogram()
         self._expiry = ExpiryGuard()
         self._sites: set[tuple[str, str]] = set()
-        self._served: deque[tuple[int, float]] = (
-            deque()
-        )  # hundreds of the status and seconds, not yet added up
+        self.ended = _ByStatus()
 
     def copy(self) -> ServiceCounters:
         """The totals of now, as an object of its own."""
         twin = ServiceCounters()
         with self.lock:
             self._add_up()
-            copy_totals(self, twin, self.__slots__)
+            copy_totals(self, twin, (name for name in self.__slots__ if name != "ended"))
         return twin
 
     def served(self, status: int, duration_s: float) -> None:
         """Count one inbound request by status class and time it."""
-        self._served.append((status // 100 % 10, duration_s))
-        if len(self._served) >= _MANY:
-            with self.lock:
-                self._add_up()
+        ended = self.ended[status]
+        ended.append(duration_s)
+        if len(ended) >= MANY:
+            self.add_up()
+
+    def add_up(self) -> None:
+        """Move the requests that were served to the totals. Takes the lock."""
+        with self.lock:
+            self._add_up()
 
     def _add_up(self) -> None:
         """Add what was served to the totals. Mutates; the caller holds the lock."""
-        take = self._served.popleft
-        counts, durations_s = [0] * len(STATUS_CLASS), []
-        for _ in range(len(self._served)):  # nobody else takes from it
-            hundreds, duration_s = take()
-            counts[hundreds] += 1
-            durations_s.append(duration_s)
-        for status_class, n in zip(STATUS_CLASS, counts, strict=True):
-            if n:
-                add(self.served_by_class, status_class, n)
-        self.served_duration.observe_all(durations_s)
+        for status_class, ended in self.ended.by_class:
+            durations_s = [ended.popleft() for _ in range(len(ended))]  # nobody else takes from it
+            if durations_s:
+                add(self.served_by_class, status_class, len(durations_s))
+                self.served_duration.observe_all(durations_s)
 
     def deadline_came(self, now: float) -> None:
         """Count one request that could have brought a deadline. `deadline_past` compares with these."""

@@ -87,6 +87,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import ref
 
 from headrace.clock import monotonic
+from headrace.forks import current_pid, pid_page
 from headrace.policy.counters import UpstreamCounters, add
 from headrace.policy.plan import PoolPlan
 from headrace.transport.call_site import call_site
@@ -320,7 +321,7 @@ class LeasePool(Generic[C]):
         """
         # One flat body: every call comes through here and through `give_back`, and a Python-level call costs a
         # microsecond in situ. A call enters these two and the look at the connection, and nothing else here.
-        if _getpid() != self._pid:
+        if (pid_page[0] or current_pid()) != self._pid:
             self.forget_inherited()
         now = self._clock()
         lease: Lease[C] = Lease()
@@ -1894,7 +1895,7 @@ class LeasePool(Generic[C]):
                 return
 
     def _reset_if_forked(self) -> None:
-        if _getpid() != self._pid:
+        if (pid_page[0] or current_pid()) != self._pid:
             self.forget_inherited()
 
 
