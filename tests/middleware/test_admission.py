@@ -21,7 +21,7 @@ from headrace.policy.deadline_header import allowed_s
 from headrace.policy.plan import InboundDeadlinePlan, RequestIdPlan, ServicePlan
 from headrace.policy.retry import RetryAllowance
 from headrace.policy.trace_context import Trace
-from headrace.runtime.inbound import Inbound, inbound_var
+from headrace.runtime.inbound import NO_STREAMS, Inbound, inbound_var
 from headrace.runtime.service import ServiceCounters
 from support.gateways import (
     CONFIGURATION,
@@ -350,7 +350,9 @@ def test_two_requests_share_nothing_that_changes() -> None:
     assert isinstance(two, Inbound)
     assert one.allowance.take()
     assert len(two.allowance) == 2
-    assert one.streams is not two.streams
+    token: Any = object()
+    one.cover(token, Any)
+    assert (list(one.streams), list(two.streams), len(NO_STREAMS)) == ([token], [], 0)
 
 
 # --- both scans ---------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from headrace.middleware.problems import ProblemAnswer, too_late
 from headrace.policy.deadline_header import GRPC_HEADER, parse_remaining_s
 from headrace.policy.plan import Configuration, InboundDeadlinePlan
 from headrace.policy.trace_context import TRACEPARENT, TRACESTATE, Trace, trace_of
-from headrace.runtime.inbound import Inbound
+from headrace.runtime.inbound import NO_STREAMS, Inbound
 
 if TYPE_CHECKING:
     from headrace.app import Headrace
@@ -56,12 +56,14 @@ class HeaderNames:
         request_id: Of the inbound id, and of the response, lower case; request_id_bytes the same.
         counts_served: Every request is counted and timed.
         deadline: Lower case; None: none is read.
+        cancels: Outbound calls end with the client.
         takes_id: A sane id of the caller is taken.
         takes_trace: The trace has a use: an upstream gets it, or the id is made of it.
         wanted: All headers that are read, lower case, as ASGI has names.
     """
 
     __slots__ = (
+        "cancels",
         "configuration",
         "counts_served",
         "deadline",
@@ -79,6 +81,7 @@ class HeaderNames:
         self.request_id = plan.header.lower()
         self.request_id_bytes = self.request_id.encode("ascii")
         self.counts_served = configuration.telemetry.served_requests
+        self.cancels = service.cancel_on_disconnect
         self.takes_id = plan.accept and not plan.is_trace_id
         self.deadline: str | None = None
         if service.deadline is not None and service.deadline.header is not None:
@@ -160,7 +163,7 @@ def admit(
     inbound.deadline_at = due_at
     inbound.trace = trace
     inbound.cancellation = inbound.told = inbound.rehearsed = None
-    inbound.streams = {}
+    inbound.streams = NO_STREAMS
     inbound.is_over = False
     if outer is not None:
         outer.meet(inbound)

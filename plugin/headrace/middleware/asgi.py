@@ -152,7 +152,7 @@ class ASGIMiddleware:
             return
         response.inbound = inbound = admission
         response.tracing, response.watch = snapshot.tracing, None
-        if snapshot.configuration.service.cancel_on_disconnect:
+        if names.cancels:
             receive = response.watched(receive, scope["headers"])
         token = bind(inbound)
         try:

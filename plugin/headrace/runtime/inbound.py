@@ -3,8 +3,8 @@
 A context variable holds it. So plain `requests` calls deep in the code see it, and so do tasks and the workers of
 thread pools that copy the context. `Inbound` owns what a request has opened and must end with it.
 
-There is no lock here. `Inbound.streams` is changed by single steps on a dict, and `is_over` is one store. Leases are
-ended under the lock of their pool, and calls under that of `Cancellation`.
+There is no lock here, but for what is made on demand. `Inbound.streams` is changed by single steps on a dict, and
+`is_over` is one store. Leases are ended under the lock of their pool, and calls under that of `Cancellation`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextvars import ContextVar, copy_context
 from dataclasses import field
 from os import urandom
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from headrace import context
 from headrace.observe.isolation import each
@@ -31,13 +31,17 @@ if TYPE_CHECKING:
     from headrace.transport.lease.pool import LeasePool
 
 _making = threading.Lock()
-"""That there is one allowance for a request. A leaf, held for a list of some items."""
+"""That there is one allowance and one `streams` for a request. A leaf, held while these are made."""
 
 _MANY = 64
 """Streamed answers from which on ended ones are looked for."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+NO_STREAMS: Final[dict[Any, Any]] = {}
+"""Those of a request that has opened none. Never changed: the first one gets a dict of its own."""
 
 
 @slotted
@@ -91,6 +95,11 @@ class Inbound:
     def cover(self, token: Token, pool: LeasePool[Any]) -> None:
         """Have the answer over *token* end with this request; at once, if the request is over."""
         streams = self.streams
+        if streams is NO_STREAMS:
+            with _making:
+                if self.streams is NO_STREAMS:
+                    self.streams = {}
+                streams = self.streams
         streams[token] = pool
         # At powers of two: a request that opens many, one after the other, pays about once for each.
         if (n := len(streams)) >= _MANY and not n & (n - 1):
@@ -102,7 +111,8 @@ class Inbound:
 
     def release(self, token: Token) -> None:
         """Let the answer over *token* outlive this request, and its client."""
-        self.streams.pop(token, None)
+        if self.streams is not NO_STREAMS:
+            self.streams.pop(token, None)
         if self.cancellation is not None:
             self.cancellation.release(token)
 
@@ -113,6 +123,8 @@ class Inbound:
         socket makes it do so. It is called on the event loop, too.
         """
         self.is_over = True
+        if self.streams is NO_STREAMS:  # looked at after the store, as in `cover`
+            return
         streams = self.streams.copy()
         self.streams.clear()
         each(streams.items(), _end, doing="end a streamed answer with its inbound request")
