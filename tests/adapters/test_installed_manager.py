@@ -52,6 +52,27 @@ def test_the_layer_has_the_signature_of_what_it_lies_on_and_goes_with_the_last_c
     assert PoolManager.urlopen is before
 
 
+@pytest.mark.parametrize("name", ["urlopen", "connection_from_pool_key"])
+def test_what_was_replaced_before_the_start_sees_each_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As the test above it, before any layer of ours is there."""
+    stock, seen = getattr(PoolManager, name), []
+
+    @functools.wraps(stock)
+    def watched(self: Any, *args: Any, **kw: Any) -> Any:
+        seen.append(name)
+        return stock(self, *args, **kw)
+
+    with FaultServer() as server, monkeypatch.context() as patch:
+        patch.setattr(PoolManager, name, watched)
+        with running(tmp_path, f"{INSTALL}    base_url: {server.url}/v3\n"), PoolManager() as manager:
+            for _ in range(3):
+                answer: Any = manager.request("GET", f"{server.url}/v3/a")
+                assert answer.headrace.upstream == "billing"
+    assert seen == [name] * 3
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forms_have_one_boundary() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
