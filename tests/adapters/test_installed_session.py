@@ -46,8 +46,6 @@ from support.faultserver import Answer, FaultServer
 from support.governed import running
 
 QUIET = "    retry: {max_attempts: 1}\n    circuit_breaker: {mode: disabled}\n    propagate: {request_id: false}\n"
-MOST_CALLS = 75
-"""Python functions that a call enters that goes straight; through requests there are five hundred."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -314,8 +312,10 @@ def test_the_environment_says_to_a_plain_call_what_it_says_to_requests(
         assert differences(*without_texts(straight, stock)) == []
 
 
-def n_calls(session: requests.Session, url: str, **kw: Any) -> int:
-    return least(lambda: session.get(url, **kw), begins="Session.get", times=3).all
+def goes_straight(session: requests.Session, url: str, **kw: Any) -> bool:
+    """Whether a call goes past requests."""
+    entered = least(lambda: session.get(url, **kw), begins="Session.get", times=2).ours
+    return "request_straight" in entered and "RequestsPatch.__init__.<locals>.send" not in entered
 
 
 @pytest.mark.parametrize(
@@ -337,9 +337,9 @@ def test_a_plain_call_goes_past_requests(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with kind() as session:
-        assert n_calls(session, f"{server.url}/v2/a") <= MOST_CALLS
-        assert n_calls(session, f"{server.url}/v2/a", params={"n": 1}) <= MOST_CALLS
-        assert n_calls(session, f"{server.url}/v2/a", timeout=(3, 30)) <= MOST_CALLS
+        assert goes_straight(session, f"{server.url}/v2/a")
+        assert goes_straight(session, f"{server.url}/v2/a", params={"n": 1})
+        assert goes_straight(session, f"{server.url}/v2/a", timeout=(3, 30))
         assert session.get(f"{server.url}/v2/a").headrace.upstream == "billing"  # type: ignore[attr-defined]
 
 
@@ -379,12 +379,12 @@ def test_what_others_have_replaced_sees_the_call(
 ) -> None:
     with requests.Session() as session:
         url = f"{server.url}/v2/a"
-        assert n_calls(session, url) <= MOST_CALLS
+        assert goes_straight(session, url)
         with monkeypatch.context() as patch:
             patch.setattr(replaced, is_seen)
             with pytest.raises(Seen):
                 session.get(url, params={"q": "1"})
-        assert n_calls(session, url) <= MOST_CALLS
+        assert goes_straight(session, url)
 
 
 @pytest.mark.parametrize("by", ["functools", "wrapt"])
@@ -441,7 +441,7 @@ ODD: dict[str, Any] = {
 def test_what_a_session_has_of_its_own_is_asked(hr: headrace.Headrace, server: FaultServer, odd: str) -> None:
     url = f"{server.url}/v2/a"
     with requests.Session() as session:
-        assert n_calls(session, url) <= MOST_CALLS
+        assert goes_straight(session, url)
         ODD[odd](session, url)
         with pytest.raises(Seen):
             session.get(url)
