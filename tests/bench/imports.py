@@ -35,6 +35,7 @@ WANTED = {
     "install": "from headrace import install",
     "and load": "from headrace import ASGIMiddleware; from headrace.config import load; load(['upstreams.yaml'])",
 }
+RULES = "version: 1\nupstreams: {billing: {base_url: 'http://127.0.0.1:9'}}\n"
 TIMED = "import time; b = time.process_time()\n{}\nprint(time.process_time() - b)"
 _LISTED = "import sys; b = set(sys.modules)\n{}\nimport json; print(json.dumps([m for m in sys.modules if m not in b]))"
 
@@ -84,8 +85,7 @@ def write_others(modules: list[str], name: str, folder: str) -> str:
 def measure(*, rounds: int) -> dict[str, Cost]:
     """What each import costs. Blocks."""
     with tempfile.TemporaryDirectory() as folder:
-        rules = "version: 1\nupstreams: {billing: {base_url: 'http://127.0.0.1:9'}}\n"
-        Path(folder, "upstreams.yaml").write_text(rules)
+        Path(folder, "upstreams.yaml").write_text(RULES)
         return _measure(folder, rounds=rounds)
 
 

@@ -134,8 +134,7 @@ _WEIGHT = "{}\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).r
 def imported(lab: Lab, *, what: str, is_weighed: bool = False) -> Iterator[Work]:
     """CPU seconds, or resident bytes, of an import in a fresh process: of nothing, our dependencies, or ours.
 
-    The dependencies are the modules of others that the import of ASGIMiddleware leads to. "loaded" also reads a file of
-    one upstream: what an import leaves for the first load is in it.
+    The dependencies are the modules of others that the import of ASGIMiddleware leads to.
     """
     import imports
 
@@ -144,15 +143,34 @@ def imported(lab: Lab, *, what: str, is_weighed: bool = False) -> Iterator[Work]
         statement = imports.write_others(imports.modules_of(statement, folder), "others", folder)
     elif what == "nothing":
         statement = "pass"
-    elif what == "loaded":
-        rules = "version: 1\nupstreams: {billing: {base_url: 'http://127.0.0.1:9'}}\n"
-        Path(folder, "upstreams.yaml").write_text(rules)
-        statement = imports.WANTED["and load"]
     code = (_WEIGHT if is_weighed else imports.TIMED).format(statement)
     imports.run(code, folder)  # writes the bytecode
     yield Gauge(
         lambda: float(imports.run(code, folder)) if is_weighed else imports.least_ms(code, folder) / 1e3
     )
+
+
+@contextmanager
+def imported_above(lab: Lab, *, title: str) -> Iterator[Work]:
+    """CPU seconds of what `imports.WANTED` has under *title*, above those of the modules of others in it.
+
+    The least of several processes of each, which take turns: both sides have the same moments of a busy machine.
+    """
+    import imports
+
+    folder, statement = str(lab.folder), imports.WANTED[title]
+    Path(folder, "upstreams.yaml").write_text(imports.RULES)
+    others = imports.write_others(imports.modules_of(statement, folder), "others_above", folder)
+    sides = [imports.TIMED.format(one) for one in (statement, others)]
+    for code in sides:
+        imports.run(code, folder)  # writes the bytecode
+
+    def above_s() -> float:
+        rounds = [[imports.least_ms(code, folder, processes=1) for code in sides] for _ in range(7)]
+        ours_ms, others_ms = (min(side) for side in zip(*rounds, strict=True))
+        return (ours_ms - others_ms) / 1e3
+
+    yield Gauge(above_s)
 
 
 # --- scale and memory -------------------------------------------------------------------------------------

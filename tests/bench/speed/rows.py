@@ -484,14 +484,12 @@ def config() -> Iterator[Row]:
     yield row(name=dependencies, make=functools.partial(files.imported, what="dependencies"))
     yield row(
         name="from headrace import ASGIMiddleware, above these",
-        make=functools.partial(files.imported, what="ours"),
-        minus=dependencies,
+        make=functools.partial(files.imported_above, title="ASGIMiddleware"),
         targets=(Target(100.0),),
     )
     yield row(
         name="and a file of one upstream loaded, above these",
-        make=functools.partial(files.imported, what="loaded"),
-        minus=dependencies,
+        make=functools.partial(files.imported_above, title="and load"),
     )
     row = functools.partial(Row, group="config", unit="µs/upstream")
     for upstreams in files.SIZES:
