@@ -446,15 +446,21 @@ def test_an_unread_answer_holds_its_connection_until_it_is_read_released_or_clos
             assert manager.request("GET", server.url).data == b"ok"
 
 
-def test_release_conn_with_an_unread_body_does_not_spoil_the_next_call(
+def test_release_conn_with_an_unread_body_does_not_spoil_the_next_call_and_the_body_can_be_read(
     tmp_path: Path, server: FaultServer, manager: PoolManager
 ) -> None:
+    """Stock gives the connection back at once, and reads on from what it has lent to the next."""
     with running(tmp_path, governed(server.url)) as hr:
-        server.next(Answer(body=b"x" * 1_000_000))
-        response = manager.request("GET", server.url, preload_content=False, release_conn=True)
-        assert leases_of(hr).view().inuse == 0
-        assert manager.request("GET", server.url).data == b"ok"
-        response.close()
+        for _ in range(2):  # over a new connection and over one that is idle
+            server.next(Answer(body=b"x" * 1_000_000))
+            response = manager.request("GET", server.url, preload_content=False, release_conn=True)
+            assert manager.request("GET", server.url).data == b"ok"
+            assert response.data == b"x" * 1_000_000
+            assert leases_of(hr).view().inuse == 0
+        response = hr.upstream("billing").urlopen("GET", "/", preload_content=False, release_conn=True)
+        assert response.data == b"ok"
+        assert not leases_of(hr).view().inuse
+        assert leases_of(hr).view().idle == 2
 
 
 def test_release_conn_false_keeps_the_connection_until_it_is_given_back(

@@ -215,6 +215,10 @@ class UrlopenSurface:
         if response_kw["preload_content"]:
             # The head comes first: it decides how long the body may take.
             response_kw = {**response_kw, "preload_content": False, "release_conn": None}
+        elif response_kw.get("release_conn"):
+            # Stock gives the connection back before its answer is read. A lease that went back unread would be closed,
+            # and the answer with it; so it goes back at the end of the body.
+            response_kw = {**response_kw, "release_conn": None}
         return self._pool.urlopen(
             self._method,
             self._target,
