@@ -13,6 +13,8 @@ Of each input holds, or it is printed and the exit status is 1:
 - `started` is true if and only if a byte was fed; nothing is reusable that is not done, or has anything behind it
 - of a complete answer, head, body and what is behind are no more than was fed; by a length they are just that
 - what is read past the reader (`rest`, `passed`) ends where reading through it ends
+- what `whole` answers in one call, on a reader that is new or has read an answer before, begin and feed say as well,
+  and where it answers nothing, the reader reads on as if it had not been asked
 """
 
 from __future__ import annotations
@@ -141,6 +143,42 @@ def new(given: Input) -> AnswerReader:
     return reader
 
 
+_BEFORE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Before: yes\r\n\r\nno"
+
+
+def check_at_once(given: Input, *, used: bool) -> None:
+    """Check what a reader says in one call, by what it says in several."""
+    reader = AnswerReader(given.limits)
+    if used and reader.whole("GET", _BEFORE) is None:
+        reader.begin("GET")
+        reader.feed(_BEFORE)
+        reader.take()
+    at_once = reader.whole(given.method, given.data) if given.data else None
+    by_steps = told(new(given), [given.data], ends=False)
+    if at_once is not None:
+        status, head, lowered, body, chunked, reusable = at_once
+        check(by_steps.done and by_steps.error is None, "whole in one call, and not by steps")
+        check(
+            not (by_steps.behind or by_steps.trailers or by_steps.informational), "more came than one answer"
+        )
+        check(by_steps.version == 11, "another version")
+        check(
+            (status, head, lowered, body, chunked, reusable)
+            == (
+                by_steps.status,
+                by_steps.head,
+                by_steps.head.lower(),
+                by_steps.body,
+                by_steps.chunked,
+                by_steps.reusable,
+            ),
+            "in one call it is another",
+        )
+    elif given.data:
+        reader.begin(given.method)
+        check(told(reader, [given.data], ends=False) == by_steps, "read on, it is another")
+
+
 def examine(given: Input, used: AnswerReader | None) -> AnswerReader | None:
     """Check all of it. Gives back the reader if another answer may follow on it; *used* is such a one, or None."""
     data, ends = given.data, given.ends
@@ -148,6 +186,7 @@ def examine(given: Input, used: AnswerReader | None) -> AnswerReader | None:
     if used is not None:
         used.begin(given.method)
     whole = told(reader, [data], ends=ends)
+    check_at_once(given, used=used is not None)
     by_table = new(given)
     by_table._at_once_bytes = -1
     check(told(by_table, [data], ends=ends) == whole, "the quick way and the table differ")

@@ -11,6 +11,7 @@ from headrace import app
 from headrace.adapters import install
 from headrace.adapters.owner import call_by_name
 from headrace.adapters.urllib3.patch import settled
+from headrace.adapters.urllib3.pools import ready_var
 from headrace.config.settings import reading_var
 from headrace.engine.notices import passing
 from headrace.observe.isolation import each
@@ -21,6 +22,7 @@ _VARIABLES: tuple[tuple[ContextVar[Any], Any], ...] = (
     (inbound_var, None),
     (current_attempt, None),
     (settled, False),
+    (ready_var, None),
     (passing, None),
     (call_by_name, None),
     (reading_var, None),

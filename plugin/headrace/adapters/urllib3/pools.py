@@ -77,7 +77,7 @@ class QuickAnswer(QuickResponse):
 _VIEW: Final = view_of(QuickAnswer)
 
 
-_ready: ContextVar[tuple[RoutedHTTPPool, BaseHTTPResponse] | None] = ContextVar(
+ready_var: ContextVar[tuple[RoutedHTTPPool, BaseHTTPResponse] | None] = ContextVar(
     "headrace_answered", default=None
 )
 
@@ -85,11 +85,11 @@ _ready: ContextVar[tuple[RoutedHTTPPool, BaseHTTPResponse] | None] = ContextVar(
 @contextlib.contextmanager
 def answered(pool: RoutedHTTPPool, answer: BaseHTTPResponse) -> Iterator[None]:
     """Within it, the next call through *pool* has been made already, and this is its *answer*."""
-    token = _ready.set((pool, answer))
+    token = ready_var.set((pool, answer))
     try:
         yield
     finally:
-        _ready.reset(token)
+        ready_var.reset(token)
 
 
 class RoutedHTTPPool(HTTPConnectionPool):
@@ -162,9 +162,9 @@ class RoutedHTTPPool(HTTPConnectionPool):
             urllib3.exceptions.HTTPError: What stock raises: MaxRetryError around what the last attempt raised,
                 or that itself where *retries* is False.
         """
-        ready = _ready.get()
+        ready = ready_var.get()
         if ready is not None and ready[0] is self:
-            _ready.set(None)
+            ready_var.set(None)
             return ready[1]
         stock = self.stock
         upstream = self._upstream_of(url, headers)
