@@ -117,8 +117,8 @@ class ASGIMiddleware:
         headrace = self.headrace
         if headrace.started_in != (pid_page[0] or current_pid()):
             await self._start()
-        snapshot = headrace.in_force.snapshot
-        names = self._names
+        in_force = headrace.in_force
+        snapshot, names = in_force.snapshot, self._names
         if names is None or names.configuration is not snapshot.configuration:
             names = self._names = HeaderNames(snapshot.configuration)
 
@@ -143,7 +143,7 @@ class ASGIMiddleware:
 
         admission = admit(headrace, snapshot, began, given.decode(), trace, deadlines, new_request_id)
         response = _Response()
-        response.service, response.names, response.began = headrace.in_force.service, names, began
+        response.service, response.names, response.began = in_force.service, names, began
         response.forward, response.id_bytes = send, given or admission.request_id.encode()
         response.status, response.is_over = 0, False
         if type(admission) is Answer:  # isinstance() takes three times as long

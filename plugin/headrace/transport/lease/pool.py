@@ -462,7 +462,7 @@ class LeasePool(Generic[C]):
             or now >= turn_at
             or now < turn_at - _STEP_S
             or (owner is not None and (self._apart or self._returns))
-            or _getpid() != self._pid
+            or (pid_page[0] or current_pid()) != self._pid
         ):
             return None
         lease: Lease[C] | None = None
