@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,6 +70,23 @@ def test_what_was_replaced_before_the_start_sees_each_call(
                 answer: Any = manager.request("GET", f"{server.url}/v3/a")
                 assert answer.headrace.upstream == "billing"
     assert seen == [name] * 3
+
+
+def test_defaults_of_what_was_replaced_before_the_start_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the tests above, before any layer of ours is there."""
+    stock = PoolManager.urlopen
+
+    def follows_nothing(self: Any, method: str, url: str, **kw: Any) -> Any:
+        kw.setdefault("redirect", False)
+        return stock(self, method, url, **kw)
+
+    with FaultServer() as server, monkeypatch.context() as patch:
+        server.at("/v3/moved", Answer(302, headers=(("Location", "/v3/there"),)))
+        patch.setattr(PoolManager, "urlopen", follows_nothing)
+        with running(tmp_path, f"{INSTALL}    base_url: {server.url}/v3\n"), PoolManager() as manager:
+            assert manager.request("GET", f"{server.url}/v3/moved").status == 302
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -468,3 +486,27 @@ def test_a_manager_does_not_keep_the_pools_that_it_has_evicted(
         del pool
         manager.request("GET", f"http://localhost:{server.port}/elsewhere")
         assert gone() is None
+
+
+@pytest.mark.parametrize("by", ["clear", "eviction"])
+def test_a_redirected_call_is_sent_once_whatever_becomes_of_its_pool_meanwhile(
+    hr: headrace.Headrace, server: FaultServer, by: str
+) -> None:
+    with PoolManager(num_pools=1) as manager:
+        manager.request("GET", f"{server.url}/v2/a")
+        server.at("/v2/moved", Answer(307, headers=(("Location", "/v2/there"),), delay_s=0.2))
+        before = len(server.requests)
+
+        def let_go() -> None:
+            server.wait_for(lambda: len(server.requests) > before)
+            if by == "clear":
+                manager.clear()
+            else:
+                manager.request("GET", f"http://localhost:{server.port}/elsewhere")
+
+        leaver = threading.Thread(target=let_go)
+        leaver.start()
+        assert manager.request("POST", f"{server.url}/v2/moved", body=b"once").status == 200
+        leaver.join()
+        posts = [one.target for one in server.requests[before:] if one.method == "POST"]
+        assert posts == ["/v2/moved", "/v2/there"]

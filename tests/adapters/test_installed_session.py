@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import http.cookiejar
 import inspect
 import json
 import os
@@ -146,6 +147,31 @@ def test_the_layer_has_the_signature_of_what_it_lies_on_and_goes_with_the_last_c
         ]
         assert parameters[0] == parameters[1]
     assert requests.Session.request is before
+
+
+def test_defaults_of_what_was_replaced_before_the_start_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any layer of ours is there. Such a function sees a call as it was made, and has arguments of its own."""
+    stock = requests.Session.request
+
+    def with_a_trace(self: Any, method: str, url: str, *args: Any, trace: str = "none", **kw: Any) -> Any:
+        kw.setdefault("headers", {})["X-Trace"] = trace
+        return stock(self, method, url, *args, **kw)
+
+    with FaultServer() as server:
+        text = f"version: 1\nupstreams:\n  billing:\n    base_url: {server.url}/v3\n{QUIET}"
+        for replaced, keywords in (
+            (functools.partialmethod(stock, headers={"X-Trace": "mine"}, timeout=7), {}),
+            (with_a_trace, {"trace": "mine"}),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(requests.Session, "request", replaced)
+                with running(tmp_path, text), requests.Session() as session:
+                    for _ in range(2):  # over a warm connection, too
+                        answer: Any = session.get(f"{server.url}/v3/a", **keywords)
+                        assert answer.headrace.upstream == "billing"
+                        assert server.requests[-1].header("X-Trace") == "mine"
 
 
 @settings(max_examples=200, deadline=None)
@@ -371,6 +397,12 @@ def is_seen(*args: Any, **kw: Any) -> Any:
         pytest.param("requests.sessions.get_netrc_auth", id="the look for a .netrc"),
         pytest.param("requests.sessions.get_environ_proxies", id="the look for proxies"),
         pytest.param("requests.sessions.merge_cookies", id="the merge of cookies"),
+        pytest.param("requests.sessions.merge_hooks", id="the merge of hooks"),
+        pytest.param("requests.models.Request.__init__", id="the making of a request"),
+        pytest.param("requests.models.urlencode", id="the encoding of parameters"),
+        pytest.param("requests.models.requote_uri", id="the quoting of a URL"),
+        pytest.param("requests.models.check_header_validity", id="the look at headers"),
+        pytest.param("requests.utils._validate_header_part", id="the look at one of them"),
         pytest.param("requests.adapters.get_encoding_from_headers", id="a helper"),
     ],
 )
@@ -592,3 +624,30 @@ def test_an_outcome_is_compared(server: FaultServer) -> None:
     """The comparison itself can fail."""
     found = [outcome(lambda path=path: requests.get(server.url + path), server) for path in ("/a", "/b")]
     assert differences(*found) != []
+
+
+def test_a_jar_is_told_of_what_it_would_keep(hr: headrace.Headrace, server: FaultServer) -> None:
+    url = f"{server.url}/v2/a"
+    policy = http.cookiejar.DefaultCookiePolicy(rfc2965=True, strict_rfc2965_unverifiable=False)
+    with requests.Session() as session:
+        session.cookies.set_policy(policy)
+        session.get(url)
+        server.next(Answer(headers=(("Set-Cookie2", 'a="1"; Version="1"'),)))
+        session.get(url)
+        assert session.cookies.keys() == ["a"]
+
+    class Jar(requests.cookies.RequestsCookieJar):
+        asked = 0
+
+        def extract_cookies(self, response: Any, request: Any) -> None:
+            self.asked += 1
+            super().extract_cookies(response, request)
+
+    with requests.Session() as session:
+        session.cookies = jar = Jar()
+        for _ in range(3):
+            session.get(url)
+        assert jar.asked == 3
+        session.cookies = {}  # type: ignore[assignment]
+        with pytest.raises(AttributeError):
+            session.get(url)

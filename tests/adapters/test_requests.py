@@ -308,6 +308,7 @@ def test_a_longer_timeout_of_the_call_is_honoured(tmp_path: Path) -> None:
         server.always(Answer(delay_s=0.3))
 
         assert requests.get(server.url, timeout=20).status_code == 200
+        server.always(Silence())  # whoever comes late to its limit finds no answer
         with pytest.raises(requests.Timeout):
             requests.get(server.url)
 

@@ -23,6 +23,7 @@ from headrace.policy.counters import (
     totals_of,
 )
 from headrace.policy.gate import settle
+from support.interrupts import interrupted_at
 from support.plans import circuit_plan
 from support.virtual import seeded
 
@@ -153,3 +154,20 @@ def test_eight_threads_that_settle_and_one_that_reads_lose_nothing() -> None:
     assert copy.requests == copy.attempts == {"2xx": 8 * per_thread}
     assert sum(copy.duration.counts) == sum(copy.deadline_left.counts) == 8 * per_thread
     assert copy.duration.sum == pytest.approx(8 * per_thread * 0.01)
+
+
+def test_an_interrupt_while_calls_are_added_up_loses_none_and_adds_none_twice() -> None:
+    for point in range(1, 200):
+        counters = UpstreamCounters(lock=threading.RLock())
+        for _ in range(10):
+            counters.answered.append(("2xx", 0.01, 1.0, True))
+        was_hit = interrupted_at(point, counters.add_up)
+        found = counters.copy()
+        assert (
+            *(found.requests["2xx"], found.attempts["2xx"], sum(found.duration.counts)),
+            *(sum(found.deadline_left.counts), found.attempts_per_call.counts[0], found.own_timeouts),
+        ) == (10,) * 6
+        assert not counters.answered
+        if not was_hit:
+            break
+    assert 10 < point < 199

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 
 from headrace.runtime.service import DeadlineVerdict, ServiceCounters
+from support.interrupts import interrupted_at
 
 
 def test_threads_together_refuse_no_more_than_a_fifth() -> None:
@@ -68,3 +69,16 @@ def test_a_look_finds_a_request_that_was_just_served() -> None:
     service = ServiceCounters()
     service.served(201, 0.01)
     assert service.copy().served_by_class == {"2xx": 1}
+
+
+def test_an_interrupt_while_requests_are_added_up_loses_none_and_adds_none_twice() -> None:
+    for point in range(1, 200):
+        service = ServiceCounters()
+        for _ in range(10):
+            service.served(200, 0.01)
+        was_hit = interrupted_at(point, service.add_up)
+        found = service.copy()
+        assert (found.served_by_class["2xx"], sum(found.served_duration.counts)) == (10, 10)
+        if not was_hit:
+            break
+    assert 10 < point < 199

@@ -224,28 +224,45 @@ class UpstreamCounters:
             self._take_in()
 
     def _take_in(self) -> None:
-        taken: list[tuple[str, float, float | None, bool]] = []
         answered = self.answered
+        if not answered:
+            return
+        taken: list[tuple[str, float, float | None, bool]] = []
         try:
-            for _ in range(len(answered)):  # nobody else takes from it
-                taken.append(answered.popleft())  # noqa: PERF401 - an interrupt must find what was taken
+            try:
+                taken.extend(iter(answered.popleft, None))  # in C, so that nothing comes between the two
+            except IndexError:
+                pass  # that is how it ends
+            if not taken:
+                return
+            # In C where it can be: this is most of what such a call costs here.
+            labels, took_s, left_s, own_timeouts = zip(*taken, strict=True)
+            # In copies, which then come all at once: an interrupt finds nothing half added.
+            duration, deadline_left = self.duration.copy(), self.deadline_left.copy()
+            duration.observe_all(list(took_s))
+            # Less than nothing is left where the connection came too late: that is no time.
+            deadline_left.observe_all([max(one, 0.0) for one in left_s if one is not None])
+            requests, attempts = self.requests.copy(), self.attempts.copy()
+            for label in set(labels):
+                number = labels.count(label)
+                add(requests, label, number)
+                add(attempts, label, number)
+            per_call = self.attempts_per_call.copy()
+            per_call.counts[0] += len(taken)  # the first bound is one attempt
+            per_call.sum += len(taken)
+            n_own = self.own_timeouts + sum(own_timeouts)
+            none: list[Any] = []
+            # Stores only: no interrupt can come between them.
+            self.requests = requests
+            self.attempts = attempts
+            self.duration = duration
+            self.deadline_left = deadline_left
+            self.attempts_per_call = per_call
+            self.own_timeouts = n_own
+            taken = none
         except BaseException:  # an interrupt
             answered.extendleft(reversed(taken))
             raise
-        if not taken:
-            return
-        # In C where it can be: this is most of what such a call costs here.
-        labels, took_s, left_s, own_timeouts = zip(*taken, strict=True)
-        self.duration.observe_all(list(took_s))
-        # Less than nothing is left where the connection came too late: that is no time.
-        self.deadline_left.observe_all([max(one, 0.0) for one in left_s if one is not None])
-        for label in set(labels):
-            number = labels.count(label)
-            add(self.requests, label, number)
-            add(self.attempts, label, number)
-        self.attempts_per_call.counts[0] += len(taken)  # the first bound is one attempt
-        self.attempts_per_call.sum += len(taken)
-        self.own_timeouts += sum(own_timeouts)
 
 
 def copy_totals(source: object, twin: object, slots: Iterable[str]) -> None:

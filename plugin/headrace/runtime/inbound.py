@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from headrace.runtime.snapshot import Snapshot
     from headrace.transport.lease.pool import LeasePool
 
-_making = threading.Lock()
-"""That there is one allowance and one `streams` for a request. A leaf, held while these are made."""
+_making = threading.RLock()
+"""That there is one allowance and one `streams` for a request. A leaf, held while these are made; re-entrant,
+for a finalizer may make a call."""
 
 _MANY = 64
 """Streamed answers from which on ended ones are looked for."""
@@ -137,7 +138,7 @@ def _end(stream: tuple[Token, LeasePool[Any]]) -> None:
 
 def _forget_inherited() -> None:
     global _making
-    _making = threading.Lock()
+    _making = threading.RLock()
 
 
 process.after_fork(_forget_inherited)

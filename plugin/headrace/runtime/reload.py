@@ -381,7 +381,7 @@ class Reloader:
         self.service.lock = threading.Lock()
         self.secrets.forget_inherited()
         for counters in self.counters.values():
-            counters.lock = threading.Lock()
+            counters.lock = threading.RLock()
         each(
             self.snapshot.upstreams.values(),
             Upstream.forget_inherited,

@@ -98,10 +98,25 @@ class ServiceCounters:
     def _add_up(self) -> None:
         """Add what was served to the totals. Mutates; the caller holds the lock."""
         for status_class, ended in self.ended.by_class:
-            durations_s = [ended.popleft() for _ in range(len(ended))]  # nobody else takes from it
-            if durations_s:
-                add(self.served_by_class, status_class, len(durations_s))
-                self.served_duration.observe_all(durations_s)
+            if not ended:
+                continue
+            # As `UpstreamCounters.add_up`: taken in C, added to copies, stored all at once.
+            taken: list[float] = []
+            try:
+                try:
+                    taken.extend(iter(ended.popleft, None))
+                except IndexError:
+                    pass
+                by_class, duration = self.served_by_class.copy(), self.served_duration.copy()
+                add(by_class, status_class, len(taken))
+                duration.observe_all(taken.copy())
+                none: list[float] = []
+                self.served_by_class = by_class
+                self.served_duration = duration
+                taken = none
+            except BaseException:  # an interrupt
+                ended.extendleft(reversed(taken))
+                raise
 
     def deadline_came(self, now: float) -> None:
         """Count one request that could have brought a deadline. `deadline_past` compares with these."""

@@ -111,7 +111,7 @@ def build_snapshot(
         else:
             learned, endpoints = build_state(
                 plan,
-                counters.setdefault(name, UpstreamCounters(lock=threading.Lock())),
+                counters.setdefault(name, UpstreamCounters(lock=threading.RLock())),
                 mode=override or plan.mode,
                 before=before,
                 is_stopped=is_stopped,

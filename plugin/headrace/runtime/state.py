@@ -152,15 +152,18 @@ def build_endpoint(
     return Endpoint(origin, pool, sizer, tls)
 
 
+# Re-entrant locks, here and of the counters: a finalizer may make a call (failures.md 25), on a thread that holds them.
+
+
 def _circuit(plan: UpstreamPlan, reporter: CircuitReporter) -> Circuit:
     return Circuit(
         plan.circuit_breaker,
         rng=random.random,
-        lock=threading.Lock(),
+        lock=threading.RLock(),
         on_transition=reporter,
         on_waived=reporter.waived,
     )
 
 
 def _budget(plan: UpstreamPlan) -> RetryBudget:
-    return RetryBudget(plan.retry.budget, lock=threading.Lock())
+    return RetryBudget(plan.retry.budget, lock=threading.RLock())

@@ -105,7 +105,7 @@ class Upstream:
 
         The parent's own, with new locks, will not do: a thread that does not exist here may have been changing them.
         """
-        self.learned.counters.lock = threading.Lock()
+        self.learned.counters.lock = threading.RLock()
         each(
             self.endpoints,
             Endpoint.forget_inherited,

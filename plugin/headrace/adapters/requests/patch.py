@@ -19,7 +19,7 @@ from requests.sessions import Session
 
 from headrace.adapters.layers import is_ours, without_ours
 from headrace.adapters.requests import surface as governed
-from headrace.adapters.requests.straight import request_straight
+from headrace.adapters.requests.straight import is_librarys, request_straight
 from headrace.adapters.routing import Routing, count_unknown
 from headrace.adapters.urllib3.patch import settled
 from headrace.transport.attempt import current_attempt
@@ -139,10 +139,13 @@ class RequestsPatch:
         send.headrace_original = original_send  # type: ignore[attr-defined]
         get_connection_with_tls_context.headrace_original = original_choose  # type: ignore[attr-defined]
         request.headrace_original = original_request  # type: ignore[attr-defined]
-        for name in ("__name__", "__qualname__", "__doc__"):
+        for name in ("__module__", "__name__", "__qualname__", "__doc__"):
             setattr(request, name, getattr(original_request, name, None))
         _replace(HTTPAdapter, "send", send)
-        _replace(Session, "request", request)
+        if is_librarys(
+            original_request
+        ):  # another sees each call as it is made, with the arguments that it has
+            _replace(Session, "request", request)
         _replace(HTTPAdapter, "get_connection_with_tls_context", get_connection_with_tls_context)
 
     @staticmethod

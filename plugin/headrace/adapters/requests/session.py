@@ -157,12 +157,13 @@ class GovernedSession(requests.Session):
                 stream=is_streamed,
                 verify=trust,
             )
-        if _sets_cookies(answer):
+        if sets_cookies(answer):
             extract_cookies_to_jar(self.cookies, asked.prepared(), answer.raw)
         return answer
 
 
-def _sets_cookies(answer: requests.Response) -> bool:
+def sets_cookies(answer: requests.Response) -> bool:
+    """Whether *answer* says anything to a cookie jar."""
     raw = answer.raw
     if isinstance(raw, WholeResponse):  # its headers are not made unless somebody wants them
         lowered: bytes = raw.told[8]

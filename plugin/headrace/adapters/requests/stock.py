@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import operator
 import types
+import urllib.parse
 from collections.abc import Callable
 from typing import Any, Final
 
+import requests._internal_utils
 import requests.adapters
 import requests.cookies
 import requests.hooks
@@ -19,6 +21,7 @@ import requests.models
 import requests.sessions
 import requests.structures
 import requests.utils
+import urllib3.util.url
 from requests.adapters import HTTPAdapter
 from requests.models import PreparedRequest, Response
 from requests.sessions import Session
@@ -34,7 +37,11 @@ _HELPERS: Final = (
     *("sessions.get_netrc_auth", "sessions.get_environ_proxies", "sessions.resolve_proxies"),
     *("adapters.Response", "adapters.extract_cookies_to_jar", "adapters.get_encoding_from_headers"),
     *("adapters.CaseInsensitiveDict", "models.CaseInsensitiveDict"),
-    *("models.cookiejar_from_dict", "models.get_cookie_header"),
+    *("models.cookiejar_from_dict", "models.get_cookie_header", "models.Request.__init__"),
+    *("models.requote_uri", "models.parse_url", "models.urlunparse", "models.urlencode"),
+    *("models.to_native_string", "models.to_key_val_list", "models.get_auth_from_url"),
+    *("models.check_header_validity", "utils._validate_header_part"),
+    *("sessions.merge_hooks", "sessions.to_key_val_list"),
 )
 """The helpers by which a call would leave these classes, in the modules that look them up."""
 _helpers_in = operator.attrgetter(*_HELPERS)
@@ -42,6 +49,7 @@ _KINDS: Final[dict[str, Any]] = {
     "sessions": requests.sessions,
     "adapters": requests.adapters,
     "models": requests.models,
+    "utils": requests.utils,
     **{f"kind_{at}": one for at, one in enumerate(_ONE)},
     **{f"vars_{at}": vars(one) for at, one in enumerate(_ONE)},  # views: what a class has now
 }
@@ -54,6 +62,9 @@ _HOMES = tuple(
         requests.cookies,
         requests.hooks,
         requests.utils,
+        requests._internal_utils,
+        urllib.parse,
+        urllib3.util.url,
     )
 )
 _known: tuple[Callable[[], bool], bool] = (lambda: False, False)

@@ -15,12 +15,13 @@ import operator
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import timedelta
+from types import FunctionType
 from typing import Any
 
 import requests
 import requests.sessions
 from requests.adapters import HTTPAdapter
-from requests.cookies import extract_cookies_to_jar
+from requests.cookies import RequestsCookieJar, extract_cookies_to_jar
 from requests.exceptions import InvalidSchema
 from requests.models import PreparedRequest, Response
 from requests.sessions import Session
@@ -30,7 +31,7 @@ from headrace.adapters.body import position_of
 from headrace.adapters.requests.direct import is_redirect
 from headrace.adapters.requests.environment import Settings, may_have_netrc, settings_of_environment
 from headrace.adapters.requests.plain import Plain, head_of, plain_request
-from headrace.adapters.requests.session import is_empty, is_left_as_written, parts_of
+from headrace.adapters.requests.session import is_empty, is_left_as_written, parts_of, sets_cookies
 from headrace.adapters.requests.stock import is_stock
 from headrace.adapters.requests.surface import (
     OF_ADAPTER,
@@ -94,7 +95,7 @@ def request_straight(
         upstream is None
         or upstream.mode != "enforce"
         or proxies
-        or hooks
+        or (hooks is not None and hooks != {})
         or cert
         or (verify is not None and verify is not True)
         or not is_stock()
@@ -172,10 +173,14 @@ def request_straight(
         upstream, adapter, asked, prepared, timeout=timeout, stream=stream, verify=trust, proxies=proxies
     )
     answer.elapsed = timedelta(seconds=clock() - began)
-    if is_whole and "set-cookie" not in answer.headers:
+    jar = session.cookies
+    if type(jar) is not RequestsCookieJar:
+        # It may want each answer. requests passes over one that is false; ours is true once it was asked.
+        getattr(getattr(answer.raw, "_original_response", None), "msg", None)
+    elif is_whole and not sets_cookies(answer):
         return answer
     # As `Session.send` goes on, behind the response hooks.
-    extract_cookies_to_jar(session.cookies, prepared, answer.raw)
+    extract_cookies_to_jar(jar, prepared, answer.raw)
     if is_redirect(answer):
         hops = session.resolve_redirects(
             answer,
@@ -197,6 +202,11 @@ def request_straight(
     if not stream:
         answer.content  # noqa: B018 - as stock: the broken body of a redirect is an error now
     return answer
+
+
+def is_librarys(function: Any) -> bool:
+    """Whether *function* is requests' own, from the module of its sessions."""
+    return type(function) is FunctionType and function.__globals__ is vars(requests.sessions)
 
 
 def _is_plain(session: Any) -> bool:

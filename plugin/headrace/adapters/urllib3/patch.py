@@ -20,7 +20,7 @@ from urllib3.response import BaseHTTPResponse
 
 from headrace.adapters.layers import is_ours, without_ours
 from headrace.adapters.routing import Routing, count_unknown
-from headrace.adapters.urllib3.pools import QuickAnswer, answered, front_of, routed
+from headrace.adapters.urllib3.pools import QuickAnswer, answered, front_of, ready_var, routed
 from headrace.adapters.urllib3.straight import is_librarys, pool_of
 from headrace.engine.notices import count_ungoverned, passing
 
@@ -38,6 +38,9 @@ class Urllib3Patch:
         def connection_from_pool_key(
             self: PoolManager, pool_key: PoolKey, request_context: dict[str, Any]
         ) -> HTTPConnectionPool:
+            ready = ready_var.get()
+            if ready is not None and ready[0]._key == pool_key and not settled.get():
+                return ready[0]  # its call has been made: the manager may have let go of the pool since
             pool = original(self, pool_key, request_context)
             if settled.get():
                 return pool
@@ -55,12 +58,11 @@ class Urllib3Patch:
             return routed(pool, pool_key, routing, manager=self)
 
         original_urlopen = without_ours(PoolManager.urlopen)
-        own_urlopen = is_librarys(original_urlopen)
 
         def urlopen(
             self: PoolManager, method: str, url: str, redirect: bool = True, **kw: Any
         ) -> BaseHTTPResponse:
-            if own_urlopen and not settled.get():
+            if not settled.get():
                 found = pool_of(self, url, routing)
                 if found is not None:
                     pool, target = found
@@ -80,7 +82,10 @@ class Urllib3Patch:
         urlopen.__name__, urlopen.__qualname__ = original_urlopen.__name__, original_urlopen.__qualname__
         urlopen.__doc__ = original_urlopen.__doc__
         _replace("connection_from_pool_key", connection_from_pool_key)
-        _replace("urlopen", urlopen)
+        if is_librarys(
+            original_urlopen
+        ):  # another sees each call as it is made, with the arguments that it has
+            _replace("urlopen", urlopen)
 
     @staticmethod
     def imported() -> tuple[ModuleType, ...]:

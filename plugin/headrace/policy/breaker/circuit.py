@@ -78,7 +78,7 @@ def _no_listener(_: object) -> None:
 class Circuit:
     """One upstream's circuit, shared by all its callers.
 
-    Thread-safe with a plain (non-reentrant) *lock*. Under the lock: arithmetic and one
+    Thread-safe with a *lock*; a re-entrant one, where a finalizer may make a call. Under the lock: arithmetic and one
     call of *rng*. The listeners are called after the lock is released, by the thread that
     noticed. Not to be called from a finalizer (the collecting thread may hold the lock).
 
