@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import enum
 import gc
 import gzip
 import os
 import pickle
 import random
+import re
 import threading
 import time
 import zlib
@@ -526,6 +528,115 @@ def test_headers_that_smuggle_are_refused_before_there_is_a_connection(with_rule
         assert rig.pool == (0, 0, 0)
 
     with_rules(act)
+
+
+async def of(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Label(str, enum.Enum):
+    """As many write the names of their headers: its text is not what it formats to."""
+
+    LENGTH = "Content-Length"
+
+
+@pytest.mark.parametrize(
+    ("headers", "content"),
+    [
+        pytest.param({"Content-Length": "3"}, lambda: b"abc" + SMUGGLED, id="too short"),
+        pytest.param({"content-LENGTH": b"3"}, lambda: b"abc" + SMUGGLED, id="too short, in bytes"),
+        pytest.param({b"Content-Length": b"3"}, lambda: b"abc" + SMUGGLED, id="a name in bytes"),
+        pytest.param({Label.LENGTH: "3"}, lambda: b"abc" + SMUGGLED, id="a name of another class"),
+        pytest.param({"Content-Length": "60"}, lambda: b"abc", id="too long"),
+        pytest.param({"Content-Length": "+3"}, lambda: b"abc", id="no number"),
+        pytest.param({"Content-Length": "36"}, lambda: None, id="of nothing"),
+        pytest.param({"Content-Length": "3", "content-length": "3"}, lambda: b"abc", id="twice"),
+        pytest.param({"Content-Length": "3", "content-length": "40"}, lambda: b"abc", id="two that differ"),
+        pytest.param({"Content-Length": "3, 3"}, lambda: of(b"abc"), id="a list, iterated"),
+        pytest.param({"Content-Length": "-3"}, lambda: of(b"abc"), id="negative, iterated"),
+        pytest.param({"Content-Length": "\xb3"}, lambda: of(b"abc"), id="a digit that is none, iterated"),
+        pytest.param({"Content-Length": "9" * 5000}, lambda: of(b"abc"), id="thousands of digits, iterated"),
+        pytest.param({"Transfer-Encoding": "chunked"}, lambda: b"0\r\n\r\n" + SMUGGLED, id="chunked bytes"),
+        pytest.param({"Transfer-Encoding": "chunked"}, lambda: None, id="chunked nothing"),
+        pytest.param({"Transfer-Encoding": "gzip, chunked"}, lambda: of(SMUGGLED), id="two codings"),
+        pytest.param({"Transfer-Encoding": "identity, chunked"}, lambda: of(SMUGGLED), id="identity, chunked"),
+        pytest.param({"Transfer-Encoding": "chunked "}, lambda: of(SMUGGLED), id="a blank behind it"),
+        pytest.param({"Transfer-Encoding": ""}, lambda: of(SMUGGLED), id="an empty coding"),
+        pytest.param(
+            {"Transfer-Encoding": "chunked", "Content-Length": "3"}, lambda: of(b"abc"), id="both, iterated"
+        ),
+    ],
+)
+def test_a_head_that_ends_the_body_elsewhere_is_refused_before_there_is_a_connection(
+    with_rules: Any, headers: Any, content: Callable[[], Any]
+) -> None:
+    """What is behind that end would be the next request, and its answer that of another call."""
+
+    async def act(rig: Rig) -> None:
+        with pytest.raises((ValueError, TypeError)) as raised:
+            await rig.aio.post("/", content=content(), headers=headers)
+        assert reason_of(raised.value) == "local_error"
+        assert rig.server.connections == 0
+        assert (await rig.aio.get("/mine")).content == b"ok"
+        assert [one.target for one in rig.server.requests] == ["/mine"]
+
+    with_rules(act, ONCE)
+
+
+@pytest.mark.parametrize(
+    ("headers", "content", "body"),
+    [
+        pytest.param({"Content-Length": "3"}, lambda: b"abc", b"abc", id="its length"),
+        pytest.param({"Content-Length": 3}, lambda: b"abc", b"abc", id="a number"),
+        pytest.param({"content-length": b"3"}, lambda: b"abc", b"abc", id="in bytes"),
+        pytest.param({Label.LENGTH: "3"}, lambda: b"abc", b"abc", id="a name of another class"),
+        pytest.param({"Content-Length": "0"}, lambda: None, b"", id="of nothing"),
+        pytest.param({"Content-Length": "6"}, lambda: of(b"abc", b"def"), b"abcdef", id="iterated"),
+        pytest.param({"Transfer-Encoding": "Chunked"}, lambda: of(b"abc", b"def"), b"abcdef", id="chunked"),
+    ],
+)
+def test_a_head_that_says_where_the_body_ends_is_sent_as_it_is(
+    with_rules: Any, headers: Any, content: Callable[[], Any], body: bytes
+) -> None:
+    async def act(rig: Rig) -> None:
+        for _ in range(2):
+            await rig.aio.post("/", content=content(), headers=headers)
+        framing = [
+            [name for name, _ in one.headers if name.lower() in ("content-length", "transfer-encoding")]
+            for one in rig.server.requests
+        ]
+        assert [len(one) for one in framing] == [1, 1]
+        assert [one.body for one in rig.server.requests] == [body, body]
+        assert rig.server.connections == 1
+
+    with_rules(act, ONCE)
+
+
+def everything_in(error: BaseException | None) -> str:
+    """What whoever reports *error* could show of it: texts, arguments and attributes, of all it hangs together with."""
+    shown, todo, seen = "", [error], set()
+    while todo:
+        one = todo.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        shown += f"{one} {one.args!r} {getattr(one, 'object', None)!r} {getattr(one, '__notes__', None)!r}"
+        todo += [one.__cause__, one.__context__]
+    return shown
+
+
+def test_a_header_beyond_latin_1_is_told_by_its_name_and_no_value_is_shown(with_rules: Any) -> None:
+    async def act(rig: Rig) -> None:
+        with pytest.raises(ValueError, match="'X-Own' is beyond latin-1") as raised:
+            await rig.aio.get("/", headers={"X-Own": "\u65e5", "Cookie": "sid=topsecret"})
+        assert not re.search("s3cr3t|topsecret|\u65e5", everything_in(raised.value))
+        assert rig.server.connections == 0
+
+    with_rules(act, ONCE + "    headers: {Authorization: 'Bearer s3cr3t'}\n")
 
 
 # ── TLS ──
