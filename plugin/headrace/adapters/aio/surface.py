@@ -98,7 +98,9 @@ class AwaitedSurface:
                 elsewhere than *content* does: the server would take the rest for another request.
         """
         # Of a class over str, what it formats to need not be the text that is looked at.
-        fields = [(name if type(name) is str else _as_str(name), value) for name, value in self._headers.items()]
+        fields = [
+            (name if type(name) is str else _as_str(name), value) for name, value in self._headers.items()
+        ]
         own = {name.lower() for name, _ in fields}
         for name, value in attempt.headers:
             if (lower := name.lower()) not in own:
@@ -289,15 +291,17 @@ def _check_framing(fields: list[tuple[str, Any]], content: bytes | AsyncIterable
         raise ValueError("give one of Content-Length and Transfer-Encoding, and once")
     ((name, value),) = framing
     said = value.decode("latin-1") if isinstance(value, bytes) else f"{value}"
-    is_iterated = not (content is None or isinstance(content, bytes))
+    n_bytes = 0 if content is None else len(content) if isinstance(content, bytes) else None
     if name.lower() == "transfer-encoding":
-        if not is_iterated or said.lower() != "chunked":
+        if n_bytes is not None or said.lower() != "chunked":
             raise ValueError("Transfer-Encoding may only be chunked, and with content that is iterated over")
-    elif is_iterated:
+    elif n_bytes is None:
         if _LENGTH.fullmatch(said) is None:
-            raise ValueError("Content-Length must be a number, written without a sign, blanks or leading zeros")
-    elif said != str(len(content or b"")):
-        raise ValueError(f"Content-Length must be {len(content or b'')}, as the content is, or be left out")
+            raise ValueError(
+                "Content-Length must be a number, written without a sign, blanks or leading zeros"
+            )
+    elif said != str(n_bytes):
+        raise ValueError(f"Content-Length must be {n_bytes}, as the content is long, or be left out")
 
 
 def _fixed(upstream: Upstream) -> bytes:
