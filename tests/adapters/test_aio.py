@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import enum
 import gc
 import gzip
 import os
 import pickle
 import random
+import re
 import threading
 import time
+import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -214,6 +217,91 @@ def test_codings_are_taken_off(with_rules: Any, coding: str, streamed: bool) -> 
         rig.server.always(Answer(200, (("Content-Encoding", named),), sent[:-9]))
         with pytest.raises(TransportError, match="protocol_error"):
             await (streamed_whole(rig) if streamed else rig.aio.get("/"))
+
+    with_rules(act, ONCE)
+
+
+RAW_DEFLATE = zlib.compress(b"coded " * 50)[2:-4]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("coding", "sent"),
+    [
+        pytest.param("gzip", gzip.compress(b"coded " * 50) + b"\0", id="a zero behind it"),
+        pytest.param("gzip", gzip.compress(b"coded " * 50) + b"\0" * 4, id="zeros behind it"),
+        pytest.param("gzip", gzip.compress(b"coded " * 50) + b"junk" * 900, id="junk behind it"),
+        pytest.param(
+            "gzip", gzip.compress(b"coded ") + gzip.compress(b"coded " * 49) + b"\0" * 9, id="two, then zeros"
+        ),
+        pytest.param(
+            "gzip", gzip.compress(b"coded " * 50) + b"\x1f\x8bjunk", id="junk that begins like gzip"
+        ),
+        pytest.param("deflate", zlib.compress(b"coded " * 50), id="deflate"),
+        pytest.param("deflate", RAW_DEFLATE, id="raw deflate"),
+        pytest.param("deflate", zlib.compress(b"coded " * 50) + b"junk", id="junk behind deflate"),
+    ],
+)
+def test_what_blocking_calls_can_read_is_read_however_it_comes(
+    with_rules: Any, coding: str, sent: bytes, streamed: bool
+) -> None:
+    async def act(rig: Rig) -> None:
+        for drip_s in (0.0, 0.0005):
+            rig.server.always(Answer(200, (("Content-Encoding", coding),), sent[:400], drip_body_s=drip_s))
+            get = rig.hr.upstream("billing").get
+            assert (await asyncio.to_thread(get, "/")).content == b"coded " * 50
+            found = await streamed_whole(rig) if streamed else (await rig.aio.get("/")).content
+            assert found == b"coded " * 50
+        rig.hr.snapshot.upstream("billing").endpoint.pool.leases.close_idle("idle")
+
+    with_rules(act, ONCE)
+
+
+@pytest.mark.parametrize(
+    ("coding", "sent"),
+    [
+        pytest.param("gzip", b"junk" + gzip.compress(b"x"), id="junk before gzip"),
+        pytest.param("gzip", gzip.compress(b"x") + gzip.compress(b"y" * 99)[:-9], id="a second gzip cut"),
+        pytest.param("gzip", gzip.compress(b"x")[:-1], id="gzip cut"),
+        pytest.param("deflate", RAW_DEFLATE[:-1], id="raw deflate cut"),
+        pytest.param("deflate", b"\xff" * 9, id="no deflate"),
+        pytest.param("deflate", b"\x78", id="a byte of deflate"),
+    ],
+)
+def test_what_is_not_whole_is_refused_however_it_comes(with_rules: Any, coding: str, sent: bytes) -> None:
+    async def act(rig: Rig) -> None:
+        for drip_s in (0.0, 0.0005):
+            rig.server.always(Answer(200, (("Content-Encoding", coding),), sent, drip_body_s=drip_s))
+            with pytest.raises(TransportError, match="protocol_error"):
+                await rig.aio.get("/")
+            with pytest.raises(TransportError, match="protocol_error"):
+                await streamed_whole(rig)
+
+    with_rules(act, ONCE)
+
+
+def test_a_body_of_more_than_five_codings_is_refused_and_nothing_is_made_for_them(with_rules: Any) -> None:
+    """Each takes the memory of a decoder, and a head has room for thousands of them. urllib3 allows as many."""
+    body = b"five"
+    for _ in range(5):
+        body = gzip.compress(body)
+
+    async def act(rig: Rig) -> None:
+        rig.server.always(Answer(200, (("Content-Encoding", ", ".join(["gzip"] * 5 + ["identity"])),), body))
+        assert (await rig.aio.get("/")).content == await streamed_whole(rig) == b"five"
+        for many in (6, 10_000):
+            rig.server.always(Answer(200, (("Content-Encoding", ",".join(["gzip"] * many)),), body))
+            with pytest.raises(TransportError, match="more than 5 codings"):
+                await rig.aio.get("/")
+            with pytest.raises(TransportError, match="more than 5 codings"):
+                await streamed_whole(rig)
+            assert (await rig.aio.head("/")).content == b""  # it has no body
+        tracemalloc.start()
+        try:
+            async with rig.aio.stream("GET", "/"):
+                assert tracemalloc.get_traced_memory()[1] < 5_000_000
+        finally:
+            tracemalloc.stop()
 
     with_rules(act, ONCE)
 
@@ -427,6 +515,101 @@ def test_a_stream_is_read_piece_by_piece_and_gives_its_connection_back(with_rule
     with_rules(act)
 
 
+async def in_part(answer: AwaitedAnswer) -> None:
+    async for _ in answer.aiter_bytes(5):
+        break
+
+
+async def in_part_still_open(answer: AwaitedAnswer) -> Any:
+    pieces = answer.aiter_bytes(5)
+    await anext(pieces)
+    return pieces
+
+
+@pytest.mark.parametrize("begin", [in_part, in_part_still_open])
+@pytest.mark.parametrize("drip_s", [0.0, 0.02])
+@pytest.mark.parametrize(
+    "again",
+    [
+        pytest.param(lambda answer: answer.aread(), id="aread"),
+        pytest.param(lambda answer: anext(answer.aiter_bytes()), id="aiter_bytes"),
+        pytest.param(lambda answer: anext(answer.aiter_text()), id="aiter_text"),
+        pytest.param(lambda answer: anext(answer.aiter_lines()), id="aiter_lines"),
+    ],
+)
+def test_a_stream_that_was_read_in_part_cannot_be_read_from_its_middle(
+    with_rules: Any, begin: Any, drip_s: float, again: Any
+) -> None:
+    async def act(rig: Rig) -> None:
+        rig.server.always(Answer(body=b"0123456789" * 3, drip_body_s=drip_s))
+        async with rig.aio.stream("GET", "/") as answer:
+            held = await begin(answer)
+            with pytest.raises(RuntimeError, match="read already"):
+                await again(answer)
+            with pytest.raises(RuntimeError, match="aread"):
+                answer.content  # noqa: B018
+            if held is not None:  # whoever has begun reads on
+                assert b"".join([one async for one in held]) == (b"0123456789" * 3)[5:]
+        for _ in range(9):  # the loop closes what was left of them
+            await asyncio.sleep(0)
+
+    with_rules(act, ONCE)
+
+
+def test_of_two_that_read_a_stream_at_once_one_is_told_so(with_rules: Any) -> None:
+    async def act(rig: Rig) -> None:
+        rig.server.always(Answer(body=b"0123456789", drip_body_s=0.01))
+        async with rig.aio.stream("GET", "/") as answer:
+            first, second = await asyncio.gather(answer.aread(), answer.aread(), return_exceptions=True)
+            assert first == await answer.aread() == b"0123456789"
+            assert isinstance(second, RuntimeError)
+            assert [one async for one in answer.aiter_bytes()] == [b"0123456789"]  # it is kept
+
+    with_rules(act, ONCE)
+
+
+@pytest.mark.parametrize(
+    ("charset", "body", "text"),
+    [
+        pytest.param("hex", b"a\xff", "a\ufffd", id="hex"),
+        pytest.param("rot13", b"a", "a", id="rot13"),
+        pytest.param("base64", b"a", "a", id="base64"),
+        pytest.param("zlib", b"a", "a", id="zlib"),
+        pytest.param("undefined", b"a\xff.", "a\ufffd.", id="undefined"),
+        pytest.param("idna", b"a\xff.", "a\ufffd.", id="idna"),
+        pytest.param("punycode", b"a" * 300_000, "a" * 300_000, id="punycode"),
+        pytest.param("unicode_escape", b"\\u1\\z", "\\u1\\z", id="unicode_escape"),
+        pytest.param("no-such", b"a", "a", id="unknown"),
+        pytest.param("utf-16", "h\u00e9\n\u65e5".encode("utf-16-le"), "h\u00e9\n\u65e5", id="utf-16"),
+        pytest.param("utf-16", b"\xfe\xff" + "h\u65e5".encode("utf-16-be"), "h\u65e5", id="utf-16, marked"),
+        pytest.param(
+            "utf-16", b"\xff\xfe" + "h\u65e5".encode("utf-16-le"), "h\u65e5", id="utf-16, marked LE"
+        ),
+        pytest.param("utf-16", b"a\0b", "a\ufffd", id="utf-16, cut"),
+        pytest.param("utf-16", b"a", "\ufffd", id="utf-16, a byte"),
+        pytest.param("utf-16", b"", "", id="utf-16, empty"),
+        pytest.param("utf-32", "h\u65e5".encode("utf-32-le"), "h\u65e5", id="utf-32"),
+        pytest.param("utf-32", "h\u65e5".encode("utf-32"), "h\u65e5", id="utf-32, marked"),
+        pytest.param("latin-1", b"\xe9", "\u00e9", id="latin-1"),
+        pytest.param("shift_jis", "\u65e5".encode("shift_jis"), "\u65e5", id="shift_jis"),
+    ],
+)
+def test_whatever_charset_the_peer_says_text_is_text(
+    with_rules: Any, charset: str, body: bytes, text: str
+) -> None:
+    async def act(rig: Rig) -> None:
+        kind = (("Content-Type", f"text/plain; charset={charset}"),)
+        for drip_s in (0.0, 0.005) if len(body) < 100 else (0.0,):
+            rig.server.always(Answer(200, kind, body, drip_body_s=drip_s))
+            assert (await rig.aio.get("/")).text == text
+            async with rig.aio.stream("GET", "/") as answer:
+                assert "".join([one async for one in answer.aiter_text()]) == text
+            async with rig.aio.stream("GET", "/") as answer:
+                assert [one async for one in answer.aiter_lines()] == (text.split("\n") if text else [])
+
+    with_rules(act, ONCE)
+
+
 def test_a_stream_that_fails_at_its_head_is_retried_and_one_that_breaks_later_turns_the_verdict(
     with_rules: Any,
 ) -> None:
@@ -526,6 +709,117 @@ def test_headers_that_smuggle_are_refused_before_there_is_a_connection(with_rule
         assert rig.pool == (0, 0, 0)
 
     with_rules(act)
+
+
+async def of(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Label(str, enum.Enum):  # noqa: UP042
+    """As many write the names of their headers: its text is not what it formats to."""
+
+    LENGTH = "Content-Length"
+
+
+@pytest.mark.parametrize(
+    ("headers", "content"),
+    [
+        pytest.param({"Content-Length": "3"}, lambda: b"abc" + SMUGGLED, id="too short"),
+        pytest.param({"content-LENGTH": b"3"}, lambda: b"abc" + SMUGGLED, id="too short, in bytes"),
+        pytest.param({b"Content-Length": b"3"}, lambda: b"abc" + SMUGGLED, id="a name in bytes"),
+        pytest.param({Label.LENGTH: "3"}, lambda: b"abc" + SMUGGLED, id="a name of another class"),
+        pytest.param({"Content-Length": "60"}, lambda: b"abc", id="too long"),
+        pytest.param({"Content-Length": "+3"}, lambda: b"abc", id="no number"),
+        pytest.param({"Content-Length": "36"}, lambda: None, id="of nothing"),
+        pytest.param({"Content-Length": "3", "content-length": "3"}, lambda: b"abc", id="twice"),
+        pytest.param({"Content-Length": "3", "content-length": "40"}, lambda: b"abc", id="two that differ"),
+        pytest.param({"Content-Length": "3, 3"}, lambda: of(b"abc"), id="a list, iterated"),
+        pytest.param({"Content-Length": "-3"}, lambda: of(b"abc"), id="negative, iterated"),
+        pytest.param({"Content-Length": "\xb3"}, lambda: of(b"abc"), id="a digit that is none, iterated"),
+        pytest.param({"Content-Length": "9" * 5000}, lambda: of(b"abc"), id="thousands of digits, iterated"),
+        pytest.param({"Transfer-Encoding": "chunked"}, lambda: b"0\r\n\r\n" + SMUGGLED, id="chunked bytes"),
+        pytest.param({"Transfer-Encoding": "chunked"}, lambda: None, id="chunked nothing"),
+        pytest.param({"Transfer-Encoding": "gzip, chunked"}, lambda: of(SMUGGLED), id="two codings"),
+        pytest.param(
+            {"Transfer-Encoding": "identity, chunked"}, lambda: of(SMUGGLED), id="identity, chunked"
+        ),
+        pytest.param({"Transfer-Encoding": "chunked "}, lambda: of(SMUGGLED), id="a blank behind it"),
+        pytest.param({"Transfer-Encoding": ""}, lambda: of(SMUGGLED), id="an empty coding"),
+        pytest.param(
+            {"Transfer-Encoding": "chunked", "Content-Length": "3"}, lambda: of(b"abc"), id="both, iterated"
+        ),
+    ],
+)
+def test_a_head_that_ends_the_body_elsewhere_is_refused_before_there_is_a_connection(
+    with_rules: Any, headers: Any, content: Callable[[], Any]
+) -> None:
+    """What is behind that end would be the next request, and its answer that of another call."""
+
+    async def act(rig: Rig) -> None:
+        with pytest.raises((ValueError, TypeError)) as raised:
+            await rig.aio.post("/", content=content(), headers=headers)
+        assert reason_of(raised.value) == "local_error"
+        assert rig.server.connections == 0
+        assert (await rig.aio.get("/mine")).content == b"ok"
+        assert [one.target for one in rig.server.requests] == ["/mine"]
+
+    with_rules(act, ONCE)
+
+
+@pytest.mark.parametrize(
+    ("headers", "content", "body"),
+    [
+        pytest.param({"Content-Length": "3"}, lambda: b"abc", b"abc", id="its length"),
+        pytest.param({"Content-Length": 3}, lambda: b"abc", b"abc", id="a number"),
+        pytest.param({"content-length": b"3"}, lambda: b"abc", b"abc", id="in bytes"),
+        pytest.param({Label.LENGTH: "3"}, lambda: b"abc", b"abc", id="a name of another class"),
+        pytest.param({"Content-Length": "0"}, lambda: None, b"", id="of nothing"),
+        pytest.param({"Content-Length": "6"}, lambda: of(b"abc", b"def"), b"abcdef", id="iterated"),
+        pytest.param({"Transfer-Encoding": "Chunked"}, lambda: of(b"abc", b"def"), b"abcdef", id="chunked"),
+    ],
+)
+def test_a_head_that_says_where_the_body_ends_is_sent_as_it_is(
+    with_rules: Any, headers: Any, content: Callable[[], Any], body: bytes
+) -> None:
+    async def act(rig: Rig) -> None:
+        for _ in range(2):
+            await rig.aio.post("/", content=content(), headers=headers)
+        framing = [
+            [name for name, _ in one.headers if name.lower() in ("content-length", "transfer-encoding")]
+            for one in rig.server.requests
+        ]
+        assert [len(one) for one in framing] == [1, 1]
+        assert [one.body for one in rig.server.requests] == [body, body]
+        assert rig.server.connections == 1
+
+    with_rules(act, ONCE)
+
+
+def everything_in(error: BaseException | None) -> str:
+    """What whoever reports *error* could show of it: texts, arguments and attributes, of all it hangs together with."""
+    shown, todo, seen = "", [error], set()
+    while todo:
+        one = todo.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        shown += f"{one} {one.args!r} {getattr(one, 'object', None)!r} {getattr(one, '__notes__', None)!r}"
+        todo += [one.__cause__, one.__context__]
+    return shown
+
+
+def test_a_header_beyond_latin_1_is_told_by_its_name_and_no_value_is_shown(with_rules: Any) -> None:
+    async def act(rig: Rig) -> None:
+        with pytest.raises(ValueError, match="'X-Own' is beyond latin-1") as raised:
+            await rig.aio.get("/", headers={"X-Own": "\u65e5", "Cookie": "sid=topsecret"})
+        assert not re.search("s3cr3t|topsecret|\u65e5", everything_in(raised.value))
+        assert rig.server.connections == 0
+
+    with_rules(act, ONCE + "    headers: {Authorization: 'Bearer s3cr3t'}\n")
 
 
 # ── TLS ──

@@ -963,6 +963,14 @@ def test_a_value_that_would_be_more_than_one_is_refused_and_not_shown(value: str
     assert "s3cr3t" not in str(caught.value)
 
 
+@pytest.mark.parametrize("beside", ["secret", 7])
+def test_a_value_beyond_latin_1_is_refused_and_nothing_of_the_head_is_kept(beside: Any) -> None:
+    with pytest.raises(ValueError, match="the value of header 'X-B' is beyond latin-1") as raised:
+        render_fields([("X-A", beside), ("X-B", "hidden \u65e5")])
+    assert type(raised.value) is ValueError  # an encoder's error holds all that it was to encode
+    assert raised.value.__context__ is None
+
+
 @pytest.mark.parametrize("name", ["", "X ", "X:", "X: y\r\nZ", "X\n", "Ä", "X\0", " X"])
 def test_a_name_that_is_no_token_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="no name of a header"):

@@ -28,6 +28,16 @@ if TYPE_CHECKING:
 
 ACCEPTED: Final = "gzip, deflate"
 
+_MOST_CODINGS: Final = 5  # as in urllib3
+_HEADER_BYTES: Final = 1024  # far more than stands before the first byte that deflate gives out
+
+_BOMS: Final = {
+    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+}
+_NO_CHARSETS: Final = frozenset({"punycode", "unicode-escape"})
+"""Codecs of text that no server means: one takes hours for a megabyte, one warns of what it reads."""
+
 _CHARSET: Final = re.compile(r";[ \t]*charset=\"?([^\s;\"]+)", re.IGNORECASE)
 
 
@@ -46,16 +56,20 @@ class Decoder:
     def __init__(self, codings: list[str], most: int | None) -> None:
         # A body with a coding that we do not know stays as it is, as in requests.
         known = all(one in ("gzip", "x-gzip", "deflate", "identity") for one in codings)
-        self._steps = [_Inflate(one) for one in reversed(codings) if one != "identity"] if known else []
+        steps = [one for one in reversed(codings) if one != "identity"] if known else []
+        self._has_too_many = len(steps) > _MOST_CODINGS  # said where there is a body: a HEAD has none
+        self._steps = [] if self._has_too_many else [_Inflate(one) for one in steps]
         self._left = most
 
     def decode(self, data: bytes) -> bytes:
         """What *data* comes to.
 
         Raises:
-            Undecodable: It is not of that coding.
+            Undecodable: It is not of that coding; or of more codings than anybody means.
             TooLarge: It comes to more than it may.
         """
+        if self._has_too_many and data:
+            raise Undecodable(f"the body has more than {_MOST_CODINGS} codings")
         for step in self._steps:
             data = step.decode(data, self._left)
         if self._left is not None:
@@ -74,7 +88,10 @@ class _Inflate:
     def __init__(self, coding: str) -> None:
         self._is_gzip = coding.endswith("gzip")
         self._made = self._anew()
-        self._has_begun = self._is_known = False  # deflate: whether it has a header
+        self._has_begun = self._is_over = False
+        self._is_later = False  # gzip: a member after the first
+        # deflate: all of it, until it is known to have its header
+        self._held: bytes | None = None if self._is_gzip else b""
 
     def _anew(self) -> Any:
         return zlib.decompressobj(16 + zlib.MAX_WBITS if self._is_gzip else zlib.MAX_WBITS)
@@ -84,11 +101,12 @@ class _Inflate:
         limit, size = 0 if most is None else most + 1, 0
         self._has_begun = self._has_begun or bool(data)
         try:
-            while data:
+            while data and not self._is_over:
                 if self._made.eof:
-                    if not self._is_gzip:
-                        break  # behind it, as browsers do: nothing
-                    self._made = self._anew()  # gzip may have several members
+                    if not self._is_gzip or not data.startswith(b"\x1f"):
+                        self._is_over = True  # behind it, as browsers do: nothing
+                        break
+                    self._made, self._is_later = self._anew(), True  # gzip may have several members
                 part = self._inflate(data, limit)
                 size += len(part)
                 parts.append(part)
@@ -96,22 +114,34 @@ class _Inflate:
                     break
                 data = self._made.unused_data
         except zlib.error as error:
+            if self._is_later:  # as urllib3 does
+                self._is_over = True
+                return b"".join(parts)
             raise Undecodable(f"the body cannot be decoded: {error}") from error
         return b"".join(parts)
 
     def _inflate(self, data: bytes, limit: int) -> bytes:
-        if self._is_known or self._is_gzip:
+        held = self._held
+        if held is None:
             return self._made.decompress(data, limit)  # type: ignore[no-any-return]
-        self._is_known = True
         try:
-            return self._made.decompress(data, limit)  # type: ignore[no-any-return]
-        except zlib.error:
-            self._made = zlib.decompressobj(-zlib.MAX_WBITS)  # some servers send it without its header
-            return self._made.decompress(data, limit)  # type: ignore[no-any-return]
+            part: bytes = self._made.decompress(data, limit)
+        except zlib.error:  # some servers send it without its header
+            self._held, self._made = None, zlib.decompressobj(-zlib.MAX_WBITS)
+            return self._made.decompress(held + data, limit)  # type: ignore[no-any-return]
+        held += data
+        self._held = None if part or len(held) > _HEADER_BYTES else held
+        return part
 
     def end(self) -> None:
-        if self._has_begun and not self._made.eof:
+        if self._has_begun and not self._made.eof and not self._is_over:
             raise Undecodable("the body ends before its coding does")
+
+
+def _as_begun(encoding: str, beginning: bytes) -> str:
+    """*encoding* for a body with that *beginning*: without a mark, little-endian, as browsers read it."""
+    boms = _BOMS.get(encoding)
+    return encoding if boms is None or beginning.startswith(boms) else f"{encoding}-le"
 
 
 class Answer:
@@ -163,6 +193,7 @@ class Answer:
         self._wire: LoopWire | None = None
         self._decoder: Decoder | None = None
         self._read_s = 0.0
+        self._is_taken = False  # somebody reads it, or has
         self._as_told: Callable[[Exception], tuple[Exception, Fault, bool]] | None = None
 
     @classmethod
@@ -237,15 +268,20 @@ class Answer:
         found = _CHARSET.search(self.headers.get("content-type", ""))
         if found is not None:
             try:
-                return codecs.lookup(found[1]).name
-            except LookupError:
-                pass
+                name = codecs.lookup(found[1]).name
+                # Some are no charsets (hex), some replace nothing (idna): they raise, or give bytes.
+                text: object = codecs.getincrementaldecoder(name)("replace").decode(b"\xff", True)
+            except Exception:
+                return "utf-8"
+            if isinstance(text, str) and name not in _NO_CHARSETS:
+                return name
         return "utf-8"
 
     @property
     def text(self) -> str:
         """The body as text; what cannot be decoded is replaced."""
-        return self.content.decode(self.encoding, "replace")
+        content = self.content
+        return content.decode(_as_begun(self.encoding, content), "replace")
 
     def json(self, **kw: Any) -> Any:
         """The body as JSON; *kw* as for `json.loads`."""
@@ -293,11 +329,22 @@ class Answer:
 
     async def aiter_text(self, chunk_size: int | None = None) -> AsyncIterator[str]:
         """The same as text."""
-        decoder = codecs.getincrementaldecoder(self.encoding)("replace")
+        encoding, held, decoder = self.encoding, b"", None
+        needed = 4 if encoding in _BOMS else 0
         async for piece in self.aiter_bytes(chunk_size):
+            if decoder is None:
+                held += piece
+                if len(held) < needed:
+                    continue
+                piece = held
+                decoder = codecs.getincrementaldecoder(_as_begun(encoding, held))("replace")
             if text := decoder.decode(piece):
                 yield text
-        if text := decoder.decode(b"", True):
+        if decoder is not None:
+            held = b""
+        else:
+            decoder = codecs.getincrementaldecoder(_as_begun(encoding, held))("replace")
+        if text := decoder.decode(held, True):
             yield text
 
     async def aiter_lines(self) -> AsyncIterator[str]:
@@ -318,6 +365,11 @@ class Answer:
         decoder, wire = self._decoder, self._wire
         if decoder is None or wire is None or self.is_closed:
             raise RuntimeError("the body was read already, or the answer was closed")
+        if self._is_taken:  # what is left is no body, and two cannot wait for one piece
+            raise RuntimeError(
+                "the body was read already, if only in part: aread() first, then as often as you like"
+            )
+        self._is_taken = True
         try:
             while not self.is_closed:
                 data = await wire.more(self._read_s)

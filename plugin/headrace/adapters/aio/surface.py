@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from http.client import responses as reasons
 from typing import Any, Final
@@ -50,6 +51,8 @@ PLAIN: Final = Twins(
 """There is no library beside ours: its callers catch our own classes."""
 
 _OURS: Final = frozenset({"host", "user-agent", "accept", "accept-encoding"})
+_FRAMING: Final = frozenset({"content-length", "transfer-encoding"})
+_LENGTH: Final = re.compile(r"0|[1-9][0-9]{0,17}")  # what it says is counted to
 _FIXED: Final = "aio_head"
 
 _NEEDS_NO_LENGTH: Final = frozenset({"GET", "HEAD", "DELETE", "TRACE", "OPTIONS"})
@@ -90,10 +93,15 @@ class AwaitedSurface:
         """The head; see `LoopSurface`.
 
         Raises:
-            ValueError: It cannot be sent: a blank in the target, a line end in a header.
+            TypeError: The name of a header is no text.
+            ValueError: It cannot be sent: a blank in the target, a line end in a header. Or a header ends the body
+                elsewhere than *content* does: the server would take the rest for another request.
         """
-        own = {name.lower() for name in self._headers}
-        fields = [*self._headers.items()]
+        # Of a class over str, what it formats to need not be the text that is looked at.
+        fields = [
+            (name if type(name) is str else _as_str(name), value) for name, value in self._headers.items()
+        ]
+        own = {name.lower() for name, _ in fields}
         for name, value in attempt.headers:
             if (lower := name.lower()) not in own:
                 own.add(lower)
@@ -103,14 +111,15 @@ class AwaitedSurface:
             fixed = self._upstream.compiled.get(_FIXED) or _fixed(self._upstream)
         else:
             first = [(name, value) for name, value in _defaults(self._upstream) if name.lower() not in own]
-        if "content-length" not in own and "transfer-encoding" not in own:
-            content = self._content
-            if isinstance(content, bytes):
-                first.append(("Content-Length", str(len(content))))
-            elif content is not None:
-                first.append(("Transfer-Encoding", "chunked"))
-            elif self._method not in _NEEDS_NO_LENGTH:
-                first.append(("Content-Length", "0"))
+        content = self._content
+        if not own.isdisjoint(_FRAMING):
+            _check_framing(fields, content)
+        elif isinstance(content, bytes):
+            first.append(("Content-Length", str(len(content))))
+        elif content is not None:
+            first.append(("Transfer-Encoding", "chunked"))
+        elif self._method not in _NEEDS_NO_LENGTH:
+            first.append(("Content-Length", "0"))
         head = render_head(self._method.encode(), self._target.encode(), fixed, [*first, *fields])
         lowered = head.lower()
         self._is_last = b"\r\nconnection: close\r\n" in lowered or (
@@ -267,6 +276,32 @@ def _defaults(upstream: Upstream) -> list[tuple[str, str]]:
         ("Accept", "*/*"),
         ("Accept-Encoding", ACCEPTED),
     ]
+
+
+def _as_str(name: object) -> str:
+    if isinstance(name, str):
+        return str.__str__(name)
+    raise TypeError(f"the name of a header must be text, not {type(name).__name__}")
+
+
+def _check_framing(fields: list[tuple[str, Any]], content: bytes | AsyncIterable[bytes] | None) -> None:
+    """Refuse *fields* unless what they say of the end of the body is what becomes of *content*."""
+    framing = [(name, value) for name, value in fields if name.lower() in _FRAMING]
+    if len(framing) > 1:
+        raise ValueError("give one of Content-Length and Transfer-Encoding, and once")
+    ((name, value),) = framing
+    said = value.decode("latin-1") if isinstance(value, bytes) else f"{value}"
+    n_bytes = 0 if content is None else len(content) if isinstance(content, bytes) else None
+    if name.lower() == "transfer-encoding":
+        if n_bytes is not None or said.lower() != "chunked":
+            raise ValueError("Transfer-Encoding may only be chunked, and with content that is iterated over")
+    elif n_bytes is None:
+        if _LENGTH.fullmatch(said) is None:
+            raise ValueError(
+                "Content-Length must be a number, written without a sign, blanks or leading zeros"
+            )
+    elif said != str(n_bytes):
+        raise ValueError(f"Content-Length must be {n_bytes}, as the content is long, or be left out")
 
 
 def _fixed(upstream: Upstream) -> bytes:

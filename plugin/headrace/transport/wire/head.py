@@ -267,7 +267,11 @@ def render_fields(fields: Iterable[tuple[Text, Text]]) -> bytes:
     # Each line is valid, and there are as many as there should be: then none has come out of a value.
     if _FIELDS.fullmatch(text) is None or text.count("\n") != len(pairs):
         raise ValueError(_what_is_wrong(pairs))
-    return text.encode("latin-1")
+    try:
+        return text.encode("latin-1")
+    except UnicodeEncodeError:
+        pass  # it holds the whole text, secrets of the rules too: not even its context may be kept
+    raise ValueError(_what_is_wrong(pairs))
 
 
 def render_head(
@@ -296,9 +300,12 @@ def _as_text(one: Text) -> str:
 
 
 def _what_is_wrong(pairs: Iterable[tuple[str, str]]) -> str:
-    for name, value in pairs:
+    for name, one in pairs:
+        value = f"{one}"  # a number, say, is let through
         if _NAME.fullmatch(name) is None:
             return f"{name!r:.64} is no name of a header"
         if re.search(r"[\r\n\0]", value):
             return f"the value of header {name!r:.64} has CR, LF or NUL in it"
+        if re.search(r"[^\0-\xff]", value):
+            return f"the value of header {name!r:.64} is beyond latin-1"
     raise AssertionError("fields that are all valid make valid lines")
