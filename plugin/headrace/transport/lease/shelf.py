@@ -4,9 +4,11 @@ A shelf belongs to the thread of its loop, so a call takes a connection and give
 may be, the `LeasePool` of the origin says: `max_connections` holds for threads and all loops together. It is asked only
 when a connection is opened or closed, and when a call has to wait.
 
-**Who waits.** First come, first served, per shelf. For all its waiters a shelf has one stand-in in the pool's queue;
-once that has its turn, the first waiter has the slot, and the next stand-in goes to the end of the queue. A connection
-that comes back goes to the first waiter of its own loop, unless somebody in the pool's queue has waited for longer.
+**Who waits.** First come, first served, threads and loops together. For all its waiters a shelf has one stand-in in the
+pool's queue, where the first of them would stand. Once that has its turn, the first waiter has the slot, and the next
+one gets a stand-in in its own place; so it does where the stand-in's place was that of a call that has been served. A
+connection that comes back goes to the first waiter of its own loop, unless somebody in the pool's queue has waited for
+longer.
 
 **What other threads do.** They take the oldest idle connection (`give_up_oldest`): `list.pop` is one step, and who has
 popped it has it. They mark what is in use (`outdate`), and ask the loop for everything else (`call_soon_threadsafe`).
@@ -344,7 +346,7 @@ class Shelf(Generic[C]):
             raise LeaseTimeout(
                 "no connection is free and there is no time to wait", pool.full_view(), waited_s=0.0
             )
-        if len(self._waiters) >= plan.max_waiting:
+        if pool.n_waiting() >= plan.max_waiting:
             text = f"as many are waiting as may ({plan.max_waiting})"
             raise LeaseRejected(text, pool.full_view(), waited_s=0.0)
         await self._wait(lease, token, timeout_s, fresh, on_wait)
@@ -507,8 +509,9 @@ class Shelf(Generic[C]):
         return True
 
     def _queue(self) -> None:
+        first = next((one for one in self._waiters if not one.future.done()), self._waiters[0])
         gate = _Gate(self)
-        self._stand_in = (gate, self._pool.queue_slot(gate))
+        self._stand_in = (gate, self._pool.queue_slot(gate, first.since))
 
     def _leave_queue(self) -> None:
         stand_in, self._stand_in = self._stand_in, None
@@ -525,6 +528,9 @@ class Shelf(Generic[C]):
         waiter = next((one for one in self._waiters if not one.future.done()), None)
         if waiter is None:
             self._pool.leave_queue(stand_in[1])
+        elif waiter.since > self._pool.first_waits_since():  # its place was that of a call that has been served
+            self._pool.leave_queue(stand_in[1])
+            self._queue()
         elif self._pool.take_slot(stand_in[1]):
             self._serve(waiter, _blank(self._pool))
             if self._waiters:
@@ -640,7 +646,10 @@ async def _is_alive(connection: Connection[Any]) -> bool:
 
 def _wake(waiter: _Waiter[Any]) -> None:
     if not waiter.future.done():
-        waiter.future.set_result(None)
+        try:
+            waiter.future.set_result(None)
+        except RuntimeError:
+            pass  # its loop is closed: its task will never run again, and what it has in the queue is given up
 
 
 def _blank(pool: LeasePool[Any]) -> Connection[Any]:
