@@ -321,9 +321,7 @@ def test_a_body_that_never_yields_again_outlives_nothing(
         wire, body = await connect(server.port), Stalls(is_stubborn=is_stubborn)
         limit_s = 0.3 if end is the_limit else LONG_S
         headers = "Transfer-Encoding: chunked\r\n"
-        task = asyncio.create_task(
-            call(wire, "POST", "/", body.pieces(), headers=headers, limit_s=limit_s)
-        )
+        task = asyncio.create_task(call(wire, "POST", "/", body.pieces(), headers=headers, limit_s=limit_s))
         async with asyncio.timeout(LONG_S / 2):
             await body.is_stalled.wait()
             await asyncio.to_thread(server.wait_for, lambda: server.open_connections)

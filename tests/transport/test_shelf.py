@@ -266,9 +266,7 @@ def test_who_waits_longest_comes_first_across_loops() -> None:
                     await asyncio.sleep(0)
         await asyncio.gather(*tasks)
 
-    threads = [
-        threading.Thread(target=run_with, args=(asyncio.new_event_loop, calls(loop))) for loop in "ab"
-    ]
+    threads = [threading.Thread(target=run_with, args=(asyncio.new_event_loop, calls(loop))) for loop in "ab"]
     for one in threads:
         one.start()
     wait_until(lambda: rig.pool.view().waiting == len(arrivals))

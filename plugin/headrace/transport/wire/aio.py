@@ -95,7 +95,9 @@ class LoopWire(asyncio.Protocol, Watched):
         self._is_full = False  # the transport takes no more for now
         self._is_sent = True  # as a whole
         self._wants_head = False  # whoever waits
-        self._asking: asyncio.Task[Any] | None = None  # the task that waits for the next piece of a request's body
+        self._asking: asyncio.Task[Any] | None = (
+            None  # the task that waits for the next piece of a request's body
+        )
         self._has_asked_off = False  # it was cancelled by us
 
     # ── what the loop calls ──
@@ -377,7 +379,9 @@ class LoopWire(asyncio.Protocol, Watched):
                 if not await self._goes_on():
                     return False
                 if not isinstance(piece, bytes):
-                    piece = bytes(memoryview(piece))  # it may be changed, and its length may not be that of its bytes
+                    piece = bytes(
+                        memoryview(piece)
+                    )  # it may be changed, and its length may not be that of its bytes
                 if not piece:
                     continue
                 if left is None:
@@ -543,5 +547,7 @@ def _length_in(head: bytes) -> int | None:
                 raise ValueError("a body that is iterated over goes by chunks, or by its length")
             is_chunked = True
     if len(lengths) + is_chunked != 1 or not all(one.isdigit() for one in lengths):
-        raise ValueError("a body that is iterated over needs one Content-Length, or Transfer-Encoding: chunked")
+        raise ValueError(
+            "a body that is iterated over needs one Content-Length, or Transfer-Encoding: chunked"
+        )
     return None if is_chunked else int(lengths[0])
