@@ -528,9 +528,8 @@ class Shelf(Generic[C]):
         waiter = next((one for one in self._waiters if not one.future.done()), None)
         if waiter is None:
             self._pool.leave_queue(stand_in[1])
-        elif (
-            waiter.since > self._pool.first_waits_since()
-        ):  # its place was that of a call that has been served
+        elif waiter.since > self._pool.first_waits_since():
+            # The stand-in's place was that of a call that has been served.
             self._pool.leave_queue(stand_in[1])
             self._queue()
         elif self._pool.take_slot(stand_in[1]):

@@ -95,9 +95,7 @@ class LoopWire(asyncio.Protocol, Watched):
         self._is_full = False  # the transport takes no more for now
         self._is_sent = True  # as a whole
         self._wants_head = False  # whoever waits
-        self._asking: asyncio.Task[Any] | None = (
-            None  # the task that waits for the next piece of a request's body
-        )
+        self._asking: asyncio.Task[Any] | None = None  # what waits for the next piece of a request's body
         self._has_asked_off = False  # it was cancelled by us
 
     # ── what the loop calls ──
@@ -379,9 +377,8 @@ class LoopWire(asyncio.Protocol, Watched):
                 if not await self._goes_on():
                     return False
                 if not isinstance(piece, bytes):
-                    piece = bytes(
-                        memoryview(piece)
-                    )  # it may be changed, and its length may not be that of its bytes
+                    # It may be changed meanwhile, and its length may be another one than that of its bytes.
+                    piece = bytes(memoryview(piece))
                 if not piece:
                     continue
                 if left is None:
