@@ -350,18 +350,23 @@ def test_an_answer_ends_the_wait_for_the_rest_of_a_body(with_server: Any) -> Non
     with_server(act)
 
 
-def test_a_body_that_breaks_off_its_own_exchange_is_told_so(with_server: Any) -> None:
+@pytest.mark.parametrize("is_stalled", [False, True])
+def test_a_body_that_breaks_off_its_own_exchange_is_told_so(with_server: Any, is_stalled: bool) -> None:
     async def act(server: FaultServer) -> None:
         wire = await connect(server.port)
 
         async def pieces() -> AsyncIterator[bytes]:
             yield b"x"
             wire.break_off()
-            await asyncio.Event().wait()
+            if is_stalled:
+                await asyncio.Event().wait()
+            yield b"y"
 
         async with asyncio.timeout(LONG_S / 2):
             with pytest.raises(ConnectionAbortedError):
                 await call(wire, "POST", "/", pieces(), headers="Transfer-Encoding: chunked\r\n")
+            for _ in range(3):
+                await asyncio.sleep(0)  # nothing comes after it
 
     with_server(act)
 

@@ -319,7 +319,7 @@ def test_a_call_does_not_inherit_the_place_of_one_that_its_own_loop_has_served(o
 
 
 def test_those_who_wait_are_counted_over_all_loops_and_threads(on_loop: OnLoop) -> None:
-    rig = small(1, max_waiting=3)
+    rig = small(1, max_waiting=4)
     held = rig.of_a_thread()
 
     def on_another_loop() -> None:
@@ -334,16 +334,16 @@ def test_those_who_wait_are_counted_over_all_loops_and_threads(on_loop: OnLoop) 
     async def main() -> None:
         waiting: list[asyncio.Future[None]] = []
         for n, call in enumerate(
-            [one_call(), asyncio.to_thread(on_another_loop), asyncio.to_thread(on_a_thread)], 1
+            [one_call(), one_call(), asyncio.to_thread(on_another_loop), asyncio.to_thread(on_a_thread)], 1
         ):
             waiting.append(asyncio.ensure_future(call))
             while rig.pool.view().waiting < n:
                 await asyncio.sleep(0.001)
-        with pytest.raises(LeaseRejected, match=r"may \(3\)"):
+        with pytest.raises(LeaseRejected, match=r"may \(4\)"):
             await rig.lease(30.0)
-        with pytest.raises(LeaseRejected, match=r"may \(3\)"):
+        with pytest.raises(LeaseRejected, match=r"may \(4\)"):
             await asyncio.to_thread(rig.of_a_thread, 30.0)
-        with pytest.raises(LeaseRejected, match=r"may \(3\)"):
+        with pytest.raises(LeaseRejected, match=r"may \(4\)"):
             await asyncio.to_thread(on_another_loop)
         await asyncio.to_thread(rig.pool.give_back, held, reusable=True)
         await asyncio.wait_for(asyncio.gather(*waiting), 30.0)
