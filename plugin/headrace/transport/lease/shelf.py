@@ -365,7 +365,7 @@ class Shelf(Generic[C]):
         self._waiters.append(waiter)
         try:
             if self._stand_in is None:
-                self._queue()
+                self._queue(waiter)
             self._deadlines.add(limit, now)
             if on_wait is not None:
                 on_wait(token)
@@ -454,9 +454,10 @@ class Shelf(Generic[C]):
             self._serve(waiter, connection)
             return
         if waiter is not None:  # the stand-in's place was that of a call that has been served
-            self._leave_queue()
-            self._close(connection, "surplus")
-            self._queue()
+            try:
+                self._queue(waiter)
+            finally:
+                self._close(connection, "surplus")
             return
         self._shelve(connection, conn)
         # After the append: who waits in the pool's queue looks here after it has entered the queue.
@@ -508,10 +509,12 @@ class Shelf(Generic[C]):
         self._pool.count_end("surplus", is_replaced=True)
         return True
 
-    def _queue(self) -> None:
-        first = next((one for one in self._waiters if not one.future.done()), self._waiters[0])
-        gate = _Gate(self)
-        self._stand_in = (gate, self._pool.queue_slot(gate, first.since))
+    def _queue(self, waiter: _Waiter[C]) -> None:
+        """Have a stand-in wait in the place of *waiter*; the last one leaves after it: others look who waits."""
+        last, gate = self._stand_in, _Gate(self)
+        self._stand_in = (gate, self._pool.queue_slot(gate, waiter.since))
+        if last is not None:
+            self._pool.leave_queue(last[1])
 
     def _leave_queue(self) -> None:
         stand_in, self._stand_in = self._stand_in, None
@@ -524,20 +527,24 @@ class Shelf(Generic[C]):
             return  # it has left the queue since, and its slot with it
         if stand_in[0] is not gate:
             return
-        self._stand_in = None
-        waiter = next((one for one in self._waiters if not one.future.done()), None)
-        if waiter is None:
-            self._pool.leave_queue(stand_in[1])
+        waiting = (one for one in self._waiters if not one.future.done())
+        waiter, after = next(waiting, None), next(waiting, None)
+        if waiter is None or self._pool.stopped:
+            self._leave_queue()
+            if waiter is not None:
+                self._dismiss_waiters()
         elif waiter.since > self._pool.first_waits_since():
             # The stand-in's place was that of a call that has been served.
-            self._pool.leave_queue(stand_in[1])
-            self._queue()
-        elif self._pool.take_slot(stand_in[1]):
-            self._serve(waiter, _blank(self._pool))
-            if self._waiters:
-                self._queue()
+            self._queue(waiter)
         else:
-            self._dismiss_waiters()
+            self._stand_in = None
+            if after is not None:
+                self._queue(after)
+            if self._pool.take_slot(stand_in[1]):
+                self._serve(waiter, _blank(self._pool))
+            else:
+                self._dismiss_waiters()
+                self._leave_queue()
 
     def _dismiss_waiters(self) -> None:
         while self._waiters:
