@@ -792,3 +792,21 @@ def test_a_storm_of_threads_and_of_two_loops_never_passes_the_limit(on_loop: OnL
     assert rig.pool.view().max_connections == 3
     rig.pool.retire()
     assert all(conn.closed == 1 for conn in rig.made)
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_what_is_given_back_to_a_loop_that_never_runs_again_frees_its_slot(kind: str) -> None:
+    """It had stopped, and was closed before it ran what it was asked for."""
+    rig = small(1)
+
+    async def main() -> tuple[Shelf[Conn], Lease[Conn]]:
+        return await rig.shelf(), await rig.lease()
+
+    loop = LOOPS[kind]()
+    shelf, lease = loop.run_until_complete(main())
+    shelf.give_back(lease, reusable=True)
+    loop.close()
+    rig.pool.tend()
+    assert (rig.rest, rig.pool.shelves) == ((0, 0, 0), {})
+    assert rig.made[0].closed == 1
+    rig.pool.give_back(rig.of_a_thread(0.0), reusable=True)

@@ -97,6 +97,10 @@ class _Waiter(Generic[C]):
         self.lease, self.future, self.fresh, self.since = lease, future, fresh, since
 
 
+_Ended = tuple[Connection[C], bool, CloseReason, CloseReason | None, bool]
+"""The arguments of `Shelf._end`."""
+
+
 class _Gate:
     """What the pool opens when the shelf's turn has come: wakes the loop."""
 
@@ -142,6 +146,7 @@ class Shelf(Generic[C]):
         self._clock = clock
         self._idle: list[Connection[C]] = []  # oldest first
         self._held: dict[ref[Lease[C]], Connection[C]] = {}
+        self._given_back: dict[ref[Lease[C]], _Ended[C]] = {}  # by other threads
         self._waiters: deque[_Waiter[C]] = deque()
         self._stand_in: tuple[_Gate, Lease[Any]] | None = None
         self._one_off: set[ref[Lease[C]]] = set()
@@ -196,10 +201,18 @@ class Shelf(Generic[C]):
         one_off = token in self._one_off
         self._one_off.discard(token)
         self.breakers.pop(token, None)
-        if self.loop.is_closed():
-            self._close(connection, lease.aborted or reason, one_off=one_off)
-        else:
-            self._on_loop(self._end, connection, reusable, lease.aborted or reason, lease.aborted, one_off)
+        how = connection, reusable, lease.aborted or reason, lease.aborted, one_off
+        if asyncio._get_running_loop() is self.loop:
+            self._end(*how)
+            return
+        self._given_back[token] = how  # until the loop has ended it, which may never run again
+        if not self._is_closed:
+            try:
+                self.loop.call_soon_threadsafe(self._end_given_back, token)
+                return
+            except RuntimeError:
+                pass  # it is closed
+        self._close_given_back()
 
     def drop(self, lease: Lease[C]) -> None:
         """End *lease*, whose connection is between two answers or is not used again. From a finalizer; any thread."""
@@ -290,8 +303,9 @@ class Shelf(Generic[C]):
     def forget_inherited(self) -> None:
         """In a forked child: give up the connections. The loop, its selector and its tasks are the parent's."""
         self._is_closed = True
-        connections = [*self._idle, *self._held.values()]
+        connections = [*self._idle, *self._held.values(), *(how[0] for how in self._given_back.values())]
         self._idle.clear()
+        self._given_back.clear()
         self._held.clear()
         self._one_off.clear()
         self._waiters.clear()
@@ -465,6 +479,20 @@ class Shelf(Generic[C]):
             oldest.close()
             pool.return_slot("surplus")
 
+    def _end_given_back(self, token: ref[Lease[C]]) -> None:
+        how = self._given_back.pop(token, None)
+        if how is not None:
+            self._end(*how)
+
+    def _close_given_back(self) -> None:
+        """Close what the loop will not see to any more. Any thread."""
+        while self._given_back:
+            try:
+                _, (connection, _, reason, _, one_off) = self._given_back.popitem()
+            except KeyError:  # another thread was faster
+                return
+            self._close(connection, reason, one_off=one_off)
+
     def _shelve(self, connection: Connection[C], conn: C) -> None:
         def ended() -> None:
             if self._unshelve(connection):
@@ -622,6 +650,7 @@ class Shelf(Generic[C]):
             if lease is not None:
                 lease.aborted, lease.token = lease.aborted or "retired", None
             self._close(connection, "retired", one_off=token in self._one_off)
+        self._close_given_back()
         self._pool.remove_shelf(self)
 
     def __repr__(self) -> str:
