@@ -192,6 +192,150 @@ def test_an_iterated_body_is_sent_once_by_chunks_and_never_again_empty(with_rule
     with_rules(act, "    retry: {methods: [GET, PUT]}\n")
 
 
+STALLED = "    retry: {max_attempts: 1}\n    timeouts: {attempt: %s, read: %s, write: 500ms, deadline: %s}\n"
+
+
+@pytest.mark.parametrize(
+    ("limits", "end", "error"),
+    [
+        pytest.param(("500ms", "500ms", "60s"), None, TransportTimeout, id="attempt"),
+        pytest.param(("500ms", "500ms", "500ms"), None, (DeadlineExceeded, TransportTimeout), id="deadline"),
+        pytest.param(
+            ("60s", "60s", "60s"), lambda rig: rig.server.drop_all(), TransportBroken, id="the peer"
+        ),
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+def test_a_body_that_never_yields_again_is_bounded_and_closed(
+    with_rules: Any, limits: tuple[str, ...], end: Any, error: Any, streamed: bool
+) -> None:
+    async def act(rig: Rig) -> None:
+        log: list[str] = []
+        is_stalled = asyncio.Event()
+
+        async def content() -> AsyncIterator[bytes]:
+            try:
+                yield b"x"
+                is_stalled.set()
+                await asyncio.Event().wait()
+            finally:
+                log.append("closed")
+
+        async def send() -> None:
+            if streamed:
+                async with rig.aio.stream("POST", "/", content=content()) as answer:
+                    await answer.aread()
+            else:
+                await rig.aio.post("/", content=content())
+
+        call = asyncio.create_task(send())
+        await is_stalled.wait()
+        if end is not None:
+            await asyncio.to_thread(rig.server.wait_for, lambda: rig.server.open_connections)
+            end(rig)
+        began = time.monotonic()
+        with pytest.raises(error):
+            await call
+        assert time.monotonic() - began < LONG_S / 2
+        assert (log, call.cancelling(), rig.pool) == (["closed"], 0, (0, 0, 0))
+
+    with_rules(act, STALLED % limits)
+
+
+def test_close_ends_a_call_whose_body_never_yields_again(tmp_path: Path, on_loop: OnLoop) -> None:
+    async def act(hr: headrace.Headrace) -> None:
+        is_stalled = asyncio.Event()
+
+        async def content() -> AsyncIterator[bytes]:
+            yield b"x"
+            is_stalled.set()
+            await asyncio.Event().wait()
+
+        call = asyncio.create_task(hr.upstream("billing").aio.post("/", content=content()))
+        async with asyncio.timeout(LONG_S):
+            await is_stalled.wait()
+            hr.close()
+            with pytest.raises(HeadraceError):
+                await call
+
+    limits = STALLED % ("60s", "60s", "60s")
+    with FaultServer() as server, running(tmp_path, rules(server.url, limits)) as hr:
+        on_loop(act(hr))
+
+
+def test_a_body_is_closed_where_the_answer_comes_before_its_end(with_rules: Any) -> None:
+    async def act(rig: Rig) -> None:
+        log: list[str] = []
+        rig.server.on_expect = "answer"
+        rig.server.always(Answer(413, close=True))
+
+        async def content() -> AsyncIterator[bytes]:
+            try:
+                while True:
+                    yield bytes(100_000)
+                    await asyncio.sleep(0)
+            finally:
+                log.append("closed")
+
+        headers = {"Expect": "100-continue"}
+        answer = await rig.aio.post("/", content=content(), headers=headers)
+        assert (answer.status_code, log) == (413, ["closed"])
+
+    with_rules(act, ONCE)
+
+
+@pytest.mark.parametrize("n_bytes", [2, 60])
+def test_a_body_that_is_iterated_over_is_as_long_as_it_says(with_rules: Any, n_bytes: int) -> None:
+    """Else what follows on the connection is somebody else's request, or a part of this one."""
+
+    async def act(rig: Rig) -> None:
+        async def content() -> AsyncIterator[bytes]:
+            yield b"one"
+            yield b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
+
+        with pytest.raises(ValueError, match="its Content-Length"):
+            await rig.aio.post("/", content=content(), headers={"Content-Length": str(n_bytes)})
+        assert (await rig.aio.get("/mine")).status_code == 200
+        assert [one.target for one in rig.server.requests] == ["/mine"]
+
+    with_rules(act, QUICK)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:unclosed transport:ResourceWarning"
+)  # asyncio's, of the loop that was closed
+@pytest.mark.parametrize("holder", ["a thread", "the loop"])
+def test_a_loop_that_is_closed_under_its_calls_locks_nobody_out(tmp_path: Path, holder: str) -> None:
+    body = "    retry: {max_attempts: 1}\n    pool: {max_connections: 1}\n"
+    body += "    timeouts: {acquire: 30s, deadline: 60s}\n"
+    with FaultServer() as server, running(tmp_path, rules(server.url, body)) as hr:
+        upstream, leases = hr.upstream("billing"), hr.snapshot.upstream("billing").endpoint.pool.leases
+        server.next(Answer(delay_s=1.0))
+        thread = threading.Thread(target=upstream.get, args=("/",))
+        if holder == "a thread":
+            thread.start()
+            wait_until(lambda: server.requests)
+
+        async def main() -> list[asyncio.Task[Any]]:
+            tasks = [asyncio.create_task(upstream.aio.get("/")) for _ in range(2)]
+            while leases.view().waiting < (2 if holder == "a thread" else 1) or not server.requests:
+                await asyncio.sleep(0.001)
+            return tasks
+
+        loop = asyncio.new_event_loop()
+        tasks = loop.run_until_complete(main())
+        loop.close()
+        assert upstream.get("/").status_code == 200
+        assert run_with(asyncio.new_event_loop, upstream.aio.get("/")).status_code == 200
+        if holder == "a thread":
+            thread.join(LONG_S)
+        assert (leases.view().inuse, leases.view().waiting, leases.shelves) == (0, 0, {})
+        while tasks:
+            tasks.pop()._log_destroy_pending = False  # type: ignore[attr-defined]
+        del loop
+        gc.collect()
+
+
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "deflate, raw", "gzip, gzip"])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_codings_are_taken_off(with_rules: Any, coding: str, streamed: bool) -> None:

@@ -280,6 +280,194 @@ def test_a_refusal_that_comes_before_the_body_has_left_is_the_answer(with_server
     with_server(act)
 
 
+class Stalls:
+    """A body of one piece that never yields again. Remembers whether it was ended, as a generator is."""
+
+    def __init__(self, *, is_stubborn: bool = False) -> None:
+        self.is_stubborn, self.is_closed = is_stubborn, False
+        self.is_stalled = asyncio.Event()
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        try:
+            yield b"x"
+            self.is_stalled.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if not self.is_stubborn:
+                    raise
+            yield b"y"
+        finally:
+            self.is_closed = True
+
+
+def the_limit(wire: LoopWire, server: FaultServer) -> None:
+    """`call` has been given 0.3 s."""
+
+
+@pytest.mark.parametrize("is_stubborn", [False, True], ids=["", "and that swallows its cancellation"])
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [
+        pytest.param(the_limit, TimeoutError, id="the limit"),
+        pytest.param(lambda wire, server: wire.break_off(), ConnectionAbortedError, id="headrace"),
+        pytest.param(lambda wire, server: server.drop_all(), OSError, id="the peer"),
+    ],
+)
+def test_a_body_that_never_yields_again_outlives_nothing(
+    with_server: Any, end: Any, error: type[Exception], is_stubborn: bool
+) -> None:
+    async def act(server: FaultServer) -> None:
+        wire, body = await connect(server.port), Stalls(is_stubborn=is_stubborn)
+        limit_s = 0.3 if end is the_limit else LONG_S
+        headers = "Transfer-Encoding: chunked\r\n"
+        task = asyncio.create_task(call(wire, "POST", "/", body.pieces(), headers=headers, limit_s=limit_s))
+        async with asyncio.timeout(LONG_S / 2):
+            await body.is_stalled.wait()
+            await asyncio.to_thread(server.wait_for, lambda: server.open_connections)
+            end(wire, server)
+            with pytest.raises((error, Truncated) if error is OSError else error):
+                await task
+        assert (body.is_closed, task.cancelling(), wire.is_reusable) == (True, 0, False)
+
+    with_server(act)
+
+
+def test_an_answer_ends_the_wait_for_the_rest_of_a_body(with_server: Any) -> None:
+    async def act(server: FaultServer) -> None:
+        server.on_expect = "answer"
+        server.always(Answer(413, body=b"too much", close=True))
+        wire, body = await connect(server.port), Stalls()
+        headers = "Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n"
+        async with asyncio.timeout(LONG_S / 2):
+            assert await call(wire, "POST", "/", body.pieces(), headers=headers) == b"too much"
+        assert (wire.reader.status, body.is_closed, wire.is_reusable) == (413, True, False)
+        me = asyncio.current_task()
+        assert me is not None
+        assert me.cancelling() == 0
+        wire.close()
+
+    with_server(act)
+
+
+@pytest.mark.parametrize("is_stalled", [False, True])
+def test_a_body_that_breaks_off_its_own_exchange_is_told_so(with_server: Any, is_stalled: bool) -> None:
+    async def act(server: FaultServer) -> None:
+        wire = await connect(server.port)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"x"
+            wire.break_off()
+            if is_stalled:
+                await asyncio.Event().wait()
+            yield b"y"
+
+        async with asyncio.timeout(LONG_S / 2):
+            with pytest.raises(ConnectionAbortedError):
+                await call(wire, "POST", "/", pieces(), headers="Transfer-Encoding: chunked\r\n")
+            for _ in range(3):
+                await asyncio.sleep(0)  # nothing comes after it
+
+    with_server(act)
+
+
+def test_a_task_that_is_cancelled_while_its_exchange_is_broken_off_stays_cancelled(with_server: Any) -> None:
+    async def act(server: FaultServer) -> None:
+        for theirs_first in (True, False):
+            wire, body = await connect(server.port), Stalls()
+            headers = "Transfer-Encoding: chunked\r\n"
+            task = asyncio.create_task(call(wire, "POST", "/", body.pieces(), headers=headers))
+            await body.is_stalled.wait()
+            if theirs_first:
+                task.cancel()
+            wire.break_off()
+            if not theirs_first:
+                asyncio.get_running_loop().call_soon(task.cancel)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert body.is_closed
+            assert task.cancelling() == 1
+        # nothing that ends an exchange has ended the limits of those that were cancelled
+        deadlines_of(asyncio.get_running_loop()).table.clear()
+
+    with_server(act)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_head_that_comes_before_the_body_has_left_ends_no_limit_of_it(
+    with_server: Any, is_streamed: bool
+) -> None:
+    """The peer has begun to answer, and will neither end that nor read on."""
+
+    async def act(server: FaultServer) -> None:
+        server.on_expect = "answer"
+        server.always(Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nbegun", then="keep"))
+        wire, body = await connect(server.port), Stalls()
+        headers = "Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n"
+        async with asyncio.timeout(LONG_S / 2):
+            with pytest.raises(TimeoutError, match="timed out"):
+                await call(
+                    wire, "POST", "/", body.pieces(), headers=headers, limit_s=0.5, streamed=is_streamed
+                )
+        assert wire.reader.head_done
+        assert body.is_closed
+
+    with_server(act)
+
+
+@pytest.mark.parametrize(
+    ("headers", "error"),
+    [
+        pytest.param("Content-Length: 2\r\n", "more bytes than its Content-Length, 2", id="longer"),
+        pytest.param("Content-Length: 0\r\n", "more bytes than its Content-Length, 0", id="longer than none"),
+        pytest.param("Content-Length: 60\r\n", "54 bytes before its Content-Length, 60", id="shorter"),
+        pytest.param("Content-Length: 6\r\ncontent-length: 6\r\n", "needs one", id="two lengths"),
+        pytest.param("Content-Length: 6\r\nTransfer-Encoding: chunked\r\n", "needs one", id="both"),
+        pytest.param("Content-Length: +6\r\n", "needs one", id="no number"),
+        pytest.param("", "needs one", id="neither"),
+        pytest.param("Transfer-Encoding: gzip, chunked\r\n", "goes by chunks", id="another coding"),
+    ],
+)
+def test_a_body_that_is_iterated_over_is_held_to_its_frame(
+    with_server: Any, headers: str, error: str
+) -> None:
+    """What is too much would be the next request on the connection, and what is missing would eat that."""
+
+    async def act(server: FaultServer) -> None:
+        wire, body, is_closed = await connect(server.port), b"one", []
+
+        async def pieces() -> AsyncIterator[bytes]:
+            try:
+                yield body
+                yield b"two"
+            finally:
+                is_closed.append(True)
+
+        content = pieces()
+        with pytest.raises(ValueError, match=error):
+            await call(wire, "POST", "/", content, headers=headers)
+        assert not wire.is_reusable
+        assert is_closed == ([True] if "Content-Length, " in error else [])
+        wire.close()
+        assert all(one.body == b"" for one in server.requests)  # that of no length is whole
+        assert len(server.requests) <= 1
+
+    with_server(act)
+
+
+def test_pieces_are_as_long_as_their_bytes(with_server: Any) -> None:
+    async def act(server: FaultServer) -> None:
+        wire = await connect(server.port)
+        for headers in ("Transfer-Encoding: chunked\r\n", "Content-Length: 11\r\n"):
+            content: Any = _pieces(memoryview(b"12345678").cast("I"), bytearray(b"abc"))  # type: ignore[arg-type]
+            assert await call(wire, "POST", "/", content, headers=headers) == b"ok"
+            assert server.requests[-1].body == b"12345678abc"
+        assert wire.is_reusable
+        wire.close()
+
+    with_server(act)
+
+
 def test_a_peer_that_takes_nothing_of_a_body_is_cut_off(with_server: Any) -> None:
     async def act(server: FaultServer) -> None:
         server.sip_s, server.sip_bytes = 60.0, 1

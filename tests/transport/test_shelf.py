@@ -241,6 +241,117 @@ def test_who_waits_is_served_in_turn_and_a_thread_that_came_before_is_not_overta
     assert rig.rest == (0, 0, 0) or rig.rest == (0, 1, 0)
 
 
+def test_who_waits_longest_comes_first_across_loops() -> None:
+    """Calls of two loops arrive by turns, then many more on the second one: none of the first one's is overtaken."""
+    rig = small(1)
+    held = rig.of_a_thread()
+    order: list[str] = []
+    arrivals = [(n, "ab"[n % 2]) for n in range(6)] + [(n, "b") for n in range(6, 16)]
+
+    async def calls(loop: str) -> None:
+        shelf, tasks = await rig.shelf(), []
+
+        async def call(name: str) -> None:
+            lease = await rig.lease(30.0)
+            order.append(name)
+            await asyncio.sleep(0)
+            shelf.give_back(lease, reusable=True)
+
+        for n, whose in arrivals:
+            if whose == loop:
+                while rig.pool.view().waiting < n:
+                    await asyncio.sleep(0.001)
+                tasks.append(asyncio.create_task(call(f"{n}{whose}")))
+                while rig.pool.view().waiting <= n:
+                    await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+
+    threads = [threading.Thread(target=run_with, args=(asyncio.new_event_loop, calls(loop))) for loop in "ab"]
+    for one in threads:
+        one.start()
+    wait_until(lambda: rig.pool.view().waiting == len(arrivals))
+    rig.pool.give_back(held, reusable=False)
+    for one in threads:
+        one.join(30.0)
+        assert not one.is_alive()
+    assert order == [f"{n}{whose}" for n, whose in arrivals]
+
+
+def test_a_call_does_not_inherit_the_place_of_one_that_its_own_loop_has_served(on_loop: OnLoop) -> None:
+    rig = small(2)
+    order: list[str] = []
+    of_thread = rig.of_a_thread()
+
+    async def main() -> None:
+        shelf = await rig.shelf()
+        held = await rig.lease()
+        go = asyncio.Event()
+
+        async def call(name: str) -> None:
+            lease = await rig.lease(30.0)
+            order.append(name)
+            await go.wait()
+            shelf.give_back(lease, reusable=True)
+
+        def thread() -> None:
+            lease = rig.of_a_thread(30.0)
+            order.append("thread")
+            rig.pool.give_back(lease, reusable=True)
+
+        tasks = [asyncio.create_task(call("first"))]
+        await turns()
+        tasks.append(asyncio.create_task(asyncio.to_thread(thread)))
+        while rig.pool.view().waiting < 2:
+            await asyncio.sleep(0.001)
+        tasks.append(asyncio.create_task(call("last")))
+        await turns()
+        shelf.give_back(held, reusable=True)  # to the first one, whose place in the queue of threads stays
+        await turns()
+        assert order == ["first"]
+        await asyncio.to_thread(rig.pool.give_back, of_thread, reusable=True)
+        while len(order) < 3:
+            await asyncio.sleep(0.001)
+        go.set()
+        await asyncio.wait_for(asyncio.gather(*tasks), 30.0)
+
+    on_loop(main())
+    assert order == ["first", "thread", "last"]
+
+
+def test_those_who_wait_are_counted_over_all_loops_and_threads(on_loop: OnLoop) -> None:
+    rig = small(1, max_waiting=4)
+    held = rig.of_a_thread()
+
+    def on_another_loop() -> None:
+        run_with(asyncio.new_event_loop, one_call())
+
+    async def one_call() -> None:
+        (await rig.shelf()).give_back(await rig.lease(30.0), reusable=True)
+
+    def on_a_thread() -> None:
+        rig.pool.give_back(rig.of_a_thread(30.0), reusable=True)
+
+    async def main() -> None:
+        waiting: list[asyncio.Future[None]] = []
+        for n, call in enumerate(
+            [one_call(), one_call(), asyncio.to_thread(on_another_loop), asyncio.to_thread(on_a_thread)], 1
+        ):
+            waiting.append(asyncio.ensure_future(call))
+            while rig.pool.view().waiting < n:
+                await asyncio.sleep(0.001)
+        with pytest.raises(LeaseRejected, match=r"may \(4\)"):
+            await rig.lease(30.0)
+        with pytest.raises(LeaseRejected, match=r"may \(4\)"):
+            await asyncio.to_thread(rig.of_a_thread, 30.0)
+        with pytest.raises(LeaseRejected, match=r"may \(4\)"):
+            await asyncio.to_thread(on_another_loop)
+        await asyncio.to_thread(rig.pool.give_back, held, reusable=True)
+        await asyncio.wait_for(asyncio.gather(*waiting), 30.0)
+
+    on_loop(main())
+    assert rig.rest[0] == rig.rest[2] == 0
+
+
 @pytest.mark.parametrize(
     "is_served", [False, True], ids=["while it waits", "in the turn in which it is served"]
 )
@@ -551,6 +662,39 @@ def test_a_loop_that_was_just_closed_is_found_by_the_next_look(kind: str) -> Non
     assert (rig.rest, rig.pool.shelves) == ((0, 0, 0), {})
 
 
+@pytest.mark.parametrize("kind", LOOPS)
+@pytest.mark.parametrize("holder", ["a thread", "the loop"])
+@pytest.mark.parametrize("is_kept", [True, False], ids=["its tasks are kept", "its tasks are dropped"])
+def test_a_loop_that_was_closed_while_calls_wait_locks_nobody_out(
+    kind: str, holder: str, is_kept: bool
+) -> None:
+    """Nobody can be woken on it, and what it has goes back all the same."""
+    rig = small(1)
+    of_thread = rig.of_a_thread() if holder == "a thread" else None
+
+    async def main() -> list[asyncio.Task[Lease[Conn]]]:
+        tasks = [asyncio.create_task(rig.lease(30.0)) for _ in range(3)]
+        await turns()
+        assert rig.rest == (1, 0, 3 if of_thread else 2)
+        return tasks
+
+    loop = LOOPS[kind]()
+    tasks = loop.run_until_complete(main())
+    loop.close()
+    if not is_kept:
+        tasks.clear()
+        gc.collect()
+    rig.pool.tend()
+    assert (rig.pool.shelves, rig.pool.view().waiting) == ({}, 0)
+    if of_thread is not None:
+        rig.pool.give_back(of_thread, reusable=True)
+    rig.pool.give_back(rig.of_a_thread(0.0), reusable=True)
+    assert rig.rest == (0, 1, 0)
+    assert rig.pool.view().max_connections == 1
+    for task in tasks:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("fork", [ordinary_fork, bare_fork])
 def test_a_forked_child_forgets_what_the_parent_has_on_its_loops(rig: Rig, fork: Callable[[], int]) -> None:
     """failures.md 26."""
@@ -648,3 +792,21 @@ def test_a_storm_of_threads_and_of_two_loops_never_passes_the_limit(on_loop: OnL
     assert rig.pool.view().max_connections == 3
     rig.pool.retire()
     assert all(conn.closed == 1 for conn in rig.made)
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_what_is_given_back_to_a_loop_that_never_runs_again_frees_its_slot(kind: str) -> None:
+    """It had stopped, and was closed before it ran what it was asked for."""
+    rig = small(1)
+
+    async def main() -> tuple[Shelf[Conn], Lease[Conn]]:
+        return await rig.shelf(), await rig.lease()
+
+    loop = LOOPS[kind]()
+    shelf, lease = loop.run_until_complete(main())
+    shelf.give_back(lease, reusable=True)
+    loop.close()
+    rig.pool.tend()
+    assert (rig.rest, rig.pool.shelves) == ((0, 0, 0), {})
+    assert rig.made[0].closed == 1
+    rig.pool.give_back(rig.of_a_thread(0.0), reusable=True)

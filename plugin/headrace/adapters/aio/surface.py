@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from http.client import responses as reasons
 from typing import Any, Final
 
@@ -323,10 +323,15 @@ def fault_of(error: Exception, phase: Phase) -> tuple[Fault, bool]:
 
 
 async def _noted(content: AsyncIterable[bytes], attempt: Attempt) -> AsyncIterator[bytes]:
-    """*content*; what it raises is the caller's own."""
+    """*content*; what it raises is the caller's own. A generator is closed with this."""
     try:
-        async for piece in content:
-            yield piece
+        pieces = aiter(content)
+        try:
+            async for piece in pieces:
+                yield piece
+        finally:
+            if isinstance(pieces, AsyncGenerator):
+                await pieces.aclose()
     except Exception as error:
         attempt.own_error = error
         raise

@@ -1027,8 +1027,12 @@ class LeasePool(Generic[C]):
             self._tally.waited += 1
             self._tally.waits.append(waited_s)
 
-    def queue_slot(self, gate: Gate) -> Lease[C]:
-        """Have a shelf wait for a slot in this queue, behind all who wait already. Blocks for the lock only.
+    def n_waiting(self) -> int:
+        """How many calls wait, of threads and of loops. Read without the lock, so it may be late."""
+        return len(self._waiters) + sum(one.counts().waiting for one in self.shelves.copy().values())
+
+    def queue_slot(self, gate: Gate, since: float) -> Lease[C]:
+        """Have a shelf wait for a slot in this queue, behind all who wait since *since* or longer. Blocks for the lock.
 
         *gate* is released under the lock when its turn has come, or the pool was stopped; then `take_slot` says which.
         """
@@ -1036,7 +1040,7 @@ class LeasePool(Generic[C]):
         lease.connection = self._blank()
         lease.reused = lease.one_off = False
         lease.waited_s = 0.0
-        lease.taken_at = self._clock()
+        lease.taken_at = since
         lease.site = lease.aborted = None
         lease.token = token = ref(lease, self._on_drop)
         hash(token)
@@ -1045,7 +1049,10 @@ class LeasePool(Generic[C]):
             if self._stopped:
                 raise LeaseClosed("the pool is stopped", self._view(), waited_s=0.0)
             self._fresh_waiters.add(lease)
+            later = [one for one in self._waiters if one.taken_at > since]
             self._waiters[lease] = gate
+            for one in later:
+                self._waiters.move_to_end(one)
             self._take_from_a_shelf()
             self._serve()
         self._settle()
@@ -1306,7 +1313,7 @@ class LeasePool(Generic[C]):
             raise LeaseTimeout(
                 "no connection is free and there is no time to wait", self._view(), waited_s=waited_s
             )
-        if len(self._waiters) >= plan.max_waiting:
+        if self.n_waiting() >= plan.max_waiting:
             raise LeaseRejected(
                 f"as many are waiting as may ({plan.max_waiting})", self._view(), waited_s=waited_s
             )

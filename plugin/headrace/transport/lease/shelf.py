@@ -4,9 +4,11 @@ A shelf belongs to the thread of its loop, so a call takes a connection and give
 may be, the `LeasePool` of the origin says: `max_connections` holds for threads and all loops together. It is asked only
 when a connection is opened or closed, and when a call has to wait.
 
-**Who waits.** First come, first served, per shelf. For all its waiters a shelf has one stand-in in the pool's queue;
-once that has its turn, the first waiter has the slot, and the next stand-in goes to the end of the queue. A connection
-that comes back goes to the first waiter of its own loop, unless somebody in the pool's queue has waited for longer.
+**Who waits.** First come, first served, threads and loops together. For all its waiters a shelf has one stand-in in the
+pool's queue, where the first of them would stand. Once that has its turn, the first waiter has the slot, and the next
+one gets a stand-in in its own place; so it does where the stand-in's place was that of a call that has been served. A
+connection that comes back goes to the first waiter of its own loop, unless somebody in the pool's queue has waited for
+longer.
 
 **What other threads do.** They take the oldest idle connection (`give_up_oldest`): `list.pop` is one step, and who has
 popped it has it. They mark what is in use (`outdate`), and ask the loop for everything else (`call_soon_threadsafe`).
@@ -95,6 +97,10 @@ class _Waiter(Generic[C]):
         self.lease, self.future, self.fresh, self.since = lease, future, fresh, since
 
 
+_Ended = tuple[Connection[C], bool, CloseReason, CloseReason | None, bool]
+"""The arguments of `Shelf._end`."""
+
+
 class _Gate:
     """What the pool opens when the shelf's turn has come: wakes the loop."""
 
@@ -140,6 +146,7 @@ class Shelf(Generic[C]):
         self._clock = clock
         self._idle: list[Connection[C]] = []  # oldest first
         self._held: dict[ref[Lease[C]], Connection[C]] = {}
+        self._given_back: dict[ref[Lease[C]], _Ended[C]] = {}  # by other threads
         self._waiters: deque[_Waiter[C]] = deque()
         self._stand_in: tuple[_Gate, Lease[Any]] | None = None
         self._one_off: set[ref[Lease[C]]] = set()
@@ -194,10 +201,18 @@ class Shelf(Generic[C]):
         one_off = token in self._one_off
         self._one_off.discard(token)
         self.breakers.pop(token, None)
-        if self.loop.is_closed():
-            self._close(connection, lease.aborted or reason, one_off=one_off)
-        else:
-            self._on_loop(self._end, connection, reusable, lease.aborted or reason, lease.aborted, one_off)
+        how = connection, reusable, lease.aborted or reason, lease.aborted, one_off
+        if asyncio._get_running_loop() is self.loop:
+            self._end(*how)
+            return
+        self._given_back[token] = how  # until the loop has ended it, which may never run again
+        if not self._is_closed:
+            try:
+                self.loop.call_soon_threadsafe(self._end_given_back, token)
+                return
+            except RuntimeError:
+                pass  # it is closed
+        self._close_given_back()
 
     def drop(self, lease: Lease[C]) -> None:
         """End *lease*, whose connection is between two answers or is not used again. From a finalizer; any thread."""
@@ -288,8 +303,9 @@ class Shelf(Generic[C]):
     def forget_inherited(self) -> None:
         """In a forked child: give up the connections. The loop, its selector and its tasks are the parent's."""
         self._is_closed = True
-        connections = [*self._idle, *self._held.values()]
+        connections = [*self._idle, *self._held.values(), *(how[0] for how in self._given_back.values())]
         self._idle.clear()
+        self._given_back.clear()
         self._held.clear()
         self._one_off.clear()
         self._waiters.clear()
@@ -344,7 +360,7 @@ class Shelf(Generic[C]):
             raise LeaseTimeout(
                 "no connection is free and there is no time to wait", pool.full_view(), waited_s=0.0
             )
-        if len(self._waiters) >= plan.max_waiting:
+        if pool.n_waiting() >= plan.max_waiting:
             text = f"as many are waiting as may ({plan.max_waiting})"
             raise LeaseRejected(text, pool.full_view(), waited_s=0.0)
         await self._wait(lease, token, timeout_s, fresh, on_wait)
@@ -363,7 +379,7 @@ class Shelf(Generic[C]):
         self._waiters.append(waiter)
         try:
             if self._stand_in is None:
-                self._queue()
+                self._queue(waiter)
             self._deadlines.add(limit, now)
             if on_wait is not None:
                 on_wait(token)
@@ -452,15 +468,30 @@ class Shelf(Generic[C]):
             self._serve(waiter, connection)
             return
         if waiter is not None:  # the stand-in's place was that of a call that has been served
-            self._leave_queue()
-            self._close(connection, "surplus")
-            self._queue()
+            try:
+                self._queue(waiter)
+            finally:
+                self._close(connection, "surplus")
             return
         self._shelve(connection, conn)
         # After the append: who waits in the pool's queue looks here after it has entered the queue.
         if pool.first_waits_since() < inf and (oldest := self.give_up_oldest()) is not None:
             oldest.close()
             pool.return_slot("surplus")
+
+    def _end_given_back(self, token: ref[Lease[C]]) -> None:
+        how = self._given_back.pop(token, None)
+        if how is not None:
+            self._end(*how)
+
+    def _close_given_back(self) -> None:
+        """Close what the loop will not see to any more. Any thread."""
+        while self._given_back:
+            try:
+                _, (connection, _, reason, _, one_off) = self._given_back.popitem()
+            except KeyError:  # another thread was faster
+                return
+            self._close(connection, reason, one_off=one_off)
 
     def _shelve(self, connection: Connection[C], conn: C) -> None:
         def ended() -> None:
@@ -506,9 +537,12 @@ class Shelf(Generic[C]):
         self._pool.count_end("surplus", is_replaced=True)
         return True
 
-    def _queue(self) -> None:
-        gate = _Gate(self)
-        self._stand_in = (gate, self._pool.queue_slot(gate))
+    def _queue(self, waiter: _Waiter[C]) -> None:
+        """Have a stand-in wait in the place of *waiter*; the last one leaves after it: others look who waits."""
+        last, gate = self._stand_in, _Gate(self)
+        self._stand_in = (gate, self._pool.queue_slot(gate, waiter.since))
+        if last is not None:
+            self._pool.leave_queue(last[1])
 
     def _leave_queue(self) -> None:
         stand_in, self._stand_in = self._stand_in, None
@@ -521,16 +555,24 @@ class Shelf(Generic[C]):
             return  # it has left the queue since, and its slot with it
         if stand_in[0] is not gate:
             return
-        self._stand_in = None
-        waiter = next((one for one in self._waiters if not one.future.done()), None)
-        if waiter is None:
-            self._pool.leave_queue(stand_in[1])
-        elif self._pool.take_slot(stand_in[1]):
-            self._serve(waiter, _blank(self._pool))
-            if self._waiters:
-                self._queue()
+        waiting = (one for one in self._waiters if not one.future.done())
+        waiter, after = next(waiting, None), next(waiting, None)
+        if waiter is None or self._pool.stopped:
+            self._leave_queue()
+            if waiter is not None:
+                self._dismiss_waiters()
+        elif waiter.since > self._pool.first_waits_since():
+            # The stand-in's place was that of a call that has been served.
+            self._queue(waiter)
         else:
-            self._dismiss_waiters()
+            self._stand_in = None
+            if after is not None:
+                self._queue(after)
+            if self._pool.take_slot(stand_in[1]):
+                self._serve(waiter, _blank(self._pool))
+            else:
+                self._dismiss_waiters()
+                self._leave_queue()
 
     def _dismiss_waiters(self) -> None:
         while self._waiters:
@@ -608,6 +650,7 @@ class Shelf(Generic[C]):
             if lease is not None:
                 lease.aborted, lease.token = lease.aborted or "retired", None
             self._close(connection, "retired", one_off=token in self._one_off)
+        self._close_given_back()
         self._pool.remove_shelf(self)
 
     def __repr__(self) -> str:
@@ -640,7 +683,10 @@ async def _is_alive(connection: Connection[Any]) -> bool:
 
 def _wake(waiter: _Waiter[Any]) -> None:
     if not waiter.future.done():
-        waiter.future.set_result(None)
+        try:
+            waiter.future.set_result(None)
+        except RuntimeError:
+            pass  # its loop is closed: its task will never run again, and what it has in the queue is given up
 
 
 def _blank(pool: LeasePool[Any]) -> Connection[Any]:

@@ -14,6 +14,10 @@ piece, whichever it waits for. At the last byte the protocol itself takes the li
 stream that ends while it is paused is resumed before its connection goes back: the next exchange on it would hear
 nothing. A body is written as fast as the socket takes it.
 
+**A body that is iterated over** is somebody else's code, and may never yield again. What breaks the exchange off, and
+the whole answer, cancel the wait for its next piece, as `asyncio.timeout` would. It is held to its Content-Length: one
+byte more would be the next request's, one less would eat that.
+
 **At rest**, between two exchanges, nothing may come: whatever does ends the connection, and so does what comes behind
 a complete answer (failures.md 53).
 
@@ -25,7 +29,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Final
 
 from headrace.clock import monotonic
@@ -91,6 +95,8 @@ class LoopWire(asyncio.Protocol, Watched):
         self._is_full = False  # the transport takes no more for now
         self._is_sent = True  # as a whole
         self._wants_head = False  # whoever waits
+        self._asking: asyncio.Task[Any] | None = None  # what waits for the next piece of a request's body
+        self._has_asked_off = False  # it was cancelled by us
 
     # ── what the loop calls ──
 
@@ -119,7 +125,7 @@ class LoopWire(asyncio.Protocol, Watched):
         if is_done:
             self._answered()
         elif self._streamed and reader.head_done:
-            if limit is not None:
+            if limit is not None and self._is_sent:
                 self._take_out()  # the head is what was limited, or this silence
             self._unread += len(data)
             if self._unread > MOST_UNREAD and not self._is_paused:
@@ -218,7 +224,8 @@ class LoopWire(asyncio.Protocol, Watched):
     async def send(self, head: bytes, body: Body, *, write_s: float, read_s: float) -> None:
         """Send the request; return at once where its answer is there already.
 
-        A body that is iterated over is framed as its head says: by chunks where that has no length.
+        A body that is iterated over is framed as its head says, by chunks or by a length, to which it is held. A
+        generator is closed where it is left before its end.
 
         Args:
             write_s: Longest stall while it is sent.
@@ -226,6 +233,7 @@ class LoopWire(asyncio.Protocol, Watched):
 
         Raises:
             OSError: The connection broke, or the time was up. Also what the iterator of the body raises.
+            ValueError: That has more bytes or fewer than its length; the connection cannot be used again.
         """
         if body is None or (isinstance(body, bytes) and len(body) <= _IN_ONE_GO):
             self._transport.write(head if body is None else head + body)
@@ -237,19 +245,14 @@ class LoopWire(asyncio.Protocol, Watched):
                     return
                 self._transport.write(body[at : at + _PIECE_BYTES])
         else:
-            is_chunked = b"\r\ntransfer-encoding: chunked\r\n" in head.lower()
+            length = _length_in(head)
             self._transport.write(head)
             self._watch_sending(write_s, read_s)
-            async for piece in body:
-                if not await self._goes_on():
-                    return
-                if piece:
-                    self._transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece)
-            if not await self._goes_on():
+            if not await self._send_pieces(body, length):
                 return
-            if is_chunked:
-                self._transport.write(b"0\r\n\r\n")
         self._is_sent = True
+        if self._streamed and self.reader.head_done:
+            self._take_out()  # it held as long as there was something to send
         if self._transport.get_write_buffer_size():
             self._watch_sending(write_s, read_s)
 
@@ -361,6 +364,70 @@ class LoopWire(asyncio.Protocol, Watched):
         waiting += unsent_bytes(self.sock) or 0
         return waiting if waiting or self._is_sent else -1
 
+    async def _send_pieces(self, body: AsyncIterator[bytes], length: int | None) -> bool:
+        """Send *body*, by chunks where it has no *length*; False where the answer was there before its end."""
+        left, is_over = length, False
+        try:
+            while True:
+                try:
+                    piece = await self._next_of(body)
+                except StopAsyncIteration:
+                    is_over = True
+                    break
+                if not await self._goes_on():
+                    return False
+                if not isinstance(piece, bytes):
+                    # It may be changed meanwhile, and its length may be another one than that of its bytes.
+                    piece = bytes(memoryview(piece))
+                if not piece:
+                    continue
+                if left is None:
+                    self._transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                    continue
+                left -= len(piece)
+                if left < 0:
+                    raise ValueError(f"the body has more bytes than its Content-Length, {length}")
+                self._transport.write(piece)
+            if not await self._goes_on():
+                return False
+            if left:
+                raise ValueError(f"the body ended {left} bytes before its Content-Length, {length}")
+            if left is None:
+                self._transport.write(b"0\r\n\r\n")
+            return True
+        except GeneratorExit:
+            is_over = True  # the loop has ended: nothing may be awaited
+            raise
+        finally:
+            if not is_over and isinstance(body, AsyncGenerator):
+                await body.aclose()
+
+    async def _next_of(self, body: AsyncIterator[bytes]) -> bytes:
+        """The next piece of *body*; b"" where the exchange has ended meanwhile. StopAsyncIteration at its end."""
+        task = asyncio.current_task()
+        n_cancelled = 0 if task is None else task.cancelling()
+        self._asking = task
+        try:
+            return await anext(body)
+        except asyncio.CancelledError:
+            if task is None or not self._has_asked_off or task.cancelling() > n_cancelled + 1:
+                raise  # somebody else has cancelled the call
+            return b""
+        finally:
+            self._asking = None
+            if task is not None and self._has_asked_off:
+                self._has_asked_off = False
+                task.uncancel()
+
+    def _ask_off(self) -> None:
+        """End the wait for the next piece of a body, soon: what ends the exchange may be the body itself."""
+        if self._asking is not None:
+            self._loop.call_soon(self._cancel_asking)
+
+    def _cancel_asking(self) -> None:
+        if self._asking is not None and not self._has_asked_off:
+            self._has_asked_off = self._asking.cancel()
+
     async def _goes_on(self) -> bool:
         """Whether more of the body is to be sent, once there is room; not where the answer is there already."""
         while self._is_full and not (self.reader.done or self._is_broken):
@@ -399,6 +466,7 @@ class LoopWire(asyncio.Protocol, Watched):
 
     def _answered(self) -> None:
         self._take_out()
+        self._ask_off()
         self._wake()
 
     def _end_of_stream(self) -> None:
@@ -438,6 +506,7 @@ class LoopWire(asyncio.Protocol, Watched):
         self._take_out()
         if self._transport is not None:
             self._transport.abort()
+        self._ask_off()
         self._wake()
 
     def _end_at_rest(self) -> None:
@@ -457,3 +526,25 @@ class LoopWire(asyncio.Protocol, Watched):
     def __repr__(self) -> str:
         state = "lost" if self.is_lost else "at rest" if self._at_rest else "busy"
         return f"<LoopWire {state}>"
+
+
+def _length_in(head: bytes) -> int | None:
+    """The length that *head* gives its body; None: it goes by chunks.
+
+    Raises:
+        ValueError: Neither, or both: where the body ends is not certain.
+    """
+    is_chunked, lengths = False, []
+    for line in head.lower().split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name == b"content-length":
+            lengths.append(value.strip())
+        elif name == b"transfer-encoding":
+            if is_chunked or value.strip() != b"chunked":
+                raise ValueError("a body that is iterated over goes by chunks, or by its length")
+            is_chunked = True
+    if len(lengths) + is_chunked != 1 or not all(one.isdigit() for one in lengths):
+        raise ValueError(
+            "a body that is iterated over needs one Content-Length, or Transfer-Encoding: chunked"
+        )
+    return None if is_chunked else int(lengths[0])
