@@ -625,9 +625,10 @@ def test_the_pool_bounds_calls_and_says_why_there_is_no_connection(with_rules: A
 
 def test_limits_of_a_call_take_the_place_of_the_files(with_rules: Any) -> None:
     async def act(rig: Rig) -> None:
-        rig.server.always(Answer(delay_s=0.3))
+        rig.server.always(Silence())
         with pytest.raises(TransportTimeout):
             await rig.aio.get("/", timeout=0.05)
+        rig.server.always(Answer(delay_s=0.3))
         assert (await rig.aio.get("/", timeout=(1.0, 5.0))).status_code == 200
 
     with_rules(act, ONCE + "    timeouts: {read: 100ms, attempt: 200ms}\n")

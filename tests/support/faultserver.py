@@ -325,6 +325,7 @@ class FaultServer:
             plain.close()
             with self._changed:  # only now: close() promises that no socket is left
                 self._threads.discard(threading.current_thread())
+                self._changed.notify_all()
 
     def _handshake(self, plain: socket.socket) -> ssl.SSLSocket:
         assert self.tls is not None
